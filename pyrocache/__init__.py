@@ -1,0 +1,76 @@
+"""pyrocache: a distributed in-memory cache for Python objects, made of Pyro5 remote objects.
+
+The public API. Names are imported when first used, so that ``import pyrocache`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyrocache.client.client import PyroCacheClient, Stats
+    from pyrocache.cluster.routing import Member
+    from pyrocache.errors import (
+        ClientClosed,
+        ConfigurationError,
+        CorruptValue,
+        InsecureAddress,
+        InvalidKey,
+        KeyTooLarge,
+        NameServerUnavailable,
+        NameTaken,
+        NodeUnavailable,
+        NoNodes,
+        Overloaded,
+        ProtocolError,
+        PyroCacheError,
+        RemoteError,
+        SerializationError,
+        ValueTooLarge,
+    )
+    from pyrocache.local import LocalCluster
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClientClosed",
+    "ConfigurationError",
+    "CorruptValue",
+    "InsecureAddress",
+    "InvalidKey",
+    "KeyTooLarge",
+    "LocalCluster",
+    "Member",
+    "NameServerUnavailable",
+    "NameTaken",
+    "NoNodes",
+    "NodeUnavailable",
+    "Overloaded",
+    "ProtocolError",
+    "PyroCacheClient",
+    "PyroCacheError",
+    "RemoteError",
+    "SerializationError",
+    "Stats",
+    "ValueTooLarge",
+]
+
+_HOMES = {
+    "LocalCluster": "pyrocache.local",
+    "Member": "pyrocache.cluster.routing",
+    "PyroCacheClient": "pyrocache.client.client",
+    "Stats": "pyrocache.client.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "pyrocache.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,256 @@
+"""Settings: frozen, validated when made, and never read from the environment here.
+
+Also owns the three small notations that settings are written in: an address (``host:port``), a size
+(``256MiB``) and the rule which addresses are safe to bind to. Immutable, so safe to share among threads.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from pyrocache.errors import ConfigurationError, InsecureAddress
+
+DEFAULT_NAMESERVER = "127.0.0.1:9090"
+DEFAULT_TIMEOUT_SECONDS = 5.0
+DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+OnError = Literal["raise", "miss"]
+
+
+def parse_size(size: int | str) -> int:
+    """A number of bytes from ``1048576``, ``"1MiB"``, ``"1.5 GB"``, ``"64k"``.
+
+    ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ``Mi``, ``Gi``, ``Ti`` of 1024.
+
+    Raises:
+        ConfigurationError: it is no size, or not positive.
+    """
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        if match is None:
+            raise ConfigurationError(f"{size!r} is no size; write it like 256MiB or 1GiB.")
+        number, letter, binary = match.groups()
+        power = " kmgt".index(letter.lower() or " ")
+        size = int(float(number) * (1024 if binary else 1000) ** power)
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+        raise ConfigurationError(f"A size is a positive number of bytes, not {size!r}.")
+    return size
+
+
+def format_size(size: float) -> str:
+    """``size`` bytes as a short text: ``"256.0 MiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
+    """``("127.0.0.1", 9090)`` from ``"127.0.0.1:9090"``, ``"127.0.0.1"`` or ``"[::1]:9090"``.
+
+    Raises:
+        ConfigurationError: it is no address.
+    """
+    problem = ConfigurationError(f"{address!r} is no address; write it like {DEFAULT_NAMESERVER}.")
+    if not isinstance(address, str):
+        raise problem
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?", address)
+    if match is None:
+        raise problem
+    host, port = match[1] or match[2], int(match[3] or default_port)
+    if not 0 < port < 65536 or not _is_host(host):
+        raise problem
+    return host, port
+
+
+def format_address(host: str, port: int) -> str:
+    """The opposite of `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.rstrip(".").split("."))
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_bind_host(host: str, *, insecure: bool) -> None:
+    """Refuse to bind to an address that other hosts reach, unless the user asked for that.
+
+    Raises:
+        ConfigurationError: ``host`` is no host name or address.
+        InsecureAddress: ``host`` is not loopback and ``insecure`` is not set.
+    """
+    if not isinstance(host, str) or not _is_host(host):
+        raise ConfigurationError(f"{host!r} is no host name or address.")
+    if not is_loopback(host) and not insecure:
+        raise InsecureAddress(
+            f"{host} can be reached from other hosts and there is no authentication yet: "
+            "bind to 127.0.0.1, or give --insecure if you trust everybody on that network."
+        )
+
+
+def check_node_name(name: str) -> None:
+    """Raise `ConfigurationError` unless ``name`` is ``cache.node.N``."""
+    if not isinstance(name, str) or not _NODE_NAME.fullmatch(name):
+        raise ConfigurationError(f"{name!r} is no node name; nodes are called cache.node.1, cache.node.2, …")
+
+
+def check_seconds(what: str, seconds: float) -> None:
+    """Raise `ConfigurationError` unless ``seconds`` is a finite number above 0."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not math.isfinite(seconds) or seconds <= 0:
+        raise ConfigurationError(f"{what} is a number of seconds above 0, not {seconds!r}.")
+
+
+def ttl_to_seconds(ttl_seconds: float | timedelta | None) -> float | None:
+    """A TTL as the wire carries it: float seconds, or None for no expiry.
+
+    Raises:
+        TypeError: not an int, float, timedelta or None.
+        ValueError: zero, negative or NaN.
+    """
+    if ttl_seconds is None:
+        return None
+    if isinstance(ttl_seconds, timedelta):
+        ttl_seconds = ttl_seconds.total_seconds()
+    elif isinstance(ttl_seconds, bool) or not isinstance(ttl_seconds, int | float):
+        kind = type(ttl_seconds).__name__
+        raise TypeError(f"ttl_seconds is an int, a float, a timedelta or None, not {kind}.")
+    if not ttl_seconds > 0:
+        raise ValueError(f"ttl_seconds must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+    try:
+        seconds = float(ttl_seconds)
+    except OverflowError:
+        return None
+    return None if seconds == math.inf else seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """How one node runs.
+
+    Attributes:
+        nameserver: the name server's ``host:port``.
+        name: ``cache.node.N``, or None to take the first free one.
+        host: the address to bind to and to be reached at.
+        port: the port; 0 for a free one.
+        insecure: allow a ``host`` that is not loopback.
+        weight: share of the keys relative to the other nodes' weights.
+        max_memory: bytes that entries may take, overhead included.
+        max_value_bytes: the largest value frame that is taken.
+        max_connections: connections at once; one more is turned away.
+        handshake_seconds: how long a new connection may take to introduce itself.
+        request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
+        idle_seconds: how long a connection may rest between requests.
+        workers: threads for calls that take long.
+        max_queued_calls: long calls that may wait for a worker; one more is answered `Overloaded`.
+        max_buffered_bytes: bytes of requests not yet complete, over all connections.
+        heartbeat_seconds: time between two looks into the name server.
+        drain_seconds: how long a leaving node still redirects clients.
+    """
+
+    nameserver: str = DEFAULT_NAMESERVER
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    insecure: bool = False
+    weight: float = 1.0
+    max_memory: int = 2**30
+    max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES
+    max_connections: int = 4096
+    handshake_seconds: float = 5.0
+    request_seconds: float = 20.0
+    idle_seconds: float = 900.0
+    workers: int = 4
+    max_queued_calls: int = 64
+    max_buffered_bytes: int = 512 * 2**20
+    heartbeat_seconds: float = 1.0
+    drain_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        parse_address(self.nameserver)
+        check_bind_host(self.host, insecure=self.insecure)
+        if self.host in ("0.0.0.0", "::"):
+            raise ConfigurationError(
+                f"A node cannot be reached at {self.host}: give --host the address of this machine "
+                "that the other hosts use."
+            )
+        if self.name is not None:
+            check_node_name(self.name)
+        if not 0 <= self.port < 65536:
+            raise ConfigurationError(f"A port is a number from 0 to 65535, not {self.port!r}.")
+        check_weight(self.weight)
+        if self.max_memory < 64 * 1024:
+            raise ConfigurationError(
+                f"A node needs at least 64KiB of memory for entries, not {self.max_memory}."
+            )
+        for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
+            check_seconds(field, getattr(self, field))
+        for field in (
+            "max_value_bytes",
+            "max_connections",
+            "workers",
+            "max_queued_calls",
+            "max_buffered_bytes",
+        ):
+            if getattr(self, field) < 1:
+                raise ConfigurationError(f"{field} must be at least 1, not {getattr(self, field)!r}.")
+
+
+def check_weight(weight: float) -> None:
+    """Raise `ConfigurationError` unless ``weight`` is a number from 0.01 to 100."""
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not 0.01 <= weight <= 100:
+        raise ConfigurationError(f"A weight is a number from 0.01 to 100, not {weight!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """How one client behaves.
+
+    Attributes:
+        nameserver: the name server's ``host:port``.
+        namespace: the slice of the keys that this client sees.
+        timeout: seconds that any one call may take, connecting and retries included.
+        on_error: ``"raise"`` `NodeUnavailable`, or count it and behave as on a ``"miss"``.
+        max_connections: connections to any one node; more threads than that wait for each other.
+    """
+
+    nameserver: str = DEFAULT_NAMESERVER
+    namespace: str = ""
+    timeout: float = DEFAULT_TIMEOUT_SECONDS
+    on_error: OnError = "raise"
+    max_connections: int = 64
+
+    def __post_init__(self) -> None:
+        parse_address(self.nameserver)
+        if not isinstance(self.namespace, str):
+            raise ConfigurationError(f"A namespace is a str, not {type(self.namespace).__name__}.")
+        if len(self.namespace.encode("utf-8", "surrogatepass")) > 255:
+            raise ConfigurationError("A namespace is at most 255 bytes long.")
+        check_seconds("timeout", self.timeout)
+        if self.on_error not in ("raise", "miss"):
+            raise ConfigurationError(f"on_error is 'raise' or 'miss', not {self.on_error!r}.")
+        if self.max_connections < 1:
+            raise ConfigurationError(f"max_connections must be at least 1, not {self.max_connections!r}.")

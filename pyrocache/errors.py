@@ -1,0 +1,109 @@
+"""Everything that pyrocache raises, in one tree.
+
+::
+
+    PyroCacheError
+    ├── ConfigurationError (ValueError)      a setting is wrong; nothing was started
+    │   └── InsecureAddress                  an address other hosts reach, without leave to use it
+    ├── NameServerUnavailable                nobody answers at the name server's address
+    │   (ConnectionError)
+    ├── NoNodes (ConnectionError)            the name server answers, but knows no node
+    ├── NameTaken                            a live node holds that node name already
+    ├── NodeUnavailable (ConnectionError)    a node does not answer, or not within the deadline
+    │   └── Overloaded                       it answers, but is at one of its limits
+    ├── RemoteError                          a node refused or failed; it says why
+    ├── ProtocolError                        bytes on a connection that are not ours to understand
+    ├── InvalidKey (ValueError)              a key that has no canonical bytes
+    │   └── KeyTooLarge                      longer than 64 KiB once encoded
+    ├── ValueTooLarge (ValueError)           larger than the node takes; the old value stays
+    ├── SerializationError (ValueError)      a value that does not pickle or unpickle
+    │   └── CorruptValue                     stored bytes that are not a value frame
+    └── ClientClosed                         the client was closed
+
+Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClientClosed",
+    "ConfigurationError",
+    "CorruptValue",
+    "InsecureAddress",
+    "InvalidKey",
+    "KeyTooLarge",
+    "NameServerUnavailable",
+    "NameTaken",
+    "NoNodes",
+    "NodeUnavailable",
+    "Overloaded",
+    "ProtocolError",
+    "PyroCacheError",
+    "RemoteError",
+    "SerializationError",
+    "ValueTooLarge",
+]
+
+
+class PyroCacheError(Exception):
+    """Root of everything that pyrocache raises on purpose."""
+
+
+class ConfigurationError(PyroCacheError, ValueError):
+    """A setting is wrong; nothing was started."""
+
+
+class InsecureAddress(ConfigurationError):
+    """An address that other hosts can reach, without the user's explicit leave."""
+
+
+class NameServerUnavailable(PyroCacheError, ConnectionError):
+    """Nobody answers as a name server at the address."""
+
+
+class NoNodes(PyroCacheError, ConnectionError):
+    """The name server answers, but no node is registered."""
+
+
+class NameTaken(PyroCacheError):
+    """A live node holds the node name already."""
+
+
+class NodeUnavailable(PyroCacheError, ConnectionError):
+    """A node does not answer, or not within the deadline."""
+
+
+class Overloaded(NodeUnavailable):
+    """A node answers, but is at one of its limits (connections, bytes in flight, queued work)."""
+
+
+class RemoteError(PyroCacheError):
+    """A node refused a request or failed at it, and said why."""
+
+
+class ProtocolError(PyroCacheError):
+    """Bytes on a connection that are no message of this protocol. The connection is dropped."""
+
+
+class InvalidKey(PyroCacheError, ValueError):
+    """A key that has no canonical bytes, so that it could not be found again."""
+
+
+class KeyTooLarge(InvalidKey):
+    """A key longer than 64 KiB once encoded."""
+
+
+class ValueTooLarge(PyroCacheError, ValueError):
+    """A value larger than the node takes; nothing was stored and the old value stays."""
+
+
+class SerializationError(PyroCacheError, ValueError):
+    """A value that does not pickle, or does not unpickle here."""
+
+
+class CorruptValue(SerializationError):
+    """Stored bytes that are no value frame of a version known here."""
+
+
+class ClientClosed(PyroCacheError):
+    """The client was closed; make a new one."""

@@ -1,0 +1,169 @@
+"""Settings and their notations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrocache.config import (
+    ClientConfig,
+    NodeConfig,
+    check_bind_host,
+    format_address,
+    format_size,
+    parse_address,
+    parse_size,
+    ttl_to_seconds,
+)
+from pyrocache.errors import ConfigurationError, InsecureAddress
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("512B", 512),
+        ("1KiB", 1024),
+        ("1k", 1000),
+        ("1.5 MiB", 1572864),
+        ("2gb", 2 * 10**9),
+        ("1GiB", 2**30),
+        ("1TiB", 2**40),
+        (77, 77),
+    ],
+)
+def test_sizes(text: int | str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1 PiB", "1.2.3", "0", 0, -5, True, None, 1.5, "∞"])
+def test_no_sizes(text: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_size(text)
+
+
+def test_sizes_are_shown_short() -> None:
+    assert [format_size(n) for n in (0, 1023, 1024, 2**30, 5 * 2**40)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.0 GiB",
+        "5.0 TiB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9090", ("127.0.0.1", 9090)),
+        ("localhost", ("localhost", 9090)),
+        ("[::1]:1234", ("::1", 1234)),
+        ("cache-1.example.org:80", ("cache-1.example.org", 80)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+    assert parse_address(format_address(*address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":9090", "host:", "host:0", "host:65536", "a b:1", "::1:5", "x@y:1", "http://h:1", None, "h:-1"],
+)
+def test_no_addresses(text: Any) -> None:
+    with pytest.raises(ConfigurationError, match="no address"):
+        parse_address(text)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
+    try:
+        host, port = parse_address(text)
+    except ConfigurationError:
+        return
+    assert host
+    assert 0 < port < 65536
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback_is_safe(host: str) -> None:
+    check_bind_host(host, insecure=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "192.168.1.5"])
+def test_other_addresses_need_leave(host: str) -> None:
+    with pytest.raises(InsecureAddress, match="--insecure"):
+        check_bind_host(host, insecure=False)
+    check_bind_host(host, insecure=True)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"),
+    [(None, None), (1, 1.0), (0.25, 0.25), (timedelta(minutes=1), 60.0), (math.inf, None), (10**400, None)],
+)
+def test_ttls(ttl: Any, seconds: float | None) -> None:
+    assert ttl_to_seconds(ttl) == seconds
+
+
+@pytest.mark.parametrize("ttl", [0, -1, -0.5, math.nan, timedelta(0), timedelta(seconds=-1), -math.inf])
+def test_ttls_that_are_not_above_zero(ttl: Any) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        ttl_to_seconds(ttl)
+
+
+@pytest.mark.parametrize("ttl", ["60", True, [1], 1j])
+def test_ttls_of_the_wrong_type(ttl: Any) -> None:
+    with pytest.raises(TypeError):
+        ttl_to_seconds(ttl)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "node1"},
+        {"name": "cache.node.0"},
+        {"host": "10.0.0.1"},
+        {"host": "0.0.0.0", "insecure": True},
+        {"host": "not a host"},
+        {"port": 70000},
+        {"nameserver": "nowhere:"},
+        {"weight": 0},
+        {"weight": math.nan},
+        {"max_memory": 1},
+        {"workers": 0},
+        {"request_seconds": 0},
+        {"heartbeat_seconds": math.inf},
+    ],
+)
+def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        NodeConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nameserver": "x y"},
+        {"namespace": 5},
+        {"namespace": "n" * 256},
+        {"timeout": 0},
+        {"timeout": math.nan},
+        {"timeout": "5"},
+        {"on_error": "ignore"},
+        {"max_connections": 0},
+    ],
+)
+def test_client_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        ClientConfig(**wrong)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ClientConfig().timeout = 1  # type: ignore[misc]
