@@ -1,0 +1,147 @@
+"""The name server as nodes and clients see it: list the nodes, enter one, strike one out.
+
+Each call opens a connection with a timeout, uses it once and closes it, so that nothing here has a thread, a lock
+or state worth mentioning: any thread may call, also after a fork. The one point where Pyro5's own proxy is used,
+because the name server is Pyro5's own, and where its exceptions are turned into ours.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from pyrocache.cluster.routing import Member
+from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
+from pyrocache.errors import NameServerUnavailable
+
+PREFIX = "cache.node."
+
+_T = TypeVar("_T")
+_ENTRY = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+)):(\d{1,5})")
+
+
+class Directory(Protocol):
+    """What nodes and clients need of a name server."""
+
+    def members(self, timeout: float = ...) -> list[Member]:
+        """The nodes that are entered."""
+
+    def add(self, member: Member) -> bool:
+        """Enter a node unless its name is taken; whether that was done."""
+
+    def remove(self, member: Member) -> bool:
+        """Strike the node out if the entry is still this incarnation's; whether that was done."""
+
+
+class NameServerDirectory:
+    """The nodes entered in the Pyro5 name server at ``address`` (``host:port``)."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._host, self._port = parse_address(address)
+
+    def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
+        """The nodes that are entered, entries that make no sense left out."""
+        listed = self._ask(
+            lambda server: server.list(prefix=PREFIX, return_metadata=True), timeout, "list the nodes"
+        )
+        members = (_member(name, entry) for name, entry in listed.items())
+        return [member for member in members if member is not None]
+
+    def add(self, member: Member) -> bool:
+        """Enter ``member``, which is a compare-and-set: False when the name is taken, by whomsoever."""
+
+        def register(server: Any) -> bool:
+            from Pyro5.errors import NamingError
+
+            try:
+                server.register(member.name, _uri(member), safe=True, metadata=_metadata(member))
+            except NamingError:
+                return False
+            return True
+
+        return self._ask(register, DEFAULT_TIMEOUT_SECONDS, "register a node")
+
+    def remove(self, member: Member) -> bool:
+        """Strike ``member`` out, unless another incarnation has its name by now."""
+        current = [entry for entry in self.members() if entry.name == member.name]
+        if current and current[0].incarnation != member.incarnation:
+            return False
+        return bool(
+            self._ask(
+                lambda server: server.remove(name=member.name), DEFAULT_TIMEOUT_SECONDS, "unregister a node"
+            )
+        )
+
+    def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
+        from Pyro5.client import Proxy
+
+        uri = f"PYRO:Pyro.NameServer@{self.address}"
+        if ":" not in self.address.rpartition("]")[2]:
+            uri = f"PYRO:Pyro.NameServer@{format_address(self._host, self._port)}"
+        try:
+            with _clean_context(), Proxy(uri) as server:
+                server._pyroTimeout = timeout
+                server._pyroSerializer = "serpent"  # which every Pyro5 speaks
+                return question(server)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a reply can name any exception class, SystemExit too
+            raise self._unavailable(purpose, error) from error
+
+    def _unavailable(self, purpose: str, error: BaseException) -> NameServerUnavailable:
+        try:
+            with socket.create_connection((self._host, self._port), timeout=0.5):
+                listening = True
+        except OSError:
+            listening = False
+        if listening:
+            why = f"what listens at {self.address} did not answer as a Pyro5 name server"
+        else:
+            why = f"no name server answers at {self.address}"
+        return NameServerUnavailable(
+            f"Cannot {purpose}: {why} ({type(error).__name__}). Start one with: pyrocache nameserver "
+            f"--host {self._host} --port {self._port}"
+        )
+
+
+@contextmanager
+def _clean_context() -> Iterator[None]:
+    """Keep the calling thread's Pyro5 annotations out of our calls: they are sticky and go to every server."""
+    from Pyro5.callcontext import current_context
+
+    annotations, current_context.annotations = current_context.annotations, {}
+    try:
+        yield
+    finally:
+        current_context.annotations = annotations
+
+
+def _uri(member: Member) -> str:
+    return f"PYRO:{member.name}@{format_address(member.host, member.port)}"
+
+
+def _metadata(member: Member) -> list[str]:
+    return ["pyrocache", f"weight={float(member.weight)!r}", f"incarnation={member.incarnation}"]
+
+
+def _member(name: str, entry: Any) -> Member | None:
+    """The node of one entry, or None: anybody can write anything into a name server."""
+    try:
+        uri, metadata = entry
+        match = _ENTRY.fullmatch(str(uri))
+        if match is None or match[1] != name:
+            return None
+        tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
+        return Member(
+            name=name,
+            host=match[2] or match[3],
+            port=int(match[4]),
+            weight=float(tags.get("weight", "1.0")),
+            incarnation=tags.get("incarnation", ""),
+        )
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,135 @@
+"""Which node owns a key. Pure: the same answer in every process that holds the same view.
+
+A key's bytes hash to one of `PARTITIONS` virtual partitions (xxh3_64 modulo their number). A partition's
+nodes are ranked by weighted rendezvous hashing, highest random weight first (Thaler and Ravishankar,
+"Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 1998; the weighted score after Schindelhauer
+and Schomaker, "Weighted Distributed Hash Tables", SPAA 2005). Only a node's *name* and weight count, so one
+that restarts elsewhere under its name keeps its keys, and the n-th node takes 1/n of them, from everybody.
+
+A `ClusterView` is immutable; its memo of owners is filled by racing threads with equal values, so it needs no lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xxhash import xxh3_64_intdigest
+
+from pyrocache.config import check_node_name, check_weight, format_address
+
+PARTITIONS = 16384
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One node as the name server lists it.
+
+    Attributes:
+        name: ``cache.node.N``.
+        host, port: where it listens.
+        weight: its share of the keys, relative to the others'.
+        incarnation: differs from one start of the node to the next.
+    """
+
+    name: str
+    host: str
+    port: int
+    weight: float = 1.0
+    incarnation: str = ""
+
+    def __post_init__(self) -> None:
+        check_node_name(self.name)
+        check_weight(self.weight)
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+        return format_address(self.host, self.port)
+
+    @property
+    def number(self) -> int:
+        """N of ``cache.node.N``."""
+        return int(self.name.rpartition(".")[2])
+
+
+class ClusterView:
+    """The nodes that share the keys at one moment, and who owns which.
+
+    Attributes:
+        members: sorted by number.
+        id: the same for two views iff they route alike; 0 is never an id.
+    """
+
+    __slots__ = ("_by_name", "_owners", "_weighted", "id", "members")
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))
+        self._by_name = {member.name: member for member in self.members}
+        if len(self._by_name) != len(self.members):
+            raise ValueError("Two members of one view have the same name.")
+        routed = "\n".join(f"{member.name} {float(member.weight)!r}" for member in self.members)
+        self.id: int = xxh3_64_intdigest(routed.encode()) or 1
+        self._weighted = [(member.name.encode(), float(member.weight)) for member in self.members]
+        self._owners: list[Member | None] = [None] * PARTITIONS
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __eq__(self, other: object) -> bool:
+        """Equal members, addresses included (``id`` ignores addresses)."""
+        return isinstance(other, ClusterView) and self.members == other.members
+
+    def __hash__(self) -> int:
+        return hash(self.members)
+
+    def __repr__(self) -> str:
+        return f"<ClusterView {self.id:016x}: {', '.join(member.name for member in self.members) or 'empty'}>"
+
+    def member(self, name: str) -> Member | None:
+        """The member of that name, or None."""
+        return self._by_name.get(name)
+
+    def owner(self, key: bytes) -> Member:
+        """The node that ``key`` belongs to.
+
+        Raises:
+            LookupError: the view is empty.
+        """
+        partition = xxh3_64_intdigest(key) % PARTITIONS
+        return self._owners[partition] or self._first(partition)
+
+    def owner_of_partition(self, partition: int) -> Member:
+        """The node that ``partition`` belongs to; `LookupError` when the view is empty."""
+        return self._owners[partition] or self._first(partition)
+
+    def ranked(self, partition: int) -> Sequence[Member]:
+        """All nodes in the order in which they would own ``partition``."""
+        scores = self._scores(partition)
+        order = sorted(range(len(scores)), key=lambda index: scores[index], reverse=True)
+        return [self.members[index] for index in order]
+
+    def _first(self, partition: int) -> Member:
+        scores = self._scores(partition)
+        if not scores:
+            raise LookupError("The view has no nodes.")
+        owner = self.members[scores.index(max(scores))]
+        self._owners[partition] = owner
+        return owner
+
+    def _scores(self, partition: int) -> list[float]:
+        salt = partition.to_bytes(2, "little")
+        # The hash becomes a number strictly between 0 and 1, of which -1/log is larger for luckier nodes.
+        return [
+            -weight / math.log((xxh3_64_intdigest(salt + name) // 4096 + 0.5) / 2**52)
+            for name, weight in self._weighted
+        ]
+
+
+def partition_of(key: bytes) -> int:
+    """The virtual partition, 0 to `PARTITIONS` - 1, that ``key`` belongs to."""
+    return xxh3_64_intdigest(key) % PARTITIONS

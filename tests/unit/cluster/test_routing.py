@@ -1,0 +1,122 @@
+"""Who owns what: balance, growth, weights, and vectors that every later version must reproduce."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+
+from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member, partition_of
+from pyrocache.errors import ConfigurationError
+
+
+def view_of(nodes: int, weights: dict[int, float] | None = None) -> ClusterView:
+    weights = weights or {}
+    return ClusterView(
+        Member(f"cache.node.{number}", "127.0.0.1", 1000 + number, weights.get(number, 1.0))
+        for number in range(1, nodes + 1)
+    )
+
+
+def owners(view: ClusterView) -> list[int]:
+    return [view.owner_of_partition(partition).number for partition in range(PARTITIONS)]
+
+
+@pytest.mark.parametrize("nodes", [3, 5, 16])
+def test_the_partitions_are_balanced_as_chance_would_have_it(nodes: int) -> None:
+    shares = [count / PARTITIONS for count in Counter(owners(view_of(nodes))).values()]
+    deviation = math.sqrt(sum((share - 1 / nodes) ** 2 for share in shares) / nodes)
+    assert len(shares) == nodes
+    assert deviation <= 1.5 * math.sqrt((nodes - 1) / PARTITIONS) / nodes
+
+
+@pytest.mark.parametrize("nodes", range(2, 17))
+def test_the_nth_node_takes_its_share_and_nobody_else_gains(nodes: int) -> None:
+    before, after = owners(view_of(nodes - 1)), owners(view_of(nodes))
+    moved = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert set(moved) == {nodes}
+    assert 0.8 / nodes <= len(moved) / PARTITIONS <= 1.2 / nodes
+
+
+def test_a_node_that_leaves_gives_its_partitions_to_the_next_in_rank() -> None:
+    view = view_of(5)
+    without = ClusterView(member for member in view.members if member.number != 2)
+    for partition in range(0, PARTITIONS, 7):
+        ranked = [member.number for member in view.ranked(partition)]
+        assert view.owner_of_partition(partition).number == ranked[0]
+        ranked.remove(2)
+        assert without.owner_of_partition(partition).number == ranked[0]
+
+
+def test_weights_share_in_proportion() -> None:
+    shares = Counter(owners(view_of(3, {1: 2.0})))
+    assert shares[1] / PARTITIONS == pytest.approx(0.5, rel=0.05)
+    assert shares[2] / PARTITIONS == pytest.approx(0.25, rel=0.08)
+
+
+def test_more_weight_only_attracts() -> None:
+    before, after = owners(view_of(4)), owners(view_of(4, {3: 1.5}))
+    assert {new for old, new in zip(before, after, strict=True) if old != new} == {3}
+
+
+def test_addresses_order_and_incarnations_do_not_matter() -> None:
+    view = view_of(4)
+    moved = ClusterView(
+        Member(member.name, "10.0.0.1", 7, member.weight, "other") for member in reversed(view.members)
+    )
+    assert moved.id == view.id
+    assert owners(moved) == owners(view)
+    assert moved != view
+
+
+def test_a_view_of_other_members_or_weights_has_another_id() -> None:
+    ids = {view_of(n).id for n in range(20)} | {view_of(3, {2: 1.5}).id, view_of(3, {3: 1.5}).id}
+    assert len(ids) == 22
+    assert 0 not in ids
+
+
+SAMPLE = (0, 1, 2, 3, 4, 5, 100, 1000, 8191, 16383)
+
+GOLDEN_VIEWS = {
+    1: (0x89485B7CA0E9617F, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    3: (0x2B2FFF9C06D4B765, [3, 1, 3, 1, 1, 3, 3, 1, 1, 1]),
+    5: (0x82F06D34A3D136C6, [3, 1, 5, 1, 4, 3, 3, 5, 1, 1]),
+    16: (0x9AEEA5AE90C29656, [8, 1, 5, 1, 4, 15, 13, 15, 11, 9]),
+}
+
+
+@pytest.mark.parametrize("nodes", GOLDEN_VIEWS)
+def test_golden_views(nodes: int) -> None:
+    view = view_of(nodes)
+    assert (view.id, [view.owner_of_partition(p).number for p in SAMPLE]) == GOLDEN_VIEWS[nodes]
+
+
+def test_golden_weighted_view() -> None:
+    view = view_of(3, {2: 2.5})
+    assert view.id == 0x1FB05F1C85840DEF
+    assert [view.owner_of_partition(p).number for p in SAMPLE] == [3, 1, 2, 1, 2, 3, 3, 2, 2, 1]
+    assert [member.number for member in view_of(5).ranked(7)] == [1, 3, 4, 5, 2]
+
+
+def test_golden_partitions() -> None:
+    keys = [b"", b"\0sa", b"\0suser:123", b"\0i\x01", b"x" * 1000]
+    assert [partition_of(key) for key in keys] == [5314, 4268, 2833, 4528, 14978]
+
+
+def test_an_empty_view_owns_nothing() -> None:
+    with pytest.raises(LookupError):
+        view_of(0).owner(b"k")
+
+
+def test_members_are_checked() -> None:
+    with pytest.raises(ConfigurationError):
+        Member("cache.node.0", "h", 1)
+    with pytest.raises(ConfigurationError):
+        Member("cache.node.1", "h", 1, weight=0)
+    with pytest.raises(ValueError, match="same name"):
+        ClusterView([Member("cache.node.1", "h", 1), Member("cache.node.1", "h", 2)])
+
+
+def test_numbers_sort_as_numbers() -> None:
+    assert [member.number for member in view_of(12).members] == list(range(1, 13))
