@@ -1,0 +1,394 @@
+"""Sends each request to the node that owns its key: which view, when to try again, when to give up.
+
+Knows nothing of values; keys are canonical bytes. One deadline covers everything that a call does here: looking up,
+connecting, retries, backoff. Thread-safe; `reset_after_fork` makes it good for a child process.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pyrocache.client.connections import Connections, Deadline, Refused, Request, Unavailable
+from pyrocache.cluster import wire
+from pyrocache.cluster.directory import Directory
+from pyrocache.cluster.membership import Membership
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.wire import Refusal
+from pyrocache.errors import (
+    KeyTooLarge,
+    NameServerUnavailable,
+    NodeUnavailable,
+    NoNodes,
+    Overloaded,
+    PyroCacheError,
+    RemoteError,
+    ValueTooLarge,
+)
+
+_T = TypeVar("_T")
+
+_UNAVAILABLE_RETRIES = 1
+_LOOKUP_PAUSE_SECONDS = 0.05
+_LOOKUP_SECONDS = 1.0
+_PING_SECONDS = 0.5
+_FIRST_BACKOFF_SECONDS = 0.005
+_LONGEST_BACKOFF_SECONDS = 0.1
+
+
+class Item(NamedTuple, Generic[_T]):
+    """One key of a batch, with what its node is to be told about it.
+
+    Attributes:
+        key: canonical bytes.
+        payload: the entry as the method takes it.
+        size: bytes that it adds to a message.
+    """
+
+    key: bytes
+    payload: _T
+    size: int
+
+
+class BatchResult(NamedTuple):
+    """What became of a batch.
+
+    Attributes:
+        replies: per message that was answered, the items that the reply is about and the reply.
+        errors: per message that was not, its items and the error.
+    """
+
+    replies: list[tuple[list[Item[Any]], Any]]
+    errors: list[tuple[list[Item[Any]], NodeUnavailable]]
+
+
+class Router:
+    """Routes requests of one client.
+
+    Args:
+        directory: the name server.
+        max_connections: to any one node.
+        sleep, jitter: what waits, and a number from 0 to 1 each time it is called.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        max_connections: int = 64,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._max_connections = max_connections
+        self._sleep = sleep
+        self._jitter = jitter
+        self._clock = clock
+        self._connections = Connections(max_connections)
+        self._membership = Membership(directory.members, self._is_serving)
+        self._looked_up_at = float("-inf")
+
+    def view(self, deadline: Deadline) -> ClusterView:
+        """The view to route with.
+
+        Raises:
+            NameServerUnavailable: there is none yet and no name server to ask.
+            NoNodes: the name server knows no node.
+        """
+        view = self._membership.view
+        if not view.members:
+            view = self._look_up(deadline.remaining())
+            if not view.members:
+                raise NoNodes("The name server knows no node; start some with: pyrocache nodes")
+        return view
+
+    def fresh_view(self, deadline: Deadline) -> ClusterView:
+        """The view after a look into the name server, or the last one when that is away."""
+        try:
+            known = self._membership.view.members
+            self._look_up(_share(deadline) if known else deadline.remaining())
+        except NameServerUnavailable:
+            if not self._membership.view.members:
+                raise
+        return self.view(deadline)
+
+    def call(
+        self,
+        method: str,
+        key: bytes,
+        *arguments: Any,
+        deadline: Deadline,
+        idempotent: bool = True,
+        largest_value: int = 0,
+    ) -> Any:
+        """Call ``method(view, key, *arguments)`` of the node that owns ``key``.
+
+        Args:
+            idempotent: doing it twice is like doing it once, so it may be retried after its reply was lost.
+
+        Raises:
+            NodeUnavailable: the node is away; `Overloaded` when it is at a limit.
+            RemoteError: it refused.
+        """
+        attempts = _Attempts(self, deadline)
+        while True:
+            view = self.view(deadline)
+            request = Request(view.owner(key), method, (view.id, key, *arguments), largest_value)
+            try:
+                return self._connections.call(request, deadline)
+            except (Refused, Unavailable) as problem:
+                attempts.failed(request, problem, idempotent=idempotent)
+
+    def batch(
+        self,
+        method: str,
+        items: Sequence[Item[Any]],
+        *arguments: Any,
+        deadline: Deadline,
+        idempotent: bool = True,
+        answered: Callable[[Any], int] | None = None,
+        largest_value: Callable[[Iterable[Item[Any]]], int] = lambda items: 0,
+    ) -> BatchResult:
+        """Call ``method(view, payloads, *arguments)`` of each owner, for as many messages as it takes.
+
+        Args:
+            answered: how many of a message's items its reply is about, the first ones; the others are asked again.
+        """
+        result = BatchResult([], [])
+        attempts = _Attempts(self, deadline)
+        pending = list(items)
+        while pending:
+            view = self.view(deadline)
+            messages, pending = _next_messages(view, pending)
+            requests = [
+                Request(
+                    member,
+                    method,
+                    (view.id, [item.payload for item in chunk], *arguments),
+                    largest_value(chunk),
+                )
+                for member, chunk in messages
+            ]
+            problem: tuple[Request, Refused | Unavailable] | None = None
+            outcomes = self._connections.exchange(requests, deadline)
+            for request, (_, chunk), outcome in zip(requests, messages, outcomes, strict=True):
+                if isinstance(outcome, Refused | Unavailable):
+                    if attempts.hopeless(request, outcome, idempotent=idempotent):
+                        result.errors.append((chunk, _node_unavailable(request, outcome)))
+                    else:
+                        problem = (request, outcome)
+                        pending += chunk
+                    continue
+                count = answered(outcome) if answered is not None else len(chunk)
+                if not 0 < count <= len(chunk):
+                    raise RemoteError(
+                        f"{request.member.name} answered {method} with a reply of the wrong length."
+                    )
+                result.replies.append((chunk[:count], outcome))
+                pending += chunk[count:]
+            if problem is not None:
+                attempts.wait(*problem)
+        return result
+
+    def everywhere(
+        self, method: str, *arguments: Any, deadline: Deadline
+    ) -> list[tuple[Member, Any | NodeUnavailable]]:
+        """Call ``method(*arguments)`` of every node: each with its result, or why it is away."""
+        members = self.fresh_view(deadline).members
+        requests = [Request(member, method, arguments) for member in members]
+        outcomes = self._connections.exchange(requests, deadline)
+        answers: list[tuple[Member, Any | NodeUnavailable]] = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Refused | Unavailable):
+                outcome = _node_unavailable(request, outcome)
+            answers.append((request.member, outcome))
+        return answers
+
+    def ask(self, member: Member, method: str, *arguments: Any, deadline: Deadline) -> Any:
+        """Call ``method(*arguments)`` of ``member``.
+
+        Raises:
+            NodeUnavailable, RemoteError: as `call`.
+        """
+        request = Request(member, method, arguments)
+        try:
+            return self._connections.call(request, deadline)
+        except (Refused, Unavailable) as problem:
+            raise _node_unavailable(request, problem) from problem
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
+
+    def reset_after_fork(self) -> None:
+        """Make this good for a child process, which must not touch its parent's connections or locks."""
+        view = self._membership.view
+        self._connections.abandon()
+        self._connections = Connections(self._max_connections)
+        self._membership = Membership(self._directory.members, self._is_serving)
+        self._membership.adopt(view)
+
+    # For _Attempts ---------------------------------------------------------------------------------------
+
+    def learn(self, members: Any) -> None:
+        """Adopt the view that a node told of; nonsense is ignored."""
+        try:
+            view = ClusterView(Member(*fields) for fields in members)
+        except (TypeError, ValueError):
+            return
+        if view.members:
+            self._membership.adopt(view)
+
+    def look_up_after_failure(self, deadline: Deadline) -> bool:
+        """Look into the name server, unless that was done a moment ago; False when it is away."""
+        if self._clock() - self._looked_up_at < _LOOKUP_PAUSE_SECONDS:
+            return True
+        try:
+            self._look_up(_share(deadline))
+        except NameServerUnavailable:
+            return False
+        return True
+
+    def looked_up_since(self, moment: float) -> bool:
+        """Whether a look into the name server, perhaps a vain one, began after ``moment``."""
+        return self._looked_up_at >= moment
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock()
+
+    def owner_changed(self, member: Member) -> bool:
+        """Whether the view has other news of ``member`` than the caller."""
+        return self._membership.view.member(member.name) != member
+
+    def back_off(self, seconds: float) -> None:
+        """Wait for half of ``seconds`` to all of them."""
+        self._sleep(seconds * (0.5 + self._jitter() / 2))
+
+    def _look_up(self, seconds: float) -> ClusterView:
+        self._looked_up_at = self._clock()
+        return self._membership.refresh(max(seconds, 0.001))
+
+    def _is_serving(self, member: Member) -> bool:
+        """Whether a node that the name server lacks says that it serves: then the name server was restarted."""
+        try:
+            answer = self._connections.call(Request(member, "ping", ()), Deadline(_PING_SECONDS))
+        except (Refused, Unavailable):
+            return False
+        return isinstance(answer, dict) and answer.get("serving") is True
+
+
+def _share(deadline: Deadline) -> float:
+    """How long a look into the name server may take when what matters comes after it."""
+    return min(deadline.remaining() / 2, _LOOKUP_SECONDS)
+
+
+class _Attempts:
+    """The failures of one call, and what to do after each."""
+
+    __slots__ = ("_count", "_deadline", "_router", "_unavailable", "_unavailable_since")
+
+    def __init__(self, router: Router, deadline: Deadline) -> None:
+        self._router = router
+        self._deadline = deadline
+        self._count = 0
+        self._unavailable = 0
+        self._unavailable_since = 0.0
+
+    def failed(self, request: Request, problem: Refused | Unavailable, *, idempotent: bool) -> None:
+        """Return when the call is to be made again, raise when it is not."""
+        if self.hopeless(request, problem, idempotent=idempotent):
+            raise _node_unavailable(request, problem) from problem
+        self.wait(request, problem)
+
+    def wait(self, request: Request, problem: Refused | Unavailable) -> None:
+        """Learn what there is to learn from a failure, and give the cluster a moment."""
+        if isinstance(problem, Unavailable):
+            if not self._unavailable:
+                self._unavailable_since = self._router.now()
+            self._unavailable += 1
+            self._router.look_up_after_failure(self._deadline)
+            if self._router.owner_changed(request.member):
+                self._unavailable = 0  # another node is asked next, or this one elsewhere
+                return
+        elif problem.refusal.code == wire.STALE_VIEW:
+            self._settle_views(problem.refusal.detail)
+        self._router.back_off(self._pause())
+        self._count += 1
+
+    def _settle_views(self, members: Any) -> None:
+        """Have the name server decide, and the node, which holds ``members``, only while that is away.
+
+        The node may know less than we do, as when another has just joined; what it stored by its old view would be
+        dropped with that.
+        """
+        if not self._router.look_up_after_failure(self._deadline):
+            self._router.learn(members)
+
+    def hopeless(self, request: Request, problem: Refused | Unavailable, *, idempotent: bool) -> bool:
+        """Whether trying again is useless, or could do a thing twice."""
+        if self._deadline.remaining() <= self._pause():
+            return True  # and this problem says more than the time-out would that follows it
+        if isinstance(problem, Refused):
+            return problem.refusal.code not in (wire.STALE_VIEW, wire.OVERLOADED)
+        if isinstance(problem.error, Overloaded):
+            return False
+        if problem.timed_out or (problem.maybe_executed and not idempotent):
+            return True
+        # Once more at least, and not before the name server was asked: the node may have left or moved.
+        return self._unavailable >= _UNAVAILABLE_RETRIES and self._router.looked_up_since(
+            self._unavailable_since
+        )
+
+    def _pause(self) -> float:
+        """Seconds to wait, at most, before the next attempt: longer each time."""
+        return min(_FIRST_BACKOFF_SECONDS * float(2 ** min(self._count, 10)), _LONGEST_BACKOFF_SECONDS)
+
+
+def _next_messages(
+    view: ClusterView, pending: Sequence[Item[Any]]
+) -> tuple[list[tuple[Member, list[Item[Any]]]], list[Item[Any]]]:
+    """One message's worth of ``pending`` for each owner, and the rest."""
+    chunks: dict[Member, list[Item[Any]]] = {}
+    sizes: dict[Member, int] = {}
+    rest: list[Item[Any]] = []
+    for item in pending:
+        owner = view.owner(item.key)
+        chunk = chunks.setdefault(owner, [])
+        size = sizes.get(owner, 0)
+        if len(chunk) >= wire.MAX_BATCH or (chunk and size + item.size > wire.BATCH_BYTES):
+            rest.append(item)
+            sizes[owner] = wire.BATCH_BYTES  # nothing smaller may overtake it
+        else:
+            chunk.append(item)
+            sizes[owner] = size + item.size
+    return list(chunks.items()), rest
+
+
+def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeUnavailable:
+    """The exception for the user; raises it when it is no `NodeUnavailable`."""
+    if isinstance(problem, Unavailable):
+        return problem.error
+    error = _error_from(request, problem.refusal)
+    if isinstance(error, NodeUnavailable):
+        return error
+    raise error from problem
+
+
+def _error_from(request: Request, refusal: Refusal) -> PyroCacheError:
+    said = f"{request.member.name} refused {request.method}: {refusal.message}"
+    if refusal.code == wire.VALUE_TOO_LARGE:
+        return ValueTooLarge(said)
+    if refusal.code == wire.KEY_TOO_LARGE:
+        return KeyTooLarge(said)
+    if refusal.code == wire.OVERLOADED:
+        return Overloaded(said)
+    if refusal.code == wire.STALE_VIEW:
+        return NodeUnavailable(
+            f"{said} It did not agree within the deadline on which nodes there are; try again."
+        )
+    return RemoteError(said)
