@@ -1,0 +1,41 @@
+"""Fixtures shared by all levels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from pyrocache import LocalCluster, PyroCacheClient
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[LocalCluster]:
+    """Three nodes for tests that do no harm to them."""
+    with LocalCluster(nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cache(shared_cluster: LocalCluster) -> Iterator[PyroCacheClient]:
+    """A client of the shared cluster, which is empty."""
+    with PyroCacheClient(shared_cluster.nameserver) as client:
+        client.clear()
+        yield client
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    """Three nodes of one's own, to harm."""
+    with LocalCluster(nodes=3) as cluster:
+        yield cluster

@@ -1,0 +1,629 @@
+"""One suite for `CacheNode`, however it is reached: called directly, under our transport, under a stock daemon.
+
+Whoever serves it, a caller gets the same results and the same refusals. The clock is a fake one throughout, as all
+three live in this process.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import Pyro5.api
+import pytest
+from Pyro5.errors import PyroError
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.config import NodeConfig
+from pyrocache.node.cache_node import CacheNode
+from pyrocache.node.dispatch import Dispatcher
+from pyrocache.node.server import NodeDaemon
+from pyrocache.node.store import Store
+from pyrocache.node.transport import Transport
+
+NAME = "cache.node.1"
+MIB = 2**20
+MAX_VALUE_BYTES = 8 * MIB
+MAX_MEMORY = 32 * MIB
+NO_VIEW = 0
+
+
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Refused(Exception):
+    """What a caller sees of a refusal."""
+
+    def __init__(self, error: PyroError) -> None:
+        super().__init__(str(error))
+        self.code = getattr(error, "code", "")
+        self.detail = getattr(error, "detail", None)
+
+
+class Peer:
+    """A caller of one `CacheNode`: ``peer.get(view, key)`` and so on."""
+
+    def __init__(self, target: Any, node: CacheNode, clock: Clock, stale: list[bool]) -> None:
+        self.target = target
+        self.node = node
+        self.clock = clock
+        self.stale = stale
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return getattr(self.target, method)(*arguments)
+            except PyroError as error:
+                raise Refused(error) from error
+
+        return call
+
+    def refusal(self, method: str, *arguments: Any) -> str:
+        """The code with which a call is refused."""
+        with pytest.raises(Refused) as caught:
+            getattr(self, method)(*arguments)
+        assert str(caught.value), "a refusal says why"
+        return caught.value.code
+
+
+Register = Callable[[CacheNode], str]
+"""Serves a node from now on, and returns its URI."""
+
+
+@pytest.fixture(scope="module")
+def our_transport() -> Iterator[Register]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    transport = Transport(listener, NodeConfig(max_value_bytes=MAX_VALUE_BYTES))
+    daemon = NodeDaemon(transport, {"max_value_bytes": MAX_VALUE_BYTES})
+    transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024))
+    loop = threading.Thread(target=transport.loop, daemon=True)
+    loop.start()
+    yield lambda node: str(daemon.register(node))
+    transport.shutdown()
+    loop.join(5)
+
+
+@pytest.fixture(scope="module")
+def stock_daemon() -> Iterator[Register]:
+    daemon = Pyro5.api.Daemon(host="127.0.0.1")
+    loop = threading.Thread(target=daemon.requestLoop, daemon=True)
+    loop.start()
+    yield lambda node: str(daemon.register(node))
+    daemon.shutdown()
+    loop.join(5)
+
+
+@pytest.fixture(params=["called directly", "under our transport", "under a stock daemon"])
+def peer(request: pytest.FixtureRequest, our_transport: Register, stock_daemon: Register) -> Iterator[Peer]:
+    """A caller of a fresh node that holds no view."""
+    clock = Clock()
+    stale: list[bool] = []
+    node = CacheNode(
+        Store(MAX_MEMORY, clock=clock),
+        name=NAME,
+        incarnation="the first",
+        max_value_bytes=MAX_VALUE_BYTES,
+        on_stale=lambda: stale.append(True),
+        clock=clock,
+    )
+    if request.param == "called directly":
+        yield Peer(node, node, clock, stale)
+        return
+    register = our_transport if request.param == "under our transport" else stock_daemon
+    with Pyro5.api.Proxy(register(node)) as proxy:
+        proxy._pyroSerializer = "msgpack"
+        proxy._pyroTimeout = 20
+        yield Peer(proxy, node, clock, stale)
+    node.forget_everything()
+
+
+def two_members() -> ClusterView:
+    return ClusterView(
+        [Member(NAME, "127.0.0.1", 1, 1.0, "the first"), Member("cache.node.2", "127.0.0.1", 2, 2.0, "other")]
+    )
+
+
+def owned_by(view: ClusterView, name: str, count: int) -> list[bytes]:
+    """Keys that belong to a node."""
+    keys = (b"key:%d" % number for number in range(100 * count))
+    return [key for key in keys if view.owner(key).name == name][:count]
+
+
+class TestOneKey:
+    @pytest.mark.parametrize("value", [b"", b"\0", bytes(range(256)), b"x" * MIB], ids=len)
+    def test_what_was_set_is_what_one_gets(self, peer: Peer, value: bytes) -> None:
+        assert peer.set(NO_VIEW, b"key", value) is True
+        got = peer.get(NO_VIEW, b"key")
+        assert type(got) is bytes
+        assert got == value
+
+    def test_any_bytes_are_a_key(self, peer: Peer) -> None:
+        for key in (b"\0", b"\xff" * 10, "ключ".encode(), b"k" * 64 * 1024):
+            assert peer.set(NO_VIEW, key, key[:10]) is True
+            assert peer.get(NO_VIEW, key) == key[:10]
+
+    def test_an_unknown_key_is_a_miss(self, peer: Peer) -> None:
+        assert peer.get(NO_VIEW, b"key") is None
+        assert peer.contains(NO_VIEW, b"key") is False
+        assert peer.ttl(NO_VIEW, b"key") is None
+        assert peer.delete(NO_VIEW, b"key") is False
+
+    def test_a_second_set_replaces_value_and_ttl(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"old", 10)
+        peer.set(NO_VIEW, b"key", b"new")
+        assert peer.get(NO_VIEW, b"key") == b"new"
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+
+    def test_delete_says_whether_there_was_an_entry(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value")
+        assert peer.contains(NO_VIEW, b"key") is True
+        assert peer.delete(NO_VIEW, b"key") is True
+        assert peer.delete(NO_VIEW, b"key") is False
+        assert peer.contains(NO_VIEW, b"key") is False
+
+    @pytest.mark.parametrize("ttl", [10, 10.0])
+    def test_an_entry_is_expired_the_instant_its_ttl_is_over(self, peer: Peer, ttl: float) -> None:
+        peer.set(NO_VIEW, b"key", b"value", ttl)
+        peer.clock.now += 9.75
+        assert peer.ttl(NO_VIEW, b"key") == 0.25
+        assert peer.get(NO_VIEW, b"key") == b"value"
+        peer.clock.now += 0.25
+        assert peer.get(NO_VIEW, b"key") is None
+        assert peer.contains(NO_VIEW, b"key") is False
+        assert peer.ttl(NO_VIEW, b"key") is None
+        assert peer.delete(NO_VIEW, b"key") is False
+
+    def test_only_get_counts_hits_and_misses(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value")
+        peer.contains(NO_VIEW, b"key")
+        peer.contains(NO_VIEW, b"no key")
+        peer.ttl(NO_VIEW, b"key")
+        assert (peer.stats()["hits"], peer.stats()["misses"]) == (0, 0)
+        peer.get(NO_VIEW, b"key")
+        peer.get(NO_VIEW, b"no key")
+        assert (peer.stats()["hits"], peer.stats()["misses"]) == (1, 1)
+
+
+class TestManyKeys:
+    def test_get_many_answers_in_the_order_of_the_keys(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"a", b"1")
+        peer.set(NO_VIEW, b"b", b"")
+        asked = [b"b", b"no key", b"a", b"a"]
+        assert peer.get_many(NO_VIEW, asked) == [b"", None, b"1", b"1"]
+        assert peer.get_many(NO_VIEW, []) == []
+
+    def test_set_many_stores_all_with_one_ttl(self, peer: Peer) -> None:
+        entries = [[b"key:%d" % number, b"%d" % number] for number in range(1000)]
+        assert peer.set_many(NO_VIEW, entries, 10.0) == 1000
+        assert peer.get_many(NO_VIEW, [key for key, _ in entries]) == [value for _, value in entries]
+        peer.clock.now += 10
+        assert peer.get_many(NO_VIEW, [key for key, _ in entries]) == [None] * 1000
+
+    def test_set_many_without_a_ttl_stores_for_good(self, peer: Peer) -> None:
+        assert peer.set_many(NO_VIEW, [[b"a", b"1"]]) == 1
+        assert peer.set_many(NO_VIEW, []) == 0
+        assert peer.ttl(NO_VIEW, b"a") == math.inf
+
+    def test_delete_many_counts_what_was_there(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"a", b"1"], [b"b", b"2"]])
+        assert peer.delete_many(NO_VIEW, [b"a", b"no key", b"b", b"b"]) == 2
+        assert peer.delete_many(NO_VIEW, []) == 0
+
+    def test_a_large_reply_ends_early_and_the_rest_can_be_asked_for(self, peer: Peer) -> None:
+        keys = [b"key:%d" % number for number in range(12)]
+        for number, key in enumerate(keys):
+            peer.set(NO_VIEW, key, bytes([number]) * MIB)
+        got: list[bytes] = []
+        replies = 0
+        while len(got) < len(keys):
+            reply = peer.get_many(NO_VIEW, keys[len(got) :])
+            assert 0 < len(reply) < len(keys)
+            got += reply
+            replies += 1
+        assert got == [bytes([number]) * MIB for number in range(12)]
+        assert replies <= 4
+
+    def test_a_value_larger_than_a_reply_should_be_comes_alone(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"large", b"x" * 6 * MIB)
+        peer.set(NO_VIEW, b"small", b"y")
+        assert peer.get_many(NO_VIEW, [b"large", b"small"]) == [b"x" * 6 * MIB]
+        assert peer.get_many(NO_VIEW, [b"small", b"large"]) == [b"y", b"x" * 6 * MIB]
+
+    def test_all_entries_are_checked_before_any_is_stored(self, peer: Peer) -> None:
+        wrong: list[Any] = [
+            [b"", b"value"],
+            ["key", b"value"],
+            [b"key", "value"],
+            [b"key"],
+            [b"key", b"value", b"more"],
+            b"key",
+            None,
+        ]
+        for entry in wrong:
+            assert peer.refusal("set_many", NO_VIEW, [[b"first", b"value"], entry]) == "bad-request"
+        too_large = [b"key", bytes(MAX_VALUE_BYTES + 1)]
+        assert peer.refusal("set_many", NO_VIEW, [[b"first", b"value"], too_large]) == "value-too-large"
+        assert peer.count(b"") == 0
+
+    @pytest.mark.parametrize("method", ["get_many", "delete_many"])
+    def test_one_wrong_key_refuses_the_batch(self, peer: Peer, method: str) -> None:
+        peer.set(NO_VIEW, b"a", b"1")
+        assert peer.refusal(method, NO_VIEW, [b"a", "b"]) == "bad-request"
+        assert peer.refusal(method, NO_VIEW, [b"a", b""]) == "bad-request"
+        assert peer.refusal(method, NO_VIEW, [b"a", bytes(64 * 1024 + 1)]) == "key-too-large"
+        assert peer.contains(NO_VIEW, b"a") is True
+
+    @pytest.mark.parametrize("method", ["get_many", "set_many", "delete_many"])
+    def test_a_batch_is_a_list_of_at_most_a_thousand(self, peer: Peer, method: str) -> None:
+        item: Any = [b"key", b"value"] if method == "set_many" else b"key"
+        for wrong in ([item] * 1001, b"key", "key", {"key": 1}, 7, None):
+            assert peer.refusal(method, NO_VIEW, wrong) == "bad-request"
+        getattr(peer, method)(NO_VIEW, [item] * 1000)
+
+
+class TestTheWholeStore:
+    def test_count_and_clear_go_by_prefix(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(700)])
+        peer.set_many(NO_VIEW, [[b"b:%d" % number, b""] for number in range(600)])
+        peer.set(NO_VIEW, b"a", b"")
+        counted = [peer.count(prefix) for prefix in (b"a:", b"b:", b"c:", b"")]
+        assert counted == [700, 600, 0, 1301]
+        assert peer.clear(b"a:") == 700
+        assert (peer.count(b"a:"), peer.count(b"b:"), peer.count(b"")) == (0, 600, 601)
+        assert peer.clear(b"") == 601
+        assert peer.clear(b"") == 0
+
+    def test_expired_entries_are_neither_counted_nor_cleared(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(10)], 1)
+        peer.set(NO_VIEW, b"a", b"")
+        peer.clock.now += 1
+        assert peer.count(b"a") == 1
+        assert peer.clear(b"a") == 1
+
+    @pytest.mark.parametrize("method", ["count", "clear", "keys"])
+    def test_a_prefix_is_bytes(self, peer: Peer, method: str) -> None:
+        peer.set(NO_VIEW, b"key", b"value")
+        for wrong in ("key", None, 1, [b"key"]):
+            assert peer.refusal(method, wrong) == "bad-request"
+        assert peer.count(b"") == 1
+
+
+def whole_scan(peer: Peer, prefix: bytes, limit: int, between: Callable[[int], None]) -> list[bytes]:
+    """All keys of a scan; ``between`` is called after each page with its number."""
+    found: list[bytes] = []
+    cursor, pages = 0, 0
+    while True:
+        cursor, page = peer.keys(prefix, cursor, limit)
+        assert len(page) <= limit
+        found += page
+        pages += 1
+        if cursor == 0:
+            return found
+        between(pages)
+
+
+class TestScans:
+    def test_a_scan_of_an_empty_store_ends_at_once(self, peer: Peer) -> None:
+        assert peer.keys(b"") == [0, []]
+
+    @pytest.mark.parametrize("limit", [1, 7, 1000])
+    def test_each_key_comes_exactly_once(self, peer: Peer, limit: int) -> None:
+        there = {b"key:%d" % number for number in range(50)}
+        peer.set_many(NO_VIEW, [[key, b""] for key in there])
+        peer.set(NO_VIEW, b"other", b"")
+        found = whole_scan(peer, b"key:", limit, lambda pages: None)
+        assert len(found) == 50
+        assert set(found) == there
+
+    def test_a_page_has_a_thousand_keys_unless_told_otherwise(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(1000)])
+        peer.set(NO_VIEW, b"one more", b"")
+        cursor, page = peer.keys(b"")
+        assert cursor != 0
+        assert len(page) == 1000
+        assert len(peer.keys(b"", cursor)[1]) == 1
+
+    def test_keys_that_stay_come_exactly_once_while_others_come_and_go(self, peer: Peer) -> None:
+        staying = {b"stays:%d" % number for number in range(200)}
+        leaving = {b"leaves:%d" % number for number in range(200)}
+        peer.set_many(NO_VIEW, [[key, b""] for key in sorted(staying | leaving)])
+
+        def disturb(pages: int) -> None:
+            peer.set_many(NO_VIEW, [[b"comes:%d:%d" % (pages, number), b""] for number in range(30)])
+            peer.set_many(NO_VIEW, [[key, b"again"] for key in sorted(staying)[:100]])
+            peer.delete_many(NO_VIEW, sorted(leaving)[pages * 10 : pages * 10 + 10])
+
+        found = whole_scan(peer, b"", 20, disturb)
+        assert sorted(key for key in found if key in staying) == sorted(staying)
+        assert len(found) == len(set(found)), "no key comes twice"
+
+    def test_keys_that_are_deleted_or_expire_meanwhile_do_not_come(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(10)], 10)
+        peer.set_many(NO_VIEW, [[b"b:%d" % number, b""] for number in range(10)])
+        cursor, page = peer.keys(b"", 0, 1)
+        peer.clear(b"b:")
+        peer.clock.now += 10
+        assert peer.keys(b"", cursor, 1000) == [0, []]
+        assert len(page) == 1
+
+    def test_scans_do_not_disturb_each_other(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        first, first_page = peer.keys(b"", 0, 10)
+        second, second_page = peer.keys(b"", 0, 20)
+        assert len(set(first_page + peer.keys(b"", first)[1])) == 30
+        assert len(set(second_page + peer.keys(b"", second)[1])) == 30
+
+    def test_a_cursor_works_once(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        cursor, _ = peer.keys(b"", 0, 10)
+        assert peer.keys(b"", cursor, 1000)[0] == 0
+        assert peer.refusal("keys", b"", cursor, 1000) == "scan-expired"
+
+    def test_a_cursor_nobody_gave_out_is_refused(self, peer: Peer) -> None:
+        for cursor in (1, -1, 2**62):
+            assert peer.refusal("keys", b"", cursor) == "scan-expired"
+
+    def test_a_scan_that_rests_too_long_is_forgotten_when_others_are_under_way(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        resting, _ = peer.keys(b"", 0, 10)
+        peer.clock.now += 3600
+        peer.keys(b"", 0, 10)
+        assert peer.refusal("keys", b"", resting, 10) == "scan-expired"
+
+    def test_too_many_scans_cost_the_one_that_rested_longest(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        oldest, _ = peer.keys(b"", 0, 10)
+        latest = oldest
+        for _ in range(100):
+            peer.clock.now += 0.001
+            latest, _ = peer.keys(b"", 0, 10)
+        assert peer.refusal("keys", b"", oldest, 10) == "scan-expired"
+        assert len(peer.keys(b"", latest, 1000)[1]) == 20
+
+    def test_a_limit_is_an_int_from_1_to_1000_and_a_cursor_an_int(self, peer: Peer) -> None:
+        for limit in (0, -1, 1001, 1.5, True, "1", None):
+            assert peer.refusal("keys", b"", 0, limit) == "bad-request"
+        for cursor in (0.0, False, "0", None, b""):
+            assert peer.refusal("keys", b"", cursor) == "bad-request"
+
+    def test_pages_of_long_keys_stay_small(self, peer: Peer) -> None:
+        there = {b"%04d" % number + b"k" * 60_000 for number in range(150)}
+        for key in there:
+            peer.set(NO_VIEW, key, b"")
+        cursor, page = peer.keys(b"")
+        assert sum(map(len, page)) < 5 * MIB
+        found = page + whole_scan_from(peer, cursor)
+        assert sorted(found) == sorted(there)
+
+    def test_a_page_does_not_keep_others_waiting_while_it_skips_what_is_gone(self) -> None:
+        keys = 60_000
+        looked_up = 0
+        under_way = threading.Event()
+
+        class Watched(Store):
+            def contains(self, key: bytes) -> bool:
+                nonlocal looked_up
+                looked_up += 1
+                if looked_up == 5:
+                    under_way.set()
+                return super().contains(key)
+
+        node = CacheNode(Watched(64 * MIB))
+        for start in range(0, keys, 1000):
+            node.set_many(NO_VIEW, [[b"%d" % number, b""] for number in range(start, start + 1000)])
+        cursor, _ = node.keys(b"", 0, 1)
+        node.clear(b"")
+        looked_up = 0
+        under_way.clear()
+        scan = threading.Thread(target=node.keys, args=(b"", cursor))
+        scan.start()
+        assert under_way.wait(20)
+        assert node.get(NO_VIEW, b"key") is None
+        seen_by_then = looked_up
+        scan.join(20)
+        assert seen_by_then < keys - 1, f"a get waited until all {keys} keys had been looked up"
+
+
+def whole_scan_from(peer: Peer, cursor: int) -> list[bytes]:
+    """The remaining keys of a scan."""
+    found: list[bytes] = []
+    while cursor != 0:
+        cursor, page = peer.keys(b"", cursor)
+        found += page
+    return found
+
+
+class TestViews:
+    def test_a_node_without_a_view_has_no_members(self, peer: Peer) -> None:
+        assert peer.members() == []
+        assert peer.ping() == {"name": NAME, "incarnation": "the first", "serving": True}
+
+    def test_a_node_tells_its_view(self, peer: Peer) -> None:
+        peer.node.adopt(two_members())
+        assert peer.members() == [
+            [NAME, "127.0.0.1", 1, 1.0, "the first"],
+            ["cache.node.2", "127.0.0.1", 2, 2.0, "other"],
+        ]
+
+    def test_the_right_view_and_none_are_served(self, peer: Peer) -> None:
+        view = two_members()
+        peer.node.adopt(view)
+        key = owned_by(view, NAME, 1)[0]
+        assert peer.set(view.id, key, b"value") is True
+        assert peer.get(view.id, key) == b"value"
+        assert peer.get(NO_VIEW, key) == b"value"
+        assert peer.ping(view.id)["serving"] is True
+        assert peer.stale == []
+
+    @pytest.mark.parametrize(
+        ("method", "arguments"),
+        [
+            ("get", (b"key",)),
+            ("set", (b"key", b"new")),
+            ("delete", (b"key",)),
+            ("contains", (b"key",)),
+            ("ttl", (b"key",)),
+            ("get_many", ([b"key"],)),
+            ("set_many", ([[b"key", b"new"]],)),
+            ("delete_many", ([b"key"],)),
+        ],
+    )
+    def test_another_view_is_stale_and_changes_nothing(
+        self, peer: Peer, method: str, arguments: tuple[Any, ...]
+    ) -> None:
+        view = ClusterView([Member(NAME, "127.0.0.1", 1)])
+        peer.node.adopt(view)
+        peer.set(view.id, b"key", b"old")
+        before = peer.stats()
+        with pytest.raises(Refused) as caught:
+            getattr(peer, method)(two_members().id, *arguments)
+        assert caught.value.code == "stale-view"
+        assert caught.value.detail == [[NAME, "127.0.0.1", 1, 1.0, ""]]
+        assert peer.stale == [True], "the node is told to look for a newer view itself"
+        after = peer.stats()
+        assert {name: after[name] for name in ("hits", "misses", "sets", "deletes", "entries")} == {
+            name: before[name] for name in ("hits", "misses", "sets", "deletes", "entries")
+        }
+        assert peer.get(view.id, b"key") == b"old"
+
+    def test_a_stale_view_seen_in_a_ping_is_noted(self, peer: Peer) -> None:
+        peer.node.adopt(two_members())
+        assert peer.ping(12345)["name"] == NAME
+        assert peer.stale == [True]
+
+    def test_a_node_that_is_not_in_its_own_view_says_that_it_is_leaving(self, peer: Peer) -> None:
+        others = ClusterView([Member("cache.node.2", "127.0.0.1", 2)])
+        peer.node.adopt(others)
+        assert peer.ping()["serving"] is False
+        with pytest.raises(Refused) as caught:
+            peer.get(two_members().id, b"key")
+        assert caught.value.detail == [["cache.node.2", "127.0.0.1", 2, 1.0, ""]]
+
+    def test_a_new_view_drops_what_belongs_to_others(self, peer: Peer) -> None:
+        view = two_members()
+        mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
+        peer.set_many(NO_VIEW, [[key, b"value"] for key in mine + theirs])
+        peer.node.adopt(view)
+        assert peer.get_many(view.id, mine) == [b"value"] * 20
+        assert peer.get_many(view.id, theirs) == [None] * 20
+
+    @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)
+    def test_a_view_is_given_by_its_id(self, peer: Peer, view: Any) -> None:
+        peer.node.adopt(two_members())
+        assert peer.refusal("get", view, b"key") == "bad-request"
+        assert peer.refusal("set", view, b"key", b"value") == "bad-request"
+        assert peer.refusal("get_many", view, [b"key"]) == "bad-request"
+        assert peer.count(b"") == 0
+
+
+WRONG_KEYS: list[Any] = ["key", b"", None, 7, 1.5, True, [b"key"], {"key": 1}]
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize("key", WRONG_KEYS, ids=repr)
+    def test_a_key_is_bytes_and_not_empty(self, peer: Peer, key: Any) -> None:
+        for method in ("get", "delete", "contains", "ttl"):
+            assert peer.refusal(method, NO_VIEW, key) == "bad-request"
+        assert peer.refusal("set", NO_VIEW, key, b"value") == "bad-request"
+        assert peer.count(b"") == 0
+
+    def test_a_key_is_at_most_64_kib_long(self, peer: Peer) -> None:
+        longest = bytes(64 * 1024)
+        assert peer.set(NO_VIEW, longest, b"value") is True
+        for method in ("get", "delete", "contains", "ttl"):
+            assert peer.refusal(method, NO_VIEW, longest + b"x") == "key-too-large"
+        assert peer.refusal("set", NO_VIEW, longest + b"x", b"value") == "key-too-large"
+        assert peer.count(b"") == 1
+
+    @pytest.mark.parametrize("value", ["value", None, 7, [b"value"], {"value": 1}], ids=repr)
+    def test_a_value_is_bytes(self, peer: Peer, value: Any) -> None:
+        peer.set(NO_VIEW, b"key", b"old")
+        assert peer.refusal("set", NO_VIEW, b"key", value) == "bad-request"
+        assert peer.get(NO_VIEW, b"key") == b"old"
+
+    def test_a_value_is_at_most_as_long_as_the_node_takes(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"old")
+        assert peer.refusal("set", NO_VIEW, b"key", bytes(MAX_VALUE_BYTES + 1)) == "value-too-large"
+        assert peer.get(NO_VIEW, b"key") == b"old"
+        assert peer.set(NO_VIEW, b"key", bytes(MAX_VALUE_BYTES)) is True
+
+    @pytest.mark.parametrize("ttl", [0, 0.0, -1, math.nan, math.inf, "1", b"1", True, [1], {}], ids=repr)
+    def test_a_ttl_is_a_finite_number_above_0(self, peer: Peer, ttl: Any) -> None:
+        peer.set(NO_VIEW, b"key", b"old")
+        assert peer.refusal("set", NO_VIEW, b"key", b"new", ttl) == "bad-request"
+        assert peer.refusal("set_many", NO_VIEW, [[b"key", b"new"]], ttl) == "bad-request"
+        assert peer.get(NO_VIEW, b"key") == b"old"
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+
+    def test_an_argument_that_describes_a_proxy_makes_no_call_to_it(self, peer: Peer) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as trap:
+            trap.setblocking(False)
+            uri = f"PYRO:trap@127.0.0.1:{trap.getsockname()[1]}"
+            state = [uri, [], ["__len__"], [], "hello", "msgpack"]
+            proxy = {"__class__": "Pyro5.client.Proxy", "state": state}
+            assert peer.refusal("get", NO_VIEW, proxy) == "bad-request"
+            assert peer.refusal("set", NO_VIEW, b"key", proxy) == "bad-request"
+            assert peer.refusal("get_many", NO_VIEW, proxy) == "bad-request"
+            assert peer.refusal("count", proxy) == "bad-request"
+            with pytest.raises(BlockingIOError):
+                trap.accept()
+
+    def test_a_refusal_never_repeats_a_key_or_a_value(self, peer: Peer) -> None:
+        for method, arguments in (
+            ("get", (NO_VIEW, "secret")),
+            ("set", (NO_VIEW, b"key", "secret")),
+            ("set", (NO_VIEW, b"secret" * 20_000, b"value")),
+            ("set", (NO_VIEW, b"key", b"secret" * 2_000_000)),
+            ("set", (NO_VIEW, b"key", b"value", "secret")),
+            ("get_many", (NO_VIEW, [b"key", "secret"])),
+            ("set_many", (NO_VIEW, [[b"key", "secret"]])),
+            ("clear", ("secret",)),
+        ):
+            with pytest.raises(Refused) as caught:
+                getattr(peer, method)(*arguments)
+            assert "secret" not in f"{caught.value} {caught.value.detail}"
+
+
+class TestStats:
+    def test_figures_follow_what_happens(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"a", b"12345", 10)
+        peer.set(NO_VIEW, b"b", b"12345")
+        peer.set(NO_VIEW, b"c", b"12345")
+        peer.get(NO_VIEW, b"a")
+        peer.get(NO_VIEW, b"x")
+        peer.delete(NO_VIEW, b"c")
+        peer.clock.now += 10
+        peer.get(NO_VIEW, b"a")
+        figures = peer.stats()
+        assert figures["sets"] == 3
+        assert figures["hits"] == 1
+        assert figures["misses"] == 2
+        assert figures["deletes"] == 1
+        assert figures["expirations"] == 1
+        assert figures["evictions"] == 0
+        assert figures["entries"] == 1
+        assert 0 < figures["bytes"] < 1000
+        assert figures["max_bytes"] == MAX_MEMORY
+        assert figures["uptime_seconds"] == 10
+        assert isinstance(figures["pid"], int)
+
+    def test_a_full_node_evicts_the_least_recently_used(self, peer: Peer) -> None:
+        value = bytes(4 * MIB)
+        for number in range(7):
+            peer.set(NO_VIEW, b"%d" % number, value)
+        peer.get(NO_VIEW, b"0")
+        peer.set(NO_VIEW, b"7", value)
+        there = [number for number in range(8) if peer.contains(NO_VIEW, b"%d" % number)]
+        assert there == [0, 2, 3, 4, 5, 6, 7]
+        assert peer.stats()["evictions"] == 1
+        assert peer.stats()["bytes"] <= MAX_MEMORY

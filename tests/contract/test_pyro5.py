@@ -1,0 +1,582 @@
+"""The wire is plain Pyro5, both ways, and Pyro5 is still what we took it for.
+
+A stock proxy calls our node; our client works against nodes that a stock daemon serves; and the seams of Pyro5 that
+we use without its promise are pinned, so that a new version that moves them fails here and not in somebody's cluster.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import Pyro5
+import Pyro5.api
+import Pyro5.nameserver
+import Pyro5.protocol
+import Pyro5.server
+import pytest
+from Pyro5 import config
+from Pyro5.callcontext import current_context
+from Pyro5.core import DAEMON_NAME
+from Pyro5.errors import CommunicationError, PyroError
+from Pyro5.errors import TimeoutError as PyroTimeoutError
+from Pyro5.protocol import SendingMessage
+from Pyro5.serializers import serializers, serializers_by_id
+
+from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.cluster import wire
+from pyrocache.errors import (
+    KeyTooLarge,
+    NodeUnavailable,
+    NoNodes,
+    RemoteError,
+    SerializationError,
+    ValueTooLarge,
+)
+from pyrocache.node.cache_node import CacheNode
+from pyrocache.node.store import Store
+from pyrocache.processes import start_node
+
+NO_VIEW = 0
+PREFIX = b"contract:"
+
+METHODS = {
+    "get", "set", "delete", "contains", "ttl", "get_many", "set_many", "delete_many",
+    "count", "clear", "keys", "stats", "ping", "members",
+}  # fmt: skip
+
+
+def through_its_address(cluster: LocalCluster) -> str:
+    return f"PYRO:{cluster.nodes[0].name}@{cluster.nodes[0].address}"
+
+
+def through_the_name_server(cluster: LocalCluster) -> str:
+    return f"PYRONAME:{cluster.nodes[0].name}@{cluster.nameserver}"
+
+
+@contextmanager
+def stock_proxy(uri: str) -> Iterator[Any]:
+    with Pyro5.api.Proxy(uri) as proxy:
+        proxy._pyroSerializer = "msgpack"
+        proxy._pyroTimeout = 20
+        yield proxy
+
+
+def ping_a_thousand_times(proxy: Any) -> None:
+    for _ in range(1000):
+        proxy.ping()
+
+
+@pytest.fixture(params=[through_its_address, through_the_name_server], ids=lambda way: way.__name__)
+def proxy(request: pytest.FixtureRequest, shared_cluster: LocalCluster) -> Iterator[Any]:
+    """A stock proxy of a node of ours."""
+    with stock_proxy(request.param(shared_cluster)) as proxy:
+        deadline = time.monotonic() + 10
+        while len(proxy.members()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)  # until the nodes have heard of each other: a new view drops others' keys
+        proxy.clear(PREFIX)
+        yield proxy
+
+
+class TestAStockProxyOnOurNode:
+    def test_metadata_lists_every_method_and_nothing_else(self, proxy: Any) -> None:
+        proxy._pyroBind()
+        assert proxy._pyroMethods == METHODS
+        assert proxy._pyroAttrs == set()
+        assert proxy._pyroOneway == set()
+
+    def test_a_proxy_can_be_bound_and_released_and_used_again(
+        self, proxy: Any, shared_cluster: LocalCluster
+    ) -> None:
+        proxy._pyroRelease()
+        assert proxy._pyroBind() is True
+        assert str(proxy._pyroUri) == through_its_address(shared_cluster)
+        assert proxy._pyroBind() is False
+        proxy._pyroRelease()
+        assert proxy.ping()["name"] == "cache.node.1"
+        proxy._pyroReconnect(tries=1)
+        assert proxy.ping()["name"] == "cache.node.1"
+
+    def test_the_handshake_tells_of_the_node(self, shared_cluster: LocalCluster) -> None:
+        greetings: list[Any] = []
+
+        class Curious(Pyro5.api.Proxy):  # type: ignore[misc]
+            def _pyroValidateHandshake(self, response: Any) -> None:
+                greetings.append(response)
+
+        with Curious(through_its_address(shared_cluster)) as proxy:
+            proxy._pyroSerializer = "msgpack"
+            proxy._pyroHandshake = {"anything": [1, 2, 3]}
+            proxy._pyroBind()
+        assert greetings[0]["node"] == "cache.node.1"
+        assert greetings[0]["max_value_bytes"] == 64 * 2**20
+
+    def test_every_method_answers(self, proxy: Any) -> None:
+        a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
+        everything = bytes(range(256))
+        assert proxy.set(NO_VIEW, a, everything) is True
+        assert proxy.set(NO_VIEW, b, b"", 60) is True
+        assert proxy.set(NO_VIEW, key=c, value=b"named", ttl_seconds=0.5) is True
+        assert proxy.get(NO_VIEW, a) == everything
+        assert proxy.get(NO_VIEW, b) == b""
+        assert proxy.get(NO_VIEW, PREFIX) is None
+        assert proxy.contains(NO_VIEW, b) is True
+        assert proxy.ttl(NO_VIEW, a) == math.inf
+        assert 50 < proxy.ttl(NO_VIEW, b) <= 60
+        assert proxy.ttl(NO_VIEW, PREFIX) is None
+        assert proxy.delete(NO_VIEW, c) is True
+        assert proxy.delete(NO_VIEW, c) is False
+        assert proxy.set_many(NO_VIEW, [(a, b"1"), (b, b"2")], 60.0) == 2
+        assert proxy.get_many(NO_VIEW, (a, PREFIX, b)) == [b"1", None, b"2"]
+        assert proxy.count(PREFIX) == 2
+        cursor, page = proxy.keys(PREFIX, 0, 1)
+        last, rest = proxy.keys(PREFIX, cursor, limit=10)
+        assert last == 0
+        assert sorted(page + rest) == [a, b]
+        assert proxy.delete_many(NO_VIEW, [a, PREFIX]) == 1
+        assert proxy.clear(PREFIX) == 1
+        assert proxy.stats()["sets"] >= 5
+        assert proxy.ping()["serving"] is True
+        assert [name for name, *_ in proxy.members()] == ["cache.node.1", "cache.node.2", "cache.node.3"]
+
+    def test_refusals_are_readable_errors_with_a_code(self, proxy: Any) -> None:
+        for method, arguments, code in (
+            ("get", (NO_VIEW, "no bytes"), "bad-request"),
+            ("get", (NO_VIEW, b"k" * 70_000), "key-too-large"),
+            ("set", (NO_VIEW, PREFIX, b"value", -1), "bad-request"),
+            ("set", (NO_VIEW,), "bad-request"),
+            ("set", (NO_VIEW, PREFIX, b"value", 1, 2, 3), "bad-request"),
+            ("keys", (PREFIX, 12345), "scan-expired"),
+            ("get", (12345, PREFIX), "stale-view"),
+        ):
+            with pytest.raises(PyroError) as caught:
+                getattr(proxy, method)(*arguments)
+            assert caught.value.code == code
+            assert str(caught.value).endswith("."), "a sentence"
+            assert not hasattr(caught.value, "_pyroTraceback"), "no paths and no source lines of the node's"
+        with pytest.raises(PyroError) as caught:
+            proxy.get(NO_VIEW, no_such_argument=1)
+        assert caught.value.code == "bad-request"
+        assert proxy.ping()["serving"] is True
+
+    def test_a_stale_view_tells_the_nodes_view(self, proxy: Any) -> None:
+        with pytest.raises(PyroError) as caught:
+            proxy.get(12345, PREFIX)
+        assert caught.value.detail == proxy.members()
+
+    def test_what_a_proxy_does_not_know_it_does_not_send(self, proxy: Any) -> None:
+        for name in ("adopt", "forget_everything", "sweep", "max_value_bytes", "_store", "no_such_method"):
+            with pytest.raises(AttributeError):
+                getattr(proxy, name)
+
+    def test_a_value_of_many_megabytes_passes(self, proxy: Any) -> None:
+        value = bytes(range(256)) * 65536
+        assert proxy.set(NO_VIEW, PREFIX, value) is True
+        assert proxy.get(NO_VIEW, PREFIX) == value
+
+    def test_a_timeout_is_kept(self, cluster_of_one: LocalCluster) -> None:
+        with stock_proxy(through_its_address(cluster_of_one)) as proxy:
+            assert proxy.ping()["serving"] is True
+            proxy._pyroTimeout = 0.2
+            cluster_of_one.pause(0)
+            try:
+                with pytest.raises(PyroTimeoutError):
+                    ping_a_thousand_times(proxy)  # the kernel may take a moment to stop every thread
+            finally:
+                cluster_of_one.resume(0)
+            proxy._pyroTimeout = 20
+            assert proxy.ping()["serving"] is True
+
+    def test_a_ping_message_is_answered(self, proxy: Any) -> None:
+        proxy._pyroBind()
+        for _ in range(3):
+            SendingMessage.ping(proxy._pyroConnection)
+        assert proxy.ping()["serving"] is True
+
+    def test_a_correlation_id_and_annotations_are_taken_and_not_returned(self, proxy: Any) -> None:
+        current_context.correlation_id = uuid.uuid4()
+        current_context.annotations = {"TEST": b"of the caller"}
+        try:
+            assert proxy.set(NO_VIEW, PREFIX, b"value") is True
+            assert proxy.get(NO_VIEW, PREFIX) == b"value"
+            assert current_context.response_annotations == {}
+        finally:
+            current_context.correlation_id = None
+            current_context.annotations = {}
+
+    def test_two_proxies_in_two_threads_do_not_mix_replies(self, shared_cluster: LocalCluster) -> None:
+        mixed_up: list[bytes] = []
+        start = threading.Barrier(2)
+
+        def work(name: bytes) -> None:
+            with stock_proxy(through_its_address(shared_cluster)) as proxy:
+                start.wait(10)
+                for number in range(300):
+                    key, value = PREFIX + name + b"%d" % number, name * (1 + number * 7 % 500)
+                    proxy.set(NO_VIEW, key, value)
+                    if proxy.get(NO_VIEW, key) != value:
+                        mixed_up.append(key)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in (b"one", b"two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert mixed_up == []
+
+    def test_the_daemons_own_object_can_be_asked(self, shared_cluster: LocalCluster) -> None:
+        with stock_proxy(f"PYRO:{DAEMON_NAME}@{shared_cluster.nodes[0].address}") as daemon:
+            assert daemon.ping() is None
+            assert sorted(daemon.registered()) == [DAEMON_NAME, "cache.node.1"]
+            assert set(daemon.get_metadata("cache.node.1")["methods"]) == METHODS
+
+    @pytest.mark.parametrize("serializer", ["serpent", "marshal", "json"])
+    def test_another_serializer_gets_a_readable_error(
+        self, shared_cluster: LocalCluster, serializer: str
+    ) -> None:
+        with Pyro5.api.Proxy(through_its_address(shared_cluster)) as proxy:
+            proxy._pyroSerializer = serializer
+            with pytest.raises(CommunicationError, match="msgpack"):
+                proxy.ping()
+
+    def test_an_unknown_object_gets_a_readable_error(self, shared_cluster: LocalCluster) -> None:
+        uri = f"PYRO:cache.node.77@{shared_cluster.nodes[0].address}"
+        with stock_proxy(uri) as proxy, pytest.raises(CommunicationError, match="unknown object"):
+            proxy.ping()
+
+    def test_batches_and_oneway_calls_are_not_served(self, proxy: Any) -> None:
+        batch = Pyro5.api.BatchProxy(proxy)
+        batch.set(NO_VIEW, PREFIX + b"batch", b"value")
+        with pytest.raises(PyroError) as caught:
+            batch()
+        assert caught.value.code == "bad-request"
+        proxy._pyroRelease()
+        proxy._pyroBind()
+        proxy._pyroOneway.add("set")
+        proxy.set(NO_VIEW, PREFIX + b"oneway", b"value")
+        proxy._pyroOneway.clear()
+        proxy._pyroRelease()
+        assert proxy.count(PREFIX) == 0
+
+
+@pytest.fixture
+def cluster_of_one() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=1) as cluster:
+        yield cluster
+
+
+@contextmanager
+def pyro5_server_type(kind: str) -> Iterator[None]:
+    before, config.SERVERTYPE = config.SERVERTYPE, kind
+    try:
+        yield
+    finally:
+        config.SERVERTYPE = before
+
+
+@contextmanager
+def running(daemon: Any) -> Iterator[None]:
+    loop = threading.Thread(target=daemon.requestLoop, daemon=True)
+    loop.start()
+    try:
+        yield
+    finally:
+        daemon.shutdown()
+        loop.join(5)
+
+
+@contextmanager
+def stock_name_server() -> Iterator[tuple[str, Any]]:
+    """``host:port`` of a stock name server without entries, and its object."""
+    _, daemon, _ = Pyro5.nameserver.start_ns(host="127.0.0.1", port=0, enableBroadcast=False)
+    with running(daemon):
+        yield daemon.locationStr, daemon.nameserver
+
+
+@pytest.fixture(scope="module", params=["thread", "multiplex"])
+def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """``host:port`` of a stock name server with two `CacheNode` objects that stock daemons serve."""
+    with ExitStack() as stack:
+        address, name_server = stack.enter_context(stock_name_server())
+        stack.enter_context(pyro5_server_type(request.param))
+        for name in ("cache.node.1", "cache.node.2"):
+            daemon = Pyro5.api.Daemon(host="127.0.0.1")
+            node = CacheNode(Store(64 * 2**20), name=name, max_value_bytes=2**20)
+            name_server.register(name, daemon.register(node, name))
+            stack.enter_context(running(daemon))
+        yield address
+
+
+class TestOurClientOnStockDaemons:
+    def test_every_verb_works(self, stock_cluster: str) -> None:
+        with PyroCacheClient(stock_cluster, namespace="verbs") as cache:
+            assert [member.name for member in cache.nodes()] == ["cache.node.1", "cache.node.2"]
+            values = {"user:1": {"name": "Alice"}, ("a", 1): [None, 1.5], 7: None, b"b": b"\0" * 300_000}
+            for key, value in values.items():
+                assert cache.set(key, value) is True
+            assert {key: cache.get(key, "missing") for key in values} == values
+            assert cache.get("no such key", "missing") == "missing"
+            assert cache.contains(7) is True
+            assert "no such key" not in cache
+            assert cache.ttl(7) == math.inf
+            assert cache.set("short", 1, ttl_seconds=60) is True
+            remaining = cache.ttl("short")
+            assert remaining is not None
+            assert 50 < remaining <= 60
+            assert cache.delete("short") is True
+            assert cache.delete("short") is False
+            assert len(cache) == 4
+            assert set(cache) == set(values)
+            cache["item"] = "value"
+            assert cache["item"] == "value"
+            del cache["item"]
+            with pytest.raises(KeyError):
+                cache["item"]
+            assert cache.clear() == 4
+            assert len(cache) == 0
+
+    def test_batches_reach_both_nodes(self, stock_cluster: str) -> None:
+        with PyroCacheClient(stock_cluster, namespace="batches") as cache:
+            values = {f"key:{number}": number for number in range(3000)}
+            assert cache.set_many(values, ttl_seconds=60) == 3000
+            assert cache.get_many([*values, "no such key"]) == values
+            assert set(cache.keys()) == set(values)
+            figures = cache.stats()
+            assert figures.away == []
+            assert figures.total["entries"] >= 3000
+            assert all(node["entries"] > 1000 for node in figures.nodes.values())
+            assert {cache.node_for(key).name for key in values} == {"cache.node.1", "cache.node.2"}
+            assert cache.delete_many([*values, "no such key"]) == 3000
+            assert len(cache) == 0
+
+    def test_refusals_are_our_errors(self, stock_cluster: str) -> None:
+        with PyroCacheClient(stock_cluster) as cache:
+            cache.set("key", "old")
+            with pytest.raises(ValueTooLarge, match=r"cache\.node\.. .*1048576"):
+                cache.set("key", b"x" * (2**20 + 1))
+            with pytest.raises(KeyTooLarge):
+                cache.set("k" * 70_000, 1)
+            with pytest.raises(SerializationError):
+                cache.set("key", threading.Lock())
+            assert cache.get("key") == "old"
+            member = cache.node_for("key")
+            deadline = cache._deadline()
+            with pytest.raises(RemoteError, match="bytes"):
+                cache._router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
+            with pytest.raises(RemoteError):
+                cache._router.ask(member, "no_such_method", deadline=deadline)
+            assert cache.get("key") == "old"
+
+    def test_threads_share_a_client(self, stock_cluster: str) -> None:
+        wrong: list[str] = []
+        with PyroCacheClient(stock_cluster) as cache:
+
+            def work(name: str) -> None:
+                for number in range(50):
+                    cache.set(f"{name}:{number}", name * number)
+                    if cache.get(f"{name}:{number}") != name * number:
+                        wrong.append(name)
+
+            threads = [threading.Thread(target=work, args=(f"thread{number}",)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+        assert wrong == []
+
+    def test_a_node_of_ours_works_with_a_stock_name_server(self) -> None:
+        with stock_name_server() as (address, name_server), PyroCacheClient(address) as cache:
+            with pytest.raises(NoNodes):
+                cache.get("key")
+            process = start_node({"nameserver": address}, quiet=True)
+            try:
+                process.wait_until_ready()
+                assert cache.set("key", "value") is True
+                assert cache.get("key") == "value"
+                assert list(name_server.list(prefix="cache.node.")) == ["cache.node.1"]
+            finally:
+                process.terminate()
+                process.wait()
+            assert name_server.list(prefix="cache.node.") == {}
+            with pytest.raises(NodeUnavailable):
+                cache.get("key")
+
+
+class TestTheSeamsOfPyro5:
+    """What `pyrocache.node` and `pyrocache.cluster.wire` use without Pyro5's promise."""
+
+    def test_it_is_the_version_whose_source_was_read(self) -> None:
+        assert Pyro5.__version__.split(".")[:2] == ["5", "17"]
+
+    def test_message_types_are_as_numbered_in_wire(self) -> None:
+        ours = [wire.CONNECT, wire.CONNECT_OK, wire.CONNECT_FAIL, wire.INVOKE, wire.RESULT, wire.PING]
+        protocol = Pyro5.protocol
+        assert ours == [
+            protocol.MSG_CONNECT,
+            protocol.MSG_CONNECTOK,
+            protocol.MSG_CONNECTFAIL,
+            protocol.MSG_INVOKE,
+            protocol.MSG_RESULT,
+            protocol.MSG_PING,
+        ]
+
+    def test_flags_are_as_numbered_in_wire(self) -> None:
+        protocol = Pyro5.protocol
+        assert wire.FLAG_EXCEPTION == protocol.FLAGS_EXCEPTION
+        assert wire.FLAG_COMPRESSED == protocol.FLAGS_COMPRESSED
+        assert wire.FLAG_ONEWAY == protocol.FLAGS_ONEWAY
+        assert wire.FLAG_BATCH == protocol.FLAGS_BATCH
+        assert wire.FLAG_CORRELATION_ID == protocol.FLAGS_CORR_ID
+
+    def test_the_header_has_the_same_layout(self) -> None:
+        protocol = Pyro5.protocol
+        assert wire.HEADER_BYTES == protocol._header_size == struct.calcsize(protocol._header_format)
+        assert protocol._header_format == "!4sHBBHHII16sHH"
+        assert protocol.PROTOCOL_VERSION == 502
+        assert protocol._magic_number == 0x4DC5
+
+    def test_msgpack_has_the_same_number(self) -> None:
+        assert serializers["msgpack"].serializer_id == wire.MSGPACK
+        assert serializers_by_id[wire.MSGPACK] is serializers["msgpack"]
+
+    @pytest.mark.parametrize(
+        ("kind", "sequence", "body", "flags", "serializer"),
+        [
+            (wire.CONNECT, 0, b"", 0, wire.MSGPACK),
+            (wire.INVOKE, 1, b"x", 0, wire.MSGPACK),
+            (wire.RESULT, 65535, bytes(1000), wire.FLAG_EXCEPTION, wire.MSGPACK),
+            (wire.PING, 7, b"pong", 0, 42),
+            (wire.CONNECT_FAIL, 9, b"no", 0, 1),
+        ],
+    )
+    def test_messages_are_the_same_bytes(
+        self, kind: int, sequence: int, body: bytes, flags: int, serializer: int
+    ) -> None:
+        theirs = SendingMessage(kind, flags, sequence, serializer, body)
+        assert wire.pack_message(kind, sequence, body, flags=flags, serializer=serializer) == theirs.data
+
+    def test_calls_are_the_same_bytes(self) -> None:
+        arguments = (2**64 - 1, b"key", [b"a", None, 1.5], "text", True)
+        body = serializers["msgpack"].dumpsCall("cache.node.1", "get", arguments, {})
+        theirs = SendingMessage(wire.INVOKE, 0, 5, wire.MSGPACK, body).data
+        assert wire.pack_call("cache.node.1", "get", arguments, 5) == theirs
+
+    def test_plain_values_are_the_same_bytes(self) -> None:
+        for value in (
+            None,
+            True,
+            -1,
+            2**63,
+            math.inf,
+            b"bytes",
+            "text",
+            [1, [2]],
+            {"a": [b"b"]},
+            (1, 2),
+            {3},
+        ):
+            assert wire.pack_plain(value) == serializers["msgpack"].dumps(value)
+
+    def test_their_message_with_all_it_can_carry_is_read(self) -> None:
+        current_context.correlation_id = uuid.uuid4()
+        try:
+            data = SendingMessage(wire.INVOKE, 0, 77, wire.MSGPACK, b"body", {"TEST": b"annotation"}).data
+        finally:
+            current_context.correlation_id = None
+        decoder = wire.FrameDecoder(lambda header: None)
+        decoder.feed(data)
+        frame = decoder.next_frame()
+        assert frame is not None
+        assert frame.body == b"body"
+        assert frame.header == (wire.INVOKE, wire.MSGPACK, wire.FLAG_CORRELATION_ID, 77, 4, 18)
+        assert decoder.buffered == 0
+
+    def test_our_refusal_is_their_exception(self) -> None:
+        body = wire.pack_refusal(wire.Refusal("a-code", "A sentence.", [["detail", 1]]))
+        error = serializers["msgpack"].loads(body)
+        assert type(error) is PyroError
+        assert (str(error), error.code, error.detail) == ("A sentence.", "a-code", [["detail", 1]])
+
+    def test_their_exception_is_our_refusal(self) -> None:
+        error = PyroError("A sentence.")
+        error.code = "a-code"
+        error.detail = {"some": b"detail"}
+        error._pyroTraceback = ["lines\n", "of it\n"]
+        refusal = wire.unpack_refusal(serializers["msgpack"].dumps(error))
+        assert refusal == ("a-code", "A sentence.", {"some": b"detail"})
+        assert wire.unpack_refusal(serializers["msgpack"].dumps(SystemExit(3))).code == ""
+
+    def test_a_daemon_takes_a_transport_server_of_ours(self) -> None:
+        looped: list[bool] = []
+
+        class Transport:
+            sock = None
+            locationStr = "127.0.0.1:1"
+
+            def loop(self, loopCondition: Any) -> None:
+                looped.append(loopCondition())
+
+            def shutdown(self) -> None:
+                looped.append(False)
+
+            def close(self) -> None:
+                pass
+
+        here, there = socket.socketpair()
+        with here, there:
+            daemon = Pyro5.server.Daemon(connected_socket=here)
+            transport = Transport()
+            daemon.transportServer = transport
+            daemon.locationStr = transport.locationStr
+            uri = daemon.register(CacheNode(Store(2**20)), "cache.node.1")
+            assert str(uri) == "PYRO:cache.node.1@127.0.0.1:1"
+            daemon.requestLoop()
+            assert looped == [True], "requestLoop runs the transport's loop in the calling thread"
+            daemon.shutdown()
+            assert looped == [True, False]
+
+    def test_a_daemon_tells_its_objects_and_their_methods(self) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            daemon = Pyro5.server.Daemon(connected_socket=here)
+            node = CacheNode(Store(2**20))
+            daemon.register(node, "cache.node.1")
+            assert daemon.objectsById["cache.node.1"] is node
+            assert set(daemon.objectsById) == {DAEMON_NAME, "cache.node.1"}
+            metadata = daemon.objectsById[DAEMON_NAME].get_metadata("cache.node.1")
+            assert set(metadata) == {"methods", "oneway", "attrs"}
+            assert set(metadata["methods"]) == METHODS
+            with pytest.raises(PyroError, match="unknown object"):
+                daemon.objectsById[DAEMON_NAME].get_metadata("no such object")
+            assert daemon.validateHandshake(None, "hello") == "hello"
+
+    def test_the_daemons_streaming_methods_are_known_by_their_name(self) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            daemon = Pyro5.server.Daemon(connected_socket=here)
+            own = daemon.objectsById[DAEMON_NAME].get_metadata(DAEMON_NAME)["methods"]
+        assert {name for name in own if "stream" not in name} == {
+            "registered",
+            "ping",
+            "info",
+            "get_metadata",
+        }
+
+    def test_exposing_changes_nothing_for_local_callers(self) -> None:
+        node = CacheNode(Store(2**20))
+        assert node.set(NO_VIEW, b"key", b"value") is True
+        assert {name for name in dir(node) if getattr(getattr(node, name), "_pyroExposed", False)} == METHODS
+
+    def test_a_proxy_keeps_its_connection_where_we_look_for_it(self, shared_cluster: LocalCluster) -> None:
+        with stock_proxy(through_its_address(shared_cluster)) as proxy:
+            proxy._pyroBind()
+            assert isinstance(proxy._pyroConnection.sock, socket.socket)
+            assert proxy._pyroTimeout == 20
+            assert proxy._pyroConnection.timeout == 20

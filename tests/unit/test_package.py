@@ -1,0 +1,58 @@
+"""The shape of the package: what it exports, and what never meets."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import pyrocache
+from pyrocache import errors
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
+def test_the_public_names() -> None:
+    assert sorted(pyrocache.__all__) == sorted(
+        [*errors.__all__, "LocalCluster", "Member", "PyroCacheClient", "Stats"]
+    )
+    for name in pyrocache.__all__:
+        assert getattr(pyrocache, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Cache'"):
+        pyrocache.Cache  # noqa: B018
+
+
+def test_every_error_is_in_the_tree() -> None:
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), errors.PyroCacheError)
+        assert name in (errors.__doc__ or "")
+
+
+def test_a_node_never_reaches_the_client_or_pickle_of_ours() -> None:
+    loaded = modules_after("import pyrocache.node.server")
+    assert "pyrocache.node.server" in loaded
+    assert not [name for name in loaded if name.startswith("pyrocache.client")]
+
+
+def test_a_client_never_reaches_the_node() -> None:
+    loaded = modules_after("import pyrocache.client.client")
+    assert not [name for name in loaded if name.startswith("pyrocache.node")]
+
+
+def test_importing_the_package_imports_next_to_nothing() -> None:
+    loaded = modules_after("import pyrocache")
+    assert not loaded & {"Pyro5", "msgpack", "xxhash", "typer", "rich", "pickle"}
+
+
+@pytest.mark.parametrize("module", ["pyrocache.testing", "pyrocache.client.client"])
+def test_docstring_examples(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
