@@ -1,0 +1,253 @@
+"""The ``pyrocache`` command.
+
+Turns words into settings, reads the environment, prints; what the commands do is in the modules beside this one. An
+error of ours is one sentence on standard error and exit status 1; a wrong command line is 2; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from pyrocache import __version__
+from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
+from pyrocache.config import DEFAULT_NAMESERVER, parse_address
+from pyrocache.errors import ConfigurationError, PyroCacheError
+
+app = typer.Typer(
+    name="pyrocache",
+    help="A distributed in-memory cache for Python objects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+NameServerOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Address of the name server.  [default: ${NAMESERVER_VARIABLE}, else {DEFAULT_NAMESERVER}]",
+        metavar="HOST:PORT",
+        show_default=False,
+    ),
+]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow an address that other hosts reach; there is no authentication."),
+]
+NamespaceOption = Annotated[str, typer.Option(help="The slice of the keys to work in.")]
+KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
+
+
+def main(*arguments: str) -> NoReturn:
+    """Run the command line; ``arguments`` come before those of the process."""
+    try:
+        app([*arguments, *sys.argv[1:]], prog_name=_program(arguments))
+    except PyroCacheError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _program(arguments: tuple[str, ...]) -> str:
+    return f"python {Path(sys.argv[0]).name}" if arguments else "pyrocache"
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"pyrocache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def nameserver(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 is a free one.")] = 9090,
+    storage: Annotated[
+        str, typer.Option(help="Where to keep the entries.", metavar="memory|sql:FILE")
+    ] = "memory",
+    insecure: InsecureOption = False,
+) -> None:
+    """Start a name server, the one address that nodes and clients must know."""
+    from pyrocache.cluster.nameserver import serve, stop_on_signals
+
+    def ready(address: str) -> None:
+        option = "" if address == DEFAULT_NAMESERVER else f" --nameserver {address}"
+        print(f"Name server ready at {address}. Start nodes with: pyrocache nodes{option}", flush=True)
+
+    _warn_if_insecure(insecure)
+    serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop_on_signals(), ready=ready)
+
+
+@app.command()
+def nodes(
+    nodes: Annotated[int, typer.Option(help="How many nodes to start.", min=1, max=256)] = 3,
+    nameserver: NameServerOption = None,
+    with_nameserver: Annotated[
+        bool, typer.Option("--with-nameserver", help="Start a name server too when none answers.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address that the nodes listen on.")] = "127.0.0.1",
+    max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
+    weight: Annotated[float, typer.Option(help="Share of the keys, relative to other nodes'.")] = 1.0,
+    name: Annotated[
+        str | None, typer.Option(help="The name of a single node.  [default: the first free one]")
+    ] = None,
+    insecure: InsecureOption = False,
+) -> None:
+    """Start cache nodes, keep them running, and end them with this command."""
+    from pyrocache.cli.nodes import run
+    from pyrocache.config import NodeConfig, parse_size
+
+    if name is not None and nodes != 1:
+        raise ConfigurationError("--name is for a single node: add --nodes 1.")
+    config = NodeConfig(
+        nameserver=_address(nameserver),
+        name=name,
+        host=host,
+        insecure=insecure,
+        weight=weight,
+        max_memory=parse_size(max_memory),
+    )
+    _warn_if_insecure(insecure)
+    raise typer.Exit(run(config, count=nodes, with_nameserver=with_nameserver))
+
+
+@app.command()
+def demo(
+    ttl: Annotated[float, typer.Option(help="TTL of the entry that expires, in seconds.", min=0.1)] = 2.0,
+    keys: Annotated[
+        int, typer.Option(help="Unique keys to write from four client processes.", min=4)
+    ] = 10_000,
+) -> None:
+    """Start a cluster of three nodes and show what it does, from a client process of its own."""
+    from pyrocache.cli.demo import run
+
+    raise typer.Exit(run(ttl=ttl, keys=keys))
+
+
+@app.command()
+def status(
+    nameserver: NameServerOption = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for answers.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
+    address = _address(nameserver)
+    with PyroCacheClient(address, timeout=timeout) as cache:
+        members = cache.nodes()
+        stats = cache.stats()
+    if as_json:
+        listed = [{**asdict(member), "address": member.address} for member in members]
+        print(json.dumps({"nameserver": address, "members": listed, **stats.as_dict()}, indent=2))
+    else:
+        from pyrocache.cli.tables import print_status
+
+        print_status(address, members, stats)
+    raise typer.Exit(1 if stats.away else 0)
+
+
+@app.command("set")
+def set_(
+    key: KeyArgument,
+    value: Annotated[str, typer.Argument(help="The value, as text.", metavar="VALUE", show_default=False)],
+    ttl: Annotated[float | None, typer.Option(help="Seconds until it expires; for good by default.")] = None,
+    namespace: NamespaceOption = "",
+    nameserver: NameServerOption = None,
+) -> None:
+    """Store a text under a key."""
+    with _client(nameserver, namespace) as cache:
+        try:
+            cache.set(key, value, ttl_seconds=ttl)
+        except ValueError as error:
+            if isinstance(error, PyroCacheError):
+                raise
+            raise ConfigurationError(f"--ttl: {error}") from error
+
+
+@app.command()
+def get(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None) -> None:
+    """Print the repr of the value stored under a key. Exit status 1 when there is none."""
+    missing = object()
+    with _client(nameserver, namespace) as cache:
+        value = cache.get(key, missing)
+    if value is missing:
+        print("There is no entry under this key.", file=sys.stderr)
+        raise typer.Exit(1)
+    print(repr(value))
+
+
+@app.command()
+def delete(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None) -> None:
+    """Remove the entry under a key. Exit status 1 when there is none."""
+    with _client(nameserver, namespace) as cache:
+        deleted = cache.delete(key)
+    if not deleted:
+        print("There is no entry under this key.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="The trace: ARC's .lis, a key a line, or 'time id size'.")],
+    limit: Annotated[int | None, typer.Option(help="Accesses to replay; all by default.", min=1)] = None,
+    clients: Annotated[int, typer.Option(help="Client processes.", min=1, max=64)] = 4,
+    nodes: Annotated[int, typer.Option(help="Nodes of the local cluster.", min=1, max=64)] = 3,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of each node; makes a local cluster even when another one answers."),
+    ] = None,
+    value_size: Annotated[
+        int, typer.Option(help="Bytes of a value, where the trace says nothing.", min=1)
+    ] = 100,
+    nameserver: NameServerOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Use the cache beside a real trace: get, and on a miss set."""
+    from pyrocache.cli.replay import run
+
+    status = run(
+        trace,
+        limit=limit,
+        clients=clients,
+        nameserver=nameserver,
+        nodes=nodes,
+        max_memory=max_memory,
+        value_size=value_size,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
+
+
+def _address(nameserver: str | None) -> str:
+    address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
+    parse_address(address)
+    return address
+
+
+def _client(nameserver: str | None, namespace: str) -> PyroCacheClient:
+    return PyroCacheClient(_address(nameserver), namespace=namespace)
+
+
+def _warn_if_insecure(insecure: bool) -> None:
+    if insecure:
+        print(
+            "Warning: --insecure: whoever reaches this address can read, change and delete every entry.",
+            file=sys.stderr,
+        )

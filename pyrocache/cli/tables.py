@@ -1,0 +1,62 @@
+"""The tables that the command line prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pyrocache.client.client import Stats
+from pyrocache.cluster.routing import Member
+from pyrocache.config import format_address, format_size
+
+
+def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
+    """What ``pyrocache nodes`` has started."""
+    table = _table("node", "pid", "address", "memory")
+    for answer in answers:
+        address = format_address(answer["host"], answer["port"])
+        table.add_row(answer["name"], str(answer["pid"]), address, format_size(max_memory))
+    Console(highlight=False).print(table)
+
+
+def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
+    """What ``pyrocache status`` has found."""
+    table = _table("node", "address", "entries", "memory", "of", "hit ratio", "clients", "up")
+    for member in members:
+        figures = stats.nodes.get(member.name)
+        if figures is None:
+            table.add_row(member.name, member.address, "does not answer", style="red")
+            continue
+        lookups = figures["hits"] + figures["misses"]
+        table.add_row(
+            member.name,
+            member.address,
+            f"{figures['entries']:,}",
+            format_size(figures["bytes"]),
+            format_size(figures["max_bytes"]),
+            f"{figures['hits'] / lookups:.1%}" if lookups else "-",
+            str(figures["connections"]),
+            _duration(figures["uptime_seconds"]),
+        )
+    console = Console(highlight=False)
+    console.print(f"Name server {nameserver}, {len(members)} nodes")
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

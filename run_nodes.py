@@ -1,0 +1,5 @@
+"""Start cache nodes: the same as ``pyrocache nodes``."""
+
+from pyrocache.cli import main
+
+main("nodes")
