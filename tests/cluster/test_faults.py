@@ -1,0 +1,462 @@
+"""What must hold when processes die, stop, come and go: real processes, real signals.
+
+``run_nodes.py`` is used where it is the one that has to act; everywhere else a `LocalCluster`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import Pyro5.api
+import pytest
+
+from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
+from pyrocache.cluster.directory import NameServerDirectory
+from pyrocache.local import LocalNode
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = [f"key {number}" for number in range(300)]
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    """What ``condition`` returns once that is true."""
+    give_up_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
+        time.sleep(0.01)
+    return result
+
+
+def value_of(key: str, generation: int = 1) -> str:
+    return f"value {generation} of {key}"
+
+
+def fill(cache: PyroCacheClient) -> None:
+    for key in KEYS:
+        cache.set(key, value_of(key))
+
+
+def owners(cache: PyroCacheClient) -> dict[str, str]:
+    """The node that owns each key, by the name server's latest word."""
+    cache.nodes()
+    return {key: cache.node_for(key).name for key in KEYS}
+
+
+def readable(cache: PyroCacheClient) -> set[str]:
+    """The keys that have a value, which must be the right one."""
+    found = cache.get_many(KEYS)
+    assert found == {key: value_of(key) for key in found}
+    return set(found)
+
+
+@contextmanager
+def remote(node: LocalNode) -> Iterator[Any]:
+    """A node as any Pyro5 program sees it."""
+    with Pyro5.api.Proxy(f"PYRO:{node.name}@{node.address}") as proxy:
+        proxy._pyroSerializer = "msgpack"
+        yield proxy
+
+
+def view_of(node: LocalNode) -> list[str]:
+    """The nodes that ``node`` shares the keys with, itself included."""
+    with remote(node) as proxy:
+        return [name for name, *_ in proxy.members()]
+
+
+def nudge(node: LocalNode) -> None:
+    """Have ``node`` look into the name server soon, as one does that meets a caller with another view."""
+    with remote(node) as proxy:
+        proxy.ping(1)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Start(Protocol):
+    def __call__(self, *command: str, ready: str) -> str: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a command that goes on running; what it has printed once ``ready`` is in it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, ready: str) -> str:
+        output = tmp_path / f"output {len(started)}"
+        with output.open("wb") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
+        started.append(process)
+        eventually(lambda: ready in output.read_text() or process.poll() is not None, 20.0)
+        assert process.poll() is None, output.read_text()
+        return output.read_text()
+
+    yield start
+    for process in reversed(started):
+        process.terminate()
+    for process in reversed(started):
+        try:
+            process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def nameserver(start: Start) -> str:
+    """The address of a name server that ``run_nameserver.py`` runs."""
+    said = start(sys.executable, "run_nameserver.py", "--port", "0", ready="ready at ")
+    return said.partition("ready at ")[2].partition(". ")[0]
+
+
+class Load:
+    """What users do meanwhile: set and get, all the time, checking what comes back."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.caches = [cluster.client(namespace=f"load {number}") for number in range(2)]
+        self.stop = threading.Event()
+        self.failures: list[BaseException] = []
+        self.rounds = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self.run, args=(cache,)) for cache in self.caches]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+            at_the_end = self.rounds
+            eventually(lambda: self.failures or self.rounds > at_the_end + 2)
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
+        if self.failures:
+            raise self.failures[0]
+
+    def run(self, cache: PyroCacheClient) -> None:
+        """Every key has one writer, so a read finds the last value written, or nothing: never an older one."""
+        try:
+            written = dict.fromkeys(KEYS, 0)
+            while not self.stop.is_set():
+                for key in KEYS[:100]:
+                    assert cache.get(key, written[key]) == written[key]
+                    written[key] += 1
+                    cache.set(key, written[key])
+                found = cache.get_many(KEYS[:100])
+                assert found == {key: written[key] for key in found}
+                self.rounds += 1
+        except BaseException as error:
+            self.failures.append(error)
+
+
+@pytest.fixture
+def load(cluster: LocalCluster) -> Load:
+    return Load(cluster)
+
+
+# Nodes that die ----------------------------------------------------------------------------------------------
+
+
+def test_a_node_killed_is_back_under_its_name_and_takes_no_other_with_it(
+    start: Start, nameserver: str
+) -> None:
+    start(sys.executable, "run_nodes.py", "--nodes", "3", "--nameserver", nameserver, ready="ready")
+    with (
+        PyroCacheClient(nameserver, timeout=1.0) as cache,
+        PyroCacheClient(nameserver, timeout=1.0, on_error="miss") as lenient,
+    ):
+        fill(cache)
+        victim = cache.node_for(KEYS[0]).name
+        untouched = {key: value_of(key) for key, name in owners(cache).items() if name != victim}
+        pid = cache.stats().nodes[victim]["pid"]
+        assert lenient.get(KEYS[0]) == value_of(KEYS[0])
+
+        os.kill(pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        eventually(lambda: is_gone(pid))
+        with pytest.raises(NodeUnavailable, match=victim):
+            cache.get(KEYS[0])
+        assert lenient.get(KEYS[0], "no value") == "no value"
+        assert lenient.stats().client["misses_on_error"] == 1
+        assert time.monotonic() - killed_at < 2.5
+
+        def back() -> bool:
+            assert cache.get_many(untouched) == untouched
+            try:
+                return cache.get(KEYS[0], "no value") == "no value"
+            except NodeUnavailable:
+                return False
+
+        eventually(back, 5.0 - (time.monotonic() - killed_at))
+        assert cache.node_for(KEYS[0]).name == victim
+        assert cache.stats().nodes[victim]["pid"] != pid
+        assert cache.get_many(untouched) == untouched
+        cache.set(KEYS[0], "as good as before")
+        assert lenient.get(KEYS[0]) == "as good as before"
+
+
+def test_the_next_node_takes_over_the_name_that_a_dead_one_left_in_the_name_server(
+    cluster: LocalCluster,
+) -> None:
+    cache = cluster.client()
+    fill(cache)
+    kept = {key for key, name in owners(cache).items() if name != "cache.node.2"}
+    cluster.kill(1)
+
+    fresh = cluster.add_node()
+
+    assert fresh.name == "cache.node.2"
+    assert [node.address for node in cache.nodes()][1] == fresh.address
+    assert readable(cache) == kept
+
+
+def test_a_client_finds_a_node_that_restarted_on_another_port(cluster: LocalCluster) -> None:
+    cache = cluster.client()
+    fill(cache)
+    before = owners(cache)
+    old_address, old_pid = cluster.nodes[0].address, cluster.nodes[0].pid
+    key = next(key for key in KEYS if before[key] == "cache.node.1")
+    cluster.kill(0)
+
+    cluster.restart(0)
+
+    assert (cluster.nodes[0].address, cluster.nodes[0].pid) != (old_address, old_pid)
+    assert cache.get(key) is None
+    cache.set(key, "new")
+    assert cache.get(key) == "new"
+    assert cache.node_for(key).address == cluster.nodes[0].address
+    assert owners(cache) == before
+
+
+# The name server ---------------------------------------------------------------------------------------------
+
+
+def test_clients_go_on_without_a_name_server_and_never_see_fewer_nodes_when_it_is_back(
+    cluster: LocalCluster,
+) -> None:
+    cache = cluster.client()
+    fill(cache)
+    cluster.kill_nameserver()
+
+    assert readable(cache) == set(KEYS)
+    cache.set(KEYS[0], "changed")
+    assert cache.get(KEYS[0]) == "changed"
+    cache.set(KEYS[0], value_of(KEYS[0]))
+    assert len(cache) == len(KEYS)
+    assert len(cache.nodes()) == 3
+    with PyroCacheClient(cluster.nameserver) as newcomer, pytest.raises(NameServerUnavailable):
+        newcomer.get(KEYS[0])
+
+    seen: set[tuple[int, int]] = set()
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def watch(watcher: PyroCacheClient) -> None:
+        try:
+            while not stop.is_set():
+                seen.add((len(watcher.nodes()), len(watcher)))
+        except BaseException as error:
+            failures.append(error)
+
+    other = cluster.client()
+    watchers = [threading.Thread(target=watch, args=(cache,)) for _ in range(3)]
+    for thread in watchers:
+        thread.start()
+    try:
+        cluster.restart_nameserver()
+        directory = NameServerDirectory(cluster.nameserver)
+        eventually(lambda: len(directory.members()) == 3, 5.0)
+        assert readable(other) == set(KEYS)
+    finally:
+        stop.set()
+        for thread in watchers:
+            thread.join()
+    assert failures == []
+    assert seen == {(3, len(KEYS))}
+    assert len(other) == len(KEYS)
+
+
+def test_a_name_server_that_does_not_answer_leaves_clients_the_time_to_go_on(
+    start: Start, tmp_path: Path
+) -> None:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    serve = "from pyrocache.cli import main; import os; print(os.getpid(), flush=True); main('nameserver')"
+    said = start(sys.executable, "-c", serve, "--port", str(port), ready="ready at ")
+    pid = int(said.split()[0])
+    start(sys.executable, "run_nodes.py", "--nodes", "2", "--nameserver", address, ready="ready")
+    with PyroCacheClient(address, timeout=1.0) as cache:
+        fill(cache)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert cache.get(KEYS[0]) == value_of(KEYS[0])
+            assert len(cache) == len(KEYS)
+            assert cache.stats().away == []
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_name_server_that_pyro5_itself_started_will_do(start: Start) -> None:
+    port = str(free_port())
+    pyro5_ns = str(Path(sys.executable).with_name("pyro5-ns"))
+    start(sys.executable, "-u", pyro5_ns, "-n", "127.0.0.1", "-p", port, "-x", ready="NS running")
+    address = f"127.0.0.1:{port}"
+    start(sys.executable, "run_nodes.py", "--nodes", "2", "--nameserver", address, ready="ready")
+    with PyroCacheClient(address) as cache:
+        fill(cache)
+        assert readable(cache) == set(KEYS)
+        assert [node.name for node in cache.nodes()] == ["cache.node.1", "cache.node.2"]
+
+
+# Nodes that stop ---------------------------------------------------------------------------------------------
+
+
+def test_a_paused_node_costs_a_call_its_timeout_and_other_keys_nothing(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1.0)
+    fill(cache)
+    names = owners(cache)
+    mine = [key for key in KEYS if names[key] == "cache.node.1"]
+    others = [key for key in KEYS if names[key] != "cache.node.1"]
+
+    cluster.pause(0)
+    for call in (lambda: cache.get(mine[0]), lambda: cache.delete(mine[1])):
+        began_at = time.monotonic()
+        with pytest.raises(NodeUnavailable, match=r"cache\.node\.1 .* did not answer within 1 s"):
+            call()
+        assert time.monotonic() - began_at < 1.5
+    began_at = time.monotonic()
+    assert all(cache.get(key) == value_of(key) for key in others)
+    assert time.monotonic() - began_at < 1.0
+
+    cluster.resume(0)
+    assert cache.get(mine[0]) == value_of(mine[0])
+    cache.set(mine[0], "new")
+    assert cache.get(mine[0]) == "new"
+
+
+def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=0.4, on_error="miss")
+    fill(cache)
+    names = owners(cache)
+    for paused in (cluster.nodes[0], cluster.nodes[2]):
+        others = {key for key in KEYS if names[key] != paused.name}
+        newcomer = cluster.client(timeout=0.4, on_error="miss")
+        cluster.pause(cluster.nodes.index(paused))
+
+        assert cache.stats().away == [paused.name]
+        assert readable(cache) == others
+        assert newcomer.stats().away == [paused.name]
+        assert readable(newcomer) == others
+
+        cluster.resume(cluster.nodes.index(paused))
+        assert readable(cache) == set(KEYS)
+
+
+def test_a_node_that_others_gave_up_while_it_was_paused_comes_back_empty(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1.0)
+    fill(cache)
+    key = next(key for key, name in owners(cache).items() if name == "cache.node.1")
+    paused, *others = cluster.nodes
+    directory = NameServerDirectory(cluster.nameserver)
+    cluster.kill_nameserver()
+    cluster.pause(0)
+    cluster.restart_nameserver()
+    for node in others:
+        nudge(node)
+    eventually(lambda: len(directory.members()) == 2)
+    eventually(lambda: all(paused.name not in view_of(node) for node in others))
+    cache.nodes()
+    cache.set(key, value_of(key, 2))
+
+    cluster.resume(0)
+
+    eventually(lambda: all(len(view_of(node)) == 3 for node in cluster.nodes))
+    assert cache.get(key) in (value_of(key, 2), None)
+
+
+# Nodes that come and go --------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_is_ready_keeps_what_it_is_given(cluster: LocalCluster) -> None:
+    cache = cluster.client()
+    fill(cache)
+    eventually(lambda: all(len(view_of(node)) == 3 for node in cluster.nodes))
+    assert readable(cache) == set(KEYS)
+
+
+def test_a_node_that_joins_takes_only_its_own_share(cluster: LocalCluster, load: Load) -> None:
+    cache = cluster.client()
+    fill(cache)
+    before = owners(cache)
+    assert readable(cache) == set(KEYS)
+
+    with load():
+        node = cluster.add_node()
+        eventually(lambda: len(cache.nodes()) == 4)
+
+    after = owners(cache)
+    moved = {key for key in KEYS if after[key] != before[key]}
+    assert moved
+    assert {after[key] for key in moved} == {node.name}
+    assert len(moved) < len(KEYS) / 2
+    assert readable(cache) == set(KEYS) - moved
+
+
+def test_a_node_that_leaves_takes_only_its_own_keys_with_it(cluster: LocalCluster, load: Load) -> None:
+    cache = cluster.client()
+    fill(cache)
+    before = owners(cache)
+    leaving = cluster.nodes[1].name
+
+    with load():
+        cluster.remove_node(1)
+
+    assert [node.name for node in cache.nodes()] == ["cache.node.1", "cache.node.3"]
+    assert readable(cache) == {key for key in KEYS if before[key] != leaving}
+
+
+def test_no_old_value_comes_back_however_nodes_come_and_go(cluster: LocalCluster, load: Load) -> None:
+    """`Load` looks for one all the time."""
+    with load():
+        cluster.add_node()
+        cluster.remove_node(3)
+        cluster.restart(0)
+        cluster.remove_node(1)
+        cluster.add_node()
+
+
+def test_no_old_value_comes_back_with_its_owner(cluster: LocalCluster) -> None:
+    cache = cluster.client()
+    fill(cache)
+    before = owners(cache)
+    for _ in range(2):
+        cluster.add_node()
+        moved = [key for key, name in owners(cache).items() if name != before[key]]
+        assert moved
+        for key in moved:
+            cache.set(key, value_of(key, 2))
+        cluster.remove_node(3)
+        assert not cache.get_many(moved)
+        for key in moved:
+            cache.set(key, value_of(key))
