@@ -47,6 +47,8 @@ KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="K
 
 def main(*arguments: str) -> NoReturn:
     """Run the command line; ``arguments`` come before those of the process."""
+    for variable in [name for name in os.environ if name.startswith("PYRO_")]:
+        del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
     try:
         app([*arguments, *sys.argv[1:]], prog_name=_program(arguments))
     except PyroCacheError as error:
@@ -76,8 +78,8 @@ def _options(
     pass
 
 
-@app.command()
-def nameserver(
+@app.command("nameserver")
+def nameserver_command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 is a free one.")] = 9090,
     storage: Annotated[
@@ -96,8 +98,8 @@ def nameserver(
     serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop_on_signals(), ready=ready)
 
 
-@app.command()
-def nodes(
+@app.command("nodes")
+def nodes_command(
     nodes: Annotated[int, typer.Option(help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = None,
     with_nameserver: Annotated[
@@ -129,8 +131,8 @@ def nodes(
     raise typer.Exit(run(config, count=nodes, with_nameserver=with_nameserver))
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def demo_command(
     ttl: Annotated[float, typer.Option(help="TTL of the entry that expires, in seconds.", min=0.1)] = 2.0,
     keys: Annotated[
         int, typer.Option(help="Unique keys to write from four client processes.", min=4)
@@ -142,8 +144,8 @@ def demo(
     raise typer.Exit(run(ttl=ttl, keys=keys))
 
 
-@app.command()
-def status(
+@app.command("status")
+def status_command(
     nameserver: NameServerOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for answers.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -164,7 +166,7 @@ def status(
 
 
 @app.command("set")
-def set_(
+def set_command(
     key: KeyArgument,
     value: Annotated[str, typer.Argument(help="The value, as text.", metavar="VALUE", show_default=False)],
     ttl: Annotated[float | None, typer.Option(help="Seconds until it expires; for good by default.")] = None,
@@ -181,8 +183,10 @@ def set_(
             raise ConfigurationError(f"--ttl: {error}") from error
 
 
-@app.command()
-def get(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None) -> None:
+@app.command("get")
+def get_command(
+    key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None
+) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
     missing = object()
     with _client(nameserver, namespace) as cache:
@@ -193,8 +197,10 @@ def get(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServe
     print(repr(value))
 
 
-@app.command()
-def delete(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None) -> None:
+@app.command("delete")
+def delete_command(
+    key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None
+) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
     with _client(nameserver, namespace) as cache:
         deleted = cache.delete(key)
@@ -203,8 +209,8 @@ def delete(key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameSe
         raise typer.Exit(1)
 
 
-@app.command()
-def replay(
+@app.command("replay")
+def replay_command(
     trace: Annotated[Path, typer.Argument(help="The trace: ARC's .lis, a key a line, or 'time id size'.")],
     limit: Annotated[int | None, typer.Option(help="Accesses to replay; all by default.", min=1)] = None,
     clients: Annotated[int, typer.Option(help="Client processes.", min=1, max=64)] = 4,

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from pyrocache.cli.replay import Crew, interrupts_put_off
+from pyrocache.cli.workers import Crew, interrupts_put_off
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.errors import PyroCacheError
 from pyrocache.local import LocalCluster

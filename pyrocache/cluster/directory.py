@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
-from pyrocache.errors import NameServerUnavailable
+from pyrocache.errors import ConfigurationError, NameServerUnavailable
 
 PREFIX = "cache.node."
 
@@ -77,13 +77,12 @@ class NameServerDirectory:
         )
 
     def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
-        from Pyro5.client import Proxy
-
+        proxy_class = _proxy_class()
         uri = f"PYRO:Pyro.NameServer@{self.address}"
         if ":" not in self.address.rpartition("]")[2]:
             uri = f"PYRO:Pyro.NameServer@{format_address(self._host, self._port)}"
         try:
-            with _clean_context(), Proxy(uri) as server:
+            with _clean_context(), proxy_class(uri) as server:
                 server._pyroTimeout = timeout
                 server._pyroSerializer = "serpent"  # which every Pyro5 speaks
                 return question(server)
@@ -106,6 +105,14 @@ class NameServerDirectory:
             f"Cannot {purpose}: {why} ({type(error).__name__}). Start one with: pyrocache nameserver "
             f"--host {self._host} --port {self._port}"
         )
+
+
+def _proxy_class() -> Any:
+    try:
+        from Pyro5.client import Proxy
+    except ValueError as error:  # it knows all variables that begin with PYRO_, and refuses others
+        raise ConfigurationError(f"Pyro5 does not start: {error}; unset that variable.") from error
+    return Proxy
 
 
 @contextmanager
