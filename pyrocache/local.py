@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.config import parse_size
+from pyrocache.config import NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError
 from pyrocache.processes import ChildProcess, start_nameserver, start_node
 
@@ -59,14 +59,16 @@ class LocalCluster:
             raise ConfigurationError(f"nodes is how many nodes to start, not {nodes!r}.")
         if replicas != 1:
             raise ConfigurationError("Entries are kept in one copy so far: replicas can only be 1.")
-        self._max_memory = parse_size(max_memory)
+        self._max_memory = NodeConfig(max_memory=parse_size(max_memory)).max_memory
         self._clients: list[PyroCacheClient] = []
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
-            starting = [self._start_node() for _ in range(nodes)]
+            starting: list[ChildProcess] = []
             try:
+                for _ in range(nodes):
+                    starting.append(self._start_node())
                 started = [self._started(process) for process in starting]
             except BaseException:
                 for process in starting:

@@ -283,7 +283,8 @@ class PyroCacheClient:
 
     def node_for(self, key: object) -> Member:
         """The node that owns ``key``."""
-        return self._router.view(self._deadline()).owner(self._encode_key(key))
+        encoded = self._encode_key(key)
+        return self._router.view(self._deadline()).owner(encoded)
 
     def stats(self) -> Stats:
         """Figures of every node, their sums, and this client's own. A node that is away is named, not an error."""

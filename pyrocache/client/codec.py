@@ -1,6 +1,6 @@
 """Values to frames and back; the only module that imports pickle.
 
-It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.keys` needs.
+It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.key_objects` needs.
 A frame is a version byte, a kind byte and a payload::
 
     version   1

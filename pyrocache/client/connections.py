@@ -152,8 +152,8 @@ class Connection:
     def _shake_hands(self, deadline: Deadline) -> None:
         body = wire.pack_plain({"handshake": "pyrocache", "object": self.member.name})
         self._send(wire.pack_message(wire.CONNECT, 0, body), deadline)
-        header, body = self._next_frame(deadline)
-        answer = wire.unpack_plain(body)
+        header, answered = self._next_frame(deadline)
+        answer = wire.unpack_plain(answered)
         if header.type == wire.CONNECT_FAIL:
             raise _ConnectRefused(answer if isinstance(answer, str) else "no reason was given")
         greeting = answer.get("handshake") if isinstance(answer, dict) else None

@@ -32,7 +32,7 @@ class Directory(Protocol):
     def add(self, member: Member) -> bool:
         """Enter a node unless its name is taken; whether that was done."""
 
-    def remove(self, member: Member) -> bool:
+    def remove(self, member: Member, timeout: float = ...) -> bool:
         """Strike the node out if the entry is still this incarnation's; whether that was done."""
 
 
@@ -65,16 +65,12 @@ class NameServerDirectory:
 
         return self._ask(register, DEFAULT_TIMEOUT_SECONDS, "register a node")
 
-    def remove(self, member: Member) -> bool:
+    def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Strike ``member`` out, unless another incarnation has its name by now."""
-        current = [entry for entry in self.members() if entry.name == member.name]
+        current = [entry for entry in self.members(timeout) if entry.name == member.name]
         if current and current[0].incarnation != member.incarnation:
             return False
-        return bool(
-            self._ask(
-                lambda server: server.remove(name=member.name), DEFAULT_TIMEOUT_SECONDS, "unregister a node"
-            )
-        )
+        return bool(self._ask(lambda server: server.remove(name=member.name), timeout, "unregister a node"))
 
     def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
         proxy_class = _proxy_class()

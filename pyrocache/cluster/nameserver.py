@@ -20,6 +20,7 @@ from pyrocache.errors import ConfigurationError, PyroCacheError
 
 _THREADS = 200
 _SILENT_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
 
 
 def serve(
@@ -64,7 +65,10 @@ def serve(
     loop.start()
     try:
         ready(format_address(host, daemon.sock.getsockname()[1]))
-        stop.wait()
+        while not stop.wait(
+            _LOOK_SECONDS
+        ):  # a signal can reach another thread, and then wakes no endless wait
+            pass
     finally:
         daemon.shutdown()
 

@@ -29,6 +29,9 @@ MSGPACK = 4
 """The serializer that carries bytes as they are, and the only one spoken here."""
 
 HEADER_BYTES = 40
+MAX_KEY_BYTES = 64 * 1024
+"""Length of the longest encoded key, its namespace included."""
+
 MAX_BATCH = 1000
 """Keys or entries in one message; more go into further messages."""
 
@@ -66,7 +69,7 @@ class Frame(NamedTuple):
     """One whole message; annotations are skipped."""
 
     header: Header
-    body: bytes
+    body: bytes | memoryview
 
 
 def parse_header(data: bytes | bytearray | memoryview) -> Header:
@@ -199,7 +202,7 @@ def pack_refusal(refusal: Refusal) -> bytes:
     )
 
 
-def unpack_refusal(body: bytes) -> Refusal:
+def unpack_refusal(body: bytes | memoryview) -> Refusal:
     """The refusal in the body of an exception reply, whoever sent it."""
     data = unpack_plain(body)
     if not isinstance(data, dict):
@@ -258,8 +261,12 @@ class FrameDecoder:
         total = header.frame_bytes
         if len(buffer) < total:
             return None
-        with memoryview(buffer) as view:
-            body = bytes(view[HEADER_BYTES + header.annotation_bytes : total])
-        del buffer[:total]
+        start = HEADER_BYTES + header.annotation_bytes
         self._header = None
+        if len(buffer) == total:  # nearly always: the body is handed over, not copied
+            self._buffer = bytearray()
+            return Frame(header, memoryview(buffer)[start:])
+        with memoryview(buffer) as view:
+            body = bytes(view[start:total])
+        del buffer[:total]
         return Frame(header, body)

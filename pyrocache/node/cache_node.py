@@ -26,6 +26,7 @@ from pyrocache.cluster.wire import (
     BATCH_BYTES,
     KEY_TOO_LARGE,
     MAX_BATCH,
+    MAX_KEY_BYTES,
     SCAN_EXPIRED,
     STALE_VIEW,
     VALUE_TOO_LARGE,
@@ -33,14 +34,41 @@ from pyrocache.cluster.wire import (
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.node.store import Store, entry_cost
 
-MAX_KEY_BYTES = 64 * 1024
-
 _SLICE = 500
-_MAX_SCANS = 32
+_MAX_SCANS = 8
+_SEGMENT_SHARE = 128  # of a node's memory that the keys of a scan's segment may take
+_SMALLEST_SEGMENT = 256 * 1024
 _SCAN_SECONDS = 900.0
 _NO_VIEW = 0
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class _Scan:
+    """Where one walk over the keys has come to.
+
+    The keys are walked in segments, by hash, each of which is listed when its turn comes: the list keeps alive even
+    those keys that leave the store meanwhile, and must not hold more than a small share of the memory.
+    """
+
+    __slots__ = ("_segment", "_segments", "prefix", "used_at", "waiting")
+
+    def __init__(self, prefix: bytes, segments: int) -> None:
+        self.prefix = prefix
+        self.waiting: list[bytes] = []
+        self.used_at = 0.0
+        self._segments = segments
+        self._segment = 0
+
+    def next_segment(self, keys: list[bytes]) -> None:
+        """Begin the next segment, ``keys`` being all keys there are now."""
+        count, turn = self._segments, self._segment
+        self.waiting = keys if count == 1 else [key for key in keys if hash(key) % count == turn]
+        self._segment += 1
+
+    def at_end(self) -> bool:
+        """Whether all has been walked over."""
+        return not self.waiting and self._segment == self._segments
 
 
 def exposed(method: _Method) -> _Method:
@@ -99,7 +127,7 @@ class CacheNode:
         self._view: ClusterView | None = None
         self._view_id = _NO_VIEW
         self._admitted = True
-        self._scans: OrderedDict[int, tuple[float, list[bytes]]] = OrderedDict()
+        self._scans: OrderedDict[int, _Scan] = OrderedDict()
 
     # Data: one key ---------------------------------------------------------------------------------------
 
@@ -215,21 +243,20 @@ class CacheNode:
         if type(cursor) is not int or type(limit) is not int or not 1 <= limit <= MAX_BATCH:
             raise refusal(BAD_REQUEST, f"A cursor is an int, a limit an int from 1 to {MAX_BATCH}.")
         now = self._clock()
+        with self._lock:
+            scan = self._scans.pop(cursor, None)
         if cursor == 0:
-            waiting = self._matching(prefix)
+            scan = self._new_scan(prefix)
             cursor = secrets.randbits(62) | 1
-        else:
-            with self._lock:
-                scan = self._scans.pop(cursor, None)
-            if scan is None:
-                raise refusal(SCAN_EXPIRED, "This scan rested too long or there are too many; begin anew.")
-            _, waiting = scan
-        page = self._next_page(waiting, limit)
-        if not waiting:
+        elif scan is None:
+            raise refusal(SCAN_EXPIRED, "This scan rested too long or there are too many; begin anew.")
+        page = self._next_page(scan, limit)
+        if scan.at_end():
             return [0, page]
+        scan.used_at = now
         with self._lock:
             self._forget_old_scans(now)
-            self._scans[cursor] = (now, waiting)
+            self._scans[cursor] = scan
         return [cursor, page]
 
     @exposed
@@ -342,14 +369,21 @@ class CacheNode:
                 yield keys[start : start + _SLICE]
             time.sleep(0)  # lets a waiting I/O thread have the interpreter
 
-    def _next_page(self, waiting: list[bytes], limit: int) -> list[bytes]:
-        """Take keys off the end of ``waiting`` until ``limit`` of them are still there."""
+    def _new_scan(self, prefix: bytes) -> _Scan:
+        keys = self._matching(prefix)
+        segment_bytes = max(_SMALLEST_SEGMENT, self._store.max_bytes // _SEGMENT_SHARE)
+        return _Scan(prefix, segments=1 + sum(map(len, keys)) // segment_bytes)
+
+    def _next_page(self, scan: _Scan, limit: int) -> list[bytes]:
+        """The next keys of a scan that are still there, ``limit`` at most."""
         page: list[bytes] = []
         room = BATCH_BYTES
-        while waiting and len(page) < limit and room > 0:
+        while len(page) < limit and room > 0 and not scan.at_end():
+            if not scan.waiting:
+                scan.next_segment(self._matching(scan.prefix))
             with self._lock:
-                for _ in range(min(_SLICE, limit - len(page), len(waiting))):
-                    key = waiting.pop()
+                for _ in range(min(_SLICE, limit - len(page), len(scan.waiting))):
+                    key = scan.waiting.pop()
                     if self._store.contains(key):
                         page.append(key)
                         room -= len(key)
@@ -359,7 +393,7 @@ class CacheNode:
     def _forget_old_scans(self, now: float) -> None:
         while self._scans:
             oldest = next(iter(self._scans))
-            if len(self._scans) < _MAX_SCANS and now - self._scans[oldest][0] < _SCAN_SECONDS:
+            if len(self._scans) < _MAX_SCANS and now - self._scans[oldest].used_at < _SCAN_SECONDS:
                 break
             del self._scans[oldest]
 

@@ -114,7 +114,7 @@ class Dispatcher:
         text = "overloaded: the node has as many connections as it takes"
         return wire.pack_message(wire.CONNECT_FAIL, 0, wire.pack_plain(text))
 
-    def _connect(self, header: Header, body: bytes) -> bytes:
+    def _connect(self, header: Header, body: bytes | memoryview) -> bytes:
         request = wire.unpack_plain(body)
         if not isinstance(request, dict) or not isinstance(request.get("object"), str):
             raise ProtocolError("A handshake names the object that it is for.")
@@ -140,7 +140,7 @@ class Dispatcher:
         return Farewell(_refuse(header, Refusal(code, text)))
 
 
-def _unpack_call(body: bytes) -> tuple[str, str, list[Any], dict[str, Any]]:
+def _unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str, Any]]:
     call = wire.unpack_plain(body)
     if isinstance(call, list) and len(call) == 4:
         object_id, name, arguments, options = call

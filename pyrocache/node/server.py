@@ -26,11 +26,11 @@ from Pyro5.server import Daemon
 from pyrocache.cluster.directory import PREFIX, Directory, NameServerDirectory
 from pyrocache.cluster.membership import EMPTY, next_view
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.wire import BATCH_BYTES
+from pyrocache.cluster.wire import BATCH_BYTES, MAX_KEY_BYTES
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.node import peers
-from pyrocache.node.cache_node import MAX_KEY_BYTES, CacheNode
+from pyrocache.node.cache_node import CacheNode
 from pyrocache.node.dispatch import Dispatcher
 from pyrocache.node.peers import PeerState
 from pyrocache.node.store import Store
@@ -44,6 +44,7 @@ EXIT_REFUSED = 3
 _NUDGE_PAUSE_SECONDS = 0.02
 _SETTLE_SECONDS = 0.1
 _ADMISSION_SECONDS = 3.0
+_LEAVE_SECONDS = 1.0
 _FRAME_SLACK = 4096
 
 
@@ -212,7 +213,7 @@ class Node:
     def _leave(self) -> None:
         """Strike this node out, redirect clients for a moment, then stop serving."""
         try:
-            if self._directory.remove(self.member) and self._io_thread.is_alive():
+            if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._peers())
                 self._adopt(others)
                 threading.Thread(target=peers.tell_view, args=(others.members, others), daemon=True).start()

@@ -2,25 +2,24 @@
 
 Pure: no locks, no I/O, the clock and the eviction policy are injected. Not thread-safe; whoever owns a
 store serialises the calls. An entry is expired the instant ``now >= expires_at``: no read returns it from then
-on, and `sweep` frees it in time proportional to what has expired, through a heap of deadlines whose
-outdated items (the key was overwritten or deleted) are recognised by their version.
+on. `sweep` frees it in time proportional to what has expired, through a timing wheel (Varghese and Lauck, "Hashed and
+Hierarchical Timing Wheels", SOSP 1987): the keys that expire within the same tick are in one set, and the ticks in a
+heap. A key leaves its set when it is overwritten or removed, so nothing outdated piles up.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from pyrocache.errors import ValueTooLarge
 from pyrocache.node.eviction import LRU, EvictionPolicy
 
 ENTRY_OVERHEAD = 400
 """Bytes that an entry takes beyond its key and value: objects, table slots, the policy's node, malloc's slack."""
-
-_EXPIRY_SLACK = 1024
-"""How many outdated deadlines are kept at least before the heap is built anew."""
 
 
 class Entry:
@@ -58,6 +57,7 @@ class Store:
         policy: which entry goes when that is reached; entries that are expired go first.
         clock: monotonic seconds.
         first_version: below every version that this store gives out.
+        tick_seconds: how long an expired entry may wait before `sweep` and eviction know of it.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Store:
         policy: EvictionPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         first_version: int = 0,
+        tick_seconds: float = 0.5,
     ) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
@@ -75,8 +76,11 @@ class Store:
         self._policy: EvictionPolicy = LRU() if policy is None else policy
         self._clock = clock
         self._version = first_version
-        self._deadlines: list[tuple[float, int, bytes]] = []
-        self._expiring = 0  # entries that have a deadline
+        self._tick_seconds = tick_seconds
+        self._wheel: dict[
+            int, set[bytes]
+        ] = {}  # the keys that expire until the end of a tick and after its begin
+        self._ticks: list[int] = []  # a heap of the wheel's keys, and of some whose set has become empty
 
     def __len__(self) -> int:
         """Entries held, those included that are expired and not yet swept."""
@@ -126,12 +130,9 @@ class Store:
             self._policy.inserted(key)
             self.bytes += cost
         else:
-            self._policy.used(key)
             self._overwrite(key, entry, value, expires_at, version)
         if expires_at is not None:
-            self._expiring += 1
-            heappush(self._deadlines, (expires_at, version, key))
-        self._drop_outdated_deadlines()
+            self._plan(key, expires_at)
         return version
 
     def delete(self, key: bytes) -> bool:
@@ -140,7 +141,6 @@ class Store:
         if entry is None:
             return False
         self._remove(key, entry)
-        self._drop_outdated_deadlines()
         self.counters.deletes += 1
         return True
 
@@ -149,17 +149,10 @@ class Store:
         entry = self._entries.get(key)
         if entry is not None:
             self._remove(key, entry)
-            self._drop_outdated_deadlines()
 
     def sweep(self, limit: int = 1000) -> bool:
         """Free up to ``limit`` expired entries; whether there may be more."""
-        now = self._clock()
-        deadlines = self._deadlines
-        for _ in range(limit):
-            if not deadlines or deadlines[0][0] > now:
-                return False
-            self._expire_first()
-        return True
+        return all(self._expire_one() for _ in range(limit))
 
     def keys(self) -> list[bytes]:
         """All keys at this moment, expired ones included."""
@@ -176,52 +169,53 @@ class Store:
     def _overwrite(
         self, key: bytes, entry: Entry, value: bytes, expires_at: float | None, version: int
     ) -> None:
+        self._unplan(key, entry)
+        self._policy.used(key)
         growth = len(value) - len(entry.value)
-        if entry.expires_at is not None:
-            self._expiring -= 1
-        # Changed before room is made: the entry is then neither expired nor, being the latest used, evicted.
+        # Changed before room is made: it is then neither expired nor, being the latest used, the next to be evicted.
         entry.value, entry.expires_at, entry.version = value, expires_at, version
         self.bytes += growth
-        self._make_room(0, spare=key)
+        self._make_room(0)
 
     def _remove(self, key: bytes, entry: Entry) -> None:
         del self._entries[key]
         self._policy.removed(key)
+        self._unplan(key, entry)
         self.bytes -= entry_cost(key, entry.value)
-        if entry.expires_at is not None:
-            self._expiring -= 1
 
-    def _make_room(self, cost: int, spare: bytes | None = None) -> None:
-        if self.bytes + cost <= self.max_bytes:
-            return
-        now = self._clock()
+    def _make_room(self, cost: int) -> None:
         while self.bytes + cost > self.max_bytes:
-            if self._deadlines and self._deadlines[0][0] <= now:
-                self._expire_first()
-                continue
-            victim = self._policy.victim()
-            if victim == spare:  # a policy that does not spare the latest used: count it as used once more
-                self._policy.used(victim)
-                continue
-            self._remove(victim, self._entries[victim])
-            self.counters.evictions += 1
+            if not self._expire_one():
+                victim = self._policy.victim()
+                self._remove(victim, self._entries[victim])
+                self.counters.evictions += 1
 
-    def _expire_first(self) -> None:
-        _, version, key = heappop(self._deadlines)
-        entry = self._entries.get(key)
-        if entry is not None and entry.version == version:
-            self._remove(key, entry)
+    def _plan(self, key: bytes, expires_at: float) -> None:
+        tick = math.ceil(expires_at / self._tick_seconds)
+        keys = self._wheel.get(tick)
+        if keys is None:
+            self._wheel[tick] = {key}
+            heappush(self._ticks, tick)
+        else:
+            keys.add(key)
+
+    def _unplan(self, key: bytes, entry: Entry) -> None:
+        if entry.expires_at is not None:
+            # An emptied set stays until its tick, or the heap would fill with the same tick again and again.
+            self._wheel[math.ceil(entry.expires_at / self._tick_seconds)].discard(key)
+
+    def _expire_one(self) -> bool:
+        """Free an entry whose tick is over, or look through one such tick that is empty; False if there is none."""
+        if not self._ticks or self._ticks[0] * self._tick_seconds > self._clock():
+            return False
+        keys = self._wheel[self._ticks[0]]
+        if keys:
+            key = keys.pop()
+            self._remove(key, self._entries[key])
             self.counters.expirations += 1
-
-    def _drop_outdated_deadlines(self) -> None:
-        if len(self._deadlines) <= 2 * self._expiring + _EXPIRY_SLACK:
-            return
-        self._deadlines = [
-            (entry.expires_at, entry.version, key)
-            for key, entry in self._entries.items()
-            if entry.expires_at is not None
-        ]
-        heapify(self._deadlines)
+        else:
+            del self._wheel[heappop(self._ticks)]
+        return True
 
 
 def entry_cost(key: bytes, value: bytes) -> int:

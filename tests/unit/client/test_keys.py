@@ -504,16 +504,19 @@ def container_pairs(draw: st.DrawFn, inner: st.SearchStrategy[tuple[Any, Any]]) 
 
 @st.composite
 def unordered_pairs(draw: st.DrawFn) -> tuple[Any, Any]:
+    # No OrderedDict: two with one order each equal the same dict, and not each other.
     members = draw(st.lists(hashable_pairs, max_size=5))
     shuffled = draw(st.permutations(members))
     kinds: list[Callable[[list[Any]], Any]] = [
-        set, frozenset, lambda of: dict.fromkeys(of).keys(), dict.fromkeys, collections.OrderedDict.fromkeys,
+        set, frozenset, lambda of: dict.fromkeys(of).keys(), dict.fromkeys,
         lambda of: Box(frozenset(of)), lambda of: [set(of)],
     ]  # fmt: skip
-    kind = draw(st.sampled_from(kinds))
-    return kind([pair[0] for pair in members]), draw(st.sampled_from([kind, *kinds]))(
-        [pair[1] for pair in shuffled]
-    )
+    kind, other = draw(st.sampled_from(kinds)), draw(st.sampled_from(kinds))
+    try:
+        return kind([pair[0] for pair in members]), other([pair[1] for pair in shuffled])
+    except TypeError:  # numpy's == fails with a Decimal of the same hash
+        assume(False)
+        raise
 
 
 key_pairs = st.recursive(leaf_pairs | unordered_pairs(), container_pairs, max_leaves=8)

@@ -32,7 +32,7 @@ class MemoryDirectory:
     def add(self, member: Member) -> bool:
         return self.entries.setdefault(member.name, member) is member
 
-    def remove(self, member: Member) -> bool:
+    def remove(self, member: Member, timeout: float = 5.0) -> bool:
         if self.entries.get(member.name, member).incarnation != member.incarnation:
             return False
         return self.entries.pop(member.name, None) is not None
