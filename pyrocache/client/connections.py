@@ -100,7 +100,7 @@ class Connection:
         self.member = member
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
         self._sequence = 0
-        self._decoder = FrameDecoder(self._admit_greeting)
+        self._decoder = FrameDecoder(_admit_greeting)  # no method: a cycle would keep large buffers alive
         self._sock = socket.create_connection((member.host, member.port), deadline.socket_timeout())
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -108,7 +108,8 @@ class Connection:
         except BaseException:
             self._sock.close()
             raise
-        self._decoder = FrameDecoder(self._admit_reply)
+        longest = self.max_value_bytes + wire.BATCH_BYTES + _REPLY_SLACK
+        self._decoder.admit = lambda header: _admit_reply(header, longest)
 
     def send(self, request: Request, deadline: Deadline) -> None:
         """Send a request; `receive` its reply before the next."""
@@ -173,17 +174,19 @@ class Connection:
             self._decoder.feed(data)
         return frame
 
-    def _admit_greeting(self, header: Header) -> None:
-        if header.type not in (wire.CONNECT_OK, wire.CONNECT_FAIL) or header.serializer != wire.MSGPACK:
-            raise ProtocolError("This is no answer to a handshake in msgpack.")
-        if header.flags & ~_REPLY_FLAGS or header.frame_bytes > _HANDSHAKE_BYTES:
-            raise ProtocolError("This answer to a handshake is compressed or too long.")
 
-    def _admit_reply(self, header: Header) -> None:
-        if header.type != wire.RESULT or header.serializer != wire.MSGPACK or header.flags & ~_REPLY_FLAGS:
-            raise ProtocolError("This is no plain reply in msgpack.")
-        if header.frame_bytes > self.max_value_bytes + wire.BATCH_BYTES + _REPLY_SLACK:
-            raise ProtocolError("A reply is longer than any value that the node takes.")
+def _admit_greeting(header: Header) -> None:
+    if header.type not in (wire.CONNECT_OK, wire.CONNECT_FAIL) or header.serializer != wire.MSGPACK:
+        raise ProtocolError("This is no answer to a handshake in msgpack.")
+    if header.flags & ~_REPLY_FLAGS or header.frame_bytes > _HANDSHAKE_BYTES:
+        raise ProtocolError("This answer to a handshake is compressed or too long.")
+
+
+def _admit_reply(header: Header, longest: int) -> None:
+    if header.type != wire.RESULT or header.serializer != wire.MSGPACK or header.flags & ~_REPLY_FLAGS:
+        raise ProtocolError("This is no plain reply in msgpack.")
+    if header.frame_bytes > longest:
+        raise ProtocolError("A reply is longer than any value that the node takes.")
 
 
 class _ConnectRefused(Exception):

@@ -223,13 +223,13 @@ class FrameDecoder:
     """Bytes in as they come, whole frames out.
 
     Args:
-        admit: judges each header before any of its body is kept; raises to refuse it.
+        admit: judges each header before any of its body is kept; raises to refuse it. May be set anew.
     """
 
-    __slots__ = ("_admit", "_buffer", "_header")
+    __slots__ = ("_buffer", "_header", "admit")
 
     def __init__(self, admit: Callable[[Header], None]) -> None:
-        self._admit = admit
+        self.admit = admit
         self._buffer = bytearray()
         self._header: Header | None = None
 
@@ -256,7 +256,7 @@ class FrameDecoder:
                     raise ProtocolError("These bytes are no Pyro5 message of protocol 502.")
                 return None
             header = parse_header(buffer)
-            self._admit(header)
+            self.admit(header)
             self._header = header
         total = header.frame_bytes
         if len(buffer) < total:

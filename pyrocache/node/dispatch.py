@@ -50,28 +50,27 @@ class Dispatcher:
         self._max_frame_bytes = max_frame_bytes
         self._methods: dict[tuple[str, str], Callable[..., Any]] = {}
 
-    def admit(self, header: Header, greeted: bool) -> None:
-        """Judge a header before its body is read.
+    def admit(self, header: Header) -> None:
+        """Judge the header of a request before its body is read.
 
         Raises:
             ProtocolError: drop the connection.
             Farewell: say this, then drop it.
         """
-        if not greeted:
-            self._admit_stranger(header)
-        elif header.serializer != wire.MSGPACK and header.type != wire.PING:
+        if header.serializer != wire.MSGPACK and header.type != wire.PING:
             raise ProtocolError("The peer changed its serializer.")
-        elif header.type not in (wire.INVOKE, wire.PING):
+        if header.type not in (wire.INVOKE, wire.PING):
             raise ProtocolError(f"A message of type {header.type} is no request.")
-        elif header.flags & wire.FLAG_ONEWAY:
+        if header.flags & wire.FLAG_ONEWAY:
             raise ProtocolError("Oneway calls are not served.")
-        elif header.flags & ~wire.FLAG_CORRELATION_ID:
+        if header.flags & ~wire.FLAG_CORRELATION_ID:
             raise self._unserved(header, wire.BAD_REQUEST, "Compressed and batched calls are not served.")
-        elif header.frame_bytes > self._max_frame_bytes:
+        if header.frame_bytes > self._max_frame_bytes:
             text = f"A request of {header.frame_bytes} bytes is too long; {self._max_frame_bytes} are taken."
             raise self._unserved(header, wire.VALUE_TOO_LARGE, text)
 
-    def _admit_stranger(self, header: Header) -> None:
+    def admit_stranger(self, header: Header) -> None:
+        """The same for the first message on a connection, which must be a handshake."""
         if header.type != wire.CONNECT or header.flags & ~wire.FLAG_CORRELATION_ID:
             raise ProtocolError("A connection begins with a plain handshake.")
         if header.frame_bytes > HANDSHAKE_BYTES:

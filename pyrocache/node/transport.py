@@ -31,6 +31,7 @@ log = logging.getLogger("pyrocache.node")
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _RECEIVE_BYTES = 64 * 1024
+_SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
 _UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests are left waiting too
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
@@ -50,23 +51,56 @@ class Connection:
         "mask",
         "outgoing",
         "partial_since",
+        "queued_at",
+        "sent",
         "sock",
         "unread",
-        "unread_since",
     )
 
     def __init__(self, sock: socket.socket, dispatcher: Dispatcher, now: float) -> None:
         self.sock = sock
-        self.decoder = FrameDecoder(lambda header: dispatcher.admit(header, self.greeted))
+        self.decoder = FrameDecoder(dispatcher.admit_stranger)
         self.greeted = False
         self.busy = False  # a worker runs one of its calls
         self.mask = 0  # what the selector watches it for
-        self.outgoing: deque[memoryview] = deque()
-        self.unread = 0  # bytes in outgoing
-        self.unread_since = now  # when the peer last took some of them
+        self.outgoing: deque[bytes | bytearray] = deque()  # small replies share a bytearray
+        self.queued_at: deque[float] = deque()  # when each of them was begun
+        self.sent = 0  # bytes of the first of them that are sent
+        self.unread = 0  # bytes in outgoing that are not
         self.partial_since = now  # when the request that is not yet whole began
         self.active_at = now
         self.ending_at: float | None = None  # once set, input is thrown away and it closes then
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept for it."""
+        return self.decoder.buffered + self.unread
+
+    def queue(self, data: bytes, now: float) -> None:
+        """Keep a reply until the peer reads it."""
+        self.unread += len(data)
+        last = self.outgoing[-1] if self.outgoing else None
+        if isinstance(last, bytearray) and len(last) + len(data) <= _SHARED_BYTES:
+            last += data
+            return
+        self.outgoing.append(bytearray(data) if len(data) < _SHARED_BYTES // 4 else data)
+        self.queued_at.append(now)
+
+    def send(self) -> None:
+        """Send what the peer takes for now."""
+        while self.outgoing:
+            first = self.outgoing[0]
+            try:
+                with memoryview(first) as whole, whole[self.sent :] as rest:
+                    sent = self.sock.send(rest)
+            except BlockingIOError:
+                return
+            self.sent += sent
+            self.unread -= sent
+            if self.sent == len(first):
+                self.outgoing.popleft()
+                self.queued_at.popleft()
+                self.sent = 0
 
     def deadline(self, config: NodeConfig) -> float:
         """When it is to be closed unless something happens (monotonic seconds)."""
@@ -74,8 +108,8 @@ class Connection:
             return self.ending_at
         if not self.greeted:
             return self.active_at + config.handshake_seconds
-        if self.unread:
-            return self.unread_since + config.request_seconds
+        if self.queued_at:
+            return self.queued_at[0] + config.request_seconds
         if self.busy:
             return float("inf")
         if self.decoder.buffered:
@@ -224,61 +258,63 @@ class Transport:
         if not data:
             self._close(connection)
         elif connection.ending_at is None:
-            decoder = connection.decoder
-            if not decoder.buffered:
+            if not connection.decoder.buffered:
                 connection.partial_since = self._clock()
-            decoder.feed(data)
+            connection.decoder.feed(data)
             self.buffered += len(data)
             self._answer(connection)
 
     def _answer(self, connection: Connection) -> None:
         """Answer what is there, as long as the peer may ask."""
-        decoder = connection.decoder
-        before = decoder.buffered
+        before = connection.held
         try:
-            while not connection.busy and connection.unread < _UNREAD_BYTES:
-                frame = decoder.next_frame()
-                if frame is None:
-                    break
-                connection.partial_since = connection.active_at = self._clock()
-                reply = self._dispatcher.handle(frame, connection.greeted)
-                connection.greeted = True
-                if isinstance(reply, bytes):
-                    self._reply(connection, reply)
-                else:
-                    self._start_job(connection, frame.header, reply)
+            while self._answer_next(connection):
+                if connection.unread >= _UNREAD_BYTES:
+                    connection.send()
         except Farewell as farewell:
-            self._reply(connection, farewell.last_words)
+            connection.queue(farewell.last_words, self._clock())
             self._end(connection)
         finally:
-            self.buffered -= before - decoder.buffered
-        if self.buffered > self._config.max_buffered_bytes and decoder.buffered:
-            log.warning("Too many bytes of unfinished requests; the one that went beyond is dropped.")
-            self._close(connection)
+            self.buffered += connection.held - before
         self._write(connection)
+        if self.buffered > self._config.max_buffered_bytes:
+            self._drop_the_largest()
 
-    def _reply(self, connection: Connection, data: bytes) -> None:
-        if not connection.unread:
-            connection.unread_since = self._clock()
-        connection.outgoing.append(memoryview(data))
-        connection.unread += len(data)
+    def _answer_next(self, connection: Connection) -> bool:
+        """Answer one request, if there is a whole one and the peer may ask; whether there was."""
+        if connection.busy or connection.unread >= _UNREAD_BYTES:
+            return False
+        frame = connection.decoder.next_frame()
+        if frame is None:
+            return False
+        now = connection.partial_since = connection.active_at = self._clock()
+        reply = self._dispatcher.handle(frame, connection.greeted)
+        if not connection.greeted:
+            connection.greeted = True
+            connection.decoder.admit = self._dispatcher.admit
+        if isinstance(reply, bytes):
+            connection.queue(reply, now)
+        else:
+            self._start_job(connection, frame.header, reply)
+        return True
 
     def _write(self, connection: Connection) -> None:
-        outgoing = connection.outgoing
-        while outgoing:
-            try:
-                sent = connection.sock.send(outgoing[0])
-            except BlockingIOError:
-                break
-            connection.unread -= sent
-            connection.unread_since = self._clock()
-            if sent < len(outgoing[0]):
-                outgoing[0] = outgoing[0][sent:]
-            else:
-                outgoing.popleft()
-        if connection.ending_at is not None and not outgoing:
+        before = connection.unread
+        try:
+            connection.send()
+        finally:
+            self.buffered += connection.unread - before
+        if connection.ending_at is not None and not connection.outgoing:
             connection.sock.shutdown(socket.SHUT_WR)
         self._watch(connection)
+
+    def _drop_the_largest(self) -> None:
+        """Too much is kept for all together: whoever has most of it goes, which is seldom who came last."""
+        largest = max(self.connections, key=lambda connection: connection.held)
+        log.warning(
+            "A connection is closed: %d bytes were kept for it, too much with the others.", largest.held
+        )
+        self._close(largest)
 
     def _watch(self, connection: Connection) -> None:
         """Have the selector watch for what can be done with this connection now."""
@@ -306,15 +342,14 @@ class Transport:
         self.connections.remove(connection)
         if connection.mask:
             self.selector.unregister(connection.sock)
-        self.buffered -= connection.decoder.buffered
-        connection.outgoing.clear()
+        self.buffered -= connection.held
         connection.sock.close()
 
     # Jobs ------------------------------------------------------------------------------------------------
 
     def _start_job(self, connection: Connection, header: Header, job: Job) -> None:
         if self._jobs >= self._config.max_queued_calls:
-            self._reply(connection, self._dispatcher.overloaded(header))
+            connection.queue(self._dispatcher.overloaded(header), self._clock())
             return
         self._jobs += 1
         connection.busy = True
@@ -343,8 +378,9 @@ class Transport:
             if connection not in self.connections or reply is None:
                 continue
             try:
-                connection.active_at = connection.partial_since = self._clock()
-                self._reply(connection, reply)
+                now = connection.active_at = connection.partial_since = self._clock()
+                connection.queue(reply, now)
+                self.buffered += len(reply)
                 self._answer(connection)
             except (OSError, ProtocolError):
                 self._close(connection)
