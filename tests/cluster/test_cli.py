@@ -1,0 +1,466 @@
+"""The command line as users have it: processes, what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.cluster.directory import NameServerDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+PYROCACHE = ("-m", "pyrocache")
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    """What ``condition`` returns once that is true."""
+    give_up_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
+        time.sleep(0.01)
+    return result
+
+
+def state(pid: int) -> str:
+    """The letter that the system has for a process's state; ``""`` when it is gone, be it buried or not."""
+    try:
+        os.kill(pid, 0)
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return ""
+    return letter.strip("ZX")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process does nothing any more after a SIGSTOP; its threads stop one by one."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
+def free_address() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def names(nameserver: str) -> list[str]:
+    """The nodes that are registered, in their order."""
+    return [member.name for member in sorted(NameServerDirectory(nameserver).members())]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "PYROCACHE_NAMESERVER"}
+    return {**inherited, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **variables}
+
+
+@dataclass
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """What was said of an error, which has to be one line, and nothing else."""
+        assert self.out == ""
+        assert self.err.endswith("\n")
+        assert len(self.err.splitlines()) == 1, self.err
+        return self.err.strip()
+
+
+def run(*command: str, **variables: str) -> Outcome:
+    """Run a Python command to its end."""
+    return run_all([command], **variables)[0]
+
+
+def run_all(commands: Sequence[tuple[str, ...]], **variables: str) -> list[Outcome]:
+    """Run several at the same time, as their start is what takes long."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    try:
+        said = [process.communicate(timeout=30.0) for process in started]
+        return [Outcome(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+
+
+class Running:
+    """A Python command that goes on running."""
+
+    def __init__(self, directory: Path, command: tuple[str, ...], variables: dict[str, str]) -> None:
+        directory.mkdir()
+        self._out, self._err = directory / "out", directory / "err"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment(**variables),
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def said(self, text: str) -> bool:
+        """Whether it has said so on its standard output; an error if it has ended instead."""
+        ended = self.process.poll() is not None
+        assert text in self.out or not ended, self.err
+        return text in self.out
+
+    def ends(self, number: signal.Signals) -> int:
+        """Send it a signal; the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(10.0)
+
+
+class Start(Protocol):
+    def __call__(self, *command: str, ready: str, **variables: str) -> Running: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a Python command and wait until it has said ``ready``."""
+    running: list[Running] = []
+
+    def start(*command: str, ready: str, **variables: str) -> Running:
+        running.append(Running(tmp_path / f"command {len(running)}", command, variables))
+        eventually(lambda: running[-1].said(ready), 20.0)
+        return running[-1]
+
+    yield start
+    for one in reversed(running):
+        one.process.terminate()
+    for one in reversed(running):
+        try:
+            one.process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+
+
+def start_nodes(start: Start, nameserver: str, *options: str) -> tuple[Running, dict[str, int]]:
+    """Run ``run_nodes.py`` until it is ready; the pids of the nodes by their names."""
+    nodes = start("run_nodes.py", "--nameserver", nameserver, *options, ready="ready\n")
+    rows = re.findall(r"^ *(cache\.node\.\d+) +(\d+) +127\.0\.0\.1:\d+ +\S+ \S+ *$", nodes.out, re.MULTILINE)
+    return nodes, {name: int(pid) for name, pid in rows}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two nodes for commands that do no harm to them."""
+    with LocalCluster(nodes=2) as cluster:
+        yield cluster
+
+
+# run_nameserver.py -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_name_server_says_where_it_is_and_ends_when_told(start: Start, number: signal.Signals) -> None:
+    nameserver = start("run_nameserver.py", "--port", "0", ready="\n")
+    address = nameserver.out.partition("ready at ")[2].partition(". ")[0]
+    assert nameserver.out == (
+        f"Name server ready at {address}. Start nodes with: pyrocache nodes --nameserver {address}\n"
+    )
+    assert names(address) == []
+    assert nameserver.ends(number) == 0
+    assert nameserver.err == ""
+
+
+def test_a_name_server_ends_when_told_just_after_pauses(start: Start) -> None:
+    """A signal that is still pending for the main thread has the kernel give the next one to another thread."""
+    nameserver = start("run_nameserver.py", "--port", "0", ready="ready at")
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT):
+        nameserver.process.send_signal(number)
+    assert nameserver.ends(signal.SIGTERM) == 0
+
+
+def test_a_name_server_keeps_its_entries_in_a_file(start: Start, tmp_path: Path) -> None:
+    address = free_address()
+    command = (
+        "run_nameserver.py",
+        "--port",
+        address.rpartition(":")[2],
+        "--storage",
+        f"sql:{tmp_path}/names",
+    )
+    nameserver = start(*command, ready="ready at")
+    nodes, pids = start_nodes(start, address, "--nodes", "2")
+    for pid in pids.values():  # so that they cannot register again
+        os.kill(pid, signal.SIGSTOP)
+    assert nameserver.ends(signal.SIGTERM) == 0
+
+    start(*command, ready="ready at")
+
+    assert names(address) == ["cache.node.1", "cache.node.2"]
+    assert nodes.process.poll() is None
+
+
+# run_nodes.py ------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_listed_in_a_table_and_leave_when_told(start: Start, cluster: LocalCluster) -> None:
+    nodes, pids = start_nodes(start, cluster.nameserver, "--nodes", "2", "--max-memory", "256MiB")
+    assert nodes.out.split()[:4] == ["node", "pid", "address", "memory"]
+    assert nodes.out.count(" 256.0 MiB") == 2
+    assert nodes.out.endswith("\nready\n")
+    assert list(pids) == ["cache.node.3", "cache.node.4"]
+    assert names(cluster.nameserver) == [f"cache.node.{number}" for number in (1, 2, 3, 4)]
+    assert all(map(state, pids.values()))
+
+    assert nodes.ends(signal.SIGINT) == 0
+
+    assert not any(map(state, pids.values()))
+    assert names(cluster.nameserver) == ["cache.node.1", "cache.node.2"]
+    assert nodes.err == ""
+
+
+def test_a_second_command_adds_nodes_and_takes_only_its_own_away(start: Start) -> None:
+    address = free_address()
+    first, pids = start_nodes(start, address, "--with-nameserver")
+    assert first.err == f"Name server ready at {address}.\n"
+    assert list(pids) == ["cache.node.1", "cache.node.2", "cache.node.3"]
+
+    second, more_pids = start_nodes(start, address, "--with-nameserver", "--nodes", "2")
+    assert second.err == ""
+    assert list(more_pids) == ["cache.node.4", "cache.node.5"]
+    with PyroCacheClient(address) as cache:
+        cache.set("key", 1)
+        assert len(cache.nodes()) == 5
+
+    assert second.ends(signal.SIGTERM) == 0
+    assert not any(map(state, more_pids.values()))
+    assert names(address) == list(pids)
+
+    assert first.ends(signal.SIGTERM) == 0
+    assert not any(map(state, pids.values()))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+
+
+def test_nodes_leave_also_when_one_of_them_is_paused(start: Start, cluster: LocalCluster) -> None:
+    nodes, pids = start_nodes(start, cluster.nameserver, "--nodes", "2")
+    os.kill(pids["cache.node.3"], signal.SIGSTOP)
+    eventually(lambda: is_stopped(pids["cache.node.3"]))
+
+    assert nodes.ends(signal.SIGTERM) == 0
+
+    assert not any(map(state, pids.values()))
+    assert names(cluster.nameserver) == ["cache.node.1", "cache.node.2"]
+
+
+def test_nodes_do_not_outlive_the_command_that_started_them(start: Start, cluster: LocalCluster) -> None:
+    nodes, pids = start_nodes(start, cluster.nameserver, "--nodes", "2")
+    os.kill(pids["cache.node.3"], signal.SIGSTOP)
+    eventually(lambda: is_stopped(pids["cache.node.3"]))
+
+    assert nodes.ends(signal.SIGKILL) == -signal.SIGKILL
+
+    eventually(lambda: not any(map(state, pids.values())))
+    eventually(lambda: names(cluster.nameserver) == ["cache.node.1", "cache.node.2"])
+
+
+def test_a_dead_node_is_reported_and_started_again(start: Start, cluster: LocalCluster) -> None:
+    nodes, pids = start_nodes(start, cluster.nameserver, "--nodes", "1", "--name", "cache.node.7")
+    os.kill(pids["cache.node.7"], signal.SIGKILL)
+    eventually(lambda: "cache.node.7 is back with pid" in nodes.err)
+    assert nodes.err.startswith("cache.node.7 ended (killed by signal 9); starting it again in ")
+    assert names(cluster.nameserver) == ["cache.node.1", "cache.node.2", "cache.node.7"]
+
+
+# What is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_named(cluster: LocalCluster) -> None:
+    _, _, port = cluster.nameserver.rpartition(":")
+    refused = run("run_nameserver.py", "--port", port)
+    assert refused.status == 1
+    assert refused.sentence.startswith(f"Cannot listen on {cluster.nameserver} (Address already in use)")
+    assert "give another --port" in refused.sentence
+
+
+def test_where_no_name_server_is_the_command_that_starts_one_is_named() -> None:
+    address = free_address()
+    host, _, port = address.rpartition(":")
+    commands = [("run_nodes.py",), (*PYROCACHE, "get", "key"), (*PYROCACHE, "status")]
+    for refused in run_all([(*command, "--nameserver", address) for command in commands]):
+        assert refused.status == 1
+        assert f"no name server answers at {address}" in refused.sentence
+        assert f"pyrocache nameserver --host {host} --port {port}" in refused.sentence
+
+
+def test_a_name_that_a_live_node_holds_is_refused(cluster: LocalCluster) -> None:
+    refused = run(
+        "run_nodes.py", "--nodes", "1", "--name", "cache.node.2", "--nameserver", cluster.nameserver
+    )
+    assert refused.status == 1
+    assert refused.sentence.startswith("cache.node.2 is held by a live node")
+    assert names(cluster.nameserver) == ["cache.node.1", "cache.node.2"]
+
+
+def test_an_address_that_other_hosts_reach_is_refused() -> None:
+    scripts = ["run_nameserver.py", "run_nodes.py"]
+    for refused in run_all([(script, "--host", "192.0.2.1") for script in scripts]):
+        assert refused.status == 1
+        assert refused.sentence.startswith("192.0.2.1 can be reached from other hosts")
+        assert "--insecure" in refused.sentence
+
+
+def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
+    warning = "Warning: --insecure: whoever reaches this address can read, change and delete every entry.\n"
+    nameserver = start(
+        "run_nameserver.py", "--host", "127.0.0.1", "--port", "0", "--insecure", ready="ready at"
+    )
+    assert nameserver.err == warning
+    address = nameserver.out.partition("ready at ")[2].partition(". ")[0]
+    nodes, _ = start_nodes(start, address, "--nodes", "1", "--insecure")
+    assert nodes.err == warning
+
+
+def test_a_setting_that_makes_no_sense_is_refused_in_one_sentence() -> None:
+    wrong = {
+        ("run_nodes.py", "--max-memory", "lots"): "'lots' is no size",
+        ("run_nodes.py", "--max-memory", "1KiB"): "at least 64KiB",
+        ("run_nodes.py", "--weight", "nan"): "weight",
+        ("run_nodes.py", "--host", "not a host"): "'not a host' is no host name",
+        ("run_nodes.py", "--nameserver", "127.0.0.1:99999"): "'127.0.0.1:99999' is no address",
+        ("run_nodes.py", "--name", "node1", "--nodes", "1"): "'node1' is no node name",
+        ("run_nodes.py", "--name", "cache.node.1"): "--nodes 1",
+        ("run_nameserver.py", "--port", "99999"): "99999",
+        ("run_nameserver.py", "--storage", "disk"): "'disk' is no storage",
+        ("run_nameserver.py", "--port", "0", "--storage", "sql:/nowhere/names"): "/nowhere/names",
+        (*PYROCACHE, "get", "key", "--nameserver", "a:b:c"): "'a:b:c' is no address",
+        (*PYROCACHE, "set", "key", "value", "--ttl", "0"): "--ttl",
+        (*PYROCACHE, "status", "--timeout", "-1"): "timeout",
+    }
+    outcomes = run_all(list(wrong), PYROCACHE_NAMESERVER=free_address())
+    for (command, about), refused in zip(wrong.items(), outcomes, strict=True):
+        assert refused.status == 1, command
+        assert about in refused.sentence, command
+
+
+# python -m pyrocache -----------------------------------------------------------------------------------------
+
+
+def test_set_get_and_delete(cluster: LocalCluster) -> None:
+    def pyrocache(*commands: tuple[str, ...]) -> list[Outcome]:
+        whole = [(*PYROCACHE, *command) for command in commands]
+        return run_all(whole, PYROCACHE_NAMESERVER=cluster.nameserver)
+
+    with cluster.client() as cache, cluster.client(namespace="other") as other:
+        cache.set("object", {"list": [1, None]})
+        done = pyrocache(
+            ("set", "a key", "a 'quoted' value"),
+            ("set", "brief", "value", "--ttl", "60", "--namespace", "other"),
+        )
+        assert done == [Outcome(0, "", "")] * 2
+        assert cache.get("a key") == "a 'quoted' value"
+        assert 50 < other.ttl("brief") <= 60
+
+        got = pyrocache(("get", "a key"), ("get", "object"), ("get", "brief", "--namespace", "other"))
+        assert [(one.status, one.err) for one in got] == [(0, "")] * 3
+        assert [one.out for one in got] == [
+            "\"a 'quoted' value\"\n",
+            "{'list': [1, None]}\n",
+            "'value'\n",
+        ]
+
+        assert pyrocache(("delete", "a key")) == [Outcome(0, "", "")]
+        assert "a key" not in cache
+        for missed in pyrocache(("get", "a key"), ("delete", "a key"), ("get", "brief")):
+            assert missed.status == 1
+            assert missed.sentence == "There is no entry under this key."
+
+
+def test_an_option_counts_more_than_the_environment(cluster: LocalCluster) -> None:
+    nowhere = free_address()
+    command = (*PYROCACHE, "set", "key", "value")
+    commands = [command, (*command, "--nameserver", cluster.nameserver)]
+    without, with_option = run_all(commands, PYROCACHE_NAMESERVER=nowhere)
+    assert nowhere in without.sentence
+    assert with_option.status == 0
+
+
+def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
+    with cluster.client() as cache:
+        cache.set_many({number: number for number in range(50)})
+        entries = {name: figures["entries"] for name, figures in cache.stats().nodes.items()}
+
+    command = (*PYROCACHE, "status", "--nameserver", cluster.nameserver)
+    shown, told = run_all([command, (*command, "--json")])
+    assert (shown.status, shown.err) == (0, "")
+    assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes\n")
+    rows = {row.split()[0]: row.split() for row in shown.out.splitlines() if "cache.node." in row}
+    assert {name: int(row[2]) for name, row in rows.items()} == entries
+    assert [row[1] for row in rows.values()] == [node.address for node in cluster.nodes]
+
+    assert (told.status, told.err) == (0, "")
+    figures = json.loads(told.out)
+    assert figures["nameserver"] == cluster.nameserver
+    assert figures["total"]["entries"] == sum(entries.values())
+    assert {name: node["entries"] for name, node in figures["nodes"].items()} == entries
+    assert [member["address"] for member in figures["members"]] == [node.address for node in cluster.nodes]
+    assert figures["away"] == []
+
+
+def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None:
+    command = (*PYROCACHE, "status", "--timeout", "0.5", "--nameserver", cluster.nameserver)
+    cluster.pause(0)
+    try:
+        shown, told = run_all([command, (*command, "--json")])
+    finally:
+        cluster.resume(0)
+    assert (shown.status, told.status) == (1, 1)
+    assert re.search(r"^ *cache\.node\.1 +\S+ +does not answer", shown.out, re.MULTILINE)
+    assert shown.out.count("does not answer") == 1
+    assert json.loads(told.out)["away"] == ["cache.node.1"]
+
+
+def test_every_command_explains_itself() -> None:
+    commands = ["nameserver", "nodes", "status", "get", "set", "delete", "demo", "replay"]
+    usages = {(*PYROCACHE, command): f"Usage: pyrocache {command}" for command in commands}
+    usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}
+    explained = run_all([(*command, "--help") for command in usages])
+    for usage, told in zip(usages.values(), explained, strict=True):
+        assert (told.status, told.err) == (0, "")
+        assert usage in told.out
+
+    listed, version = run_all([(*PYROCACHE, "--help"), (*PYROCACHE, "--version")])
+    assert (listed.status, version.status) == (0, 0)
+    assert set(re.findall(r"^[│|]? *([a-z]+)  +[A-Z]", listed.out, re.MULTILINE)) == set(commands)
+    assert re.fullmatch(r"pyrocache \d+\.\d+\.\d+\n", version.out)
+
+
+def test_a_wrong_command_line_has_another_status() -> None:
+    wrong = [(*PYROCACHE, "get"), (*PYROCACHE, "fetch", "key"), ("run_nodes.py", "--nodes", "0")]
+    assert [refused.status for refused in run_all(wrong)] == [2, 2, 2]
