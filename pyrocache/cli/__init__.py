@@ -88,14 +88,17 @@ def nameserver_command(
     insecure: InsecureOption = False,
 ) -> None:
     """Start a name server, the one address that nodes and clients must know."""
-    from pyrocache.cluster.nameserver import serve, stop_on_signals
+    from pyrocache.cluster.nameserver import serve
+    from pyrocache.signals import StopRequest
 
     def ready(address: str) -> None:
         option = "" if address == DEFAULT_NAMESERVER else f" --nameserver {address}"
         print(f"Name server ready at {address}. Start nodes with: pyrocache nodes{option}", flush=True)
 
     _warn_if_insecure(insecure)
-    serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop_on_signals(), ready=ready)
+    stop = StopRequest()
+    stop.on_signals()
+    serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop, ready=ready)
 
 
 @app.command("nodes")

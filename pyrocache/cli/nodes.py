@@ -10,17 +10,18 @@ from typing import Any
 from pyrocache.cli.supervisor import Keeper, node_settings
 from pyrocache.cli.tables import print_nodes
 from pyrocache.cluster.directory import NameServerDirectory
-from pyrocache.cluster.nameserver import stop_on_signals
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
 from pyrocache.processes import ChildProcess, start_nameserver, start_node
+from pyrocache.signals import StopRequest
 
 _LOOK_SECONDS = 0.2
 
 
 def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
     """Start ``count`` nodes and keep them until a signal ends this process; the exit status."""
-    stop = stop_on_signals()
+    stop = StopRequest()
+    stop.on_signals()
     keepers: list[Keeper] = []
     try:
         if with_nameserver and not _answers(config.nameserver):
@@ -32,7 +33,8 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
             return 1
         print_nodes([node.answer for node in nodes if node.answer], config.max_memory)
         print("ready", flush=True)
-        while not stop.wait(_LOOK_SECONDS):
+        while not stop.requested:
+            stop.wait(_LOOK_SECONDS)
             if all(node.ended.is_set() for node in nodes):
                 return 1
         return 0
@@ -53,8 +55,10 @@ def _start_nodes(config: NodeConfig, count: int, keepers: list[Keeper]) -> list[
         for node in group:
             try:
                 node.wait_until_ready()
-            except PyroCacheError:
-                return None  # it has said why
+            except PyroCacheError as error:
+                if node.was_killed:
+                    _report(str(error))
+                return None  # else it has said why itself
     return sorted(nodes, key=_number)
 
 

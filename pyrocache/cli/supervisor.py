@@ -63,6 +63,12 @@ class Keeper:
         self._thread.start()
         return self.answer
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether the process ended by a signal, and so could not say why."""
+        status = self._process.exit_status if self._process is not None else None
+        return status is not None and status < 0
+
     def stop(self) -> None:
         """Ask the process to leave."""
         self._stop.set()

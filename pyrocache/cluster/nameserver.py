@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sqlite3
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 from pyrocache.config import check_bind_host, format_address
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.signals import StopRequest
 
 _THREADS = 200
 _SILENT_SECONDS = 10.0
@@ -29,10 +29,10 @@ def serve(
     port: int,
     storage: str,
     insecure: bool,
-    stop: threading.Event,
+    stop: StopRequest,
     ready: Callable[[str], None],
 ) -> None:
-    """Run a name server until ``stop`` is set; ``ready`` is told its ``host:port``.
+    """Run a name server until ``stop`` is requested; ``ready`` is told its ``host:port``.
 
     Args:
         storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries.
@@ -73,22 +73,15 @@ def serve(
         daemon.shutdown()
 
 
-def stop_on_signals() -> threading.Event:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 def main(argv: list[str]) -> NoReturn:
     """Serve as ``argv[0]``, the arguments of `serve` in JSON, says; prints one line of JSON when ready."""
-    stop = stop_on_signals()
+    stop = StopRequest()
+    stop.on_signals()
 
     def watch_parent() -> None:
         while os.read(sys.stdin.fileno(), 1024):
             pass
-        stop.set()
+        stop.request()
 
     threading.Thread(target=watch_parent, daemon=True).start()
     try:

@@ -311,6 +311,11 @@ class CacheNode:
                     if not view.members or view.owner(key).name != self._name:
                         self._store.discard(key)
 
+    def redirect(self, view: ClusterView) -> None:
+        """Refuse every caller from now on, and tell it ``view``: this node is leaving."""
+        with self._lock:
+            self._view, self._view_id, self._admitted = view, view.id, False
+
     def set_admitted(self, admitted: bool) -> None:
         """Whether to serve callers at all: not before the other nodes know of this one.
 

@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -35,6 +34,7 @@ from pyrocache.node.dispatch import Dispatcher
 from pyrocache.node.peers import PeerState
 from pyrocache.node.store import Store
 from pyrocache.node.transport import Transport
+from pyrocache.signals import StopRequest
 
 log = logging.getLogger("pyrocache.node")
 
@@ -74,6 +74,10 @@ class Node:
         clock: monotonic seconds.
         probe: asks another node whether it is there.
         knows: asks another node whether a node is in its view.
+
+    Attributes:
+        member: its entry in the name server.
+        stop_request: ends `run`.
     """
 
     def __init__(
@@ -90,8 +94,7 @@ class Node:
         self._clock = clock
         self._probe = probe
         self._knows = knows
-        self._wake = threading.Event()
-        self._stop = threading.Event()
+        self.stop_request = StopRequest()
         self._view = EMPTY
         self._name_server_away = False
         self._listener = _listen(config)
@@ -102,7 +105,7 @@ class Node:
             incarnation=self.member.incarnation,
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
-            on_stale=self._wake.set,
+            on_stale=self.stop_request.wake,
         )
         self._transport = Transport(self._listener, config, housekeeping=self.cache_node.sweep)
         greeting = {
@@ -122,7 +125,7 @@ class Node:
         self._io_thread = threading.Thread(target=self._daemon.requestLoop, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:
-        """Serve until `stop`; ``ready`` is called once the node can be reached.
+        """Serve until ``stop_request`` is made; ``ready`` is called once the node can be reached.
 
         Raises:
             NameTaken: another node that is alive has taken this one's name.
@@ -132,20 +135,13 @@ class Node:
             self._io_thread.start()
             self._be_admitted()
             ready(self.member)
-            while not self._stop.is_set():
-                self._wake.wait(self.config.heartbeat_seconds)
-                if self._wake.is_set():
-                    self._wake.clear()
-                    self._stop.wait(_NUDGE_PAUSE_SECONDS)
-                if not self._stop.is_set():
+            while not self.stop_request.requested:
+                if self.stop_request.wait(self.config.heartbeat_seconds) and not self.stop_request.requested:
+                    time.sleep(_NUDGE_PAUSE_SECONDS)  # whoever comes next was meant by the same nudge
+                if not self.stop_request.requested:
                     self.heartbeat()
         finally:
             self._leave()
-
-    def stop(self) -> None:
-        """End `run` soon. Any thread and any signal handler may call this."""
-        self._stop.set()
-        self._wake.set()
 
     def heartbeat(self) -> None:
         """Look into the name server: is this node entered, and who else is?
@@ -185,7 +181,7 @@ class Node:
         """Serve once every other node that answers has this one in its view."""
         give_up_at = self._clock() + _ADMISSION_SECONDS
         waiting = {peer.name for peer in self._directory.members()} - {self.member.name}
-        while not self._stop.is_set():
+        while not self.stop_request.requested:
             self.heartbeat()
             for peer in self._peers():
                 if (
@@ -196,7 +192,7 @@ class Node:
             admitted = self._view.members and not waiting & {peer.name for peer in self._peers()}
             if admitted or self._clock() > give_up_at:
                 break
-            self._stop.wait(_NUDGE_PAUSE_SECONDS)
+            time.sleep(_NUDGE_PAUSE_SECONDS)
         self.cache_node.set_admitted(True)
 
     def _is_serving(self, member: Member) -> bool:
@@ -215,7 +211,7 @@ class Node:
         try:
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._peers())
-                self._adopt(others)
+                self.cache_node.redirect(others)
                 threading.Thread(target=peers.tell_view, args=(others.members, others), daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
@@ -329,9 +325,8 @@ def main(argv: list[str]) -> NoReturn:
     except PyroCacheError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_REFUSED if isinstance(error, NameTaken | ConfigurationError) else 1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: node.stop())
-    _stop_with_parent(node.stop)
+    node.stop_request.on_signals()
+    _stop_with_parent(node.stop_request.request)
     try:
         node.run(ready=_print_ready)
     except PyroCacheError as error:

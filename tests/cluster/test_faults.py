@@ -29,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = [f"key {number}" for number in range(300)]
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 5.0, pause: float = 0.01) -> Any:
     """What ``condition`` returns once that is true."""
     give_up_at = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
+        time.sleep(pause)
     return result
 
 
@@ -286,6 +286,7 @@ def test_clients_go_on_without_a_name_server_and_never_see_fewer_nodes_when_it_i
         thread.start()
     try:
         cluster.restart_nameserver()
+        nudge(cluster.nodes[1])  # so that they come back one by one
         directory = NameServerDirectory(cluster.nameserver)
         eventually(lambda: len(directory.members()) == 3, 5.0)
         assert readable(other) == set(KEYS)
@@ -400,6 +401,27 @@ def test_a_node_that_others_gave_up_while_it_was_paused_comes_back_empty(cluster
     assert cache.get(key) in (value_of(key, 2), None)
 
 
+def test_a_node_that_missed_a_change_while_it_was_paused_answers_with_nothing_old(
+    cluster: LocalCluster,
+) -> None:
+    cache, other = cluster.client(), cluster.client()
+    fill(cache)
+    assert readable(other) == set(KEYS)
+    before = owners(cache)
+    cluster.pause(0)
+    cluster.add_node()
+    after = owners(cache)
+    moved = [key for key in KEYS if before[key] == "cache.node.1" != after[key]]
+    for key in moved:
+        cache.set(key, "new")
+
+    with ThreadPoolExecutor(8) as threads:
+        reads = [threads.submit(other.get, key, "new") for key in moved[:8]]
+        eventually(lambda: all(read.running() for read in reads))
+        cluster.resume(0)
+        assert {read.result() for read in reads} == {"new"}
+
+
 # Nodes that come and go --------------------------------------------------------------------------------------
 
 
@@ -439,6 +461,22 @@ def test_a_node_that_leaves_takes_only_its_own_keys_with_it(cluster: LocalCluste
 
     assert [node.name for node in cache.nodes()] == ["cache.node.1", "cache.node.3"]
     assert readable(cache) == {key for key in KEYS if before[key] != leaving}
+
+
+def test_a_node_that_joins_serves_nobody_before_the_others_know_of_it(cluster: LocalCluster) -> None:
+    """Else one client would write to it what another one, by the nodes that it knows, still reads elsewhere."""
+    cache, other = cluster.client(), cluster.client()
+    fill(cache)
+    assert readable(other) == set(KEYS)
+    with ThreadPoolExecutor() as threads:
+        joining = threads.submit(cluster.add_node)
+        eventually(lambda: len(cache.nodes()) == 4, pause=0)
+        moved = [key for key in KEYS if cache.node_for(key).name == "cache.node.4"]
+        for key in moved:
+            cache.set(key, "new")
+            assert other.get(key, "new") == "new"
+        assert joining.result().name == "cache.node.4"
+    assert len(moved) > len(KEYS) / 10
 
 
 def test_no_old_value_comes_back_however_nodes_come_and_go(cluster: LocalCluster, load: Load) -> None:

@@ -840,6 +840,22 @@ def full_node(the_full_node: RunningNode) -> Iterator[RunningNode]:
 
 
 class TestManyRequestsAtOnce:
+    def test_requests_may_come_in_one_packet_with_the_handshake(self, node: RunningNode) -> None:
+        with Peer(node, greet=False) as peer:
+            peer.send(
+                handshake() + wire.pack_call(NAME, "ping", (), 1) + wire.pack_call(NAME, "stats", (), 2)
+            )
+            assert peer.receive().header.type == wire.CONNECT_OK
+            assert peer.fate()["name"] == NAME
+            assert peer.fate()["pid"] == node.process.pid
+
+    def test_what_comes_in_one_packet_with_the_handshake_is_judged_too(self, node: RunningNode) -> None:
+        with Peer(node, greet=False) as peer:
+            peer.send_as_far_as_taken(handshake() + header(body=2**32 - 1))
+            assert peer.receive().header.type == wire.CONNECT_OK
+            assert peer.fate().code == "value-too-large"
+            assert peer.fate() == CLOSED
+
     def test_pipelined_requests_are_answered_in_order(self, full_node: RunningNode) -> None:
         requests = [
             ("get", NO_VIEW, b"entry:7"),

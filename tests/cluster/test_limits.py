@@ -10,7 +10,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ NAME = "cache.node.1"
 NO_VIEW = 0
 KIB = 1024
 MIB = 2**20
+YEAR_SECONDS = 365 * 86400.0
 NOBODY = "127.0.0.1:1"
 """An address where nothing listens."""
 
@@ -82,8 +83,19 @@ class Caller:
         assert not frame.header.flags & wire.FLAG_EXCEPTION, wire.unpack_refusal(frame.body)
         return wire.unpack_plain(frame.body)
 
+    def all_at_once(self, method: str, argument_lists: Iterable[tuple[Any, ...]]) -> None:
+        """Make many calls, all sent before the first reply is read."""
+        calls = [wire.pack_call(NAME, method, arguments, 1) for arguments in argument_lists]
+        self._sock.sendall(b"".join(calls))
+        for _ in calls:
+            frame = self._next_frame()
+            assert not frame.header.flags & wire.FLAG_EXCEPTION, wire.unpack_refusal(frame.body)
+
     def _exchange(self, message: bytes) -> wire.Frame:
         self._sock.sendall(message)
+        return self._next_frame()
+
+    def _next_frame(self) -> wire.Frame:
         while (frame := self._decoder.next_frame()) is None:
             data = self._sock.recv(MIB)
             assert data, "the node closed the connection"
@@ -274,6 +286,30 @@ class TestValues:
             cache.set("key", value)
 
 
+class TestManyClients:
+    def test_sixteen_at_once_can_list_all_keys(self, small: PyroCacheClient) -> None:
+        there = set(range(10_000))
+        small.set_many(dict.fromkeys(there))
+        start = threading.Barrier(16)
+        found: list[list[Any]] = []
+        errors: list[Exception] = []
+
+        def list_keys() -> None:
+            start.wait(10)
+            try:
+                found.append(list(small.keys()))
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=list_keys) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert errors == []
+        assert all(len(keys) == 10_000 and set(keys) == there for keys in found)
+
+
 class TestWhoIsThere:
     def test_no_name_server_is_an_error_with_the_address_and_the_command(self) -> None:
         with PyroCacheClient(NOBODY) as cache:
@@ -444,6 +480,36 @@ class TestMemory:
         assert figures["bytes"] <= mix.max_memory
         assert figures["evictions"] + figures["expirations"] > 0 or mix.keys == 100_000
         assert peak <= bound
+
+    def test_entries_that_all_expire_at_other_times_stay_within_the_bound_too(self) -> None:
+        max_memory = 96 * MIB
+        bound = 1.3 * max_memory + 64 * MIB
+        dice = random.Random(1)
+        with running_node(max_memory=max_memory) as node, Caller(node) as call:
+            for start in range(0, 260_000, 1000):
+                numbers = range(start, start + 1000)
+                call.all_at_once(
+                    "set", [(NO_VIEW, b"key:%d" % n, b"", dice.uniform(60, YEAR_SECONDS)) for n in numbers]
+                )
+            figures = call("stats")
+        rss = figures["rss_bytes"]
+        print(f"each with a TTL of its own: the process takes {rss / MIB:.0f} MiB of {bound / MIB:.0f} MiB")
+        assert figures["bytes"] <= max_memory
+        assert figures["evictions"] > 0
+        assert rss <= bound
+
+    def test_a_few_keys_that_are_overwritten_with_ever_other_ttls_take_no_memory(self) -> None:
+        with running_node(max_memory=MIB) as node, Caller(node) as call:
+            before = call("stats")["rss_bytes"]
+            for start in range(0, 100_000, 500):
+                call.all_at_once(
+                    "set", [(NO_VIEW, b"key", b"value", 3600.0 + n) for n in range(start, start + 500)]
+                )
+            figures = call("stats")
+        grown = figures["rss_bytes"] - before
+        print(f"100,000 TTLs for one key: the process grew by {grown / MIB:.1f} MiB")
+        assert figures["entries"] == 1
+        assert grown < 10 * MIB
 
     def test_scans_that_nobody_finishes_do_not_keep_what_was_evicted(self) -> None:
         max_memory = 64 * MIB

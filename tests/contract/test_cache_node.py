@@ -183,6 +183,24 @@ class TestOneKey:
         assert peer.ttl(NO_VIEW, b"key") is None
         assert peer.delete(NO_VIEW, b"key") is False
 
+    @pytest.mark.parametrize("ttl", [1e-300, 1e9, 2**63, 1e18, 1e300, 1.7e308])
+    def test_a_ttl_may_be_very_short_or_long(self, peer: Peer, ttl: float) -> None:
+        for _ in range(3):
+            assert peer.set(NO_VIEW, b"key", bytes(MIB), ttl) is True
+        assert peer.get(NO_VIEW, b"key") == (bytes(MIB) if ttl > 1 else None)
+        assert peer.delete(NO_VIEW, b"key") is (ttl > 1)
+        assert (peer.stats()["entries"], peer.stats()["bytes"]) == (0, 0)
+
+    @pytest.mark.parametrize("ttl", [1e18, 1.7e308])
+    def test_entries_with_very_long_ttls_are_evicted_like_others(self, peer: Peer, ttl: float) -> None:
+        for number in range(12):
+            assert peer.set(NO_VIEW, b"long:%d" % number, bytes(4 * MIB), ttl) is True
+        for number in range(12):
+            assert peer.set(NO_VIEW, b"new:%d" % number, bytes(4 * MIB)) is True
+        assert peer.count(b"long:") == 0
+        assert peer.clear(b"") == peer.stats()["sets"] - peer.stats()["evictions"]
+        assert peer.stats()["bytes"] == 0
+
     def test_only_get_counts_hits_and_misses(self, peer: Peer) -> None:
         peer.set(NO_VIEW, b"key", b"value")
         peer.contains(NO_VIEW, b"key")
@@ -344,6 +362,23 @@ class TestScans:
             peer.delete_many(NO_VIEW, sorted(leaving)[pages * 10 : pages * 10 + 10])
 
         found = whole_scan(peer, b"", 20, disturb)
+        assert sorted(key for key in found if key in staying) == sorted(staying)
+        assert len(found) == len(set(found)), "no key comes twice"
+
+    def test_the_same_holds_for_keys_that_are_long(self, peer: Peer) -> None:
+        def long(name: bytes) -> bytes:
+            return name + b":" + b"k" * 20_000
+
+        staying = {long(b"stays:%d" % number) for number in range(60)}
+        leaving = [long(b"leaves:%d" % number) for number in range(60)]
+        peer.set_many(NO_VIEW, [[key, b""] for key in [*staying, *leaving]])
+
+        def disturb(pages: int) -> None:
+            peer.set_many(NO_VIEW, [[long(b"comes:%d:%d" % (pages, number)), b""] for number in range(5)])
+            peer.set_many(NO_VIEW, [[key, b"again"] for key in staying])
+            peer.delete_many(NO_VIEW, leaving[pages * 3 : pages * 3 + 3])
+
+        found = whole_scan(peer, b"", 10, disturb)
         assert sorted(key for key in found if key in staying) == sorted(staying)
         assert len(found) == len(set(found)), "no key comes twice"
 
