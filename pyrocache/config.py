@@ -164,8 +164,9 @@ class NodeConfig:
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may rest between requests.
         workers: threads for calls that take long.
-        max_queued_calls: long calls that may wait for a worker; one more is answered `Overloaded`.
-        max_buffered_bytes: bytes of requests not yet complete, over all connections.
+        max_queued_calls: long calls that may run or wait for a worker; one more is answered `Overloaded`.
+        max_buffered_bytes: bytes of requests not yet complete and of replies not yet read, over all connections;
+            beyond it the connection that has most of them is closed.
         heartbeat_seconds: time between two looks into the name server.
         drain_seconds: how long a leaving node still redirects clients.
     """

@@ -74,7 +74,7 @@ class NodeUnavailable(PyroCacheError, ConnectionError):
 
 
 class Overloaded(NodeUnavailable):
-    """A node answers, but is at one of its limits (connections, bytes in flight, queued work)."""
+    """A node answers, but is at one of its limits (connections, long calls)."""
 
 
 class RemoteError(PyroCacheError):

@@ -290,19 +290,23 @@ def _share(deadline: Deadline) -> float:
 class _Attempts:
     """The failures of one call, and what to do after each."""
 
-    __slots__ = ("_count", "_deadline", "_router", "_unavailable", "_unavailable_since")
+    __slots__ = ("_count", "_deadline", "_previous", "_router", "_unavailable", "_unavailable_since")
 
     def __init__(self, router: Router, deadline: Deadline) -> None:
         self._router = router
         self._deadline = deadline
         self._count = 0
+        self._previous: tuple[Request, Refused | Unavailable] | None = None
         self._unavailable = 0
         self._unavailable_since = 0.0
 
     def failed(self, request: Request, problem: Refused | Unavailable, *, idempotent: bool) -> None:
         """Return when the call is to be made again, raise when it is not."""
         if self.hopeless(request, problem, idempotent=idempotent):
+            if self._previous is not None and isinstance(problem, Unavailable) and problem.timed_out:
+                request, problem = self._previous  # says more than that the time was up
             raise _node_unavailable(request, problem) from problem
+        self._previous = (request, problem)
         self.wait(request, problem)
 
     def wait(self, request: Request, problem: Refused | Unavailable) -> None:

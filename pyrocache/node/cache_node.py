@@ -35,8 +35,8 @@ from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.node.store import Store, entry_cost
 
 _SLICE = 500
-_MAX_SCANS = 8
-_SEGMENT_SHARE = 128  # of a node's memory that the keys of a scan's segment may take
+_MAX_SCANS = 64
+_SEGMENT_SHARE = 1024  # of a node's memory that the keys of a scan's segment may take
 _SMALLEST_SEGMENT = 256 * 1024
 _SCAN_SECONDS = 900.0
 _NO_VIEW = 0
@@ -101,7 +101,10 @@ class CacheNode:
     """
 
     CHEAP = frozenset(
-        ("get", "set", "delete", "contains", "ttl", "get_many", "set_many", "delete_many", "ping", "members")
+        (
+            *("get", "set", "delete", "contains", "ttl", "get_many", "set_many", "delete_many"),
+            *("ping", "members", "stats"),
+        )
     )
 
     def __init__(
@@ -337,11 +340,11 @@ class CacheNode:
     # Inside ----------------------------------------------------------------------------------------------
 
     def _check_view(self, view: int) -> None:
+        if type(view) is not int:
+            raise refusal(BAD_REQUEST, "A view is given by its id.")
         if view == _NO_VIEW or self._view_id == _NO_VIEW:
             return
         if view != self._view_id or not self._admitted:
-            if type(view) is not int:
-                raise refusal(BAD_REQUEST, "A view is given by its id.")
             self._on_stale()
             raise refusal(
                 STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)

@@ -138,6 +138,8 @@ class Node:
             while not self.stop_request.requested:
                 if self.stop_request.wait(self.config.heartbeat_seconds) and not self.stop_request.requested:
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # whoever comes next was meant by the same nudge
+                if not self._io_thread.is_alive():
+                    raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
                 if not self.stop_request.requested:
                     self.heartbeat()
         finally:

@@ -3,8 +3,9 @@
 Pure: no locks, no I/O, the clock and the eviction policy are injected. Not thread-safe; whoever owns a
 store serialises the calls. An entry is expired the instant ``now >= expires_at``: no read returns it from then
 on. `sweep` frees it in time proportional to what has expired, through a timing wheel (Varghese and Lauck, "Hashed and
-Hierarchical Timing Wheels", SOSP 1987): the keys that expire within the same tick are in one set, and the ticks in a
-heap. A key leaves its set when it is overwritten or removed, so nothing outdated piles up.
+Hierarchical Timing Wheels", SOSP 1987): the keys that expire within the same tick are in one set, and the ticks, which
+are the wider the longer the TTL, in a heap. A key leaves its set when it is overwritten or removed, so nothing outdated
+piles up.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from pyrocache.node.eviction import LRU, EvictionPolicy
 ENTRY_OVERHEAD = 400
 """Bytes that an entry takes beyond its key and value: objects, table slots, the policy's node, malloc's slack."""
 
+_FAR_SECONDS = 1e12
+"""Beyond this an expiry is never planned exactly; it is thirty thousand years."""
+
 
 class Entry:
     """One value with its expiry (monotonic seconds, or None) and its version, which only grows."""
 
-    __slots__ = ("expires_at", "value", "version")
+    __slots__ = ("expires_at", "tick", "value", "version")
 
     def __init__(self, value: bytes, expires_at: float | None, version: int) -> None:
         self.value = value
         self.expires_at = expires_at
+        self.tick = 0  # where the wheel has its key, if it expires
         self.version = version
 
 
@@ -57,7 +62,8 @@ class Store:
         policy: which entry goes when that is reached; entries that are expired go first.
         clock: monotonic seconds.
         first_version: below every version that this store gives out.
-        tick_seconds: how long an expired entry may wait before `sweep` and eviction know of it.
+        tick_seconds: how long an expired entry may wait before `sweep` and eviction know of it; for a TTL of more than
+            64 ticks, up to a thirtieth of the TTL.
     """
 
     def __init__(
@@ -126,13 +132,13 @@ class Store:
         entry = self._entries.get(key)
         if entry is None:
             self._make_room(cost)
-            self._entries[key] = Entry(value, expires_at, version)
+            entry = self._entries[key] = Entry(value, expires_at, version)
             self._policy.inserted(key)
             self.bytes += cost
         else:
             self._overwrite(key, entry, value, expires_at, version)
-        if expires_at is not None:
-            self._plan(key, expires_at)
+        if ttl_seconds is not None:
+            self._plan(key, entry, ttl_seconds)
         return version
 
     def delete(self, key: bytes) -> bool:
@@ -190,8 +196,12 @@ class Store:
                 self._remove(victim, self._entries[victim])
                 self.counters.evictions += 1
 
-    def _plan(self, key: bytes, expires_at: float) -> None:
-        tick = math.ceil(expires_at / self._tick_seconds)
+    def _plan(self, key: bytes, entry: Entry, ttl_seconds: float) -> None:
+        assert entry.expires_at is not None
+        # The longer the TTL, the wider its ticks: at most 128 are in use for each doubling, however TTLs vary.
+        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / self._tick_seconds / 64).bit_length()
+        ends = math.ceil(min(entry.expires_at, _FAR_SECONDS) / self._tick_seconds)
+        tick = entry.tick = -(-ends // width) * width
         keys = self._wheel.get(tick)
         if keys is None:
             self._wheel[tick] = {key}
@@ -202,7 +212,7 @@ class Store:
     def _unplan(self, key: bytes, entry: Entry) -> None:
         if entry.expires_at is not None:
             # An emptied set stays until its tick, or the heap would fill with the same tick again and again.
-            self._wheel[math.ceil(entry.expires_at / self._tick_seconds)].discard(key)
+            self._wheel[entry.tick].discard(key)
 
     def _expire_one(self) -> bool:
         """Free an entry whose tick is over, or look through one such tick that is empty; False if there is none."""

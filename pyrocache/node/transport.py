@@ -229,10 +229,13 @@ class Transport:
             if len(self.connections) >= self._config.max_connections:
                 _turn_away(sock, self._dispatcher.turned_away())
                 continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock, self._dispatcher, self._clock())
             self.connections.add(connection)
-            self._watch(connection)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._watch(connection)
+            except Exception as error:
+                self._give_up(connection, error)
 
     def _serve(self, connection: Connection, mask: int) -> None:
         if connection not in self.connections:
@@ -244,11 +247,8 @@ class Transport:
                     self._answer(connection)  # requests that had to wait until the peer read
             if mask & _READ and connection in self.connections:
                 self._read(connection)
-        except (OSError, ProtocolError):
-            self._close(connection)
         except Exception as error:
-            log.error("A connection failed with %s; it is closed.", type(error).__name__)
-            self._close(connection)
+            self._give_up(connection, error)
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -332,6 +332,12 @@ class Transport:
             self.selector.modify(connection.sock, mask, connection)
         connection.mask = mask
 
+    def _give_up(self, connection: Connection, error: Exception) -> None:
+        """Close a connection that failed; whatever it was, the others go on."""
+        if not isinstance(error, OSError | ProtocolError):
+            log.error("A connection failed with %s; it is closed.", type(error).__name__)
+        self._close(connection)
+
     def _end(self, connection: Connection) -> None:
         """Close soon. Until then input is read and thrown away: closing at once could cost the peer our last words."""
         connection.ending_at = self._clock() + _LINGER_SECONDS
@@ -382,8 +388,8 @@ class Transport:
                 connection.queue(reply, now)
                 self.buffered += len(reply)
                 self._answer(connection)
-            except (OSError, ProtocolError):
-                self._close(connection)
+            except Exception as error:
+                self._give_up(connection, error)
 
     # Time ------------------------------------------------------------------------------------------------
 
