@@ -32,7 +32,7 @@ app = typer.Typer(
 NameServerOption = Annotated[
     str | None,
     typer.Option(
-        help=f"Address of the name server.  [default: ${NAMESERVER_VARIABLE}, else {DEFAULT_NAMESERVER}]",
+        help=f"Address of the name server; by default what ${NAMESERVER_VARIABLE} says, else {DEFAULT_NAMESERVER}.",
         metavar="HOST:PORT",
         show_default=False,
     ),
@@ -45,22 +45,22 @@ NamespaceOption = Annotated[str, typer.Option(help="The slice of the keys to wor
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
 
-def main(*arguments: str) -> NoReturn:
-    """Run the command line; ``arguments`` come before those of the process."""
+def main(command: str | None = None) -> NoReturn:
+    """Run the command line of this process, or only ``command`` with its arguments."""
     for variable in [name for name in os.environ if name.startswith("PYRO_")]:
         del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
     try:
-        app([*arguments, *sys.argv[1:]], prog_name=_program(arguments))
+        if command is None:
+            app(prog_name="pyrocache")
+        else:
+            commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+            commands[command](prog_name=f"python {Path(sys.argv[0]).name}")
     except PyroCacheError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def _program(arguments: tuple[str, ...]) -> str:
-    return f"python {Path(sys.argv[0]).name}" if arguments else "pyrocache"
 
 
 def _version(value: bool) -> None:
@@ -111,8 +111,9 @@ def nodes_command(
     host: Annotated[str, typer.Option(help="Address that the nodes listen on.")] = "127.0.0.1",
     max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to other nodes'.")] = 1.0,
+    max_value: Annotated[str, typer.Option(help="The largest value that the nodes take, encoded.")] = "64MiB",
     name: Annotated[
-        str | None, typer.Option(help="The name of a single node.  [default: the first free one]")
+        str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
     insecure: InsecureOption = False,
 ) -> None:
@@ -129,6 +130,7 @@ def nodes_command(
         insecure=insecure,
         weight=weight,
         max_memory=parse_size(max_memory),
+        max_value_bytes=parse_size(max_value),
     )
     _warn_if_insecure(insecure)
     raise typer.Exit(run(config, count=nodes, with_nameserver=with_nameserver))

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pyrocache.cli.traces import Access, read_trace
+from pyrocache.cli.traces import Access, read_trace, trace_format
 from pyrocache.cli.workers import Crew
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, DEFAULT_NAMESERVER, format_size, parse_size
@@ -73,16 +73,17 @@ def run(
     """
     console = Console(stderr=as_json, highlight=False, markup=False)
     accesses = itertools.islice(read_trace(trace), limit)
+    written = trace_format(trace)
     blocks = itertools.chain([next(_blocks(accesses), [])], _blocks(accesses))
     with _cluster(nameserver, nodes, max_memory) as cluster:
         who = _count(clients, "client process", "client processes")
         name = trace.name.encode(console.encoding, "backslashreplace").decode(console.encoding)
-        console.print(f"Replaying {name} from {who}\non {cluster.what}.", soft_wrap=True)
+        console.print(f"Replaying {name} ({written}) from {who}\non {cluster.what}.", soft_wrap=True)
         with Crew(clients, _work, cluster.cache, value_size) as crew:
             figures, seconds = _replay(crew, blocks, _Meter(console, limit))
         results = _results(figures, seconds, cluster)
     if as_json:
-        print(json.dumps({"trace": str(trace), "clients": clients, **results}), flush=True)
+        print(json.dumps({"trace": str(trace), "format": written, "clients": clients, **results}), flush=True)
     else:
         _print_results(console, results)
     return 1 if figures.mismatches or figures.errors else 0

@@ -20,38 +20,44 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
     for answer in answers:
         address = format_address(answer["host"], answer["port"])
         table.add_row(answer["name"], str(answer["pid"]), address, format_size(max_memory))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
     """What ``pyrocache status`` has found."""
-    table = _table("node", "address", "entries", "memory", "of", "hit ratio", "clients", "up")
+    table = _table("node", "address", "entries", "memory", "hits", "peers", "up")
     for member in members:
         figures = stats.nodes.get(member.name)
         if figures is None:
-            table.add_row(member.name, member.address, "does not answer", style="red")
+            table.add_row(member.name, member.address, "away", style="red")
             continue
         lookups = figures["hits"] + figures["misses"]
         table.add_row(
             member.name,
             member.address,
             f"{figures['entries']:,}",
-            format_size(figures["bytes"]),
-            format_size(figures["max_bytes"]),
-            f"{figures['hits'] / lookups:.1%}" if lookups else "-",
+            f"{format_size(figures['bytes'])} / {format_size(figures['max_bytes'])}",
+            f"{figures['hits'] / lookups:.0%}" if lookups else "-",
             str(figures["connections"]),
             _duration(figures["uptime_seconds"]),
         )
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"Name server {nameserver}, {len(members)} nodes")
     console.print(table)
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        text = column in ("node", "address")
+        table.add_column(column, no_wrap=True, justify="left" if text else "right")
     return table
+
+
+def _console() -> Console:
+    """A narrow terminal folds lines; nothing that is not one has a width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ Owns the formats, which are told apart by what a file holds and never by its nam
 gzip or xz. The first line that is not blank says how the text is written::
 
     start count 0 n    four integers: ARC's .lis, accesses to the pages start … start + count - 1
-    time id size       three numbers: one access to an object of that many bytes
+    time id size       a number, any text without blanks, an integer: one access to an object of that many bytes
     key                anything else: one access, the line without the blanks around it
 
 It refuses whatever it cannot read to the end (`TraceError`, one sentence), and keeps no more of a file in memory than
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pyrocache.errors import PyroCacheError
 
-__all__ = ["Access", "TraceError", "read_trace"]
+__all__ = ["Access", "TraceError", "read_trace", "trace_format"]
 
 Access = tuple[int | str, int | None]
 """A key, and the size of its value in bytes, where the trace tells it."""
@@ -81,6 +81,23 @@ def read_trace(path: Path | str) -> Iterator[Access]:
         raise TraceError(f"The trace {path} is empty: it holds no access.")
 
 
+def trace_format(path: Path | str) -> str:
+    """How the trace at ``path`` is written: ``"start count 0 n"``, ``"time id size"`` or ``"a key a line"``.
+
+    Raises:
+        TraceError: as `read_trace`.
+    """
+    names: dict[_Parser, str] = {
+        _parse_pages: "start count 0 n",
+        _parse_sized: "time id size",
+        _parse_key: "a key a line",
+    }
+    next(read_trace(path))  # says what is wrong, if anything is
+    with open(path, "rb") as file:
+        _, line = next(_lines(_text(file)))
+    return names[_parser_for(line.removeprefix(_BYTE_ORDER_MARK))]
+
+
 # Text, in lines --------------------------------------------------------------------------------------------
 
 
@@ -120,7 +137,7 @@ def _parser_for(line: bytes) -> _Parser:
     words = line.split()
     if len(words) == 4 and all(map(_INTEGER.fullmatch, words)):
         return _parse_pages
-    if len(words) == 3 and all(map(_NUMBER.fullmatch, words)):
+    if len(words) == 3 and _NUMBER.fullmatch(words[0]) and _INTEGER.fullmatch(words[2]):
         return _parse_sized
     return _parse_key
 
@@ -198,12 +215,8 @@ def _unpack_xz(file: BufferedReader) -> Iterator[bytes]:
 
 
 def _unpack_zstd(file: BufferedReader) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ModuleNotFoundError:
-        raise _Broken(
-            "is compressed with zstd, which needs one more package: pip install 'pyrocache[replay]'"
-        ) from None
+    import zstandard
+
     # Its stream_reader takes the end of the file for the end of the frame; this one can tell.
     unpacker = zstandard.ZstdDecompressor().decompressobj()
     try:

@@ -8,6 +8,7 @@ streams.
 
 from __future__ import annotations
 
+import codecs
 import math
 import select
 import socket
@@ -21,6 +22,10 @@ from pyrocache.cluster.routing import Member
 from pyrocache.cluster.wire import FrameDecoder, Header, Refusal
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+
+codecs.lookup(
+    "idna"
+)  # which looking a host up imports: a fork in the middle of that would lock the child out for ever
 
 _RECEIVE_BYTES = 64 * 1024
 _REPLY_SLACK = 256 * 1024
@@ -300,7 +305,7 @@ class Connections:
             pool.checkin(connection)
             raise ValueTooLarge(
                 f"The value is {request.largest_value} bytes long once encoded, and {request.member.name} takes "
-                f"up to {connection.max_value_bytes}: store it in parts, or start the nodes with a larger limit."
+                f"up to {connection.max_value_bytes}: store it in parts, or start the nodes with a larger --max-value."
             )
         try:
             connection.send(request, deadline)
@@ -433,5 +438,5 @@ def _unavailable(request: Request, deadline: Deadline, cause: BaseException, *, 
         text = f"{where} sent what is no reply ({cause})"
     else:
         text = f"{where} cannot be reached ({type(cause).__name__})"
-    error = kind(f"Cannot {request.method}: {text}. See which nodes answer with: pyrocache status")
+    error = kind(f"{request.method} failed: {text}. See which nodes answer with: pyrocache status")
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out)

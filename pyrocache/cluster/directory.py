@@ -42,6 +42,7 @@ class NameServerDirectory:
     def __init__(self, address: str) -> None:
         self.address = address
         self._host, self._port = parse_address(address)
+        _import_pyro5()  # now and not on first use, when another thread may fork in the middle of it
 
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
         """The nodes that are entered, entries that make no sense left out."""
@@ -73,12 +74,13 @@ class NameServerDirectory:
         return bool(self._ask(lambda server: server.remove(name=member.name), timeout, "unregister a node"))
 
     def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
-        proxy_class = _proxy_class()
+        from Pyro5.client import Proxy
+
         uri = f"PYRO:Pyro.NameServer@{self.address}"
         if ":" not in self.address.rpartition("]")[2]:
             uri = f"PYRO:Pyro.NameServer@{format_address(self._host, self._port)}"
         try:
-            with _clean_context(), proxy_class(uri) as server:
+            with _clean_context(), Proxy(uri) as server:
                 server._pyroTimeout = timeout
                 server._pyroSerializer = "serpent"  # which every Pyro5 speaks
                 return question(server)
@@ -88,27 +90,23 @@ class NameServerDirectory:
             raise self._unavailable(purpose, error) from error
 
     def _unavailable(self, purpose: str, error: BaseException) -> NameServerUnavailable:
+        begin = f"No name server was found to {purpose}"
         try:
             with socket.create_connection((self._host, self._port), timeout=0.5):
-                listening = True
+                remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
+        except socket.gaierror:
+            remedy = "that host name cannot be resolved. Is it right?"
         except OSError:
-            listening = False
-        if listening:
-            why = f"what listens at {self.address} did not answer as a Pyro5 name server"
-        else:
-            why = f"no name server answers at {self.address}"
-        return NameServerUnavailable(
-            f"Cannot {purpose}: {why} ({type(error).__name__}). Start one with: pyrocache nameserver "
-            f"--host {self._host} --port {self._port}"
-        )
+            remedy = f"start one with: pyrocache nameserver --host {self._host} --port {self._port}"
+        where = format_address(self._host, self._port)
+        return NameServerUnavailable(f"{begin} at {where}: {remedy}")
 
 
-def _proxy_class() -> Any:
+def _import_pyro5() -> None:
     try:
-        from Pyro5.client import Proxy
+        import Pyro5.client  # noqa: F401
     except ValueError as error:  # it knows all variables that begin with PYRO_, and refuses others
         raise ConfigurationError(f"Pyro5 does not start: {error}; unset that variable.") from error
-    return Proxy
 
 
 @contextmanager

@@ -360,7 +360,8 @@ class CacheNode:
             )
         if entry_cost(key, value) > self._store.max_bytes:
             raise refusal(
-                VALUE_TOO_LARGE, f"{self._name} has {self._store.max_bytes} bytes of memory in all."
+                VALUE_TOO_LARGE,
+                f"the value does not fit into its {self._store.max_bytes} bytes of memory; start nodes with more.",
             )
 
     def _matching(self, prefix: Any) -> list[bytes]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -94,6 +96,40 @@ def test_a_fork_in_the_middle_of_use_disturbs_neither_parent_nor_children(cache:
             done.result()
     assert statuses == [0, 0, 0]
     use(cache, "parent afterwards", 20)
+
+
+FORK_EARLY = """
+import os, sys, threading
+from pyrocache import PyroCacheClient
+
+cache = PyroCacheClient(sys.argv[1])
+threads = [threading.Thread(target=cache.set, args=(number, number)) for number in range(16)]
+for thread in threads:
+    thread.start()
+children = []
+for child in range(4):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if cache.set(("child", child), child) and cache.get(("child", child)) == child else 1)
+    children.append(pid)
+for thread in threads:
+    thread.join()
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_a_fork_while_threads_make_their_very_first_call_locks_no_child_out(
+    shared_cluster: LocalCluster,
+) -> None:
+    """A child can wait for ever for a lock that another thread held, that of a module being imported for one."""
+    for _ in range(8):
+        command = [sys.executable, "-c", FORK_EARLY, shared_cluster.nameserver]
+        with subprocess.Popen(command, start_new_session=True) as process:
+            try:
+                assert process.wait(15.0) == 0
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def fork(work: Callable[[], None]) -> int:

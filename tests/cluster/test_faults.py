@@ -95,22 +95,22 @@ def free_port() -> int:
 
 
 class Start(Protocol):
-    def __call__(self, *command: str, ready: str) -> str: ...
+    def __call__(self, *command: str, ready: str) -> Path: ...
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a command that goes on running; what it has printed once ``ready`` is in it."""
+    """Start a command that goes on running, and wait until it has printed ``ready``; where it prints to."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*command: str, ready: str) -> str:
+    def start(*command: str, ready: str) -> Path:
         output = tmp_path / f"output {len(started)}"
         with output.open("wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
         started.append(process)
         eventually(lambda: ready in output.read_text() or process.poll() is not None, 20.0)
         assert process.poll() is None, output.read_text()
-        return output.read_text()
+        return output
 
     yield start
     for process in reversed(started):
@@ -126,8 +126,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def nameserver(start: Start) -> str:
     """The address of a name server that ``run_nameserver.py`` runs."""
-    said = start(sys.executable, "run_nameserver.py", "--port", "0", ready="ready at ")
-    return said.partition("ready at ")[2].partition(". ")[0]
+    output = start(sys.executable, "run_nameserver.py", "--port", "0", ready="ready at ")
+    return output.read_text().partition("ready at ")[2].partition(". ")[0]
 
 
 class Load:
@@ -182,7 +182,7 @@ def load(cluster: LocalCluster) -> Load:
 def test_a_node_killed_is_back_under_its_name_and_takes_no_other_with_it(
     start: Start, nameserver: str
 ) -> None:
-    start(sys.executable, "run_nodes.py", "--nodes", "3", "--nameserver", nameserver, ready="ready")
+    said = start(sys.executable, "run_nodes.py", "--nodes", "3", "--nameserver", nameserver, ready="ready")
     with (
         PyroCacheClient(nameserver, timeout=1.0) as cache,
         PyroCacheClient(nameserver, timeout=1.0, on_error="miss") as lenient,
@@ -215,6 +215,8 @@ def test_a_node_killed_is_back_under_its_name_and_takes_no_other_with_it(
         assert cache.get_many(untouched) == untouched
         cache.set(KEYS[0], "as good as before")
         assert lenient.get(KEYS[0]) == "as good as before"
+    assert f"\n{victim} ended (killed by signal 9); starting it again in " in said.read_text()
+    eventually(lambda: f"\n{victim} is back with pid " in said.read_text())
 
 
 def test_the_next_node_takes_over_the_name_that_a_dead_one_left_in_the_name_server(
@@ -305,8 +307,8 @@ def test_a_name_server_that_does_not_answer_leaves_clients_the_time_to_go_on(
     port = free_port()
     address = f"127.0.0.1:{port}"
     serve = "from pyrocache.cli import main; import os; print(os.getpid(), flush=True); main('nameserver')"
-    said = start(sys.executable, "-c", serve, "--port", str(port), ready="ready at ")
-    pid = int(said.split()[0])
+    output = start(sys.executable, "-c", serve, "--port", str(port), ready="ready at ")
+    pid = int(output.read_text().split()[0])
     start(sys.executable, "run_nodes.py", "--nodes", "2", "--nameserver", address, ready="ready")
     with PyroCacheClient(address, timeout=1.0) as cache:
         fill(cache)
@@ -364,14 +366,14 @@ def test_a_paused_node_costs_a_call_its_timeout_and_other_keys_nothing(cluster: 
 
 
 def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> None:
-    cache = cluster.client(timeout=0.4, on_error="miss")
+    cache = cluster.client(timeout=0.3, on_error="miss")
     fill(cache)
     names = owners(cache)
     for paused in (cluster.nodes[0], cluster.nodes[2]):
         others = {key for key in KEYS if names[key] != paused.name}
         cluster.pause(cluster.nodes.index(paused))
 
-        for user in (cache, cluster.client(timeout=0.4, on_error="miss")):
+        for user in (cache, cluster.client(timeout=0.3, on_error="miss")):
             assert user.stats().away == [paused.name]
             assert readable(user) == others
 

@@ -53,6 +53,7 @@ FIELDS = {
     "sets",
     "skipped",
     "trace",
+    "format",
 }
 
 
@@ -183,7 +184,10 @@ def test_the_text(trace: Callable[..., Path], capfd: pytest.CaptureFixture[str])
     assert run(trace([*range(10), *range(10)]), max_memory="1MiB", nodes=1, as_json=False) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert "Replaying trace from 1 client process\non a cluster of its own (1 node of 1.0 MiB)." in out
+    assert (
+        "Replaying trace (a key a line) from 1 client process\non a cluster of its own (1 node of 1.0 MiB)."
+        in out
+    )
     assert "50.00% (10 hits)" in out
     assert "p99.9" in out
     assert "\x1b" not in out
@@ -360,7 +364,7 @@ def test_ctrl_c(trace: Callable[..., Path], shared_cluster: LocalCluster, own: b
         before = cache.stats().total["entries"]
     arguments = ["replay", str(trace(["0 10000000 0 0"])), "--json", *cluster]
     with subprocess.Popen(
-        [sys.executable, "-c", f"from pyrocache.cli import main; main(*{arguments!r})"],
+        [sys.executable, "-c", "from pyrocache.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
