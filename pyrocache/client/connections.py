@@ -23,9 +23,8 @@ from pyrocache.cluster.wire import FrameDecoder, Header, Refusal
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
 
-codecs.lookup(
-    "idna"
-)  # which looking a host up imports: a fork in the middle of that would lock the child out for ever
+# Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
+codecs.lookup("idna")
 
 _RECEIVE_BYTES = 64 * 1024
 _REPLY_SLACK = 256 * 1024
