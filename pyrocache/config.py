@@ -19,7 +19,10 @@ DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+MAX_SECONDS = 1_000_000
+"""The longest timeout or deadline, eleven days; a TTL may be longer."""
+
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -117,10 +120,10 @@ def check_node_name(name: str) -> None:
 
 
 def check_seconds(what: str, seconds: float) -> None:
-    """Raise `ConfigurationError` unless ``seconds`` is a finite number above 0."""
+    """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not math.isfinite(seconds) or seconds <= 0:
-        raise ConfigurationError(f"{what} is a number of seconds above 0, not {seconds!r}.")
+    if not number or not 0 < seconds <= MAX_SECONDS:
+        raise ConfigurationError(f"{what} is a number of seconds above 0 and up to {MAX_SECONDS}, not this.")
 
 
 def ttl_to_seconds(ttl_seconds: float | timedelta | None) -> float | None:

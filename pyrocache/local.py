@@ -6,11 +6,14 @@ Real processes on free loopback ports, which end with this process whatever ends
 from __future__ import annotations
 
 import signal
+import time
+import weakref
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
+from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.config import NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError
 from pyrocache.processes import ChildProcess, start_nameserver, start_node
@@ -37,6 +40,9 @@ class LocalNode:
         return self._process.exit_status is None
 
 
+_BACK_SECONDS = 3.0
+
+
 class LocalCluster:
     """A cluster on this machine: ``with LocalCluster(nodes=3) as cluster: cache = cluster.client()``.
 
@@ -60,7 +66,7 @@ class LocalCluster:
         if replicas != 1:
             raise ConfigurationError("Entries are kept in one copy so far: replicas can only be 1.")
         self._max_memory = NodeConfig(max_memory=parse_size(max_memory)).max_memory
-        self._clients: list[PyroCacheClient] = []
+        self._clients: weakref.WeakSet[PyroCacheClient] = weakref.WeakSet()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
         try:
@@ -82,7 +88,7 @@ class LocalCluster:
     def client(self, **options: Any) -> PyroCacheClient:
         """A new client of this cluster; `stop` closes it. ``options`` are those of `PyroCacheClient`."""
         client = PyroCacheClient(self.nameserver, **options)
-        self._clients.append(client)
+        self._clients.add(client)
         return client
 
     def kill(self, i: int) -> None:
@@ -117,22 +123,34 @@ class LocalCluster:
         process = self.nodes[i]._process
         process.terminate()
         process.wait()
-        del self.nodes[i]
+        node = self.nodes.pop(i)
+        directory = NameServerDirectory(self.nameserver)
+        for entry in directory.members():
+            if (entry.name, entry.address) == (
+                node.name,
+                node.address,
+            ):  # it had no time to unregister itself
+                directory.remove(entry)
 
     def kill_nameserver(self) -> None:
         """End the name server by SIGKILL."""
         self._nameserver_process.kill()
 
     def restart_nameserver(self) -> None:
-        """Start the name server again, empty, at its old address."""
+        """Start the name server again, empty, at its old address; returns when the nodes are back in it."""
         self._nameserver_process.kill()
         host, _, port = self.nameserver.rpartition(":")
         self._nameserver_process = start_nameserver(host=host, port=int(port), quiet=True)
         self._nameserver_process.wait_until_ready()
+        directory = NameServerDirectory(self.nameserver)
+        alive = {node.name for node in self.nodes if node.alive}
+        give_up_at = time.monotonic() + _BACK_SECONDS  # paused nodes do not come back
+        while alive - {entry.name for entry in directory.members()} and time.monotonic() < give_up_at:
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """End everything. Doing so again does nothing."""
-        for client in self._clients:
+        for client in list(self._clients):
             client.close()
         self._clients.clear()
         for node in self.nodes:

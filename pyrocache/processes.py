@@ -44,7 +44,13 @@ class ChildProcess:
     ) -> None:
         self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(settings)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                module,
+                json.dumps(settings),
+            ],  # -P: no module from the working directory
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -6,6 +6,7 @@ error of ours is one sentence on standard error and exit status 1; a wrong comma
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -47,6 +48,9 @@ KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="K
 
 def main(command: str | None = None) -> NoReturn:
     """Run the command line of this process, or only ``command`` with its arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for variable in [name for name in os.environ if name.startswith("PYRO_")]:
         del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
     try:
@@ -60,6 +64,9 @@ def main(command: str | None = None) -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        print(f"Cannot go on: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -54,7 +54,7 @@ def run(*, ttl: float = 2.0, keys: int = 10_000) -> int:
 
 
 def _run_client(settings: dict[str, Any]) -> int:
-    command = [sys.executable, "-m", "pyrocache.cli.demo", json.dumps(settings)]
+    command = [sys.executable, "-P", "-m", "pyrocache.cli.demo", json.dumps(settings)]
     client = None
     try:
         with interrupts_put_off():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from pyrocache.processes import ChildProcess, start_nameserver, start_node
 from pyrocache.signals import StopRequest
 
 _LOOK_SECONDS = 0.2
+_FORGOTTEN_SECONDS = 1.3  # a node's heartbeat and some
 
 
 def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
@@ -24,10 +26,10 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
     stop.on_signals()
     keepers: list[Keeper] = []
     try:
-        if with_nameserver and not _answers(config.nameserver):
-            keepers.append(_start_nameserver(config))
-        elif not with_nameserver:
-            NameServerDirectory(config.nameserver).members()  # says what to do when there is none
+        if not with_nameserver:
+            _wait_for_those_it_forgot(config.nameserver)
+        elif not _answers(config.nameserver):
+            keepers += _start_nameserver(config)
         nodes = _start_nodes(config, count, keepers)
         if nodes is None:
             return 1
@@ -45,7 +47,12 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
 def _start_nodes(config: NodeConfig, count: int, keepers: list[Keeper]) -> list[Keeper] | None:
     """Start the nodes, the first one alone: what is wrong with it would be wrong with all. None when one fails."""
     nodes = [
-        Keeper("a node", lambda answer: start_node(node_settings(config, answer), quiet=False), _report)
+        Keeper(
+            "a node",
+            lambda answer: start_node(node_settings(config, answer), quiet=False),
+            _report,
+            renamable=config.name is None,
+        )
         for _ in range(count)
     ]
     for group in (nodes[:1], nodes[1:]):
@@ -74,7 +81,18 @@ def _answers(nameserver: str) -> bool:
     return True
 
 
-def _start_nameserver(config: NodeConfig) -> Keeper:
+def _wait_for_those_it_forgot(nameserver: str) -> None:
+    """A name server that lists nobody may just have been restarted: leave nodes that run the time to enter themselves.
+
+    Raises:
+        NameServerUnavailable: there is none.
+    """
+    if not NameServerDirectory(nameserver).members():
+        time.sleep(_FORGOTTEN_SECONDS)
+
+
+def _start_nameserver(config: NodeConfig) -> list[Keeper]:
+    """Start a name server; none when another command was quicker."""
     host, port = parse_address(config.nameserver)
     start = partial(_nameserver_process, host, port, config.insecure)
     keeper = Keeper("the name server", start, _report)
@@ -83,9 +101,13 @@ def _start_nameserver(config: NodeConfig) -> Keeper:
         keeper.wait_until_ready()
     except PyroCacheError:
         keeper.join()
+        for _ in range(10):
+            if _answers(config.nameserver):
+                return []
+            time.sleep(_LOOK_SECONDS)
         raise
     _report(f"Name server ready at {config.nameserver}.")
-    return keeper
+    return [keeper]
 
 
 def _nameserver_process(host: str, port: int, insecure: bool, answer: dict[str, Any] | None) -> ChildProcess:

@@ -32,10 +32,16 @@ class Keeper:
         what: how to call it in reports.
         start: starts it; told what it answered when it was last ready, or None the first time.
         report: told what happens.
+        renamable: whether one that lost its name to another node may take a new one.
     """
 
     def __init__(
-        self, what: str, start: Callable[[dict[str, Any] | None], ChildProcess], report: Report
+        self,
+        what: str,
+        start: Callable[[dict[str, Any] | None], ChildProcess],
+        report: Report,
+        *,
+        renamable: bool = False,
     ) -> None:
         self.what = what
         self.answer: dict[str, Any] | None = None
@@ -43,6 +49,7 @@ class Keeper:
         self.ended = threading.Event()
         self._start = start
         self._report = report
+        self._renamable = renamable
         self._stop = threading.Event()
         self._process: ChildProcess | None = None
         self._thread = threading.Thread(target=self._keep, name=f"keeper of {what}", daemon=True)
@@ -92,10 +99,12 @@ class Keeper:
             status = self._process.exit_status
             if self._stop.is_set():
                 return
-            if status == _REFUSED:
+            if status == _REFUSED and not self._renamable:
                 self._report(f"{self.what} ended for the reason above and is not started again.")
                 self.ended.set()
                 return
+            if status == _REFUSED:
+                self.answer = None  # its name is another's by now, so it takes a new one
             steady = time.monotonic() - self._process.started_at > _STEADY_SECONDS
             pause = _FIRST_PAUSE_SECONDS if steady else pause
             self._report(f"{self.what} ended ({_cause(status)}); starting it again in {pause:g} s.")
@@ -114,6 +123,7 @@ class Keeper:
             self.answer = process.wait_until_ready()
         except PyroCacheError:
             return  # it has said why; the loop goes on with a longer pause
+        self.what = self.answer.get("name", self.what)
         self._report(f"{self.what} is back with pid {self.answer['pid']}.")
 
 

@@ -175,8 +175,13 @@ class PyroCacheClient:
     # Many keys -------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
-        """The values of those ``keys`` that have one, by key, in the keys' order."""
+        """The values of those ``keys`` that have one, by key, in the keys' order.
+
+        Raises:
+            TypeError: a key is not hashable, like a list; `get` takes those.
+        """
         wanted = {self._encode_key(key): key for key in keys}
+        hash(tuple(wanted.values()))  # TypeError now: the result is a dict by key
         items = [Item(encoded, encoded, len(encoded) + _ENTRY_BYTES) for encoded in wanted]
         result = self._router.batch("get_many", items, deadline=self._deadline(), answered=len)
         self._check(result)

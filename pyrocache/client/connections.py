@@ -21,7 +21,8 @@ from pyrocache.cluster import wire
 from pyrocache.cluster.routing import Member
 from pyrocache.cluster.wire import FrameDecoder, Header, Refusal
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
-from pyrocache.errors import NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+from pyrocache.places import Place, Places
 
 # Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
 codecs.lookup("idna")
@@ -98,10 +99,11 @@ class Unavailable(Exception):
 class Connection:
     """One open connection to one node, past the handshake."""
 
-    __slots__ = ("_decoder", "_sequence", "_sock", "max_value_bytes", "member")
+    __slots__ = ("_decoder", "_sequence", "_sock", "max_value_bytes", "member", "place")
 
     def __init__(self, member: Member, deadline: Deadline) -> None:
         self.member = member
+        self.place: Place | None = None  # in its pool, while in use
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
         self._sequence = 0
         self._decoder = FrameDecoder(_admit_greeting)  # no method: a cycle would keep large buffers alive
@@ -206,8 +208,9 @@ class Connections:
 
     def __init__(self, max_per_node: int) -> None:
         self._max_per_node = max_per_node
-        self._lock = threading.Lock()  # guards: the set of _pools; each pool's methods need no lock
+        self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
         self._pools: dict[str, _Pool] = {}
+        self._closed = False
 
     def call(self, request: Request, deadline: Deadline) -> Any:
         """Make one call and return its result.
@@ -280,6 +283,7 @@ class Connections:
     def close(self) -> None:
         """Close the idle connections; those in use close when their call ends."""
         with self._lock:
+            self._closed = True
             pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
@@ -294,7 +298,7 @@ class Connections:
         pool = self._pool(request.member)
         try:
             connection = pool.checkout(deadline)
-        except (OSError, ProtocolError, _ConnectRefused, _PoolExhausted) as error:
+        except (OSError, UnicodeError, ProtocolError, _ConnectRefused, _PoolExhausted) as error:
             raise _unavailable(request, deadline, error, sent=False) from error
         self._send(pool, connection, request, deadline)
         return pool, connection
@@ -332,6 +336,8 @@ class Connections:
         pool = self._pools.get(member.name)
         if pool is None or pool.member != member:
             with self._lock:
+                if self._closed:
+                    raise ClientClosed("This client was closed; make a new PyroCacheClient.")
                 pool = self._pools.get(member.name)
                 if pool is None or pool.member != member:
                     if pool is not None:
@@ -352,48 +358,34 @@ class _Pool:
     def __init__(self, member: Member, limit: int) -> None:
         self.member = member
         self._idle: list[Connection] = []
-        self._places = threading.Semaphore(limit)
+        self._places = Places(limit)
         self._closed = False
 
     def checkout(self, deadline: Deadline) -> Connection:
-        if not self._places.acquire(timeout=deadline.remaining()):
+        place = self._places.take(deadline.remaining())
+        if place is None:
             raise _PoolExhausted
-        try:
-            while True:
-                try:
-                    connection = self._idle.pop()
-                except IndexError:
-                    return Connection(self.member, deadline)
-                if connection.usable():
-                    return connection
-                connection.close()
-        except BaseException:
-            self._places.release()
-            raise
+        connection = self._pop_usable() or Connection(self.member, deadline)
+        connection.place = place
+        return connection
 
     def checkout_idle(self) -> Connection | None:
         """A connection that is open already, or None; without waiting."""
-        if not self._idle or not self._places.acquire(blocking=False):
-            return None
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                self._places.release()
-                return None
-            if connection.usable():
-                return connection
-            connection.close()
+        place = self._places.take(0.0) if self._idle else None
+        connection = self._pop_usable() if place is not None else None
+        if connection is not None:
+            connection.place = place
+        return connection
 
     def checkin(self, connection: Connection) -> None:
+        connection.place = None
         self._idle.append(connection)
         if self._closed:  # looked at last: `close` may have run just before the line above
             self.close()
-        self._places.release()
 
     def drop(self, connection: Connection) -> None:
         connection.close()
-        self._places.release()
+        connection.place = None
 
     def close(self) -> None:
         self._closed = True
@@ -402,6 +394,16 @@ class _Pool:
                 self._idle.pop().close()
             except IndexError:
                 return
+
+    def _pop_usable(self) -> Connection | None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.usable():
+                return connection
+            connection.close()
 
 
 def _start(target: Callable[..., None], *arguments: Any) -> threading.Thread:

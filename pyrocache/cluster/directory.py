@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -20,6 +22,21 @@ from pyrocache.errors import ConfigurationError, NameServerUnavailable
 PREFIX = "cache.node."
 
 _T = TypeVar("_T")
+
+# What asking can end in, garbage for an answer included; and no more: a signal handler's exception is none of ours.
+_FAILURES = (
+    *(
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        SyntaxError,
+        RecursionError,
+    ),
+    *(struct.error, zlib.error),
+)
 _ENTRY = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+)):(\d{1,5})")
 
 
@@ -75,6 +92,7 @@ class NameServerDirectory:
 
     def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
         from Pyro5.client import Proxy
+        from Pyro5.errors import PyroError
 
         uri = f"PYRO:Pyro.NameServer@{self.address}"
         if ":" not in self.address.rpartition("]")[2]:
@@ -84,9 +102,9 @@ class NameServerDirectory:
                 server._pyroTimeout = timeout
                 server._pyroSerializer = "serpent"  # which every Pyro5 speaks
                 return question(server)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a reply can name any exception class, SystemExit too
+        except PyroError as error:
+            raise self._unavailable(purpose, error) from error
+        except _FAILURES as error:
             raise self._unavailable(purpose, error) from error
 
     def _unavailable(self, purpose: str, error: BaseException) -> NameServerUnavailable:
@@ -136,11 +154,12 @@ def _member(name: str, entry: Any) -> Member | None:
         match = _ENTRY.fullmatch(str(uri))
         if match is None or match[1] != name:
             return None
+        host, port = parse_address(str(uri).partition("@")[2])
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
         return Member(
             name=name,
-            host=match[2] or match[3],
-            port=int(match[4]),
+            host=host,
+            port=port,
             weight=float(tags.get("weight", "1.0")),
             incarnation=tags.get("incarnation", ""),
         )

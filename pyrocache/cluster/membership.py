@@ -8,10 +8,10 @@ Thread-safe: ``view`` is replaced whole, and one thread at a time looks up while
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.places import Places
 
 EMPTY = ClusterView(())
 
@@ -48,7 +48,7 @@ class Membership:
         self.view = EMPTY
         self._lookup = lookup
         self._keep = keep
-        self._lock = threading.Lock()  # guards: _refreshes; held during a look-up, which is what it is for
+        self._turn = Places(1)  # whoever looks up has it
         self._refreshes = 0
 
     def refresh(self, timeout: float) -> ClusterView:
@@ -58,18 +58,14 @@ class Membership:
             NameServerUnavailable: as the look-up does. ``view`` stays as it was.
         """
         seen = self._refreshes
-        if not self._lock.acquire(timeout=timeout):
-            return self.view
-        try:
-            if self._refreshes == seen:
-                # An empty listing is a name server that was restarted: the nodes are still where they were.
-                listed = list(self._lookup(timeout))
-                if listed:
-                    self.view = next_view(self.view, listed, self._keep)
-                self._refreshes += 1
-            return self.view
-        finally:
-            self._lock.release()
+        turn = self._turn.take(timeout)
+        if turn is not None and self._refreshes == seen:
+            # An empty listing is a name server that was restarted: the nodes are still where they were.
+            listed = list(self._lookup(timeout))
+            if listed:
+                self.view = next_view(self.view, listed, self._keep)
+            self._refreshes += 1
+        return self.view
 
     def adopt(self, view: ClusterView) -> None:
         """Take over a view that a node told of."""

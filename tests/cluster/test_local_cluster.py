@@ -407,3 +407,31 @@ def test_a_memory_that_makes_no_sense_is_refused(max_memory: Any) -> None:
 def test_more_than_one_copy_is_refused(replicas: Any) -> None:
     with pytest.raises(ConfigurationError, match="replicas"):
         LocalCluster(nodes=2, replicas=replicas)
+
+
+def test_a_node_added_just_after_the_name_server_restarted_takes_nobodys_name() -> None:
+    with LocalCluster(nodes=3) as cluster, cluster.client() as cache:
+        cache.set_many({number: number for number in range(300)})
+        cluster.restart_nameserver()
+        assert cluster.add_node().name == "cache.node.4"
+        assert len(cache.nodes()) == 4
+        assert all(node.alive for node in cluster.nodes)
+        assert 150 < len(cache) < 300
+
+
+def test_a_dead_node_that_is_removed_leaves_its_keys_to_the_others() -> None:
+    with LocalCluster(nodes=3) as cluster, cluster.client() as cache:
+        cluster.kill(1)
+        cluster.remove_node(1)
+        assert cache.set_many({number: number for number in range(300)}) == 300
+        assert [node.name for node in cache.nodes()] == ["cache.node.1", "cache.node.3"]
+
+
+def test_modules_in_the_working_directory_are_none_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resource.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with LocalCluster(nodes=1) as cluster, cluster.client() as cache:
+        assert cache.set("key", "value")

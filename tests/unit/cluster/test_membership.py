@@ -80,17 +80,17 @@ def test_threads_that_wait_for_a_look_up_share_its_result() -> None:
 
 
 def test_whoever_cannot_wait_for_a_look_up_gets_the_view_as_it_is() -> None:
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     def slow(timeout: float) -> list[Member]:
+        entered.set()
         release.wait(10)
         return [member(1)]
 
     membership = Membership(slow)
     thread = threading.Thread(target=membership.refresh, args=(10.0,))
     thread.start()
-    while not membership._lock.locked():
-        pass
+    assert entered.wait(10)
     assert membership.refresh(0.001) is EMPTY
     release.set()
     thread.join(10)
