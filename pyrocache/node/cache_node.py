@@ -342,9 +342,9 @@ class CacheNode:
     def _check_view(self, view: int) -> None:
         if type(view) is not int:
             raise refusal(BAD_REQUEST, "A view is given by its id.")
-        if view == _NO_VIEW or self._view_id == _NO_VIEW:
+        if view == _NO_VIEW:
             return
-        if view != self._view_id or not self._admitted:
+        if not self._admitted or self._view_id not in (view, _NO_VIEW):
             self._on_stale()
             raise refusal(
                 STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)
