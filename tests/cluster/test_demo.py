@@ -104,7 +104,7 @@ def test_an_error_in_the_client_is_one_sentence() -> None:
     os.close(stays_open)
     os.close(keep)
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (1, "", 1)
-    assert "no name server answers" in process.stderr
+    assert "No name server was found" in process.stderr
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
