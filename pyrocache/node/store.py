@@ -106,10 +106,6 @@ class Store:
         """Whether there is a value; neither counts nor makes the entry more recent."""
         return self._live(key) is not None
 
-    def entry(self, key: bytes) -> Entry | None:
-        """The live entry itself, to look at; neither counts nor makes it more recent."""
-        return self._live(key)
-
     def remaining(self, key: bytes) -> float | None:
         """Seconds until the entry expires, infinite when it never does, None when there is none."""
         entry = self._live(key)
