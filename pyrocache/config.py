@@ -27,6 +27,7 @@ _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 OnError = Literal["raise", "miss"]
+TransportChoice = Literal["auto", "tcp"]
 
 
 def parse_size(size: int | str) -> int:
@@ -239,6 +240,7 @@ class ClientConfig:
         timeout: seconds that any one call may take, connecting and retries included.
         on_error: ``"raise"`` `NodeUnavailable`, or count it and behave as on a ``"miss"``.
         max_connections: connections to any one node; more threads than that wait for each other.
+        transport: ``"auto"`` reaches a node on this host over its Unix socket, ``"tcp"`` none.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -246,6 +248,7 @@ class ClientConfig:
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     on_error: OnError = "raise"
     max_connections: int = 64
+    transport: TransportChoice = "auto"
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
@@ -258,3 +261,5 @@ class ClientConfig:
             raise ConfigurationError(f"on_error is 'raise' or 'miss', not {self.on_error!r}.")
         if self.max_connections < 1:
             raise ConfigurationError(f"max_connections must be at least 1, not {self.max_connections!r}.")
+        if self.transport not in ("auto", "tcp"):
+            raise ConfigurationError(f"transport is 'auto' or 'tcp', not {self.transport!r}.")

@@ -154,7 +154,8 @@ def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
     """A node process; ``settings`` are fields of `NodeConfig`."""
     # Large values are then given back to the system one by one. By default glibc raises this threshold as it sees fit,
     # and a node that holds values of megabytes takes twice its memory and more.
-    variables = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    # Neither is the end of the heap given back and taken anew with every request.
+    variables = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20)}
     return ChildProcess("pyrocache.node.server", settings, quiet=quiet, variables=variables)
 
 

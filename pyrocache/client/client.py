@@ -10,16 +10,16 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pyrocache.client.codec import decode_value, encode_value
+from pyrocache.client.codec import decode_value, decode_values, encode_value, encode_values
 from pyrocache.client.connections import Deadline
-from pyrocache.client.keys import decode_key, encode_key, namespace_prefix
-from pyrocache.client.router import BatchResult, Item, Router
+from pyrocache.client.keys import decode_key, encode_key, encode_keys, namespace_prefix
+from pyrocache.client.router import Batch, Router
 from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
@@ -27,6 +27,7 @@ from pyrocache.config import (
     DEFAULT_TIMEOUT_SECONDS,
     ClientConfig,
     OnError,
+    TransportChoice,
     ttl_to_seconds,
 )
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
@@ -36,8 +37,6 @@ log = logging.getLogger("pyrocache.client")
 _T = TypeVar("_T")
 
 NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
-
-_ENTRY_BYTES = 16  # what msgpack adds to a key and a value, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class PyroCacheClient:
         timeout: seconds that any one call may take, looking nodes up, connecting and retries included.
         on_error: what to do when a node is away: ``"raise"`` `NodeUnavailable`, or count it, log it, and behave as on
             a ``"miss"``. Nothing else is ever turned into a miss.
+        transport: ``"auto"`` reaches nodes on this host over their Unix sockets where they have one, ``"tcp"`` none.
 
     Keys may be anything picklable, and two are one iff ``==`` says so, as in a dict. Values may be anything picklable.
     An entry expires the instant its TTL is over, by its node's clock.
@@ -91,17 +91,29 @@ class PyroCacheClient:
         namespace: str = "",
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         on_error: OnError = "raise",
+        transport: TransportChoice = "auto",
     ) -> None:
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
         self._open(
-            ClientConfig(nameserver=nameserver, namespace=namespace, timeout=timeout, on_error=on_error)
+            ClientConfig(
+                nameserver=nameserver,
+                namespace=namespace,
+                timeout=timeout,
+                on_error=on_error,
+                transport=transport,
+            )
         )
 
     def _open(self, config: ClientConfig) -> None:
         self._config = config
+        self._timeout = config.timeout
         self._prefix = namespace_prefix(config.namespace)
-        self._router = Router(NameServerDirectory(config.nameserver), max_connections=config.max_connections)
+        self._router = Router(
+            NameServerDirectory(config.nameserver),
+            max_connections=config.max_connections,
+            transport=config.transport,
+        )
         self._closed = False
         self._lock = threading.Lock()  # guards: _figures
         self._figures = {"misses_on_error": 0, "corrupt_values": 0}
@@ -120,12 +132,12 @@ class PyroCacheClient:
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node takes no value of that size; the old value stays.
         """
-        encoded = self._encode_key(key)
+        encoded = encode_key(key, self._prefix)
         seconds = ttl_to_seconds(ttl_seconds)
         frame = encode_value(value)
         try:
             self._router.call(
-                "set", encoded, frame, seconds, deadline=self._deadline(), largest_value=len(frame)
+                "set", encoded, frame, seconds, deadline=Deadline(self._timeout), largest_value=len(frame)
             )
         except NodeUnavailable as error:
             return self._missed(error, False)
@@ -138,10 +150,16 @@ class PyroCacheClient:
             SerializationError: the value does not unpickle here; `CorruptValue`: it is none of ours.
         """
         try:
-            frame = self._router.call("get", self._encode_key(key), deadline=self._deadline())
+            frame = self._router.call("get", encode_key(key, self._prefix), deadline=Deadline(self._timeout))
         except NodeUnavailable as error:
             return self._missed(error, default)
-        return default if frame is None else self._decode_value(frame)
+        if frame is None:
+            return default
+        try:
+            return decode_value(frame)
+        except CorruptValue:
+            self._count("corrupt_values")
+            raise
 
     def delete(self, key: object) -> bool:
         """Remove the entry; whether there was one.
@@ -180,20 +198,38 @@ class PyroCacheClient:
         Raises:
             TypeError: a key is not hashable, like a list; `get` takes those.
         """
-        wanted = {self._encode_key(key): key for key in keys}
-        hash(tuple(wanted.values()))  # TypeError now: the result is a dict by key
-        items = [Item(encoded, encoded, len(encoded) + _ENTRY_BYTES) for encoded in wanted]
-        result = self._router.batch("get_many", items, deadline=self._deadline(), answered=len)
-        self._check(result)
-        frames = {
-            item.key: frame
-            for asked, reply in result.replies
-            for item, frame in zip(asked, reply, strict=True)
-            if frame is not None
-        }
-        return {
-            key: self._decode_value(frames[encoded]) for encoded, key in wanted.items() if encoded in frames
-        }
+        asked = list(keys)
+        hash(tuple(asked))  # TypeError now: the result is a dict by key
+        values = [_MISS] * len(asked)
+        problems: list[Exception] = []
+        missing = False
+
+        def take(indices: Sequence[int], frames: Any) -> int:
+            nonlocal missing
+            if type(frames) is not list:
+                return 0
+            missing = missing or None in frames
+            try:
+                decoded = decode_values(frames, _MISS)
+                if len(decoded) == len(values):
+                    values[:] = decoded
+                else:
+                    for index, value in zip(indices, decoded, strict=False):
+                        values[index] = value
+            except Exception as error:  # for later: replies of other nodes are still under way
+                problems.append(error)
+            return len(frames)
+
+        batch = Batch(encode_keys(asked, self._prefix))
+        errors = self._router.batch("get_many", batch, deadline=self._deadline(), on_reply=take)
+        self._check(errors)
+        if problems:
+            self._count("corrupt_values", sum(isinstance(problem, CorruptValue) for problem in problems))
+            raise problems[0]
+        found = zip(asked, values, strict=True)
+        if missing or errors:
+            return {key: value for key, value in found if value is not _MISS}
+        return dict(found)
 
     def set_many(self, mapping: Mapping[Any, Any], ttl_seconds: float | timedelta | None = None) -> int:
         """Store every entry of ``mapping``; how many were stored.
@@ -205,27 +241,13 @@ class PyroCacheClient:
             ValueError, TypeError, SerializationError, ValueTooLarge: as `set`.
         """
         seconds = ttl_to_seconds(ttl_seconds)
-        entries = {self._encode_key(key): encode_value(value) for key, value in mapping.items()}
-        items = [
-            Item(key, (key, frame), len(key) + len(frame) + _ENTRY_BYTES) for key, frame in entries.items()
-        ]
-        result = self._router.batch(
-            "set_many",
-            items,
-            seconds,
-            deadline=self._deadline(),
-            largest_value=lambda chunk: max(len(item.payload[1]) for item in chunk),
-        )
-        self._check(result)
-        return sum(int(stored) for _, stored in result.replies)
+        batch = Batch(encode_keys(list(mapping), self._prefix), encode_values(mapping.values()))
+        return self._count_over("set_many", batch, seconds)
 
     def delete_many(self, keys: Iterable[object]) -> int:
         """Remove the entries of ``keys``; how many there were."""
-        encoded = dict.fromkeys(self._encode_key(key) for key in keys)
-        items = [Item(key, key, len(key) + _ENTRY_BYTES) for key in encoded]
-        result = self._router.batch("delete_many", items, deadline=self._deadline(), idempotent=False)
-        self._check(result)
-        return sum(int(deleted) for _, deleted in result.replies)
+        encoded = encode_keys(list(keys), self._prefix)
+        return self._count_over("delete_many", Batch(encoded), idempotent=False)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
@@ -343,14 +365,23 @@ class PyroCacheClient:
     def _encode_key(self, key: object) -> bytes:
         return encode_key(key, self._prefix)
 
-    def _decode_value(self, frame: Any) -> Any:
-        try:
-            if type(frame) is not bytes:
-                raise CorruptValue("A node answered with a value that is not bytes.")
-            return decode_value(frame)
-        except CorruptValue:
-            self._count("corrupt_values")
-            raise
+    def _count_over(self, method: str, batch: Batch, *arguments: Any, idempotent: bool = True) -> int:
+        """The sum of the nodes' answers to a batch."""
+        total = 0
+
+        def take(indices: Sequence[int], count: Any) -> int:
+            nonlocal total
+            if type(count) is not int:
+                return 0
+            total += count
+            return len(indices)
+
+        self._check(
+            self._router.batch(
+                method, batch, *arguments, deadline=self._deadline(), on_reply=take, idempotent=idempotent
+            )
+        )
+        return total
 
     def _sum_of(self, method: str) -> int:
         total = 0
@@ -361,8 +392,8 @@ class PyroCacheClient:
                 total += answer
         return total
 
-    def _check(self, result: BatchResult) -> None:
-        for _, error in result.errors:
+    def _check(self, errors: Iterable[tuple[Sequence[int], NodeUnavailable]]) -> None:
+        for _, error in errors:
             self._missed(error, None)
 
     def _missed(self, error: NodeUnavailable, value: _T) -> _T:
@@ -373,9 +404,9 @@ class PyroCacheClient:
         log.warning("Counted as a miss: %s", error)
         return value
 
-    def _count(self, figure: str) -> None:
+    def _count(self, figure: str, by: int = 1) -> None:
         with self._lock:
-            self._figures[figure] += 1
+            self._figures[figure] += by
 
 
 _MISS: Any = object()

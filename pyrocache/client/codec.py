@@ -1,18 +1,24 @@
 """Values to frames and back; the only module that imports pickle.
 
 It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.key_objects` needs.
-A frame is a version byte, a kind byte and a payload::
+The first byte of a frame is its kind, and the rest what it holds::
 
-    version   1
-    kind      N None, F False, T True      no payload
-              i int                        big-endian two's complement, one byte or more
-              f float                      8 bytes, IEEE 754 binary64, big-endian
-              b bytes                      as they are
-              s str                        UTF-8, lone surrogates passed
-              p everything else            pickle, protocol 5
+    0x80                         this byte and all after it are a pickle, protocol 5
+    n None, m False, y True      nothing
+    w int                        big-endian two's complement, one byte or more
+    f float                      8 bytes, IEEE 754 binary64, big-endian
+    z bytes                      as they are
+    x str                        UTF-8, lone surrogates passed
+    v                            a pickle whose large buffers (of arrays, say) stand beside it:
+                                 7 bytes 0, u32 number of buffers, u32 bytes of the pickle, u64 bytes of each buffer
+                                 (all little-endian), then the pickle, then the buffers, each at the next
+                                 multiple of 64
+
+No pickle begins with one of these letters: none is an opcode.
 
 A kind stands for the exact type. Subclasses (an IntEnum's members, numpy.float64) are pickled, so that they
-come back as what they were; values of the simple kinds never meet pickle at all.
+come back as what they were; values of the simple kinds never meet pickle at all. Large buffers are neither copied here
+nor on the way back: what comes back is a view into the message, if that may be written to, and a copy otherwise.
 
 It refuses values that do not pickle (`SerializationError`, naming the type and never the content) and bytes
 that are no frame (`CorruptValue`). It does not ask who wrote a frame: unpickling runs code of the writer's
@@ -26,24 +32,40 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from pickle import dumps, loads
 from types import NoneType
 from typing import Any
 
+from pyrocache.cluster.wire import Pieces
 from pyrocache.errors import CorruptValue, SerializationError
 
-__all__ = ["canonical_pickle", "canonical_unpickle", "decode_value", "encode_value", "type_name"]
+__all__ = [
+    "canonical_pickle",
+    "canonical_unpickle",
+    "decode_value",
+    "decode_values",
+    "encode_value",
+    "encode_values",
+    "type_name",
+]
 
-_VERSION = 1
 _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
 
-_NONE, _FALSE, _TRUE = b"\x01N", b"\x01F", b"\x01T"
-_INT, _FLOAT, _BYTES, _STR, _PICKLE = b"\x01i", b"\x01f", b"\x01b", b"\x01s", b"\x01p"
+_NONE, _FALSE, _TRUE = b"n", b"m", b"y"
+_INT, _FLOAT, _BYTES, _STR, _OUT_OF_BAND = b"w", b"f", b"z", b"x", b"v"
+_PICKLE_FIRST = pickle.PROTO[0]
+_first_byte = itemgetter(0)
+
+_LARGE = 64 * 1024  # bytes from which a buffer is worth a place of its own
+_ALIGNMENT = 64
+_OUT_OF_BAND_HEAD = struct.Struct("<c7xII")
 
 
-def encode_value(value: object) -> bytes:
-    """The frame of a value. Raises `SerializationError` if the value does not pickle."""
+def encode_value(value: object) -> bytes | Pieces:
+    """The frame of a value, a large one in pieces. Raises `SerializationError` if the value does not pickle."""
     return _ENCODERS.get(type(value), _encode_pickle)(value)
 
 
@@ -53,14 +75,55 @@ def decode_value(frame: bytes | memoryview) -> object:
     Raises `CorruptValue` if the bytes are no frame, and `SerializationError` if what they hold does not
     unpickle here, for instance because its class cannot be imported.
     """
-    if len(frame) < 2:
-        raise CorruptValue(f"a stored value of {len(frame)} bytes is too short for a frame")
-    if frame[0] != _VERSION:
-        raise CorruptValue(f"a stored value has format version {frame[0]}; only {_VERSION} is known here")
-    decoder = _DECODERS.get(frame[1])
+    if not isinstance(frame, bytes | bytearray | memoryview) or not frame:
+        raise CorruptValue("a stored value is not bytes, or none at all")
+    if frame[0] == _PICKLE_FIRST:
+        try:
+            return loads(frame)
+        except Exception as error:
+            raise _unpicklable(error) from error
+    decoder = _DECODERS.get(frame[0])
     if decoder is None:
-        raise CorruptValue(f"a stored value is of kind {frame[1]}, which is not known here")
-    return decoder(memoryview(frame)[2:])
+        raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
+    return decoder(frame)
+
+
+def encode_values(values: Iterable[object]) -> list[bytes | Pieces]:
+    """What `encode_value` makes of each of ``values``; the same, faster for many."""
+    values = list(values)
+    if _ENCODERS.keys().isdisjoint(map(type, values)):
+        frames: list[bytes | Pieces] = []
+        pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
+        dump, forget = pickler.dump, pickler.clear_memo
+        try:
+            for value in values:
+                dump(value)
+                forget()
+        except Exception:  # a large buffer, or which one does not pickle?
+            frames.clear()
+        # A large one comes in several parts, or in one that has to become Pieces.
+        if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
+            return frames
+    return [encode_value(value) for value in values]
+
+
+class _Sink:
+    """The file that a pickler writes to: each part goes to a list."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.write = parts.append
+
+
+def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
+    """What `decode_value` makes of each of ``frames``, and ``missing`` of each None; the same, faster for many."""
+    try:
+        if set(map(_first_byte, frames)) == {_PICKLE_FIRST}:
+            return list(map(loads, frames))
+    except Exception:  # some are None, or which one does not unpickle?
+        pass
+    return [missing if frame is None else decode_value(frame) for frame in frames]
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None]) -> bytes:
@@ -114,69 +177,138 @@ def _encode_int(value: int) -> bytes:
     return _INT + value.to_bytes(magnitude.bit_length() // 8 + 1, "big", signed=True)
 
 
-def _encode_pickle(value: object) -> bytes:
+def _encode_bytes(value: bytes) -> bytes | Pieces:
+    return _BYTES + value if len(value) < _LARGE else Pieces((_BYTES, value))
+
+
+def _encode_str(value: str) -> bytes | Pieces:
+    frame = _STR + value.encode("utf-8", "surrogatepass")
+    return frame if len(frame) < _LARGE else Pieces((frame,))
+
+
+def _encode_pickle(value: object) -> bytes | Pieces:
     try:
-        return _PICKLE + pickle.dumps(value, protocol=_PICKLE_PROTOCOL)
+        try:
+            frame = dumps(value, _PICKLE_PROTOCOL, buffer_callback=_in_band)
+            return frame if len(frame) < _LARGE else Pieces((frame,))
+        except _LargeBuffer:
+            buffers: list[memoryview] = []
+            data = dumps(value, _PICKLE_PROTOCOL, buffer_callback=lambda found: _keep_large(found, buffers))
+            return _join_out_of_band(data, buffers)
     except Exception as error:  # the value's own __reduce__ or __getstate__ may raise anything
         name = type_name(value)
         raise SerializationError(f"a value of type {name} does not pickle ({type_name(error)})") from error
 
 
-_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+class _LargeBuffer(Exception):
+    """A value has a buffer that is to stand beside its pickle."""
+
+
+def _in_band(found: pickle.PickleBuffer) -> bool:
+    with memoryview(found) as view:
+        if view.nbytes >= _LARGE and view.contiguous:
+            raise _LargeBuffer
+    return True
+
+
+def _keep_large(found: pickle.PickleBuffer, buffers: list[memoryview]) -> bool:
+    """Whether ``found`` stays in the pickle; if not, it is in ``buffers``."""
+    with memoryview(found) as view:
+        if view.nbytes < _LARGE or not view.contiguous:
+            return True
+    buffers.append(found.raw())
+    return False
+
+
+def _join_out_of_band(data: bytes, buffers: list[memoryview]) -> Pieces:
+    head = _OUT_OF_BAND_HEAD.pack(_OUT_OF_BAND, len(buffers), len(data)) + struct.pack(
+        f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers)
+    )
+    pieces: list[bytes | memoryview] = [head + data]
+    length = len(pieces[0])
+    for buffer in buffers:
+        padding = -length % _ALIGNMENT
+        pieces += (bytes(padding), buffer)
+        length += padding + len(buffer)
+    return Pieces(pieces)
+
+
+_ENCODERS: dict[type, Callable[[Any], bytes | Pieces]] = {
     NoneType: lambda value: _NONE,
     bool: lambda value: _TRUE if value else _FALSE,
     int: _encode_int,
     float: lambda value: _FLOAT + _DOUBLE.pack(value),
-    bytes: lambda value: _BYTES + value,
-    str: lambda value: _STR + value.encode("utf-8", "surrogatepass"),
+    bytes: _encode_bytes,
+    str: _encode_str,
 }
 
 
-def _decode_constant(value: object) -> Callable[[memoryview], object]:
-    def decode(payload: memoryview) -> object:
-        if payload:
-            raise CorruptValue(f"a stored {value} has {len(payload)} bytes too many")
+def _decode_constant(value: object) -> Callable[[bytes | memoryview], object]:
+    def decode(frame: bytes | memoryview) -> object:
+        if len(frame) != 1:
+            raise CorruptValue(f"a stored {value} has {len(frame) - 1} bytes too many")
         return value
 
     return decode
 
 
-def _decode_int(payload: memoryview) -> int:
-    if not payload:
+def _decode_int(frame: bytes | memoryview) -> int:
+    if len(frame) == 1:
         raise CorruptValue("a stored int has no bytes")
-    return int.from_bytes(payload, "big", signed=True)
+    return int.from_bytes(frame[1:], "big", signed=True)
 
 
-def _decode_float(payload: memoryview) -> object:
-    if len(payload) != _DOUBLE.size:
-        raise CorruptValue(f"a stored float has {len(payload)} bytes instead of {_DOUBLE.size}")
-    return _DOUBLE.unpack(payload)[0]
+def _decode_float(frame: bytes | memoryview) -> object:
+    if len(frame) != 1 + _DOUBLE.size:
+        raise CorruptValue(f"a stored float has {len(frame) - 1} bytes instead of {_DOUBLE.size}")
+    return _DOUBLE.unpack_from(frame, 1)[0]
 
 
-def _decode_str(payload: memoryview) -> str:
+def _decode_str(frame: bytes | memoryview) -> str:
     try:
-        return str(payload, "utf-8", "surrogatepass")
+        return str(frame[1:], "utf-8", "surrogatepass")
     except UnicodeDecodeError:
         raise CorruptValue("a stored str is not UTF-8") from None  # the cause holds the content
 
 
-def _decode_pickle(payload: memoryview) -> object:
+def _unpicklable(error: Exception) -> SerializationError:
+    if isinstance(error, ImportError | AttributeError):
+        return SerializationError(f"a stored value's class cannot be imported here ({type_name(error)})")
+    # Broken pickles and the value's own code may raise anything.
+    return SerializationError(f"a stored value does not unpickle ({type_name(error)})")
+
+
+def _decode_out_of_band(frame: bytes | memoryview) -> object:
+    view = memoryview(frame)
     try:
-        return pickle.loads(payload)
-    except (ImportError, AttributeError) as error:
-        name = type_name(error)
-        raise SerializationError(f"a stored value's class cannot be imported here ({name})") from error
-    except Exception as error:  # broken pickles and the value's own code may raise anything
-        raise SerializationError(f"a stored value does not unpickle ({type_name(error)})") from error
+        _, count, length = _OUT_OF_BAND_HEAD.unpack_from(view)
+        sizes = struct.unpack_from(f"<{count}Q", view, _OUT_OF_BAND_HEAD.size)
+    except struct.error:
+        raise CorruptValue("a stored value with buffers has no whole head") from None
+    start = _OUT_OF_BAND_HEAD.size + 8 * count
+    end = start + length
+    data = view[start:end]
+    buffers: list[memoryview | bytearray] = []
+    for size in sizes:
+        start = end + -end % _ALIGNMENT
+        end = start + size
+        # What was stored could be written to, so what comes back can.
+        buffers.append(bytearray(view[start:end]) if view.readonly else view[start:end])
+    if end != len(view):
+        raise CorruptValue("a stored value with buffers is not as long as it says")
+    try:
+        return loads(data, buffers=buffers)
+    except Exception as error:
+        raise _unpicklable(error) from error
 
 
-_DECODERS: dict[int, Callable[[memoryview], object]] = {
-    ord("N"): _decode_constant(None),
-    ord("F"): _decode_constant(False),
-    ord("T"): _decode_constant(True),
-    ord("i"): _decode_int,
-    ord("f"): _decode_float,
-    ord("b"): bytes,
-    ord("s"): _decode_str,
-    ord("p"): _decode_pickle,
+_DECODERS: dict[int, Callable[[Any], object]] = {
+    _NONE[0]: _decode_constant(None),
+    _FALSE[0]: _decode_constant(False),
+    _TRUE[0]: _decode_constant(True),
+    _INT[0]: _decode_int,
+    _FLOAT[0]: _decode_float,
+    _BYTES[0]: lambda frame: bytes(frame[1:]),
+    _STR[0]: _decode_str,
+    _OUT_OF_BAND[0]: _decode_out_of_band,
 }

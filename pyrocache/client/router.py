@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 from pyrocache.client.connections import Connections, Deadline, Refused, Request, Unavailable
 from pyrocache.cluster import wire
 from pyrocache.cluster.directory import Directory
-from pyrocache.cluster.membership import Membership
-from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.wire import Refusal
+from pyrocache.cluster.membership import EMPTY, Membership
+from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.cluster.wire import Pieces, Refusal
+from pyrocache.config import TransportChoice
 from pyrocache.errors import (
+    ClientClosed,
     KeyTooLarge,
     NameServerUnavailable,
     NodeUnavailable,
@@ -28,8 +31,7 @@ from pyrocache.errors import (
     ValueTooLarge,
 )
 
-_T = TypeVar("_T")
-
+_ENTRY_BYTES = 16  # what msgpack adds to a key and a value, at most
 _UNAVAILABLE_RETRIES = 1
 _LOOKUP_PAUSE_SECONDS = 0.05
 _LOOKUP_SECONDS = 1.0
@@ -38,30 +40,35 @@ _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.1
 
 
-class Item(NamedTuple, Generic[_T]):
-    """One key of a batch, with what its node is to be told about it.
+class Batch(NamedTuple):
+    """What is to be said about many keys.
 
     Attributes:
-        key: canonical bytes.
-        payload: the entry as the method takes it.
-        size: bytes that it adds to a message.
+        keys: canonical bytes.
+        values: for each key its value frame; None for no values.
     """
 
-    key: bytes
-    payload: _T
-    size: int
+    keys: Sequence[bytes]
+    values: Sequence[bytes | Pieces] | None = None
 
+    def columns(self, chunk: Sequence[int]) -> list[list[Any]]:
+        """The keys at these indices, and their values."""
+        columns = (self.keys,) if self.values is None else (self.keys, self.values)
+        if len(chunk) == len(self.keys):
+            return [list(column) for column in columns]
+        return [list(map(column.__getitem__, chunk)) for column in columns]
 
-class BatchResult(NamedTuple):
-    """What became of a batch.
+    def small(self) -> bool:
+        """Whether all of it fits in one message by its bytes."""
+        total = sum(map(len, self.keys)) + _ENTRY_BYTES * len(self.keys)
+        if self.values is not None:
+            total += sum(map(len, self.values))
+        return total <= wire.BATCH_BYTES
 
-    Attributes:
-        replies: per message that was answered, the items that the reply is about and the reply.
-        errors: per message that was not, its items and the error.
-    """
-
-    replies: list[tuple[list[Item[Any]], Any]]
-    errors: list[tuple[list[Item[Any]], NodeUnavailable]]
+    def size(self, index: int) -> int:
+        """Bytes that one key and its value add to a message."""
+        value = 0 if self.values is None else len(self.values[index])
+        return len(self.keys[index]) + value + _ENTRY_BYTES
 
 
 class Router:
@@ -70,6 +77,7 @@ class Router:
     Args:
         directory: the name server.
         max_connections: to any one node.
+        transport: whether nodes on this host are reached over their Unix sockets.
         sleep, jitter: what waits, and a number from 0 to 1 each time it is called.
         clock: monotonic seconds.
     """
@@ -79,26 +87,31 @@ class Router:
         directory: Directory,
         *,
         max_connections: int = 64,
+        transport: TransportChoice = "auto",
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
         self._max_connections = max_connections
+        self._transport = transport
         self._sleep = sleep
         self._jitter = jitter
         self._clock = clock
-        self._connections = Connections(max_connections)
+        self._connections = Connections(max_connections, transport)
         self._membership = Membership(directory.members, self._is_serving)
         self._looked_up_at = float("-inf")
+        self._closed = False
 
     def view(self, deadline: Deadline) -> ClusterView:
         """The view to route with.
 
         Raises:
+            ClientClosed: this was closed.
             NameServerUnavailable: there is none yet and no name server to ask.
             NoNodes: the name server knows no node.
         """
+        self._check_open()
         view = self._membership.view
         if not view.members:
             view = self._look_up(deadline.remaining())
@@ -108,6 +121,7 @@ class Router:
 
     def fresh_view(self, deadline: Deadline) -> ClusterView:
         """The view after a look into the name server, or the last one when that is away."""
+        self._check_open()
         try:
             known = self._membership.view.members
             self._look_up(_share(deadline) if known else deadline.remaining())
@@ -134,65 +148,75 @@ class Router:
             NodeUnavailable: the node is away; `Overloaded` when it is at a limit.
             RemoteError: it refused.
         """
-        attempts = _Attempts(self, deadline)
+        attempts: _Attempts | None = None
         while True:
-            view = self.view(deadline)
-            request = Request(view.owner(key), method, (view.id, key, *arguments), largest_value)
+            view = self._membership.view
+            if not view.members:
+                view = self.view(deadline)
+            member = view.owner(key)
+            told = (view.id, key, *arguments)
             try:
-                return self._connections.call(request, deadline)
+                return self._connections.call(
+                    member, method, told, deadline, largest_value=largest_value, careful=not idempotent
+                )
             except (Refused, Unavailable) as problem:
-                attempts.failed(request, problem, idempotent=idempotent)
+                attempts = attempts or _Attempts(self, deadline)
+                attempts.failed(Request(member, method, told, largest_value), problem, idempotent=idempotent)
 
     def batch(
         self,
         method: str,
-        items: Sequence[Item[Any]],
+        batch: Batch,
         *arguments: Any,
         deadline: Deadline,
+        on_reply: Callable[[Sequence[int], Any], int],
         idempotent: bool = True,
-        answered: Callable[[Any], int] | None = None,
-        largest_value: Callable[[Iterable[Item[Any]]], int] = lambda items: 0,
-    ) -> BatchResult:
-        """Call ``method(view, payloads, *arguments)`` of each owner, for as many messages as it takes.
+    ) -> list[tuple[Sequence[int], NodeUnavailable]]:
+        """Call ``method(view, keys, [values,] *arguments)`` of each owner, for as many messages as it takes.
+
+        All messages of a round are sent before the first reply is read.
 
         Args:
-            answered: how many of a message's items its reply is about, the first ones; the others are asked again.
+            on_reply: called with the indices of a message's keys, which grow, and the reply as it comes; returns how
+                many of them, from the first on, the reply is about. The others are asked again.
+
+        Returns:
+            For each message that remained unanswered the indices of its keys, and why.
         """
-        result = BatchResult([], [])
-        attempts = _Attempts(self, deadline)
-        pending = list(items)
+        errors: list[tuple[Sequence[int], NodeUnavailable]] = []
+        attempts: _Attempts | None = None
+        pending: Sequence[int] = range(len(batch.keys))
+        small = batch.small()
         while pending:
             view = self.view(deadline)
-            messages, pending = _next_messages(view, pending)
+            messages, again = _next_messages(view, batch, pending, small)
             requests = [
-                Request(
-                    member,
-                    method,
-                    (view.id, [item.payload for item in chunk], *arguments),
-                    largest_value(chunk),
-                )
-                for member, chunk in messages
+                _request(method, member, view.id, batch, chunk, arguments) for member, chunk in messages
             ]
             problem: tuple[Request, Refused | Unavailable] | None = None
-            outcomes = self._connections.exchange(requests, deadline)
-            for request, (_, chunk), outcome in zip(requests, messages, outcomes, strict=True):
-                if isinstance(outcome, Refused | Unavailable):
-                    if attempts.hopeless(request, outcome, idempotent=idempotent):
-                        result.errors.append((chunk, _node_unavailable(request, outcome)))
-                    else:
-                        problem = (request, outcome)
-                        pending += chunk
-                    continue
-                count = answered(outcome) if answered is not None else len(chunk)
-                if not 0 < count <= len(chunk):
-                    raise RemoteError(
-                        f"{request.member.name} answered {method} with a reply of the wrong length."
-                    )
-                result.replies.append((chunk[:count], outcome))
-                pending += chunk[count:]
+            outcomes = self._connections.exchange(requests, deadline, careful=not idempotent)
+            with closing(outcomes):
+                for index, outcome in outcomes:
+                    request, chunk = requests[index], messages[index][1]
+                    if isinstance(outcome, Refused | Unavailable):
+                        attempts = attempts or _Attempts(self, deadline)
+                        if attempts.hopeless(request, outcome, idempotent=idempotent):
+                            errors.append((chunk, _node_unavailable(request, outcome)))
+                        else:
+                            problem = (request, outcome)
+                            again += chunk
+                        continue
+                    count = on_reply(chunk, outcome)
+                    if not 0 < count <= len(chunk):
+                        raise RemoteError(
+                            f"{request.member.name} answered {method} with a reply of the wrong kind or length."
+                        )
+                    again += chunk[count:]
             if problem is not None:
+                assert attempts is not None
                 attempts.wait(*problem)
-        return result
+            pending = sorted(again)
+        return errors
 
     def everywhere(
         self, method: str, *arguments: Any, deadline: Deadline
@@ -200,13 +224,12 @@ class Router:
         """Call ``method(*arguments)`` of every node: each with its result, or why it is away."""
         members = self.fresh_view(deadline).members
         requests = [Request(member, method, arguments) for member in members]
-        outcomes = self._connections.exchange(requests, deadline)
-        answers: list[tuple[Member, Any | NodeUnavailable]] = []
-        for request, outcome in zip(requests, outcomes, strict=True):
+        answers: list[Any | NodeUnavailable] = [None] * len(requests)
+        for index, outcome in self._connections.exchange(requests, deadline, careful=True):
             if isinstance(outcome, Refused | Unavailable):
-                outcome = _node_unavailable(request, outcome)
-            answers.append((request.member, outcome))
-        return answers
+                outcome = _node_unavailable(requests[index], outcome)
+            answers[index] = outcome
+        return list(zip(members, answers, strict=True))
 
     def ask(self, member: Member, method: str, *arguments: Any, deadline: Deadline) -> Any:
         """Call ``method(*arguments)`` of ``member``.
@@ -214,21 +237,22 @@ class Router:
         Raises:
             NodeUnavailable, RemoteError: as `call`.
         """
-        request = Request(member, method, arguments)
         try:
-            return self._connections.call(request, deadline)
+            return self._connections.call(member, method, arguments, deadline)
         except (Refused, Unavailable) as problem:
-            raise _node_unavailable(request, problem) from problem
+            raise _node_unavailable(Request(member, method, arguments), problem) from problem
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; every later call raises `ClientClosed`."""
+        self._closed = True
+        self._membership.adopt(EMPTY)
         self._connections.close()
 
     def reset_after_fork(self) -> None:
         """Make this good for a child process, which must not touch its parent's connections or locks."""
         view = self._membership.view
         self._connections.abandon()
-        self._connections = Connections(self._max_connections)
+        self._connections = Connections(self._max_connections, self._transport)
         self._membership = Membership(self._directory.members, self._is_serving)
         self._membership.adopt(view)
 
@@ -238,9 +262,13 @@ class Router:
         """Adopt the view that a node told of; nonsense is ignored."""
         try:
             view = ClusterView(Member(*fields) for fields in members)
+            believed = all(
+                not member.socket_path or is_socket_path(member.socket_path, member.incarnation)
+                for member in view.members
+            )
         except (TypeError, ValueError):
             return
-        if view.members:
+        if view.members and believed:
             self._membership.adopt(view)
 
     def look_up_after_failure(self, deadline: Deadline) -> bool:
@@ -269,6 +297,10 @@ class Router:
         """Wait for half of ``seconds`` to all of them."""
         self._sleep(seconds * (0.5 + self._jitter() / 2))
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("This client was closed; make a new PyroCacheClient.")
+
     def _look_up(self, seconds: float) -> ClusterView:
         self._looked_up_at = self._clock()
         return self._membership.refresh(max(seconds, 0.001))
@@ -276,7 +308,7 @@ class Router:
     def _is_serving(self, member: Member) -> bool:
         """Whether a node that the name server lacks says that it serves: then the name server was restarted."""
         try:
-            answer = self._connections.call(Request(member, "ping", ()), Deadline(_PING_SECONDS))
+            answer = self._connections.call(member, "ping", (), Deadline(_PING_SECONDS))
         except (Refused, Unavailable):
             return False
         return isinstance(answer, dict) and answer.get("serving") is True
@@ -354,23 +386,35 @@ class _Attempts:
 
 
 def _next_messages(
-    view: ClusterView, pending: Sequence[Item[Any]]
-) -> tuple[list[tuple[Member, list[Item[Any]]]], list[Item[Any]]]:
+    view: ClusterView, batch: Batch, pending: Sequence[int], small: bool
+) -> tuple[list[tuple[Member, list[int]]], list[int]]:
     """One message's worth of ``pending`` for each owner, and the rest."""
-    chunks: dict[Member, list[Item[Any]]] = {}
-    sizes: dict[Member, int] = {}
-    rest: list[Item[Any]] = []
-    for item in pending:
-        owner = view.owner(item.key)
-        chunk = chunks.setdefault(owner, [])
-        size = sizes.get(owner, 0)
-        if len(chunk) >= wire.MAX_BATCH or (chunk and size + item.size > wire.BATCH_BYTES):
-            rest.append(item)
-            sizes[owner] = wire.BATCH_BYTES  # nothing smaller may overtake it
-        else:
-            chunk.append(item)
-            sizes[owner] = size + item.size
-    return list(chunks.items()), rest
+    messages: list[tuple[Member, list[int]]] = []
+    rest: list[int] = []
+    for member, indices in zip(view.members, view.split(batch.keys, pending), strict=True):
+        if indices:
+            count = wire.MAX_BATCH if small else _fitting(batch, indices)
+            messages.append((member, indices[:count]))
+            rest += indices[count:]
+    return messages, rest
+
+
+def _fitting(batch: Batch, indices: Sequence[int]) -> int:
+    """How many of ``indices``, from the first on, make one message; at least one."""
+    room = wire.BATCH_BYTES
+    for count, index in enumerate(indices[: wire.MAX_BATCH]):
+        room -= batch.size(index)
+        if room < 0 and count:
+            return count
+    return wire.MAX_BATCH
+
+
+def _request(
+    method: str, member: Member, view_id: int, batch: Batch, chunk: Sequence[int], arguments: tuple[Any, ...]
+) -> Request:
+    columns = batch.columns(chunk)
+    largest = max(map(len, columns[1])) if batch.values is not None else 0
+    return Request(member, method, (view_id, *columns, *arguments), largest)
 
 
 def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeUnavailable:

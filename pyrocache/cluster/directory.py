@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from pyrocache.cluster.routing import Member
+from pyrocache.cluster.routing import Member, is_socket_path
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable
 
@@ -144,7 +144,8 @@ def _uri(member: Member) -> str:
 
 
 def _metadata(member: Member) -> list[str]:
-    return ["pyrocache", f"weight={float(member.weight)!r}", f"incarnation={member.incarnation}"]
+    metadata = ["pyrocache", f"weight={float(member.weight)!r}", f"incarnation={member.incarnation}"]
+    return [*metadata, f"unix={member.socket_path}"] if member.socket_path else metadata
 
 
 def _member(name: str, entry: Any) -> Member | None:
@@ -156,12 +157,14 @@ def _member(name: str, entry: Any) -> Member | None:
             return None
         host, port = parse_address(str(uri).partition("@")[2])
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
+        incarnation, socket_path = tags.get("incarnation", ""), tags.get("unix", "")
         return Member(
             name=name,
             host=host,
             port=port,
             weight=float(tags.get("weight", "1.0")),
-            incarnation=tags.get("incarnation", ""),
+            incarnation=incarnation,
+            socket_path=socket_path if is_socket_path(socket_path, incarnation) else "",
         )
     except (TypeError, ValueError):
         return None

@@ -12,6 +12,8 @@ A `ClusterView` is immutable; its memo of owners is filled by racing threads wit
 from __future__ import annotations
 
 import math
+import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,18 @@ from xxhash import xxh3_64_intdigest
 from pyrocache.config import check_node_name, check_weight, format_address
 
 PARTITIONS = 16384
+
+_UNKNOWN = -1
+_MOST_MEMBERS = 2**15 - 1
+
+
+_SOCKET_PATH = re.compile(r"/[^\0]*/pyrocache-\d+/([0-9a-f]{16})\.sock")
+
+
+def is_socket_path(path: str, incarnation: str) -> bool:
+    """Whether a node of that incarnation may have its Unix socket there; no other socket of a host is spoken to."""
+    match = _SOCKET_PATH.fullmatch(path)
+    return match is not None and match[1] == incarnation
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,6 +45,7 @@ class Member:
         host, port: where it listens.
         weight: its share of the keys, relative to the others'.
         incarnation: differs from one start of the node to the next.
+        socket_path: its Unix socket, for clients on its host; empty when it has none.
     """
 
     name: str
@@ -38,6 +53,7 @@ class Member:
     port: int
     weight: float = 1.0
     incarnation: str = ""
+    socket_path: str = ""
 
     def __post_init__(self) -> None:
         check_node_name(self.name)
@@ -67,12 +83,14 @@ class ClusterView:
     def __init__(self, members: Iterable[Member]) -> None:
         self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))
         self._by_name = {member.name: member for member in self.members}
+        if len(self.members) > _MOST_MEMBERS:
+            raise ValueError(f"A view has at most {_MOST_MEMBERS} members.")
         if len(self._by_name) != len(self.members):
             raise ValueError("Two members of one view have the same name.")
         routed = "\n".join(f"{member.name} {float(member.weight)!r}" for member in self.members)
         self.id: int = xxh3_64_intdigest(routed.encode()) or 1
         self._weighted = [(member.name.encode(), float(member.weight)) for member in self.members]
-        self._owners: list[Member | None] = [None] * PARTITIONS
+        self._owners = array("h", [_UNKNOWN]) * PARTITIONS  # indices in members; small, to stay in caches
 
     def __len__(self) -> int:
         return len(self.members)
@@ -101,11 +119,31 @@ class ClusterView:
             LookupError: the view is empty.
         """
         partition = xxh3_64_intdigest(key) % PARTITIONS
-        return self._owners[partition] or self._first(partition)
+        owner = self._owners[partition]
+        return self.members[owner if owner >= 0 else self._first(partition)]
 
     def owner_of_partition(self, partition: int) -> Member:
         """The node that ``partition`` belongs to; `LookupError` when the view is empty."""
-        return self._owners[partition] or self._first(partition)
+        owner = self._owners[partition]
+        return self.members[owner if owner >= 0 else self._first(partition)]
+
+    def split(self, keys: Sequence[bytes], indices: Sequence[int]) -> list[list[int]]:
+        """For each member, in the order of ``members``, those of ``indices`` whose key belongs to it.
+
+        Raises:
+            LookupError: the view is empty.
+        """
+        if len(self.members) == 1:
+            return [list(indices)]
+        owned: list[list[int]] = [[] for _ in range(len(self.members) + 1)]
+        add, owners = [own.append for own in owned], self._owners
+        for index, hashed in zip(
+            indices, map(xxh3_64_intdigest, map(keys.__getitem__, indices)), strict=True
+        ):
+            add[owners[hashed % PARTITIONS]](index)
+        for index in owned.pop():  # the last list is that of _UNKNOWN
+            owned[self._first(partition_of(keys[index]))].append(index)
+        return owned
 
     def ranked(self, partition: int) -> Sequence[Member]:
         """All nodes in the order in which they would own ``partition``."""
@@ -113,12 +151,11 @@ class ClusterView:
         order = sorted(range(len(scores)), key=lambda index: scores[index], reverse=True)
         return [self.members[index] for index in order]
 
-    def _first(self, partition: int) -> Member:
+    def _first(self, partition: int) -> int:
         scores = self._scores(partition)
         if not scores:
             raise LookupError("The view has no nodes.")
-        owner = self.members[scores.index(max(scores))]
-        self._owners[partition] = owner
+        owner = self._owners[partition] = scores.index(max(scores))
         return owner
 
     def _scores(self, partition: int) -> list[float]:

@@ -32,13 +32,14 @@ from pyrocache.cluster.wire import (
     VALUE_TOO_LARGE,
 )
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
-from pyrocache.node.store import Store, entry_cost
+from pyrocache.node.store import Store, Value, entry_cost
 
 _SLICE = 500
 _MAX_SCANS = 64
 _SEGMENT_SHARE = 1024  # of a node's memory that the keys of a scan's segment may take
 _SMALLEST_SEGMENT = 256 * 1024
 _SCAN_SECONDS = 900.0
+_KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
 _NO_VIEW = 0
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -119,6 +120,7 @@ class CacheNode:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_value_bytes = max_value_bytes
+        self._surely_fits = min(max_value_bytes, store.max_bytes - MAX_KEY_BYTES - 1024)  # with any key
         self._name = name
         self._incarnation = incarnation
         self._gauges = gauges
@@ -135,20 +137,32 @@ class CacheNode:
     # Data: one key ---------------------------------------------------------------------------------------
 
     @exposed
-    def get(self, view: int, key: bytes) -> bytes | None:
+    def get(self, view: int, key: bytes) -> Value | None:
         """The value frame stored under ``key``, or None."""
-        _check_key(key)
+        if type(key) is not bytes or not 0 < len(key) <= MAX_KEY_BYTES:
+            _check_key(key)
         with self._lock:
-            self._check_view(view)
+            if view != self._view_id or not self._admitted:
+                self._check_view(view)
             return self._store.get(key)
 
     @exposed
-    def set(self, view: int, key: bytes, value: bytes, ttl_seconds: float | None = None) -> bool:
-        """Store ``value`` for ``ttl_seconds``, or for good; True."""
-        self._check_entry(key, value)
-        _check_ttl(ttl_seconds)
+    def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
+        """Store ``value`` for ``ttl_seconds``, or for good; True.
+
+        A value that is the part of a message is kept as that part, if it is most of it, and is not to change.
+        """
+        if type(key) is not bytes or type(value) is not bytes or len(value) > self._surely_fits:
+            self._check_entry(key, value, expires=ttl_seconds is not None)
+            if type(value) is memoryview and not _is_most_of_its_message(value):
+                value = bytes(value)
+        if not 0 < len(key) <= MAX_KEY_BYTES:
+            _check_key(key)
+        if ttl_seconds is not None:
+            _check_ttl(ttl_seconds)
         with self._lock:
-            self._check_view(view)
+            if view != self._view_id or not self._admitted:
+                self._check_view(view)
             self._store.set(key, value, ttl_seconds)
         return True
 
@@ -179,46 +193,39 @@ class CacheNode:
     # Data: many keys -------------------------------------------------------------------------------------
 
     @exposed
-    def get_many(self, view: int, keys: list[bytes]) -> list[bytes | None]:
+    def get_many(self, view: int, keys: list[bytes]) -> list[Value | None]:
         """The values of ``keys`` in their order, None for a miss.
 
         Ends early, after at least one, when the reply has become large: ask again for the rest.
         """
         _check_batch(keys)
-        found: list[bytes | None] = []
-        size = 0
+        _check_keys(keys)
         with self._lock:
             self._check_view(view)
-            for key in keys:
-                _check_key(key)
-                value = self._store.get(key)
-                found.append(value)
-                size += len(value) if value is not None else 0
-                if size > BATCH_BYTES:
-                    break
-        return found
+            return self._store.get_many(keys, BATCH_BYTES)
 
     @exposed
-    def set_many(self, view: int, entries: list[list[bytes]], ttl_seconds: float | None = None) -> int:
-        """Store each ``[key, value]``; their number. All are checked before any is stored."""
-        _check_batch(entries)
+    def set_many(
+        self, view: int, keys: list[bytes], values: list[bytes], ttl_seconds: float | None = None
+    ) -> int:
+        """Store each of ``values`` under its key; their number. All are checked before any is stored."""
+        _check_batch(keys)
+        _check_batch(values)
+        _check_keys(keys)
         _check_ttl(ttl_seconds)
-        for entry in entries:
-            if type(entry) not in (list, tuple) or len(entry) != 2:
-                raise refusal(BAD_REQUEST, "An entry is a key and a value.")
-            self._check_entry(*entry)
+        if len(keys) != len(values):
+            raise refusal(BAD_REQUEST, "There are as many values as keys.")
+        self._check_values(keys, values, expires=ttl_seconds is not None)
         with self._lock:
             self._check_view(view)
-            for key, value in entries:
-                self._store.set(key, value, ttl_seconds)
-        return len(entries)
+            self._store.set_many(keys, values, ttl_seconds)
+        return len(keys)
 
     @exposed
     def delete_many(self, view: int, keys: list[bytes]) -> int:
         """Remove the entries; how many there were."""
         _check_batch(keys)
-        for key in keys:
-            _check_key(key)
+        _check_keys(keys)
         with self._lock:
             self._check_view(view)
             return sum(self._store.delete(key) for key in keys)
@@ -294,7 +301,7 @@ class CacheNode:
 
     @exposed
     def members(self) -> list[list[Any]]:
-        """The view as this node holds it: ``[name, host, port, weight, incarnation]`` each."""
+        """The view as this node holds it: ``[name, host, port, weight, incarnation, socket path]`` each."""
         return _as_lists(self._view)
 
     # For the process that the node lives in; not exposed -------------------------------------------------
@@ -350,19 +357,27 @@ class CacheNode:
                 STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)
             )
 
-    def _check_entry(self, key: Any, value: Any) -> None:
+    def _check_entry(self, key: Any, value: Any, *, expires: bool) -> None:
         _check_key(key)
-        if type(value) is not bytes:
+        if type(value) is not bytes and type(value) is not memoryview:
             raise refusal(BAD_REQUEST, "A value is bytes.")
         if len(value) > self.max_value_bytes:
             raise refusal(
                 VALUE_TOO_LARGE, f"{self._name} takes values of up to {self.max_value_bytes} bytes."
             )
-        if entry_cost(key, value) > self._store.max_bytes:
+        if entry_cost(key, value, expires=expires) > self._store.max_bytes:
             raise refusal(
                 VALUE_TOO_LARGE,
                 f"the value does not fit into its {self._store.max_bytes} bytes of memory; start nodes with more.",
             )
+
+    def _check_values(self, keys: list[bytes], values: list[Any], *, expires: bool) -> None:
+        limit = min(
+            self.max_value_bytes, self._store.max_bytes - MAX_KEY_BYTES - 1024
+        )  # always fine up to here
+        if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > limit:
+            for key, value in zip(keys, values, strict=True):
+                self._check_entry(key, value, expires=expires)
 
     def _matching(self, prefix: Any) -> list[bytes]:
         if type(prefix) is not bytes:
@@ -409,7 +424,11 @@ class CacheNode:
 
 def _as_lists(view: ClusterView | None) -> list[list[Any]]:
     members = view.members if view is not None else ()
-    return [[m.name, m.host, m.port, m.weight, m.incarnation] for m in members]
+    return [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in members]
+
+
+def _is_most_of_its_message(value: memoryview) -> bool:
+    return len(value) >= _KEPT_IN_MESSAGE and 2 * len(value) >= len(value.obj)  # type: ignore[arg-type]
 
 
 def _check_key(key: Any) -> None:
@@ -417,6 +436,12 @@ def _check_key(key: Any) -> None:
         raise refusal(BAD_REQUEST, "A key is bytes, and not empty.")
     if len(key) > MAX_KEY_BYTES:
         raise refusal(KEY_TOO_LARGE, f"A key is at most {MAX_KEY_BYTES} bytes long.")
+
+
+def _check_keys(keys: list[Any]) -> None:
+    if not set(map(type, keys)) <= {bytes} or not all(keys) or max(map(len, keys), default=0) > MAX_KEY_BYTES:
+        for key in keys:
+            _check_key(key)  # says what is wrong with it
 
 
 def _check_ttl(ttl_seconds: Any) -> None:

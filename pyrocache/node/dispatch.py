@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from Pyro5.core import DAEMON_NAME
 from Pyro5.errors import PyroError
 from Pyro5.serializers import serializers_by_id
 
 from pyrocache.cluster import wire
-from pyrocache.cluster.wire import Frame, Header, Refusal
+from pyrocache.cluster.wire import Buffer, Frame, Header, Refusal
 from pyrocache.errors import ProtocolError
 
 log = logging.getLogger("pyrocache.node")
 
 HANDSHAKE_BYTES = 16 * 1024
 
-Job = Callable[[], bytes]
+Reply: TypeAlias = bytes | list[Buffer]
+"""The bytes to send, in several buffers if a large value is among them."""
+
+Job: TypeAlias = Callable[[], Reply]
 """Runs the call and returns the reply; may take long."""
 
 
@@ -39,16 +42,28 @@ class Dispatcher:
     """Answers messages for the objects registered in a Pyro5 daemon.
 
     Args:
-        daemon: asked for its objects' exposed methods and to validate handshakes.
+        daemon: whose objects, all registered by now, are called, and which validates handshakes.
         cheap: names of methods to answer at once.
         max_frame_bytes: the longest message that is taken once a peer has introduced itself.
     """
 
     def __init__(self, daemon: Any, *, cheap: frozenset[str], max_frame_bytes: int) -> None:
         self._daemon = daemon
-        self._cheap = cheap
         self._max_frame_bytes = max_frame_bytes
-        self._methods: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._methods = {
+            (object_id, name): method
+            for object_id in daemon.objectsById
+            for name, method in _exposed_methods(daemon, object_id).items()
+        }
+        self._at_once = {call for call in self._methods if call[1] in cheap or call[0] == DAEMON_NAME}
+        self._unpackers = [
+            wire.CallUnpacker(
+                object_id,
+                {name: self._methods[object_id, name] for id_, name in self._at_once if id_ == object_id},
+            )
+            for object_id in daemon.objectsById
+            if object_id != DAEMON_NAME
+        ]
 
     def admit(self, header: Header) -> None:
         """Judge the header of a request before its body is read.
@@ -84,7 +99,16 @@ class Dispatcher:
                 wire.pack_message(wire.CONNECT_FAIL, header.sequence, body, serializer=header.serializer)
             )
 
-    def handle(self, frame: Frame, greeted: bool) -> bytes | Job:
+    def handle_at_once(self, data: bytes) -> Reply | None:
+        """The reply to ``data`` if it is one whole, small and usual request for a cheap call; None: see `handle`."""
+        for unpacker in self._unpackers:
+            call = unpacker.unpack(data)
+            if call is not None:
+                sequence, method, arguments = call
+                return _call(sequence, method, arguments, {})
+        return None
+
+    def handle(self, frame: Frame, greeted: bool) -> Reply | Job:
         """The reply to ``frame``, or a job that makes it.
 
         Raises:
@@ -95,17 +119,19 @@ class Dispatcher:
             return self._connect(header, body)
         if header.type == wire.PING:
             return wire.pack_message(wire.PING, header.sequence, b"pong", serializer=header.serializer)
-        object_id, name, arguments, options = _unpack_call(body)
-        method = self._method(object_id, name)
+        object_id, name, arguments, options = wire.unpack_call(body)
+        method = self._methods.get((object_id, name))
         if method is None:
-            return _refuse(header, Refusal(wire.BAD_REQUEST, "There is no such object or method here."))
-        if name in self._cheap or object_id == DAEMON_NAME:
-            return _call(header, method, arguments, options)
-        return lambda: _call(header, method, arguments, options)
+            return _refuse(
+                header.sequence, Refusal(wire.BAD_REQUEST, "There is no such object or method here.")
+            )
+        if (object_id, name) in self._at_once:
+            return _call(header.sequence, method, arguments, options)
+        return lambda: _call(header.sequence, method, arguments, options)
 
     def overloaded(self, header: Header) -> bytes:
         """The reply to a request that there is no room for now."""
-        return _refuse(header, Refusal(wire.OVERLOADED, "The node has too much queued work; try again."))
+        return _refuse(header.sequence, Refusal(wire.OVERLOADED, "The node has too much to do; try again."))
 
     @staticmethod
     def turned_away() -> bytes:
@@ -126,44 +152,30 @@ class Dispatcher:
         answer = wire.pack_plain({"handshake": greeting, "meta": metadata})
         return wire.pack_message(wire.CONNECT_OK, header.sequence, answer)
 
-    def _method(self, object_id: str, name: str) -> Callable[..., Any] | None:
-        method = self._methods.get((object_id, name))
-        if method is None and object_id in self._daemon.objectsById:
-            target = self._daemon.objectsById[object_id]
-            exposed = self._daemon.objectsById[DAEMON_NAME].get_metadata(object_id)["methods"]
-            if name in exposed and "stream" not in name:  # no stream is ever opened here
-                method = self._methods[object_id, name] = getattr(target, name)
-        return method
-
     def _unserved(self, header: Header, code: str, text: str) -> Farewell:
-        return Farewell(_refuse(header, Refusal(code, text)))
+        return Farewell(_refuse(header.sequence, Refusal(code, text)))
 
 
-def _unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str, Any]]:
-    call = wire.unpack_plain(body)
-    if isinstance(call, list) and len(call) == 4:
-        object_id, name, arguments, options = call
-        strings = isinstance(object_id, str) and isinstance(name, str)
-        if strings and isinstance(arguments, list) and isinstance(options, dict):
-            return object_id, name, arguments, options
-    raise ProtocolError("A call is an object, a method, arguments and options.")
+def _exposed_methods(daemon: Any, object_id: str) -> dict[str, Callable[..., Any]]:
+    names = daemon.objectsById[DAEMON_NAME].get_metadata(object_id)["methods"]
+    target = daemon.objectsById[object_id]
+    return {name: getattr(target, name) for name in names if "stream" not in name}  # none is ever opened here
 
 
-def _call(header: Header, method: Callable[..., Any], arguments: list[Any], options: dict[str, Any]) -> bytes:
+def _call(sequence: int, method: Callable[..., Any], arguments: list[Any], options: dict[str, Any]) -> Reply:
     try:
-        result = method(*arguments, **options)
-        return wire.pack_message(wire.RESULT, header.sequence, wire.pack_plain(result))
+        return wire.pack_result(sequence, method(*arguments, **options))
     except PyroError as error:
         code, detail = getattr(error, "code", wire.BAD_REQUEST), getattr(error, "detail", None)
-        return _refuse(header, Refusal(code, str(error), detail))
+        return _refuse(sequence, Refusal(code, str(error), detail))
     except TypeError:
-        return _refuse(header, Refusal(wire.BAD_REQUEST, "The arguments do not fit the method."))
+        return _refuse(sequence, Refusal(wire.BAD_REQUEST, "The arguments do not fit the method."))
     except Exception as error:
         # Not the traceback, nor the error's text: they could hold a key or a value.
         log.error("%s failed with %s", method.__name__, type(error).__name__)
-        return _refuse(header, Refusal(wire.INTERNAL, f"The node failed with {type(error).__name__}."))
+        return _refuse(sequence, Refusal(wire.INTERNAL, f"The node failed with {type(error).__name__}."))
 
 
-def _refuse(header: Header, refusal: Refusal) -> bytes:
+def _refuse(sequence: int, refusal: Refusal) -> bytes:
     body = wire.pack_refusal(refusal)
-    return wire.pack_message(wire.RESULT, header.sequence, body, flags=wire.FLAG_EXCEPTION)
+    return wire.pack_message(wire.RESULT, sequence, body, flags=wire.FLAG_EXCEPTION)

@@ -1,51 +1,45 @@
-"""Which entry goes when memory is full. Pure policy: it knows keys and their order, not values or bytes.
+"""Which entry goes when memory is full. Pure: a policy knows keys and their order, and looks into no value.
 
-A policy is told of every insertion, hit and removal, and names a victim when asked. Not thread-safe; the
+A policy is the very mapping that holds the entries, so that its order costs no second table. Not thread-safe; the
 store's owner serialises the calls.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+_Held = TypeVar("_Held")
 
 
-class EvictionPolicy(Protocol):
-    """What the store asks of a policy. Every call is O(1)."""
+class EvictionPolicy(Protocol[_Held]):
+    """A mapping of keys to what is held under them that knows which one goes next. Every call is O(1) a key."""
 
-    def inserted(self, key: bytes) -> None:
-        """``key`` is new in the store."""
+    def get(self, key: bytes, /) -> _Held | None:
+        """What is held under ``key``; this is no use of it."""
 
-    def used(self, key: bytes) -> None:
-        """``key``, which is in the store, was read or overwritten."""
-
-    def removed(self, key: bytes) -> None:
-        """``key`` has left the store, for whatever reason."""
+    def used(self, key: bytes, /) -> None:
+        """``key``, which is held, was read or overwritten."""
 
     def victim(self) -> bytes:
-        """The key to evict next; it stays until `removed`. `LookupError` when there is none."""
+        """The key to evict next; it stays until it is deleted. `LookupError` when there is none."""
+
+    def __getitem__(self, key: bytes, /) -> _Held: ...
+    def __setitem__(self, key: bytes, held: _Held, /) -> None: ...
+    def __delitem__(self, key: bytes, /) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
-class LRU:
+class LRU(OrderedDict[bytes, _Held], Generic[_Held]):
     """Least recently used first."""
 
-    __slots__ = ("_order", "used")
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[bytes, None] = OrderedDict()
-        self.used = self._order.move_to_end
-
-    def inserted(self, key: bytes) -> None:
-        """See `EvictionPolicy.inserted`."""
-        self._order[key] = None
-
-    def removed(self, key: bytes) -> None:
-        """See `EvictionPolicy.removed`."""
-        del self._order[key]
+    used = OrderedDict.move_to_end
 
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
         try:
-            return next(iter(self._order))
+            return next(iter(self))
         except StopIteration:
             raise LookupError("There is no entry to evict.") from None

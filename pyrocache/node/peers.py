@@ -67,7 +67,7 @@ def knows(peer: Member, member: Member, *, view_id: int = 0, timeout: float = PR
         with _proxy(peer, timeout) as proxy:
             proxy.ping(view_id)
             members = proxy.members()
-        return any(name == member.name and tag == member.incarnation for name, *_, tag in members)
+        return any(name == member.name and tag == member.incarnation for name, _, _, _, tag, *_ in members)
     except (PyroError, OSError, TypeError, ValueError):
         return None
 

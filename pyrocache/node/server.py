@@ -28,7 +28,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.wire import BATCH_BYTES, MAX_KEY_BYTES
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.node import peers
+from pyrocache.node import peers, unix_socket
 from pyrocache.node.cache_node import CacheNode
 from pyrocache.node.dispatch import Dispatcher
 from pyrocache.node.peers import PeerState
@@ -97,17 +97,27 @@ class Node:
         self.stop_request = StopRequest()
         self._view = EMPTY
         self._name_server_away = False
-        self._listener = _listen(config)
-        self.member = self._register()
+        self._listeners = [_listen(config)]
+        incarnation = secrets.token_hex(8)
+        local = unix_socket.listen(incarnation)
+        socket_path = ""
+        if local is not None:
+            self._listeners.append(local[0])
+            socket_path = local[1]
+        try:
+            self.member = self._register(incarnation, socket_path)
+        except BaseException:
+            unix_socket.remove(socket_path)
+            raise
         self.cache_node = CacheNode(
-            Store(config.max_memory, first_version=time.time_ns()),
+            Store(config.max_memory),
             name=self.member.name,
             incarnation=self.member.incarnation,
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_stale=self.stop_request.wake,
         )
-        self._transport = Transport(self._listener, config, housekeeping=self.cache_node.sweep)
+        self._transport = Transport(self._listeners, config, housekeeping=self.cache_node.sweep)
         greeting = {
             "node": self.member.name,
             "incarnation": self.member.incarnation,
@@ -219,6 +229,7 @@ class Node:
                     time.sleep(self.config.drain_seconds)
         except NameServerUnavailable:
             pass
+        unix_socket.remove(self.member.socket_path)
         self._transport.shutdown()
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)
@@ -231,14 +242,15 @@ class Node:
 
     # Registration ----------------------------------------------------------------------------------------
 
-    def _register(self) -> Member:
-        host, port = self._listener.getsockname()[:2]
+    def _register(self, incarnation: str, socket_path: str) -> Member:
+        host, port = self._listeners[0].getsockname()[:2]
         me = Member(
             name=self.config.name or f"{PREFIX}1",
             host=self.config.host if self.config.host != "localhost" else host,
             port=port,
             weight=self.config.weight,
-            incarnation=secrets.token_hex(8),
+            incarnation=incarnation,
+            socket_path=socket_path,
         )
         if self.config.name is not None:
             if not self._take(me):

@@ -6,6 +6,10 @@ workers and their replies come back through the I/O thread, in the order of the 
 further while one of its jobs runs, nor while its peer leaves too much unread. Whoever sends half a request, nothing,
 or does not read meets a deadline of its own, and nobody else notices.
 
+A request that comes alone, whole and small, as nearly all do, is answered without entering any buffer or queue. When
+more is kept for all connections together than the node may keep, whoever brings most of it is told `Overloaded`, and
+whoever leaves most of it unread is cut off.
+
 Everything here belongs to the thread in `Transport.loop`, except `Transport.wake`, which any thread may call.
 `Transport` has the interface that ``Pyro5.server.Daemon`` expects of its ``transportServer``.
 """
@@ -14,25 +18,33 @@ from __future__ import annotations
 
 import errno
 import logging
-import selectors
+import mmap
+import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from pyrocache.cluster.wire import FrameDecoder, Header
+from pyrocache.cluster.wire import Buffer, FrameDecoder, Header
 from pyrocache.config import NodeConfig, format_address
 from pyrocache.errors import ProtocolError
-from pyrocache.node.dispatch import Dispatcher, Farewell, Job
+from pyrocache.node.dispatch import Dispatcher, Farewell, Job, Reply
+from pyrocache.waking import Patience
 
 log = logging.getLogger("pyrocache.node")
 
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_READ, _WRITE = select.POLLIN, select.POLLOUT
 _RECEIVE_BYTES = 64 * 1024
 _SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
 _UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests are left waiting too
+_BUFFERS_AT_ONCE = 16
+_OWN_MEMORY_BYTES = (
+    2**20
+)  # a request from which on has its own memory pages, which it takes only as it arrives
+_HUGE_PAGE_BYTES = 2 * 2**20
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
 _ACCEPT_PAUSE_SECONDS = 1.0
@@ -45,9 +57,11 @@ class Connection:
     __slots__ = (
         "active_at",
         "busy",
+        "calm",
         "decoder",
         "ending_at",
         "greeted",
+        "held_back",
         "mask",
         "outgoing",
         "partial_since",
@@ -59,11 +73,13 @@ class Connection:
 
     def __init__(self, sock: socket.socket, dispatcher: Dispatcher, now: float) -> None:
         self.sock = sock
-        self.decoder = FrameDecoder(dispatcher.admit_stranger)
+        self.decoder = FrameDecoder(dispatcher.admit_stranger, _room)
         self.greeted = False
+        self.calm = False  # greeted, and nothing is under way or kept
         self.busy = False  # a worker runs one of its calls
+        self.held_back = False  # it left so much unread that requests were left waiting
         self.mask = 0  # what the selector watches it for
-        self.outgoing: deque[bytes | bytearray] = deque()  # small replies share a bytearray
+        self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray
         self.queued_at: deque[float] = deque()  # when each of them was begun
         self.sent = 0  # bytes of the first of them that are sent
         self.unread = 0  # bytes in outgoing that are not
@@ -76,31 +92,34 @@ class Connection:
         """Bytes that are kept for it."""
         return self.decoder.buffered + self.unread
 
-    def queue(self, data: bytes, now: float) -> None:
+    def queue(self, reply: Reply, now: float) -> None:
         """Keep a reply until the peer reads it."""
-        self.unread += len(data)
-        last = self.outgoing[-1] if self.outgoing else None
-        if isinstance(last, bytearray) and len(last) + len(data) <= _SHARED_BYTES:
-            last += data
-            return
-        self.outgoing.append(bytearray(data) if len(data) < _SHARED_BYTES // 4 else data)
-        self.queued_at.append(now)
+        for data in (reply,) if isinstance(reply, bytes) else reply:
+            self.unread += len(data)
+            last = self.outgoing[-1] if self.outgoing else None
+            if isinstance(last, bytearray) and len(last) + len(data) <= _SHARED_BYTES:
+                last += data
+            else:
+                self.outgoing.append(bytearray(data) if len(data) < _SHARED_BYTES // 4 else data)
+                self.queued_at.append(now)
 
     def send(self) -> None:
         """Send what the peer takes for now."""
         while self.outgoing:
-            first = self.outgoing[0]
+            buffers = [memoryview(self.outgoing[i]) for i in range(min(len(self.outgoing), _BUFFERS_AT_ONCE))]
+            buffers[0] = buffers[0][self.sent :]
             try:
-                with memoryview(first) as whole, whole[self.sent :] as rest:
-                    sent = self.sock.send(rest)
+                sent = self.sock.sendmsg(buffers)
             except BlockingIOError:
                 return
-            self.sent += sent
+            finally:
+                for buffer in buffers:
+                    buffer.release()
             self.unread -= sent
-            if self.sent == len(first):
-                self.outgoing.popleft()
+            self.sent += sent
+            while self.outgoing and self.sent >= len(self.outgoing[0]):
+                self.sent -= len(self.outgoing.popleft())
                 self.queued_at.popleft()
-                self.sent = 0
 
     def deadline(self, config: NodeConfig) -> float:
         """When it is to be closed unless something happens (monotonic seconds)."""
@@ -112,16 +131,54 @@ class Connection:
             return self.queued_at[0] + config.request_seconds
         if self.busy:
             return float("inf")
-        if self.decoder.buffered:
+        if not self.decoder.between_frames:
             return self.partial_since + config.request_seconds
         return self.active_at + config.idle_seconds
 
 
+class _Selector:
+    """Watches sockets: the platform's ``epoll`` or ``poll``, and what is to handle the events of each."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._patience = Patience()
+        epoll = hasattr(select, "epoll")
+        self._poll: Any = select.epoll() if epoll else select.poll()
+        self._units_per_second = 1 if epoll else 1000
+
+    def select(self, seconds: float) -> list[tuple[Any, int]]:
+        """Handlers and masks of what is ready, waiting up to ``seconds`` for something."""
+        look = self._poll.poll
+        events = look(0) or self._patience.wait(look) or look(seconds * self._units_per_second)
+        handlers = self._handlers
+        return [(handlers[descriptor], mask) for descriptor, mask in events]
+
+    def register(self, sock: socket.socket, mask: int, handler: Any) -> None:
+        """Watch ``sock`` for what is in ``mask``."""
+        self._poll.register(sock, mask)
+        self._handlers[sock.fileno()] = handler
+
+    def modify(self, sock: socket.socket, mask: int) -> None:
+        """Watch it for something else."""
+        self._poll.modify(sock, mask)
+
+    def unregister(self, sock: socket.socket) -> None:
+        """Watch it no more; before it is closed."""
+        self._poll.unregister(sock)
+        del self._handlers[sock.fileno()]
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._handlers.clear()
+        if hasattr(self._poll, "close"):
+            self._poll.close()
+
+
 class Transport:
-    """Serves connections from a listening socket until told to stop.
+    """Serves connections from listening sockets until told to stop.
 
     Args:
-        listener: bound and listening.
+        listeners: bound and listening; the first is the one that is known to everybody.
         config: the limits.
         housekeeping: called four times a second, or again at once while it returns True.
         clock: monotonic seconds.
@@ -129,31 +186,33 @@ class Transport:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         config: NodeConfig,
         *,
         housekeeping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.sock: socket.socket | None = listener
-        self.selector = selectors.DefaultSelector()
-        self.locationStr = format_address(*listener.getsockname()[:2])  # Pyro5's name for it
+        self.sock = listeners[0]
+        self.selector = _Selector()
+        self.locationStr = format_address(*self.sock.getsockname()[:2])  # Pyro5's name for it
         self.connections: set[Connection] = set()
         self.buffered = 0
         self._config = config
         self._housekeeping = housekeeping
         self._clock = clock
+        self._now = clock()
+        self._listeners = tuple(listeners)
+        self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # where everything short arrives
         self._dispatcher: Dispatcher
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="pyrocache-worker")
         self._jobs = 0
-        self._done: deque[tuple[Connection, bytes | None]] = deque()
+        self._done: deque[tuple[Connection, Reply | None]] = deque()
         self._accept_again_at: float | None = None
         self._stopping = False
-        listener.setblocking(False)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        self.selector.register(listener, _READ, self._accept)
+        self._listen()
         self.selector.register(self._wake_receiver, _READ, self._finish_jobs)
 
     def attach(self, dispatcher: Dispatcher) -> None:
@@ -164,17 +223,17 @@ class Transport:
 
     def loop(self, loopCondition: Callable[[], bool] = lambda: True) -> None:
         """Serve until ``loopCondition`` is False or `shutdown` was called."""
-        tick_at = self._clock()
+        tick_at = self._now
         more = False
         while loopCondition() and not self._stopping:
-            timeout = 0.0 if more else max(0.0, tick_at - self._clock())
-            for key, mask in self.selector.select(timeout):
-                handler = key.data
-                if isinstance(handler, Connection):
+            events = self.selector.select(0.0 if more else max(0.0, tick_at - self._now))
+            self._now = self._clock()
+            for handler, mask in events:
+                if type(handler) is Connection:
                     self._serve(handler, mask)
                 else:
                     handler()
-            if more or self._clock() >= tick_at:
+            if more or self._now >= tick_at:
                 more = self._tick()
                 tick_at = self._clock() + _TICK_SECONDS
         self._close_all()
@@ -189,9 +248,8 @@ class Transport:
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """The listening socket and every connection's."""
-        listening = [self.sock] if self.sock is not None else []
-        return [*listening, *(connection.sock for connection in self.connections)]
+        """The listening sockets and every connection's."""
+        return [*self._listeners, *(connection.sock for connection in self.connections)]
 
     def shutdown(self) -> None:
         """End `loop` soon."""
@@ -211,58 +269,100 @@ class Transport:
 
     # Connections -----------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self.sock is not None
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self.selector.register(listener, _READ, partial(self._accept, listener))
+
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(64):
             try:
-                sock, _ = self.sock.accept()
+                sock, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    log.error("Cannot accept connections for now: %s.", error.strerror)
-                    self.selector.unregister(self.sock)
-                    self._accept_again_at = self._clock() + _ACCEPT_PAUSE_SECONDS
+                    self._stop_accepting(error)
                     return
                 continue
             sock.setblocking(False)
             if len(self.connections) >= self._config.max_connections:
                 _turn_away(sock, self._dispatcher.turned_away())
                 continue
-            connection = Connection(sock, self._dispatcher, self._clock())
+            connection = Connection(sock, self._dispatcher, self._now)
             self.connections.add(connection)
             try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if sock.family != socket.AF_UNIX:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._watch(connection)
             except Exception as error:
                 self._give_up(connection, error)
 
+    def _stop_accepting(self, error: OSError) -> None:
+        log.error("Cannot accept connections for now: %s.", error.strerror)
+        if self._accept_again_at is None:
+            for listener in self._listeners:
+                self.selector.unregister(listener)
+        self._accept_again_at = self._now + _ACCEPT_PAUSE_SECONDS
+
     def _serve(self, connection: Connection, mask: int) -> None:
-        if connection not in self.connections:
+        if not connection.mask:  # closed by another one's request a moment ago
             return
         try:
-            if mask & _WRITE:
-                self._write(connection)
-                if connection.decoder.buffered and connection.ending_at is None:
-                    self._answer(connection)  # requests that had to wait until the peer read
-            if mask & _READ and connection in self.connections:
+            if mask != _WRITE:  # also when it hung up
                 self._read(connection)
+            if mask & _WRITE and connection.mask:
+                self._write(connection)
+                if not connection.decoder.between_frames and connection.ending_at is None:
+                    self._answer(connection)  # requests that had to wait until the peer read
         except Exception as error:
             self._give_up(connection, error)
 
     def _read(self, connection: Connection) -> None:
+        space = None if connection.calm else connection.decoder.space()
         try:
-            data = connection.sock.recv(_RECEIVE_BYTES)
+            if space is not None:
+                received = connection.sock.recv_into(space)
+            else:
+                received = connection.sock.recv_into(self._inbox)
+                data = self._inbox[:received].tobytes()
         except BlockingIOError:
             return
-        if not data:
+        if not received:
             self._close(connection)
-        elif connection.ending_at is None:
-            if not connection.decoder.buffered:
-                connection.partial_since = self._clock()
+            return
+        if connection.calm:
+            reply = self._dispatcher.handle_at_once(data)
+            if reply is not None:
+                self._send_at_once(connection, reply)
+                return
+            connection.calm = False
+        if connection.ending_at is not None:
+            return
+        before = connection.held
+        if connection.decoder.between_frames:
+            connection.partial_since = self._now
+        if space is not None:
+            connection.decoder.filled(received)
+        else:
             connection.decoder.feed(data)
-            self.buffered += len(data)
-            self._answer(connection)
+        self.buffered += connection.held - before
+        self._answer(connection)
+
+    def _send_at_once(self, connection: Connection, reply: Reply) -> None:
+        connection.active_at = self._now
+        if type(reply) is bytes:
+            try:
+                sent = connection.sock.send(reply)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(reply):
+                return
+            reply = reply[sent:]
+        connection.queue(reply, self._now)
+        self.buffered += connection.unread
+        self._write(connection)
+        self._keep_within_bounds()
 
     def _answer(self, connection: Connection) -> None:
         """Answer what is there, as long as the peer may ask."""
@@ -272,13 +372,13 @@ class Transport:
                 if connection.unread >= _UNREAD_BYTES:
                     connection.send()
         except Farewell as farewell:
-            connection.queue(farewell.last_words, self._clock())
+            connection.queue(farewell.last_words, self._now)
             self._end(connection)
         finally:
             self.buffered += connection.held - before
+        connection.held_back = connection.unread >= _UNREAD_BYTES
         self._write(connection)
-        if self.buffered > self._config.max_buffered_bytes:
-            self._drop_the_largest()
+        self._keep_within_bounds()
 
     def _answer_next(self, connection: Connection) -> bool:
         """Answer one request, if there is a whole one and the peer may ask; whether there was."""
@@ -287,15 +387,15 @@ class Transport:
         frame = connection.decoder.next_frame()
         if frame is None:
             return False
-        now = connection.partial_since = connection.active_at = self._clock()
+        connection.partial_since = connection.active_at = self._now
         reply = self._dispatcher.handle(frame, connection.greeted)
         if not connection.greeted:
             connection.greeted = True
             connection.decoder.admit = self._dispatcher.admit
-        if isinstance(reply, bytes):
-            connection.queue(reply, now)
-        else:
+        if callable(reply):
             self._start_job(connection, frame.header, reply)
+        else:
+            connection.queue(reply, self._now)
         return True
 
     def _write(self, connection: Connection) -> None:
@@ -308,20 +408,35 @@ class Transport:
             connection.sock.shutdown(socket.SHUT_WR)
         self._watch(connection)
 
-    def _drop_the_largest(self) -> None:
-        """Too much is kept for all together: whoever has most of it goes, which is seldom who came last."""
-        largest = max(self.connections, key=lambda connection: connection.held)
-        log.warning(
-            "A connection is closed: %d bytes were kept for it, too much with the others.", largest.held
-        )
-        self._close(largest)
+    def _keep_within_bounds(self) -> None:
+        """If too much is kept for all together, whoever has most of it makes room, which is seldom who came last."""
+        while self.buffered > self._config.max_buffered_bytes:
+            largest = max(self.connections, key=lambda connection: connection.held)
+            log.warning("%d bytes were kept for one connection, too much with the others.", largest.held)
+            before = largest.held
+            header = largest.decoder.discard() if largest.unread < before // 2 else None
+            if header is None:
+                self._close(largest)
+                continue
+            largest.queue(self._dispatcher.overloaded(header), self._now)
+            self.buffered += largest.held - before
+            self._watch(largest)
 
     def _watch(self, connection: Connection) -> None:
         """Have the selector watch for what can be done with this connection now."""
         if connection not in self.connections:
             return
+        connection.calm = (
+            connection.greeted
+            and not connection.busy
+            and not connection.outgoing
+            and not connection.held_back
+            and connection.ending_at is None
+            and connection.decoder.between_frames
+        )
         readable = not connection.busy and connection.unread < _UNREAD_BYTES
-        mask = (_READ if readable else 0) | (_WRITE if connection.outgoing else 0)
+        writable = connection.outgoing or (connection.held_back and connection.ending_at is None)
+        mask = (_READ if readable else 0) | (_WRITE if writable else 0)
         if mask == connection.mask:
             return
         if not connection.mask:
@@ -329,7 +444,7 @@ class Transport:
         elif not mask:
             self.selector.unregister(connection.sock)
         else:
-            self.selector.modify(connection.sock, mask, connection)
+            self.selector.modify(connection.sock, mask)
         connection.mask = mask
 
     def _give_up(self, connection: Connection, error: Exception) -> None:
@@ -340,7 +455,7 @@ class Transport:
 
     def _end(self, connection: Connection) -> None:
         """Close soon. Until then input is read and thrown away: closing at once could cost the peer our last words."""
-        connection.ending_at = self._clock() + _LINGER_SECONDS
+        connection.ending_at = self._now + _LINGER_SECONDS
 
     def _close(self, connection: Connection) -> None:
         if connection not in self.connections:
@@ -348,6 +463,7 @@ class Transport:
         self.connections.remove(connection)
         if connection.mask:
             self.selector.unregister(connection.sock)
+            connection.mask = 0
         self.buffered -= connection.held
         connection.sock.close()
 
@@ -355,7 +471,7 @@ class Transport:
 
     def _start_job(self, connection: Connection, header: Header, job: Job) -> None:
         if self._jobs >= self._config.max_queued_calls:
-            connection.queue(self._dispatcher.overloaded(header), self._clock())
+            connection.queue(self._dispatcher.overloaded(header), self._now)
             return
         self._jobs += 1
         connection.busy = True
@@ -384,9 +500,10 @@ class Transport:
             if connection not in self.connections or reply is None:
                 continue
             try:
-                now = connection.active_at = connection.partial_since = self._clock()
-                connection.queue(reply, now)
-                self.buffered += len(reply)
+                connection.active_at = connection.partial_since = self._now
+                before = connection.unread
+                connection.queue(reply, self._now)
+                self.buffered += connection.unread - before
                 self._answer(connection)
             except Exception as error:
                 self._give_up(connection, error)
@@ -398,9 +515,9 @@ class Transport:
         now = self._clock()
         for connection in [c for c in self.connections if now >= c.deadline(self._config)]:
             self._close(connection)
-        if self._accept_again_at is not None and now >= self._accept_again_at and self.sock is not None:
+        if self._accept_again_at is not None and now >= self._accept_again_at:
             self._accept_again_at = None
-            self.selector.register(self.sock, _READ, self._accept)
+            self._listen()
         try:
             return self._housekeeping()
         except Exception as error:
@@ -410,9 +527,8 @@ class Transport:
     def _close_all(self) -> None:
         for connection in list(self.connections):
             self._close(connection)
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
+        for listener in self._listeners:
+            listener.close()
         self.selector.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._wake_receiver.close()
@@ -426,3 +542,13 @@ def _turn_away(sock: socket.socket, last_words: bytes) -> None:
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+
+
+def _room(frame_bytes: int) -> memoryview | None:
+    """Memory for a long request that costs nothing before the request has come, whatever its header claims."""
+    if frame_bytes < _OWN_MEMORY_BYTES:
+        return None
+    memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if frame_bytes > 2 * _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE_BYTES, frame_bytes - _HUGE_PAGE_BYTES)
+    return memoryview(memory)

@@ -91,6 +91,12 @@ def running_node(**settings: Any) -> Iterator[RunningNode]:
         yield RunningNode(process, address, (ready["host"], ready["port"]))
 
 
+def pack_call(target: str, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes:
+    """The message of a call."""
+    message = wire.CallPacker(target).pack(method, arguments, sequence)
+    return message if isinstance(message, bytes) else b"".join(message)
+
+
 class Peer:
     """A raw connection to a node that says what it likes."""
 
@@ -101,7 +107,7 @@ class Peer:
         self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(node.address)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = wire.FrameDecoder(lambda header: None)
+        self._decoder = wire.FrameDecoder(lambda header: None, lambda frame_bytes: None)
         if greet:
             self.send(handshake())
             assert self.receive().header.type == wire.CONNECT_OK
@@ -125,7 +131,7 @@ class Peer:
 
     def call(self, method: str, *arguments: Any, target: str = NAME) -> Any:
         """The result, or the refusal, of one call."""
-        self.send(wire.pack_call(target, method, arguments, 1))
+        self.send(pack_call(target, method, arguments, 1))
         return result_of(self.receive())
 
     def fate(self) -> str | Refusal | Any:
@@ -499,10 +505,22 @@ ARGUMENTS = {
     "a TTL that is text": ("set", NO_VIEW, b"key", b"value", "60"),
     "a TTL that is true": ("set", NO_VIEW, b"key", b"value", True),
     "1001 keys": ("get_many", NO_VIEW, [b"key"] * 1001),
-    "1001 entries": ("set_many", NO_VIEW, [[b"key", b"value"]] * 1001),
+    "1001 entries": ("set_many", NO_VIEW, [b"key"] * 1001, [b"value"] * 1001),
     "1001 keys to delete": ("delete_many", NO_VIEW, [b"key"] * 1001),
+    "entries that are pairs": ("set_many", NO_VIEW, [[b"key", b"value"]], [[b"key", b"value"]]),
     "entries that are keys": ("set_many", NO_VIEW, [b"key", b"value"]),
-    "entries that are a map": ("set_many", NO_VIEW, {"key": b"value"}),
+    "entries that are a map": ("set_many", NO_VIEW, {"key": b"value"}, {"key": b"value"}),
+    "keys that are one key": ("set_many", NO_VIEW, b"key", [b"value"] * 3),
+    "values that are one value": ("set_many", NO_VIEW, [b"key"] * 5, b"value"),
+    "values that are a large value": ("set_many", NO_VIEW, [b"key"], bytes(100_000)),
+    "more keys than values": ("set_many", NO_VIEW, [b"key", b"value"], [b"value"]),
+    "more values than keys": ("set_many", NO_VIEW, [b"key"], [b"value"] * 2),
+    "a text among the values": ("set_many", NO_VIEW, [b"key", b"value"], [b"value", "value"]),
+    "nothing among the values": ("set_many", NO_VIEW, [b"key", b"value"], [None, b"value"]),
+    "a list among the keys": ("set_many", NO_VIEW, [[b"key"], b"value"], [b"value"] * 2),
+    "a large value for a view": ("get", bytes(100_000), b"key"),
+    "a large value for a TTL": ("set", NO_VIEW, b"key", b"value", bytes(100_000)),
+    "a large value for a prefix": ("clear", 7, bytes(100_000)),
     "a prefix that is text": ("clear", "key"),
     "a limit of a million": ("keys", b"", 0, 10**6),
     "a cursor that is text": ("keys", b"", "0"),
@@ -551,7 +569,9 @@ class TestWrongCalls:
                 ("set", NO_VIEW, b"key", b"value", proxy),
                 ("get", proxy, b"key"),
                 ("get_many", NO_VIEW, proxy),
-                ("set_many", NO_VIEW, [proxy]),
+                ("set_many", NO_VIEW, [proxy], [b"value"]),
+                ("set_many", NO_VIEW, [b"key"], [proxy]),
+                ("set_many", NO_VIEW, proxy, proxy),
                 ("count", proxy),
                 ("keys", b"", proxy),
             ):
@@ -604,7 +624,7 @@ class TestWrongCalls:
     def test_refusals_carry_no_traceback_path_or_argument(self, node: RunningNode) -> None:
         with Peer(node) as peer:
             for request in (("get", NO_VIEW, "secret"), ("set", NO_VIEW), ("no_such_method", "secret")):
-                peer.send(wire.pack_call(NAME, request[0], request[1:], 1))
+                peer.send(pack_call(NAME, request[0], request[1:], 1))
                 body = peer.receive().body
                 assert b"secret" not in body
                 assert b"raceback" not in body
@@ -660,7 +680,7 @@ class TestSilentAndSlowPeers:
             with unharmed(node, growth=50 * MIB), Peer(node, receive_buffer=4096) as deaf:
                 connections = node.connections
                 before = timed_calls(cache, 200)
-                request = wire.pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1)
+                request = pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1)
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     deaf.sock.setblocking(False)
                     for _ in range(1000):
@@ -674,7 +694,7 @@ class TestSilentAndSlowPeers:
             cache.set("large", bytes(32 * MIB))
             with unharmed(node, growth=150 * MIB), Peer(node, receive_buffer=64 * 1024) as slow:
                 connections = node.connections
-                slow.send(wire.pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1))
+                slow.send(pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1))
 
                 def gone_after_another_sip() -> bool:
                     with contextlib.suppress(ConnectionError):
@@ -690,7 +710,7 @@ class TestSilentAndSlowPeers:
             PyroCacheClient(node.nameserver) as cache,
         ):
             cache.set("large", bytes(8 * MIB))
-            request = wire.pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1)
+            request = pack_call(NAME, "get", (NO_VIEW, stored_key(node)), 1)
             with unharmed(node, growth=2 * limit), ExitStack() as stack:
                 before = node.rss
                 for _ in range(40):
@@ -806,7 +826,7 @@ def transport_here() -> Iterator[tuple[Transport, tuple[str, int]]]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen(10)
-    transport = Transport(listener, NodeConfig())
+    transport = Transport([listener], NodeConfig())
     daemon = NodeDaemon(transport, {})
     daemon.register(CacheNode(Store(MIB)), NAME)
     transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MIB))
@@ -826,7 +846,8 @@ def the_full_node() -> Iterator[RunningNode]:
     with running_node(workers=1, max_queued_calls=2, max_memory=512 * MIB) as node:
         with Peer(node) as peer:
             for start in range(0, ENTRIES, 1000):
-                peer.call("set_many", NO_VIEW, [[b"entry:%d" % n, b""] for n in range(start, start + 1000)])
+                keys = [b"entry:%d" % number for number in range(start, start + 1000)]
+                assert peer.call("set_many", NO_VIEW, keys, [b""] * 1000) == 1000
         yield node
 
 
@@ -842,9 +863,7 @@ def full_node(the_full_node: RunningNode) -> Iterator[RunningNode]:
 class TestManyRequestsAtOnce:
     def test_requests_may_come_in_one_packet_with_the_handshake(self, node: RunningNode) -> None:
         with Peer(node, greet=False) as peer:
-            peer.send(
-                handshake() + wire.pack_call(NAME, "ping", (), 1) + wire.pack_call(NAME, "stats", (), 2)
-            )
+            peer.send(handshake() + pack_call(NAME, "ping", (), 1) + pack_call(NAME, "stats", (), 2))
             assert peer.receive().header.type == wire.CONNECT_OK
             assert peer.fate()["name"] == NAME
             assert peer.fate()["pid"] == node.process.pid
@@ -872,7 +891,7 @@ class TestManyRequestsAtOnce:
         with Peer(full_node) as peer:
             peer.send(
                 b"".join(
-                    wire.pack_call(NAME, method, tuple(arguments), number)
+                    pack_call(NAME, method, tuple(arguments), number)
                     for number, (method, *arguments) in enumerate(requests)
                 )
             )
@@ -892,9 +911,7 @@ class TestManyRequestsAtOnce:
             peer.sock.settimeout(3.0)
             assert peer.call("set", NO_VIEW, b"pipelined", bytes(size)) is True
             peer.send(
-                b"".join(
-                    wire.pack_call(NAME, "get", (NO_VIEW, b"pipelined"), number) for number in range(count)
-                )
+                b"".join(pack_call(NAME, "get", (NO_VIEW, b"pipelined"), number) for number in range(count))
             )
             answered = 0
             with contextlib.suppress(TimeoutError):
@@ -911,7 +928,7 @@ class TestManyRequestsAtOnce:
                 short.call("get", NO_VIEW, b"entry:1")
                 waits: list[float] = []
                 begun = time.perf_counter()
-                long.send(wire.pack_call(NAME, method, arguments, 1))
+                long.send(pack_call(NAME, method, arguments, 1))
                 long.sock.setblocking(False)
                 while True:
                     asked = time.perf_counter()
@@ -938,7 +955,7 @@ class TestManyRequestsAtOnce:
         with ExitStack() as stack:
             peers = [stack.enter_context(Peer(full_node)) for _ in range(12)]
             for peer in peers:
-                peer.send(wire.pack_call(NAME, "count", (b"entry:",), 1))
+                peer.send(pack_call(NAME, "count", (b"entry:",), 1))
             with Peer(full_node) as other:
                 assert other.call("get", NO_VIEW, b"entry:1") == b""
             answers = [peer.fate() for peer in peers]
@@ -977,7 +994,7 @@ class TestManyRequestsAtOnce:
         before = full_node.connections
         for _ in range(10):
             with Peer(full_node) as peer:
-                peer.send(wire.pack_call(NAME, "count", (b"entry:",), 1))
+                peer.send(pack_call(NAME, "count", (b"entry:",), 1))
         assert wait_until(lambda: full_node.connections <= before)
 
 

@@ -83,12 +83,25 @@ Register = Callable[[CacheNode], str]
 @pytest.fixture(scope="module")
 def our_transport() -> Iterator[Register]:
     listener = socket.create_server(("127.0.0.1", 0))
-    transport = Transport(listener, NodeConfig(max_value_bytes=MAX_VALUE_BYTES))
+    transport = Transport([listener], NodeConfig(max_value_bytes=MAX_VALUE_BYTES))
     daemon = NodeDaemon(transport, {"max_value_bytes": MAX_VALUE_BYTES})
-    transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024))
+    served: list[CacheNode] = []
+
+    def serve(node: CacheNode) -> str:
+        while served:
+            daemon.unregister(served.pop())
+        served.append(node)
+        uri = str(daemon.register(node))
+        # It knows the objects that are registered by now. The connection that asks for the new one is yet to come.
+        transport.attach(
+            Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024)
+        )
+        return uri
+
+    serve(CacheNode(Store(MAX_MEMORY)))
     loop = threading.Thread(target=transport.loop, daemon=True)
     loop.start()
-    yield lambda node: str(daemon.register(node))
+    yield serve
     transport.shutdown()
     loop.join(5)
 
@@ -129,8 +142,16 @@ def peer(request: pytest.FixtureRequest, our_transport: Register, stock_daemon: 
 
 def two_members() -> ClusterView:
     return ClusterView(
-        [Member(NAME, "127.0.0.1", 1, 1.0, "the first"), Member("cache.node.2", "127.0.0.1", 2, 2.0, "other")]
+        [
+            Member(NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"),
+            Member("cache.node.2", "127.0.0.1", 2, 2.0, "other"),
+        ]
     )
+
+
+def columns(entries: list[list[bytes]]) -> tuple[list[bytes], list[bytes]]:
+    """The keys and the values of entries."""
+    return [key for key, _ in entries], [value for _, value in entries]
 
 
 def owned_by(view: ClusterView, name: str, count: int) -> list[bytes]:
@@ -212,6 +233,61 @@ class TestOneKey:
         assert (peer.stats()["hits"], peer.stats()["misses"]) == (1, 1)
 
 
+class TestLargeValues:
+    """Those that stay where they have arrived."""
+
+    @pytest.mark.parametrize("size", [2**16 - 1, 2**16, 2**16 + 1, MIB - 1, MIB, MIB + 1, MAX_VALUE_BYTES])
+    def test_any_size_comes_back_whole(self, peer: Peer, size: int) -> None:
+        value = (b"0123456789abcdef!" * (size // 17 + 1))[:size]
+        assert peer.set(NO_VIEW, b"key", value) is True
+        assert peer.set(NO_VIEW, b"k" * 65_536, value, 10) is True
+        assert peer.get(NO_VIEW, b"key") == peer.get(NO_VIEW, b"k" * 65_536) == value
+        assert peer.ttl(NO_VIEW, b"k" * 65_536) == 10
+        assert peer.get_many(NO_VIEW, [b"key"]) == [value]
+
+    def test_a_later_message_does_not_change_what_an_earlier_one_brought(self, peer: Peer) -> None:
+        values = [bytes([number]) * (2 * MIB + number) for number in range(6)]
+        for number, value in enumerate(values):
+            peer.set(NO_VIEW, b"key:%d" % number, value)
+        peer.get(NO_VIEW, b"key:0")
+        assert [peer.get(NO_VIEW, b"key:%d" % number) for number in range(6)] == values
+
+    def test_a_reply_under_way_does_not_change_when_its_key_is_overwritten(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"o" * 2 * MIB)
+        got = peer.get(NO_VIEW, b"key")
+        peer.set(NO_VIEW, b"key", b"n" * 2 * MIB)
+        assert bytes(got) == b"o" * 2 * MIB
+        assert peer.get(NO_VIEW, b"key") == b"n" * 2 * MIB
+
+    @pytest.mark.parametrize("size", [0, 10, 2**16, MIB - 1, MIB, 3 * MIB])
+    def test_a_value_may_be_the_part_of_a_message(self, size: int) -> None:
+        node = CacheNode(Store(MAX_MEMORY))
+        message = bytearray(b"head" + b"v" * size + b"tail")
+        assert node.set(NO_VIEW, b"key", memoryview(message)[4 : 4 + size], 10) is True
+        assert node.get(NO_VIEW, b"key") == b"v" * size
+        assert node.get_many(NO_VIEW, [b"key"]) == [b"v" * size]
+        assert node.delete(NO_VIEW, b"key") is True
+        assert node.stats()["bytes"] == 0
+
+    def test_a_part_of_a_message_is_held_to_the_limits_of_a_value(self) -> None:
+        node = CacheNode(Store(4 * MIB), max_value_bytes=8 * MIB)
+        for size in (8 * MIB + 1, 4 * MIB):
+            with pytest.raises(PyroError) as caught:
+                node.set(NO_VIEW, b"key", memoryview(bytes(size)))
+            assert caught.value.code == "value-too-large"
+        assert node.stats()["entries"] == 0
+
+    @pytest.mark.parametrize("size", [100, 2**16, MIB, 3 * MIB])
+    def test_what_is_kept_is_not_much_more_than_what_it_counts_for(self, size: int) -> None:
+        node = CacheNode(Store(MAX_MEMORY))
+        message = memoryview(bytearray(64 * MIB))  # it may have had annotations in front of its body
+        assert node.set(NO_VIEW, b"key", message[-size:]) is True
+        kept = node.get(NO_VIEW, b"key")
+        assert kept is not None
+        whole = kept.obj if isinstance(kept, memoryview) else kept
+        assert len(whole) <= 2 * size
+
+
 class TestManyKeys:
     def test_get_many_answers_in_the_order_of_the_keys(self, peer: Peer) -> None:
         peer.set(NO_VIEW, b"a", b"1")
@@ -221,19 +297,46 @@ class TestManyKeys:
         assert peer.get_many(NO_VIEW, []) == []
 
     def test_set_many_stores_all_with_one_ttl(self, peer: Peer) -> None:
-        entries = [[b"key:%d" % number, b"%d" % number] for number in range(1000)]
-        assert peer.set_many(NO_VIEW, entries, 10.0) == 1000
-        assert peer.get_many(NO_VIEW, [key for key, _ in entries]) == [value for _, value in entries]
+        keys = [b"key:%d" % number for number in range(1000)]
+        values = [b"%d" % number for number in range(1000)]
+        assert peer.set_many(NO_VIEW, keys, values, 10.0) == 1000
+        assert peer.get_many(NO_VIEW, keys) == values
+        assert peer.ttl(NO_VIEW, keys[-1]) == 10
         peer.clock.now += 10
-        assert peer.get_many(NO_VIEW, [key for key, _ in entries]) == [None] * 1000
+        assert peer.get_many(NO_VIEW, keys) == [None] * 1000
 
     def test_set_many_without_a_ttl_stores_for_good(self, peer: Peer) -> None:
-        assert peer.set_many(NO_VIEW, [[b"a", b"1"]]) == 1
-        assert peer.set_many(NO_VIEW, []) == 0
+        assert peer.set_many(NO_VIEW, [b"a"], [b"1"]) == 1
+        assert peer.set_many(NO_VIEW, [], []) == 0
         assert peer.ttl(NO_VIEW, b"a") == math.inf
 
+    def test_set_many_replaces_values_and_ttls(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"a", b"old", 10)
+        peer.set(NO_VIEW, b"b", b"old")
+        assert peer.set_many(NO_VIEW, [b"a", b"b", b"c"], [b"1", b"", b"3"]) == 3
+        assert peer.get_many(NO_VIEW, [b"a", b"b", b"c"]) == [b"1", b"", b"3"]
+        assert peer.ttl(NO_VIEW, b"a") == math.inf
+        assert peer.stats()["entries"] == 3
+
+    def test_of_a_key_that_comes_twice_in_a_batch_the_last_value_stays(self, peer: Peer) -> None:
+        keys, values = [b"a", b"b", b"a", b"a"], [b"1", b"2", b"a longer one", b"3"]
+        for ttl in (None, 10, None):
+            assert peer.set_many(NO_VIEW, keys, values, ttl) == 4
+            assert peer.get_many(NO_VIEW, [b"a", b"b"]) == [b"3", b"2"]
+            assert peer.stats()["entries"] == 2
+        assert peer.delete_many(NO_VIEW, keys) == 2
+        assert (peer.stats()["entries"], peer.stats()["bytes"]) == (0, 0)
+
+    def test_a_batch_larger_than_the_memory_evicts_and_stays_within_it(self, peer: Peer) -> None:
+        keys = [b"key:%d" % number for number in range(8)]
+        for _ in range(7):  # a message cannot hold as much as the memory
+            peer.set_many(NO_VIEW, keys[:2], [bytes(3 * MIB)] * 2)
+            keys = [*keys[1:], keys[0] + b"'"]
+        assert peer.stats()["bytes"] <= MAX_MEMORY
+        assert peer.contains(NO_VIEW, b"key:7") is True
+
     def test_delete_many_counts_what_was_there(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"a", b"1"], [b"b", b"2"]])
+        peer.set_many(NO_VIEW, *columns([[b"a", b"1"], [b"b", b"2"]]))
         assert peer.delete_many(NO_VIEW, [b"a", b"no key", b"b", b"b"]) == 2
         assert peer.delete_many(NO_VIEW, []) == 0
 
@@ -258,20 +361,31 @@ class TestManyKeys:
         assert peer.get_many(NO_VIEW, [b"small", b"large"]) == [b"y", b"x" * 6 * MIB]
 
     def test_all_entries_are_checked_before_any_is_stored(self, peer: Peer) -> None:
-        wrong: list[Any] = [
-            [b"", b"value"],
-            ["key", b"value"],
-            [b"key", "value"],
-            [b"key"],
-            [b"key", b"value", b"more"],
-            b"key",
-            None,
-        ]
-        for entry in wrong:
-            assert peer.refusal("set_many", NO_VIEW, [[b"first", b"value"], entry]) == "bad-request"
-        too_large = [b"key", bytes(MAX_VALUE_BYTES + 1)]
-        assert peer.refusal("set_many", NO_VIEW, [[b"first", b"value"], too_large]) == "value-too-large"
+        for key, value in (
+            (b"", b"value"),
+            ("key", b"value"),
+            (None, b"value"),
+            ([b"key"], b"value"),
+            (b"key", "value"),
+            (b"key", None),
+            (b"key", 7),
+            (b"key", [b"value"]),
+        ):
+            for keys, values in ([b"first", key], [b"first", value]), ([key, b"last"], [value, b"last"]):
+                assert peer.refusal("set_many", NO_VIEW, keys, values) == "bad-request"
+        keys = [b"first", b"key"]
+        for values in ([b"value"], [b"value"] * 3, []):
+            assert peer.refusal("set_many", NO_VIEW, keys, values) == "bad-request"
+        too_large = [b"value", bytes(MAX_VALUE_BYTES + 1)]
+        assert peer.refusal("set_many", NO_VIEW, keys, too_large) == "value-too-large"
+        too_long = [b"first", bytes(64 * 1024 + 1)]
+        assert peer.refusal("set_many", NO_VIEW, too_long, [b"value"] * 2) == "key-too-large"
         assert peer.count(b"") == 0
+
+    def test_a_value_of_the_largest_size_may_come_in_a_batch(self, peer: Peer) -> None:
+        assert peer.set_many(NO_VIEW, [b"large", b"small"], [bytes(MAX_VALUE_BYTES), b"x"]) == 2
+        assert peer.get(NO_VIEW, b"large") == bytes(MAX_VALUE_BYTES)
+        assert peer.get(NO_VIEW, b"small") == b"x"
 
     @pytest.mark.parametrize("method", ["get_many", "delete_many"])
     def test_one_wrong_key_refuses_the_batch(self, peer: Peer, method: str) -> None:
@@ -283,16 +397,19 @@ class TestManyKeys:
 
     @pytest.mark.parametrize("method", ["get_many", "set_many", "delete_many"])
     def test_a_batch_is_a_list_of_at_most_a_thousand(self, peer: Peer, method: str) -> None:
-        item: Any = [b"key", b"value"] if method == "set_many" else b"key"
-        for wrong in ([item] * 1001, b"key", "key", {"key": 1}, 7, None):
-            assert peer.refusal(method, NO_VIEW, wrong) == "bad-request"
-        getattr(peer, method)(NO_VIEW, [item] * 1000)
+        columns = 2 if method == "set_many" else 1
+        for wrong in ([b"key"] * 1001, b"key", "key", {"key": 1}, 7, None):
+            assert peer.refusal(method, NO_VIEW, *[wrong] * columns) == "bad-request"
+            if method == "set_many":
+                assert peer.refusal(method, NO_VIEW, [b"key"], wrong) == "bad-request"
+                assert peer.refusal(method, NO_VIEW, wrong, [b"value"]) == "bad-request"
+        getattr(peer, method)(NO_VIEW, *[[b"key"] * 1000] * columns)
 
 
 class TestTheWholeStore:
     def test_count_and_clear_go_by_prefix(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(700)])
-        peer.set_many(NO_VIEW, [[b"b:%d" % number, b""] for number in range(600)])
+        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(700)]))
+        peer.set_many(NO_VIEW, *columns([[b"b:%d" % number, b""] for number in range(600)]))
         peer.set(NO_VIEW, b"a", b"")
         counted = [peer.count(prefix) for prefix in (b"a:", b"b:", b"c:", b"")]
         assert counted == [700, 600, 0, 1301]
@@ -302,7 +419,7 @@ class TestTheWholeStore:
         assert peer.clear(b"") == 0
 
     def test_expired_entries_are_neither_counted_nor_cleared(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(10)], 1)
+        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(10)]), 1)
         peer.set(NO_VIEW, b"a", b"")
         peer.clock.now += 1
         assert peer.count(b"a") == 1
@@ -337,14 +454,14 @@ class TestScans:
     @pytest.mark.parametrize("limit", [1, 7, 1000])
     def test_each_key_comes_exactly_once(self, peer: Peer, limit: int) -> None:
         there = {b"key:%d" % number for number in range(50)}
-        peer.set_many(NO_VIEW, [[key, b""] for key in there])
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in there]))
         peer.set(NO_VIEW, b"other", b"")
         found = whole_scan(peer, b"key:", limit, lambda pages: None)
         assert len(found) == 50
         assert set(found) == there
 
     def test_a_page_has_a_thousand_keys_unless_told_otherwise(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(1000)])
+        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(1000)]))
         peer.set(NO_VIEW, b"one more", b"")
         cursor, page = peer.keys(b"")
         assert cursor != 0
@@ -354,11 +471,13 @@ class TestScans:
     def test_keys_that_stay_come_exactly_once_while_others_come_and_go(self, peer: Peer) -> None:
         staying = {b"stays:%d" % number for number in range(200)}
         leaving = {b"leaves:%d" % number for number in range(200)}
-        peer.set_many(NO_VIEW, [[key, b""] for key in sorted(staying | leaving)])
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in sorted(staying | leaving)]))
 
         def disturb(pages: int) -> None:
-            peer.set_many(NO_VIEW, [[b"comes:%d:%d" % (pages, number), b""] for number in range(30)])
-            peer.set_many(NO_VIEW, [[key, b"again"] for key in sorted(staying)[:100]])
+            peer.set_many(
+                NO_VIEW, *columns([[b"comes:%d:%d" % (pages, number), b""] for number in range(30)])
+            )
+            peer.set_many(NO_VIEW, *columns([[key, b"again"] for key in sorted(staying)[:100]]))
             peer.delete_many(NO_VIEW, sorted(leaving)[pages * 10 : pages * 10 + 10])
 
         found = whole_scan(peer, b"", 20, disturb)
@@ -371,11 +490,13 @@ class TestScans:
 
         staying = {long(b"stays:%d" % number) for number in range(60)}
         leaving = [long(b"leaves:%d" % number) for number in range(60)]
-        peer.set_many(NO_VIEW, [[key, b""] for key in [*staying, *leaving]])
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in [*staying, *leaving]]))
 
         def disturb(pages: int) -> None:
-            peer.set_many(NO_VIEW, [[long(b"comes:%d:%d" % (pages, number)), b""] for number in range(5)])
-            peer.set_many(NO_VIEW, [[key, b"again"] for key in staying])
+            peer.set_many(
+                NO_VIEW, *columns([[long(b"comes:%d:%d" % (pages, number)), b""] for number in range(5)])
+            )
+            peer.set_many(NO_VIEW, *columns([[key, b"again"] for key in staying]))
             peer.delete_many(NO_VIEW, leaving[pages * 3 : pages * 3 + 3])
 
         found = whole_scan(peer, b"", 10, disturb)
@@ -383,8 +504,8 @@ class TestScans:
         assert len(found) == len(set(found)), "no key comes twice"
 
     def test_keys_that_are_deleted_or_expire_meanwhile_do_not_come(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"a:%d" % number, b""] for number in range(10)], 10)
-        peer.set_many(NO_VIEW, [[b"b:%d" % number, b""] for number in range(10)])
+        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(10)]), 10)
+        peer.set_many(NO_VIEW, *columns([[b"b:%d" % number, b""] for number in range(10)]))
         cursor, page = peer.keys(b"", 0, 1)
         peer.clear(b"b:")
         peer.clock.now += 10
@@ -392,14 +513,14 @@ class TestScans:
         assert len(page) == 1
 
     def test_scans_do_not_disturb_each_other(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
         first, first_page = peer.keys(b"", 0, 10)
         second, second_page = peer.keys(b"", 0, 20)
         assert len(set(first_page + peer.keys(b"", first)[1])) == 30
         assert len(set(second_page + peer.keys(b"", second)[1])) == 30
 
     def test_a_cursor_works_once(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
         cursor, _ = peer.keys(b"", 0, 10)
         assert peer.keys(b"", cursor, 1000)[0] == 0
         assert peer.refusal("keys", b"", cursor, 1000) == "scan-expired"
@@ -409,14 +530,14 @@ class TestScans:
             assert peer.refusal("keys", b"", cursor) == "scan-expired"
 
     def test_a_scan_that_rests_too_long_is_forgotten_when_others_are_under_way(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
         resting, _ = peer.keys(b"", 0, 10)
         peer.clock.now += 3600
         peer.keys(b"", 0, 10)
         assert peer.refusal("keys", b"", resting, 10) == "scan-expired"
 
     def test_too_many_scans_cost_the_one_that_rested_longest(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, [[b"key:%d" % number, b""] for number in range(30)])
+        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
         oldest, _ = peer.keys(b"", 0, 10)
         latest = oldest
         for _ in range(100):
@@ -455,7 +576,7 @@ class TestScans:
 
         node = CacheNode(Watched(64 * MIB))
         for start in range(0, keys, 1000):
-            node.set_many(NO_VIEW, [[b"%d" % number, b""] for number in range(start, start + 1000)])
+            node.set_many(NO_VIEW, *columns([[b"%d" % number, b""] for number in range(start, start + 1000)]))
         cursor, _ = node.keys(b"", 0, 1)
         node.clear(b"")
         looked_up = 0
@@ -486,8 +607,8 @@ class TestViews:
     def test_a_node_tells_its_view(self, peer: Peer) -> None:
         peer.node.adopt(two_members())
         assert peer.members() == [
-            [NAME, "127.0.0.1", 1, 1.0, "the first"],
-            ["cache.node.2", "127.0.0.1", 2, 2.0, "other"],
+            [NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"],
+            ["cache.node.2", "127.0.0.1", 2, 2.0, "other", ""],
         ]
 
     def test_the_right_view_and_none_are_served(self, peer: Peer) -> None:
@@ -509,7 +630,7 @@ class TestViews:
             ("contains", (b"key",)),
             ("ttl", (b"key",)),
             ("get_many", ([b"key"],)),
-            ("set_many", ([[b"key", b"new"]],)),
+            ("set_many", ([b"key"], [b"new"])),
             ("delete_many", ([b"key"],)),
         ],
     )
@@ -523,7 +644,7 @@ class TestViews:
         with pytest.raises(Refused) as caught:
             getattr(peer, method)(two_members().id, *arguments)
         assert caught.value.code == "stale-view"
-        assert caught.value.detail == [[NAME, "127.0.0.1", 1, 1.0, ""]]
+        assert caught.value.detail == [[NAME, "127.0.0.1", 1, 1.0, "", ""]]
         assert peer.stale == [True], "the node is told to look for a newer view itself"
         after = peer.stats()
         assert {name: after[name] for name in ("hits", "misses", "sets", "deletes", "entries")} == {
@@ -542,12 +663,12 @@ class TestViews:
         assert peer.ping()["serving"] is False
         with pytest.raises(Refused) as caught:
             peer.get(two_members().id, b"key")
-        assert caught.value.detail == [["cache.node.2", "127.0.0.1", 2, 1.0, ""]]
+        assert caught.value.detail == [["cache.node.2", "127.0.0.1", 2, 1.0, "", ""]]
 
     def test_a_new_view_drops_what_belongs_to_others(self, peer: Peer) -> None:
         view = two_members()
         mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
-        peer.set_many(NO_VIEW, [[key, b"value"] for key in mine + theirs])
+        peer.set_many(NO_VIEW, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.adopt(view)
         assert peer.get_many(view.id, mine) == [b"value"] * 20
         assert peer.get_many(view.id, theirs) == [None] * 20
@@ -596,7 +717,7 @@ class TestWrongArguments:
     def test_a_ttl_is_a_finite_number_above_0(self, peer: Peer, ttl: Any) -> None:
         peer.set(NO_VIEW, b"key", b"old")
         assert peer.refusal("set", NO_VIEW, b"key", b"new", ttl) == "bad-request"
-        assert peer.refusal("set_many", NO_VIEW, [[b"key", b"new"]], ttl) == "bad-request"
+        assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"new"], ttl) == "bad-request"
         assert peer.get(NO_VIEW, b"key") == b"old"
         assert peer.ttl(NO_VIEW, b"key") == math.inf
 
@@ -621,7 +742,8 @@ class TestWrongArguments:
             ("set", (NO_VIEW, b"key", b"secret" * 2_000_000)),
             ("set", (NO_VIEW, b"key", b"value", "secret")),
             ("get_many", (NO_VIEW, [b"key", "secret"])),
-            ("set_many", (NO_VIEW, [[b"key", "secret"]])),
+            ("set_many", (NO_VIEW, [b"key"], ["secret"])),
+            ("set_many", (NO_VIEW, ["secret"], [b"value"])),
             ("clear", ("secret",)),
         ):
             with pytest.raises(Refused) as caught:

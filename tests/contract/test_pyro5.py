@@ -69,6 +69,11 @@ def stock_proxy(uri: str) -> Iterator[Any]:
         yield proxy
 
 
+def joined(message: Any) -> bytes:
+    """The bytes of a message, which may be in several buffers."""
+    return b"".join(message) if isinstance(message, list) else message
+
+
 def ping_a_thousand_times(proxy: Any) -> None:
     for _ in range(1000):
         proxy.ping()
@@ -133,7 +138,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.ttl(NO_VIEW, PREFIX) is None
         assert proxy.delete(NO_VIEW, c) is True
         assert proxy.delete(NO_VIEW, c) is False
-        assert proxy.set_many(NO_VIEW, [(a, b"1"), (b, b"2")], 60.0) == 2
+        assert proxy.set_many(NO_VIEW, (a, b), (b"1", b"2"), 60.0) == 2
         assert proxy.get_many(NO_VIEW, (a, PREFIX, b)) == [b"1", None, b"2"]
         assert proxy.count(PREFIX) == 2
         cursor, page = proxy.keys(PREFIX, 0, 1)
@@ -144,6 +149,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.clear(PREFIX) == 1
         assert proxy.stats()["sets"] >= 5
         assert proxy.ping()["serving"] is True
+        assert {len(fields) for fields in proxy.members()} == {6}
         assert [name for name, *_ in proxy.members()] == ["cache.node.1", "cache.node.2", "cache.node.3"]
 
     def test_refusals_are_readable_errors_with_a_code(self, proxy: Any) -> None:
@@ -462,11 +468,75 @@ class TestTheSeamsOfPyro5:
         theirs = SendingMessage(kind, flags, sequence, serializer, body)
         assert wire.pack_message(kind, sequence, body, flags=flags, serializer=serializer) == theirs.data
 
-    def test_calls_are_the_same_bytes(self) -> None:
-        arguments = (2**64 - 1, b"key", [b"a", None, 1.5], "text", True)
-        body = serializers["msgpack"].dumpsCall("cache.node.1", "get", arguments, {})
-        theirs = SendingMessage(wire.INVOKE, 0, 5, wire.MSGPACK, body).data
-        assert wire.pack_call("cache.node.1", "get", arguments, 5) == theirs
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (),
+            (2**64 - 1, b"key", [b"a", None, 1.5], "text", True),
+            (1, b"key", b"", None),
+            (1, b"k" * 65_536, b"v" * 200_000, 60.0),
+            (1, [b"key"] * 1000, [b"value" * 30] * 1000, None),
+            (1, {3}, {"a": {4}}, (1, (2,))),
+            tuple(range(40)),
+        ],
+        ids=lambda arguments: f"{len(arguments)} arguments",
+    )
+    def test_calls_are_the_same_bytes(self, arguments: tuple[Any, ...]) -> None:
+        packer = wire.CallPacker("cache.node.1")
+        for sequence, method in (5, "get"), (6, "set_many"), (65_535, "get"), (0, "m" * 40):
+            body = serializers["msgpack"].dumpsCall("cache.node.1", method, arguments, {})
+            theirs = SendingMessage(wire.INVOKE, 0, sequence, wire.MSGPACK, body).data
+            assert joined(packer.pack(method, arguments, sequence)) == theirs
+
+    @pytest.mark.parametrize("size", [2**16, 2**16 + 1, 300_000])
+    def test_calls_with_values_in_pieces_are_the_same_bytes(self, size: int) -> None:
+        value = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        pieces = wire.Pieces((value[:3], memoryview(value)[3:1000], b"", bytearray(value[1000:])))
+        packer = wire.CallPacker("cache.node.1")
+        for arguments, whole in (
+            ((1, b"key", pieces, None), (1, b"key", value, None)),
+            ((pieces,), (value,)),
+            (
+                (1, [b"a", b"b"], [pieces, b"small", pieces], 2.5, {3}, {"a": 1}),
+                (1, [b"a", b"b"], [value, b"small", value], 2.5, {3}, {"a": 1}),
+            ),
+            ((1, b"key", b"afterwards", None), (1, b"key", b"afterwards", None)),
+        ):
+            body = serializers["msgpack"].dumpsCall("cache.node.1", "set", whole, {})
+            theirs = SendingMessage(wire.INVOKE, 0, 5, wire.MSGPACK, body).data
+            assert joined(packer.pack("set", arguments, 5)) == theirs
+
+    @pytest.mark.parametrize("as_view", [False, True])
+    @pytest.mark.parametrize("size", [0, 1, 255, 256, 2**16 - 1, 2**16, 2**16 + 1, 300_000])
+    def test_results_are_the_same_bytes(self, size: int, as_view: bool) -> None:
+        value = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        if as_view and size < 2**16:
+            return  # a node keeps no small ones
+        body = serializers["msgpack"].dumps(value)
+        theirs = SendingMessage(wire.RESULT, 0, 5, wire.MSGPACK, body).data
+        ours = wire.pack_result(5, memoryview(b"." + value)[1:] if as_view else value)
+        assert joined(ours) == theirs
+
+    @pytest.mark.parametrize(
+        "result", [None, True, 7, 1.5, "text", [b"a", None], {"a": [1]}, [b"v" * 70_000, b""]], ids=type
+    )
+    def test_other_results_are_the_same_bytes(self, result: Any) -> None:
+        body = serializers["msgpack"].dumps(result)
+        theirs = SendingMessage(wire.RESULT, 0, 5, wire.MSGPACK, body).data
+        assert joined(wire.pack_result(5, result)) == theirs
+
+    def test_their_calls_are_understood_at_once(self) -> None:
+        called: list[Any] = []
+        unpacker = wire.CallUnpacker("cache.node.1", {"get": called.append})
+        body = serializers["msgpack"].dumpsCall("cache.node.1", "get", (7, b"key"), {})
+        data = bytes(SendingMessage(wire.INVOKE, 0, 9, wire.MSGPACK, body).data)
+        assert unpacker.unpack(data) == (9, called.append, [7, b"key"])
+
+    def test_their_results_are_understood_at_once(self) -> None:
+        for result in (b"", b"value", b"x" * 256, None, True, [b"a", None], {"a": 1}):
+            body = serializers["msgpack"].dumps(result)
+            data = bytes(SendingMessage(wire.RESULT, 0, 9, wire.MSGPACK, body).data)
+            assert wire.unpack_result(data, 9) == result
 
     def test_plain_values_are_the_same_bytes(self) -> None:
         for value in (
@@ -490,7 +560,7 @@ class TestTheSeamsOfPyro5:
             data = SendingMessage(wire.INVOKE, 0, 77, wire.MSGPACK, b"body", {"TEST": b"annotation"}).data
         finally:
             current_context.correlation_id = None
-        decoder = wire.FrameDecoder(lambda header: None)
+        decoder = wire.FrameDecoder(lambda header: None, lambda frame_bytes: None)
         decoder.feed(data)
         frame = decoder.next_frame()
         assert frame is not None

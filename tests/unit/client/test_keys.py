@@ -38,6 +38,7 @@ from pyrocache.client.keys import (
     MAX_KEY_BYTES,
     decode_key,
     encode_key,
+    encode_keys,
     namespace_prefix,
     split_namespace,
 )
@@ -1187,6 +1188,89 @@ def test_the_namespace_counts() -> None:
         encode_key(key, namespace_prefix("abcd"))
     with pytest.raises(InvalidKey, match="65537 bytes"):
         decode_key(b"\0s" + bytes(MAX_KEY_BYTES - 1))
+
+
+# Many at once.
+
+
+def outcome(of: Callable[[], list[bytes]]) -> Any:
+    """What a call returns, or how it fails."""
+    try:
+        return of()
+    except InvalidKey as error:
+        return type(error), str(error)
+
+
+def check_many(several: list[Any], prefix: bytes) -> None:
+    expected = outcome(lambda: [encode_key(key, prefix) for key in several])
+    assert outcome(lambda: encode_keys(several, prefix)) == expected
+    assert outcome(lambda: encode_keys(tuple(several), prefix)) == expected
+
+
+def sized_text(character: str, surplus: int, prefix: bytes) -> str:
+    """A text that is ``surplus`` bytes longer than the longest that a key may be, about."""
+    return character * (
+        (MAX_KEY_BYTES - 1 - len(prefix) + surplus) // len(character.encode("utf-8", "surrogatepass"))
+    )
+
+
+prefixes = st.sampled_from(["", "a", "namespace", "x" * 127, "é" * 127, "\ud800"]).map(namespace_prefix)
+refused_keys = st.sampled_from([math.nan, threading.Lock(), [math.nan], ("x" * MAX_KEY_BYTES,)])
+
+
+@given(st.lists(st.text(max_size=8)) | st.lists(any_text) | st.lists(keys, max_size=5), prefixes)
+def test_many_keys_are_encoded_as_each_would_be(several: list[Any], prefix: bytes) -> None:
+    check_many(several, prefix)
+
+
+@given(st.lists(any_text | refused_keys | st.integers(), max_size=5), prefixes)
+def test_many_keys_are_refused_as_the_first_wrong_one_would_be(several: list[Any], prefix: bytes) -> None:
+    check_many(several, prefix)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("aé€𝄞\ud800"), st.integers(-5, 5)), min_size=1, max_size=3),
+    st.lists(any_text | keys, max_size=2),
+    prefixes,
+    st.data(),
+)
+def test_among_many_keys_too_a_key_may_be_64_kib_long_and_no_longer(
+    long_ones: list[tuple[str, int]], others: list[Any], prefix: bytes, data: st.DataObject
+) -> None:
+    long_texts = [sized_text(character, surplus, prefix) for character, surplus in long_ones]
+    check_many(long_texts, prefix)
+    check_many(data.draw(st.permutations(long_texts + others)), prefix)
+    for text in long_texts:
+        fits = len(prefix) + 1 + len(text.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES
+        assert isinstance(outcome(lambda text=text: encode_keys([text], prefix)), list) is fits
+        assert isinstance(outcome(lambda text=text: [encode_key(text, prefix)]), list) is fits
+
+
+@given(st.sampled_from("aé€𝄞\ud800"), st.integers(-200, 200), prefixes)
+def test_texts_about_as_long_as_are_surely_short_are_encoded_like_others(
+    character: str, more: int, prefix: bytes
+) -> None:
+    text = character * (MAX_KEY_BYTES // 4 - 128 + more)
+    data = text.encode("utf-8", "surrogatepass")
+    if len(prefix) + 1 + len(data) <= MAX_KEY_BYTES:
+        assert encode_key(text, prefix) == prefix + b"s" + data
+        assert decode_key(encode_key(text, prefix)) == text
+    else:
+        with pytest.raises(KeyTooLarge):
+            encode_key(text, prefix)
+    check_many([text], prefix)
+
+
+def test_no_keys_and_keys_that_look_alike() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    check_many([], b"\0")
+    check_many([Text("a"), "a", np.str_("a"), b"a", "a"], b"\0")
+    check_many([1, True, 1.0, Decimal(1), "1", None, ("a", 1)], namespace_prefix("ns"))
+    assert encode_keys([]) == []
+    assert encode_keys(["a", "b"]) == [b"\0sa", b"\0sb"]
+    assert encode_keys(["a", 1], b"\1n") == [b"\1nsa", b"\1ni\1"]
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from pyrocache.client.connections import Deadline
-from pyrocache.client.router import Item, Router
+from pyrocache.client.router import Batch, Router
 from pyrocache.cluster import wire
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
 from pyrocache.errors import (
+    ClientClosed,
     NameServerUnavailable,
     NodeUnavailable,
     NoNodes,
@@ -65,7 +66,7 @@ class ScriptedNode:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        decoder = FrameDecoder(lambda header: None)
+        decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
         try:
             while data := sock.recv(65536):
                 decoder.feed(data)
@@ -145,7 +146,7 @@ def get(router: Router, seconds: float = 5.0, **options: Any) -> Any:
 
 
 def as_lists(view: ClusterView) -> list[list[Any]]:
-    return [[m.name, m.host, m.port, m.weight, m.incarnation] for m in view.members]
+    return [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
 
 
 def test_a_call_carries_the_view_and_brings_the_result(start: Callable[..., ScriptedNode]) -> None:
@@ -242,7 +243,7 @@ def test_a_node_that_knows_less_than_the_name_server_is_not_believed(
     start: Callable[..., ScriptedNode],
 ) -> None:
     second = start(sequence_of(b"value"), number=2)
-    behind = Refusal(wire.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, ""]])
+    behind = Refusal(wire.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
     first = start(sequence_of(behind, behind, b"value"))
     router, _ = router_for(first, second)
     key = next(b"%d" % n for n in range(99) if router.view(Deadline(1.0)).owner(b"%d" % n).number == 1)
@@ -443,12 +444,12 @@ def test_a_node_that_does_not_even_connect_costs_a_batch_no_other_answer(
             clog.connect_ex(("127.0.0.1", port))
         directory = ListedNodes(well.member, Member("cache.node.2", "127.0.0.1", port))
         router = Router(directory)
-        result = router.batch("set_many", items(100), deadline=Deadline(0.3))
+        replies, errors = send(router, "set_many", batch_of(100, values=True), seconds=0.3)
         for clog in clogs:
             clog.close()
-    answered = sum(len(about) for about, _ in result.replies)
-    assert 0 < answered < 100
-    assert answered + sum(len(about) for about, _ in result.errors) == 100
+    answered = [index for about, _ in replies for index in about]
+    assert 0 < len(answered) < 100
+    assert sorted(answered + [index for about, _ in errors for index in about]) == list(range(100))
 
 
 def test_a_slow_node_does_not_keep_the_reply_of_a_quick_one(start: Callable[..., ScriptedNode]) -> None:
@@ -461,48 +462,259 @@ def test_a_slow_node_does_not_keep_the_reply_of_a_quick_one(start: Callable[...,
     assert answers[well.member] == bytes(5_000_000)
 
 
-def items(count: int, size: int = 10) -> list[Item[bytes]]:
-    return [Item(b"%d" % number, b"%d" % number, size) for number in range(count)]
+Replies = list[tuple[list[int], Any]]
+Errors = list[tuple[Sequence[int], NodeUnavailable]]
+
+
+def batch_of(count: int, size: int = 10, *, values: bool = False) -> Batch:
+    keys = [b"%0*d" % (size, number) for number in range(count)]
+    return Batch(keys, [b"value of " + key for key in keys] if values else None)
+
+
+def send(
+    router: Router,
+    method: str,
+    batch: Batch,
+    *arguments: Any,
+    seconds: float = 5.0,
+    count: Any = None,
+    **options: Any,
+) -> tuple[Replies, Errors]:
+    """The indices and replies of a batch, and what remained unanswered."""
+    replies: Replies = []
+
+    def take(indices: Sequence[int], reply: Any) -> int:
+        about = len(indices) if count is None else count(reply)
+        replies.append((list(indices[:about]), reply))
+        return about
+
+    errors = router.batch(method, batch, *arguments, deadline=Deadline(seconds), on_reply=take, **options)
+    return replies, errors
+
+
+def number_of_keys(call: Call) -> int:
+    return len(call[1][1])
+
+
+def keys_back(call: Call) -> list[bytes]:
+    keys: list[bytes] = call[1][1]
+    return [b"of " + key for key in keys]
+
+
+def found_by(batch: Batch, replies: Replies) -> dict[bytes, Any]:
+    """What the replies say of each key; no key is told of twice."""
+    pairs = [
+        (batch.keys[index], value)
+        for about, reply in replies
+        for index, value in zip(about, reply, strict=True)
+    ]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 def test_a_batch_goes_to_all_owners_in_messages_of_bounded_size(start: Callable[..., ScriptedNode]) -> None:
-    nodes = [start(lambda call: len(call[1][1]), number=number) for number in (1, 2, 3)]
+    nodes = [start(number_of_keys, number=number) for number in (1, 2, 3)]
     router, _ = router_for(*nodes)
-    result = router.batch("delete_many", items(5000), deadline=Deadline(5.0))
-    assert sum(reply for _, reply in result.replies) == 5000
-    assert result.errors == []
+    replies, errors = send(router, "delete_many", batch_of(5000), idempotent=False)
+    assert sum(reply for _, reply in replies) == 5000
+    assert sorted(index for about, _ in replies for index in about) == list(range(5000))
+    assert errors == []
+    view = ClusterView([node.member for node in nodes])
     for node in nodes:
         assert node.calls
-        assert all(len(arguments[1]) <= wire.MAX_BATCH for _, arguments in node.calls)
-    result = router.batch("delete_many", items(20, size=wire.BATCH_BYTES), deadline=Deadline(5.0))
-    assert all(len(about) == 1 for about, _ in result.replies)
+        for method, (view_id, keys) in node.calls:
+            assert (method, view_id) == ("delete_many", view.id)
+            assert len(keys) <= wire.MAX_BATCH
+            assert {view.owner(key) for key in keys} == {node.member}
+    big = Batch([b"%d" % number for number in range(12)], [bytes(wire.BATCH_BYTES)] * 12)
+    replies, errors = send(router, "set_many", big, None)
+    assert sorted(about for about, _ in replies) == [[index] for index in range(12)]
+    assert errors == []
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_messages_are_filled_but_not_over_the_bound(start: Callable[..., ScriptedNode], nodes: int) -> None:
+    started = [start(number_of_keys, number=number) for number in range(1, nodes + 1)]
+    router, _ = router_for(*started)
+    values = [bytes(number % 7 * 100_000) for number in range(60)]
+    batch = Batch([b"%d" % number for number in range(60)], values)
+    replies, _ = send(router, "set_many", batch, 1.5)
+    assert sorted(index for about, _ in replies for index in about) == list(range(60))
+    calls = [call for node in started for call in node.calls]
+    for _, (_, keys, told, ttl) in calls:
+        assert [values[int(key)] for key in keys] == told
+        assert ttl == 1.5
+        assert len(keys) == 1 or sum(map(len, keys + told)) <= wire.BATCH_BYTES
+    assert len(calls) <= 2 * sum(map(len, values)) // wire.BATCH_BYTES + nodes
+
+
+def test_a_batch_of_nothing_asks_nobody(start: Callable[..., ScriptedNode]) -> None:
+    node = start(number_of_keys)
+    router, _ = router_for(node)
+    assert send(router, "get_many", Batch([])) == ([], [])
+    assert send(router, "set_many", Batch([], []), None) == ([], [])
+    assert node.calls == []
+
+
+def test_keys_and_values_go_together(start: Callable[..., ScriptedNode]) -> None:
+    nodes = [start(number_of_keys, number=number) for number in (1, 2, 3)]
+    router, _ = router_for(*nodes)
+    batch = batch_of(3500, values=True)
+    send(router, "set_many", batch, 7.5)
+    stored: list[tuple[bytes, bytes]] = []
+    for node in nodes:
+        for method, (_, keys, values, ttl) in node.calls:
+            assert (method, ttl) == ("set_many", 7.5)
+            stored += zip(keys, values, strict=True)
+    assert batch.values is not None
+    assert sorted(stored) == sorted(zip(batch.keys, batch.values, strict=True))
 
 
 def test_what_a_reply_leaves_out_is_asked_for_again(start: Callable[..., ScriptedNode]) -> None:
-    node = start(lambda call: call[1][1][:7])
+    node = start(lambda call: keys_back(call)[:7])
     router, _ = router_for(node)
-    result = router.batch("get_many", items(50), deadline=Deadline(5.0), answered=len)
-    found = {
-        item.key: value for about, reply in result.replies for item, value in zip(about, reply, strict=True)
-    }
-    assert found == {item.key: item.key for item in items(50)}
+    batch = batch_of(50)
+    replies, errors = send(router, "get_many", batch, count=len)
+    assert errors == []
+    assert found_by(batch, replies) == {key: b"of " + key for key in batch.keys}
+    assert len(node.calls) == 8
+
+
+def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    def stale(call: Call) -> Any:
+        return Refusal(wire.STALE_VIEW, "stale", as_lists(after))
+
+    first, second = start(stale, number=1), start(stale, number=2)
+    after = ClusterView([first.member])
+    clock = iter(range(10**6))
+    router, directory = router_for(first, second, clock=lambda: float(next(clock)))
+    router.view(Deadline(5.0))
+    directory.listed = [first.member]
+    first.script = lambda call: keys_back(call) if call[1][0] == after.id else stale(call)
+    second.script = lambda call: {"serving": False} if call[0] == "ping" else stale(call)
+    batch = batch_of(50)
+    replies, errors = send(router, "get_many", batch, count=len)
+    assert errors == []
+    assert second.calls, "both were asked"
+    assert found_by(batch, replies) == {key: b"of " + key for key in batch.keys}
+
+
+def test_a_batch_that_is_stored_again_elsewhere_keeps_each_key_to_its_value(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    nodes = [start(sequence_of(HANG_UP, 0), number=number) for number in (1, 2, 3)]
+    router, _ = router_for(*nodes)
+    batch = batch_of(200, values=True)
+    replies, errors = send(router, "set_many", batch, None)
+    assert errors == []
+    assert sorted(index for about, _ in replies for index in about) == list(range(200))
+    for node in nodes:
+        assert len(node.calls) == 2
+        for _, (_, keys, values, _) in node.calls:
+            assert values == [b"value of " + key for key in keys]
+
+
+def test_a_batch_that_is_not_idempotent_is_not_sent_again_when_its_reply_is_lost(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    well, ill = start(number_of_keys), start(sequence_of(HANG_UP, 5), number=2)
+    router, _ = router_for(well, ill)
+    replies, errors = send(router, "delete_many", batch_of(100), idempotent=False)
+    assert len(ill.calls) == 1
+    assert sorted([index for about, _ in [*replies, *errors] for index in about]) == list(range(100))
+    assert [type(error) for _, error in errors] == [NodeUnavailable]
 
 
 @pytest.mark.parametrize("reply", [[], [None] * 51])
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_batch_reply_of_the_wrong_length_is_an_error(
-    start: Callable[..., ScriptedNode], reply: list[None]
+    start: Callable[..., ScriptedNode], reply: list[None], nodes: int
 ) -> None:
-    router, _ = router_for(start(sequence_of(reply)))
-    with pytest.raises(RemoteError, match="wrong length"):
-        router.batch("get_many", items(50), deadline=Deadline(5.0), answered=len)
+    router, _ = router_for(*(start(sequence_of(reply), number=number) for number in range(1, nodes + 1)))
+    with pytest.raises(RemoteError, match="wrong kind or length"):
+        send(router, "get_many", batch_of(50), count=len)
+
+
+def test_a_reply_that_its_taker_refuses_leaves_no_reply_to_the_next_call(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(reply: Any) -> int:
+        raise Refused
+
+    nodes = [start(keys_back, number=number) for number in (1, 2, 3)]
+    router, _ = router_for(*nodes)
+    batch = batch_of(100)
+    send(router, "get_many", batch, count=len)  # so that all are connected
+    with pytest.raises(Refused):
+        send(router, "get_many", batch, count=refuse)
+    for node in nodes:
+        node.script = lambda call: [b"again " + key for key in call[1][1]]
+    replies, _ = send(router, "get_many", batch, count=len)
+    assert found_by(batch, replies) == {key: b"again " + key for key in batch.keys}
+
+
+def test_a_value_in_a_batch_too_large_for_its_node_is_not_sent(start: Callable[..., ScriptedNode]) -> None:
+    node = start(sequence_of(2), greeting={"max_value_bytes": 10})
+    router, _ = router_for(node)
+    with pytest.raises(ValueTooLarge, match="up to 10"):
+        send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(11)]), None)
+    assert node.calls == []
+    replies, _ = send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(10)]), None)
+    assert replies == [([0, 1], 2)]
 
 
 def test_a_batch_brings_what_it_can_when_a_node_is_away(start: Callable[..., ScriptedNode]) -> None:
-    well, ill = start(lambda call: len(call[1][1])), start(sequence_of(SILENCE), number=2)
+    well, ill = start(number_of_keys), start(sequence_of(SILENCE), number=2)
     router, _ = router_for(well, ill)
-    result = router.batch("set_many", items(100), deadline=Deadline(0.3))
-    answered = sum(len(about) for about, _ in result.replies)
-    failed = sum(len(about) for about, _ in result.errors)
-    assert answered > 0
-    assert failed > 0
-    assert answered + failed == 100
+    replies, errors = send(router, "set_many", batch_of(100, values=True), None, seconds=0.3)
+    answered = [index for about, _ in replies for index in about]
+    failed = [index for about, _ in errors for index in about]
+    assert answered
+    assert failed
+    assert sorted(answered + failed) == list(range(100))
+
+
+# Closing.
+
+
+def closed_router(start: Callable[..., ScriptedNode], away: bool, used: bool) -> tuple[Router, ScriptedNode]:
+    node = start(sequence_of(b"value"))
+    router, directory = router_for(node)
+    if used:
+        get(router)
+    directory.away = away
+    router.close()
+    node.calls.clear()
+    return router, node
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("away", [False, True], ids=["name server there", "name server away"])
+def test_after_close_every_call_says_so(start: Callable[..., ScriptedNode], away: bool, used: bool) -> None:
+    for call in (
+        lambda router, node: get(router),
+        lambda router, node: send(router, "get_many", batch_of(3)),
+        lambda router, node: router.everywhere("ping", deadline=Deadline(1.0)),
+        lambda router, node: router.ask(node.member, "ping", deadline=Deadline(1.0)),
+        lambda router, node: router.view(Deadline(1.0)),
+        lambda router, node: router.fresh_view(Deadline(1.0)),
+    ):
+        router, node = closed_router(start, away, used)
+        for _ in range(2):  # also not once the first call has looked around
+            with pytest.raises(ClientClosed):
+                call(router, node)
+            with pytest.raises(ClientClosed):
+                get(router)
+        assert node.calls == []
+
+
+def test_closing_twice_is_fine(start: Callable[..., ScriptedNode]) -> None:
+    router, _ = closed_router(start, away=False, used=True)
+    router.close()
+    with pytest.raises(ClientClosed):
+        get(router)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member, partition_of
 from pyrocache.errors import ConfigurationError
@@ -60,14 +63,16 @@ def test_more_weight_only_attracts() -> None:
     assert {new for old, new in zip(before, after, strict=True) if old != new} == {3}
 
 
-def test_addresses_order_and_incarnations_do_not_matter() -> None:
+def test_addresses_sockets_order_and_incarnations_do_not_matter() -> None:
     view = view_of(4)
     moved = ClusterView(
         Member(member.name, "10.0.0.1", 7, member.weight, "other") for member in reversed(view.members)
     )
-    assert moved.id == view.id
-    assert owners(moved) == owners(view)
-    assert moved != view
+    listening = ClusterView(replace(member, socket_path=f"/run/{member.name}") for member in view.members)
+    for other in (moved, listening):
+        assert other.id == view.id
+        assert owners(other) == owners(view)
+        assert other != view
 
 
 def test_a_view_of_other_members_or_weights_has_another_id() -> None:
@@ -107,6 +112,45 @@ def test_golden_partitions() -> None:
 def test_an_empty_view_owns_nothing() -> None:
     with pytest.raises(LookupError):
         view_of(0).owner(b"k")
+    with pytest.raises(LookupError):
+        view_of(0).owner_of_partition(0)
+    with pytest.raises(LookupError):
+        view_of(0).split([b"k"], [0])
+    assert view_of(0).split([b"k"], []) == []
+
+
+def test_a_member_has_no_socket_unless_it_says_so() -> None:
+    assert Member("cache.node.1", "h", 1).socket_path == ""
+    assert Member("cache.node.1", "h", 1, 1.0, "x", "/run/1.sock").socket_path == "/run/1.sock"
+
+
+keys_of_a_batch = st.lists(st.binary(max_size=12) | st.integers(0, 99).map(lambda n: b"%d" % n), max_size=60)
+
+
+@given(st.integers(1, 12), keys_of_a_batch, st.data())
+def test_a_split_gives_each_index_to_the_owner_of_its_key_in_order(
+    nodes: int, keys: list[bytes], data: st.DataObject
+) -> None:
+    some = st.lists(st.integers(0, len(keys) - 1)) if keys else st.just([])
+    indices = data.draw(some | st.just(range(len(keys))))
+    view = view_of(nodes, {2: 3.0})
+    for _ in range(2):  # once with owners yet to be found, and once with all known
+        split = view.split(keys, indices)
+        assert split == [
+            [index for index in indices if view_of(nodes, {2: 3.0}).owner(keys[index]) == member]
+            for member in view.members
+        ]
+        assert all(type(own) is list for own in split)
+
+
+def test_a_split_of_many_keys_agrees_with_their_owners() -> None:
+    view, fresh = view_of(5), view_of(5)
+    keys = [b"key:%d" % number for number in range(20_000)]
+    split = view.split(keys, range(len(keys)))
+    assert sorted(index for own in split for index in own) == list(range(len(keys)))
+    for member, own in zip(view.members, split, strict=True):
+        assert own == sorted(own)
+        assert {fresh.owner(keys[index]) for index in own} == {member}
 
 
 def test_members_are_checked() -> None:

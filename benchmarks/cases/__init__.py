@@ -1,0 +1,24 @@
+"""What is measured: a module for each case, whose docstring says what and how, and whose ``measure`` does it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from benchmarks.cases import (
+    arrays,
+    batches,
+    connections,
+    kvcache,
+    memory,
+    processes,
+    routing,
+    single,
+    start,
+    threads,
+    ycsb,
+)
+
+_ORDER = (single, processes, threads, batches, arrays, ycsb, kvcache, routing, memory, start, connections)
+
+CASES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _ORDER}
+"""By the name for ``--only``, in the order of a run."""

@@ -1,0 +1,81 @@
+"""``docs/performance.md``, written from results."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from benchmarks.cases import CASES
+from benchmarks.results import Results
+from benchmarks.tables import for_markdown, tables
+from benchmarks.targets import summary
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+
+_INTRODUCTION = """\
+# Performance
+
+How fast pyrocache is beside what one might use instead, on one machine: redis-py (with hiredis) and redis-server,
+pymemcache and memcached, a plain dict behind a stock Pyro5 proxy and daemon, and the dict of a
+`multiprocessing.Manager`. The benchmarks write this page; its figures are theirs, also where they do not flatter us.
+
+```console
+$ pip install '.[bench]' && apt-get install redis-server memcached
+$ python -m benchmarks                    # all of it; writes this page
+$ python -m benchmarks --quick            # whether all works, in less than a minute; rough figures
+$ python -m benchmarks --only single      # one case
+$ python -m benchmarks report             # writes this page from the results that were saved last
+```
+"""
+
+_METHOD = """\
+## How
+
+- Servers and clients are processes of one machine: loopback TCP is compared with loopback TCP, and Unix sockets with
+  Unix sockets. Redis persists nothing. Clients are set up as their libraries come, but for `TCP_NODELAY`, which all
+  set, and memcached's replies, which are waited for. Redis and memcached are written in C; the others are Python.
+- All get the same keys (16 characters) and the same objects (dicts of `str`, `bytes`, `int` and a tuple), pickled by
+  protocol 5. Pickling is a part of every call.
+- The contenders take turns in short slices, and each round another one begins. *ours/theirs* is the ratio of our calls
+  per second to theirs in the same round: the median of the rounds, with the quartiles beside it. *of medians* is the
+  ratio of the two medians. Above 1, pyrocache is faster.
+- Latency is that of each call, over all rounds. *calls/s* is that of the median round, all clients together. *CPU* is
+  CPU time per call, of all server processes and of all client processes (which includes the loop that calls and
+  takes the time).
+- Ratios count, not figures. Two processes that talk to each other take several times longer when the kernel wakes one
+  on another core than when both share one. Which it does differs between contenders, and from one moment to the next;
+  where it does, the quartiles are far apart. CPU per call depends on it least.
+"""
+
+
+def markdown(results: Results) -> str:
+    """The page."""
+    parts = [
+        _INTRODUCTION,
+        "## Where",
+        _where(results),
+        _METHOD,
+        "## Targets",
+        for_markdown(summary(results, CASES), texts=4),
+    ]
+    for name, case in CASES.items():
+        rows = [row for row in results.rows if row.case == name]
+        if not rows:
+            continue
+        parts += [f"## {case.TITLE}", inspect.getdoc(case) or ""]
+        for shown in tables(rows):
+            parts += [f"**{shown.title}**", for_markdown(shown)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _where(results: Results) -> str:
+    machine = results.machine
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    lines = [
+        f"{results.date[:10]}, {machine['cpus']} cores ({machine['cpu']}), {machine['memory']}, {machine['kernel']}.",
+        f"{versions}.",
+    ]
+    if results.quick:
+        lines.append("**A quick run: these figures are rough.**")
+    lines += results.notes
+    return "\n".join(lines)

@@ -1,0 +1,955 @@
+"""The node's server on real sockets, within this process: whatever a peer sends, in whatever pieces.
+
+The loop runs in a thread. Each time it looks around, its sum of buffered bytes is compared with what its connections
+really hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import select
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pyrocache.cluster import wire
+from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
+from pyrocache.config import NodeConfig
+from pyrocache.node import transport as transport_module
+from pyrocache.node.cache_node import CacheNode, exposed
+from pyrocache.node.dispatch import Dispatcher
+from pyrocache.node.server import NodeDaemon
+from pyrocache.node.store import Store
+from pyrocache.node.transport import Connection, Transport
+
+NAME = "cache.node.1"
+NO_VIEW = 0
+KIB, MIB = 2**10, 2**20
+MAX_VALUE_BYTES = 20 * MIB
+MAX_FRAME_BYTES = MAX_VALUE_BYTES + 128 * KIB
+PATIENCE_SECONDS = 15.0
+"""How long a test waits for what should come at once."""
+
+CLOSED = "closed"
+
+
+class Gated(CacheNode):
+    """A node whose `count` takes until the gate is opened."""
+
+    def __init__(self, store: Store, **options: Any) -> None:
+        super().__init__(store, **options)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    @exposed
+    def count(self, prefix: bytes) -> int:
+        assert self.gate.wait(PATIENCE_SECONDS)
+        return super().count(prefix)
+
+
+class Server:
+    """A transport, its node, and the thread that it runs in."""
+
+    def __init__(
+        self, listener: socket.socket, config: NodeConfig, max_memory: int, max_frame_bytes: int
+    ) -> None:
+        self.node = Gated(Store(max_memory), name=NAME, max_value_bytes=config.max_value_bytes)
+        self.config = config
+        self.family = listener.family
+        self.address = listener.getsockname()
+        self.miscounted: list[tuple[int, int]] = []
+        tcp = [] if listener.family != socket.AF_UNIX else [socket.create_server(("127.0.0.1", 0))]
+        self.transport = Transport([*tcp, listener], config)
+        daemon = NodeDaemon(self.transport, {"max_value_bytes": config.max_value_bytes})
+        daemon.register(self.node, NAME)
+        self.transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=max_frame_bytes))
+        self._loop = threading.Thread(target=self.transport.loop, args=(self._recount,), daemon=True)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def stop(self) -> None:
+        self.node.gate.set()
+        self.transport.shutdown()
+        self._loop.join(PATIENCE_SECONDS)
+        assert not self._loop.is_alive()
+
+    def connection(self) -> Connection:
+        """The only one that there is."""
+        assert wait_until(lambda: len(self.transport.connections) == 1)
+        return next(iter(self.transport.connections))
+
+    def at_rest(self, connections: int = 0) -> bool:
+        """Whether so many connections are left and nothing is kept for them."""
+        return wait_until(
+            lambda: len(self.transport.connections) == connections and self.transport.buffered == 0
+        )
+
+    def _recount(self) -> bool:
+        kept = sum(connection.held for connection in self.transport.connections)
+        if kept != self.transport.buffered:
+            self.miscounted.append((self.transport.buffered, kept))
+        return True
+
+
+@contextmanager
+def running(
+    family: str = "tcp",
+    *,
+    max_memory: int = 512 * MIB,
+    send_buffer: int | None = None,
+    max_frame_bytes: int = MAX_FRAME_BYTES,
+    **limits: Any,
+) -> Iterator[Server]:
+    """A server; nothing of it is left afterwards, and it never miscounts."""
+    config = NodeConfig(**{"max_value_bytes": MAX_VALUE_BYTES, **limits})
+    with ExitStack() as stack:
+        if family == "unix":
+            directory = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
+            listener = socket.socket(socket.AF_UNIX)
+            stack.callback(listener.close)
+            address: Any = f"{directory}/s"
+        else:
+            listener = socket.socket()
+            stack.callback(listener.close)
+            address = ("127.0.0.1", 0)
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listener.bind(address)
+        listener.listen(1000)
+        server = Server(listener, config, max_memory, max_frame_bytes)
+        server.start()
+        stack.callback(server.stop)
+        yield server
+        assert server.miscounted == []
+
+
+@pytest.fixture(scope="module", params=["tcp", "unix"])
+def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Iterator[Server]:
+    """A server with the usual limits, empty."""
+    shared_server.node.forget_everything()
+    yield shared_server
+    assert shared_server.at_rest()
+    assert shared_server.miscounted == []
+
+
+class Peer:
+    """A raw connection that says what it likes."""
+
+    def __init__(self, server: Server, *, greet: bool = True, receive_buffer: int | None = None) -> None:
+        self.sock = socket.socket(server.family)
+        self.sequence = 0
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(PATIENCE_SECONDS)
+        self.sock.connect(server.address)
+        if server.family != socket.AF_UNIX:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        if greet:
+            self.sock.sendall(handshake())
+            assert self.receive().header.type == wire.CONNECT_OK
+
+    def receive(self) -> Frame:
+        """The next message."""
+        while (frame := self._decoder.next_frame()) is None:
+            data = self.sock.recv(256 * KIB)
+            if not data:
+                raise ConnectionResetError("the node closed the connection")
+            self._decoder.feed(data)
+        return frame
+
+    def answer(self) -> tuple[int, Any]:
+        """The next reply's sequence number, and its result or refusal."""
+        frame = self.receive()
+        return frame.header.sequence, result_of(frame)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The result, or the refusal, of one call."""
+        self.sequence += 1
+        self.sock.sendall(call(self.sequence, method, *arguments))
+        sequence, result = self.answer()
+        assert sequence == self.sequence
+        return result
+
+    def fate(self) -> Any:
+        """What comes next: a result, a refusal, or `CLOSED`."""
+        try:
+            return result_of(self.receive())
+        except ConnectionError:
+            return CLOSED
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
+def result_of(frame: Frame) -> Any:
+    if frame.header.type == wire.PING:
+        return bytes(frame.body)
+    assert frame.header.type == wire.RESULT
+    if frame.header.flags & wire.FLAG_EXCEPTION:
+        return wire.unpack_refusal(frame.body)
+    result = wire.unpack_plain(frame.body)
+    return bytes(result) if isinstance(result, memoryview) else result
+
+
+def handshake(target: str = NAME) -> bytes:
+    return wire.pack_message(wire.CONNECT, 0, wire.pack_plain({"handshake": "hello", "object": target}))
+
+
+def call(sequence: int, method: str, *arguments: Any, **special: Any) -> bytes:
+    return message(sequence, wire.pack_plain((NAME, method, arguments, {})), **special)
+
+
+def message(
+    sequence: int,
+    body: bytes,
+    *,
+    kind: int = wire.INVOKE,
+    flags: int = 0,
+    correlation: bytes = b"",
+    annotations: bytes = b"",
+    serializer: int = wire.MSGPACK,
+    version: int = 502,
+    magic: int = 0x4DC5,
+    claim: int | None = None,
+) -> bytes:
+    """A message with anything special about it, and with a claim about its body's length."""
+    if correlation:
+        flags |= wire.FLAG_CORRELATION_ID
+    length = len(body) if claim is None else claim
+    return b"".join((
+        struct.pack(
+            "!4sHBBHHII16sHH",
+            b"PYRO", version, kind, serializer, flags, sequence, length, len(annotations), correlation, 0, magic,
+        ),
+        annotations,
+        body,
+    ))  # fmt: skip
+
+
+class Content(bytes):
+    """Bytes that do not fill the screen when a test fails."""
+
+    def __repr__(self) -> str:
+        return f"content({len(self)})" if len(self) > 100 else super().__repr__()
+
+
+@cache
+def content(size: int) -> Content:
+    """So many bytes that look like no others."""
+    return Content(random.Random(size).randbytes(size))
+
+
+def pieces_of(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    """``data``, cut at these places."""
+    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in pairwise(places) if start < end]
+
+
+def converse(
+    peer: Peer, pieces: Sequence[bytes], *, count: float, in_between: Callable[[], None] = lambda: None
+) -> tuple[list[Frame], bool]:
+    """Send the pieces, each by itself, reading all the while; after ``count`` replies, say that no more comes.
+
+    Returns:
+        The replies, and whether the node closed the connection before it had heard that.
+    """
+    sock, waiting = peer.sock, list(pieces)
+    decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+    replies: list[Frame] = []
+    sock.setblocking(False)
+    poll = select.poll()
+    said_so = gone = False
+    while True:
+        if not waiting and not said_so and len(replies) >= count:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+            said_so = True
+        poll.register(sock, select.POLLIN | (select.POLLOUT if waiting else 0))
+        events = poll.poll(PATIENCE_SECONDS * 1000)
+        assert events, "the node neither reads nor answers"
+        if events[0][1] & ~select.POLLOUT:
+            try:
+                data = sock.recv(256 * KIB)
+            except ConnectionError:
+                data = b""
+            if not data:
+                break
+            decoder.feed(data)
+            while (frame := decoder.next_frame()) is not None:
+                replies.append(frame)
+        elif waiting:
+            try:
+                sent = sock.send(waiting[0])
+            except BlockingIOError:
+                continue
+            except OSError:
+                waiting, gone = [], True
+                continue
+            waiting[0] = waiting[0][sent:]
+            if not waiting[0]:
+                waiting.pop(0)
+                in_between()
+    assert decoder.between_frames or len(replies) >= count or gone or not said_so, (
+        "the last reply is not whole"
+    )
+    return replies, not said_so
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
+    """Whether it came true within that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        pytest.skip("this system does not say how much memory a process takes")
+
+
+# Valid requests, and what a node with nothing in it answers ------------------------------------------------
+
+KEYS = [b"a", b"b", *map(Content, (b"key:" + bytes(200), b"k" * 65_535, b"K" * 65_536))]
+SIZES = [
+    0,
+    1,
+    250,
+    255,
+    256,
+    300,
+    65_500,
+    65_535,
+    65_536,
+    65_537,
+    100_000,
+    MIB - 60,
+    MIB - 1,
+    MIB,
+    MIB + 1,
+    1_500_000,
+]
+
+keys = st.sampled_from(KEYS)
+values = st.sampled_from(SIZES).map(content)
+small_values = st.sampled_from(SIZES[:9]).map(content)
+specials = st.fixed_dictionaries(
+    {},
+    optional={
+        "correlation": st.binary(min_size=16, max_size=16),
+        "annotations": st.sampled_from([b"ABCD\0\0\0\1x", content(1000), content(70_000)]),
+    },
+)
+calls = st.one_of(
+    st.tuples(st.just("set"), keys, values),
+    st.tuples(st.just("get"), keys),
+    st.tuples(st.just("get"), keys),
+    st.tuples(st.just("delete"), keys),
+    st.tuples(st.just("contains"), keys),
+    st.tuples(st.just("get_many"), st.lists(keys, max_size=6)),
+    st.lists(st.tuples(keys, small_values), max_size=6).map(
+        lambda entries: ("set_many", [key for key, _ in entries], [value for _, value in entries])
+    ),
+    st.tuples(st.just("delete_many"), st.lists(keys, max_size=4, unique=True)),
+    st.just(("count", b"")),
+    st.just(("PING",)),
+    st.sampled_from([
+        ("get", "text"), ("get", 7), ("get", b""), ("set", b"a"), ("set", b"a", 1), ("set", b"a", b"v", -1),
+        ("set", b"a", b"v", b"v", b"v"), ("get_many", b"a"), ("set_many", [b"a"], []), ("no_method",),
+        ("set", b"a", content(70_000), "soon"), ("set", content(70_000), content(70_000)), ("__init__",),
+        ("adopt", b""),
+    ]).map(lambda wrong: ("wrong", *wrong)),
+)  # fmt: skip
+requests = st.lists(st.tuples(calls, st.integers(0, 0xFFFF), specials), min_size=1, max_size=12)
+cuts = st.lists(st.integers(0, 2**31), max_size=12)
+
+REFUSED = object()
+
+
+def as_message(request: tuple[Any, ...], sequence: int, special: dict[str, Any]) -> bytes:
+    if request[0] == "PING":
+        return message(sequence, b"ping", kind=wire.PING, **special)
+    if request[0] == "count":
+        return call(sequence, "count", *request[1:], **special)
+    method, *arguments = request[1:] if request[0] == "wrong" else request
+    return call(sequence, method, NO_VIEW, *arguments, **special)
+
+
+def expected(request: tuple[Any, ...], model: dict[bytes, bytes]) -> Any:
+    """What ``request`` is answered when ``model`` is what the node holds; it is brought up to date."""
+    method, *arguments = request
+    match method:
+        case "set":
+            model[arguments[0]] = arguments[1]
+            return True
+        case "get":
+            return model.get(arguments[0])
+        case "delete":
+            return model.pop(arguments[0], None) is not None
+        case "contains":
+            return arguments[0] in model
+        case "get_many":
+            found = [model.get(key) for key in arguments[0]]
+            room = wire.BATCH_BYTES
+            for count, value in enumerate(found, 1):
+                room -= len(value or b"")
+                if room < 0:
+                    return found[:count]
+            return found
+        case "set_many":
+            model.update(zip(*arguments, strict=True))
+            return len(arguments[0])
+        case "delete_many":
+            return sum(model.pop(key, None) is not None for key in arguments[0])
+        case "count":
+            return len(model)
+        case "PING":
+            return b"pong"
+        case _:
+            return REFUSED
+
+
+def check_replies(
+    replies: Sequence[Frame], asked: Sequence[tuple[Any, int, Any]], model: dict[bytes, bytes]
+) -> None:
+    """The replies are those to the requests, one each, in order."""
+    assert [reply.header.sequence for reply in replies] == [sequence for _, sequence, _ in asked]
+    for reply, (request, _, _) in zip(replies, asked, strict=True):
+        answer, right = result_of(reply), expected(request, model)
+        if right is REFUSED:
+            assert isinstance(answer, Refusal)
+            assert answer.code in (wire.BAD_REQUEST, wire.KEY_TOO_LARGE)
+        else:
+            assert answer == right
+
+
+CALL_BODY = wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", b"stored"), {}))
+GARBAGE: dict[str, tuple[bytes, str | None]] = {
+    "noise": (random.Random(1).randbytes(500), None),
+    "zeros": (bytes(100), None),
+    "a line of text": (b"GET / HTTP/1.1\r\n\r\n", None),
+    "a wrong magic number": (message(1, CALL_BODY, magic=0x1234), None),
+    "another version": (message(1, CALL_BODY, version=501), None),
+    "another serializer": (message(1, CALL_BODY, serializer=1), None),
+    "a second handshake": (handshake(), None),
+    "a result": (message(1, CALL_BODY, kind=wire.RESULT), None),
+    "a message of an unknown type": (message(1, CALL_BODY, kind=200), None),
+    "a oneway call": (message(1, CALL_BODY, flags=wire.FLAG_ONEWAY), None),
+    "a compressed call": (message(1, CALL_BODY, flags=wire.FLAG_COMPRESSED), wire.BAD_REQUEST),
+    "a batch": (message(1, CALL_BODY, flags=wire.FLAG_BATCH), wire.BAD_REQUEST),
+    "an unknown flag": (message(1, CALL_BODY, flags=1 << 12), wire.BAD_REQUEST),
+    "a claim of 4 GiB": (message(1, CALL_BODY, claim=2**32 - 1), wire.VALUE_TOO_LARGE),
+    "a claim of a byte too much": (
+        message(1, CALL_BODY, claim=MAX_FRAME_BYTES - wire.HEADER_BYTES + 1),
+        wire.VALUE_TOO_LARGE,
+    ),
+    "no msgpack": (message(1, b"\xc1"), None),
+    "nothing": (message(1, b""), None),
+    "an extension type": (message(1, b"\xd4\x05\x00"), None),
+    "half a call": (message(1, CALL_BODY[:-3]), None),
+    "more than a call": (message(1, CALL_BODY + b"\x00"), None),
+    "a number": (message(1, b"\x07"), None),
+    "a large number of arrays": (message(1, b"\xdc\x03\xff" + b"\x90" * 70_000), None),
+    "a large value that is cut short": (
+        message(1, wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-40_000]),
+        None,
+    ),
+    "a large value and garbage": (
+        message(1, wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-1] + b"\xc1"),
+        None,
+    ),
+}  # fmt: skip
+
+
+class TestStreams:
+    """What comes is answered, in order, however it was cut into pieces."""
+
+    @settings(max_examples=60)
+    @given(asked=requests, cuts=cuts)
+    @example(asked=[(("set", b"a", content(MIB)), 7, {}), (("get", b"a"), 8, {})] * 5, cuts=[0, 41, MIB + 50])
+    @example(asked=[(("get", KEYS[-1]), 1, {})], cuts=[])
+    @example(asked=[(("set", KEYS[-1], b"v"), 1, {}), (("contains", KEYS[-1]), 2, {})], cuts=[])
+    def test_any_calls_in_any_pieces(
+        self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int]
+    ) -> None:
+        server = shared_server
+        server.node.forget_everything()
+        data = b"".join(as_message(*one) for one in asked)
+        with Peer(server) as peer:
+            replies, closed_first = converse(peer, pieces_of(data, cuts), count=len(asked))
+        check_replies(replies, asked, {})
+        assert not closed_first
+        assert server.at_rest()
+        assert server.miscounted == []
+
+    def test_a_stream_in_single_bytes(self, server: Server) -> None:
+        asked: list[tuple[Any, int, Any]] = [
+            (("set", b"a", b"value"), 1, {}),
+            (("PING",), 2, {}),
+            (("get", b"a"), 3, {"correlation": bytes(range(16)), "annotations": b"ABCD\0\0\0\1x"}),
+            (("get_many", [b"a", b"b"]), 4, {}),
+        ]
+        data = b"".join(as_message(*one) for one in asked)
+        with Peer(server) as peer:
+            replies, closed_first = converse(peer, [bytes([byte]) for byte in data], count=len(asked))
+        check_replies(replies, asked, {})
+        assert not closed_first
+
+    def test_requests_may_come_in_one_piece_with_the_handshake(self, server: Server) -> None:
+        with Peer(server, greet=False) as peer:
+            peer.sock.sendall(
+                handshake() + call(5, "set", NO_VIEW, b"a", b"v") + call(6, "get", NO_VIEW, b"a")
+            )
+            assert peer.receive().header.type == wire.CONNECT_OK
+            assert [peer.answer(), peer.answer()] == [(5, True), (6, b"v")]
+
+    @settings(max_examples=60)
+    @given(
+        asked=requests,
+        cuts=cuts,
+        garbage=st.sampled_from(sorted(GARBAGE)),
+        often=st.booleans(),
+    )
+    def test_garbage_ends_its_connection_and_nothing_else(
+        self,
+        shared_server: Server,
+        asked: list[tuple[Any, int, Any]],
+        cuts: list[int],
+        garbage: str,
+        often: bool,
+    ) -> None:
+        server = shared_server
+        server.node.forget_everything()
+        nonsense, code = GARBAGE[garbage]
+        data = b"".join(as_message(*one) for one in asked) + nonsense
+        data += call(9, "set", NO_VIEW, b"after", b"garbage") * 3
+        with Peer(server) as peer, Peer(server) as bystander:
+            assert bystander.call("set", NO_VIEW, b"other", b"unharmed") is True
+            replies, closed_by_node = converse(
+                peer,
+                pieces_of(data, cuts),
+                count=math.inf,
+                in_between=lambda: check_unharmed(bystander) if often else None,
+            )
+            check_unharmed(bystander)
+            assert bystander.call("contains", NO_VIEW, b"after") is False
+            assert bystander.call("contains", NO_VIEW, b"garbage") is False
+        assert closed_by_node
+        if len(replies) > len(asked):
+            last = result_of(replies.pop())
+            assert isinstance(last, Refusal)
+            assert last.code == code
+        # The last replies may be lost with the connection, no others.
+        answered = asked[: len(replies)]
+        check_replies(replies, answered, {b"other": b"unharmed"})
+        assert server.at_rest()
+        assert server.miscounted == []
+
+    @pytest.mark.parametrize("garbage", [name for name, (_, code) in GARBAGE.items() if code is not None])
+    def test_what_is_refused_on_its_header_is_told_why_though_more_follows(
+        self, server: Server, garbage: str
+    ) -> None:
+        nonsense, code = GARBAGE[garbage]
+        with Peer(server) as peer:
+            peer.sock.sendall(call(1, "ping") + nonsense + bytes(200_000))
+            assert isinstance(peer.answer()[1], dict)
+            refusal = peer.fate()
+            assert isinstance(refusal, Refusal)
+            assert refusal.code == code
+            assert peer.fate() == CLOSED
+
+    @settings(max_examples=60)
+    @given(asked=requests, cuts=cuts, place=st.integers(0, 2**31), byte=st.integers(0, 255))
+    def test_a_byte_that_is_wrong_harms_nobody_else(
+        self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], place: int, byte: int
+    ) -> None:
+        server = shared_server
+        server.node.forget_everything()
+        messages = [as_message(*one) for one in asked]
+        data = bytearray(b"".join(messages))
+        place %= min(len(data), 300)  # where heads and keys are; values may be anything anyway
+        data[place] = byte
+        before = sum(end <= place for end in accumulate(map(len, messages)))
+        with Peer(server) as peer, Peer(server) as bystander:
+            assert bystander.call("set", NO_VIEW, b"other", b"unharmed") is True
+            replies, closed_first = converse(peer, pieces_of(bytes(data), cuts), count=before)
+            check_unharmed(bystander)
+        assert len(replies) >= before or closed_first
+        check_replies(replies[:before], asked[: min(before, len(replies))], {b"other": b"unharmed"})
+        for reply in replies:
+            result_of(reply)
+        assert server.at_rest()
+        assert server.miscounted == []
+
+    @pytest.mark.parametrize("length", [0, 1, 3, 4, 39, 40, 41, 60, 70_000, MIB + 100])
+    def test_a_peer_that_leaves_in_mid_request_leaves_nothing(self, server: Server, length: int) -> None:
+        request = call(1, "set", NO_VIEW, b"a", content(MIB + 1000))
+        with Peer(server) as peer, Peer(server) as bystander:
+            replies, _ = converse(peer, [request[:length]] if length else [], count=0)
+            assert replies == []
+            assert bystander.call("get", NO_VIEW, b"a") is None
+
+
+def check_unharmed(bystander: Peer) -> None:
+    assert bystander.call("get", NO_VIEW, b"other") == b"unharmed"
+
+
+class TestMemory:
+    def test_a_claim_costs_nothing(self, server: Server) -> None:
+        count = 150
+        claim = message(1, b"", claim=18 * MIB) + bytes(30)
+        with ExitStack() as stack:
+            peers = [stack.enter_context(Peer(server)) for _ in range(count)]
+            before = resident_bytes()
+            for peer in peers:
+                peer.sock.sendall(claim)
+            assert wait_until(lambda: server.transport.buffered == count * len(claim))
+            grown = resident_bytes() - before
+            with Peer(server) as bystander:
+                assert bystander.call("set", NO_VIEW, b"a", b"v") is True
+        assert grown < 100 * MIB
+
+    def test_a_claim_of_sixty_mebibytes_costs_nothing(self) -> None:
+        count = 100
+        claim = message(1, b"", claim=60 * MIB) + bytes(30)
+        with (
+            running(max_value_bytes=64 * MIB, max_frame_bytes=64 * MIB + 128 * KIB) as server,
+            ExitStack() as stack,
+        ):
+            peers = [stack.enter_context(Peer(server)) for _ in range(count)]
+            before = resident_bytes()
+            for peer in peers:
+                peer.sock.sendall(claim)
+            assert wait_until(lambda: server.transport.buffered == count * len(claim))
+            assert resident_bytes() - before < 100 * MIB
+            for peer in peers:
+                peer.sock.close()
+            assert server.at_rest()
+
+    def test_annotations_of_a_large_value_are_not_kept_with_it(self) -> None:
+        count, annotations = 25, bytes(16 * MIB)
+        with running(max_memory=64 * MIB) as server, Peer(server) as peer:
+            assert peer.call("set", NO_VIEW, b"first", content(MIB)) is True
+            before = resident_bytes()
+            for number in range(count):
+                peer.sock.sendall(
+                    call(number, "set", NO_VIEW, b"%d" % number, content(MIB), annotations=annotations)
+                )
+                assert peer.answer() == (number, True)
+            grown = resident_bytes() - before
+        print(f"{count} values of 1 MiB that came with 16 MiB of annotations take {grown / MIB:.0f} MiB")
+        assert grown < 150 * MIB
+
+
+class TestLargeValues:
+    @pytest.mark.parametrize("size", [MIB - 100, MIB, 3 * MIB + 1, 16 * MIB])
+    def test_a_large_value_in_any_pieces(self, server: Server, size: int) -> None:
+        value = random.Random(size).randbytes(size)
+        request = call(3, "set", NO_VIEW, b"large", value) + call(4, "get", NO_VIEW, b"large")
+        chance = random.Random(size)
+        pieces = pieces_of(request, [*range(60), *(chance.randrange(len(request)) for _ in range(40))])
+        with Peer(server) as peer:
+            replies, _ = converse(peer, pieces, count=2)
+        assert [(reply.header.sequence, result_of(reply)) for reply in replies] == [(3, True), (4, value)]
+
+    def test_a_value_stays_as_it_was_whatever_happens_to_others(self, server: Server) -> None:
+        model = {}
+        chance = random.Random(7)
+        with Peer(server) as reader:
+            for number in range(24):
+                key = b"key:%d" % chance.randrange(6)
+                size = chance.choice([MIB, MIB + 7, 2 * MIB, 4 * MIB, 100_000])
+                value = chance.randbytes(size)
+                with Peer(server) as writer:  # its connection is closed, and the value stays
+                    assert writer.call("set", NO_VIEW, key, value, *[1000][: number % 2]) is True
+                model[key] = value
+                if number % 5 == 4:
+                    gone = chance.choice(sorted(model))
+                    assert reader.call("delete", NO_VIEW, gone) is True
+                    del model[gone]
+                for other, kept in model.items():
+                    assert reader.call("get", NO_VIEW, other) == kept
+
+    def test_a_reply_under_way_is_not_changed_by_a_new_value(self, server: Server) -> None:
+        old, new = random.Random(1).randbytes(12 * MIB), random.Random(2).randbytes(12 * MIB)
+        with Peer(server, receive_buffer=4096) as slow, Peer(server) as writer:
+            assert writer.call("set", NO_VIEW, b"large", old) is True
+            slow.sock.sendall(call(1, "get", NO_VIEW, b"large"))
+            assert wait_until(lambda: server.transport.buffered > 0)
+            assert writer.call("set", NO_VIEW, b"large", new) is True
+            assert writer.call("delete", NO_VIEW, b"large") is True
+            assert writer.call("set", NO_VIEW, b"other", new) is True
+            assert slow.answer() == (1, old)
+
+    @pytest.mark.parametrize("method", ["get", "set", "delete", "contains", "ttl"])
+    def test_the_longest_key_is_taken_by_every_method(self, server: Server, method: str) -> None:
+        key = b"k" * wire.MAX_KEY_BYTES
+        with Peer(server) as peer:
+            answer = peer.call(method, NO_VIEW, key, *[b"value"][: method == "set"])
+            assert not isinstance(answer, Refusal)
+            answer = peer.call("set", NO_VIEW, key, content(MIB))
+            assert answer is True
+            assert peer.call("get_many", NO_VIEW, [key]) == [content(MIB)]
+
+
+class TestSlowReaders:
+    """A peer that asks and does not read."""
+
+    def test_its_requests_wait_and_are_answered_in_order_once_it_reads(self) -> None:
+        count, value = 120, content(300_000)
+        with running(send_buffer=4096) as server, Peer(server) as writer:
+            assert writer.call("set", NO_VIEW, b"a", value) is True
+            with Peer(server, receive_buffer=4096) as deaf:
+                deaf.sock.sendall(b"".join(call(number, "get", NO_VIEW, b"a") for number in range(count)))
+                assert wait_until(lambda: server.transport.buffered > MIB)
+                assert writer.call("ping")["name"] == NAME
+                most = max(connection.held for connection in server.transport.connections)
+                assert most < 2 * MIB, "no more is answered than is read"
+                assert [deaf.answer() for _ in range(count)] == [(number, value) for number in range(count)]
+                assert deaf.call("get", NO_VIEW, b"a") == value
+            assert server.at_rest(1)
+
+    def test_small_replies_are_held_back_too(self) -> None:
+        with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as deaf:
+            connection = server.connection()
+            request = b"".join(message(number, b"", kind=wire.PING) for number in range(1000))
+            sent = flood(deaf.sock, request, 60 * MIB)
+            assert wait_until(lambda: connection.unread >= MIB)
+            sent += flood(deaf.sock, request[sent % len(request) :] + request, 60 * MIB)
+            assert connection.held < 2 * MIB
+            deaf.sock.settimeout(PATIENCE_SECONDS)
+            for number in range(sent // wire.HEADER_BYTES):
+                assert deaf.answer() == (number % 1000, b"pong")
+            assert wait_until(lambda: connection.unread == 0)
+
+    def test_it_is_cut_off_at_its_deadline_while_others_are_served(self) -> None:
+        with running(send_buffer=4096, request_seconds=0.3) as server, Peer(server) as other:
+            assert other.call("set", NO_VIEW, b"a", content(300_000)) is True
+            with Peer(server, receive_buffer=4096) as deaf:
+                deaf.sock.sendall(call(1, "get", NO_VIEW, b"a") * 20)
+                while len(server.transport.connections) > 1:
+                    assert other.call("get", NO_VIEW, b"a") == content(300_000)
+            assert other.call("ping")["serving"] is True
+            assert server.at_rest(1)
+
+    def test_requests_held_back_go_on_when_the_peer_reads_all_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The peer reads between the node's last vain attempt to send and its next: nothing is forgotten over it."""
+        send = Connection.send
+
+        def send_later(connection: Connection) -> None:
+            if sys._getframe(1).f_code.co_name != "_answer":  # there the socket is still full
+                send(connection)
+
+        monkeypatch.setattr(transport_module.Connection, "send", send_later)
+        value = content(300_000)
+        with running() as server, Peer(server) as peer:
+            assert peer.call("set", NO_VIEW, b"a", value) is True
+            peer.sock.sendall(b"".join(call(number, "get", NO_VIEW, b"a") for number in range(20)))
+            peer.sock.settimeout(3.0)
+            assert [peer.answer() for _ in range(20)] == [(number, value) for number in range(20)]
+
+
+def flood(sock: socket.socket, data: bytes, most: int) -> int:
+    """Send as much as the other side takes until it takes no more for a moment; how much that was."""
+    sent = 0
+    sock.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        while sent < most:
+            sent += sock.send(data[sent % len(data) :])
+    return sent
+
+
+class TestBounds:
+    """More than all connections together may keep."""
+
+    def test_the_largest_half_request_is_refused_and_its_connection_goes_on(self) -> None:
+        with running(max_buffered_bytes=8 * MIB) as server, Peer(server) as hog, Peer(server) as modest:
+            large = call(5, "set", NO_VIEW, b"large", content(12 * MIB))
+            small = call(6, "set", NO_VIEW, b"small", content(3 * MIB))
+            modest.sock.sendall(small[: 2 * MIB])
+            assert wait_until(lambda: server.transport.buffered == 2 * MIB)
+            hog.sock.sendall(large[: 7 * MIB])
+            sequence, refusal = hog.answer()
+            assert (sequence, refusal.code) == (5, wire.OVERLOADED)
+            assert wait_until(lambda: server.transport.buffered == 2 * MIB)
+            hog.sock.sendall(large[7 * MIB :] + call(7, "contains", NO_VIEW, b"large"))
+            assert hog.answer() == (7, False)
+            modest.sock.sendall(small[2 * MIB :])
+            assert modest.answer() == (6, True)
+            assert hog.call("set", NO_VIEW, b"large", content(3 * MIB)) is True
+            assert hog.call("get", NO_VIEW, b"small") == content(3 * MIB)
+            assert server.at_rest(2)
+
+    @pytest.mark.parametrize("at", [0, 1, 100_000, 5 * MIB - 1, 5 * MIB])
+    def test_what_is_still_to_come_of_a_refused_request_is_skipped_to_the_byte(self, at: int) -> None:
+        with running(max_buffered_bytes=4 * MIB) as server, Peer(server) as peer:
+            large = call(5, "set", NO_VIEW, b"large", content(10 * MIB))
+            peer.sock.sendall(large[: 5 * MIB])
+            assert peer.answer()[1].code == wire.OVERLOADED
+            rest = large[5 * MIB :] + call(6, "set", NO_VIEW, b"small", b"v")
+            peer.sock.sendall(rest[:at])
+            time.sleep(0.02)
+            peer.sock.sendall(rest[at:])
+            assert peer.answer() == (6, True)
+            assert peer.call("get", NO_VIEW, b"small") == b"v"
+            assert peer.call("get", NO_VIEW, b"large") is None
+
+    def test_a_refused_request_of_which_no_more_comes_meets_its_deadline(self) -> None:
+        with running(max_buffered_bytes=4 * MIB, request_seconds=0.3) as server, Peer(server) as peer:
+            peer.sock.sendall(call(5, "set", NO_VIEW, b"large", content(10 * MIB))[: 5 * MIB])
+            assert peer.answer()[1].code == wire.OVERLOADED
+            assert peer.fate() == CLOSED
+            assert server.at_rest()
+
+    def test_bytes_are_counted_right_when_replies_wait_too(self) -> None:
+        """A peer that left a little unread, and then sends too much, is refused; nothing stays counted."""
+        with running(max_buffered_bytes=6 * MIB, send_buffer=4096) as server:
+            with Peer(server) as writer:
+                assert writer.call("set", NO_VIEW, b"a", content(300_000)) is True
+            with Peer(server, receive_buffer=4096) as peer:
+                connection = server.connection()
+                peer.sock.sendall(call(1, "get", NO_VIEW, b"a") + call(2, "get", NO_VIEW, b"a"))
+                assert wait_until(lambda: connection.unread > 200_000)
+                peer.sock.sendall(call(3, "set", NO_VIEW, b"large", content(12 * MIB)))
+                assert wait_until(lambda: connection.decoder.between_frames)
+                assert server.transport.buffered == connection.held
+                assert [peer.answer() for _ in range(2)] == [(1, content(300_000)), (2, content(300_000))]
+                sequence, refusal = peer.answer()
+                assert (sequence, refusal.code) == (3, wire.OVERLOADED)
+                assert server.at_rest(1)
+            assert server.at_rest()
+
+    def test_whoever_leaves_most_unread_is_closed(self) -> None:
+        with running(max_buffered_bytes=3 * MIB, send_buffer=4096) as server, Peer(server) as other:
+            assert other.call("set", NO_VIEW, b"a", content(2 * MIB)) is True
+            with ExitStack() as stack:
+                deaf = [stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(3)]
+                for peer in deaf:
+                    peer.sock.sendall(call(1, "get", NO_VIEW, b"a"))
+                    time.sleep(0.02)
+                assert wait_until(lambda: len(server.transport.connections) == 2)
+                assert server.transport.buffered <= 3 * MIB
+                assert other.call("contains", NO_VIEW, b"a") is True
+                fates = [peer.fate() for peer in deaf]
+            assert sorted(fate if fate == CLOSED else "answered" for fate in fates) == [
+                "answered",
+                CLOSED,
+                CLOSED,
+            ]
+            assert server.at_rest(1)
+
+
+class TestJobs:
+    """Calls that take long."""
+
+    def test_one_too_many_is_refused_and_the_others_are_answered(self) -> None:
+        with running(workers=1, max_queued_calls=2) as server, ExitStack() as stack:
+            server.node.gate.clear()
+            peers = [stack.enter_context(Peer(server)) for _ in range(4)]
+            for number, peer in enumerate(peers):
+                peer.sock.sendall(call(number, "count", b"") + call(100 + number, "ping"))
+                time.sleep(0.05)  # in that order
+            for number, peer in enumerate(peers[2:], 2):
+                sequence, refusal = peer.answer()
+                assert (sequence, refusal.code) == (number, wire.OVERLOADED)
+                assert peer.answer()[0] == 100 + number
+                assert peer.call("get", NO_VIEW, b"a") is None
+            server.node.gate.set()
+            for number, peer in enumerate(peers[:2]):
+                assert peer.answer() == (number, 0)
+                assert peer.answer()[0] == 100 + number
+            assert peers[3].call("count", b"") == 0
+            assert server.at_rest(4)
+
+    def test_requests_behind_a_long_call_wait_for_it(self) -> None:
+        with running() as server, Peer(server) as peer, Peer(server) as other:
+            server.node.gate.clear()
+            behind = b"".join(call(number, "set", NO_VIEW, b"%d" % number, b"v") for number in range(2, 500))
+            peer.sock.sendall(call(1, "count", b"") + behind)
+            assert other.call("set", NO_VIEW, b"other", b"v") is True
+            assert other.call("contains", NO_VIEW, b"2") is False
+            server.node.gate.set()
+            assert peer.answer() == (1, 1)
+            assert [peer.answer() for _ in range(2, 500)] == [(number, True) for number in range(2, 500)]
+
+    def test_a_peer_that_leaves_in_mid_call_leaves_nothing(self) -> None:
+        with running(workers=1) as server:
+            server.node.gate.clear()
+            for _ in range(3):
+                with Peer(server) as peer:
+                    peer.sock.sendall(
+                        call(1, "count", b"") + call(2, "set", NO_VIEW, b"a", content(MIB))[:5000]
+                    )
+            with Peer(server) as other:
+                assert other.call("ping")["serving"] is True
+            server.node.gate.set()
+            assert server.at_rest()
+            with Peer(server) as other:
+                assert other.call("count", b"") == 0
+
+
+class TestConnections:
+    def test_one_too_many_is_told_so(self) -> None:
+        for family in ("tcp", "unix"):
+            with running(family, max_connections=2) as server, Peer(server), Peer(server) as second:
+                with Peer(server, greet=False) as third:
+                    answer = third.receive()
+                    assert answer.header.type == wire.CONNECT_FAIL
+                    assert wire.unpack_plain(answer.body).startswith("overloaded")
+                    assert third.fate() == CLOSED
+                assert second.call("ping")["serving"] is True
+                second.sock.close()
+                assert wait_until(lambda server=server: len(server.transport.connections) == 1)
+                with Peer(server) as fourth:
+                    assert fourth.call("ping")["serving"] is True
+
+    def test_whoever_says_nothing_is_closed_at_its_deadline(self) -> None:
+        limits = {"handshake_seconds": 0.3, "request_seconds": 0.3, "idle_seconds": 0.3}
+        with running(**limits) as server, ExitStack() as stack:
+            silent = [stack.enter_context(Peer(server, greet=greet)) for greet in (True, False)]
+            half = [stack.enter_context(Peer(server, greet=greet)) for greet in (True, False)]
+            half[0].sock.sendall(call(1, "set", NO_VIEW, b"a", content(MIB + 9))[:-1])
+            half[1].sock.sendall(handshake()[:-1])
+            assert [peer.fate() for peer in silent + half] == [CLOSED] * 4
+            assert server.at_rest()
+
+    def test_a_stop_closes_everything(self) -> None:
+        with running() as server, Peer(server) as peer, Peer(server) as half:
+            half.sock.sendall(call(1, "set", NO_VIEW, b"a", content(MIB + 9))[:-1])
+            assert wait_until(lambda: server.transport.buffered > MIB)
+            server.transport.shutdown()
+            assert peer.fate() == CLOSED
+            assert half.fate() == CLOSED
+            assert server.at_rest()
