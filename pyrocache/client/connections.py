@@ -11,6 +11,7 @@ streams.
 
 from __future__ import annotations
 
+import _thread
 import codecs
 import contextlib
 import math
@@ -406,7 +407,7 @@ class Connections:
             yield 0, self._outcome(requests[0], deadline, careful)
             return
         outcomes: dict[int, Any] = {}
-        helpers: list[threading.Thread] = []
+        helpers: list[_Helper] = []
         under_way: dict[int, tuple[int, _Pool, Connection]] = {}
         try:
             for index, request in enumerate(requests):
@@ -414,7 +415,7 @@ class Connections:
                 connection = pool.checkout_idle(deadline, careful)
                 if connection is None:
                     # Connecting may take until the deadline, which must cost no other node its answer.
-                    helpers.append(_start(self._outcome_into, outcomes, index, request, deadline, careful))
+                    helpers.append(_Helper(self._outcome_into, outcomes, index, request, deadline, careful))
                     continue
                 if request.largest_value > connection.max_value_bytes:
                     raise _too_large(pool, connection, request.largest_value)
@@ -595,10 +596,28 @@ def _too_large(pool: _Pool, connection: Connection, largest_value: int) -> Value
     )
 
 
-def _start(target: Callable[..., None], *arguments: Any) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, name="pyrocache-connect", daemon=True)
-    thread.start()
-    return thread
+class _Helper:
+    """A thread that makes one call.
+
+    No `threading.Thread`: its ``start`` waits at a lock that Python code implements, which an interrupt can break.
+    """
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._ended = _thread.allocate_lock()
+        self._ended.acquire()
+        _thread.start_new_thread(self._run, (target, *arguments))
+
+    def _run(self, target: Callable[..., None], *arguments: Any) -> None:
+        try:
+            target(*arguments)
+        finally:
+            self._ended.release()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._ended.acquire()
 
 
 def _readable(descriptors: Iterable[int], deadline: Deadline) -> list[int]:
