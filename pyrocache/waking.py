@@ -2,8 +2,9 @@
 
 Falling asleep and being woken takes longer than a small request does, for the one who sleeps and for the one who wakes
 it. So both ends of a connection look a few times more before they sleep, and give way to any other process in between.
-That is worth it only if what is waited for comes soon, and if others give the processor back soon: each time it is not,
-about twice as many waits go by before it is tried again.
+That is worth it only if what is waited for comes soon, and if others give the processor back soon. One that computes
+keeps it for milliseconds, which costs more than a hundred short waits gain; so a wait that was in vain lets four times
+as many go by before the next is tried, and it takes several good ones to make up for that.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-_LOOKS = 20  # all together take about as long as sleeping and being woken
-_WORTH_SECONDS = (
-    0.0005  # longer than it takes a few others to do their part, shorter than a turn of one that computes
-)
+_LOOKS = 64  # together they take about as long as sleeping and being woken
+_WORTH_SECONDS = 0.001  # longer than others take to do their part, shorter than a turn of one that computes
 _MOST_SLEEPS = 1023
 
 _give_way: Callable[[], Any] = getattr(os, "sched_yield", partial(time.sleep, 0))
@@ -53,7 +52,8 @@ class Patience:
                 break
             self._give_way()
         if found and self._clock() - since < _WORTH_SECONDS:
-            self._sleeps = 0
+            self._sleeps //= 2
         else:
-            self._sleeps = self._sleeps_left = min(2 * self._sleeps + 1, _MOST_SLEEPS)
+            self._sleeps = min(4 * self._sleeps + 3, _MOST_SLEEPS)
+        self._sleeps_left = self._sleeps
         return found
