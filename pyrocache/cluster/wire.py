@@ -257,6 +257,12 @@ class CallUnpacker:
         return (sequence, method, arguments) if type(arguments) is list else None
 
 
+def sequence_of(message: bytes | list[Buffer]) -> int:
+    """The sequence number of a message that was packed here."""
+    head = message if isinstance(message, bytes) else message[0]
+    return int.from_bytes(head[10:12], "big")
+
+
 UNUSUAL: Any = object()
 """What `unpack_result` returns for all that needs a `FrameDecoder`."""
 

@@ -129,9 +129,10 @@ class Dispatcher:
             return _call(header.sequence, method, arguments, options)
         return lambda: _call(header.sequence, method, arguments, options)
 
-    def overloaded(self, header: Header) -> bytes:
+    @staticmethod
+    def overloaded(sequence: int) -> bytes:
         """The reply to a request that there is no room for now."""
-        return _refuse(header.sequence, Refusal(wire.OVERLOADED, "The node has too much to do; try again."))
+        return _refuse(sequence, Refusal(wire.OVERLOADED, "The node has too much to do; try again."))
 
     @staticmethod
     def turned_away() -> bytes:

@@ -8,7 +8,7 @@ or does not read meets a deadline of its own, and nobody else notices.
 
 A request that comes alone, whole and small, as nearly all do, is answered without entering any buffer or queue. When
 more is kept for all connections together than the node may keep, whoever brings most of it is told `Overloaded`, and
-whoever leaves most of it unread is cut off.
+whoever leaves most of it unread is cut off. A large reply for which there is no room is `Overloaded` instead.
 
 Everything here belongs to the thread in `Transport.loop`, except `Transport.wake`, which any thread may call.
 `Transport` has the interface that ``Pyro5.server.Daemon`` expects of its ``transportServer``.
@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from pyrocache.cluster.wire import Buffer, FrameDecoder, Header
+from pyrocache.cluster.wire import LARGE_BYTES, Buffer, FrameDecoder, Header, sequence_of
 from pyrocache.config import NodeConfig, format_address
 from pyrocache.errors import ProtocolError
 from pyrocache.node.dispatch import Dispatcher, Farewell, Job, Reply
@@ -359,10 +359,19 @@ class Transport:
             if sent == len(reply):
                 return
             reply = reply[sent:]
+        else:
+            reply = self._affordable(reply)
         connection.queue(reply, self._now)
         self.buffered += connection.unread
         self._write(connection)
         self._keep_within_bounds()
+
+    def _affordable(self, reply: Reply) -> Reply:
+        """``reply``, or that there is no room for it now: a large one may have to wait until its peer reads."""
+        size = len(reply) if isinstance(reply, bytes) else sum(map(len, reply))
+        if size < LARGE_BYTES or self.buffered + size <= self._config.max_buffered_bytes:
+            return reply
+        return self._dispatcher.overloaded(sequence_of(reply))
 
     def _answer(self, connection: Connection) -> None:
         """Answer what is there, as long as the peer may ask."""
@@ -395,7 +404,7 @@ class Transport:
         if callable(reply):
             self._start_job(connection, frame.header, reply)
         else:
-            connection.queue(reply, self._now)
+            connection.queue(self._affordable(reply), self._now)
         return True
 
     def _write(self, connection: Connection) -> None:
@@ -418,7 +427,7 @@ class Transport:
             if header is None:
                 self._close(largest)
                 continue
-            largest.queue(self._dispatcher.overloaded(header), self._now)
+            largest.queue(self._dispatcher.overloaded(header.sequence), self._now)
             self.buffered += largest.held - before
             self._watch(largest)
 
@@ -471,7 +480,7 @@ class Transport:
 
     def _start_job(self, connection: Connection, header: Header, job: Job) -> None:
         if self._jobs >= self._config.max_queued_calls:
-            connection.queue(self._dispatcher.overloaded(header), self._now)
+            connection.queue(self._dispatcher.overloaded(header.sequence), self._now)
             return
         self._jobs += 1
         connection.busy = True
@@ -502,7 +511,7 @@ class Transport:
             try:
                 connection.active_at = connection.partial_since = self._now
                 before = connection.unread
-                connection.queue(reply, self._now)
+                connection.queue(self._affordable(reply), self._now)
                 self.buffered += connection.unread - before
                 self._answer(connection)
             except Exception as error:
