@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pyrocache.client.codec import decode_value, decode_values, encode_value, encode_values
-from pyrocache.client.connections import Deadline
+from pyrocache.client.connection import Deadline
 from pyrocache.client.keys import decode_key, encode_key, encode_keys, namespace_prefix
 from pyrocache.client.router import Batch, Router
 from pyrocache.cluster.directory import NameServerDirectory

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from pyrocache.client.connections import Connections, Deadline, Refused, Request, Unavailable
+from pyrocache.client.connection import Deadline, Refused
+from pyrocache.client.connections import Connections, Request, Unavailable
 from pyrocache.cluster import wire
 from pyrocache.cluster.directory import Directory
 from pyrocache.cluster.membership import EMPTY, Membership

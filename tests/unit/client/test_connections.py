@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client import connections as connections_module
-from pyrocache.client.connections import Connections, Deadline, Refused, Request, Unavailable
+from pyrocache.client import connection as connection_module
+from pyrocache.client.connection import Deadline, Refused
+from pyrocache.client.connections import Connections, Request, Unavailable
 from pyrocache.client.router import Router
 from pyrocache.cluster import wire
 from pyrocache.cluster.routing import Member
@@ -520,14 +521,14 @@ class TestBrokenPeers:
             line.sock.close()
             turned_away.set()
 
-        connect = connections_module._connect
+        connect = connection_module._connect
 
         def connect_slowly(*arguments: Any) -> socket.socket:
             sock = connect(*arguments)
             assert not at_once or turned_away.wait(PATIENCE_SECONDS)
             return sock
 
-        monkeypatch.setattr(connections_module, "_connect", connect_slowly)
+        monkeypatch.setattr(connection_module, "_connect", connect_slowly)
         peer, connections = start(script, greeting=False), opened(1)
         failure = unavailable(connections, peer)
         assert isinstance(failure.error, Overloaded)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client.connections import Deadline
+from pyrocache.client.connection import Deadline
 from pyrocache.client.router import Batch, Router
 from pyrocache.cluster import wire
 from pyrocache.cluster.routing import ClusterView, Member
