@@ -360,18 +360,22 @@ class Transport:
                 return
             reply = reply[sent:]
         else:
-            reply = self._affordable(reply)
+            reply = self._affordable(connection, reply)
         connection.queue(reply, self._now)
         self.buffered += connection.unread
         self._write(connection)
         self._keep_within_bounds()
 
-    def _affordable(self, reply: Reply) -> Reply:
+    def _affordable(self, connection: Connection, reply: Reply) -> Reply:
         """``reply``, or that there is no room for it now: a large one may have to wait until its peer reads."""
         size = len(reply) if isinstance(reply, bytes) else sum(map(len, reply))
-        if size < LARGE_BYTES or self.buffered + size <= self._config.max_buffered_bytes:
+        if size < LARGE_BYTES:
             return reply
-        return self._dispatcher.overloaded(sequence_of(reply))
+        while self.buffered + size > self._config.max_buffered_bytes:
+            largest = self._largest()
+            if largest is connection or largest.held < size or not self._refuse_request_of(largest):
+                return self._dispatcher.overloaded(sequence_of(reply))
+        return reply
 
     def _answer(self, connection: Connection) -> None:
         """Answer what is there, as long as the peer may ask."""
@@ -404,7 +408,7 @@ class Transport:
         if callable(reply):
             self._start_job(connection, frame.header, reply)
         else:
-            connection.queue(self._affordable(reply), self._now)
+            connection.queue(self._affordable(connection, reply), self._now)
         return True
 
     def _write(self, connection: Connection) -> None:
@@ -420,16 +424,24 @@ class Transport:
     def _keep_within_bounds(self) -> None:
         """If too much is kept for all together, whoever has most of it makes room, which is seldom who came last."""
         while self.buffered > self._config.max_buffered_bytes:
-            largest = max(self.connections, key=lambda connection: connection.held)
+            largest = self._largest()
             log.warning("%d bytes were kept for one connection, too much with the others.", largest.held)
-            before = largest.held
-            header = largest.decoder.discard() if largest.unread < before // 2 else None
-            if header is None:
+            if not self._refuse_request_of(largest):
                 self._close(largest)
-                continue
-            largest.queue(self._dispatcher.overloaded(header.sequence), self._now)
-            self.buffered += largest.held - before
-            self._watch(largest)
+
+    def _largest(self) -> Connection:
+        return max(self.connections, key=lambda connection: connection.held)
+
+    def _refuse_request_of(self, connection: Connection) -> bool:
+        """Throw an unfinished request away and say so, if it is most of what is kept for the connection."""
+        before = connection.held
+        header = connection.decoder.discard() if connection.unread < before // 2 else None
+        if header is None:
+            return False
+        connection.queue(self._dispatcher.overloaded(header.sequence), self._now)
+        self.buffered += connection.held - before
+        self._watch(connection)
+        return True
 
     def _watch(self, connection: Connection) -> None:
         """Have the selector watch for what can be done with this connection now."""
@@ -511,7 +523,7 @@ class Transport:
             try:
                 connection.active_at = connection.partial_since = self._now
                 before = connection.unread
-                connection.queue(self._affordable(reply), self._now)
+                connection.queue(self._affordable(connection, reply), self._now)
                 self.buffered += connection.unread - before
                 self._answer(connection)
             except Exception as error:
