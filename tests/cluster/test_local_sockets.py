@@ -90,13 +90,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS)
     return True
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=2) as cluster:
+        yield cluster
+
+
 class TestClients:
     """Of a cluster whose nodes have Unix sockets."""
-
-    @pytest.fixture(scope="class")
-    def cluster(self) -> Iterator[LocalCluster]:
-        with LocalCluster(nodes=2) as cluster:
-            yield cluster
 
     def test_the_default_is_the_unix_socket(self, cluster: LocalCluster) -> None:
         with cluster.client() as client:
