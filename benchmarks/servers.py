@@ -61,7 +61,7 @@ def pyrocache_cluster(nodes: int, max_memory: str) -> Iterator[Server]:
 def redis_server() -> Iterator[Server]:
     """Redis without persistence; one server listens at both addresses, keywords of ``redis.Redis`` by transport."""
     program = _program("redis-server", "redis-server")
-    _library("redis")
+    check_library("redis")
     with _directory() as directory:
         port, path = _free_port(), str(directory / "redis.sock")
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path]
@@ -77,7 +77,7 @@ def redis_server() -> Iterator[Server]:
 def memcached_server(transport: str, *, megabytes: int, largest_item: str) -> Iterator[Server]:
     """memcached, which listens at one kind of address only."""
     program = _program("memcached", "memcached")
-    _library("pymemcache")
+    check_library("pymemcache")
     with _directory() as directory:
         address: str | tuple[str, int]
         if transport == "Unix":
@@ -134,7 +134,8 @@ def _program(name: str, package: str) -> str:
     return path
 
 
-def _library(name: str) -> None:
+def check_library(name: str) -> None:
+    """Raise `NotInstalled` if there is no such package."""
     if importlib.util.find_spec(name) is None:
         raise NotInstalled(f"The Python package {name} is missing; get it with: pip install '.[bench]'")
 

@@ -88,6 +88,7 @@ def _seconds_of(code: str) -> float:
 
 
 def _redis_seconds() -> float:
+    servers.check_library("redis")
     import redis
 
     begin = time.perf_counter()
