@@ -59,13 +59,15 @@ def measure(session: Session) -> list[Row]:
                 seconds[what, OURS].append(_seconds_of(codes[what]))
                 continue
             try:
-                seconds[what, REDIS].append(_redis_seconds())
+                taken = _redis_seconds()
             except NotInstalled as missing:
                 session.note(str(missing))
+            else:
+                seconds[what, REDIS].append(taken)
     order = {CLUSTER: 0, SERVER: 1}
     rows = []
-    for (what, name), taken in sorted(seconds.items(), key=lambda item: order.get(item[0][0], 2)):
-        milliseconds = np.array(taken) * 1e3
+    for (what, name), measured in sorted(seconds.items(), key=lambda item: order.get(item[0][0], 2)):
+        milliseconds = np.array(measured) * 1e3
         figures = {
             "median_ms": float(np.median(milliseconds)),
             "fastest_ms": float(milliseconds.min()),
