@@ -1,6 +1,11 @@
 """``python -m benchmarks``."""
 
-from benchmarks.command import app
+import sys
+
+try:
+    from benchmarks.command import app
+except ModuleNotFoundError as missing:
+    sys.exit(f"The benchmarks need the package {missing.name}; get it with: pip install '.[bench]'")
 
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")

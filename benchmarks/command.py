@@ -55,6 +55,11 @@ def run(
     unknown = [name for name in only or () if name not in CASES]
     if unknown:
         raise typer.BadParameter(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}.")
+    if json is not None:
+        try:
+            json.touch()  # now, and not after all the work
+        except OSError as error:
+            raise typer.BadParameter(f"{json} cannot be written ({error.strerror}).") from error
     signal.signal(signal.SIGTERM, _leave)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     results = Results(now, quick, machine(), versions())

@@ -58,6 +58,9 @@ _SHORT = """\
   replies decoded while other nodes still work. What is left would take C code for routing and for a node's table, or
   more cores. A `set_many` costs a node more than Redis, as each entry is two Python objects, a place in a table and
   one in the order of use; stock Pyro5 with a plain dict, which bounds and orders nothing, shows the price of that.
+  A profile of `get_many` (py-spy, µs of 1318): `pickle.loads` 732, owners 117, keys' bytes 104, sending 101, placing
+  values 59, waiting and receiving 81, the rest 124. A node spends two thirds of its time for a small `get` in the
+  kernel, half of that on waking and being woken (perf); the interpreter takes 27 %.
 - **`set` beside pymemcache** is just at the target or below it: the clients cost about the same, and memcached stores
   in C.
 - **`set` of a 1 MB array** takes twice as long as with Redis and memcached, which write into memory that they have. A

@@ -234,13 +234,15 @@ class PyroCacheClient:
     def set_many(self, mapping: Mapping[Any, Any], ttl_seconds: float | timedelta | None = None) -> int:
         """Store every entry of ``mapping``; how many were stored.
 
-        All keys and values are encoded before anything is sent. When a node is away, the entries of the others are
-        stored all the same.
+        All keys and values are encoded before anything is sent. When a node is away, or refuses a value that is too
+        large for it, the entries of the others may be stored all the same.
 
         Raises:
             ValueError, TypeError, SerializationError, ValueTooLarge: as `set`.
         """
         seconds = ttl_to_seconds(ttl_seconds)
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}.")
         batch = Batch(encode_keys(list(mapping), self._prefix), encode_values(mapping.values()))
         return self._count_over("set_many", batch, seconds)
 
@@ -393,7 +395,7 @@ class PyroCacheClient:
         return total
 
     def _check(self, errors: Iterable[tuple[Sequence[int], NodeUnavailable]]) -> None:
-        for _, error in errors:
+        for error in dict.fromkeys(error for _, error in errors):  # once for each node
             self._missed(error, None)
 
     def _missed(self, error: NodeUnavailable, value: _T) -> _T:

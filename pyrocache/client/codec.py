@@ -95,12 +95,15 @@ def encode_values(values: Iterable[object]) -> list[bytes | Pieces]:
         frames: list[bytes | Pieces] = []
         pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
         dump, forget = pickler.dump, pickler.clear_memo
+        value: object = None
         try:
             for value in values:
                 dump(value)
                 forget()
-        except Exception:  # a large buffer, or which one does not pickle?
+        except _LargeBuffer:
             frames.clear()
+        except Exception as error:  # the value's own code may raise anything
+            raise _unpickled(value, error) from error
         # A large one comes in several parts, or in one that has to become Pieces.
         if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
             return frames
@@ -119,11 +122,15 @@ class _Sink:
 def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
     """What `decode_value` makes of each of ``frames``, and ``missing`` of each None; the same, faster for many."""
     try:
-        if set(map(_first_byte, frames)) == {_PICKLE_FIRST}:
-            return list(map(loads, frames))
-    except Exception:  # some are None, or which one does not unpickle?
-        pass
-    return [missing if frame is None else decode_value(frame) for frame in frames]
+        pickles = set(map(_first_byte, frames)) == {_PICKLE_FIRST}
+    except (TypeError, IndexError):  # None, or no frame at all
+        pickles = False
+    if not pickles:
+        return [missing if frame is None else decode_value(frame) for frame in frames]
+    try:
+        return list(map(loads, frames))
+    except Exception as error:
+        raise _unpicklable(error) from error
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None]) -> bytes:
@@ -196,8 +203,11 @@ def _encode_pickle(value: object) -> bytes | Pieces:
             data = dumps(value, _PICKLE_PROTOCOL, buffer_callback=lambda found: _keep_large(found, buffers))
             return _join_out_of_band(data, buffers)
     except Exception as error:  # the value's own __reduce__ or __getstate__ may raise anything
-        name = type_name(value)
-        raise SerializationError(f"a value of type {name} does not pickle ({type_name(error)})") from error
+        raise _unpickled(value, error) from error
+
+
+def _unpickled(value: object, error: Exception) -> SerializationError:
+    return SerializationError(f"a value of type {type_name(value)} does not pickle ({type_name(error)})")
 
 
 class _LargeBuffer(Exception):

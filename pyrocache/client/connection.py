@@ -20,7 +20,7 @@ from typing import Any
 
 from pyrocache.cluster import wire
 from pyrocache.cluster.routing import Member
-from pyrocache.cluster.wire import Buffer, CallPacker, FrameDecoder, Header, Refusal
+from pyrocache.cluster.wire import CallPacker, FrameDecoder, Header, Refusal
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, TransportChoice
 from pyrocache.errors import ProtocolError
 from pyrocache.places import Place
@@ -86,7 +86,7 @@ class Connection:
     """
 
     __slots__ = (
-        *("_decoder", "_packer", "_patience", "_poll", "_sequence", "_sock"),
+        *("_decoder", "_packer", "_patience", "_poll", "_sequence", "_sock", "_unsent"),
         *("max_value_bytes", "member", "place", "used_at"),
     )
 
@@ -96,6 +96,7 @@ class Connection:
         self.used_at = deadline.seen_at
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
         self._sequence = 0
+        self._unsent: list[memoryview] = []
         self._packer = CallPacker(member.name)
         # Neither is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(_admit_greeting, _room)
@@ -115,18 +116,42 @@ class Connection:
 
     def send(self, method: str, arguments: tuple[Any, ...], deadline: Deadline) -> None:
         """Send a request; `receive` its reply before the next."""
+        if not self.begin(method, arguments):
+            self._send_rest(deadline)
+
+    def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
+        """Send as much of a request as the node takes at once; whether that was all. If not, `go_on`."""
         self._sequence = sequence = (self._sequence + 1) & 0xFFFF
         message = self._packer.pack(method, arguments, sequence)
-        if type(message) is bytes:
+        if isinstance(message, bytes):
             try:
                 sent = self._sock.send(message, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
             if sent == len(message):
-                return
+                return True
             message = [memoryview(message)[sent:]]
-        assert type(message) is list
-        self._send_all(message, deadline)
+        self._unsent = [memoryview(buffer) for buffer in message if buffer]
+        return self.go_on()
+
+    @property
+    def sending(self) -> bool:
+        """Whether a part of the request is still to be sent."""
+        return bool(self._unsent)
+
+    def go_on(self) -> bool:
+        """Send as much of what is left as the node takes; whether that was all."""
+        unsent = self._unsent
+        while unsent:
+            try:
+                sent = self._sock.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            while unsent and sent >= len(unsent[0]):
+                sent -= len(unsent.pop(0))
+            if sent:
+                unsent[0] = unsent[0][sent:]
+        return True
 
     def receive(self, deadline: Deadline) -> Any:
         """The reply to the request sent last; a large value may be a `memoryview` of memory that is nobody else's.
@@ -176,7 +201,8 @@ class Connection:
         body = wire.pack_plain({"handshake": "pyrocache", "object": self.member.name})
         # A node that turns connections away may have closed this one by now; what it said is there to be read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._send_all([wire.pack_message(wire.CONNECT, 0, body)], deadline)
+            self._unsent = [memoryview(wire.pack_message(wire.CONNECT, 0, body))]
+            self._send_rest(deadline)
         header, answered = self._receive_frame(self._receive_some(deadline), deadline)
         answer = wire.unpack_plain(answered)
         if header.type == wire.CONNECT_FAIL:
@@ -185,20 +211,13 @@ class Connection:
         if isinstance(greeting, dict) and isinstance(greeting.get("max_value_bytes"), int):
             self.max_value_bytes = greeting["max_value_bytes"]
 
-    def _send_all(self, buffers: list[Buffer], deadline: Deadline) -> None:
-        waiting = [memoryview(buffer) for buffer in buffers if buffer]
-        while waiting:
-            try:
-                sent = self._sock.sendmsg(waiting[:_BUFFERS_AT_ONCE], (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait(select.POLLOUT, deadline)
-                continue
-            while waiting and sent >= len(waiting[0]):
-                sent -= len(waiting.pop(0))
-            if sent:
-                waiting[0] = waiting[0][sent:]
+    def _send_rest(self, deadline: Deadline) -> None:
+        while not self.go_on():
+            deadline.socket_timeout()
+            self._wait(select.POLLOUT, deadline)
 
     def _receive_some(self, deadline: Deadline) -> bytes:
+        deadline.socket_timeout()
         self._wait(select.POLLIN, deadline)
         data = self._sock.recv(_RECEIVE_BYTES)
         if not data:
@@ -227,6 +246,7 @@ class Connection:
         try:
             count = self._sock.recv_into(space, 0, socket.MSG_WAITALL if patient else socket.MSG_DONTWAIT)
         except BlockingIOError:
+            deadline.socket_timeout()
             self._wait(select.POLLIN, deadline)
             return 0
         if not count:
@@ -234,11 +254,12 @@ class Connection:
         return count
 
     def _wait(self, event: int, deadline: Deadline) -> None:
+        """Wait until the deadline; what is there by then is good even if it has passed."""
         poll = self._poll
         if event != select.POLLIN:
             poll = select.poll()
             poll.register(self._sock, event)
-        if not poll.poll(math.ceil(deadline.socket_timeout() * 1000)):
+        if not poll.poll(math.ceil(deadline.remaining() * 1000)):
             raise TimeoutError
 
 

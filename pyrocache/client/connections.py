@@ -13,7 +13,7 @@ import math
 import select
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyrocache.client.connection import Connection, ConnectRefused, Deadline, Refused
@@ -25,6 +25,7 @@ from pyrocache.places import Places
 _TRUST_SECONDS = 0.05  # a connection used that recently is not looked at before it is used again
 _FIRST_PAUSE_SECONDS = 0.0005
 _LONGEST_PAUSE_SECONDS = 0.01
+_HELPER_SECONDS = 0.002
 
 
 class Request(NamedTuple):
@@ -124,7 +125,10 @@ class Connections:
     def exchange(
         self, requests: Sequence[Request], deadline: Deadline, *, careful: bool = False
     ) -> Generator[tuple[int, Any], None, None]:
-        """Make calls to different nodes, all sent before the first reply is read.
+        """Make calls, all of them sent before the first reply is read; no node keeps another waiting.
+
+        Args:
+            requests: may grow while this runs, by further calls to nodes that have answered.
 
         Yields:
             As the replies come, a request's index and its result, or the `Refused` or `Unavailable` that `call` would
@@ -133,50 +137,76 @@ class Connections:
         Raises:
             ValueTooLarge: a value is too large for its node; that request and those after it were not sent.
         """
+        begun = 0
         if len(requests) == 1:
-            yield 0, self._outcome(requests[0], deadline, careful)
+            while begun < len(requests):
+                yield begun, self._outcome(requests[begun], deadline, careful)
+                begun += 1
             return
         outcomes: dict[int, Any] = {}
         helpers: list[_Helper] = []
         under_way: dict[int, tuple[int, _Pool, Connection]] = {}
         try:
-            for index, request in enumerate(requests):
-                pool = self._pool(request.member)
-                connection = pool.checkout_idle(deadline, careful)
-                if connection is None:
-                    # Connecting may take until the deadline, which must cost no other node its answer.
-                    helpers.append(_Helper(self._outcome_into, outcomes, index, request, deadline, careful))
-                    continue
-                if request.largest_value > connection.max_value_bytes:
-                    raise _too_large(pool, connection, request.largest_value)
-                try:
-                    connection.send(request.method, request.arguments, deadline)
-                except BaseException as error:
-                    pool.drop(connection)
-                    if not isinstance(error, OSError):
-                        raise
-                    outcomes[index] = _unavailable(
-                        request.member, request.method, deadline, error, sent=False
-                    )
-                else:
-                    under_way[connection.fileno()] = (index, pool, connection)
-            while under_way:
-                for descriptor in _readable(under_way, deadline):
+            while begun < len(requests) or under_way or helpers or outcomes:
+                while begun < len(requests):
+                    index, request = begun, requests[begun]
+                    begun += 1
+                    pool = self._pool(request.member)
+                    connection = pool.checkout_idle(deadline, careful)
+                    if connection is None:
+                        # Connecting may take until the deadline, which must cost no other node its answer.
+                        helpers.append(
+                            _Helper(self._outcome_into, outcomes, index, request, deadline, careful)
+                        )
+                        continue
+                    if request.largest_value > connection.max_value_bytes:
+                        raise _too_large(pool, connection, request.largest_value)
+                    descriptor = connection.fileno()
+                    under_way[descriptor] = (index, pool, connection)
+                    problem = self._push(pool, connection, request, deadline)
+                    if problem is not None:
+                        del under_way[descriptor]
+                        outcomes[index] = problem
+                for descriptor in _ready(under_way, deadline, most_seconds=_pause(helpers, outcomes)):
                     index, pool, connection = under_way[descriptor]
+                    if connection.sending:
+                        problem = self._push(pool, connection, requests[index], deadline)
+                        if problem is not None:
+                            del under_way[descriptor]
+                            outcomes[index] = problem
+                        continue
                     try:
                         outcome = self._finish(pool, connection, requests[index], deadline)
                     finally:
                         del under_way[descriptor]
                     yield index, outcome
+                helpers = [helper for helper in helpers if not helper.ended]
+                for index in list(outcomes):
+                    outcome = outcomes.pop(index)
+                    if isinstance(outcome, BaseException) and not isinstance(outcome, Refused | Unavailable):
+                        raise outcome
+                    yield index, outcome
         finally:
             for _, pool, connection in under_way.values():  # an exception left replies unread
                 pool.drop(connection)
-        for helper in helpers:
-            helper.join()  # each ends by the same deadline
-        for index, outcome in outcomes.items():
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Refused | Unavailable):
-                raise outcome
-            yield index, outcome
+
+    def _push(
+        self, pool: _Pool, connection: Connection, request: Request, deadline: Deadline
+    ) -> Unavailable | None:
+        """Send a request, or more of it, as far as the node takes it now."""
+        try:
+            if not connection.sending:
+                connection.begin(request.method, request.arguments)
+            elif deadline.remaining() > 0:
+                connection.go_on()
+            else:
+                raise TimeoutError
+        except BaseException as error:
+            pool.drop(connection)
+            if not isinstance(error, OSError):  # a request that is not whole is not executed
+                raise
+            return _unavailable(request.member, request.method, deadline, error, sent=False)
+        return None
 
     def _finish(self, pool: _Pool, connection: Connection, request: Request, deadline: Deadline) -> Any:
         try:
@@ -332,32 +362,40 @@ class _Helper:
     No `threading.Thread`: its ``start`` waits at a lock that Python code implements, which an interrupt can break.
     """
 
-    __slots__ = ("_ended",)
+    __slots__ = ("ended",)
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._ended = _thread.allocate_lock()
-        self._ended.acquire()
+        self.ended = False
         _thread.start_new_thread(self._run, (target, *arguments))
 
     def _run(self, target: Callable[..., None], *arguments: Any) -> None:
         try:
             target(*arguments)
         finally:
-            self._ended.release()
-
-    def join(self) -> None:
-        """Wait until it has ended."""
-        self._ended.acquire()
+            self.ended = True
 
 
-def _readable(descriptors: Iterable[int], deadline: Deadline) -> list[int]:
-    """Those that can be read from, waiting for one; all of them once the deadline has passed."""
+def _pause(helpers: Sequence[_Helper], outcomes: Mapping[int, Any]) -> float:
+    """Seconds after which to look for outcomes that no socket tells of."""
+    if outcomes:
+        return 0.0
+    return _HELPER_SECONDS if helpers else math.inf
+
+
+def _ready(
+    under_way: Mapping[int, tuple[int, _Pool, Connection]], deadline: Deadline, *, most_seconds: float
+) -> list[int]:
+    """The descriptors that can go on, waiting for one; all of them once the deadline has passed."""
     poll = select.poll()
-    waiting = list(descriptors)
-    for descriptor in waiting:
-        poll.register(descriptor, select.POLLIN)
-    ready = poll.poll(math.ceil(deadline.remaining() * 1000))
-    return [descriptor for descriptor, _ in ready] or waiting
+    for descriptor, (_, _, connection) in under_way.items():
+        poll.register(descriptor, select.POLLOUT if connection.sending else select.POLLIN)
+    remaining = deadline.remaining()
+    seconds = min(remaining, most_seconds) if under_way else min(_HELPER_SECONDS, most_seconds)
+    ready = poll.poll(math.ceil(seconds * 1000))
+    remaining = deadline.remaining()
+    if ready or remaining > 0:
+        return [descriptor for descriptor, _ in ready]
+    return list(under_way)
 
 
 def _unavailable(

@@ -175,7 +175,8 @@ class Router:
     ) -> list[tuple[Sequence[int], NodeUnavailable]]:
         """Call ``method(view, keys, [values,] *arguments)`` of each owner, for as many messages as it takes.
 
-        All messages of a round are sent before the first reply is read.
+        A message to each node is sent before the first reply is read, and the next to a node as soon as it has
+        answered: none waits for another.
 
         Args:
             on_reply: called with the indices of a message's keys, which grow, and the reply as it comes; returns how
@@ -187,36 +188,51 @@ class Router:
         errors: list[tuple[Sequence[int], NodeUnavailable]] = []
         attempts: _Attempts | None = None
         pending: Sequence[int] = range(len(batch.keys))
-        small = batch.small()
         while pending:
             view = self.view(deadline)
-            messages, again = _next_messages(view, batch, pending, small)
-            requests = [
-                _request(method, member, view.id, batch, chunk, arguments) for member, chunk in messages
-            ]
+            chunks = _chunks(view, batch, pending)
+            requests: list[Request] = []
+            asked: list[list[int]] = []
+
+            def ask(
+                member: Member,
+                view: ClusterView = view,
+                chunks: dict[Member, list[list[int]]] = chunks,
+                requests: list[Request] = requests,
+                asked: list[list[int]] = asked,
+            ) -> None:
+                if chunks[member]:
+                    asked.append(chunks[member].pop())
+                    requests.append(_request(method, member, view.id, batch, asked[-1], arguments))
+
+            for member in chunks:
+                ask(member)
             problem: tuple[Request, Refused | Unavailable] | None = None
-            outcomes = self._connections.exchange(requests, deadline, careful=not idempotent)
-            with closing(outcomes):
+            with closing(self._connections.exchange(requests, deadline, careful=not idempotent)) as outcomes:
                 for index, outcome in outcomes:
-                    request, chunk = requests[index], messages[index][1]
+                    request, chunk = requests[index], asked[index]
                     if isinstance(outcome, Refused | Unavailable):
                         attempts = attempts or _Attempts(self, deadline)
+                        chunks[request.member].append(chunk)  # all that it was not asked meets the same fate
                         if attempts.hopeless(request, outcome, idempotent=idempotent):
-                            errors.append((chunk, _node_unavailable(request, outcome)))
+                            error = _node_unavailable(request, outcome)
+                            errors += [(left, error) for left in chunks[request.member]]
+                            chunks[request.member] = []
                         else:
                             problem = (request, outcome)
-                            again += chunk
                         continue
                     count = on_reply(chunk, outcome)
                     if not 0 < count <= len(chunk):
                         raise RemoteError(
                             f"{request.member.name} answered {method} with a reply of the wrong kind or length."
                         )
-                    again += chunk[count:]
+                    if count < len(chunk):
+                        chunks[request.member].append(chunk[count:])
+                    ask(request.member)
             if problem is not None:
                 assert attempts is not None
                 attempts.wait(*problem)
-            pending = sorted(again)
+            pending = sorted(index for left in chunks.values() for chunk in left for index in chunk)
         return errors
 
     def everywhere(
@@ -386,18 +402,18 @@ class _Attempts:
         return min(_FIRST_BACKOFF_SECONDS * float(2 ** min(self._count, 10)), _LONGEST_BACKOFF_SECONDS)
 
 
-def _next_messages(
-    view: ClusterView, batch: Batch, pending: Sequence[int], small: bool
-) -> tuple[list[tuple[Member, list[int]]], list[int]]:
-    """One message's worth of ``pending`` for each owner, and the rest."""
-    messages: list[tuple[Member, list[int]]] = []
-    rest: list[int] = []
+def _chunks(view: ClusterView, batch: Batch, pending: Sequence[int]) -> dict[Member, list[list[int]]]:
+    """For each owner what it is to be asked about, a message each, the last first."""
+    small = batch.small()
+    chunks: dict[Member, list[list[int]]] = {}
     for member, indices in zip(view.members, view.split(batch.keys, pending), strict=True):
         if indices:
+            chunks[member] = []
+        while indices:
             count = wire.MAX_BATCH if small else _fitting(batch, indices)
-            messages.append((member, indices[:count]))
-            rest += indices[count:]
-    return messages, rest
+            chunks[member].insert(0, indices[:count])
+            indices = indices[count:]
+    return chunks
 
 
 def _fitting(batch: Batch, indices: Sequence[int]) -> int:
