@@ -381,6 +381,32 @@ def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> 
         assert readable(cache) == set(KEYS)
 
 
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_a_paused_node_keeps_no_other_from_the_rest_of_a_batch(cluster: LocalCluster, transport: Any) -> None:
+    """Neither by a large message that it does not read, nor by those that were to follow for the others."""
+    many, large = range(5000), {number: bytes(300_000) for number in range(40)}
+    with (
+        cluster.client(transport=transport, timeout=0.8, on_error="miss") as cache,
+        cluster.client() as other,
+    ):
+        cache.set_many(dict.fromkeys(many, "before"))
+        for victim in range(2):
+            name = cluster.nodes[victim].name
+            living = [number for number in many if cache.node_for(number).name != name]
+            cluster.pause(victim)
+            try:
+                assert list(cache.get_many(many)) == living
+                cache.set_many(large)
+                found = other.get_many(set(living) & set(large))
+                assert all(value == large[number] for number, value in found.items())
+            finally:
+                cluster.resume(victim)
+            assert set(
+                eventually(lambda: cache.get_many(many) if len(cache.get_many(many)) == 5000 else None)
+            )
+            cache.set_many(dict.fromkeys(many, "before"))
+
+
 def test_a_node_that_others_gave_up_while_it_was_paused_comes_back_empty(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=1.0)
     fill(cache)

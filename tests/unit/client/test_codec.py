@@ -794,3 +794,35 @@ def test_canonical_unpickle_takes_one_pickle_and_no_more() -> None:
     data = canonical_pickle("x", lambda part: None)
     with pytest.raises(pickle.UnpicklingError, match="left over"):
         canonical_unpickle(data + b".", lambda pid: pid)
+
+
+class CountsItsPickling:
+    """Raises what a signal handler might, the third time that it is pickled or made again."""
+
+    calls = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        type(self)._count()
+        return (_made_again, ())
+
+    @classmethod
+    def _count(cls) -> None:
+        cls.calls += 1
+        if cls.calls == 3:
+            raise InterruptedError("from a handler")
+
+
+def _made_again() -> CountsItsPickling:
+    CountsItsPickling._count()
+    return CountsItsPickling()
+
+
+def test_what_is_raised_in_the_midst_of_many_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountsItsPickling, "calls", 0)
+    with pytest.raises(SerializationError, match="InterruptedError"):
+        encode_values([CountsItsPickling() for _ in range(5)])
+    monkeypatch.setattr(CountsItsPickling, "calls", 10)
+    frames = encode_values([CountsItsPickling() for _ in range(5)])
+    monkeypatch.setattr(CountsItsPickling, "calls", 0)
+    with pytest.raises(SerializationError, match="InterruptedError"):
+        decode_values(frames, None)
