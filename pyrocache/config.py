@@ -170,7 +170,7 @@ class NodeConfig:
         workers: threads for calls that take long.
         max_queued_calls: long calls that may run or wait for a worker; one more is answered `Overloaded`.
         max_buffered_bytes: bytes of requests not yet complete and of replies not yet read, over all connections;
-            beyond it the connection that has most of them is closed.
+            beyond it the largest unfinished request is answered `Overloaded`, or whoever leaves most unread is cut off.
         heartbeat_seconds: time between two looks into the name server.
         drain_seconds: how long a leaving node still redirects clients.
     """

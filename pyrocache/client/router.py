@@ -190,34 +190,20 @@ class Router:
         pending: Sequence[int] = range(len(batch.keys))
         while pending:
             view = self.view(deadline)
-            chunks = _chunks(view, batch, pending)
-            requests: list[Request] = []
-            asked: list[list[int]] = []
-
-            def ask(
-                member: Member,
-                view: ClusterView = view,
-                chunks: dict[Member, list[list[int]]] = chunks,
-                requests: list[Request] = requests,
-                asked: list[list[int]] = asked,
-            ) -> None:
-                if chunks[member]:
-                    asked.append(chunks[member].pop())
-                    requests.append(_request(method, member, view.id, batch, asked[-1], arguments))
-
-            for member in chunks:
-                ask(member)
+            round = _Round(method, view, batch, arguments, pending)
             problem: tuple[Request, Refused | Unavailable] | None = None
-            with closing(self._connections.exchange(requests, deadline, careful=not idempotent)) as outcomes:
+            outcomes = self._connections.exchange(round.requests, deadline, careful=not idempotent)
+            with closing(outcomes):
                 for index, outcome in outcomes:
-                    request, chunk = requests[index], asked[index]
+                    request, chunk = round.requests[index], round.asked[index]
+                    left = round.left[request.member]
                     if isinstance(outcome, Refused | Unavailable):
                         attempts = attempts or _Attempts(self, deadline)
-                        chunks[request.member].append(chunk)  # all that it was not asked meets the same fate
+                        left.append(chunk)  # what the node was not asked yet meets the same fate
                         if attempts.hopeless(request, outcome, idempotent=idempotent):
                             error = _node_unavailable(request, outcome)
-                            errors += [(left, error) for left in chunks[request.member]]
-                            chunks[request.member] = []
+                            errors += [(unanswered, error) for unanswered in left]
+                            left.clear()
                         else:
                             problem = (request, outcome)
                         continue
@@ -227,12 +213,12 @@ class Router:
                             f"{request.member.name} answered {method} with a reply of the wrong kind or length."
                         )
                     if count < len(chunk):
-                        chunks[request.member].append(chunk[count:])
-                    ask(request.member)
+                        left.append(chunk[count:])
+                    round.ask(request.member)
             if problem is not None:
                 assert attempts is not None
                 attempts.wait(*problem)
-            pending = sorted(index for left in chunks.values() for chunk in left for index in chunk)
+            pending = round.unanswered()
         return errors
 
     def everywhere(
@@ -402,17 +388,62 @@ class _Attempts:
         return min(_FIRST_BACKOFF_SECONDS * float(2 ** min(self._count, 10)), _LONGEST_BACKOFF_SECONDS)
 
 
-def _chunks(view: ClusterView, batch: Batch, pending: Sequence[int]) -> dict[Member, list[list[int]]]:
-    """For each owner what it is to be asked about, a message each, the last first."""
-    small = batch.small()
-    chunks: dict[Member, list[list[int]]] = {}
-    for member, indices in zip(view.members, view.split(batch.keys, pending), strict=True):
-        if indices:
-            chunks[member] = []
-        while indices:
-            count = wire.MAX_BATCH if small else _fitting(batch, indices)
-            chunks[member].insert(0, indices[:count])
-            indices = indices[count:]
+class _Round:
+    """What is asked of whom while one view holds, a message to each node at a time.
+
+    Attributes:
+        requests: made so far.
+        asked: the indices that each of them is about.
+        left: for each owner those still to be asked, a message each, the next one last.
+    """
+
+    __slots__ = ("_arguments", "_batch", "_method", "_view", "asked", "left", "requests")
+
+    def __init__(
+        self,
+        method: str,
+        view: ClusterView,
+        batch: Batch,
+        arguments: tuple[Any, ...],
+        pending: Sequence[int],
+    ) -> None:
+        self._method = method
+        self._view = view
+        self._batch = batch
+        self._arguments = arguments
+        self.requests: list[Request] = []
+        self.asked: list[list[int]] = []
+        self.left: dict[Member, list[list[int]]] = {}
+        small = batch.small()
+        for member, indices in zip(view.members, view.split(batch.keys, pending), strict=True):
+            if indices:
+                self.left[member] = _chunks(batch, indices, small)
+                self.ask(member)
+
+    def ask(self, member: Member) -> None:
+        """Make the next request to a node, if there is one."""
+        if not self.left[member]:
+            return
+        chunk = self.left[member].pop()
+        columns = self._batch.columns(chunk)
+        largest = max(map(len, columns[1])) if self._batch.values is not None else 0
+        told = (self._view.id, *columns, *self._arguments)
+        self.asked.append(chunk)
+        self.requests.append(Request(member, self._method, told, largest))
+
+    def unanswered(self) -> list[int]:
+        """The indices to ask about again, in order."""
+        return sorted(index for left in self.left.values() for chunk in left for index in chunk)
+
+
+def _chunks(batch: Batch, indices: list[int], small: bool) -> list[list[int]]:
+    """``indices`` in messages, the last one first."""
+    chunks: list[list[int]] = []
+    while indices:
+        count = wire.MAX_BATCH if small else _fitting(batch, indices)
+        chunks.append(indices[:count])
+        indices = indices[count:]
+    chunks.reverse()
     return chunks
 
 
@@ -424,14 +455,6 @@ def _fitting(batch: Batch, indices: Sequence[int]) -> int:
         if room < 0 and count:
             return count
     return wire.MAX_BATCH
-
-
-def _request(
-    method: str, member: Member, view_id: int, batch: Batch, chunk: Sequence[int], arguments: tuple[Any, ...]
-) -> Request:
-    columns = batch.columns(chunk)
-    largest = max(map(len, columns[1])) if batch.values is not None else 0
-    return Request(member, method, (view_id, *columns, *arguments), largest)
 
 
 def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeUnavailable:
