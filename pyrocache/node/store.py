@@ -18,7 +18,8 @@ from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.eviction import LRU, EvictionPolicy
+from pyrocache.node.eviction import LRUTable as LRU
+from pyrocache.node.eviction import TablePolicy as EvictionPolicy
 
 ENTRY_OVERHEAD = 224
 """Bytes that an entry takes beyond its key and value: objects, table slots, their order, malloc's slack."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.eviction import LRU
+from pyrocache.node.eviction import LRUTable as LRU
 from pyrocache.node.store import ENTRY_OVERHEAD, EXPIRY_OVERHEAD, Expiring, Store, Value, entry_cost
 from pyrocache.testing import FakeClock
 
