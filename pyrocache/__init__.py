@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyrocache.client.client import PyroCacheClient, Stats
+    from pyrocache.client.client import PyroCacheClient
+    from pyrocache.client.stats import Stats
     from pyrocache.cluster.routing import Member
     from pyrocache.errors import (
         ClientClosed,
@@ -60,7 +61,7 @@ _HOMES = {
     "LocalCluster": "pyrocache.local",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
-    "Stats": "pyrocache.client.client",
+    "Stats": "pyrocache.client.stats",
 }
 
 

@@ -19,6 +19,12 @@ DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
 
+MAX_NAMESPACE_BYTES = 255
+"""Bytes of a namespace's name in UTF-8, at most."""
+
+MAX_NAMESPACE_PATH_BYTES = 512
+"""Bytes of all names of a nested namespace together, at most."""
+
 MAX_SECONDS = 1_000_000
 """The longest timeout or deadline, eleven days; a TTL may be longer."""
 
@@ -118,6 +124,26 @@ def check_node_name(name: str) -> None:
     """Raise `ConfigurationError` unless ``name`` is ``cache.node.N``."""
     if not isinstance(name, str) or not _NODE_NAME.fullmatch(name):
         raise ConfigurationError(f"{name!r} is no node name; nodes are called cache.node.1, cache.node.2, …")
+
+
+def check_namespace(path: tuple[str, ...]) -> None:
+    """Raise `ConfigurationError` unless ``path`` is a tuple of names that are not too long."""
+    if not isinstance(path, tuple):
+        raise ConfigurationError(f"A namespace is a path, a tuple of names, not {type(path).__name__}.")
+    sizes = []
+    for name in path:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"A namespace's name is a str, not {type(name).__name__}.")
+        sizes.append(len(name.encode("utf-8", "surrogatepass")))
+    if max(sizes, default=0) > MAX_NAMESPACE_BYTES:
+        raise ConfigurationError(
+            f"A namespace's name takes at most {MAX_NAMESPACE_BYTES} bytes in UTF-8, not {max(sizes)}."
+        )
+    if sum(sizes) + len(sizes) > MAX_NAMESPACE_PATH_BYTES:
+        raise ConfigurationError(
+            f"This namespace is nested too deeply: its {len(sizes)} names take more than "
+            f"{MAX_NAMESPACE_PATH_BYTES} bytes in all, with one for each."
+        )
 
 
 def check_seconds(what: str, seconds: float) -> None:
@@ -236,7 +262,7 @@ class ClientConfig:
 
     Attributes:
         nameserver: the name server's ``host:port``.
-        namespace: the slice of the keys that this client sees.
+        namespace: the slice of the keys that this client sees, as a path of names; the empty one is the root.
         timeout: seconds that any one call may take, connecting and retries included.
         on_error: ``"raise"`` `NodeUnavailable`, or count it and behave as on a ``"miss"``.
         max_connections: connections to any one node; more threads than that wait for each other.
@@ -244,7 +270,7 @@ class ClientConfig:
     """
 
     nameserver: str = DEFAULT_NAMESERVER
-    namespace: str = ""
+    namespace: tuple[str, ...] = ()
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     on_error: OnError = "raise"
     max_connections: int = 64
@@ -252,10 +278,7 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
-        if not isinstance(self.namespace, str):
-            raise ConfigurationError(f"A namespace is a str, not {type(self.namespace).__name__}.")
-        if len(self.namespace.encode("utf-8", "surrogatepass")) > 255:
-            raise ConfigurationError("A namespace is at most 255 bytes long.")
+        check_namespace(self.namespace)
         check_seconds("timeout", self.timeout)
         if self.on_error not in ("raise", "miss"):
             raise ConfigurationError(f"on_error is 'raise' or 'miss', not {self.on_error!r}.")

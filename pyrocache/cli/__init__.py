@@ -42,7 +42,7 @@ InsecureOption = Annotated[
     bool,
     typer.Option("--insecure", help="Allow an address that other hosts reach; there is no authentication."),
 ]
-NamespaceOption = Annotated[str, typer.Option(help="The slice of the keys to work in.")]
+NamespaceOption = Annotated[str | None, typer.Option(help="The slice of the keys to work in.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
 
@@ -182,7 +182,7 @@ def set_command(
     key: KeyArgument,
     value: Annotated[str, typer.Argument(help="The value, as text.", metavar="VALUE", show_default=False)],
     ttl: Annotated[float | None, typer.Option(help="Seconds until it expires; for good by default.")] = None,
-    namespace: NamespaceOption = "",
+    namespace: NamespaceOption = None,
     nameserver: NameServerOption = None,
 ) -> None:
     """Store a text under a key."""
@@ -197,7 +197,7 @@ def set_command(
 
 @app.command("get")
 def get_command(
-    key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None
+    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = None
 ) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
     missing = object()
@@ -211,7 +211,7 @@ def get_command(
 
 @app.command("delete")
 def delete_command(
-    key: KeyArgument, namespace: NamespaceOption = "", nameserver: NameServerOption = None
+    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = None
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
     with _client(nameserver, namespace) as cache:
@@ -259,8 +259,8 @@ def _address(nameserver: str | None) -> str:
     return address
 
 
-def _client(nameserver: str | None, namespace: str) -> PyroCacheClient:
-    return PyroCacheClient(_address(nameserver), namespace=namespace)
+def _client(nameserver: str | None, namespace: str | None) -> PyroCacheClient:
+    return PyroCacheClient(_address(nameserver), namespace=() if namespace is None else namespace)
 
 
 def _warn_if_insecure(insecure: bool) -> None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyrocache.client.client import Stats
+from pyrocache.client.stats import Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
 

@@ -4,8 +4,10 @@ It owns what "the same key" means: two keys are one iff ``==`` says so as dict k
 same bytes in every process, whatever PYTHONHASHSEED, insertion order or interning. The bytes decode to an equal
 key, though not always of the same type: 1.0 may come back as 1, a named tuple as a tuple.
 
-A key on the wire is its namespace (varint length, UTF-8), then a tag byte and an open-ended payload, so that
-the bytes of "user:" are a prefix of those of "user:1", and the bytes of ("a", 1) of those of ("a", 1, "x").
+A key on the wire is its namespace, then a tag byte and an open-ended payload, so that the bytes of "user:" are a
+prefix of those of "user:1", and the bytes of ("a", 1) of those of ("a", 1, "x"). A namespace is a path of names: the
+varint length of what follows, then of each name its varint length and itself in UTF-8. So no path's bytes begin with
+those of another, and the bytes of the empty path, the root, are a zero byte.
 Inside a payload, a nested key is tag byte, varint payload length, payload. Varints are LEB128, ints are
 minimal big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone surrogates passed::
 
@@ -96,9 +98,17 @@ from pyrocache.client.key_scalars import encode_str
 from pyrocache.cluster.wire import MAX_KEY_BYTES
 from pyrocache.errors import InvalidKey, KeyTooLarge
 
-__all__ = ["MAX_KEY_BYTES", "decode_key", "encode_key", "namespace_prefix", "split_namespace"]
+__all__ = [
+    "MAX_KEY_BYTES",
+    "decode_key",
+    "encode_key",
+    "encode_keys",
+    "namespace_path",
+    "namespace_prefix",
+    "split_namespace",
+]
 
-_SURELY_SHORT = MAX_KEY_BYTES // 4 - 128  # characters that fit in UTF-8, whatever they are, behind any prefix
+_SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 _CHARACTER = "w" if "w" in typecodes else "u"  # array's type code; u goes as w comes
 
 
@@ -149,21 +159,36 @@ def decode_key(data: bytes) -> object:
         raise InvalidKey(f"these bytes are no encoded key ({type_name(error)})") from error
 
 
-def namespace_prefix(namespace: str) -> bytes:
-    """What stands before the bytes of every key of a namespace; for the empty one, a zero byte."""
-    name = utf8(namespace)
-    return varint(len(name)) + name
+def namespace_prefix(*path: str) -> bytes:
+    """What stands before the bytes of every key of the namespace with this path; for the root, a zero byte."""
+    names = [utf8(name) for name in path]
+    body = b"".join(varint(len(name)) + name for name in names)
+    return varint(len(body)) + body
 
 
-def split_namespace(data: bytes) -> tuple[str, bytes]:
-    """The namespace of an encoded key, and the rest of its bytes. Raises `InvalidKey` if there is none."""
-    size, start = read_varint(data, 0)
-    if start + size > len(data):
+def namespace_path(prefix: bytes) -> tuple[str, ...]:
+    """The path of a namespace's prefix. Raises `InvalidKey` if it is none."""
+    path, rest = split_namespace(prefix)
+    if rest:
+        raise InvalidKey("a namespace's prefix has bytes left over")
+    return path
+
+
+def split_namespace(data: bytes) -> tuple[tuple[str, ...], bytes]:
+    """The path of an encoded key's namespace, and the rest of its bytes. Raises `InvalidKey` if there is none."""
+    size, at = read_varint(data, 0)
+    end = at + size
+    path = []
+    while at < end:
+        size, start = read_varint(data, at)
+        at = start + size
+        try:
+            path.append(read_text(data[start:at]))
+        except UnicodeDecodeError:
+            raise InvalidKey("an encoded key's namespace is not UTF-8") from None
+    if at != end or end > len(data):
         raise InvalidKey("an encoded key ends within its namespace")
-    try:
-        return read_text(data[start : start + size]), data[start + size :]
-    except UnicodeDecodeError:
-        raise InvalidKey("an encoded key's namespace is not UTF-8") from None
+    return tuple(path), data[end:]
 
 
 # Dispatch: the exact type's encoder, else what the object is by inheritance or likeness, else pickle.

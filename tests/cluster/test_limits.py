@@ -196,9 +196,9 @@ class TestKeys:
 
     def test_the_namespace_is_part_of_the_key(self, small_node: RunningNode) -> None:
         with PyroCacheClient(small_node.nameserver, namespace="ten bytes!") as cache:
-            assert cache.set(self.LONGEST[10:], 1) is True
+            assert cache.set(self.LONGEST[11:], 1) is True  # a byte for the length of the only name
             with pytest.raises(KeyTooLarge):
-                cache.set(self.LONGEST[9:], 1)
+                cache.set(self.LONGEST[10:], 1)
             assert cache.clear() == 1
 
     def test_the_error_says_how_long_a_key_may_be_and_not_what_it_was(self) -> None:

@@ -375,9 +375,9 @@ class TestOurClientOnStockDaemons:
             member = cache.node_for("key")
             deadline = cache._deadline()
             with pytest.raises(RemoteError, match="bytes"):
-                cache._router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
+                cache._core.router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
             with pytest.raises(RemoteError):
-                cache._router.ask(member, "no_such_method", deadline=deadline)
+                cache._core.router.ask(member, "no_such_method", deadline=deadline)
             assert cache.get("key") == "old"
 
     def test_threads_share_a_client(self, stock_cluster: str) -> None:

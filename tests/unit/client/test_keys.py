@@ -34,11 +34,13 @@ from hypothesis import strategies as st
 
 import pyrocache
 from pyrocache.client.codec import canonical_pickle, type_name
+from pyrocache.client.key_format import varint
 from pyrocache.client.keys import (
     MAX_KEY_BYTES,
     decode_key,
     encode_key,
     encode_keys,
+    namespace_path,
     namespace_prefix,
     split_namespace,
 )
@@ -1038,27 +1040,49 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
 # Namespaces.
 
 
-@given(any_text, keys)
-def test_a_namespace_stands_before_the_key(namespace: str, key: Any) -> None:
-    prefix = namespace_prefix(namespace)
+paths = st.lists(any_text, max_size=3).map(tuple)
+
+
+@given(paths, keys)
+def test_a_namespace_stands_before_the_key(path: tuple[str, ...], key: Any) -> None:
+    prefix = namespace_prefix(*path)
     encoded = encode_key(key, prefix)
     assert encoded == prefix + encode_key(key)[1:]
-    assert split_namespace(encoded) == (namespace, encode_key(key)[1:])
+    assert split_namespace(encoded) == (path, encode_key(key)[1:])
+    assert namespace_path(prefix) == path
     assert decode_key(encoded) == key
 
 
+@given(paths, paths)
+def test_no_namespace_begins_with_the_bytes_of_another(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    assert one == other or not namespace_prefix(*one).startswith(namespace_prefix(*other))
+
+
 def test_the_format_of_namespaces_stays_as_it_is() -> None:
-    assert namespace_prefix("") == b"\0"
-    assert namespace_prefix("é") == b"\2\xc3\xa9"
-    assert namespace_prefix("x" * 300) == b"\xac\2" + b"x" * 300
+    assert namespace_prefix() == b"\0"
+    assert namespace_prefix("") == b"\1\0"
+    assert namespace_prefix("é") == b"\3\2\xc3\xa9"
+    assert namespace_prefix("shop", "eu") == b"\x08\4shop\2eu"
+    assert namespace_prefix("x" * 300) == b"\xae\2\xac\2" + b"x" * 300
 
 
-@pytest.mark.parametrize("data", [b"", b"\5abc", b"\x80", b"\x80\0", b"\x83\0abc", b"\1\xff", b"\xff" * 9])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\6\5abc", b"\x80", b"\x80\0", b"\x83\0abc", b"\2\1\xff", b"\xff" * 9),
+        *(b"\4\2a\2", b"\3\3abc", b"\3\1abc"),
+    ],
+)
 def test_bytes_without_a_namespace_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidKey):
         split_namespace(data)
     with pytest.raises(InvalidKey):
         decode_key(data)
+
+
+def test_a_namespaces_prefix_is_nothing_more() -> None:
+    with pytest.raises(InvalidKey, match="left over"):
+        namespace_path(b"\0x")
 
 
 # Refusals.
@@ -1182,7 +1206,7 @@ def test_a_key_may_be_64_kib_once_encoded_and_no_longer(make: Callable[[int], An
 
 
 def test_the_namespace_counts() -> None:
-    key = "x" * (MAX_KEY_BYTES - 1 - 4)
+    key = "x" * (MAX_KEY_BYTES - 1 - 5)
     assert len(encode_key(key, namespace_prefix("abc"))) == MAX_KEY_BYTES
     with pytest.raises(KeyTooLarge):
         encode_key(key, namespace_prefix("abcd"))
@@ -1391,7 +1415,7 @@ def test_bytes_nested_too_deeply_are_refused(tag: bytes) -> None:
 
 def nest(encoded: bytes) -> bytes:
     size = len(encoded) - 1
-    return encoded[:1] + namespace_prefix("x" * size)[: -size or None] + encoded[1:]
+    return encoded[:1] + varint(size) + encoded[1:]
 
 
 def no_memory_claims(data: bytes) -> bytes:
@@ -1404,9 +1428,9 @@ def check_harmless(data: bytes) -> None:
         key = decode_key(data)
     except InvalidKey:
         return
-    namespace, encoded = split_namespace(data)
+    path, encoded = split_namespace(data)
     try:
-        again = encode_key(key, namespace_prefix(namespace))
+        again = encode_key(key, namespace_prefix(*path))
     except InvalidKey:  # an object that was damaged so that its == fails
         assert b"P" in encoded
     else:
