@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class Later:
         self.deadline = deadline
         self._at_deadline = at_deadline
         self._on_lapse = on_lapse
-        self._lock = threading.Lock()  # guards: _state, _result, _callback
+        self._lock = threading.Lock()  # guards: _state, _result, _callback, _on_lapse
         self._state = _WAITING
         self._result: Any = None
         self._callback: Callable[[], object] | None = None
@@ -118,11 +119,11 @@ class Later:
 
     def expire(self, now: float) -> bool:
         """Give what it gives at its deadline, if ``now`` is not before that; False if it waits on or does no more."""
-        return now >= self.deadline and self._lapse(_GIVEN, self._at_deadline)
+        return now >= self.deadline and self._settle(_GIVEN, self._at_deadline, lapsed=True)
 
     def cancel(self) -> bool:
         """Nobody waits for it any more; False if there is an outcome already."""
-        return self._lapse(_REFUSED, PyroError("Nobody waits for this call any more."))
+        return self._settle(_REFUSED, PyroError("Nobody waits for this call any more."), lapsed=True)
 
     def take(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once there is an outcome: on the thread that brings it, or now. There is one taker."""
@@ -152,55 +153,55 @@ class Later:
             self.expire(clock())
         return self.outcome()
 
-    def _settle(self, state: int, result: Any) -> bool:
+    def _settle(self, state: int, result: Any, *, lapsed: bool = False) -> bool:
         with self._lock:
             if self._state != _WAITING:
                 return False
             self._state, self._result = state, result
-            callback, self._callback = self._callback, None
+            callback, on_lapse = self._callback, self._on_lapse
+            self._callback = self._on_lapse = None  # they refer to this, and a cycle would stay for long
         if callback is not None:
             _call_safely(callback)
-        return True
-
-    def _lapse(self, state: int, result: Any) -> bool:
-        if not self._settle(state, result):
-            return False
-        if self._on_lapse is not None:
-            _call_safely(self._on_lapse)
+        if lapsed and on_lapse is not None:
+            _call_safely(on_lapse)
         return True
 
 
 class Deadlines:
-    """The deadlines of many `Later`, and which comes next. For one thread."""
+    """The deadlines of many `Later`. For one thread.
 
-    __slots__ = ("_heap", "_number", "_open")
+    Attributes:
+        first: when `expire` is to be called next (monotonic seconds), or infinity.
+    """
+
+    __slots__ = ("_added", "_heap", "_open", "first")
 
     def __init__(self) -> None:
+        self.first = math.inf
         self._heap: list[tuple[float, int, Later]] = []
-        self._number = 0  # so that equal deadlines never compare what they are of
+        self._added = 0  # so that equal deadlines never compare what they are of
         self._open = 0  # added and not discarded
 
     def add(self, later: Later) -> None:
         """Watch over ``later``."""
-        self._number += 1
+        self._added += 1
         self._open += 1
-        heapq.heappush(self._heap, (later.deadline, self._number, later))
+        heapq.heappush(self._heap, (later.deadline, self._added, later))
+        self.first = self._heap[0][0]
 
     def discard(self, later: Later) -> None:
-        """Watch over ``later``, which has its outcome, no more; once for each that was added."""
+        """Watch over ``later`` no more: it has its outcome, or is about to be cancelled. Once for each added."""
         self._open -= 1
-        if len(self._heap) > 2 * self._open + _FEW:  # most wait for less than they may: do not keep those
-            self._heap = [entry for entry in self._heap if entry[2].waiting]
+        if len(self._heap) > 2 * self._open + _FEW:  # most have their outcome long before: do not keep those
+            self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not later]
             heapq.heapify(self._heap)
-
-    def next(self) -> float:
-        """When `expire` is to be called (monotonic seconds), or infinity."""
-        return self._heap[0][0] if self._heap else float("inf")
+            self.first = self._heap[0][0] if self._heap else math.inf
 
     def expire(self, now: float) -> None:
         """Have each whose deadline has come give what it gives then."""
         while self._heap and self._heap[0][0] <= now:
             heapq.heappop(self._heap)[2].expire(now)
+        self.first = self._heap[0][0] if self._heap else math.inf
 
 
 def _call_safely(callback: Callable[[], object]) -> None:

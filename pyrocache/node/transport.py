@@ -6,11 +6,16 @@ workers and their replies come back through the I/O thread, in the order of the 
 further while one of its jobs runs, nor while its peer leaves too much unread. Whoever sends half a request, nothing,
 or does not read meets a deadline of its own, and nobody else notices.
 
+A call that waits for a `Later` takes no thread, only its connection, which is not read meanwhile but watched: should
+the peer hang up, by closing or by ending its side of the stream, it is closed. However a connection ends, the `Later`
+it waits for is cancelled then and its `Peer` is closed.
+
 A request that comes alone, whole and small, as nearly all do, is answered without entering any buffer or queue. When
 more is kept for all connections together than the node may keep, whoever brings most of it is told `Overloaded`, and
 whoever leaves most of it unread is cut off. A large reply for which there is no room is `Overloaded` instead.
 
-Everything here belongs to the thread in `Transport.loop`, except `Transport.wake`, which any thread may call.
+Everything here belongs to the thread in `Transport.loop`, except `Transport.wake`, which any thread may call, and
+the outcomes of jobs and waiting calls, which come from any thread.
 `Transport` has the interface that ``Pyro5.server.Daemon`` expects of its ``transportServer``.
 """
 
@@ -21,6 +26,7 @@ import logging
 import mmap
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,12 +37,15 @@ from typing import Any
 from pyrocache.cluster.wire import LARGE_BYTES, Buffer, FrameDecoder, Header, sequence_of
 from pyrocache.config import NodeConfig, format_address
 from pyrocache.errors import ProtocolError
-from pyrocache.node.dispatch import Dispatcher, Farewell, Job, Reply
+from pyrocache.node.dispatch import Dispatcher, Farewell, Job, Pending, Reply
+from pyrocache.node.later import Deadlines, Later, Peer
 from pyrocache.waking import Patience
 
 log = logging.getLogger("pyrocache.node")
 
 _READ, _WRITE = select.POLLIN, select.POLLOUT
+_HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the peer sends nothing any more
+_GONE = _HANG_UP | select.POLLHUP | select.POLLERR
 _RECEIVE_BYTES = 64 * 1024
 _SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
 _UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests are left waiting too
@@ -62,9 +71,11 @@ class Connection:
         "ending_at",
         "greeted",
         "held_back",
+        "later",
         "mask",
         "outgoing",
         "partial_since",
+        "peer",
         "queued_at",
         "sent",
         "sock",
@@ -76,7 +87,9 @@ class Connection:
         self.decoder = FrameDecoder(dispatcher.admit_stranger, _room)
         self.greeted = False
         self.calm = False  # greeted, and nothing is under way or kept
-        self.busy = False  # a worker runs one of its calls
+        self.busy = False  # one of its calls is on a worker or waits
+        self.later: Later | None = None  # what that waits for
+        self.peer = Peer()
         self.held_back = False  # it left so much unread that requests were left waiting
         self.mask = 0  # what the selector watches it for
         self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray
@@ -206,14 +219,16 @@ class Transport:
         self._dispatcher: Dispatcher
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="pyrocache-worker")
         self._jobs = 0
-        self._done: deque[tuple[Connection, Reply | None]] = deque()
+        self._done: deque[tuple[Connection, Reply | Pending | None]] = deque()
+        self._deadlines = Deadlines()
+        self._thread = 0  # of the loop
         self._accept_again_at: float | None = None
         self._stopping = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._listen()
-        self.selector.register(self._wake_receiver, _READ, self._finish_jobs)
+        self.selector.register(self._wake_receiver, _READ, self._stay_awake)
 
     def attach(self, dispatcher: Dispatcher) -> None:
         """Whom to ask for replies; before `loop`."""
@@ -223,10 +238,13 @@ class Transport:
 
     def loop(self, loopCondition: Callable[[], bool] = lambda: True) -> None:
         """Serve until ``loopCondition`` is False or `shutdown` was called."""
+        self._thread = threading.get_ident()
         tick_at = self._now
         more = False
         while loopCondition() and not self._stopping:
-            events = self.selector.select(0.0 if more else max(0.0, tick_at - self._now))
+            first = self._deadlines.first
+            seconds = first - self._clock() if first < tick_at else tick_at - self._now
+            events = self.selector.select(0.0 if more or seconds < 0.0 else seconds)
             self._now = self._clock()
             for handler, mask in events:
                 if type(handler) is Connection:
@@ -236,6 +254,10 @@ class Transport:
             if more or self._now >= tick_at:
                 more = self._tick()
                 tick_at = self._clock() + _TICK_SECONDS
+            if self._now >= self._deadlines.first:
+                self._deadlines.expire(self._now)
+            if self._done:
+                self._finish_calls()
         self._close_all()
 
     def events(self, eventsockets: Any) -> None:
@@ -309,7 +331,9 @@ class Transport:
         if not connection.mask:  # closed by another one's request a moment ago
             return
         try:
-            if mask != _WRITE:  # also when it hung up
+            if connection.later is not None and mask & _GONE:
+                self._close(connection)
+            elif mask != _WRITE:  # also when it hung up
                 self._read(connection)
             if mask & _WRITE and connection.mask:
                 self._write(connection)
@@ -401,11 +425,13 @@ class Transport:
         if frame is None:
             return False
         connection.partial_since = connection.active_at = self._now
-        reply = self._dispatcher.handle(frame, connection.greeted)
+        reply = self._dispatcher.handle(frame, connection.greeted, connection.peer)
         if not connection.greeted:
             connection.greeted = True
             connection.decoder.admit = self._dispatcher.admit
-        if callable(reply):
+        if isinstance(reply, Pending):
+            self._start_to_wait(connection, reply)
+        elif callable(reply):
             self._start_job(connection, frame.header, reply)
         else:
             connection.queue(self._affordable(connection, reply), self._now)
@@ -458,6 +484,8 @@ class Transport:
         readable = not connection.busy and connection.unread < _UNREAD_BYTES
         writable = connection.outgoing or (connection.held_back and connection.ending_at is None)
         mask = (_READ if readable else 0) | (_WRITE if writable else 0)
+        if connection.later is not None:
+            mask |= _HANG_UP
         if mask == connection.mask:
             return
         if not connection.mask:
@@ -487,8 +515,10 @@ class Transport:
             connection.mask = 0
         self.buffered -= connection.held
         connection.sock.close()
+        self._forget_later(connection)
+        connection.peer.close()
 
-    # Jobs ------------------------------------------------------------------------------------------------
+    # Jobs and waiting calls ------------------------------------------------------------------------------
 
     def _start_job(self, connection: Connection, header: Header, job: Job) -> None:
         if self._jobs >= self._config.max_queued_calls:
@@ -507,21 +537,45 @@ class Transport:
         self._done.append((connection, reply))
         self.wake()
 
-    def _finish_jobs(self) -> None:
+    def _start_to_wait(self, connection: Connection, call: Pending) -> None:
+        connection.busy = True
+        connection.later = call.later
+        self._deadlines.add(call.later)
+        call.later.take(partial(self._end_wait, connection, call))
+
+    def _end_wait(self, connection: Connection, call: Pending) -> None:  # on any thread
+        self._done.append((connection, call))
+        if threading.get_ident() != self._thread:
+            self.wake()
+
+    def _forget_later(self, connection: Connection) -> None:
+        later, connection.later = connection.later, None
+        if later is not None:
+            self._deadlines.discard(later)
+            later.cancel()
+
+    def _stay_awake(self) -> None:
         try:
             self._wake_receiver.recv(4096)
         except BlockingIOError:
             pass
+
+    def _finish_calls(self) -> None:
         while self._done:
             connection, reply = self._done.popleft()
-            self._jobs -= 1
             connection.busy = False
-            if reply is None:
-                self._close(connection)
+            if isinstance(reply, Pending):
+                self._forget_later(connection)
+            else:
+                self._jobs -= 1
+                if reply is None:
+                    self._close(connection)
             if connection not in self.connections or reply is None:
                 continue
             try:
                 connection.active_at = connection.partial_since = self._now
+                if isinstance(reply, Pending):
+                    reply = reply.reply()
                 before = connection.unread
                 connection.queue(self._affordable(connection, reply), self._now)
                 self.buffered += connection.unread - before
