@@ -18,6 +18,8 @@ from pyrocache.errors import ConfigurationError, InsecureAddress
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
+EVICTION_POLICIES = ("s3fifo", "lru")
+DEFAULT_EVICTION = "s3fifo"
 
 MAX_NAMESPACE_BYTES = 255
 """Bytes of a namespace's name in UTF-8, at most."""
@@ -188,6 +190,7 @@ class NodeConfig:
         insecure: allow a ``host`` that is not loopback.
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
+        eviction: the policy that decides which entry goes when they are taken, one of `EVICTION_POLICIES`.
         max_value_bytes: the largest value frame that is taken.
         max_connections: connections at once; one more is turned away.
         handshake_seconds: how long a new connection may take to introduce itself.
@@ -208,6 +211,7 @@ class NodeConfig:
     insecure: bool = False
     weight: float = 1.0
     max_memory: int = 2**30
+    eviction: str = DEFAULT_EVICTION
     max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES
     max_connections: int = 4096
     handshake_seconds: float = 5.0
@@ -235,6 +239,10 @@ class NodeConfig:
         if self.max_memory < 64 * 1024:
             raise ConfigurationError(
                 f"A node needs at least 64KiB of memory for entries, not {self.max_memory}."
+            )
+        if self.eviction not in EVICTION_POLICIES:
+            raise ConfigurationError(
+                f"{self.eviction!r} is no eviction policy; there are {', '.join(EVICTION_POLICIES)}."
             )
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
             check_seconds(field, getattr(self, field))

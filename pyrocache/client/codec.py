@@ -38,6 +38,7 @@ from pickle import dumps, loads
 from types import NoneType
 from typing import Any
 
+from pyrocache.cluster.integers import INT_KIND, pack_int, unpack_int
 from pyrocache.cluster.wire import Pieces
 from pyrocache.errors import CorruptValue, SerializationError
 
@@ -55,7 +56,7 @@ _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
 
 _NONE, _FALSE, _TRUE = b"n", b"m", b"y"
-_INT, _FLOAT, _BYTES, _STR, _OUT_OF_BAND = b"w", b"f", b"z", b"x", b"v"
+_FLOAT, _BYTES, _STR, _OUT_OF_BAND = b"f", b"z", b"x", b"v"
 _PICKLE_FIRST = pickle.PROTO[0]
 _first_byte = itemgetter(0)
 
@@ -179,11 +180,6 @@ class _CanonicalUnpickler(pickle.Unpickler):
         return self._persistent_load(pid)
 
 
-def _encode_int(value: int) -> bytes:
-    magnitude = value if value >= 0 else ~value
-    return _INT + value.to_bytes(magnitude.bit_length() // 8 + 1, "big", signed=True)
-
-
 def _encode_bytes(value: bytes) -> bytes | Pieces:
     return _BYTES + value if len(value) < _LARGE else Pieces((_BYTES, value))
 
@@ -246,7 +242,7 @@ def _join_out_of_band(data: bytes, buffers: list[memoryview]) -> Pieces:
 _ENCODERS: dict[type, Callable[[Any], bytes | Pieces]] = {
     NoneType: lambda value: _NONE,
     bool: lambda value: _TRUE if value else _FALSE,
-    int: _encode_int,
+    int: pack_int,
     float: lambda value: _FLOAT + _DOUBLE.pack(value),
     bytes: _encode_bytes,
     str: _encode_str,
@@ -263,9 +259,10 @@ def _decode_constant(value: object) -> Callable[[bytes | memoryview], object]:
 
 
 def _decode_int(frame: bytes | memoryview) -> int:
-    if len(frame) == 1:
+    number = unpack_int(frame)
+    if number is None:
         raise CorruptValue("a stored int has no bytes")
-    return int.from_bytes(frame[1:], "big", signed=True)
+    return number
 
 
 def _decode_float(frame: bytes | memoryview) -> object:
@@ -316,7 +313,7 @@ _DECODERS: dict[int, Callable[[Any], object]] = {
     _NONE[0]: _decode_constant(None),
     _FALSE[0]: _decode_constant(False),
     _TRUE[0]: _decode_constant(True),
-    _INT[0]: _decode_int,
+    INT_KIND[0]: _decode_int,
     _FLOAT[0]: _decode_float,
     _BYTES[0]: lambda frame: bytes(frame[1:]),
     _STR[0]: _decode_str,

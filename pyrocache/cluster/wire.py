@@ -44,6 +44,15 @@ MAX_BATCH = 1000
 BATCH_BYTES = 4 * 2**20
 """Bytes of entries after which a batch is continued in a further message."""
 
+MAX_TAGS = 64
+"""Tags of one entry."""
+
+MAX_TAG_BYTES = 2048
+"""Length of the longest tag, its namespace included."""
+
+KEEP_TTL = -1
+"""As a TTL: the one that the entry has."""
+
 _HEADER = struct.Struct("!4sHBBHHII16sHH")
 _VERSION = 502
 _MAGIC = 0x4DC5
@@ -416,7 +425,7 @@ KEY_TOO_LARGE = "key-too-large"
 VALUE_TOO_LARGE = "value-too-large"
 OVERLOADED = "overloaded"
 BAD_REQUEST = "bad-request"
-SCAN_EXPIRED = "scan-expired"
+NOT_AN_INT = "not-an-int"
 INTERNAL = "internal"
 
 

@@ -1,89 +1,67 @@
 """`CacheNode`: the methods that clients call, the same under our transport and under a stock Pyro5 daemon.
 
-Owns the store and its lock, checks every argument (a peer can send anything) and the view that the request was routed
-with. Values and keys are opaque bytes; nothing here unpickles. Every method may run on any thread. Those in
-`CacheNode.CHEAP` hold the lock briefly and suit an I/O thread; the others walk the whole store, in slices between
-which the lock is free.
+Owns the store and its lock, has every argument checked (a peer can send anything) and the view that the request was
+routed with. Values and keys are opaque bytes; nothing here unpickles. Every method may run on any thread. Those in
+`CacheNode.CHEAP` hold the lock briefly and suit an I/O thread; the others walk over entries, in slices between which
+the lock is free.
 """
 
 from __future__ import annotations
 
-import math
+import heapq
 import os
-import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, TypeVar
 
 from Pyro5.errors import PyroError
 from Pyro5.server import expose
 
+from pyrocache.cluster.integers import pack_int, unpack_int
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.cluster.wire import (
     BAD_REQUEST,
     BATCH_BYTES,
-    KEY_TOO_LARGE,
     MAX_BATCH,
     MAX_KEY_BYTES,
-    SCAN_EXPIRED,
+    NOT_AN_INT,
     STALE_VIEW,
     VALUE_TOO_LARGE,
 )
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
-from pyrocache.node.store import Store, Value, entry_cost
+from pyrocache.errors import ValueTooLarge
+from pyrocache.node.arguments import (
+    check_batch,
+    check_condition,
+    check_int,
+    check_key,
+    check_keys,
+    check_namespace,
+    check_tag,
+    check_tags,
+    check_ttl,
+    check_ttl_or_keep,
+    refusal,
+)
+from pyrocache.node.entries import Value, entry_cost
+from pyrocache.node.namespaces import NAMESPACE_OVERHEAD
+from pyrocache.node.store import Condition, Store
 
 _SLICE = 500
-_MAX_SCANS = 64
-_SEGMENT_SHARE = 1024  # of a node's memory that the keys of a scan's segment may take
-_SMALLEST_SEGMENT = 256 * 1024
-_SCAN_SECONDS = 900.0
+_PAGES_A_CALL = 64  # of a scan that finds little
+_MOST_NAMESPACES = 500  # whose figures are told
+_TAGS_SLACK = 64 * 1024  # more than all tags of an entry take beside their names
 _KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
 _NO_VIEW = 0
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-class _Scan:
-    """Where one walk over the keys has come to.
-
-    The keys are walked in segments, by hash, each of which is listed when its turn comes: the list keeps alive even
-    those keys that leave the store meanwhile, and must not hold more than a small share of the memory.
-    """
-
-    __slots__ = ("_segment", "_segments", "prefix", "used_at", "waiting")
-
-    def __init__(self, prefix: bytes, segments: int) -> None:
-        self.prefix = prefix
-        self.waiting: list[bytes] = []
-        self.used_at = 0.0
-        self._segments = segments
-        self._segment = 0
-
-    def next_segment(self, keys: list[bytes]) -> None:
-        """Begin the next segment, ``keys`` being all keys there are now."""
-        count, turn = self._segments, self._segment
-        self.waiting = keys if count == 1 else [key for key in keys if hash(key) % count == turn]
-        self._segment += 1
-
-    def at_end(self) -> bool:
-        """Whether all has been walked over."""
-        return not self.waiting and self._segment == self._segments
-
-
 def exposed(method: _Method) -> _Method:
     """Pyro5's ``expose``, for the type checker."""
     expose(method)
     return method
-
-
-def refusal(code: str, message: str, detail: Any = None) -> PyroError:
-    """The exception that every Pyro5 peer can receive; see ``cluster/wire.py``."""
-    error = PyroError(message)
-    error.code = code
-    error.detail = detail
-    return error
 
 
 class CacheNode:
@@ -99,14 +77,20 @@ class CacheNode:
         max_value_bytes: the largest value frame that is taken.
         gauges: further figures for `stats`.
         on_stale: called, on any thread, when a caller holds another view than this node.
+        on_reset: called when figures are to be counted anew.
     """
 
     CHEAP = frozenset(
         (
-            *("get", "set", "delete", "contains", "ttl", "get_many", "set_many", "delete_many"),
-            *("ping", "members", "stats"),
+            *("get", "set", "put", "setdefault", "get_with_version", "incr"),
+            *("delete", "pop", "contains", "ttl", "touch"),
+            *("get_many", "set_many", "delete_many", "touch_many"),
+            *("clear", "invalidate_tag", "ping", "members", "stats", "reset_stats"),
         )
     )
+
+    WAITING: ClassVar[dict[str, str]] = {}
+    """Methods that may wait, each with the one that begins it; see `Dispatcher`."""
 
     def __init__(
         self,
@@ -117,6 +101,7 @@ class CacheNode:
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         gauges: Callable[[], dict[str, Any]] = dict,
         on_stale: Callable[[], None] = lambda: None,
+        on_reset: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_value_bytes = max_value_bytes
@@ -125,26 +110,40 @@ class CacheNode:
         self._incarnation = incarnation
         self._gauges = gauges
         self._on_stale = on_stale
+        self._on_reset = on_reset
         self._clock = clock
-        self._started = clock()
-        self._lock = threading.Lock()  # guards: _store, _view, _view_id, _admitted, _scans
+        self._started = self._counted_since = clock()
+        self._lock = threading.Lock()  # guards: _store, _view, _view_id, _admitted
         self._store = store
         self._view: ClusterView | None = None
         self._view_id = _NO_VIEW
         self._admitted = True
-        self._scans: OrderedDict[int, _Scan] = OrderedDict()
 
     # Data: one key ---------------------------------------------------------------------------------------
 
     @exposed
-    def get(self, view: int, key: bytes) -> Value | None:
-        """The value frame stored under ``key``, or None."""
+    def get(self, view: int, key: bytes, touch_seconds: float | None = None) -> Value | None:
+        """The value frame stored under ``key``, or None; with ``touch_seconds`` it expires so much later than now."""
         if type(key) is not bytes or not 0 < len(key) <= MAX_KEY_BYTES:
-            _check_key(key)
+            check_key(key)
+        if touch_seconds is not None:
+            check_ttl(touch_seconds)
         with self._lock:
             if view != self._view_id or not self._admitted:
                 self._check_view(view)
-            return self._store.get(key)
+            value = self._store.get(key)
+            if touch_seconds is not None and value is not None:
+                self._store.touch(key, touch_seconds)
+            return value
+
+    @exposed
+    def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
+        """The value frame and what tells this state of the entry from all others, or None."""
+        check_key(key)
+        with self._lock:
+            self._check_view(view)
+            found = self._store.get_with_version(key)
+        return None if found is None else list(found)
 
     @exposed
     def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
@@ -153,13 +152,12 @@ class CacheNode:
         A value that is the part of a message is kept as that part, if it is most of it, and is not to change.
         """
         if type(key) is not bytes or type(value) is not bytes or len(value) > self._surely_fits:
-            self._check_entry(key, value, expires=ttl_seconds is not None)
-            if type(value) is memoryview and not _is_most_of_its_message(value):
-                value = bytes(value)
+            check_key(key)
+            value = self._checked(key, value, expires=ttl_seconds is not None)
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            _check_key(key)
+            check_key(key)
         if ttl_seconds is not None:
-            _check_ttl(ttl_seconds)
+            check_ttl(ttl_seconds)
         with self._lock:
             if view != self._view_id or not self._admitted:
                 self._check_view(view)
@@ -167,17 +165,88 @@ class CacheNode:
         return True
 
     @exposed
+    def put(
+        self,
+        view: int,
+        key: bytes,
+        value: Value,
+        ttl_seconds: float | None = None,
+        condition: Condition = None,
+        tags: list[bytes] | None = None,
+    ) -> bool:
+        """Store ``value`` if the condition holds; whether it did.
+
+        Args:
+            ttl_seconds: `KEEP_TTL` keeps the entry's, and its tags if there are none here.
+            condition: None, ``"absent"``, ``"present"`` or a version.
+            tags: each with its namespace.
+        """
+        check_key(key)
+        check_ttl_or_keep(ttl_seconds)
+        check_condition(condition)
+        check_tags(tags)
+        value = self._checked(key, value, expires=ttl_seconds is not None)
+        with self._lock:
+            self._check_view(view)
+            try:
+                return self._store.put(key, value, ttl_seconds, condition=condition, tags=tags)
+            except ValueTooLarge:
+                raise self._no_room() from None
+
+    @exposed
+    def setdefault(
+        self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None
+    ) -> Value | None:
+        """The value that is there; None if there was none, and ``value`` was stored."""
+        check_key(key)
+        check_ttl(ttl_seconds)
+        value = self._checked(key, value, expires=ttl_seconds is not None)
+        with self._lock:
+            self._check_view(view)
+            return self._store.setdefault(key, value, ttl_seconds)
+
+    @exposed
+    def incr(
+        self, view: int, key: bytes, delta: bytes, default: bytes, ttl_seconds: float | None = None
+    ) -> bytes:
+        """Add to the int that is there, or to ``default``, which is then stored for ``ttl_seconds``; the sum.
+
+        All are frames of ints. An entry that is there keeps its TTL and its tags.
+        """
+        check_key(key)
+        check_ttl(ttl_seconds)
+        more, begin = check_int(delta), check_int(default)
+        with self._lock:
+            self._check_view(view)
+            try:
+                total = self._store.change(key, lambda frame: self._sum(key, unpack_int(frame), more))
+                if total is None:
+                    total = self._sum(key, begin, more)
+                    self._store.set(key, total, ttl_seconds)
+            except ValueTooLarge:
+                raise self._no_room() from None
+        return bytes(total)
+
+    @exposed
     def delete(self, view: int, key: bytes) -> bool:
         """Remove the entry; whether there was one."""
-        _check_key(key)
+        check_key(key)
         with self._lock:
             self._check_view(view)
             return self._store.delete(key)
 
     @exposed
+    def pop(self, view: int, key: bytes) -> Value | None:
+        """Remove the entry and return its value, or None."""
+        check_key(key)
+        with self._lock:
+            self._check_view(view)
+            return self._store.pop(key)
+
+    @exposed
     def contains(self, view: int, key: bytes) -> bool:
         """Whether there is an entry; counts no hit and does not make it more recent."""
-        _check_key(key)
+        check_key(key)
         with self._lock:
             self._check_view(view)
             return self._store.contains(key)
@@ -185,10 +254,19 @@ class CacheNode:
     @exposed
     def ttl(self, view: int, key: bytes) -> float | None:
         """Seconds until the entry expires, infinite when it never does, None when there is none."""
-        _check_key(key)
+        check_key(key)
         with self._lock:
             self._check_view(view)
             return self._store.remaining(key)
+
+    @exposed
+    def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
+        """Have the entry expire so much later than now, or never; whether there is one."""
+        check_key(key)
+        check_ttl(ttl_seconds)
+        with self._lock:
+            self._check_view(view)
+            return self._store.touch(key, ttl_seconds)
 
     # Data: many keys -------------------------------------------------------------------------------------
 
@@ -198,94 +276,145 @@ class CacheNode:
 
         Ends early, after at least one, when the reply has become large: ask again for the rest.
         """
-        _check_batch(keys)
-        _check_keys(keys)
+        check_keys(keys)
         with self._lock:
             self._check_view(view)
             return self._store.get_many(keys, BATCH_BYTES)
 
     @exposed
     def set_many(
-        self, view: int, keys: list[bytes], values: list[bytes], ttl_seconds: float | None = None
+        self,
+        view: int,
+        keys: list[bytes],
+        values: list[bytes],
+        ttl_seconds: float | None = None,
+        tags: list[bytes] | None = None,
     ) -> int:
         """Store each of ``values`` under its key; their number. All are checked before any is stored."""
-        _check_batch(keys)
-        _check_batch(values)
-        _check_keys(keys)
-        _check_ttl(ttl_seconds)
+        check_keys(keys)
+        check_batch(values)
+        check_ttl(ttl_seconds)
+        check_tags(tags)
         if len(keys) != len(values):
             raise refusal(BAD_REQUEST, "There are as many values as keys.")
-        self._check_values(keys, values, expires=ttl_seconds is not None)
+        self._check_values(keys, values, expires=ttl_seconds is not None, tags=tags or ())
         with self._lock:
             self._check_view(view)
-            self._store.set_many(keys, values, ttl_seconds)
+            if not tags:
+                self._store.set_many(keys, values, ttl_seconds)
+            else:
+                for key, value in zip(keys, values, strict=True):
+                    self._store.put(key, value, ttl_seconds, tags=tags)
         return len(keys)
 
     @exposed
     def delete_many(self, view: int, keys: list[bytes]) -> int:
         """Remove the entries; how many there were."""
-        _check_batch(keys)
-        _check_keys(keys)
+        check_keys(keys)
         with self._lock:
             self._check_view(view)
-            return sum(self._store.delete(key) for key in keys)
-
-    # The whole store -------------------------------------------------------------------------------------
+            return sum(map(self._store.delete, keys))
 
     @exposed
-    def count(self, prefix: bytes) -> int:
-        """Entries whose key begins with ``prefix``."""
-        return sum(
-            self._store.contains(key) for batch in self._slices(self._matching(prefix)) for key in batch
-        )
+    def touch_many(self, view: int, keys: list[bytes], ttl_seconds: float | None) -> int:
+        """`touch` each of ``keys``; how many there are."""
+        check_keys(keys)
+        check_ttl(ttl_seconds)
+        with self._lock:
+            self._check_view(view)
+            return sum(self._store.touch(key, ttl_seconds) for key in keys)
+
+    # A whole namespace -----------------------------------------------------------------------------------
 
     @exposed
-    def clear(self, prefix: bytes) -> int:
-        """Remove every entry, of those there when the call begins, whose key begins with ``prefix``."""
-        return sum(self._store.delete(key) for batch in self._slices(self._matching(prefix)) for key in batch)
+    def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
+        """Some keys of a namespace that begin with ``prefix``, as ``[cursor for the next, or 0 at the end, keys]``.
 
-    @exposed
-    def keys(self, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
-        """Some keys that begin with ``prefix``, as ``[cursor for the next, or 0 at the end, keys]``.
-
-        Over all cursors, each key that is there from beginning to end comes exactly once.
+        Over all cursors, each key that is there from beginning to end comes exactly once. There may be no keys though
+        the end has not come. Nothing is remembered here between two calls.
         """
-        if type(cursor) is not int or type(limit) is not int or not 1 <= limit <= MAX_BATCH:
-            raise refusal(BAD_REQUEST, f"A cursor is an int, a limit an int from 1 to {MAX_BATCH}.")
-        now = self._clock()
+        check_namespace(namespace)
+        check_namespace(prefix)
+        if type(cursor) is not int or not 0 <= cursor < 2**64:
+            raise refusal(BAD_REQUEST, "A cursor is what the last page came with, or 0.")
+        if type(limit) is not int or not 1 <= limit <= MAX_BATCH:
+            raise refusal(BAD_REQUEST, f"A limit is an int from 1 to {MAX_BATCH}.")
+        found: list[bytes] = []
+        room = BATCH_BYTES
+        for _ in range(_PAGES_A_CALL):
+            keys, cursor = self._page(namespace, prefix, cursor, min(limit - len(found), _SLICE), room)
+            found += keys
+            room -= sum(map(len, keys))
+            if not cursor or len(found) >= limit or room <= 0:
+                break
+        return [cursor, found]
+
+    @exposed
+    def count(self, namespace: bytes) -> int:
+        """Entries of the namespace."""
+        check_namespace(namespace)
         with self._lock:
-            scan = self._scans.pop(cursor, None)
-        if cursor == 0:
-            scan = self._new_scan(prefix)
-            cursor = secrets.randbits(62) | 1
-        elif scan is None:
-            raise refusal(SCAN_EXPIRED, "This scan rested too long or there are too many; begin anew.")
-        page = self._next_page(scan, limit)
-        if scan.at_end():
-            return [0, page]
-        scan.used_at = now
+            space = self._store.namespaces.get(namespace)
+            if space is None or not space.unsure:
+                return space.count if space is not None else 0
+        keys, cursor = self._page(namespace, namespace, 0)
+        total = len(keys)
+        while cursor:
+            keys, cursor = self._page(namespace, namespace, cursor)
+            total += len(keys)
+        return total
+
+    @exposed
+    def clear(self, namespace: bytes) -> int:
+        """Remove every entry of the namespace; how many there were.
+
+        That takes no longer for many than for one. Those that had expired and were not swept yet are counted too.
+        """
+        check_namespace(namespace)
         with self._lock:
-            self._forget_old_scans(now)
-            self._scans[cursor] = scan
-        return [cursor, page]
+            return self._store.clear(namespace)
+
+    @exposed
+    def invalidate_tag(self, tag: bytes) -> int:
+        """Remove every entry that has the tag; how many there were. That takes no longer for many than for one."""
+        check_tag(tag)
+        with self._lock:
+            return self._store.invalidate(tag)
+
+    # The node --------------------------------------------------------------------------------------------
 
     @exposed
     def stats(self) -> dict[str, Any]:
-        """Figures of this node, by name; counters count since its start."""
+        """Figures of this node, by name; counters count since its start or `reset_stats`."""
         with self._lock:
             store = self._store
             figures: dict[str, Any] = {
+                "hits": store.hits,
+                "misses": store.misses,
                 **store.counters.as_dict(),
                 "entries": len(store),
                 "bytes": store.bytes,
                 "max_bytes": store.max_bytes,
+                "policy": store.policy.name,
+                "namespaces": self._namespaces(),
             }
+        now = self._clock()
         return {
             **figures,
-            "uptime_seconds": self._clock() - self._started,
+            "uptime_seconds": now - self._started,
+            "counted_seconds": now - self._counted_since,
             "pid": os.getpid(),
             **self._gauges(),
         }
+
+    @exposed
+    def reset_stats(self) -> bool:
+        """Count everything from 0 on again; True."""
+        with self._lock:
+            self._store.reset_counters()
+            self._counted_since = self._clock()
+        self._on_reset()
+        return True
 
     @exposed
     def ping(self, view: int = _NO_VIEW) -> dict[str, Any]:
@@ -316,10 +445,8 @@ class CacheNode:
             changed = view.id != self._view_id
             self._view, self._view_id = view, view.id
         if changed:
-            for batch in self._slices(self._matching(b"")):
-                for key in batch:
-                    if not view.members or view.owner(key).name != self._name:
-                        self._store.discard(key)
+            for space in self._prefixes():
+                self._drop_foreign(space, view)
 
     def redirect(self, view: ClusterView) -> None:
         """Refuse every caller from now on, and tell it ``view``: this node is leaving."""
@@ -337,7 +464,8 @@ class CacheNode:
 
     def forget_everything(self) -> None:
         """Drop all entries: other nodes may have acted in this one's place."""
-        self.clear(b"")
+        for space in self._prefixes():
+            self.clear(space)
 
     def sweep(self) -> bool:
         """Free some expired entries; whether there may be more."""
@@ -357,69 +485,76 @@ class CacheNode:
                 STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)
             )
 
-    def _check_entry(self, key: Any, value: Any, *, expires: bool) -> None:
-        _check_key(key)
+    def _checked(self, key: bytes, value: Any, *, expires: bool) -> Value:
+        """``value``, as it is to be kept."""
         if type(value) is not bytes and type(value) is not memoryview:
             raise refusal(BAD_REQUEST, "A value is bytes.")
         if len(value) > self.max_value_bytes:
             raise refusal(
                 VALUE_TOO_LARGE, f"{self._name} takes values of up to {self.max_value_bytes} bytes."
             )
-        if entry_cost(key, value, expires=expires) > self._store.max_bytes:
-            raise refusal(
-                VALUE_TOO_LARGE,
-                f"the value does not fit into its {self._store.max_bytes} bytes of memory; start nodes with more.",
-            )
+        if entry_cost(key, value, expires=expires) + NAMESPACE_OVERHEAD > self._store.max_bytes:
+            raise self._no_room()
+        if type(value) is memoryview and not _is_most_of_its_message(value):
+            value = bytes(value)
+        kept: Value = value
+        return kept
 
-    def _check_values(self, keys: list[bytes], values: list[Any], *, expires: bool) -> None:
-        limit = min(
-            self.max_value_bytes, self._store.max_bytes - MAX_KEY_BYTES - 1024
-        )  # always fine up to here
-        if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > limit:
+    def _no_room(self) -> PyroError:
+        return refusal(
+            VALUE_TOO_LARGE,
+            f"the value does not fit into its {self._store.max_bytes} bytes of memory; start nodes with more.",
+        )
+
+    def _check_values(
+        self, keys: list[bytes], values: list[Any], *, expires: bool, tags: Collection[bytes]
+    ) -> None:
+        if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > self._surely_fits:
             for key, value in zip(keys, values, strict=True):
-                self._check_entry(key, value, expires=expires)
+                self._checked(key, value, expires=expires)
+        if tags and values:
+            most = max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
+            if most > self._store.max_bytes:
+                raise self._no_room()
 
-    def _matching(self, prefix: Any) -> list[bytes]:
-        if type(prefix) is not bytes:
-            raise refusal(BAD_REQUEST, "A prefix is bytes.")
+    def _sum(self, key: bytes, number: int | None, delta: int) -> bytes:
+        if number is None:
+            raise refusal(NOT_AN_INT, "What is stored there is no int.")
+        total = pack_int(number + delta)
+        self._checked(key, total, expires=True)
+        return total
+
+    def _namespaces(self) -> list[list[Any]]:
+        spaces = [space for space in self._store.namespaces if space.count or space.hits or space.misses]
+        if len(spaces) > _MOST_NAMESPACES:
+            spaces = heapq.nlargest(_MOST_NAMESPACES, spaces, key=lambda space: space.hits + space.misses)
+        return [[space.prefix, space.hits, space.misses, space.count] for space in spaces]
+
+    def _prefixes(self) -> list[bytes]:
         with self._lock:
-            keys = self._store.keys()
-        return [key for key in keys if key.startswith(prefix)] if prefix else keys
+            return [space.prefix for space in self._store.namespaces]
 
-    def _slices(self, keys: list[bytes]) -> Iterator[Iterable[bytes]]:
-        """``keys`` in slices, the lock held while the caller works on one and free in between."""
-        for start in range(0, len(keys), _SLICE):
-            with self._lock:
-                yield keys[start : start + _SLICE]
-            time.sleep(0)  # lets a waiting I/O thread have the interpreter
-
-    def _new_scan(self, prefix: bytes) -> _Scan:
-        keys = self._matching(prefix)
-        segment_bytes = max(_SMALLEST_SEGMENT, self._store.max_bytes // _SEGMENT_SHARE)
-        return _Scan(prefix, segments=1 + sum(map(len, keys)) // segment_bytes)
-
-    def _next_page(self, scan: _Scan, limit: int) -> list[bytes]:
-        """The next keys of a scan that are still there, ``limit`` at most."""
-        page: list[bytes] = []
-        room = BATCH_BYTES
-        while len(page) < limit and room > 0 and not scan.at_end():
-            if not scan.waiting:
-                scan.next_segment(self._matching(scan.prefix))
-            with self._lock:
-                for _ in range(min(_SLICE, limit - len(page), len(scan.waiting))):
-                    key = scan.waiting.pop()
-                    if self._store.contains(key):
-                        page.append(key)
-                        room -= len(key)
-            time.sleep(0)  # lets a waiting I/O thread have the interpreter
+    def _page(
+        self, namespace: bytes, prefix: bytes, cursor: int, limit: int = _SLICE, room: int = BATCH_BYTES
+    ) -> tuple[list[bytes], int]:
+        """Some keys, and the cursor behind them, 0 at the end."""
+        with self._lock:
+            page = self._store.page(namespace, prefix, cursor, limit, room)
+        time.sleep(0)  # lets a waiting I/O thread have the interpreter
         return page
 
-    def _forget_old_scans(self, now: float) -> None:
-        while self._scans:
-            oldest = next(iter(self._scans))
-            if len(self._scans) < _MAX_SCANS and now - self._scans[oldest].used_at < _SCAN_SECONDS:
-                break
-            del self._scans[oldest]
+    def _drop_foreign(self, namespace: bytes, view: ClusterView) -> None:
+        """Remove what belongs to other nodes."""
+        cursor = 0
+        while True:
+            with self._lock:
+                keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES)
+                for key in keys:
+                    if not view.members or view.owner(key).name != self._name:
+                        self._store.discard(key)
+            if not cursor:
+                return
+            time.sleep(0)
 
 
 def _as_lists(view: ClusterView | None) -> list[list[Any]]:
@@ -429,29 +564,3 @@ def _as_lists(view: ClusterView | None) -> list[list[Any]]:
 
 def _is_most_of_its_message(value: memoryview) -> bool:
     return len(value) >= _KEPT_IN_MESSAGE and 2 * len(value) >= len(value.obj)  # type: ignore[arg-type]
-
-
-def _check_key(key: Any) -> None:
-    if type(key) is not bytes or not key:
-        raise refusal(BAD_REQUEST, "A key is bytes, and not empty.")
-    if len(key) > MAX_KEY_BYTES:
-        raise refusal(KEY_TOO_LARGE, f"A key is at most {MAX_KEY_BYTES} bytes long.")
-
-
-def _check_keys(keys: list[Any]) -> None:
-    if not set(map(type, keys)) <= {bytes} or not all(keys) or max(map(len, keys), default=0) > MAX_KEY_BYTES:
-        for key in keys:
-            _check_key(key)  # says what is wrong with it
-
-
-def _check_ttl(ttl_seconds: Any) -> None:
-    if ttl_seconds is None:
-        return
-    number = type(ttl_seconds) in (int, float)
-    if not number or not 0 < ttl_seconds < math.inf:
-        raise refusal(BAD_REQUEST, "A TTL is None or a finite number of seconds above 0.")
-
-
-def _check_batch(items: Any) -> None:
-    if type(items) not in (list, tuple) or len(items) > MAX_BATCH:
-        raise refusal(BAD_REQUEST, f"A batch is a list of at most {MAX_BATCH}.")

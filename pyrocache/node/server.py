@@ -32,6 +32,7 @@ from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTake
 from pyrocache.node import peers, unix_socket
 from pyrocache.node.cache_node import CacheNode
 from pyrocache.node.dispatch import Dispatcher
+from pyrocache.node.eviction import POLICIES
 from pyrocache.node.peers import PeerState
 from pyrocache.node.store import Store
 from pyrocache.node.transport import Transport
@@ -46,7 +47,7 @@ _NUDGE_PAUSE_SECONDS = 0.02
 _SETTLE_SECONDS = 0.1
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
-_FRAME_SLACK = 4096
+_FRAME_SLACK = 256 * 1024  # as much as the tags of an entry may take, and more
 
 
 class NodeDaemon(Daemon):  # type: ignore[misc]
@@ -110,13 +111,19 @@ class Node:
         except BaseException:
             unix_socket.remove(socket_path)
             raise
+        store = Store(
+            config.max_memory,
+            policy=POLICIES[config.eviction](),
+            versions=time.time_ns(),  # one that an earlier start of this node gave says nothing here
+        )
         self.cache_node = CacheNode(
-            Store(config.max_memory),
+            store,
             name=self.member.name,
             incarnation=self.member.incarnation,
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_stale=self.stop_request.wake,
+            on_reset=self._reset_latencies,
         )
         self._transport = Transport(self._listeners, config, housekeeping=self.cache_node.sweep)
         greeting = {
@@ -126,13 +133,13 @@ class Node:
         }
         self._daemon = NodeDaemon(self._transport, greeting)
         self._daemon.register(self.cache_node, self.member.name)
-        self._transport.attach(
-            Dispatcher(
-                self._daemon,
-                cheap=CacheNode.CHEAP,
-                max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
-            )
+        self._dispatcher = Dispatcher(
+            self._daemon,
+            cheap=CacheNode.CHEAP,
+            waiting=CacheNode.WAITING,
+            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
         )
+        self._transport.attach(self._dispatcher)
         self._io_thread = threading.Thread(target=self._daemon.requestLoop, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:
@@ -239,7 +246,11 @@ class Node:
         return {
             "connections": len(self._transport.connections),
             "rss_bytes": _resident_bytes(),
+            "latencies": self._dispatcher.latencies(),
         }
+
+    def _reset_latencies(self) -> None:
+        self._dispatcher.reset_latencies()
 
     # Registration ----------------------------------------------------------------------------------------
 

@@ -1,60 +1,74 @@
-"""The entries of one node: bytes to bytes, with expiry, a memory bound and exact accounting.
+"""The entries of one node: bytes to bytes, with expiry, tags, a memory bound and exact accounting.
 
-Pure: no locks, no I/O, the clock and the eviction policy are injected. Not thread-safe; whoever owns a
-store serialises the calls. An entry is expired the instant ``now >= expires_at``: no read returns it from then
-on. `sweep` frees it in time proportional to what has expired, through a timing wheel (Varghese and Lauck, "Hashed and
-Hierarchical Timing Wheels", SOSP 1987): the keys that expire within the same tick are in one set, and the ticks, which
-are the wider the longer the TTL, in a heap. A key leaves its set when it is overwritten or removed, so nothing outdated
-piles up.
+Pure: no locks, no I/O, the clock and the eviction policy are injected. Not thread-safe; whoever owns a store
+serialises the calls. An entry is expired the instant ``now >= expires_at``, and one with an invalid tag is gone at
+once: no read returns it from then on. What is gone but still here, whole namespaces that were cleared included, is
+swept a little at a time (`Store.sweep`), and leaves before anything that is not gone is evicted.
+
+Where an entry is (`table`, `namespaces`), when it leaves (`expiry`) and which one is evicted (`eviction`) are rooms of
+their own; here is what holds them together. Each key is in one table at most, also after its namespace was cleared.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from heapq import heappop, heappush
-from typing import Any, TypeAlias
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from pyrocache.cluster.wire import KEEP_TTL
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.eviction import LRUTable as LRU
-from pyrocache.node.eviction import TablePolicy as EvictionPolicy
+from pyrocache.node.entries import (
+    ENTRY_OVERHEAD,
+    EXPIRY_OVERHEAD,
+    Detailed,
+    Expiring,
+    Held,
+    Tag,
+    Value,
+    cost_of,
+    entry_cost,
+    value_of,
+)
+from pyrocache.node.eviction import DEFAULT_POLICY, POLICIES, EvictionPolicy
+from pyrocache.node.expiry import TimingWheel
+from pyrocache.node.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace, Namespaces, prefix_of
+from pyrocache.node.table import SHARD_KEYS
 
-ENTRY_OVERHEAD = 224
-"""Bytes that an entry takes beyond its key and value: objects, table slots, their order, malloc's slack."""
+Condition: TypeAlias = Literal["absent", "present"] | int | None
+"""What must be true of an entry for it to be stored: nothing, or that there is none, or one, or one of that version."""
 
-EXPIRY_OVERHEAD = 144
-"""Bytes that it takes besides when it expires."""
-
-_FAR_SECONDS = 1e12
-"""Beyond this an expiry is never planned exactly; it is thirty thousand years."""
-
-Value: TypeAlias = bytes | memoryview
-"""A large value is the part of the message that brought it."""
+_TAG_BYTES = 512  # what a tag takes beside its name and its entries
+_first_byte = itemgetter(0)
 
 
-Peers: TypeAlias = set[bytes]
-"""The keys that expire in one tick."""
+class Found(NamedTuple):
+    """An entry as `Store.lookup` finds it.
+
+    Attributes:
+        value: the bytes; None when there is none, not even a stale one.
+        stale: it has expired, and is only there for those who take such.
+        remaining: seconds until it expires, infinite when it never does.
+        load_seconds: how long it took to make, None when nobody said.
+    """
+
+    value: Value | None
+    stale: bool = False
+    remaining: float = math.inf
+    load_seconds: float | None = None
 
 
-class Expiring:
-    """A value that expires, and the keys of the same tick. Others are held as they are, which is less to keep."""
-
-    __slots__ = ("expires_at", "peers", "value")
-
-    def __init__(self, value: Value, expires_at: float, peers: Peers) -> None:
-        self.value = value
-        self.expires_at = expires_at
-        self.peers = peers
+_NOT_FOUND = Found(None)
 
 
 @dataclass(slots=True)
 class Counters:
-    """What has happened in a store since it was made."""
+    """What has happened in a store since it was made, or reset."""
 
-    hits: int = 0
-    misses: int = 0
     sets: int = 0
     deletes: int = 0
     evictions: int = 0
@@ -69,61 +83,127 @@ class Store:
     """A bounded mapping of bytes to bytes whose entries expire.
 
     Args:
-        max_bytes: how much the entries may take, `ENTRY_OVERHEAD` each included.
-        policy: holds the entries, and knows which goes when that is reached; those that are expired go first.
+        max_bytes: how much the entries may take, overhead included.
+        policy: knows which entry goes when that is reached.
         clock: monotonic seconds.
-        tick_seconds: how long an expired entry may wait before `sweep` and eviction know of it; for a TTL of more than
-            64 ticks, up to a thirtieth of the TTL.
+        tick_seconds: see `TimingWheel`.
+        versions: the first version that is given; another store of the same keys begins at another.
     """
 
     def __init__(
         self,
         max_bytes: int,
         *,
-        policy: EvictionPolicy[Value | Expiring] | None = None,
+        policy: EvictionPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         tick_seconds: float = 0.5,
+        versions: int = 1,
     ) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.counters = Counters()
-        self._entries: EvictionPolicy[Value | Expiring] = LRU() if policy is None else policy
-        self._used = self._entries.used
+        self.policy = POLICIES[DEFAULT_POLICY]() if policy is None else policy
+        self.namespaces = Namespaces()
+        self._used = self.policy.used
         self._clock = clock
-        self._tick_seconds = tick_seconds
-        self._wheel: dict[int, Peers] = {}  # by the end of their tick
-        self._ticks: list[int] = []  # a heap of the wheel's keys, and of some whose set has become empty
+        self._wheel = TimingWheel(tick_seconds)
+        self._tags: dict[bytes, Tag] = {}
+        self._invalid: deque[Tag] = deque()  # whose entries are to be swept
+        self._cleared: deque[tuple[Namespace, list[dict[bytes, Held]]]] = deque()  # with the shards to sweep
+        self._next_version = versions
 
     def __len__(self) -> int:
-        """Entries held, those included that are expired and not yet swept."""
-        return len(self._entries)
+        """Entries held, those included that are gone and not yet swept."""
+        cleared = (space for space, _ in self._cleared)
+        return sum(space.count for space in chain(self.namespaces, cleared))
+
+    @property
+    def hits(self) -> int:
+        """Of reads, in all namespaces."""
+        return self.namespaces.hits + sum(space.hits for space in self.namespaces)
+
+    @property
+    def misses(self) -> int:
+        """Of reads, in all namespaces."""
+        return self.namespaces.misses + sum(space.misses for space in self.namespaces)
+
+    # Reading ---------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> Value | None:
         """The value, or None when there is none (any more). Counts a hit or a miss."""
-        held = self._entries.get(key)
-        if type(held) is Expiring:
-            if self._clock() < held.expires_at:
+        spaces = self.namespaces
+        space = spaces.of(key) if key[0] else spaces.root
+        held = space.shards[hash(key) >> space.shift].get(key)
+        if type(held) is not bytes:
+            held = self._live(space, key, held)
+            if held is None:
+                space.misses += 1
+                return None
+            if isinstance(held, Expiring):
                 held = held.value
-            else:
-                self._expire(key)
-                held = None
-        if held is None:
-            self.counters.misses += 1
-            return None
-        self.counters.hits += 1
+        space.hits += 1
         self._used(key)
-        return held  # type: ignore[return-value]  # no Expiring any more
+        return held
+
+    def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
+        """What `get` returns for each of ``keys``, or for the first of them that have over ``room`` bytes."""
+        space = self._common(keys)
+        if space is None:
+            return _first_within(map(self.get, keys), room)
+        shards, shift = space.shards, space.shift
+        found: list[Any] = [shards[hash(key) >> shift].get(key) for key in keys]
+        if not {bytes, type(None)}.issuperset(map(type, found)):
+            return _first_within(map(self.get, keys), room)
+        hits = [key for key, value in zip(keys, found, strict=True) if value is not None]
+        values: list[bytes] = found if len(hits) == len(found) else list(filter(None, found))
+        if sum(map(len, values)) > room:
+            return _first_within(map(self.get, keys), room)
+        space.hits += len(hits)
+        space.misses += len(found) - len(hits)
+        self.policy.used_many(hits)
+        return found
 
     def contains(self, key: bytes) -> bool:
         """Whether there is a value; neither counts nor makes the entry more recent."""
-        return self._live(key) is not None
+        space = self.namespaces.of(key)
+        return self._live(space, key, space.get(key)) is not None
 
     def remaining(self, key: bytes) -> float | None:
         """Seconds until the entry expires, infinite when it never does, None when there is none."""
-        held = self._live(key)
+        space = self.namespaces.of(key)
+        held = self._live(space, key, space.get(key))
         if held is None:
             return None
         return held.expires_at - self._clock() if isinstance(held, Expiring) else math.inf
+
+    def lookup(self, key: bytes) -> Found:
+        """The entry, a stale one too. Counts a hit or, for a stale one also, a miss."""
+        space = self.namespaces.of(key)
+        held = self._live(space, key, space.get(key))
+        if held is None:
+            space.misses += 1
+            stale = space.get(key)  # only a stale one is still there
+            return _NOT_FOUND if stale is None else Found(value_of(stale), stale=True)
+        space.hits += 1
+        self._used(key)
+        if not isinstance(held, Expiring):
+            return Found(held)
+        seconds = held.load_seconds if isinstance(held, Detailed) else None
+        return Found(held.value, False, held.expires_at - self._clock(), seconds)
+
+    def get_with_version(self, key: bytes) -> tuple[Value, int] | None:
+        """As `get`, with what tells this state of the entry from all others that the key ever has."""
+        value = self.get(key)
+        if value is None:
+            return None
+        space = self.namespaces.of(key)
+        detailed = self._detailed(space, key)
+        if not detailed.version:
+            detailed.version = self._next_version
+            self._next_version += 1
+        return value, detailed.version
+
+    # Writing ---------------------------------------------------------------------------------------------
 
     def set(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> None:
         """Store ``value``; what the bound demands is evicted.
@@ -135,173 +215,448 @@ class Store:
         if ttl_seconds is not None:
             cost += EXPIRY_OVERHEAD
         if cost > self.max_bytes:
-            raise ValueTooLarge(f"The value does not fit into the node's {self.max_bytes} bytes of memory.")
+            raise _too_large(self.max_bytes)
         self.counters.sets += 1
-        before = self._entries.get(key)
-        if before is not None:
-            cost -= self._cost(key, before)
-            self._unplan(key, before)
-            self._used(key)
-        if ttl_seconds is None:
-            self._entries[key] = value
+        spaces = self.namespaces
+        space = spaces.of(key) if key[0] else spaces.root
+        shard = space.shards[hash(key) >> space.shift]
+        before = shard.get(key)
+        if before is None:
+            self._welcome(space, key, cost)
         else:
-            expires_at = self._clock() + ttl_seconds
-            peers = self._peers(expires_at, ttl_seconds)
-            peers.add(key)
-            self._entries[key] = Expiring(value, expires_at, peers)
+            self._release(space, key, before)
+        held: Held = value
+        if ttl_seconds is not None:
+            held = self._planned(space, key, Expiring(value, self._clock() + ttl_seconds, None), ttl_seconds)
+        shard[key] = held
         self.bytes += cost
-        if self.bytes > self.max_bytes:
-            self._make_room()
+        if before is None:
+            space.count += 1
+            self.policy.added(key)
+            if len(shard) > SHARD_KEYS:
+                space.split(key)
+        else:
+            self._used(key)
+            if self.bytes > self.max_bytes:
+                self._make_room(keep=key)
 
-    def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
-        """What `get` returns for each of ``keys``, or for the first of them that have over ``room`` bytes."""
-        found: list[Any] = list(map(self._entries.get, keys))
-        if Expiring in set(map(type, found)):
-            found = [held.value if isinstance(held, Expiring) else held for held in map(self._live, keys)]
-        if sum(map(len, filter(None, found))) > room:
-            found = _first_within(found, room)
-        hits = [key for key, value in zip(keys, found, strict=False) if value is not None]
-        self.counters.hits += len(hits)
-        self.counters.misses += len(found) - len(hits)
-        used = self._used
-        for key in hits:
-            used(key)
-        return found
+    def put(
+        self,
+        key: bytes,
+        value: Value,
+        ttl_seconds: float | None = None,
+        *,
+        condition: Condition = None,
+        tags: Collection[bytes] | None = None,
+        stale_seconds: float = 0.0,
+        load_seconds: float | None = None,
+    ) -> bool:
+        """Store ``value`` if the ``condition`` holds; whether it did.
+
+        Args:
+            ttl_seconds: as in `set`, or `KEEP_TTL`: the TTL that the entry has, and its tags unless others are given.
+            tags: names by which it can be invalidated.
+            stale_seconds: how long it is kept, once it has expired, for those who take a stale value.
+            load_seconds: how long it took to make.
+
+        Raises:
+            ValueTooLarge: it does not fit at all. Nothing has changed.
+        """
+        space = self.namespaces.of(key)
+        live = self._live(space, key, space.get(key))
+        if not _holds(condition, live):
+            return False
+        detailed = Detailed(value, load_seconds=load_seconds)
+        if ttl_seconds == KEEP_TTL:
+            if isinstance(live, Expiring) and live.peers is not None:
+                detailed.expires_at = live.expires_at
+                if isinstance(live, Detailed):
+                    stale_seconds = live.stale_until - live.expires_at
+            if tags is None and isinstance(live, Detailed):
+                tags = [tag.name for tag in live.tags]
+        elif ttl_seconds is not None:
+            detailed.expires_at = self._clock() + ttl_seconds
+        if stale_seconds > 0 and detailed.expires_at < math.inf:
+            detailed.stale_until = detailed.expires_at + stale_seconds
+        self._put(space, key, detailed, dict.fromkeys(tags or ()))
+        return True
+
+    def setdefault(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> Value | None:
+        """The value that is there; None when there was none, and ``value`` was stored."""
+        there = self.get(key)
+        if there is None:
+            self.set(key, value, ttl_seconds)
+        return there
 
     def set_many(
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
     ) -> None:
         """The same as `set` for each key and value, all of which fit."""
+        space = self._common(keys)
+        if space is None or ttl_seconds is not None or space.prefix in self.namespaces.cleared:
+            for key, value in zip(keys, values, strict=True):
+                self.set(key, value, ttl_seconds)
+            return
+        cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
+        if len(set(keys)) != len(keys) or self.bytes + cost + NAMESPACE_OVERHEAD > self.max_bytes:
+            for key, value in zip(keys, values, strict=True):
+                self.set(key, value)
+            return
+        if not space.count:
+            self._welcome(space, keys[0], cost)
         self.counters.sets += len(keys)
-        if len(set(keys)) != len(keys):
-            keys, values = _without_outdated(keys, values)
-        overhead = _overhead(expires=ttl_seconds is not None)
-        self.bytes += sum(map(len, keys)) + sum(map(len, values)) + overhead * len(keys)
-        before = list(map(self._entries.get, keys))
-        known = [key for key, held in zip(keys, before, strict=True) if held is not None]
-        if Expiring in set(map(type, before)):
-            for key in known:
-                held = self._entries[key]
-                self.bytes -= self._cost(key, held)
-                self._unplan(key, held)
+        self.bytes += cost
+        new, known = [], []
+        for key, value in zip(keys, values, strict=True):
+            shard = space.shards[hash(key) >> space.shift]
+            before = shard.get(key)
+            if before is None:
+                new.append(key)
+            else:
+                known.append(key)
+                if type(before) is bytes:
+                    self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
+                else:
+                    self._release(space, key, before)
+            shard[key] = value
+            if len(shard) > SHARD_KEYS:
+                space.split(key)
+        space.count += len(new)
+        self.policy.added_many(new)
+        self.policy.used_many(known)
+
+    def change(self, key: bytes, make: Callable[[Value], Value]) -> Value | None:
+        """Replace the value by what ``make`` makes of it, with the TTL and the tags that it has; the new one.
+
+        Returns:
+            None when there is none. Nothing changes when ``make`` raises.
+        """
+        space = self.namespaces.of(key)
+        live = self._live(space, key, space.get(key))
+        if live is None:
+            return None
+        value = make(value_of(live))
+        if isinstance(live, Expiring):
+            self.put(key, value, KEEP_TTL)
         else:
-            plain: Any = filter(None, before)
-            self.bytes -= sum(map(len, known)) + sum(map(len, plain)) + ENTRY_OVERHEAD * len(known)
-        fresh: Iterable[Value | Expiring] = values
+            self.set(key, value)
+        return value
+
+    def touch(self, key: bytes, ttl_seconds: float | None) -> bool:
+        """Have the entry expire that much later than now, or never; whether there is one."""
+        space = self.namespaces.of(key)
+        live = self._live(space, key, space.get(key))
+        if live is None:
+            return False
+        self._used(key)
+        self._release(space, key, live, tags=False)
+        held: Held
+        stale_seconds = 0.0
+        if isinstance(live, Detailed):
+            stale_seconds = live.stale_until - live.expires_at if live.peers is not None else 0.0
+            live.peers, live.expires_at, live.stale_until = None, math.inf, 0.0
+            held = live
+        else:
+            held = value_of(live)
         if ttl_seconds is not None:
-            expires_at = self._clock() + ttl_seconds
-            peers = self._peers(expires_at, ttl_seconds)
-            peers.update(keys)
-            fresh = (Expiring(value, expires_at, peers) for value in values)
-        entries, used = self._entries, self._used
-        for key, new in zip(keys, fresh, strict=True):
-            entries[key] = new
-            used(key)
-        self._make_room()
+            held = held if isinstance(held, Detailed) else Expiring(held, math.inf, None)
+            held.expires_at = self._clock() + ttl_seconds
+            if isinstance(held, Detailed) and stale_seconds > 0:
+                held.stale_until = held.expires_at + stale_seconds
+            self._planned(space, key, held, ttl_seconds + stale_seconds)
+        elif isinstance(held, Detailed):
+            space.unsure += 1
+        space.shards[hash(key) >> space.shift][key] = held
+        self.bytes += cost_of(key, held)
+        self._make_room(keep=key)
+        return True
 
     def delete(self, key: bytes) -> bool:
         """Remove the entry; whether there was one."""
-        held = self._live(key)
+        space = self.namespaces.of(key)
+        held = self._live(space, key, space.get(key))
         if held is None:
+            self.discard(key)  # a stale one
             return False
-        self._remove(key, held)
+        self._remove(space, key, held)
         self.counters.deletes += 1
         return True
 
+    def pop(self, key: bytes) -> Value | None:
+        """As `get`, and remove the entry."""
+        value = self.get(key)
+        self.delete(key)
+        return value
+
     def discard(self, key: bytes) -> None:
         """Remove the entry, if any, without counting: it belongs to another node now."""
-        held = self._entries.get(key)
+        space = self.namespaces.of(key)
+        held = space.get(key)
         if held is not None:
-            self._remove(key, held)
+            self._remove(space, key, held)
+
+    # All of them -----------------------------------------------------------------------------------------
+
+    def clear(self, prefix: bytes) -> int:
+        """Remove all entries of a namespace at once, to be swept later; how many there were."""
+        space = self.namespaces.get(prefix)
+        if space is None or not space.count:
+            return 0
+        self.namespaces.clear(space)
+        self._cleared.append((space, list(space.parts())))
+        return space.count
+
+    def invalidate(self, tag: bytes) -> int:
+        """Remove all entries with the tag at once, to be swept later; how many there were."""
+        found = self._tags.pop(tag, None)
+        if found is None:
+            return 0
+        found.invalid = True
+        self._invalid.append(found)
+        return len(found.keys)
+
+    def page(
+        self, namespace: bytes, prefix: bytes, position: int, limit: int, room: int
+    ) -> tuple[list[bytes], int]:
+        """Some keys of a namespace that begin with ``prefix``, by `Table.page`."""
+        space = self.namespaces.get(namespace)
+        if space is None:
+            return [], 0
+        keys, position = space.page(position, limit, room)
+        if len(prefix) > len(namespace):
+            keys = [key for key in keys if key.startswith(prefix)]
+        if space.unsure:
+            keys = [key for key in keys if self._live(space, key, space.get(key)) is not None]
+        return keys, position
+
+    def reset_counters(self) -> None:
+        """Count everything from 0 on again."""
+        self.counters = Counters()
+        spaces = self.namespaces
+        spaces.hits = spaces.misses = 0
+        for space in spaces:
+            space.hits = space.misses = 0
 
     def sweep(self, limit: int = 1000) -> bool:
-        """Free up to ``limit`` expired entries; whether there may be more."""
-        return all(self._expire_one() for _ in range(limit))
+        """Free up to ``limit`` entries that are gone; whether there may be more."""
+        return all(self._sweep_one() for _ in range(limit))
 
-    def keys(self) -> list[bytes]:
-        """All keys at this moment, expired ones included."""
-        return list(self._entries)
+    # Inside: what is live --------------------------------------------------------------------------------
 
-    def _live(self, key: bytes) -> Value | Expiring | None:
-        held = self._entries.get(key)
-        if isinstance(held, Expiring) and self._clock() >= held.expires_at:
-            self._expire(key)
+    def _live(self, space: Namespace, key: bytes, held: Held | None) -> Held | None:
+        """``held``, if it is not gone by now; what is gone and of no use to anybody is removed."""
+        if not isinstance(held, Expiring):
+            return held
+        if isinstance(held, Detailed) and any(tag.invalid for tag in held.tags):
+            self._remove(space, key, held)
             return None
+        if (now := self._clock()) < held.expires_at:
+            return held
+        if not isinstance(held, Detailed) or now >= held.stale_until:
+            self._remove(space, key, held)
+            self.counters.expirations += 1
+        return None
+
+    def _detailed(self, space: Namespace, key: bytes) -> Detailed:
+        """The entry, which is live, as one of which more can be known."""
+        held = space.get(key)
+        if isinstance(held, Detailed):
+            return held
+        assert held is not None
+        self.bytes -= cost_of(key, held)
+        if isinstance(held, Expiring):
+            detailed = Detailed(held.value, held.expires_at, held.peers)
+        else:
+            detailed = Detailed(held)
+            space.unsure += 1
+        space.put(key, detailed)
+        self.bytes += cost_of(key, detailed)
+        self._make_room(keep=key)
+        return detailed
+
+    def _common(self, keys: Sequence[bytes]) -> Namespace | None:
+        """The one namespace of all of ``keys``; None if there are several."""
+        if not keys or set(map(_first_byte, keys)) == {0}:
+            return self.namespaces.root
+        space = self.namespaces.of(keys[0])
+        prefix = space.prefix
+        same = prefix and all(len(key) > len(prefix) and key.startswith(prefix) for key in keys)
+        return space if same else None
+
+    # Inside: in and out ----------------------------------------------------------------------------------
+
+    def _put(self, space: Namespace, key: bytes, held: Detailed, tags: Iterable[bytes]) -> None:
+        names = list(tags)
+        expires = held.expires_at < math.inf
+        simple = not names and not held.stale_until and held.load_seconds is None
+        cost = entry_cost(key, held.value, expires=expires, details=not simple, tags=len(names))
+        if cost + sum(map(len, names)) + _TAG_BYTES * len(names) > self.max_bytes:
+            raise _too_large(self.max_bytes)
+        self.counters.sets += 1
+        before = space.get(key)
+        if before is None:
+            self._welcome(space, key, cost)
+        else:
+            self._release(space, key, before)
+        kept: Held = held
+        if simple:
+            kept = Expiring(held.value, held.expires_at, None) if expires else held.value
+        else:
+            held.tags = tuple(self._tag(name, key) for name in names)
+        if isinstance(kept, Expiring) and expires:
+            leaves_in = max(kept.expires_at, held.stale_until) - self._clock()
+            self._planned(space, key, kept, leaves_in)
+        elif isinstance(kept, Expiring):
+            space.unsure += 1
+        space.put(key, kept)
+        self.bytes += cost
+        if before is None:
+            self.policy.added(key)
+        else:
+            self._used(key)
+        self._make_room(keep=key)
+
+    def _tag(self, name: bytes, key: bytes) -> Tag:
+        tag = self._tags.get(name)
+        if tag is None:
+            tag = self._tags[name] = Tag(name)
+            self.bytes += len(name) + _TAG_BYTES
+        tag.keys.add(key)
+        return tag
+
+    def _planned(self, space: Namespace, key: bytes, held: Expiring, leaves_in: float) -> Expiring:
+        """``held``, with its departure in that many seconds planned."""
+        peers = held.peers = self._wheel.peers(self._clock() + leaves_in, leaves_in)
+        peers.add(key)
+        space.unsure += 1
         return held
 
-    def _expire(self, key: bytes) -> None:
-        self._remove(key, self._entries[key])
-        self.counters.expirations += 1
+    def _welcome(self, space: Namespace, key: bytes, cost: int) -> None:
+        """Prepare for a new key: its bytes, its namespace, and no other of its name that is still to be swept."""
+        if self._cleared:
+            for old in self.namespaces.cleared.get(space.prefix, ()):
+                held = old.get(key)
+                if held is not None:
+                    self._remove(old, key, held)
+        named = space.prefix != ROOT
+        if named:
+            cost += NAMESPACE_OVERHEAD
+        if self.bytes + cost > self.max_bytes:
+            self._make_room(cost)
+        if named and not space.count:
+            self.bytes += NAMESPACE_OVERHEAD
 
-    def _remove(self, key: bytes, held: Value | Expiring) -> None:
-        del self._entries[key]
-        self._unplan(key, held)
-        self.bytes -= self._cost(key, held)
-
-    def _cost(self, key: bytes, held: Value | Expiring) -> int:
-        if isinstance(held, Expiring):
-            return len(key) + len(held.value) + ENTRY_OVERHEAD + EXPIRY_OVERHEAD
-        return len(key) + len(held) + ENTRY_OVERHEAD
-
-    def _make_room(self) -> None:
-        # An entry just stored is neither expired nor, being the latest, the next victim.
-        while self.bytes > self.max_bytes:
-            if not self._expire_one():
-                victim = self._entries.victim()
-                self._remove(victim, self._entries[victim])
-                self.counters.evictions += 1
-
-    def _peers(self, expires_at: float, ttl_seconds: float) -> Peers:
-        """The keys that expire in the same tick."""
-        # The longer the TTL, the wider its ticks: at most 128 are in use for each doubling, however TTLs vary.
-        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / self._tick_seconds / 64).bit_length()
-        ends = math.ceil(min(expires_at, _FAR_SECONDS) / self._tick_seconds)
-        tick = -(-ends // width) * width
-        peers = self._wheel.get(tick)
-        if peers is None:
-            peers = self._wheel[tick] = set()
-            heappush(self._ticks, tick)
-        return peers
-
-    def _unplan(self, key: bytes, held: Value | Expiring) -> None:
-        if isinstance(held, Expiring):
-            # An emptied set stays until its tick, or the heap would fill with the same tick again and again.
+    def _release(self, space: Namespace, key: bytes, held: Held, *, tags: bool = True) -> None:
+        """Take what is held out of all books but its table and the policy."""
+        self.bytes -= cost_of(key, held)
+        if not isinstance(held, Expiring):
+            return
+        space.unsure -= 1
+        if held.peers is not None:
             held.peers.discard(key)
+        if tags and isinstance(held, Detailed):
+            for tag in held.tags:
+                tag.keys.discard(key)
+                if not tag.keys and not tag.invalid:
+                    del self._tags[tag.name]
+                    self.bytes -= len(tag.name) + _TAG_BYTES
 
-    def _expire_one(self) -> bool:
-        """Free an entry whose tick is over, or look through one such tick that is empty; False if there is none."""
-        if not self._ticks or self._ticks[0] * self._tick_seconds > self._clock():
+    def _remove(self, space: Namespace, key: bytes, held: Held, *, evicted: bool = False) -> None:
+        self._release(space, key, held)
+        space.remove(key)
+        if not evicted:
+            self.policy.removed(key)
+        if not space.count and space.prefix != ROOT:
+            self.bytes -= NAMESPACE_OVERHEAD
+
+    # Inside: making room ---------------------------------------------------------------------------------
+
+    def _make_room(self, cost: int = 0, *, keep: bytes | None = None) -> None:
+        """Free what ``cost`` more bytes demand, though never ``keep``."""
+        kept = False
+        while self.bytes + cost > self.max_bytes:
+            if self._sweep_one():
+                continue
+            try:
+                victim = self.policy.victim()
+            except LookupError:
+                break  # only what is kept is left, and it has just become a little larger than all there may be
+            if victim == keep:
+                kept = True
+                continue
+            space, held = self._place_of(victim)
+            self._remove(space, victim, held, evicted=True)
+            self.counters.evictions += 1
+        if kept and keep is not None:
+            self.policy.added(keep)
+
+    def _place_of(self, key: bytes) -> tuple[Namespace, Held]:
+        """Where a key is that is known to be somewhere, and what is held there."""
+        prefix = prefix_of(key)
+        spaces = (self.namespaces.get(prefix), *self.namespaces.cleared.get(prefix, ()))
+        return next((space, held) for space in spaces if space and (held := space.get(key)) is not None)
+
+    def _sweep_one(self) -> bool:
+        """Free one entry that is gone, or find out that there is none left of some kind; False if there is none."""
+        return self._sweep_cleared() or self._sweep_invalid() or self._sweep_expired()
+
+    def _sweep_cleared(self) -> bool:
+        if not self._cleared:
             return False
-        keys = self._wheel[self._ticks[0]]
-        if keys:
-            self._expire(keys.pop())
+        space, shards = self._cleared[0]
+        if shards[-1]:
+            self._remove(space, *next(reversed(shards[-1].items())))
         else:
-            del self._wheel[heappop(self._ticks)]
+            shards.pop()
+        if not shards:
+            self._cleared.popleft()
+            self.namespaces.swept(space)
+        return True
+
+    def _sweep_invalid(self) -> bool:
+        if not self._invalid:
+            return False
+        tag = self._invalid[0]
+        if tag.keys:
+            key = tag.keys.pop()
+            space, held = self._place_of(key)
+            self._remove(space, key, held)
+        else:
+            self._invalid.popleft()
+            self.bytes -= len(tag.name) + _TAG_BYTES
+        return True
+
+    def _sweep_expired(self) -> bool:
+        due = self._wheel.due(self._clock())
+        if due is None:
+            return False
+        key = due.pop()
+        space, held = self._place_of(key)
+        self._remove(space, key, held)
+        self.counters.expirations += 1
         return True
 
 
-def entry_cost(key: bytes, value: Value, *, expires: bool) -> int:
-    """The bytes that an entry is accounted for."""
-    return len(key) + len(value) + _overhead(expires=expires)
+def _holds(condition: Condition, live: Held | None) -> bool:
+    if condition is None:
+        return True
+    if condition == "absent":
+        return live is None
+    if condition == "present":
+        return live is not None
+    return isinstance(live, Detailed) and live.version == condition
 
 
-def _overhead(*, expires: bool) -> int:
-    return ENTRY_OVERHEAD + EXPIRY_OVERHEAD if expires else ENTRY_OVERHEAD
+def _too_large(max_bytes: int) -> ValueTooLarge:
+    return ValueTooLarge(f"The value does not fit into the node's {max_bytes} bytes of memory.")
 
 
-def _without_outdated(keys: Sequence[bytes], values: Sequence[Value]) -> tuple[list[bytes], list[Value]]:
-    """Each key once, where it comes last, with its last value."""
-    latest: dict[bytes, Value] = {}
-    for key, value in zip(keys, values, strict=True):
-        latest.pop(key, None)
-        latest[key] = value
-    return list(latest), list(latest.values())
-
-
-def _first_within(values: list[Value | None], room: int) -> list[Value | None]:
+def _first_within(values: Iterable[Value | None], room: int) -> list[Value | None]:
     """The first of ``values``, up to the one, included, that takes them over ``room`` bytes."""
-    for count, value in enumerate(values, 1):
+    within: list[Value | None] = []
+    for value in values:
+        within.append(value)
         room -= len(value) if value is not None else 0
         if room < 0:
-            return values[:count]
-    return values
+            break
+    return within

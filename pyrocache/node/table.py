@@ -1,0 +1,132 @@
+"""A mapping from bytes that grows, is walked and is emptied a little at a time. Pure.
+
+Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979): the keys lie by the
+first bits of their hash in shards, which are small dicts, and a directory says which. A shard that has become too
+large is split in two; so no insertion takes longer than that, and none costs more as the table grows. Since a shard
+holds an interval of hashes, a walk in the order of hashes needs nothing remembered but how far it has come: a key
+that is there throughout comes exactly once, however often shards are split meanwhile.
+
+Not thread-safe. Hashes are those of this process: a position means nothing to another one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+_Held = TypeVar("_Held")
+
+_BITS = sys.hash_info.width
+_POSITIONS = 1 << _BITS
+
+SHARD_KEYS = 1364
+"""The most that a shard holds; with one more, its dict would be about to double."""
+
+
+class Table(Generic[_Held]):
+    """The mapping.
+
+    Attributes:
+        shards: the directory. The shard of ``key`` is ``shards[hash(key) >> shift]``: a hash is signed, and a negative
+            index counts from the end, which is where the upper half of the unsigned hashes belongs.
+        shift: see there.
+        count: how many keys there are. Whoever changes a shard keeps it true.
+    """
+
+    __slots__ = ("count", "shards", "shift")
+
+    def __init__(self) -> None:
+        self.shards: list[dict[bytes, _Held]] = [{}]
+        self.shift = _BITS
+        self.count = 0
+
+    def get(self, key: bytes) -> _Held | None:
+        """What is held under ``key``, or None."""
+        return self.shards[hash(key) >> self.shift].get(key)
+
+    def put(self, key: bytes, held: _Held) -> None:
+        """Hold ``held``, which is not None, under ``key``."""
+        shard = self.shards[hash(key) >> self.shift]
+        if key not in shard:
+            self.count += 1
+        shard[key] = held
+        if len(shard) > SHARD_KEYS:
+            self.split(key)
+
+    def remove(self, key: bytes) -> _Held | None:
+        """Hold nothing under ``key`` any more; what was held."""
+        held = self.shards[hash(key) >> self.shift].pop(key, None)
+        if held is not None:
+            self.count -= 1
+        return held
+
+    def split(self, key: bytes) -> None:
+        """Halve the shard of ``key``."""
+        first, last = self._run((hash(key) >> self.shift) % len(self.shards))
+        if first == last:
+            self.shards = [shard for shard in self.shards for _ in range(2)]
+            self.shift -= 1
+            first, last = 2 * first, 2 * last + 1
+        shard, size, shift = self.shards[first], len(self.shards), self.shift
+        middle = (first + last + 1) // 2
+        upper = {key: held for key, held in shard.items() if (hash(key) >> shift) % size >= middle}
+        lower = {key: held for key, held in shard.items() if key not in upper}
+        self.shards[first:middle] = [lower] * (middle - first)
+        self.shards[middle : last + 1] = [upper] * (last + 1 - middle)
+
+    def page(self, position: int, limit: int, room: int = _POSITIONS) -> tuple[list[bytes], int]:
+        """Some keys, from ``position`` on, and the position of what comes after them.
+
+        0 is the first position, and what comes after the end.
+
+        Args:
+            position: where to begin.
+            limit: the most keys.
+            room: the most bytes of keys, but for the first one.
+        """
+        first, last = self._run(position >> self.shift)
+        keys = list(self.shards[first])
+        end = (last + 1) << self.shift
+        if position > first << self.shift:
+            keys = [key for key in keys if hash(key) % _POSITIONS >= position]
+        if len(keys) > limit or sum(map(len, keys)) > room:
+            keys.sort(key=_position)
+            limit = min(limit, _fitting(keys, room))
+            if limit < len(keys):
+                end = hash(keys[limit]) % _POSITIONS
+                del keys[limit:]
+        return keys, end % _POSITIONS
+
+    def parts(self) -> Iterator[dict[bytes, _Held]]:
+        """Every shard once. A key may come twice if the table grows meanwhile."""
+        at = 0
+        while True:
+            first, last = self._run(at >> self.shift)
+            yield self.shards[first]
+            at = (last + 1) << self.shift
+            if at >= _POSITIONS:
+                return
+
+    def _run(self, index: int) -> tuple[int, int]:
+        """The first and the last place in the directory of the shard that has this one."""
+        shards = self.shards
+        shard, first, last = shards[index], index, index
+        while first and shards[first - 1] is shard:
+            first -= 1
+        while last + 1 < len(shards) and shards[last + 1] is shard:
+            last += 1
+        return first, last
+
+
+def _position(key: bytes) -> int:
+    return hash(key) % _POSITIONS
+
+
+def _fitting(keys: list[bytes], room: int) -> int:
+    """How many of ``keys``, from the first on, have at most ``room`` bytes; at least one."""
+    for count, key in enumerate(keys):
+        room -= len(key)
+        if room < 0 and count:
+            return count
+    return len(keys)
