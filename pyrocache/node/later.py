@@ -150,7 +150,8 @@ class Later:
         settled = threading.Event()
         self.take(settled.set)
         while not settled.wait(min(max(0.0, self.deadline - clock()), _LONGEST_WAIT_SECONDS)):
-            self.expire(clock())
+            if self.expire(clock()):
+                break
         return self.outcome()
 
     def _settle(self, state: int, result: Any, *, lapsed: bool = False) -> bool:

@@ -1,0 +1,400 @@
+"""A `Later` has one outcome, whoever else comes at the same time, and a `Peer` closes once."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import random
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from Pyro5.errors import PyroError
+
+from pyrocache.node.later import Deadlines, Later, Peer
+from pyrocache.testing import FakeClock
+
+PATIENCE_SECONDS = 15.0
+
+OUTCOMES: dict[str, Callable[[Later], bool]] = {
+    "given": lambda later: later.give("result"),
+    "refused": lambda later: later.refuse(PyroError("no")),
+    "expired": lambda later: later.expire(10.0),
+    "cancelled": lambda later: later.cancel(),
+}
+LAPSES = {"expired", "cancelled"}
+
+
+def outcome_of(later: Later) -> Any:
+    """What it was given, or the text of what it raises."""
+    try:
+        return later.outcome()
+    except PyroError as error:
+        return str(error)
+
+
+RIGHT = {
+    "given": "result",
+    "refused": "no",
+    "expired": "late",
+    "cancelled": "Nobody waits for this call any more.",
+}
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class TestLater:
+    @pytest.mark.parametrize("first", OUTCOMES)
+    @pytest.mark.parametrize("second", OUTCOMES)
+    def test_the_first_outcome_is_the_only_one(self, first: str, second: str) -> None:
+        taken, lapsed = [], []
+        later = Later(Peer(), 10.0, "late", on_lapse=lambda: lapsed.append(1))
+        later.take(lambda: taken.append(1))
+        assert later.waiting
+        assert OUTCOMES[first](later) is True
+        assert not later.waiting
+        assert OUTCOMES[second](later) is False
+        assert outcome_of(later) == RIGHT[first]
+        assert taken == [1]
+        assert lapsed == [1] * (first in LAPSES)
+
+    @pytest.mark.parametrize("name", OUTCOMES)
+    def test_whoever_takes_it_afterwards_is_called_at_once(self, name: str) -> None:
+        taken = []
+        later = Later(Peer(), 10.0, "late")
+        OUTCOMES[name](later)
+        later.take(lambda: taken.append(outcome_of(later)))
+        assert taken == [RIGHT[name]]
+
+    def test_it_does_not_expire_before_its_deadline(self) -> None:
+        later = Later(Peer(), 10.0)
+        assert later.expire(9.999) is False
+        assert later.waiting
+        with pytest.raises(PyroError, match="no outcome yet"):
+            later.outcome()
+        assert later.expire(10.0) is True
+        assert later.outcome() is None
+
+    def test_neither_lock_is_held_while_a_callback_runs(self) -> None:
+        peer = Peer()
+        later = Later(peer, 10.0, on_lapse=lambda: later.give("again"))
+        later.take(lambda: later.give("again"))
+        peer.on_close(lambda: peer.on_close(later.cancel))
+        peer.close()
+        assert not later.waiting
+
+    def test_what_a_callback_raises_stops_nobody(self) -> None:
+        lapsed = []
+        later = Later(Peer(), 10.0, on_lapse=lambda: lapsed.append(1))
+        later.take(lambda: 1 / 0)
+        assert later.cancel() is True
+        assert lapsed == [1]
+
+    @pytest.mark.parametrize("name", OUTCOMES)
+    def test_nothing_is_kept_alive_by_callbacks_that_refer_to_it(self, name: str) -> None:
+        """Nodes run without full garbage collections."""
+        result = Canary()
+        here: list[Later] = []
+        here.append(Later(Peer(), 10.0, result, on_lapse=partial(len, here)))
+        here[0].take(partial(len, here))
+        here[0].peer.on_close(partial(len, here))
+        gone = weakref.ref(result)
+        gc.disable()
+        try:
+            OUTCOMES[name](here[0])
+            here[0].peer.close()
+            del here, result
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+class Canary:
+    """A result that can be watched."""
+
+
+class TestWait:
+    """Blocking, as under a daemon that knows nothing of waiting calls."""
+
+    def test_it_returns_what_another_thread_gives(self) -> None:
+        later = Later(Peer(), math.inf)
+        thread = threading.Thread(target=later.give, args=("result",))
+        thread.start()
+        assert later.wait() == "result"
+        thread.join()
+
+    def test_it_raises_what_it_was_refused_with(self) -> None:
+        later = Later(Peer(), math.inf)
+        later.refuse(PyroError("no"))
+        with pytest.raises(PyroError, match="no"):
+            later.wait()
+
+    def test_at_the_deadline_it_gives_what_is_given_then(self) -> None:
+        clock = FakeClock(11.0)
+        assert Later(Peer(), 10.0, "late").wait(clock) == "late"
+
+    def test_a_wait_that_ends_too_early_goes_on(self) -> None:
+        times = iter([10.0 - 1e-4, 10.0 - 1e-4, 10.0 - 1e-5, 10.0 - 1e-5, 10.0, 10.0])
+        assert Later(Peer(), 10.0, "late").wait(lambda: next(times)) == "late"
+        assert list(times) == [], "it looked again and again until it was time"
+
+
+class TestPeer:
+    def test_everybody_is_called_once_in_order(self) -> None:
+        called: list[int] = []
+        peer = Peer()
+        for number in range(3):
+            peer.on_close(partial(called.append, number))
+        assert not peer.closed
+        assert called == []
+        peer.close()
+        assert peer.closed
+        peer.close()
+        assert called == [0, 1, 2]
+
+    def test_whoever_comes_afterwards_is_called_at_once(self) -> None:
+        called: list[int] = []
+        peer = Peer()
+        peer.close()
+        peer.on_close(lambda: called.append(1))
+        assert called == [1]
+
+    def test_whoever_was_forgotten_is_not_called(self) -> None:
+        called: list[int] = []
+        peer = Peer()
+        callbacks = [partial(called.append, number) for number in range(3)]
+        for callback in callbacks:
+            peer.on_close(callback)
+        peer.forget(callbacks[1])
+        peer.forget(callbacks[1])
+        peer.close()
+        peer.forget(callbacks[0])
+        assert called == [0, 2]
+
+    def test_what_one_raises_keeps_no_other_from_being_called(self) -> None:
+        called: list[int] = []
+        peer = Peer()
+        peer.on_close(lambda: 1 / 0)
+        peer.on_close(lambda: called.append(1))
+        peer.close()
+        peer.on_close(lambda: 1 / 0)
+        assert called == [1]
+
+
+class TestDeadlines:
+    @given(
+        st.lists(
+            st.one_of(
+                st.tuples(st.just("add"), st.floats(0.0, 50.0)),
+                st.tuples(st.sampled_from(["give", "cancel"]), st.integers(0, 2**16)),
+                st.tuples(st.just("tick"), st.floats(0.0, 10.0)),
+            ),
+            max_size=300,
+        )
+    )
+    def test_each_expires_in_time_unless_it_was_settled(self, steps: list[tuple[str, Any]]) -> None:
+        deadlines, now = Deadlines(), 0.0
+        waiting: list[Later] = []
+        for step, argument in steps:
+            if step == "add":
+                waiting.append(Later(Peer(), now + argument))
+                deadlines.add(waiting[-1])
+            elif step == "tick":
+                now += argument
+                if now >= deadlines.first:
+                    deadlines.expire(now)
+                for later in [later for later in waiting if not later.waiting]:
+                    assert later.deadline <= now
+                    waiting.remove(later)
+                    deadlines.discard(later)
+            elif waiting:
+                later = waiting.pop(argument % len(waiting))
+                if step == "give":
+                    later.give(None)
+                    deadlines.discard(later)
+                else:  # as a connection does that closes
+                    deadlines.discard(later)
+                    later.cancel()
+            assert all(later.waiting and later.deadline > now for later in waiting if step == "tick")
+            assert deadlines.first <= min((later.deadline for later in waiting), default=math.inf)
+        assert len(deadlines._heap) <= 2 * len(waiting) + 64
+
+    def test_those_that_were_settled_long_before_are_not_kept(self) -> None:
+        deadlines = Deadlines()
+        patient = Later(Peer(), 1e6)
+        deadlines.add(patient)
+        for number in range(10_000):
+            later = Later(Peer(), 1000.0 + number)
+            deadlines.add(later)
+            later.give(None)
+            deadlines.discard(later)
+        assert len(deadlines._heap) < 100
+        deadlines.expire(1e6)
+        assert not patient.waiting
+        assert deadlines.first == math.inf
+
+    def test_equal_deadlines_compare_nothing_else(self) -> None:
+        deadlines = Deadlines()
+        laters = [Later(Peer(), 1.0) for _ in range(50)]
+        for later in laters:
+            deadlines.add(later)
+        deadlines.expire(1.0)
+        assert not any(later.waiting for later in laters)
+
+
+class TestRaces:
+    """Threads that come at the same moment. Everything is decided once, and everybody is told the same."""
+
+    @pytest.mark.usefixtures("impatient")
+    def test_of_all_who_settle_it_at_once_one_wins(self) -> None:
+        rounds = 2000
+        names = [*OUTCOMES, "given", "cancelled"]
+        barrier = threading.Barrier(len(names) + 1, timeout=PATIENCE_SECONDS)
+        taken, lapsed = [0] * rounds, [0] * rounds
+
+        def count(where: list[int], number: int) -> None:
+            where[number] += 1
+
+        laters = [
+            Later(Peer(), 10.0, "late", on_lapse=partial(count, lapsed, number)) for number in range(rounds)
+        ]
+        won: list[list[bool]] = [[] for _ in names]
+
+        def settle(name: str, told: list[bool]) -> None:
+            for later in laters:
+                barrier.wait()
+                told.append(OUTCOMES[name](later))
+
+        def take() -> None:
+            for number, later in enumerate(laters):
+                barrier.wait()
+                later.take(partial(count, taken, number))
+
+        in_parallel([*(partial(settle, name, told) for name, told in zip(names, won, strict=True)), take])
+        for number, later in enumerate(laters):
+            winners = [name for name, told in zip(names, won, strict=True) if told[number]]
+            assert len(winners) == 1
+            assert outcome_of(later) == RIGHT[winners[0]]
+            assert taken[number] == 1
+            assert lapsed[number] == (winners[0] in LAPSES)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_whoever_comes_while_the_peer_closes_is_called_once(self) -> None:
+        rounds, callers = 1000, 3
+        barrier = threading.Barrier(callers + 2, timeout=PATIENCE_SECONDS)
+        peers = [Peer() for _ in range(rounds)]
+        called = [[0] * rounds for _ in range(callers)]
+
+        def call(counts: list[int], number: int) -> None:
+            counts[number] += 1
+
+        def register(counts: list[int]) -> None:
+            for number, peer in enumerate(peers):
+                barrier.wait()
+                peer.on_close(partial(call, counts, number))
+
+        def close() -> None:
+            for peer in peers:
+                barrier.wait()
+                peer.close()
+
+        in_parallel([*(partial(register, counts) for counts in called), close, close])
+        assert called == [[1] * rounds] * callers
+
+    @pytest.mark.usefixtures("impatient")
+    def test_a_lock_that_is_given_to_peers_that_leave_is_never_lost_nor_held_twice(self) -> None:
+        """The one token goes to whoever waits; peers leave before, while and after they are given it."""
+        turns, clock = Turns(), FakeClock()
+        stop_at = 400
+
+        def live(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(stop_at):
+                peer = Peer()
+                later = turns.begin(peer, clock() + chance.choice([0.0, 1e9]))
+                if chance.random() < 0.3:
+                    later.expire(clock())
+                while later.waiting and chance.random() < 0.9:
+                    pass
+                if chance.random() < 0.5 and not later.waiting and later.outcome() is not None:
+                    assert turns.release(later.outcome())
+                later.cancel()
+                peer.close()
+
+        in_parallel([partial(live, seed) for seed in range(4)])
+        assert turns.holder is None
+        last = turns.begin(Peer(), math.inf)
+        assert last.outcome() == next(turns.tokens) - 1, "free, and given at once"
+
+
+class Turns:
+    """A lock as a node would make it of these: one holder at a time, the next one as soon as that is gone."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.tokens = itertools.count(1)
+        self.holder: int | None = None
+        self.queue: deque[Later] = deque()
+
+    def begin(self, peer: Peer, deadline: float) -> Later:
+        later = Later(peer, deadline)
+        with self.lock:
+            self.queue.append(later)
+        self.pass_on()
+        return later
+
+    def pass_on(self) -> None:
+        while True:
+            with self.lock:
+                if self.holder is not None or not self.queue:
+                    return
+                later = self.queue.popleft()
+                token = next(self.tokens)
+                if not later.give(token):
+                    continue
+                self.holder = token
+            later.peer.on_close(partial(self.release, token))
+            return
+
+    def release(self, token: int) -> bool:
+        with self.lock:
+            if self.holder != token:
+                return False
+            self.holder = None
+        self.pass_on()
+        return True
+
+
+def in_parallel(targets: list[Callable[[], None]]) -> None:
+    """Run them, each in a thread; whatever one raises is raised."""
+    errors: list[BaseException] = []
+
+    def run(target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(4 * PATIENCE_SECONDS)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
