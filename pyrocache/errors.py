@@ -10,7 +10,10 @@
     ├── NoNodes (ConnectionError)            the name server answers, but knows no node
     ├── NameTaken                            a live node holds that node name already
     ├── NodeUnavailable (ConnectionError)    a node does not answer, or not within the deadline
-    │   └── Overloaded                       it answers, but is at one of its limits
+    │   ├── Overloaded                       it answers, but is at one of its limits
+    │   └── PartialFailure                   a call about many keys failed for some; it says which and why
+    ├── Conflict                             others changed an entry again and again while `update` tried to
+    ├── NotAnInt (TypeError)                 the entry that was to be counted up is no int
     ├── RemoteError                          a node refused or failed; it says why
     ├── ProtocolError                        bytes on a connection that are not ours to understand
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
@@ -25,9 +28,13 @@ Messages name the node, the operation and what to do next. They never hold a key
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "ClientClosed",
     "ConfigurationError",
+    "Conflict",
     "CorruptValue",
     "InsecureAddress",
     "InvalidKey",
@@ -36,7 +43,9 @@ __all__ = [
     "NameTaken",
     "NoNodes",
     "NodeUnavailable",
+    "NotAnInt",
     "Overloaded",
+    "PartialFailure",
     "ProtocolError",
     "PyroCacheError",
     "RemoteError",
@@ -75,6 +84,28 @@ class NodeUnavailable(PyroCacheError, ConnectionError):
 
 class Overloaded(NodeUnavailable):
     """A node answers, but is at one of its limits (connections, long calls)."""
+
+
+class PartialFailure(NodeUnavailable):
+    """A call about many keys failed for some of them, and did its work for the others.
+
+    Attributes:
+        results: what the call would have returned for those others.
+        errors: why it failed, by key.
+    """
+
+    def __init__(self, message: str = "", results: Any = None, errors: Mapping[Any, Exception] | None = None):
+        super().__init__(message)
+        self.results = results
+        self.errors: dict[Any, Exception] = dict(errors or {})
+
+
+class Conflict(PyroCacheError):
+    """Others changed an entry each time before `update` could; what they stored stays."""
+
+
+class NotAnInt(PyroCacheError, TypeError):
+    """An entry that is no int cannot be counted up; it is unchanged."""
 
 
 class RemoteError(PyroCacheError):

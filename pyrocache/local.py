@@ -66,7 +66,7 @@ class LocalCluster:
         if replicas != 1:
             raise ConfigurationError("Entries are kept in one copy so far: replicas can only be 1.")
         self._max_memory = NodeConfig(max_memory=parse_size(max_memory)).max_memory
-        self._clients: weakref.WeakSet[PyroCacheClient] = weakref.WeakSet()
+        self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
         try:
@@ -88,7 +88,7 @@ class LocalCluster:
     def client(self, **options: Any) -> PyroCacheClient:
         """A new client of this cluster; `stop` closes it. ``options`` are those of `PyroCacheClient`."""
         client = PyroCacheClient(self.nameserver, **options)
-        self._clients.add(client)
+        self._clients[id(client)] = client
         return client
 
     def kill(self, i: int) -> None:
@@ -150,7 +150,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End everything. Doing so again does nothing."""
-        for client in list(self._clients):
+        for client in list(self._clients.values()):
             client.close()
         self._clients.clear()
         for node in self.nodes:

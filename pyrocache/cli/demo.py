@@ -231,7 +231,7 @@ def _show_balance(stage: _Stage, entries: dict[str, int], keys: int) -> None:
 
 
 def _entries(cache: PyroCacheClient) -> dict[str, int]:
-    return {node: figures["entries"] for node, figures in cache.stats().nodes.items()}
+    return {node: figures.entries for node, figures in cache.stats().nodes.items()}
 
 
 def _can_write(text: str, encoding: str) -> bool:

@@ -143,7 +143,7 @@ def _running(nameserver: str | None, namespace: str) -> _Cluster | None:
             raise
         return None
     what = f"the cluster at {address} ({_count(len(stats.nodes), 'node', 'nodes')})"
-    return _Cluster(cache, address, what, stats.total["evictions"])
+    return _Cluster(cache, address, what, stats.total.evictions)
 
 
 # One client process ----------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def _results(figures: Figures, seconds: float, cluster: _Cluster) -> dict[str, A
     return {
         "cluster": cluster.address,
         "nodes": len(stats.nodes),
-        "max_bytes": stats.total.get("max_bytes", 0),
+        "max_bytes": stats.total.max_bytes,
         **{name: getattr(figures, name) for name in _COUNTERS},
         "last_error": figures.last_error or None,
         "hit_ratio": figures.hit_ratio,
@@ -380,8 +380,8 @@ def _results(figures: Figures, seconds: float, cluster: _Cluster) -> dict[str, A
         "operations_per_second": operations / max(seconds, 1e-9),
         "get_latency_us": figures.get_latencies.percentiles(),
         "set_latency_us": figures.set_latencies.percentiles(),
-        "evictions": stats.total.get("evictions", 0) - cluster.evictions,
-        "entries": stats.total.get("entries", 0),
+        "evictions": stats.total.evictions - cluster.evictions,
+        "entries": stats.total.entries,
     }
 
 

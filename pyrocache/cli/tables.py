@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,15 +32,14 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> No
         if figures is None:
             table.add_row(member.name, member.address, "away", style="red")
             continue
-        lookups = figures["hits"] + figures["misses"]
         table.add_row(
             member.name,
             member.address,
-            f"{figures['entries']:,}",
-            f"{format_size(figures['bytes'])} / {format_size(figures['max_bytes'])}",
-            f"{figures['hits'] / lookups:.0%}" if lookups else "-",
-            str(figures["connections"]),
-            _duration(figures["uptime_seconds"]),
+            f"{figures.entries:,}",
+            f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
+            "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
+            str(figures.connections),
+            _duration(figures.uptime_seconds),
         )
     console = _console()
     console.print(f"Name server {nameserver}, {len(members)} nodes")

@@ -1,72 +1,105 @@
-"""Calls about many keys: each owner is asked about its own, all of them at once."""
+"""Calls about many keys: each owner is asked about its own, all of them at once.
+
+A call does its work for the keys that it can. What it could not do for the others is a `PartialFailure`, which has the
+reason for each; those whose node is away count as misses instead if ``on_error`` says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
-from pyrocache.client.codec import decode_values, encode_values
-from pyrocache.client.core import Core
+from pyrocache.client.codec import decode_value, decode_values, encode_values
+from pyrocache.client.core import MISSING, Core, Ttl
 from pyrocache.client.keys import encode_keys
 from pyrocache.client.router import Batch
 from pyrocache.config import ttl_to_seconds
-from pyrocache.errors import CorruptValue
-
-_MISS: Any = object()
+from pyrocache.errors import CorruptValue, NodeUnavailable, PartialFailure, PyroCacheError, SerializationError
 
 
 def get_many(core: Core, keys: Iterable[object]) -> dict[Any, Any]:
     """What `PyroCacheClient.get_many` returns."""
     asked = list(keys)
     hash(tuple(asked))  # TypeError now: the result is a dict by key
-    values = [_MISS] * len(asked)
-    problems: list[Exception] = []
+    values: list[Any] = [MISSING] * len(asked)
+    broken: list[tuple[Sequence[int], PyroCacheError]] = []
     missing = False
 
     def take(indices: Sequence[int], frames: Any) -> int:
         nonlocal missing
-        if type(frames) is not list:
+        if type(frames) is not list or len(frames) > len(indices):
             return 0
         missing = missing or None in frames
         try:
-            decoded = decode_values(frames, _MISS)
-            if len(decoded) == len(values):
-                values[:] = decoded
-            else:
-                for index, value in zip(indices, decoded, strict=False):
-                    values[index] = value
-        except Exception as error:  # for later: replies of other nodes are still under way
-            problems.append(error)
+            decoded = decode_values(frames, MISSING)
+        except SerializationError:
+            decoded, problems = _decode_each(frames, indices)
+            broken.extend(problems)
+        if len(decoded) == len(values):
+            values[:] = decoded
+        else:
+            for index, value in zip(indices, decoded, strict=False):
+                values[index] = value
         return len(frames)
 
     batch = Batch(encode_keys(asked, core.prefix))
     errors = core.router.batch("get_many", batch, deadline=core.deadline(), on_reply=take)
-    core.check(errors)
-    if problems:
-        core.count("corrupt_values", sum(isinstance(problem, CorruptValue) for problem in problems))
-        raise problems[0]
+    if broken:
+        core.count("corrupt_values", sum(isinstance(error, CorruptValue) for _, error in broken))
+    errors += broken
     found = zip(asked, values, strict=True)
-    if missing or errors:
-        return {key: value for key, value in found if value is not _MISS}
-    return dict(found)
+    whole = not missing and not errors
+    results = dict(found) if whole else {key: value for key, value in found if value is not MISSING}
+    _check(core, "get_many", asked, results, errors)
+    return results
 
 
-def set_many(core: Core, mapping: Mapping[Any, Any], ttl_seconds: float | timedelta | None) -> int:
+def set_many(core: Core, mapping: Mapping[Any, Any], ttl_seconds: Ttl, tags: Iterable[str] | None) -> int:
     """What `PyroCacheClient.set_many` returns."""
     seconds = ttl_to_seconds(ttl_seconds)
+    encoded_tags = core.encode_tags(tags)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}.")
-    batch = Batch(encode_keys(list(mapping), core.prefix), encode_values(mapping.values()))
-    return _count_over(core, "set_many", batch, seconds)
+    keys = list(mapping)
+    batch = Batch(encode_keys(keys, core.prefix), encode_values(mapping.values()))
+    arguments = (seconds,) if encoded_tags is None else (seconds, encoded_tags)
+    return _count_over(core, "set_many", keys, batch, *arguments)
 
 
 def delete_many(core: Core, keys: Iterable[object]) -> int:
     """What `PyroCacheClient.delete_many` returns."""
-    return _count_over(core, "delete_many", Batch(encode_keys(list(keys), core.prefix)), idempotent=False)
+    asked = list(keys)
+    batch = Batch(encode_keys(asked, core.prefix))
+    return _count_over(core, "delete_many", asked, batch, idempotent=False)
 
 
-def _count_over(core: Core, method: str, batch: Batch, *arguments: Any, idempotent: bool = True) -> int:
+def touch_many(core: Core, keys: Iterable[object], ttl_seconds: Ttl) -> int:
+    """What `PyroCacheClient.touch_many` returns."""
+    seconds = ttl_to_seconds(ttl_seconds)
+    asked = list(keys)
+    return _count_over(core, "touch_many", asked, Batch(encode_keys(asked, core.prefix)), seconds)
+
+
+def _decode_each(
+    frames: Sequence[Any], indices: Sequence[int]
+) -> tuple[list[Any], list[tuple[Sequence[int], PyroCacheError]]]:
+    """The values of those frames that have one, `MISSING` for the others, and what is wrong with them."""
+    values: list[Any] = []
+    problems: list[tuple[Sequence[int], PyroCacheError]] = []
+    for index, frame in zip(indices, frames, strict=False):
+        value: Any = MISSING
+        if frame is not None:
+            try:
+                value = decode_value(frame)
+            except SerializationError as error:
+                problems.append(([index], error))
+        values.append(value)
+    return values, problems
+
+
+def _count_over(
+    core: Core, method: str, keys: Sequence[object], batch: Batch, *arguments: Any, idempotent: bool = True
+) -> int:
     """The sum of the nodes' answers to a batch."""
     total = 0
 
@@ -77,9 +110,33 @@ def _count_over(core: Core, method: str, batch: Batch, *arguments: Any, idempote
         total += count
         return len(indices)
 
-    core.check(
-        core.router.batch(
-            method, batch, *arguments, deadline=core.deadline(), on_reply=take, idempotent=idempotent
-        )
+    errors = core.router.batch(
+        method, batch, *arguments, deadline=core.deadline(), on_reply=take, idempotent=idempotent
     )
+    _check(core, method, keys, total, errors)
     return total
+
+
+def _check(
+    core: Core,
+    method: str,
+    keys: Sequence[object],
+    results: Any,
+    errors: Sequence[tuple[Sequence[int], PyroCacheError]],
+) -> None:
+    """Raise what ``errors`` and ``on_error`` make of a call that had these ``results``."""
+    if not errors:
+        return
+    if core.config.on_error == "miss":
+        for away in dict.fromkeys(error for _, error in errors if isinstance(error, NodeUnavailable)):
+            core.missed(away, None)  # once for each node
+        errors = [failed for failed in errors if not isinstance(failed[1], NodeUnavailable)]
+        if not errors:
+            return
+    first = errors[0][1]
+    try:
+        by_key = {keys[index]: error for indices, error in errors for index in indices}
+    except TypeError:  # a key that is not hashable
+        raise first from None
+    text = f"{method} failed for {len(by_key)} of {len(keys)} keys, and .errors has why for each; the first: {first}"
+    raise PartialFailure(text, results, by_key) from first

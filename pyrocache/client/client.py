@@ -6,19 +6,22 @@ applies ``on_error``. Thread-safe, fork-safe and picklable; it starts no thread 
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client import batches
+from pyrocache.client import batches, scanning, updates
 from pyrocache.client.codec import encode_value
 from pyrocache.client.connection import Deadline
-from pyrocache.client.core import MISSING, Core
-from pyrocache.client.keys import decode_key, encode_key
-from pyrocache.client.stats import Stats
+from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl
+from pyrocache.client.keys import encode_key
+from pyrocache.client.scanning import Items, Values
+from pyrocache.client.stats import NodeStats, Stats
+from pyrocache.cluster.integers import pack_int
 from pyrocache.cluster.routing import Member
+from pyrocache.cluster.wire import MAX_BATCH
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
@@ -29,11 +32,16 @@ from pyrocache.config import (
 )
 from pyrocache.errors import NodeUnavailable
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+
+_T = TypeVar("_T")
+
 NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
 
 
-class PyroCacheClient:
-    """A cache of Python objects that lives in the memory of several node processes.
+class PyroCacheClient(MutableMapping[Any, Any]):
+    """A cache of Python objects that lives in the memory of several node processes, and reads like a dict.
 
     Args:
         nameserver: ``host:port`` of the name server; by default what ``$PYROCACHE_NAMESERVER`` says, else
@@ -46,6 +54,13 @@ class PyroCacheClient:
 
     Keys may be anything picklable, and two are one iff ``==`` says so, as in a dict. Values may be anything picklable.
     An entry expires the instant its TTL is over, by its node's clock.
+
+    What changes an entry is decided on the node that owns it, in one step, so two callers never undo each other's work.
+    Only what may be done twice is tried again after a reply was lost; a `NodeUnavailable` from any other call (those
+    with a condition, `incr`, `pop`, `setdefault`, `delete`) leaves open whether it was done.
+
+    As a mapping it is that of its namespace: `len`, iteration, ``==`` and being true (not empty) ask all nodes. It has
+    no hash, as nothing has that changes and compares by its content.
 
     Raises, from every method: `NameServerUnavailable` and `NoNodes` until nodes have been found, `NodeUnavailable` as
     ``on_error`` says, `InvalidKey`, `KeyTooLarge`, `ClientClosed`.
@@ -79,17 +94,35 @@ class PyroCacheClient:
 
     # One key ---------------------------------------------------------------------------------------------
 
-    def set(self, key: object, value: object, ttl_seconds: float | timedelta | None = None) -> bool:
-        """Store ``value`` under ``key``, for ``ttl_seconds`` or, with None, for good.
+    def set(
+        self,
+        key: object,
+        value: object,
+        ttl_seconds: KeptTtl = None,
+        *,
+        tags: Iterable[str] | None = None,
+        if_version: int | None = None,
+    ) -> bool:
+        """Store ``value`` under ``key``.
+
+        Args:
+            ttl_seconds: how long it lives, in seconds or as a timedelta; None for good, ``...`` for as long as what it
+                replaces had to live.
+            tags: names by which `invalidate_tag` finds it; it has no others, whatever it replaces had.
+            if_version: store it only in place of this version, from `get_with_version`.
 
         Returns:
-            True; False when the node is away and ``on_error`` is ``"miss"``.
+            Whether it was stored: True but for another version, or when the node is away and ``on_error`` is
+            ``"miss"``.
 
         Raises:
-            ValueError, TypeError: ``ttl_seconds`` is not above 0, or no duration.
+            ValueError, TypeError: ``ttl_seconds`` is not above 0, or no duration; the same for the other arguments.
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node takes no value of that size; the old value stays.
         """
+        if tags is not None or if_version is not None or ttl_seconds is ...:
+            condition = None if if_version is None else _version(if_version)
+            return self._core.put(key, value, ttl_seconds, condition=condition, tags=tags)
         core = self._core
         encoded = encode_key(key, core.prefix)
         seconds = ttl_to_seconds(ttl_seconds)
@@ -102,18 +135,168 @@ class PyroCacheClient:
             return core.missed(error, False)
         return True
 
-    def get(self, key: object, default: Any = None) -> Any:
+    def add(
+        self, key: object, value: object, ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
+    ) -> bool:
+        """Store ``value`` if there is no entry; whether it was stored. Arguments and errors as for `set`."""
+        return self._core.put(key, value, ttl_seconds, condition="absent", tags=tags)
+
+    def replace(
+        self, key: object, value: object, ttl_seconds: KeptTtl = None, *, tags: Iterable[str] | None = None
+    ) -> bool:
+        """Store ``value`` if there is an entry; whether it was stored. Arguments and errors as for `set`."""
+        return self._core.put(key, value, ttl_seconds, condition="present", tags=tags)
+
+    @overload
+    def get(self, key: object, default: None = None, *, touch_seconds: Ttl = None) -> Any | None: ...
+    @overload
+    def get(self, key: object, default: _T, *, touch_seconds: Ttl = None) -> Any | _T: ...
+    def get(self, key: object, default: Any = None, *, touch_seconds: Ttl = None) -> Any:
         """The value stored under ``key``; ``default`` when there is none, or it has expired.
+
+        Args:
+            touch_seconds: how long from now the entry lives on if there is one, whatever TTL it had (sliding expiry).
 
         Raises:
             SerializationError: the value does not unpickle here; `CorruptValue`: it is none of ours.
         """
         core = self._core
+        encoded = encode_key(key, core.prefix)
         try:
-            frame = core.router.call("get", encode_key(key, core.prefix), deadline=Deadline(core.timeout))
+            if touch_seconds is None:
+                frame = core.router.call("get", encoded, deadline=Deadline(core.timeout))
+            else:
+                seconds = _finite(touch_seconds)
+                frame = core.router.call("get", encoded, seconds, deadline=Deadline(core.timeout))
         except NodeUnavailable as error:
             return core.missed(error, default)
         return default if frame is None else core.decode(frame)
+
+    def get_with_version(self, key: object) -> tuple[Any, int] | None:
+        """The value stored under ``key`` and its version, for `compare_and_set`; None when there is none.
+
+        A version is of one entry as it was stored at one time; the key never has it again.
+        """
+        found = self._core.call("get_with_version", key, away=None)
+        if found is None:
+            return None
+        frame, version = found
+        return self._core.decode(frame), version
+
+    def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
+        """Store ``value`` if the entry still has this ``version``, from `get_with_version`; whether it was stored.
+
+        The entry keeps the time that it had to live, unless ``ttl_seconds`` says otherwise; it has no tags then.
+        """
+        return self._core.put(key, value, ttl_seconds, condition=_version(version))
+
+    @overload
+    def update(
+        self,
+        /,
+        key: object,
+        function: Callable[[Any], _T],
+        default: Any = MISSING,
+        ttl_seconds: KeptTtl = ...,
+    ) -> _T: ...
+    @overload
+    def update(self, entries: SupportsKeysAndGetItem[Any, Any], /, **more: Any) -> None: ...
+    @overload
+    def update(self, entries: Iterable[tuple[Any, Any]] = (), /, **more: Any) -> None: ...
+    def update(self, /, *arguments: Any, **named: Any) -> Any:
+        """Change an entry by a function; or, given entries as `dict.update` takes them, store those as `set_many` does.
+
+        ``update(key, function, default=MISSING, ttl_seconds=...)`` stores ``function(value)`` if nobody has changed the
+        entry meanwhile, and otherwise begins again, so ``function`` may run several times; its own time does not count
+        to the call's. Without an entry it is given ``default``. The entry keeps the time that it had to live, unless
+        ``ttl_seconds`` says otherwise; it has no tags then.
+
+        Returns:
+            The new value; when the node is away and ``on_error`` is ``"miss"``, what ``function`` makes of ``default``,
+            which is not stored. None in the other form.
+
+        Raises:
+            KeyError: there is no entry, and no ``default``.
+            Conflict: others were faster until the time was over.
+        """
+        if len(arguments) > 1 or "function" in named:
+            return self._update_by(*arguments, **named)
+        if "ttl_seconds" in named:
+            raise TypeError(
+                "update stores entries for good: set_many takes a ttl_seconds, and an entry of that name "
+                "goes in a dict."
+            )
+        self.set_many(dict(*arguments, **named))
+        return None
+
+    def _update_by(
+        self,
+        key: object,
+        function: Callable[[Any], _T],
+        default: Any | Missing = MISSING,
+        ttl_seconds: KeptTtl = ...,
+    ) -> _T:
+        return updates.update(self._core, key, function, default, ttl_seconds)
+
+    def incr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
+        """Add ``delta`` to an int, of any size; the sum. Without an entry, ``default`` is added to.
+
+        Args:
+            ttl_seconds: how long an entry lives that is new; one that there is keeps its TTL.
+
+        Returns:
+            The new value; when the node is away and ``on_error`` is ``"miss"``, that of a new entry.
+
+        Raises:
+            TypeError: the entry is no int, and unchanged (`NotAnInt`); or ``delta`` or ``default`` is none.
+        """
+        by, start = operator.index(delta), operator.index(default)
+        frames = pack_int(by), pack_int(start)
+        seconds = ttl_to_seconds(ttl_seconds)
+        frame = self._core.call(
+            "incr",
+            key,
+            *frames,
+            seconds,
+            away=None,
+            idempotent=False,
+            largest_value=max(map(len, frames)),
+        )
+        return start + by if frame is None else int(self._core.decode(frame))
+
+    def decr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
+        """`incr` by ``-delta``."""
+        return self.incr(key, -operator.index(delta), default, ttl_seconds)
+
+    def touch(self, key: object, ttl_seconds: Ttl) -> bool:
+        """Have the entry live for ``ttl_seconds`` from now, or with None for good; whether there is one."""
+        return bool(self._core.call("touch", key, ttl_to_seconds(ttl_seconds), away=False))
+
+    @overload
+    def pop(self, key: object) -> Any: ...
+    @overload
+    def pop(self, key: object, default: _T) -> Any | _T: ...
+    def pop(self, key: object, default: Any = MISSING) -> Any:
+        """Remove the entry and return its value; without one ``default``, or `KeyError` if that is not given."""
+        frame = self._core.call("pop", key, away=None, idempotent=False)
+        if frame is not None:
+            return self._core.decode(frame)
+        if default is MISSING:
+            raise KeyError(key)
+        return default
+
+    @overload
+    def setdefault(self, key: object, default: None = None, ttl_seconds: Ttl = None) -> Any | None: ...
+    @overload
+    def setdefault(self, key: object, default: _T, ttl_seconds: Ttl = None) -> Any | _T: ...
+    def setdefault(self, key: object, default: Any = None, ttl_seconds: Ttl = None) -> Any:
+        """The value stored under ``key``; without one, ``default`` is stored and returned. Errors as for `set`."""
+        seconds = ttl_to_seconds(ttl_seconds)
+        frame = encode_value(default)
+        found = self._core.call(
+            "setdefault", key, frame, seconds, away=None, idempotent=False, largest_value=len(frame)
+        )
+        return default if found is None else self._core.decode(found)
 
     def delete(self, key: object) -> bool:
         """Remove the entry; whether there was one.
@@ -138,70 +321,104 @@ class PyroCacheClient:
 
         Raises:
             TypeError: a key is not hashable, like a list; `get` takes those.
+            PartialFailure: a node is away, or a value does not unpickle here; it has the other values.
         """
         return batches.get_many(self._core, keys)
 
-    def set_many(self, mapping: Mapping[Any, Any], ttl_seconds: float | timedelta | None = None) -> int:
-        """Store every entry of ``mapping``; how many were stored.
+    def set_many(
+        self, mapping: Mapping[Any, Any], ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
+    ) -> int:
+        """Store every entry of ``mapping``, each with these ``tags``; how many were stored.
 
-        All keys and values are encoded before anything is sent. When a node is away, or refuses a value that is too
-        large for it, the entries of the others may be stored all the same.
+        All keys and values are encoded before anything is sent.
 
         Raises:
-            ValueError, TypeError, SerializationError, ValueTooLarge: as `set`.
+            ValueError, TypeError, SerializationError: as `set`.
+            PartialFailure: a node is away, or a value is too large for its node; the other entries are stored.
         """
-        return batches.set_many(self._core, mapping, ttl_seconds)
+        return batches.set_many(self._core, mapping, ttl_seconds, tags)
 
     def delete_many(self, keys: Iterable[object]) -> int:
-        """Remove the entries of ``keys``; how many there were."""
+        """Remove the entries of ``keys``; how many there were.
+
+        Raises:
+            PartialFailure: a node is away; the other entries are removed.
+        """
         return batches.delete_many(self._core, keys)
+
+    def touch_many(self, keys: Iterable[object], ttl_seconds: Ttl) -> int:
+        """Have the entries of ``keys`` live for ``ttl_seconds`` from now, or with None for good; how many there are.
+
+        Raises:
+            PartialFailure: a node is away; the other entries are touched.
+        """
+        return batches.touch_many(self._core, keys, ttl_seconds)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
     def namespace(self, name: str) -> Self:
-        """A client of its own over a slice of the keys, which nobody else sees; it shares this one's connections.
+        """A client of its own over a slice of the keys, which nothing else sees: neither `len` nor `clear` of this one.
 
-        Closing it leaves this one open, and closing this one closes it.
+        It shares this one's settings and connections. Closing it leaves this one open; closing this one closes it.
+        ``PyroCacheClient(namespace="shop")`` is one too, and so is ``namespace("shop").namespace("eu")``.
+
+        Raises:
+            ConfigurationError: it is no str, longer than 255 bytes in UTF-8, or all names together than 512.
         """
         inner = object.__new__(type(self))
         inner._core = self._core.namespace(name)
         return inner
 
-    def clear(self) -> int:
+    def invalidate_tag(self, tag: str) -> int:
+        """Remove every entry of this namespace that was stored with ``tag``, on every node; how many there were.
+
+        No later read returns one of them. It takes no longer for many than for one.
+        """
+        return self._core.sum_of("invalidate_tag", self._core.encode_tag(tag), idempotent=True)
+
+    def clear(self) -> int:  # type: ignore[override]  # a dict's returns nothing
         """Remove every entry of this client's namespace; how many there were."""
         return self._core.sum_of("clear", self._core.prefix)
 
-    def keys(self) -> Iterator[Any]:
-        """The keys of this client's namespace, node by node, in no order.
+    def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
+        """The keys of this namespace, node by node, in no order.
 
-        A key that is there throughout comes exactly once. Each page is a call of its own, with its own deadline.
+        No key comes twice. Each that is there throughout comes once; of those that come or go meanwhile, some do. A key
+        leaves, too, when a node joins or leaves and another owns it then.
+
+        Args:
+            prefix: only keys that are texts which begin with this text, or tuples which begin with these items.
+            batch: how many to ask a node for at a time, 1,000 at most. Each time is a call with a deadline of its own.
+
+        Raises:
+            TypeError: ``prefix`` is neither a text nor a tuple.
         """
-        core = self._core
-        for member in core.router.fresh_view(core.deadline()).members:
-            cursor = 0
-            while True:
-                try:
-                    cursor, page = core.router.ask(
-                        member, "keys", core.prefix, cursor, deadline=core.deadline()
-                    )
-                except NodeUnavailable as error:
-                    core.missed(error, None)
-                    break
-                for encoded in page:
-                    yield decode_key(encoded)
-                if cursor == 0:
-                    break
+        return scanning.scan(self._core, prefix, batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return scanning.scan(self._core)
+
+    def items(self) -> Items:
+        """The entries as a view, like a dict's. Values are fetched page by page, as it is walked over."""
+        return Items(self)
+
+    def values(self) -> Values:
+        """The values as a view, like a dict's; fetched page by page, as it is walked over."""
+        return Values(self)
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove some entry and return its key and value; `KeyError` without any. No two callers get the same one."""
+        return scanning.pop_any(self._core)
 
     def __len__(self) -> int:
         """Entries in this client's namespace, over all nodes."""
-        return self._core.sum_of("count", self._core.prefix)
+        return self._core.sum_of("count", self._core.prefix, idempotent=True)
 
-    def __bool__(self) -> bool:
-        """Always True: a client is no container that one tests for being empty without meaning to."""
-        return True
+    def __eq__(self, other: object) -> bool:
+        """Whether another mapping has the same entries; all of them are fetched."""
+        return self is other or super().__eq__(other)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.keys()
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __contains__(self, key: object) -> bool:
         return self.contains(key)
@@ -234,16 +451,19 @@ class PyroCacheClient:
     def stats(self) -> Stats:
         """Figures of every node, their sums, and this client's own. A node that is away is named, not an error."""
         core = self._core
-        nodes: dict[str, dict[str, Any]] = {}
+        nodes: dict[str, NodeStats] = {}
         away: list[str] = []
-        for member, answer in core.router.everywhere("stats", deadline=core.deadline()):
+        for member, answer in core.router.everywhere("stats", deadline=core.deadline(), idempotent=True):
             if isinstance(answer, NodeUnavailable):
                 away.append(member.name)
             else:
-                nodes[member.name] = answer
-        summed = {name for figures in nodes.values() for name in figures} - {"uptime_seconds", "pid"}
-        total = {name: sum(figures.get(name, 0) for figures in nodes.values()) for name in sorted(summed)}
-        return Stats(nodes, total, core.figures(), away)
+                nodes[member.name] = NodeStats.from_wire(answer)
+        return Stats.of(nodes, core.figures(), away)
+
+    def reset_stats(self) -> None:
+        """Have every node and this client count from 0; what there is now (entries, bytes) stays."""
+        self._core.sum_of("reset_stats", idempotent=True)
+        self._core.reset_figures()
 
     # Life ------------------------------------------------------------------------------------------------
 
@@ -272,3 +492,18 @@ class PyroCacheClient:
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._core = Core(config)
+
+
+def _version(version: int) -> int:
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise TypeError(f"A version is an int from get_with_version, not {type(version).__name__}.")
+    if version < 1:
+        raise ValueError("A version is an int above 0, from get_with_version.")
+    return version
+
+
+def _finite(touch_seconds: Ttl) -> float:
+    seconds = ttl_to_seconds(touch_seconds)
+    if seconds is None:
+        raise ValueError("touch_seconds is finite: touch(key, None) has an entry live for good.")
+    return seconds

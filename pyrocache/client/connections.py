@@ -60,6 +60,9 @@ class Unavailable(Exception):
         self.timed_out = timed_out
 
 
+_OUTCOMES = (Refused, Unavailable, ValueTooLarge)
+
+
 class Connections:
     """The connections of one client, by node.
 
@@ -131,11 +134,8 @@ class Connections:
             requests: may grow while this runs, by further calls to nodes that have answered.
 
         Yields:
-            As the replies come, a request's index and its result, or the `Refused` or `Unavailable` that `call` would
-            have raised.
-
-        Raises:
-            ValueTooLarge: a value is too large for its node; that request and those after it were not sent.
+            As the replies come, a request's index and its result, or the `Refused`, `Unavailable` or `ValueTooLarge`
+            that `call` would have raised.
         """
         begun = 0
         if len(requests) == 1:
@@ -160,7 +160,8 @@ class Connections:
                         )
                         continue
                     if request.largest_value > connection.max_value_bytes:
-                        raise _too_large(pool, connection, request.largest_value)
+                        outcomes[index] = _too_large(pool, connection, request.largest_value)
+                        continue
                     descriptor = connection.fileno()
                     under_way[descriptor] = (index, pool, connection)
                     problem = self._push(pool, connection, request, deadline)
@@ -183,7 +184,7 @@ class Connections:
                 helpers = [helper for helper in helpers if not helper.ended]
                 for index in list(outcomes):
                     outcome = outcomes.pop(index)
-                    if isinstance(outcome, BaseException) and not isinstance(outcome, Refused | Unavailable):
+                    if isinstance(outcome, BaseException) and not isinstance(outcome, _OUTCOMES):
                         raise outcome
                     yield index, outcome
         finally:
@@ -227,7 +228,7 @@ class Connections:
             return self.call(
                 member, method, arguments, deadline, largest_value=largest_value, careful=careful
             )
-        except (Refused, Unavailable) as error:
+        except _OUTCOMES as error:
             return error
 
     def _outcome_into(

@@ -12,17 +12,23 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from enum import Enum
-from typing import Any, Final, TypeVar
+from types import EllipsisType
+from typing import Any, Final, TypeAlias, TypeVar
 
-from pyrocache.client.codec import decode_value
+from pyrocache.client.codec import decode_value, encode_value
 from pyrocache.client.connection import Deadline
+from pyrocache.client.connections import Unavailable
+from pyrocache.client.key_format import utf8
 from pyrocache.client.keys import encode_key, namespace_prefix
 from pyrocache.client.router import Router
+from pyrocache.client.stats import ClientStats
 from pyrocache.cluster.directory import NameServerDirectory
-from pyrocache.config import ClientConfig
+from pyrocache.cluster.wire import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
+from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
 
 log = logging.getLogger("pyrocache.client")
@@ -41,6 +47,12 @@ class Missing(Enum):
 
 MISSING: Final = Missing.MISSING
 """No default was given, or there is no value: None is a value like any other."""
+
+Ttl: TypeAlias = float | timedelta | None
+"""How long an entry lives: seconds or a timedelta above 0; None for good."""
+
+KeptTtl: TypeAlias = Ttl | EllipsisType
+"""The same; ``...`` for as long as it had anyway."""
 
 
 class Core:
@@ -66,7 +78,7 @@ class Core:
         self._owns_router = router is None
         self._namespaces: weakref.WeakSet[Core] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards: _figures
-        self._figures = {"misses_on_error": 0, "corrupt_values": 0}
+        self._figures = ClientStats()
         _cores.add(self)
 
     def namespace(self, name: str) -> Core:
@@ -107,6 +119,27 @@ class Core:
             self.count("corrupt_values")
             raise
 
+    def encode_tag(self, tag: str) -> bytes:
+        """A tag as the nodes know it: tags of one namespace are not those of another."""
+        if not isinstance(tag, str):
+            raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
+        encoded = self.prefix + utf8(tag)
+        if len(encoded) > MAX_TAG_BYTES:
+            most = MAX_TAG_BYTES - len(self.prefix)
+            raise ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}.")
+        return encoded
+
+    def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
+        """The tags of an entry, each once; None when there are none."""
+        if tags is None:
+            return None
+        if isinstance(tags, str):
+            raise TypeError("tags is a list of texts, not one text.")
+        encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
+        if len(encoded) > MAX_TAGS:
+            raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")
+        return encoded or None
+
     def call(
         self,
         method: str,
@@ -117,10 +150,11 @@ class Core:
         largest_value: int = 0,
     ) -> Any:
         """What the owner of ``key`` returns, or ``away`` when it is away and that counts as a miss."""
+        encoded = self.encode_key(key)
         try:
-            return self.router.call(
+            return self.call_owner(
                 method,
-                self.encode_key(key),
+                encoded,
                 *arguments,
                 deadline=self.deadline(),
                 idempotent=idempotent,
@@ -128,6 +162,56 @@ class Core:
             )
         except NodeUnavailable as error:
             return self.missed(error, away)
+
+    def call_owner(
+        self,
+        method: str,
+        encoded: bytes,
+        *arguments: Any,
+        deadline: Deadline,
+        idempotent: bool = True,
+        largest_value: int = 0,
+    ) -> Any:
+        """What the owner of a key returns. Raises `NodeUnavailable` whatever ``on_error`` says."""
+        try:
+            return self.router.call(
+                method,
+                encoded,
+                *arguments,
+                deadline=deadline,
+                idempotent=idempotent,
+                largest_value=largest_value,
+            )
+        except NodeUnavailable as error:
+            if not idempotent and isinstance(error.__cause__, Unavailable) and error.__cause__.maybe_executed:
+                error.add_note(f"The node may have done the {method} all the same: it was sent.")
+            raise
+
+    def put(
+        self,
+        key: object,
+        value: object,
+        ttl_seconds: KeptTtl,
+        *,
+        condition: str | int | None = None,
+        tags: Iterable[str] | None = None,
+    ) -> bool:
+        """Store a value if the entry is as ``condition`` says: ``"absent"``, ``"present"`` or of that version."""
+        ttl, encoded_tags = ttl_on_the_wire(ttl_seconds), self.encode_tags(tags)
+        frame = encode_value(value)
+        return bool(
+            self.call(
+                "put",
+                key,
+                frame,
+                ttl,
+                condition,
+                encoded_tags,
+                away=False,
+                idempotent=condition is None,
+                largest_value=len(frame),
+            )
+        )
 
     def missed(self, error: NodeUnavailable, value: _T) -> _T:
         """What ``on_error`` says: raise, or count, log and go on with ``value``."""
@@ -137,15 +221,12 @@ class Core:
         log.warning("Counted as a miss: %s", error)
         return value
 
-    def check(self, errors: Iterable[tuple[Sequence[int], NodeUnavailable]]) -> None:
-        """`missed` for the errors of a batch, once for each node."""
-        for error in dict.fromkeys(error for _, error in errors):
-            self.missed(error, None)
-
-    def sum_of(self, method: str, *arguments: Any) -> int:
+    def sum_of(self, method: str, *arguments: Any, idempotent: bool = False) -> int:
         """The sum of what the nodes answer."""
         total = 0
-        for _, answer in self.router.everywhere(method, *arguments, deadline=self.deadline()):
+        for _, answer in self.router.everywhere(
+            method, *arguments, deadline=self.deadline(), idempotent=idempotent
+        ):
             if isinstance(answer, NodeUnavailable):
                 self.missed(answer, None)
             else:
@@ -153,18 +234,27 @@ class Core:
         return total
 
     def count(self, figure: str, by: int = 1) -> None:
-        """Add to one of this client's own figures."""
+        """Add to one of this client's own figures, a field of `ClientStats`."""
         with self._lock:
-            self._figures[figure] += by
+            self._figures = replace(self._figures, **{figure: getattr(self._figures, figure) + by})
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> ClientStats:
         """This client's own figures."""
+        return self._figures
+
+    def reset_figures(self) -> None:
+        """Begin to count anew."""
         with self._lock:
-            return dict(self._figures)
+            self._figures = ClientStats()
 
     def reset_after_fork(self) -> None:
         """Make this good for a child process; the router apart."""
         self._lock = threading.Lock()
+
+
+def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
+    """A TTL as the nodes take it. Raises as `ttl_to_seconds`."""
+    return KEEP_TTL if ttl_seconds is ... else ttl_to_seconds(ttl_seconds)
 
 
 def _new_router(config: ClientConfig) -> Router:

@@ -26,6 +26,7 @@ from pyrocache.errors import (
     NameServerUnavailable,
     NodeUnavailable,
     NoNodes,
+    NotAnInt,
     Overloaded,
     PyroCacheError,
     RemoteError,
@@ -66,10 +67,22 @@ class Batch(NamedTuple):
             total += sum(map(len, self.values))
         return total <= wire.BATCH_BYTES
 
+    def halves(self, chunk: Sequence[int]) -> list[list[int]]:
+        """``chunk`` in two, the half with the larger values first."""
+        assert self.values is not None
+        values = self.values
+        by_size = sorted(chunk, key=lambda index: len(values[index]), reverse=True)
+        half = len(by_size) // 2
+        return [sorted(by_size[:half]), sorted(by_size[half:])]
+
     def size(self, index: int) -> int:
         """Bytes that one key and its value add to a message."""
         value = 0 if self.values is None else len(self.values[index])
         return len(self.keys[index]) + value + _ENTRY_BYTES
+
+
+class NodeLeft(NodeUnavailable):
+    """The node is no member any more, and what it held is gone."""
 
 
 class Router:
@@ -172,20 +185,23 @@ class Router:
         deadline: Deadline,
         on_reply: Callable[[Sequence[int], Any], int],
         idempotent: bool = True,
-    ) -> list[tuple[Sequence[int], NodeUnavailable]]:
+        one_reply: bool = False,
+    ) -> list[tuple[Sequence[int], PyroCacheError]]:
         """Call ``method(view, keys, [values,] *arguments)`` of each owner, for as many messages as it takes.
 
         A message to each node is sent before the first reply is read, and the next to a node as soon as it has
-        answered: none waits for another.
+        answered: none waits for another. A message with a value that is too large for its node is halved until that
+        value is alone in it.
 
         Args:
             on_reply: called with the indices of a message's keys, which grow, and the reply as it comes; returns how
                 many of them, from the first on, the reply is about. The others are asked again.
+            one_reply: ask no node again that has answered; the caller knows what it has been told.
 
         Returns:
-            For each message that remained unanswered the indices of its keys, and why.
+            For each message that failed the indices of its keys, and why.
         """
-        errors: list[tuple[Sequence[int], NodeUnavailable]] = []
+        errors: list[tuple[Sequence[int], PyroCacheError]] = []
         attempts: _Attempts | None = None
         pending: Sequence[int] = range(len(batch.keys))
         while pending:
@@ -197,11 +213,18 @@ class Router:
                 for index, outcome in outcomes:
                     request, chunk = round.requests[index], round.asked[index]
                     left = round.left[request.member]
+                    if _is_too_large(outcome):
+                        if len(chunk) > 1:
+                            left += batch.halves(chunk)
+                        else:
+                            errors.append((chunk, _error_of(request, outcome)))
+                        round.ask(request.member)
+                        continue
                     if isinstance(outcome, Refused | Unavailable):
                         attempts = attempts or _Attempts(self, deadline)
                         left.append(chunk)  # what the node was not asked yet meets the same fate
                         if attempts.hopeless(request, outcome, idempotent=idempotent):
-                            error = _node_unavailable(request, outcome)
+                            error = _error_of(request, outcome)
                             errors += [(unanswered, error) for unanswered in left]
                             left.clear()
                         else:
@@ -212,6 +235,9 @@ class Router:
                         raise RemoteError(
                             f"{request.member.name} answered {method} with a reply of the wrong kind or length."
                         )
+                    if one_reply:
+                        left.clear()
+                        continue
                     if count < len(chunk):
                         left.append(chunk[count:])
                     round.ask(request.member)
@@ -222,28 +248,79 @@ class Router:
         return errors
 
     def everywhere(
-        self, method: str, *arguments: Any, deadline: Deadline
+        self, method: str, *arguments: Any, deadline: Deadline, idempotent: bool = False
     ) -> list[tuple[Member, Any | NodeUnavailable]]:
-        """Call ``method(*arguments)`` of every node: each with its result, or why it is away."""
+        """Call ``method(*arguments)`` of every node: each with its result, or why it is away.
+
+        A node that leaves meanwhile, and all that it held with it, is left out.
+        """
         members = self.fresh_view(deadline).members
-        requests = [Request(member, method, arguments) for member in members]
-        answers: list[Any | NodeUnavailable] = [None] * len(requests)
-        for index, outcome in self._connections.exchange(requests, deadline, careful=True):
-            if isinstance(outcome, Refused | Unavailable):
-                outcome = _node_unavailable(requests[index], outcome)
-            answers[index] = outcome
-        return list(zip(members, answers, strict=True))
+        answers: dict[Member, Any | NodeUnavailable] = {}
+        attempts = _Attempts(self, deadline)
+        while members:
+            requests = [Request(member, method, arguments) for member in members]
+            problem: tuple[Request, Refused | Unavailable] | None = None
+            again: list[str] = []
+            with closing(self._connections.exchange(requests, deadline, careful=not idempotent)) as outcomes:
+                for index, outcome in outcomes:
+                    request = requests[index]
+                    if isinstance(outcome, Refused | Unavailable):
+                        if not attempts.hopeless(request, outcome, idempotent=idempotent):
+                            problem = (request, outcome)
+                            again.append(request.member.name)
+                            continue
+                        outcome = _node_unavailable(request, outcome)
+                    answers[request.member] = outcome
+            if problem is not None:
+                attempts.wait(*problem)
+            members = tuple(member for name in again if (member := self._membership.view.member(name)))
+        return sorted(answers.items(), key=lambda answer: answer[0].number)
+
+    def settled_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
+        """The view that all nodes which answer serve under at this moment, and why the others do not.
+
+        So each key that is reachable is at its owner by this view, and nowhere else.
+        """
+        attempts = _Attempts(self, deadline)
+        while True:
+            view = self.fresh_view(deadline)
+            away: dict[Member, NodeUnavailable] = {}
+            requests = [Request(member, "get_many", (view.id, [])) for member in view.members]
+            problem: tuple[Request, Refused | Unavailable] | None = None
+            with closing(self._connections.exchange(requests, deadline)) as outcomes:
+                for index, outcome in outcomes:
+                    request = requests[index]
+                    if not isinstance(outcome, Refused | Unavailable):
+                        continue
+                    if attempts.hopeless(request, outcome, idempotent=True):
+                        away[request.member] = _node_unavailable(request, outcome)
+                    else:
+                        problem = (request, outcome)
+            if problem is None:
+                return view, away
+            attempts.wait(*problem)
 
     def ask(self, member: Member, method: str, *arguments: Any, deadline: Deadline) -> Any:
-        """Call ``method(*arguments)`` of ``member``.
+        """Call ``method(*arguments)``, which is idempotent, of ``member``, wherever it is by now.
 
         Raises:
+            NodeLeft: it is no member any more.
             NodeUnavailable, RemoteError: as `call`.
         """
-        try:
-            return self._connections.call(member, method, arguments, deadline)
-        except (Refused, Unavailable) as problem:
-            raise _node_unavailable(Request(member, method, arguments), problem) from problem
+        self._check_open()
+        attempts: _Attempts | None = None
+        while True:
+            try:
+                return self._connections.call(member, method, arguments, deadline)
+            except (Refused, Unavailable) as problem:
+                attempts = attempts or _Attempts(self, deadline)
+                attempts.failed(Request(member, method, arguments), problem, idempotent=True)
+            found = self._membership.view.member(member.name)
+            if found is None:
+                raise NodeLeft(
+                    f"{member.name} has left, with what it held; {method} needs no answer from it."
+                )
+            member = found
 
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
@@ -457,11 +534,24 @@ def _fitting(batch: Batch, indices: Sequence[int]) -> int:
     return wire.MAX_BATCH
 
 
-def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeUnavailable:
-    """The exception for the user; raises it when it is no `NodeUnavailable`."""
+def _is_too_large(outcome: Any) -> bool:
+    if isinstance(outcome, Refused):
+        return outcome.refusal.code == wire.VALUE_TOO_LARGE
+    return isinstance(outcome, ValueTooLarge)
+
+
+def _error_of(request: Request, problem: Refused | Unavailable | ValueTooLarge) -> PyroCacheError:
+    """The exception for the user."""
+    if isinstance(problem, ValueTooLarge):
+        return problem
     if isinstance(problem, Unavailable):
         return problem.error
-    error = _error_from(request, problem.refusal)
+    return _error_from(request, problem.refusal)
+
+
+def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeUnavailable:
+    """The exception for the user; raises it when it is no `NodeUnavailable`."""
+    error = _error_of(request, problem)
     if isinstance(error, NodeUnavailable):
         return error
     raise error from problem
@@ -473,6 +563,8 @@ def _error_from(request: Request, refusal: Refusal) -> PyroCacheError:
         return ValueTooLarge(said)
     if refusal.code == wire.KEY_TOO_LARGE:
         return KeyTooLarge(said)
+    if refusal.code == wire.NOT_AN_INT:
+        return NotAnInt(said)
     if refusal.code == wire.OVERLOADED:
         return Overloaded(said)
     if refusal.code == wire.STALE_VIEW:

@@ -1,27 +1,285 @@
-"""The figures that `PyroCacheClient.stats` returns."""
+"""The figures that `PyroCacheClient.stats` returns: of each node, of all together, of the client itself. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
+from typing import Any, Self
+
+from pyrocache.client.keys import namespace_path
+from pyrocache.config import format_size
+from pyrocache.errors import InvalidKey
+
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """How long calls took, from a whole request to the reply, in powers of two of a microsecond.
+
+    Attributes:
+        counts: how many calls took less than 1 µs, less than 2, 4, 8 … µs; the last also those that took longer.
+    """
+
+    counts: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many calls."""
+        return sum(self.counts)
+
+    def percentile(self, percent: float) -> float:
+        """Seconds within which ``percent`` of the calls were done; NaN without any.
+
+        Exact to the power of two; within it the calls are taken to be spread evenly.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"A percentile is of 0 to 100 percent, not {percent!r}.")
+        wanted = self.count * percent / 100
+        before = 0
+        for bucket, count in enumerate(self.counts):
+            if count and before + count >= wanted:
+                low, high = (2 ** (bucket - 1) if bucket else 0), 2**bucket
+                return float(low + (high - low) * (wanted - before) / count) / 1e6
+            before += count
+        return math.nan
+
+    def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
+        return LatencyHistogram(
+            tuple(one + more for one, more in zip_longest(self.counts, other.counts, fillvalue=0))
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, and milliseconds of the usual percentiles."""
+        percentiles = {
+            f"p{percent:g}_ms": self.percentile(percent) * 1e3 if self.count else None
+            for percent in (50, 90, 99, 99.9)
+        }
+        return {"count": self.count, **percentiles, "counts": list(self.counts)}
+
+    def __repr__(self) -> str:
+        if not self.count:
+            return "<LatencyHistogram: no calls>"
+        half, most = _duration(self.percentile(50)), _duration(self.percentile(99))
+        return f"<LatencyHistogram: {self.count:,} calls, p50 {half}, p99 {most}>"
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceStats:
+    """Figures of one namespace.
+
+    Attributes:
+        hits, misses: of reads, as in `NodeStats`.
+        entries: there now.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    entries: int = 0
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits to all reads; NaN without any."""
+        return _ratio(self.hits, self.misses)
+
+    def __add__(self, other: NamespaceStats) -> NamespaceStats:
+        return NamespaceStats(
+            self.hits + other.hits, self.misses + other.misses, self.entries + other.entries
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Totals:
+    """Figures of one node, or of several together. Counters count since its start, or since `reset_stats`.
+
+    Attributes:
+        hits, misses: reads that found an entry, and that found none.
+        sets, deletes: entries stored, and removed by a caller.
+        evictions, expirations: entries that went to make room, and because their time was over.
+        entries: there now.
+        bytes, max_bytes: that the entries take, by the node's accounting, and may take.
+        connections: open now.
+        rss_bytes: resident memory of the process.
+        namespaces: those that are used most, by their path of names; ``()`` is the root.
+        latencies: by the node's method, from the whole request to the reply.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    sets: int = 0
+    deletes: int = 0
+    evictions: int = 0
+    expirations: int = 0
+    entries: int = 0
+    bytes: int = 0
+    max_bytes: int = 0
+    connections: int = 0
+    rss_bytes: int = 0
+    namespaces: dict[tuple[str, ...], NamespaceStats] = field(default_factory=dict)
+    latencies: dict[str, LatencyHistogram] = field(default_factory=dict)
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits to all reads; NaN without any."""
+        return _ratio(self.hits, self.misses)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists and numbers."""
+        figures = {one.name: getattr(self, one.name) for one in fields(self)}
+        namespaces = [
+            {"path": list(path), "hits": one.hits, "misses": one.misses, "entries": one.entries}
+            for path, one in self.namespaces.items()
+        ]
+        latencies = {method: histogram.as_dict() for method, histogram in self.latencies.items()}
+        return {**figures, "namespaces": namespaces, "latencies": latencies}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def summary(self) -> str:
+        """The most important of it in a line."""
+        parts = [
+            f"{self.entries:,} entries in {format_size(self.bytes)} of {format_size(self.max_bytes)}",
+            _hits(self.hits, self.misses),
+            f"{self.sets:,} sets, {self.deletes:,} deletes",
+            f"{self.evictions:,} evicted, {self.expirations:,} expired",
+            f"{self.connections:,} connections",
+        ]
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class NodeStats(Totals):
+    """Figures of one node.
+
+    Attributes:
+        uptime_seconds: since its start.
+        pid: of its process.
+        policy: how it chooses what to evict.
+    """
+
+    uptime_seconds: float = 0.0
+    pid: int = 0
+    policy: str = ""
+
+    @classmethod
+    def from_wire(cls, answer: Mapping[str, Any]) -> Self:
+        """From what a node answers. Figures that are not known here are left out."""
+        known = {one.name: answer[one.name] for one in fields(cls) if one.name in answer}
+        namespaces: dict[tuple[str, ...], NamespaceStats] = {}
+        for prefix, *figures in known.pop("namespaces", ()):
+            try:
+                namespaces[namespace_path(prefix)] = NamespaceStats(*figures)
+            except InvalidKey:  # a peer of another kind uses what no client of ours does
+                continue
+        latencies = {method: LatencyHistogram(tuple(counts)) for method, counts in known.pop("latencies", ())}
+        return cls(**known, namespaces=namespaces, latencies=latencies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStats:
+    """Figures of one client object.
+
+    Attributes:
+        misses_on_error: calls that counted as misses because a node was away.
+        corrupt_values: values read that were none of ours.
+        conflicts: attempts of `PyroCacheClient.update` that others were faster than.
+    """
+
+    misses_on_error: int = 0
+    corrupt_values: int = 0
+    conflicts: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """The same as a plain dict."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Stats:
     """Figures of the cluster, from `PyroCacheClient.stats`.
 
     Attributes:
         nodes: each answering node's figures, by its name.
-        total: their sums, counters and sizes.
+        total: their sums.
         client: this client object's own figures.
         away: names of the nodes that did not answer.
     """
 
-    nodes: dict[str, dict[str, Any]]
-    total: dict[str, int]
-    client: dict[str, int]
+    nodes: dict[str, NodeStats]
+    total: Totals
+    client: ClientStats
     away: list[str]
 
+    @classmethod
+    def of(cls, nodes: dict[str, NodeStats], client: ClientStats, away: list[str]) -> Self:
+        """The same, summed up."""
+        return cls(nodes, _sum(nodes.values()), client, away)
+
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts."""
-        return {"nodes": self.nodes, "total": self.total, "client": self.client, "away": self.away}
+        """The same as plain dicts, lists and numbers, good for JSON."""
+        return {
+            "nodes": {name: node.as_dict() for name, node in self.nodes.items()},
+            "total": self.total.as_dict(),
+            "client": self.client.as_dict(),
+            "away": list(self.away),
+        }
+
+    def __repr__(self) -> str:
+        lines = [f"Stats of {len(self.nodes)} nodes: {self.total.summary()}"]
+        lines += [f"  {name}: {node.summary()}" for name, node in self.nodes.items()]
+        lines += [f"  {name}: away" for name in self.away]
+        lines += _shown(
+            "namespace",
+            [
+                ("the root" if not path else repr(path[0] if len(path) == 1 else path), _in_namespace(one))
+                for path, one in self.total.namespaces.items()
+            ],
+        )
+        by_count = sorted(self.total.latencies.items(), key=lambda item: item[1].count, reverse=True)
+        lines += _shown("method", [(method, repr(one)[19:-1]) for method, one in by_count])
+        client = ", ".join(f"{name} {figure:,}" for name, figure in self.client.as_dict().items())
+        return "\n".join([*lines, f"  this client: {client}"])
+
+
+_SUMMED = tuple(one.name for one in fields(Totals) if one.name not in ("namespaces", "latencies"))
+
+
+def _sum(nodes: Iterable[NodeStats]) -> Totals:
+    nodes = list(nodes)
+    figures: dict[str, Any] = {name: sum(getattr(node, name) for node in nodes) for name in _SUMMED}
+    namespaces: dict[tuple[str, ...], NamespaceStats] = {}
+    latencies: dict[str, LatencyHistogram] = {}
+    for node in nodes:
+        for path, namespace in node.namespaces.items():
+            namespaces[path] = namespaces.get(path, NamespaceStats()) + namespace
+        for method, histogram in node.latencies.items():
+            latencies[method] = latencies.get(method, LatencyHistogram()) + histogram
+    return Totals(**figures, namespaces=namespaces, latencies=latencies)
+
+
+def _ratio(hits: int, misses: int) -> float:
+    return hits / (hits + misses) if hits + misses else math.nan
+
+
+def _hits(hits: int, misses: int) -> str:
+    reads = hits + misses
+    return f"{hits / reads:.1%} hits of {reads:,} reads" if reads else "no reads"
+
+
+def _in_namespace(one: NamespaceStats) -> str:
+    return f"{one.entries:,} entries; {_hits(one.hits, one.misses)}"
+
+
+def _shown(what: str, lines: Sequence[tuple[str, str]]) -> list[str]:
+    more = [f"  … and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
+    return [f"  {what} {name}: {text}" for name, text in lines[:_MOST_SHOWN]] + more
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"

@@ -394,7 +394,7 @@ def test_an_option_counts_more_than_the_environment(cluster: LocalCluster) -> No
 def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
     with cluster.client() as cache:
         cache.set_many({number: number for number in range(50)})
-        entries = {name: figures["entries"] for name, figures in cache.stats().nodes.items()}
+        entries = {name: figures.entries for name, figures in cache.stats().nodes.items()}
 
     command = (*PYROCACHE, "status", "--nameserver", cluster.nameserver)
     shown, told = run_all([command, (*command, "--json")])

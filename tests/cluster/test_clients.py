@@ -242,7 +242,7 @@ def test_a_closed_client_says_so(shared_cluster: LocalCluster) -> None:
 
 def test_connections_are_closed_with_the_client(shared_cluster: LocalCluster, cache: PyroCacheClient) -> None:
     def connections() -> int:
-        return cache.stats().total["connections"]
+        return cache.stats().total.connections
 
     cache.stats()  # so that its own are open
     before = connections()
@@ -391,7 +391,7 @@ def test_entries_expire_and_are_gone_from_everywhere(cache: PyroCacheClient) -> 
     assert set(cache) == {"for good", "renewed"}
     assert len(cache) == 2
     assert cache.get_many(["for good", "renewed", "brief"]) == {"for good": 1, "renewed": 2}
-    eventually(lambda: cache.stats().total["entries"] == 2)
+    eventually(lambda: cache.stats().total.entries == 2)
 
 
 def test_a_value_that_does_not_pickle_is_refused_and_the_old_one_stays(cache: PyroCacheClient) -> None:
@@ -516,7 +516,7 @@ def test_namespaces_do_not_see_each_other(shared_cluster: LocalCluster, cache: P
     assert [len(space) for space in spaces] == [0, 0, 13, 14, 15]
     for space in spaces:
         space.clear()
-    assert cache.stats().total["entries"] == 0
+    assert cache.stats().total.entries == 0
 
 
 # Keys are the same everywhere --------------------------------------------------------------------------------
@@ -642,4 +642,4 @@ def test_a_hundred_thousand_keys_of_all_kinds_are_found_in_another_process(
         )
         assert done.returncode == 0, done.stderr
     assert len(cache) == 100_000
-    assert cache.stats().total["evictions"] == 0
+    assert cache.stats().total.evictions == 0

@@ -237,12 +237,12 @@ class TestValues:
 
     def test_the_connection_is_as_good_as_before(self, small: PyroCacheClient) -> None:
         small.set("key", "value")
-        before = small.stats().total["connections"]
+        before = small.stats().total.connections
         for _ in range(20):
             with pytest.raises(ValueTooLarge):
                 small.set("key", b"v" * 10_000)
         assert small.get("key") == "value"
-        assert small.stats().total["connections"] == before
+        assert small.stats().total.connections == before
 
     def test_by_default_a_value_may_be_64_mib_and_not_a_byte_more(self) -> None:
         with LocalCluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:

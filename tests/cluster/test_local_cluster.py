@@ -272,7 +272,7 @@ def test_nodes_say_their_names_pids_and_addresses(playground: LocalCluster) -> N
     assert [node.name for node in playground.nodes] == ["cache.node.1", "cache.node.2"]
     assert [node.address for node in playground.nodes] == [member.address for member in cache.nodes()]
     assert {node.name: node.pid for node in playground.nodes} == {
-        name: figures["pid"] for name, figures in cache.stats().nodes.items()
+        name: figures.pid for name, figures in cache.stats().nodes.items()
     }
     assert all(node.alive for node in playground.nodes)
     assert playground.nameserver in repr(playground)
