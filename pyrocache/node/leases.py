@@ -32,6 +32,12 @@ VALUE = "value"
 STALE = "stale"
 LOAD = "load"
 
+IF_MISSING = 0
+IF_NOBODY_DOES = 1
+IN_ANY_CASE = 2
+"""When a caller wants to load: if there is no live value; even if there is, unless another loads by now; or even then,
+and what that one has loaded is not to be stored."""
+
 Answer: TypeAlias = list[Any]
 """``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` or
 ``["load", token, frame or None]``."""
@@ -105,14 +111,14 @@ class Leases:
         *,
         lease_seconds: float,
         wait_seconds: float,
-        refresh: bool = False,
+        refresh: int = IF_MISSING,
     ) -> Answer | Later | None:
         """What to tell a caller that wants a value, given what the store has.
 
         Args:
             lease_seconds: how long it may load before somebody else may.
             wait_seconds: how long it waits for another loader; 0: it does not.
-            refresh: it wants to load the value even if there is one, unless somebody does already.
+            refresh: when it wants to load the value: `IF_MISSING`, `IF_NOBODY_DOES` or `IN_ANY_CASE`.
 
         Returns:
             An answer; a `Later` of one, or of None when it is to ask again; or None: somebody else loads.
@@ -121,6 +127,8 @@ class Leases:
             Full: there are too many leases, or this peer has too many.
         """
         lease = self.by_key.get(key)
+        if lease is not None and refresh == IN_ANY_CASE:
+            return [LOAD, self._take_over(key, lease, peer, lease_seconds), found.value]
         if lease is not None and self._clock() >= lease.deadline and not self._pass_on(key, lease):
             lease = None
         if found.value is not None and not found.stale and (lease is not None or not refresh):
@@ -219,6 +227,18 @@ class Leases:
         self._holdings.add(peer, key)
         self.granted += 1
         return token
+
+    def _take_over(self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float) -> int:
+        """A lease for ``peer`` in place of another one's; who waits goes on waiting."""
+        self._holdings.check(peer, key, new=False)
+        if lease.peer not in lease.waiters:
+            self._holdings.discard(lease.peer, key)
+        self._holdings.add(peer, key)
+        lease.token, lease.peer = self._tokens.next(), peer
+        lease.deadline = self._clock() + lease_seconds
+        lease.since = self._invalidation
+        self.granted += 1
+        return lease.token
 
     def _wait(
         self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float, wait_seconds: float

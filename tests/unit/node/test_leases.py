@@ -10,7 +10,7 @@ from Pyro5.errors import PyroError
 
 from pyrocache.node.holdings import KEY_OVERHEAD, Full, Holdings, Tokens
 from pyrocache.node.later import Later, Peer
-from pyrocache.node.leases import Leases
+from pyrocache.node.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
 from pyrocache.node.store import Found
 from pyrocache.testing import FakeClock
 
@@ -37,7 +37,7 @@ class Node:
         *,
         seconds: float = 60.0,
         wait: float = 10.0,
-        refresh: bool = False,
+        refresh: int = IF_MISSING,
     ) -> Any:
         return self.leases.request(
             key, peer or Peer(), found, lease_seconds=seconds, wait_seconds=wait, refresh=refresh
@@ -84,9 +84,9 @@ def test_the_first_who_asks_for_what_is_missing_loads_it_and_the_others_wait_for
 
 def test_a_value_that_is_there_is_told_at_once_whether_or_not_another_refreshes_it(node: Node) -> None:
     assert node.ask(found=LIVE) == ["value", b"live", 7.0, 0.5]
-    token = node.load(found=LIVE, refresh=True)
+    token = node.load(found=LIVE, refresh=IF_NOBODY_DOES)
     assert node.ask(found=LIVE) == ["value", b"live", 7.0, 0.5]
-    assert node.ask(found=LIVE, refresh=True) == ["value", b"live", 7.0, 0.5]
+    assert node.ask(found=LIVE, refresh=IF_NOBODY_DOES) == ["value", b"live", 7.0, 0.5]
     assert node.leases.accepts(KEY, token, ())
 
 
@@ -121,6 +121,20 @@ def test_tokens_only_grow(node: Node) -> None:
         node.leases.abandon(KEY, token)
     assert tokens == sorted(set(tokens))
     assert tokens[0] == 5_000_000
+
+
+def test_who_refreshes_in_any_case_takes_the_lease_from_its_holder_and_the_others_wait_on(node: Node) -> None:
+    former = Peer()
+    token, waiter = node.load(former), node.wait()
+    kind, successor, frame = node.ask(found=LIVE, refresh=IN_ANY_CASE)
+    assert (kind, frame) == ("load", b"live")
+    assert not node.leases.accepts(KEY, token, ())
+    assert node.leases.accepts(KEY, successor, ())
+    node.leases.free(former)
+    assert waiter.waiting
+    node.leases.settle(KEY, Found(b"new"))
+    assert waiter.outcome()[:2] == ["value", b"new"]
+    assert nothing_is_left(node)
 
 
 # A loader that does not end well -----------------------------------------------------------------------------
