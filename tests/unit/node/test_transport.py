@@ -17,15 +17,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from Pyro5.errors import PyroError
 
 from pyrocache.cluster import wire
 from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
@@ -33,6 +35,8 @@ from pyrocache.config import NodeConfig
 from pyrocache.node import transport as transport_module
 from pyrocache.node.cache_node import CacheNode, exposed
 from pyrocache.node.dispatch import Dispatcher
+from pyrocache.node.later import Later
+from pyrocache.node.later import Peer as PeerOfLater
 from pyrocache.node.server import NodeDaemon
 from pyrocache.node.store import Store
 from pyrocache.node.transport import Connection, Transport
@@ -49,12 +53,54 @@ CLOSED = "closed"
 
 
 class Gated(CacheNode):
-    """A node whose `count` takes until the gate is opened."""
+    """A node whose `count` takes until the gate is opened, with calls that wait for others."""
+
+    TO_WAIT: ClassVar = {"pause": "begin_pause", "hold": "begin_hold", "take_turn": "begin_turn"}
 
     def __init__(self, store: Store, **options: Any) -> None:
         super().__init__(store, **options)
         self.gate = threading.Event()
         self.gate.set()
+        self.held: dict[bytes, Later] = {}
+        self.turns: Any = None
+
+    @exposed
+    def pause(self, seconds: float) -> Any:
+        """``b"over"`` after so many seconds; 0: at once, -1: at once, but as a `Later`, -2: a refusal."""
+        raise AssertionError("only what stands in its place is called")
+
+    def begin_pause(self, peer: PeerOfLater, seconds: float) -> Any:
+        if seconds == -2:
+            raise PyroError("no such pause")
+        if seconds == 0:
+            return b"over"
+        later = Later(peer, time.monotonic() + seconds, b"over")
+        if seconds == -1:
+            later.give(b"over")
+        return later
+
+    hold = pause
+
+    def begin_hold(self, peer: PeerOfLater, name: bytes, seconds: float = 600.0) -> Later:
+        """Waits until the test gives something to ``held[name]``."""
+        self.held[name] = Later(peer, time.monotonic() + seconds)
+        return self.held[name]
+
+    take_turn = pause
+
+    def begin_turn(self, peer: PeerOfLater, seconds: float) -> Later:
+        later: Later = self.turns.begin(peer, time.monotonic() + seconds)
+        return later
+
+    @exposed
+    def end_turn(self, token: int) -> bool:
+        """At once, on the I/O thread."""
+        return bool(self.turns.end(token))
+
+    def waiting(self, name: bytes) -> Later:
+        """What the call with that name waits for, as soon as it does."""
+        assert wait_until(lambda: name in self.held)
+        return self.held.pop(name)
 
     @exposed
     def count(self, prefix: bytes) -> int:
@@ -77,7 +123,14 @@ class Server:
         self.transport = Transport([*tcp, listener], config)
         daemon = NodeDaemon(self.transport, {"max_value_bytes": config.max_value_bytes})
         daemon.register(self.node, NAME)
-        self.transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=max_frame_bytes))
+        self.transport.attach(
+            Dispatcher(
+                daemon,
+                cheap=CacheNode.CHEAP | {"end_turn"},
+                waiting=Gated.TO_WAIT,
+                max_frame_bytes=max_frame_bytes,
+            )
+        )
         self._loop = threading.Thread(target=self.transport.loop, args=(self._recount,), daemon=True)
 
     def start(self) -> None:
@@ -383,6 +436,7 @@ calls = st.one_of(
     st.tuples(st.just("delete_many"), st.lists(keys, max_size=4, unique=True)),
     st.just(("count", b"")),
     st.just(("PING",)),
+    st.sampled_from([-1, 0, 0.001, 0.003]).map(lambda seconds: ("pause", seconds)),
     st.sampled_from([
         ("get", "text"), ("get", 7), ("get", b""), ("set", b"a"), ("set", b"a", 1), ("set", b"a", b"v", -1),
         ("set", b"a", b"v", b"v", b"v"), ("get_many", b"a"), ("set_many", [b"a"], []), ("no_method",),
@@ -399,8 +453,8 @@ REFUSED = object()
 def as_message(request: tuple[Any, ...], sequence: int, special: dict[str, Any]) -> bytes:
     if request[0] == "PING":
         return message(sequence, b"ping", kind=wire.PING, **special)
-    if request[0] == "count":
-        return call(sequence, "count", *request[1:], **special)
+    if request[0] in ("count", "pause"):
+        return call(sequence, *request, **special)
     method, *arguments = request[1:] if request[0] == "wrong" else request
     return call(sequence, method, NO_VIEW, *arguments, **special)
 
@@ -435,6 +489,8 @@ def expected(request: tuple[Any, ...], model: dict[bytes, bytes]) -> Any:
             return len(model)
         case "PING":
             return b"pong"
+        case "pause":
+            return b"over"
         case _:
             return REFUSED
 
@@ -928,6 +984,221 @@ class TestJobs:
             assert server.at_rest()
             with Peer(server) as other:
                 assert other.call("count", b"") == 0
+
+
+class TestWaitingCalls:
+    """Calls whose reply is made later, by somebody else or by the clock."""
+
+    def test_the_reply_comes_when_it_is_given_and_others_are_served_meanwhile(self, server: Server) -> None:
+        with Peer(server) as peer, Peer(server) as other:
+            peer.sock.sendall(call(1, "hold", b"it") + call(2, "set", NO_VIEW, b"behind", b"v"))
+            later = server.node.waiting(b"it")
+            assert other.call("contains", NO_VIEW, b"behind") is False
+            assert not readable(peer.sock)
+            assert later.give([b"result", 7]) is True
+            assert peer.answer() == (1, [b"result", 7])
+            assert peer.answer() == (2, True)
+            assert not later.peer.closed
+
+    @pytest.mark.parametrize("seconds", [-1, 0, 0.002])
+    def test_a_result_may_be_there_at_once(self, server: Server, seconds: float) -> None:
+        with Peer(server) as peer:
+            for _ in range(3):
+                assert peer.call("pause", seconds) == b"over"
+                assert peer.call("get", NO_VIEW, b"a") is None
+
+    def test_refusals_are_told(self, server: Server) -> None:
+        with Peer(server) as peer:
+            assert peer.call("pause", -2) == Refusal(wire.BAD_REQUEST, "no such pause")
+            assert peer.call("pause").code == wire.BAD_REQUEST
+            assert peer.call("pause", "soon").code == wire.BAD_REQUEST
+            peer.sock.sendall(call(7, "hold", b"it"))
+            assert server.node.waiting(b"it").refuse(PyroError("no longer")) is True
+            assert peer.answer() == (7, Refusal(wire.BAD_REQUEST, "no longer"))
+            peer.sock.sendall(call(8, "hold", b"what cannot be sent"))
+            server.node.waiting(b"what cannot be sent").give(object())
+            assert peer.answer()[0] == 8
+            assert peer.call("ping")["serving"] is True
+
+    def test_deadlines_are_met_to_a_few_milliseconds(self, server: Server) -> None:
+        late = []
+        with Peer(server) as peer, Peer(server) as other:
+            other.sock.sendall(call(1, "pause", 600.0))  # no reason to look seldom
+            for _ in range(30):
+                seconds = random.uniform(0.001, 0.1)
+                before = time.monotonic()
+                assert peer.call("pause", seconds) == b"over"
+                late.append(time.monotonic() - before - seconds)
+        assert min(late) >= 0
+        assert sorted(late)[len(late) // 2] < 0.01
+
+    def test_many_wait_together_and_no_thread_with_them(self, server: Server) -> None:
+        count = 300
+        threads = threading.active_count()
+        with ExitStack() as stack:
+            peers = [stack.enter_context(Peer(server)) for _ in range(count)]
+            for number, peer in enumerate(peers):
+                peer.sock.sendall(call(1, "hold", b"%d" % number, 600.0 if number % 2 else 0.3))
+            laters = [server.node.waiting(b"%d" % number) for number in range(count)]
+            assert threading.active_count() <= threads
+            for number in range(1, count, 2):
+                assert laters[number].give(number) is True
+            answers = [peer.answer()[1] for peer in peers]
+        assert answers == [number if number % 2 else None for number in range(count)]
+
+    def test_one_request_ends_the_wait_of_another(self, server: Server, turns: Any) -> None:
+        """On the I/O thread, in the midst of its round."""
+        server.node.turns = turns
+        with Peer(server) as first, Peer(server) as second:
+            token = first.call("take_turn", 1.0)
+            for holder, waiter in [(first, second), (second, first)] * 20:
+                waiter.sock.sendall(call(77, "take_turn", 600.0))
+                assert wait_until(lambda: len(turns.queue) == 1)
+                before = time.monotonic()
+                assert holder.call("end_turn", token) is True
+                sequence, token = waiter.answer()
+                assert sequence == 77
+                assert time.monotonic() - before < 0.2, "not at the next tick"
+            assert second.call("take_turn", 0.01) is None
+        assert wait_until(lambda: turns.holder is None)
+
+    @pytest.mark.parametrize("way", ["close", "close with input unread", "reset", "half close"])
+    def test_whoever_hangs_up_waits_no_longer(self, server: Server, way: str) -> None:
+        check_hang_up(server, way)
+
+    @pytest.mark.parametrize("way", ["close", "close with input unread", "reset", "half close"])
+    @pytest.mark.parametrize("family", ["tcp", "unix"])
+    def test_nor_on_systems_without_epoll(
+        self, monkeypatch: pytest.MonkeyPatch, way: str, family: str
+    ) -> None:
+        monkeypatch.delattr(select, "epoll", raising=False)
+        with running(family) as server:
+            check_hang_up(server, way)
+
+    def test_hanging_up_is_noticed_while_replies_are_unread_too(self) -> None:
+        with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as peer:
+            assert peer.call("set", NO_VIEW, b"a", content(300_000)) is True
+            peer.sock.sendall(call(1, "get", NO_VIEW, b"a") + call(2, "hold", b"it"))
+            later = server.node.waiting(b"it")
+            assert server.connection().unread > 0
+            peer.sock.shutdown(socket.SHUT_WR)
+            assert wait_until(lambda: later.peer.closed, 1.0)
+            assert not later.waiting
+
+    @pytest.mark.parametrize("family", ["tcp", "unix"])
+    def test_what_is_given_to_one_that_leaves_goes_to_the_next(self, family: str, turns: Any) -> None:
+        """Peers that leave at any moment, before, while and after the only token is theirs."""
+        with running(family) as server:
+            server.node.turns = turns
+            inside: list[int] = []
+            tokens: list[int] = []
+
+            def live(seed: int) -> None:
+                chance = random.Random(seed)
+                for _ in range(60):
+                    with Peer(server) as peer:
+                        peer.sock.sendall(call(1, "take_turn", chance.choice([0.001, 600.0])))
+                        if chance.random() < 0.4:
+                            time.sleep(chance.random() * 0.002)
+                            continue
+                        _, token = peer.answer()
+                        if token is None:
+                            continue
+                        inside.append(token)
+                        assert len(inside) == 1
+                        tokens.append(token)
+                        assert inside.pop() == token
+                        if chance.random() < 0.5:
+                            assert peer.call("end_turn", token) is True
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(live, range(8)))
+            with Peer(server) as last:
+                assert last.call("take_turn", 1.0) > max(tokens)
+            assert tokens == sorted(tokens)
+            assert server.at_rest()
+
+    def test_large_outcomes_for_which_there_is_no_room_are_refused(self) -> None:
+        with running(max_buffered_bytes=4 * MIB, send_buffer=4096) as server, ExitStack() as stack:
+            peers = [stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(10)]
+            for number, peer in enumerate(peers):
+                peer.sock.sendall(call(1, "hold", b"%d" % number))
+            for number in range(10):
+                server.node.waiting(b"%d" % number).give(content(MIB))
+            assert wait_until(lambda: not any(connection.busy for connection in server.transport.connections))
+            assert server.transport.buffered <= 4 * MIB
+            answers = [peer.answer()[1] for peer in peers]
+            refused = [answer for answer in answers if isinstance(answer, Refusal)]
+            assert {answer.code for answer in refused} == {wire.OVERLOADED}
+            assert len(refused) >= 6
+            assert [answer for answer in answers if answer == content(MIB)]
+            assert server.at_rest(10)
+
+    @pytest.mark.parametrize(
+        "end", ["the node stops", "its replies stay unread", "it leaves too much unread"]
+    )
+    def test_a_wait_is_over_when_its_connection_is(self, end: str) -> None:
+        limits = {"request_seconds": 0.3} if end == "its replies stay unread" else {}
+        with running(send_buffer=4096, max_buffered_bytes=MIB, **limits) as server, ExitStack() as stack:
+            other, peer = (stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(2))
+            assert other.call("set", NO_VIEW, b"a", content(300_000)) is True
+            peer.sock.sendall(call(1, "get", NO_VIEW, b"a") * 2 + call(2, "hold", b"it"))
+            later = server.node.waiting(b"it")
+            assert wait_until(lambda: server.transport.buffered > 500_000)
+            if end == "the node stops":
+                server.transport.shutdown()
+            elif end == "it leaves too much unread":
+                other.sock.sendall(call(1, "set", NO_VIEW, b"b", content(600_000))[:-100_000])
+            assert wait_until(lambda: later.peer.closed)
+            assert later.give(None) is False
+
+    @pytest.mark.parametrize("end", ["it leaves", "garbage", "a refused header", "idle", "the node stops"])
+    def test_however_a_connection_ends_its_peer_is_closed(self, end: str) -> None:
+        limits = {"idle_seconds": 0.3} if end == "idle" else {}
+        closed: list[int] = []
+        with running(**limits) as server, Peer(server) as peer:
+            peer.sock.sendall(call(1, "hold", b"it"))
+            later = server.node.waiting(b"it")
+            later.peer.on_close(lambda: closed.append(threading.get_ident()))
+            assert later.give(None) is True
+            assert peer.answer() == (1, None)
+            assert not later.peer.closed
+            if end == "it leaves":
+                peer.sock.close()
+            elif end == "the node stops":
+                server.transport.shutdown()
+            elif end != "idle":
+                peer.sock.sendall(bytes(100) if end == "garbage" else GARBAGE["a batch"][0])
+            assert wait_until(lambda: later.peer.closed)
+            assert wait_until(lambda: len(closed) == 1)
+
+    def test_waiting_does_not_count_as_being_idle(self) -> None:
+        with running(idle_seconds=0.1, request_seconds=0.1) as server, Peer(server) as peer:
+            assert peer.call("pause", 0.8) == b"over"
+
+
+def check_hang_up(server: Server, way: str) -> None:
+    """Whoever leaves in this way while it waits is noticed at once, and what it waited for goes to somebody else."""
+    with Peer(server) as peer, Peer(server) as other:
+        peer.sock.sendall(call(1, "hold", b"it"))
+        later = server.node.waiting(b"it")
+        if way == "close with input unread":
+            peer.sock.sendall(call(2, "ping") * 100)
+        if way == "reset":
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if way == "half close":
+            peer.sock.shutdown(socket.SHUT_WR)
+        else:
+            peer.sock.close()
+        assert wait_until(lambda: later.peer.closed, 1.0)
+        assert later.give(b"result") is False
+        assert other.call("ping")["serving"] is True
+        assert wait_until(lambda: len(server.transport.connections) == 1)
+
+
+def readable(sock: socket.socket) -> bool:
+    """Whether something has come."""
+    return bool(select.select([sock], [], [], 0.05)[0])
 
 
 class TestConnections:

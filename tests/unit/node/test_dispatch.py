@@ -1,0 +1,197 @@
+"""What becomes of a message, without sockets: calls that may wait, and how long each took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from Pyro5.core import DAEMON_NAME
+
+from pyrocache.cluster import wire
+from pyrocache.cluster.wire import Frame, Refusal
+from pyrocache.node.dispatch import ONE_IN, Dispatcher, Pending
+from pyrocache.node.latencies import BUCKETS, Latencies
+from pyrocache.node.later import Later, Peer
+from pyrocache.testing import FakeClock
+
+NAME = "cache.node.1"
+
+
+class Target:
+    """Each method takes as long as its first argument says."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+
+    def quick(self, seconds: float) -> bytes:
+        self.clock.tick(seconds)
+        return b"result"
+
+    def rare(self, seconds: float) -> bytes:
+        return self.quick(seconds)
+
+    def long(self, seconds: float) -> bytes:
+        return self.quick(seconds)
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("the dispatcher calls another in its place")
+
+    def begin_wait(self, peer: Peer, seconds: float, result: Any = None) -> Any:
+        self.clock.tick(seconds)
+        return result if result is not None else Later(peer, 1e9)
+
+
+class FakeDaemon:
+    """What a dispatcher needs of Pyro5's."""
+
+    def __init__(self, target: Target) -> None:
+        self.objectsById = {NAME: target, DAEMON_NAME: self}
+
+    def get_metadata(self, object_id: str) -> dict[str, Any]:
+        return {"methods": ["quick", "rare", "long", "wait"] if object_id == NAME else []}
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def dispatcher(clock: FakeClock) -> Dispatcher:
+    return Dispatcher(
+        FakeDaemon(Target(clock)),
+        cheap=frozenset({"quick", "rare"}),
+        waiting={"wait": "begin_wait"},
+        max_frame_bytes=2**20,
+        timer=clock,
+    )
+
+
+def call(method: str, *arguments: Any, sequence: int = 1, options: Any = None) -> Frame:
+    data = wire.pack_message(
+        wire.INVOKE, sequence, wire.pack_plain((NAME, method, list(arguments), options or {}))
+    )
+    return Frame(wire.parse_header(data), data[wire.HEADER_BYTES :])
+
+
+def result_of(reply: Any) -> Any:
+    assert isinstance(reply, bytes)
+    header = wire.parse_header(reply)
+    body = reply[wire.HEADER_BYTES :]
+    return wire.unpack_refusal(body) if header.flags & wire.FLAG_EXCEPTION else wire.unpack_plain(body)
+
+
+def latencies_of(dispatcher: Dispatcher) -> dict[str, dict[int, int]]:
+    """By method, the buckets that are not empty."""
+    return {
+        method: {bucket: count for bucket, count in enumerate(counts) if count}
+        for method, counts in dispatcher.latencies()
+    }
+
+
+class TestWaitingCalls:
+    def test_one_that_waits_is_answered_with_the_outcome(self, dispatcher: Dispatcher) -> None:
+        peer = Peer()
+        pending = dispatcher.handle(call("wait", 0.0, sequence=7), True, peer)
+        assert isinstance(pending, Pending)
+        assert pending.later.peer is peer
+        pending.later.give([b"outcome", 5])
+        reply = pending.reply()
+        assert result_of(reply) == [b"outcome", 5]
+        assert wire.sequence_of(reply) == 7
+
+    def test_one_that_need_not_wait_is_answered_at_once(self, dispatcher: Dispatcher) -> None:
+        assert result_of(dispatcher.handle(call("wait", 0.0, b"there"), True, Peer())) == b"there"
+        data = wire.CallPacker(NAME).pack("wait", (0.0, b"there"), 1)
+        assert isinstance(data, bytes)
+        assert dispatcher.handle_at_once(data) is None, "that one knows no peer"
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            call("wait"),
+            call("wait", 0.0, b"there", b"more"),
+            call("wait", 0.0, options={"peer": b"another"}),
+            call("wait", 0.0, options={b"bytes": 1}),
+        ],
+    )
+    def test_arguments_that_do_not_fit_are_refused(self, dispatcher: Dispatcher, frame: Frame) -> None:
+        refusal = result_of(dispatcher.handle(frame, True, Peer()))
+        assert isinstance(refusal, Refusal)
+        assert refusal.code == wire.BAD_REQUEST
+
+
+class TestLatencies:
+    @pytest.mark.parametrize(
+        ("seconds", "bucket"),
+        [
+            (0.0, 0),
+            (0.9e-6, 0),
+            (1.1e-6, 1),
+            (2.1e-6, 2),
+            (3.9e-6, 2),
+            (4.1e-6, 3),
+            (1.0, 20),
+            (1e9, BUCKETS - 1),
+        ],
+    )
+    def test_buckets_are_powers_of_two_of_a_microsecond(self, seconds: float, bucket: int) -> None:
+        latencies = Latencies()
+        latencies.add("get", seconds)
+        counts = [0] * BUCKETS
+        counts[bucket] = 1
+        assert latencies.as_lists() == [["get", counts]]
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_of_cheap_calls_a_share_is_measured_beginning_with_the_first(
+        self, dispatcher: Dispatcher, at_once: bool
+    ) -> None:
+        packer = wire.CallPacker(NAME)
+        for sequence in range(1, 3 * ONE_IN + 1):
+            # The two alternate, as they do in a program that reads and then writes.
+            method, seconds = ("quick", 0.001) if sequence % 2 else ("rare", 0.1)
+            if at_once:
+                data = packer.pack(method, (seconds,), sequence)
+                assert isinstance(data, bytes)
+                reply = dispatcher.handle_at_once(data)
+            else:
+                reply = dispatcher.handle(call(method, seconds, sequence=sequence), True, Peer())  # type: ignore[assignment]
+            assert result_of(reply) == b"result"
+            assert sequence > 1 or latencies_of(dispatcher) == {"quick": {10: 1}}
+        assert latencies_of(dispatcher) == {"quick": {10: 2}, "rare": {17: 1}}
+
+    def test_each_long_call_is_measured_with_the_time_it_waits_for_a_worker(
+        self, dispatcher: Dispatcher, clock: FakeClock
+    ) -> None:
+        for sequence in range(5):
+            job = dispatcher.handle(call("long", 0.001, sequence=sequence), True, Peer())
+            assert callable(job)
+            clock.tick(1.0)
+            assert result_of(job()) == b"result"
+        assert latencies_of(dispatcher) == {"long": {20: 5}}
+
+    def test_each_waiting_call_is_measured_until_its_outcome(
+        self, dispatcher: Dispatcher, clock: FakeClock
+    ) -> None:
+        pending = dispatcher.handle(call("wait", 0.001, sequence=5), True, Peer())
+        assert isinstance(pending, Pending)
+        clock.tick(1.0)
+        assert latencies_of(dispatcher) == {}
+        pending.later.give(b"outcome")
+        pending.reply()
+        dispatcher.handle(call("wait", 0.001, b"there", sequence=5), True, Peer())
+        dispatcher.handle(call("wait", sequence=5), True, Peer())
+        assert latencies_of(dispatcher) == {"wait": {20: 1, 10: 1, 0: 1}}
+
+    def test_they_are_plain_and_can_be_reset(self, dispatcher: Dispatcher) -> None:
+        dispatcher.handle(call("quick", 0.001), True, Peer())
+        told = dispatcher.latencies()
+        assert wire.unpack_plain(wire.pack_plain(told)) == told
+        dispatcher.reset_latencies()
+        assert dispatcher.latencies() == []
+        assert told[0][0] == "quick"
+
+    def test_methods_that_do_not_exist_are_not_kept(self, dispatcher: Dispatcher) -> None:
+        for number in range(100):
+            dispatcher.handle(call(f"method {number}"), True, Peer())
+        assert dispatcher.latencies() == []
