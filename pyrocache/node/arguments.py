@@ -22,6 +22,9 @@ from pyrocache.cluster.wire import (
     MAX_TAGS,
 )
 
+MOST_SECONDS = 86400.0
+"""Of a lease, a lock's time to live, or a wait; longer ones are cut."""
+
 
 def refusal(code: str, message: str, detail: Any = None) -> PyroError:
     """The exception that every Pyro5 peer can receive; see ``cluster/wire.py``."""
@@ -72,6 +75,14 @@ def check_seconds(seconds: Any) -> None:
     """A duration, which may be 0."""
     if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
         raise refusal(BAD_REQUEST, "A duration is a finite number of seconds from 0 up.")
+
+
+def check_span(seconds: Any, *, above: float | None = None) -> float:
+    """A time to wait or to hold something, cut to `MOST_SECONDS`; ``above`` 0 if it may not be 0."""
+    check_seconds(seconds)
+    if seconds == above:
+        raise refusal(BAD_REQUEST, "The time of a lease or a lock is above 0.")
+    return float(min(seconds, MOST_SECONDS))
 
 
 def check_condition(condition: Any) -> None:

@@ -26,6 +26,7 @@ from pyrocache.cluster.wire import (
     MAX_BATCH,
     MAX_KEY_BYTES,
     NOT_AN_INT,
+    OVERLOADED,
     STALE_VIEW,
     VALUE_TOO_LARGE,
 )
@@ -38,6 +39,8 @@ from pyrocache.node.arguments import (
     check_key,
     check_keys,
     check_namespace,
+    check_seconds,
+    check_span,
     check_tag,
     check_tags,
     check_ttl,
@@ -45,12 +48,17 @@ from pyrocache.node.arguments import (
     refusal,
 )
 from pyrocache.node.entries import Value, entry_cost
+from pyrocache.node.holdings import Full, Tokens
+from pyrocache.node.later import Later, Peer
+from pyrocache.node.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Answer, Leases
+from pyrocache.node.locks import Locks
 from pyrocache.node.namespaces import NAMESPACE_OVERHEAD
-from pyrocache.node.store import Condition, Store
+from pyrocache.node.store import Condition, Found, Store
 
 _SLICE = 500
 _PAGES_A_CALL = 64  # of a scan that finds little
 _MOST_NAMESPACES = 500  # whose figures are told
+_MOST_HOLDERS = 2**20
 _TAGS_SLACK = 64 * 1024  # more than all tags of an entry take beside their names
 _KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
 _NO_VIEW = 0
@@ -78,18 +86,19 @@ class CacheNode:
         gauges: further figures for `stats`.
         on_stale: called, on any thread, when a caller holds another view than this node.
         on_reset: called when figures are to be counted anew.
+        clock, wall_clock: monotonic seconds, and those since the epoch.
     """
 
     CHEAP = frozenset(
         (
             *("get", "set", "put", "setdefault", "get_with_version", "incr"),
-            *("delete", "pop", "contains", "ttl", "touch"),
+            *("delete", "pop", "contains", "ttl", "touch", "fill", "abandon", "renew", "release"),
             *("get_many", "set_many", "delete_many", "touch_many"),
             *("clear", "invalidate_tag", "ping", "members", "stats", "reset_stats"),
         )
     )
 
-    WAITING: ClassVar[dict[str, str]] = {}
+    WAITING: ClassVar[dict[str, str]] = {"lease": "begin_lease", "acquire": "begin_acquire"}
     """Methods that may wait, each with the one that begins it; see `Dispatcher`."""
 
     def __init__(
@@ -103,6 +112,7 @@ class CacheNode:
         on_stale: Callable[[], None] = lambda: None,
         on_reset: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.max_value_bytes = max_value_bytes
         self._surely_fits = min(max_value_bytes, store.max_bytes - MAX_KEY_BYTES - 1024)  # with any key
@@ -113,8 +123,12 @@ class CacheNode:
         self._on_reset = on_reset
         self._clock = clock
         self._started = self._counted_since = clock()
-        self._lock = threading.Lock()  # guards: _store, _view, _view_id, _admitted
+        self._lock = threading.Lock()  # guards: _store, _leases, _locks, _view, _view_id, _admitted
         self._store = store
+        tokens = Tokens(wall_clock)
+        self._leases = Leases(tokens, clock=clock)
+        self._leased = self._leases.by_key  # nearly always empty, and then there is nobody to tell
+        self._locks = Locks(tokens, clock=clock)
         self._view: ClusterView | None = None
         self._view_id = _NO_VIEW
         self._admitted = True
@@ -162,6 +176,8 @@ class CacheNode:
             if view != self._view_id or not self._admitted:
                 self._check_view(view)
             self._store.set(key, value, ttl_seconds)
+            if self._leased:
+                self._settle(key, value)
         return True
 
     @exposed
@@ -189,9 +205,12 @@ class CacheNode:
         with self._lock:
             self._check_view(view)
             try:
-                return self._store.put(key, value, ttl_seconds, condition=condition, tags=tags)
+                stored = self._store.put(key, value, ttl_seconds, condition=condition, tags=tags)
             except ValueTooLarge:
                 raise self._no_room() from None
+            if stored and self._leased:
+                self._settle(key, value)
+        return stored
 
     @exposed
     def setdefault(
@@ -203,7 +222,10 @@ class CacheNode:
         value = self._checked(key, value, expires=ttl_seconds is not None)
         with self._lock:
             self._check_view(view)
-            return self._store.setdefault(key, value, ttl_seconds)
+            there = self._store.setdefault(key, value, ttl_seconds)
+            if there is None and self._leased:
+                self._settle(key, value)
+        return there
 
     @exposed
     def incr(
@@ -225,6 +247,8 @@ class CacheNode:
                     self._store.set(key, total, ttl_seconds)
             except ValueTooLarge:
                 raise self._no_room() from None
+            if self._leased:
+                self._settle(key, total)
         return bytes(total)
 
     @exposed
@@ -233,6 +257,8 @@ class CacheNode:
         check_key(key)
         with self._lock:
             self._check_view(view)
+            if self._leased:
+                self._leases.void(key)
             return self._store.delete(key)
 
     @exposed
@@ -241,6 +267,8 @@ class CacheNode:
         check_key(key)
         with self._lock:
             self._check_view(view)
+            if self._leased:
+                self._leases.void(key)
             return self._store.pop(key)
 
     @exposed
@@ -305,6 +333,9 @@ class CacheNode:
             else:
                 for key, value in zip(keys, values, strict=True):
                     self._store.put(key, value, ttl_seconds, tags=tags)
+            if self._leased:
+                for key, value in zip(keys, values, strict=True):
+                    self._settle(key, value)
         return len(keys)
 
     @exposed
@@ -313,6 +344,9 @@ class CacheNode:
         check_keys(keys)
         with self._lock:
             self._check_view(view)
+            if self._leased:
+                for key in keys:
+                    self._leases.void(key)
             return sum(map(self._store.delete, keys))
 
     @exposed
@@ -323,6 +357,147 @@ class CacheNode:
         with self._lock:
             self._check_view(view)
             return sum(self._store.touch(key, ttl_seconds) for key in keys)
+
+    # Loading once ----------------------------------------------------------------------------------------
+
+    @exposed
+    def lease(
+        self, view: int, key: bytes, lease_seconds: float, wait_seconds: float, refresh: int = IF_MISSING
+    ) -> Answer | None:
+        """The value under ``key``, or leave to load it, waiting for another loader first.
+
+        Args:
+            lease_seconds: after which somebody else may load it.
+            wait_seconds: how long to wait at most.
+            refresh: when the caller wants to load it: 0 if there is no value; 1 even if there is, unless another one
+                does by now; 2 even then, and what that one has loaded is not stored.
+
+        Returns:
+            ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
+            another refreshes it, ``["load", token, frame or None]`` for the loader, None: ask again, or give up.
+        """
+        return _awaited(
+            self.begin_lease(Peer(), view, key, lease_seconds, wait_seconds, refresh), self._clock
+        )
+
+    @exposed
+    def fill(
+        self,
+        view: int,
+        key: bytes,
+        token: int,
+        value: Value,
+        ttl_seconds: float | None = None,
+        stale_seconds: float = 0.0,
+        load_seconds: float = 0.0,
+        tags: list[bytes] | None = None,
+    ) -> bool:
+        """Store what the holder of a lease has loaded; False when it is outdated, or another one loads by now."""
+        check_key(key)
+        check_ttl(ttl_seconds)
+        check_tags(tags)
+        check_seconds(stale_seconds)
+        check_seconds(load_seconds)
+        value = self._checked(key, value, expires=ttl_seconds is not None)
+        with self._lock:
+            self._check_view(view)
+            if not self._leases.accepts(key, token, tags or ()):
+                return False
+            try:
+                self._store.put(
+                    key, value, ttl_seconds, tags=tags, stale_seconds=stale_seconds, load_seconds=load_seconds
+                )
+            except ValueTooLarge:
+                raise self._no_room() from None
+            self._settle(key, value, load_seconds)
+        return True
+
+    @exposed
+    def abandon(self, view: int, key: bytes, token: int) -> bool:
+        """Give a lease back unused: whoever waits first becomes the loader. False if it was not held any more."""
+        check_key(key)
+        with self._lock:
+            self._check_view(view)
+            return self._leases.abandon(key, token)
+
+    def begin_lease(
+        self,
+        peer: Peer,
+        view: int,
+        key: bytes,
+        lease_seconds: float,
+        wait_seconds: float,
+        refresh: int = IF_MISSING,
+    ) -> Answer | Later | None:
+        """`lease`, without blocking, for the peer whose connection the lease is to end with."""
+        check_key(key)
+        lease_seconds, wait_seconds = check_span(lease_seconds, above=0.0), check_span(wait_seconds)
+        if refresh not in (IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE):
+            raise refusal(BAD_REQUEST, "What to refresh is 0, 1 or 2.")
+        peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
+        with self._lock:
+            self._check_view(view)
+            try:
+                return self._leases.request(
+                    key,
+                    peer,
+                    self._store.lookup(key),
+                    lease_seconds=lease_seconds,
+                    wait_seconds=wait_seconds,
+                    refresh=refresh,
+                )
+            except Full as error:
+                raise refusal(OVERLOADED, str(error)) from None
+
+    # Locks -----------------------------------------------------------------------------------------------
+
+    @exposed
+    def acquire(
+        self, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
+    ) -> int | None:
+        """Hold ``name``, with at most ``limit`` - 1 others, until `release` or for ``ttl_seconds``.
+
+        Returns:
+            The holder's token, larger than all before it; None: ask again, or give up.
+        """
+        begun = self.begin_acquire(Peer(), view, name, limit, ttl_seconds, wait_seconds)
+        token: int | None = _awaited(begun, self._clock)
+        return token
+
+    @exposed
+    def renew(self, view: int, name: bytes, token: int, ttl_seconds: float) -> bool:
+        """Hold it for ``ttl_seconds`` from now; False if it is not held with this token any more."""
+        check_key(name)
+        ttl_seconds = check_span(ttl_seconds, above=0.0)
+        with self._lock:
+            self._check_view(view)
+            return self._locks.renew(name, token, ttl_seconds)
+
+    @exposed
+    def release(self, view: int, name: bytes, token: int) -> bool:
+        """Hold it no more; False if it was not held with this token any more."""
+        check_key(name)
+        with self._lock:
+            self._check_view(view)
+            return self._locks.release(name, token)
+
+    def begin_acquire(
+        self, peer: Peer, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
+    ) -> int | Later | None:
+        """`acquire`, without blocking, for the peer whose connection it is to end with."""
+        check_key(name)
+        if type(limit) is not int or not 1 <= limit <= _MOST_HOLDERS:
+            raise refusal(BAD_REQUEST, f"A limit is an int from 1 to {_MOST_HOLDERS}.")
+        ttl_seconds, wait_seconds = check_span(ttl_seconds, above=0.0), check_span(wait_seconds)
+        peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
+        with self._lock:
+            self._check_view(view)
+            try:
+                return self._locks.acquire(
+                    name, peer, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
+                )
+            except Full as error:
+                raise refusal(OVERLOADED, str(error)) from None
 
     # A whole namespace -----------------------------------------------------------------------------------
 
@@ -372,6 +547,7 @@ class CacheNode:
         """
         check_namespace(namespace)
         with self._lock:
+            self._leases.void_all(namespace)
             return self._store.clear(namespace)
 
     @exposed
@@ -379,6 +555,7 @@ class CacheNode:
         """Remove every entry that has the tag; how many there were. That takes no longer for many than for one."""
         check_tag(tag)
         with self._lock:
+            self._leases.invalidate(tag)
             return self._store.invalidate(tag)
 
     # The node --------------------------------------------------------------------------------------------
@@ -397,6 +574,10 @@ class CacheNode:
                 "max_bytes": store.max_bytes,
                 "policy": store.policy.name,
                 "namespaces": self._namespaces(),
+                "leases": len(self._leased),
+                "loads": self._leases.granted,
+                "locks": self._locks.held,
+                "waiting": self._leases.waiting + self._locks.waiting,
             }
         now = self._clock()
         return {
@@ -444,6 +625,8 @@ class CacheNode:
         with self._lock:
             changed = view.id != self._view_id
             self._view, self._view_id = view, view.id
+            if changed:
+                self._forget(lambda key: not self._owns(view, key))
         if changed:
             for space in self._prefixes():
                 self._drop_foreign(space, view)
@@ -452,6 +635,7 @@ class CacheNode:
         """Refuse every caller from now on, and tell it ``view``: this node is leaving."""
         with self._lock:
             self._view, self._view_id, self._admitted = view, view.id, False
+            self._forget(lambda key: True)
 
     def set_admitted(self, admitted: bool) -> None:
         """Whether to serve callers at all: not before the other nodes know of this one.
@@ -461,9 +645,13 @@ class CacheNode:
         """
         with self._lock:
             self._admitted = admitted
+            if not admitted:
+                self._forget(lambda key: True)
 
     def forget_everything(self) -> None:
         """Drop all entries: other nodes may have acted in this one's place."""
+        with self._lock:
+            self._forget(lambda key: True)
         for space in self._prefixes():
             self.clear(space)
 
@@ -472,7 +660,30 @@ class CacheNode:
         with self._lock:
             return self._store.sweep(_SLICE)
 
+    def free_held_by(self, peer: Peer) -> None:
+        """Free the leases and locks of a connection that is closed."""
+        with self._lock:
+            self._leases.free(peer)
+            self._locks.free(peer)
+
     # Inside ----------------------------------------------------------------------------------------------
+
+    def _settle(self, key: bytes, value: Value, load_seconds: float | None = None) -> None:
+        """Tell those who wait for ``key``, which has a new value, under the lock. Only while there are leases."""
+        if key in self._leased:
+            seconds = self._store.remaining(key)
+            self._leases.settle(key, Found(value, remaining=seconds or 0.0, load_seconds=load_seconds))
+
+    def _forget(self, belongs_elsewhere: Callable[[bytes], bool]) -> None:
+        """Refuse whoever waits for what other nodes look after from now on."""
+        error = self._stale_view()
+        self._leases.forget(belongs_elsewhere, error)
+        self._locks.forget(belongs_elsewhere, error)
+
+    def _stale_view(self) -> PyroError:
+        return refusal(
+            STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)
+        )
 
     def _check_view(self, view: int) -> None:
         if type(view) is not int:
@@ -481,9 +692,7 @@ class CacheNode:
             return
         if not self._admitted or self._view_id not in (view, _NO_VIEW):
             self._on_stale()
-            raise refusal(
-                STALE_VIEW, "The request was routed with another view of the nodes.", _as_lists(self._view)
-            )
+            raise self._stale_view()
 
     def _checked(self, key: bytes, value: Any, *, expires: bool) -> Value:
         """``value``, as it is to be kept."""
@@ -543,6 +752,9 @@ class CacheNode:
         time.sleep(0)  # lets a waiting I/O thread have the interpreter
         return page
 
+    def _owns(self, view: ClusterView, key: bytes) -> bool:
+        return bool(view.members) and view.owner(key).name == self._name
+
     def _drop_foreign(self, namespace: bytes, view: ClusterView) -> None:
         """Remove what belongs to other nodes."""
         cursor = 0
@@ -550,7 +762,7 @@ class CacheNode:
             with self._lock:
                 keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES)
                 for key in keys:
-                    if not view.members or view.owner(key).name != self._name:
+                    if not self._owns(view, key):
                         self._store.discard(key)
             if not cursor:
                 return
@@ -564,3 +776,27 @@ def _as_lists(view: ClusterView | None) -> list[list[Any]]:
 
 def _is_most_of_its_message(value: memoryview) -> bool:
     return len(value) >= _KEPT_IN_MESSAGE and 2 * len(value) >= len(value.obj)  # type: ignore[arg-type]
+
+
+class _Freed:
+    """Frees what a peer holds, once it is called; two of the same peer are equal, so that it is kept once."""
+
+    __slots__ = ("_node", "_peer")
+
+    def __init__(self, node: CacheNode, peer: Peer) -> None:
+        self._node = node
+        self._peer = peer
+
+    def __call__(self) -> None:
+        self._node.free_held_by(self._peer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Freed) and other._peer is self._peer and other._node is self._node
+
+    def __hash__(self) -> int:
+        return id(self._peer)
+
+
+def _awaited(result: Any, clock: Callable[[], float]) -> Any:
+    """A result, waiting for it where it is made later: under a daemon with a thread for each connection."""
+    return result.wait(clock) if isinstance(result, Later) else result
