@@ -446,7 +446,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def node_for(self, key: object) -> Member:
         """The node that owns ``key``."""
         core = self._core
-        return core.router.view(core.deadline()).owner(core.encode_key(key))
+        encoded = core.encode_key(key)
+        return core.router.view(core.deadline()).owner(encoded)
 
     def stats(self) -> Stats:
         """Figures of every node, their sums, and this client's own. A node that is away is named, not an error."""

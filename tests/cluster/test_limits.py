@@ -24,6 +24,7 @@ from pyrocache.errors import (
     KeyTooLarge,
     NameServerUnavailable,
     NoNodes,
+    PartialFailure,
     PyroCacheError,
     SerializationError,
     ValueTooLarge,
@@ -118,7 +119,7 @@ class Caller:
 def counters(cache: PyroCacheClient) -> dict[str, int]:
     """What the nodes have counted so far."""
     total = cache.stats().total
-    return {name: total[name] for name in ("hits", "misses", "sets", "deletes", "entries", "bytes")}
+    return {name: getattr(total, name) for name in ("hits", "misses", "sets", "deletes", "entries", "bytes")}
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +230,14 @@ class TestValues:
         assert remaining is not None
         assert remaining < 1000
 
-    def test_one_value_too_large_refuses_its_whole_message(self, small: PyroCacheClient) -> None:
+    def test_a_value_too_large_in_a_batch_leaves_the_others_alone(self, small: PyroCacheClient) -> None:
         small.set("b", "old")
-        with pytest.raises(ValueTooLarge):
-            small.set_many({"a": 1, "b": b"v" * 10_000, "c": 3})
-        assert small.get_many(["a", "b", "c"]) == {"b": "old"}
+        with pytest.raises(PartialFailure, match="set_many failed for 2 of 4 keys") as caught:
+            small.set_many({"a": 1, "b": b"v" * 10_000, "c": 3, "d": b"v" * 10_001})
+        assert caught.value.results == 2
+        assert set(caught.value.errors) == {"b", "d"}
+        assert {type(error) for error in caught.value.errors.values()} == {ValueTooLarge}
+        assert small.get_many(["a", "b", "c", "d"]) == {"a": 1, "b": "old", "c": 3}
 
     def test_the_connection_is_as_good_as_before(self, small: PyroCacheClient) -> None:
         small.set("key", "value")
@@ -260,9 +264,11 @@ class TestValues:
             cache.set("key", "old")
             with pytest.raises(ValueTooLarge, match=str(MIB)):
                 cache.set("key", bytes(MIB))
-            with pytest.raises(ValueTooLarge, match=str(MIB)):
-                cache.set_many({"other": 1, "key": bytes(MIB)})
-            assert cache.get_many(["key", "other"]) == {"key": "old"}
+            with pytest.raises(PartialFailure, match=str(MIB)) as caught:
+                cache.set_many({"other": 1, "key": bytes(MIB), "third": 3})
+            assert caught.value.results == 2
+            assert isinstance(caught.value.errors["key"], ValueTooLarge)
+            assert cache.get_many(["key", "other", "third"]) == {"key": "old", "other": 1, "third": 3}
 
     @pytest.mark.parametrize(
         ("value", "name"),
@@ -374,13 +380,13 @@ class TestWhoIsThere:
     def test_max_memory_of_a_local_cluster_is_for_each_node(self) -> None:
         with LocalCluster(nodes=2, max_memory="3MiB") as cluster, cluster.client() as cache:
             figures = cache.stats()
-            assert [node["max_bytes"] for node in figures.nodes.values()] == [3 * MIB, 3 * MIB]
-            assert figures.total["max_bytes"] == 6 * MIB
+            assert [node.max_bytes for node in figures.nodes.values()] == [3 * MIB, 3 * MIB]
+            assert figures.total.max_bytes == 6 * MIB
             cache.set_many({number: bytes(50_000) for number in range(200)})
             figures = cache.stats()
-            assert all(2 * MIB < node["bytes"] <= 3 * MIB for node in figures.nodes.values())
-            assert figures.total["evictions"] == 200 - figures.total["entries"]
-            assert len(cache) == figures.total["entries"]
+            assert all(2 * MIB < node.bytes <= 3 * MIB for node in figures.nodes.values())
+            assert figures.total.evictions == 200 - figures.total.entries
+            assert len(cache) == figures.total.entries
 
 
 def answer_as_something_else(listener: socket.socket, stop: threading.Event) -> None:
@@ -526,7 +532,7 @@ class TestMemory:
                 for start in range(0, 27_000, 1000):
                     keys = [b"%d:%d:" % (scan, number) + bytes(KIB) for number in range(start, start + 1000)]
                     call("set_many", NO_VIEW, keys, [bytes(KIB)] * 1000)
-                call("keys", b"", 0, 1)
+                call("scan", b"", b"", 0, 1)
             rss = call("stats")["rss_bytes"]
         print(f"8 unfinished scans: the process takes {rss / MIB:.0f} MiB of {bound / MIB:.0f} MiB")
         assert rss <= bound

@@ -356,8 +356,8 @@ class TestOurClientOnStockDaemons:
             assert set(cache.keys()) == set(values)
             figures = cache.stats()
             assert figures.away == []
-            assert figures.total["entries"] >= 3000
-            assert all(node["entries"] > 1000 for node in figures.nodes.values())
+            assert figures.total.entries >= 3000
+            assert all(node.entries > 1000 for node in figures.nodes.values())
             assert {cache.node_for(key).name for key in values} == {"cache.node.1", "cache.node.2"}
             assert cache.delete_many([*values, "no such key"]) == 3000
             assert len(cache) == 0
@@ -373,7 +373,7 @@ class TestOurClientOnStockDaemons:
                 cache.set("key", threading.Lock())
             assert cache.get("key") == "old"
             member = cache.node_for("key")
-            deadline = cache._deadline()
+            deadline = cache._core.deadline()
             with pytest.raises(RemoteError, match="bytes"):
                 cache._core.router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
             with pytest.raises(RemoteError):

@@ -661,11 +661,32 @@ def test_a_reply_that_its_taker_refuses_leaves_no_reply_to_the_next_call(
 def test_a_value_in_a_batch_too_large_for_its_node_is_not_sent(start: Callable[..., ScriptedNode]) -> None:
     node = start(sequence_of(2), greeting={"max_value_bytes": 10})
     router, _ = router_for(node)
-    with pytest.raises(ValueTooLarge, match="up to 10"):
-        send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(11)]), None)
-    assert node.calls == []
-    replies, _ = send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(10)]), None)
-    assert replies == [([0, 1], 2)]
+    values = [b"", bytes(11), bytes(9), bytes(12), bytes(10)]
+    replies, errors = send(router, "set_many", Batch([b"a", b"b", b"c", b"d", b"e"], values), None)
+    assert sorted(index for about, _ in replies for index in about) == [0, 2, 4]
+    assert sorted(index for about, _ in errors for index in about) == [1, 3]
+    assert all(isinstance(error, ValueTooLarge) for _, error in errors)
+    assert max(len(value) for _, arguments in node.calls for value in arguments[2]) == 10
+    assert [
+        len(about) for about, _ in send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(10)]), None)[0]
+    ] == [2]
+
+
+def test_a_value_that_the_node_refuses_leaves_the_others_of_its_message_alone(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    def refuse_large(call: Call) -> Any:
+        _, (_, keys, values, _) = call
+        too_large = max(map(len, values)) > 10
+        return Refusal(wire.VALUE_TOO_LARGE, "takes 10") if too_large else len(keys)
+
+    router, _ = router_for(start(refuse_large))
+    keys = [b"%d" % number for number in range(500)]
+    values = [bytes(11 if number % 100 == 7 else 1) for number in range(500)]
+    replies, errors = send(router, "set_many", Batch(keys, values), None)
+    assert sorted(index for about, _ in errors for index in about) == [7, 107, 207, 307, 407]
+    assert sum(len(about) for about, _ in replies) == 495
+    assert all(isinstance(error, ValueTooLarge) for _, error in errors)
 
 
 def test_a_batch_brings_what_it_can_when_a_node_is_away(start: Callable[..., ScriptedNode]) -> None:
