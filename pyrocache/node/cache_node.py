@@ -376,9 +376,9 @@ class CacheNode:
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
             another refreshes it, ``["load", token, frame or None]`` for the loader, None: ask again, or give up.
         """
-        return _awaited(
-            self.begin_lease(Peer(), view, key, lease_seconds, wait_seconds, refresh), self._clock
-        )
+        begun = self.begin_lease(Peer(), view, key, lease_seconds, wait_seconds, refresh)
+        answer: Answer | None = _awaited(begun, self._clock)
+        return answer
 
     @exposed
     def fill(

@@ -114,6 +114,9 @@ def cost_of(key: bytes, held: Held) -> int:
     """The bytes that what is held under ``key`` is accounted for."""
     if not isinstance(held, Expiring):
         return len(key) + len(held) + ENTRY_OVERHEAD
-    details = isinstance(held, Detailed)
-    tags = len(held.tags) if isinstance(held, Detailed) else 0
-    return entry_cost(key, held.value, expires=held.peers is not None, details=details, tags=tags)
+    cost = len(key) + len(held.value) + ENTRY_OVERHEAD
+    if held.peers is not None:
+        cost += EXPIRY_OVERHEAD
+    if isinstance(held, Detailed):
+        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * len(held.tags)
+    return cost

@@ -152,11 +152,11 @@ class Store:
             return _first_within(map(self.get, keys), room)
         shards, shift = space.shards, space.shift
         found: list[Any] = [shards[hash(key) >> shift].get(key) for key in keys]
-        if not {bytes, type(None)}.issuperset(map(type, found)):
-            return _first_within(map(self.get, keys), room)
-        hits = [key for key, value in zip(keys, found, strict=True) if value is not None]
-        values: list[bytes] = found if len(hits) == len(found) else list(filter(None, found))
-        if sum(map(len, values)) > room:
+        hits, values = keys, found
+        if None in found:
+            hits = [key for key, value in zip(keys, found, strict=True) if value is not None]
+            values = list(filter(None, found))
+        if not {bytes}.issuperset(map(type, values)) or sum(map(len, values)) > room:
             return _first_within(map(self.get, keys), room)
         space.hits += len(hits)
         space.misses += len(found) - len(hits)
@@ -227,7 +227,11 @@ class Store:
             self._release(space, key, before)
         held: Held = value
         if ttl_seconds is not None:
-            held = self._planned(space, key, Expiring(value, self._clock() + ttl_seconds, None), ttl_seconds)
+            expires_at = self._clock() + ttl_seconds
+            peers = self._wheel.peers(expires_at, ttl_seconds)
+            peers.add(key)
+            space.unsure += 1
+            held = Expiring(value, expires_at, peers)
         shard[key] = held
         self.bytes += cost
         if before is None:
@@ -306,23 +310,26 @@ class Store:
             self._welcome(space, keys[0], cost)
         self.counters.sets += len(keys)
         self.bytes += cost
-        new, known = [], []
-        for key, value in zip(keys, values, strict=True):
-            shard = space.shards[hash(key) >> space.shift]
-            before = shard.get(key)
-            if before is None:
-                new.append(key)
-            else:
-                known.append(key)
-                if type(before) is bytes:
-                    self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
-                else:
-                    self._release(space, key, before)
+        shards, shift = space.shards, space.shift
+        places = [shards[hash(key) >> shift] for key in keys]
+        before: list[Any] = list(map(dict.get, places, keys))
+        for shard, key, value in zip(places, keys, values, strict=True):
             shard[key] = value
-            if len(shard) > SHARD_KEYS:
-                space.split(key)
-        space.count += len(new)
-        self.policy.added_many(new)
+        known: Sequence[bytes] = keys
+        if None in before:
+            known = [key for key, held in zip(keys, before, strict=True) if held is not None]
+            new = [key for key, held in zip(keys, before, strict=True) if held is None]
+            space.count += len(new)
+            self.policy.added_many(new)
+            for key in new:
+                if len(space.shards[hash(key) >> space.shift]) > SHARD_KEYS:
+                    space.split(key)
+            before = [held for held in before if held is not None]
+        if {bytes}.issuperset(map(type, before)):
+            self.bytes -= sum(map(len, known)) + sum(map(len, before)) + ENTRY_OVERHEAD * len(known)
+        else:
+            for key, held in zip(known, before, strict=True):
+                self._release(space, key, held)
         self.policy.used_many(known)
 
     def change(self, key: bytes, make: Callable[[Value], Value]) -> Value | None:
@@ -548,6 +555,9 @@ class Store:
 
     def _release(self, space: Namespace, key: bytes, held: Held, *, tags: bool = True) -> None:
         """Take what is held out of all books but its table and the policy."""
+        if type(held) is bytes:
+            self.bytes -= len(key) + len(held) + ENTRY_OVERHEAD
+            return
         self.bytes -= cost_of(key, held)
         if not isinstance(held, Expiring):
             return
