@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
-    from pyrocache.client.stats import Stats
+    from pyrocache.client.locks import Lock
+    from pyrocache.client.stats import (
+        ClientStats,
+        LatencyHistogram,
+        NamespaceStats,
+        NodeStats,
+        Stats,
+        Totals,
+    )
     from pyrocache.cluster.routing import Member
     from pyrocache.errors import (
         ClientClosed,
@@ -20,6 +28,8 @@ if TYPE_CHECKING:
         InsecureAddress,
         InvalidKey,
         KeyTooLarge,
+        LockLost,
+        LockTimeout,
         NameServerUnavailable,
         NameTaken,
         NodeUnavailable,
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
         RemoteError,
         SerializationError,
         ValueTooLarge,
+        WaitTimeout,
     )
     from pyrocache.local import LocalCluster
 
@@ -39,17 +50,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClientClosed",
+    "ClientStats",
     "ConfigurationError",
     "Conflict",
     "CorruptValue",
     "InsecureAddress",
     "InvalidKey",
     "KeyTooLarge",
+    "LatencyHistogram",
     "LocalCluster",
+    "Lock",
+    "LockLost",
+    "LockTimeout",
     "Member",
     "NameServerUnavailable",
     "NameTaken",
+    "NamespaceStats",
     "NoNodes",
+    "NodeStats",
     "NodeUnavailable",
     "NotAnInt",
     "Overloaded",
@@ -60,14 +78,20 @@ __all__ = [
     "RemoteError",
     "SerializationError",
     "Stats",
+    "Totals",
     "ValueTooLarge",
+    "WaitTimeout",
 ]
 
 _HOMES = {
+    **dict.fromkeys(
+        ("ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"),
+        "pyrocache.client.stats",
+    ),
     "LocalCluster": "pyrocache.local",
+    "Lock": "pyrocache.client.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
-    "Stats": "pyrocache.client.stats",
 }
 
 

@@ -19,9 +19,9 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_the_public_names() -> None:
-    assert sorted(pyrocache.__all__) == sorted(
-        [*errors.__all__, "LocalCluster", "Member", "PyroCacheClient", "Stats"]
-    )
+    others = ["LocalCluster", "Lock", "Member", "PyroCacheClient"]
+    figures = ["ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"]
+    assert sorted(pyrocache.__all__) == sorted([*errors.__all__, *others, *figures])
     for name in pyrocache.__all__:
         assert getattr(pyrocache, name).__name__ == name
 

@@ -1,0 +1,113 @@
+"""What type checkers are to infer. Checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from datetime import timedelta
+from typing import Any, assert_type
+
+from pyrocache import (
+    LatencyHistogram,
+    NodeStats,
+    PartialFailure,
+    PyroCacheClient,
+    Stats,
+)
+
+cache = PyroCacheClient("127.0.0.1:9090", namespace="shop", timeout=1, on_error="miss", transport="tcp")
+
+
+class Basket:
+    pass
+
+
+# One key.
+
+assert_type(cache.set("key", 1), bool)
+assert_type(cache.set("key", 1, timedelta(hours=1), tags=["a"], if_version=3), bool)
+assert_type(cache.set("key", 1, ttl_seconds=...), bool)
+assert_type(cache.add("key", 1, 2.5, tags=("a", "b")), bool)
+assert_type(cache.replace("key", 1, ...), bool)
+assert_type(cache.get("key"), Any | None)
+assert_type(cache.get("key", None), Any | None)
+assert_type(cache.get("key", 5), Any | int)
+assert_type(cache.get("key", default=Basket()), Any | Basket)
+assert_type(cache.get("key", touch_seconds=60), Any | None)
+assert_type(cache.get("key", "", touch_seconds=timedelta(minutes=1)), Any | str)
+assert_type(cache.get_with_version("key"), tuple[Any, int] | None)
+assert_type(cache.compare_and_set("key", 1, 2), bool)
+assert_type(cache.compare_and_set("key", 1, 2, ttl_seconds=None), bool)
+assert_type(cache.incr("key"), int)
+assert_type(cache.decr("key", 2, default=10, ttl_seconds=60), int)
+assert_type(cache.touch("key", None), bool)
+assert_type(cache.pop("key"), Any)
+assert_type(cache.pop("key", None), Any | None)
+assert_type(cache.pop("key", Basket()), Any | Basket)
+assert_type(cache.setdefault("key"), Any | None)
+assert_type(cache.setdefault("key", 1), Any | int)
+assert_type(cache.delete("key"), bool)
+assert_type(cache.contains("key"), bool)
+assert_type(cache.ttl("key"), float | None)
+assert_type(cache["key"], Any)
+assert_type("key" in cache, bool)
+
+
+def more(basket: Basket) -> Basket:
+    return basket
+
+
+assert_type(cache.update("key", more), Basket)
+assert_type(cache.update("key", more, Basket()), Basket)
+assert_type(cache.update("key", function=more, default=None, ttl_seconds=60), Basket)
+assert_type(cache.update("key", lambda value: int(value) + 1, default=0), int)
+cache.update({"key": 1})
+cache.update({"key": 1}, other=2)
+cache.update([("key", 1)])
+cache.update(key=1)
+
+# Many keys.
+
+assert_type(cache.get_many(["a", ("b", 1)]), dict[Any, Any])
+assert_type(cache.set_many({"a": 1}, 60, tags=["x"]), int)
+assert_type(cache.delete_many(iter("ab")), int)
+assert_type(cache.touch_many(["a"], None), int)
+failure = PartialFailure("it failed")
+assert_type(failure.errors, dict[Any, Exception])
+
+# The namespace.
+
+assert_type(cache.namespace("inner"), PyroCacheClient)
+assert_type(cache.scan(), Iterator[Any])
+assert_type(cache.scan(("a", 1), batch=10), Iterator[Any])
+assert_type(cache.clear(), int)
+assert_type(cache.invalidate_tag("x"), int)
+assert_type(cache.popitem(), tuple[Any, Any])
+assert_type(len(cache), int)
+keys: KeysView[Any] = cache.keys()
+items: ItemsView[Any, Any] = cache.items()
+values: ValuesView[Any] = cache.values()
+as_mapping: Mapping[str, int] = cache
+as_mutable_mapping: MutableMapping[Any, Any] = cache
+
+# Figures.
+
+stats = cache.stats()
+assert_type(stats, Stats)
+assert_type(stats.nodes, dict[str, NodeStats])
+assert_type(stats.total.hits, int)
+assert_type(stats.total.hit_ratio, float)
+assert_type(stats.nodes["cache.node.1"].uptime_seconds, float)
+assert_type(stats.total.latencies["get"], LatencyHistogram)
+assert_type(stats.total.latencies["get"].percentile(99), float)
+assert_type(stats.client.misses_on_error, int)
+assert_type(cache.reset_stats(), None)
+
+with PyroCacheClient() as opened:
+    assert_type(opened, PyroCacheClient)
+
+
+class Shop(PyroCacheClient):
+    pass
+
+
+assert_type(Shop().namespace("inner"), Shop)

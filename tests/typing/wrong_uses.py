@@ -1,0 +1,39 @@
+"""What type checkers are to refuse: each line that ends with ``# wrong``, and no other. Checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from pyrocache import PyroCacheClient
+
+cache = PyroCacheClient()
+
+PyroCacheClient(on_error="ignore")  # wrong
+PyroCacheClient(timeout="5")  # wrong
+PyroCacheClient(namespace=5)  # wrong
+cache.set("key")  # wrong
+cache.set("key", 1, "60")  # wrong
+cache.set("key", 1, tags=[1])  # wrong
+cache.set("key", 1, if_version="3")  # wrong
+cache.add("key", 1, ttl_seconds=...)  # wrong
+cache.get()  # wrong
+cache.get("key", None, 60)  # wrong
+cache.get("key", touch_seconds="60")  # wrong
+cache.compare_and_set("key", 1)  # wrong
+cache.compare_and_set("key", 1, None)  # wrong
+cache.incr("key", 1.5)  # wrong
+cache.incr("key", "1")  # wrong
+cache.touch("key")  # wrong
+cache.update("key", 5)  # wrong
+cache.update("key", lambda: 5)  # wrong
+cache.set_many([("key", 1)])  # wrong
+cache.get_many(5)  # wrong
+cache.touch_many(["key"])  # wrong
+cache.scan(5)  # wrong
+cache.scan(batch="10")  # wrong
+cache.namespace(5)  # wrong
+cache.invalidate_tag(5)  # wrong
+cache.stats()["hits"]  # wrong
+number: int = cache.incr("key").bit_length().real
+text: str = cache.incr("key")  # wrong
+hashable: Hashable = cache  # wrong
