@@ -14,6 +14,9 @@
     │   └── PartialFailure                   a call about many keys failed for some; it says which and why
     ├── Conflict                             others changed an entry again and again while `update` tried to
     ├── NotAnInt (TypeError)                 the entry that was to be counted up is no int
+    ├── WaitTimeout (TimeoutError)           another caller did not load a value in the time that there was
+    ├── LockTimeout (TimeoutError)           others held a lock for longer than there was time to wait
+    ├── LockLost                             a lock was not held to its end; another one may have had it meanwhile
     ├── RemoteError                          a node refused or failed; it says why
     ├── ProtocolError                        bytes on a connection that are not ours to understand
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
@@ -39,6 +42,8 @@ __all__ = [
     "InsecureAddress",
     "InvalidKey",
     "KeyTooLarge",
+    "LockLost",
+    "LockTimeout",
     "NameServerUnavailable",
     "NameTaken",
     "NoNodes",
@@ -51,6 +56,7 @@ __all__ = [
     "RemoteError",
     "SerializationError",
     "ValueTooLarge",
+    "WaitTimeout",
 ]
 
 
@@ -106,6 +112,21 @@ class Conflict(PyroCacheError):
 
 class NotAnInt(PyroCacheError, TypeError):
     """An entry that is no int cannot be counted up; it is unchanged."""
+
+
+class WaitTimeout(PyroCacheError, TimeoutError):
+    """Another caller was loading a value, and had not by the time that this one did not want to wait any longer."""
+
+
+class LockTimeout(PyroCacheError, TimeoutError):
+    """Others held a lock for longer than this caller wanted to wait."""
+
+
+class LockLost(PyroCacheError):
+    """A lock was not held until it was released: its node went away, or it could not be renewed in time.
+
+    Another holder may have done its work meanwhile. Where that matters, have what the lock protects compare tokens.
+    """
 
 
 class RemoteError(PyroCacheError):

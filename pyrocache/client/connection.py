@@ -192,6 +192,11 @@ class Connection:
             pass
         return False
 
+    def interrupt(self) -> None:
+        """End the stream, so that whoever waits for a reply on another thread sees it end. Not after a fork."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close this process's end, and give its place back; after a fork the other process's end stays open."""
         self.place = None  # now, as an exception that somebody keeps may keep this object too

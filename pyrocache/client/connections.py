@@ -1,9 +1,9 @@
 """The connections of one client: pooled, bounded, dropped; calls to one node, and to several at once.
 
 A connection is dropped on any exception in mid-call, of whatever kind: the next reply on it could be another
-call's. Nothing here retries; `Unavailable.maybe_executed` tells the router whether that would be safe. Thread-safe;
-after a fork the router makes new ones and lets go of these (`Connections.abandon`) without touching the parent's
-streams.
+call's. One that a node has granted something on, a lease or a lock, stays its caller's meanwhile (`Held`). Nothing here
+retries; `Unavailable.maybe_executed` tells the router whether that would be safe. Thread-safe; after a fork the router
+makes new ones and lets go of these (`Connections.abandon`) without touching the parent's streams.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import math
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from pyrocache.client.connection import Connection, ConnectRefused, Deadline, Refused
@@ -76,6 +78,7 @@ class Connections:
         self._transport = transport
         self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
         self._pools: dict[str, _Pool] = {}
+        self._held: dict[int, weakref.ref[Held]] = {}  # by its id; each of its uses is one call into C
         self._closed = False
 
     def call(
@@ -105,7 +108,7 @@ class Connections:
             pool = self._pool(member)
         try:
             connection = pool.checkout(deadline, careful)
-        except (OSError, UnicodeError, ProtocolError, ConnectRefused, _PoolExhausted) as error:
+        except _CANNOT_CONNECT as error:
             raise _unavailable(member, method, deadline, error, sent=False) from error
         if largest_value > connection.max_value_bytes:
             raise _too_large(pool, connection, largest_value)
@@ -124,6 +127,48 @@ class Connections:
             raise
         pool.checkin(connection)
         return result
+
+    def hold(
+        self,
+        member: Member,
+        method: str,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        held: Held | None = None,
+    ) -> Held | None:
+        """Make a call whose result is bound to its connection, which stays the caller's; `Held.answer` is the result.
+
+        Args:
+            member, method, arguments, deadline: as in `call`.
+            held: from an earlier call, which may have been to another node; it is not the caller's any more.
+
+        Returns:
+            None, without waiting, when no more connections to the node may be open.
+
+        Raises:
+            Refused, Unavailable: as `call`.
+        """
+        pool = self._pool(member)
+        if held is not None and not held.is_from(pool):
+            held.give_back()
+            held = None
+        if held is None:
+            try:
+                connection = pool.checkout_now(deadline)
+            except _CANNOT_CONNECT as error:
+                raise _unavailable(member, method, deadline, error, sent=False) from error
+            if connection is None:
+                return None
+            held = Held(self._held, pool, connection)
+            if self._closed:  # looked at last: `close` may have run just before the line above
+                held.drop()
+                raise _closed()
+        try:
+            held.ask(method, arguments, deadline)
+        except Refused:
+            held.give_back()
+            raise
+        return held
 
     def exchange(
         self, requests: Sequence[Request], deadline: Deadline, *, careful: bool = False
@@ -240,25 +285,32 @@ class Connections:
             outcomes[index] = error
 
     def close(self) -> None:
-        """Close the idle connections; those in use close when their call ends."""
+        """Close the idle connections, and end those that are held; others close when their call ends."""
         with self._lock:
             self._closed = True
             pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
+        for held in self._all_held():
+            held.interrupt()
 
     def abandon(self) -> None:
         """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
+        for held in self._all_held():
+            held.drop()  # or the node would not see it end when the parent does
+
+    def _all_held(self) -> list[Held]:
+        return [held for reference in list(self._held.values()) if (held := reference()) is not None]
 
     def _pool(self, member: Member) -> _Pool:
         pool = self._pools.get(member.name)
         if pool is None or pool.member != member:
             with self._lock:
                 if self._closed:
-                    raise ClientClosed("This client was closed; make a new PyroCacheClient.")
+                    raise _closed()
                 pool = self._pools.get(member.name)
                 if pool is None or pool.member != member:
                     if pool is not None:
@@ -267,8 +319,122 @@ class Connections:
         return pool
 
 
+class Held:
+    """A connection that stays its caller's between calls, since what a node granted on it ends when it is closed.
+
+    Used by one thread at a time, but for `interrupt`. An exception other than `Refused` closes the connection.
+
+    Attributes:
+        answer: the result of the last call.
+        closed: whether the connection is closed, or back in its pool.
+    """
+
+    __slots__ = ("__weakref__", "_connection", "_pool", "_registry", "answer", "closed")
+
+    def __init__(self, registry: dict[int, weakref.ref[Held]], pool: _Pool, connection: Connection) -> None:
+        self.answer: Any = None
+        self.closed = False
+        self._registry = registry
+        self._pool = pool
+        self._connection = connection
+        registry[id(self)] = weakref.ref(self, partial(_forget, registry, id(self)))
+
+    @property
+    def member(self) -> Member:
+        """The node at the other end."""
+        return self._pool.member
+
+    def is_from(self, pool: _Pool) -> bool:
+        """Whether this is a connection of ``pool`` that can be used."""
+        return self._pool is pool and not self.closed
+
+    def ask(self, method: str, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
+        """Make a call over this connection, and return its result.
+
+        Raises:
+            Refused, Unavailable: as `Connections.call`; the latter closes the connection.
+        """
+        sent = False
+        try:
+            self._connection.send(method, arguments, deadline)
+            sent = True
+            self.answer = self._connection.receive(deadline)
+        except Refused:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, OSError | ProtocolError):
+                raise _unavailable(self.member, method, deadline, error, sent=sent) from error
+            raise
+        return self.answer
+
+    def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
+        """Send a small request without waiting; whether that worked. If not, the connection is closed."""
+        try:
+            if self._connection.begin(method, arguments):
+                return True
+            raise BlockingIOError
+        except BaseException as error:
+            self.drop()
+            if not isinstance(error, OSError):
+                raise
+        return False
+
+    def finish(self, deadline: Deadline) -> Any:
+        """The reply to what was begun. Raises as `ask`."""
+        try:
+            self.answer = self._connection.receive(deadline)
+        except Refused:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, OSError | ProtocolError):
+                raise _unavailable(self.member, "renew", deadline, error, sent=True) from error
+            raise
+        return self.answer
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when the reply to what was begun comes."""
+        return self._connection.fileno()
+
+    def usable(self) -> bool:
+        """Whether the connection is open at both ends."""
+        return not self.closed and self._connection.usable()
+
+    def give_back(self) -> None:
+        """Put the connection, on which nothing is granted any more, back into its pool."""
+        if not self.closed:
+            self.closed = True
+            self._registry.pop(id(self), None)
+            self._pool.checkin(self._connection)
+
+    def drop(self) -> None:
+        """Close the connection; the node frees what it had granted on it."""
+        if not self.closed:
+            self.closed = True
+            self._registry.pop(id(self), None)
+            self._pool.drop(self._connection)
+
+    def interrupt(self) -> None:
+        """Have whoever waits for a reply on another thread see the connection end."""
+        if not self.closed:
+            self._connection.interrupt()
+
+
+def _forget(registry: dict[int, weakref.ref[Held]], number: int, gone: weakref.ref[Held]) -> None:
+    if registry.get(number) is gone:  # not of another one that has the number by now
+        registry.pop(number, None)
+
+
+def _closed() -> ClientClosed:
+    return ClientClosed("This client was closed; make a new PyroCacheClient.")
+
+
 class _PoolExhausted(Exception):
     """Other threads kept all connections to the node until the deadline."""
+
+
+_CANNOT_CONNECT = (OSError, UnicodeError, ProtocolError, ConnectRefused, _PoolExhausted)
 
 
 class _Pool:
@@ -290,23 +456,32 @@ class _Pool:
             connection = self._open(deadline, careful)
         return connection
 
+    def checkout_now(self, deadline: Deadline) -> Connection | None:
+        """A connection, opened if need be; None if no more may be open."""
+        return self.checkout_idle(deadline, careful=False) or self._open_if_allowed(deadline)
+
     def _open(self, deadline: Deadline, careful: bool) -> Connection:
-        connection: Connection | None = None
         pause = _FIRST_PAUSE_SECONDS
-        while connection is None:
-            place = self._places.take(0.0)
-            if place is not None:
-                try:
-                    connection = Connection(self.member, deadline, self._transport)
-                    connection.place = place
-                finally:
-                    del place  # an exception would keep it
-                break
+        while (connection := self._open_if_allowed(deadline)) is None:
             if deadline.remaining() <= 0:
                 raise _PoolExhausted
             time.sleep(min(pause, deadline.remaining()))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             connection = self.checkout_idle(deadline, careful)
+            if connection is not None:
+                break
+        return connection
+
+    def _open_if_allowed(self, deadline: Deadline) -> Connection | None:
+        """A new connection; None if no more may be open."""
+        place = self._places.take(0.0)
+        if place is None:
+            return None
+        try:
+            connection = Connection(self.member, deadline, self._transport)
+            connection.place = place
+        finally:
+            del place  # an exception would keep it
         return connection
 
     def checkout_idle(self, deadline: Deadline, careful: bool) -> Connection | None:

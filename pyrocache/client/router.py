@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from pyrocache.client.connection import Deadline, Refused
-from pyrocache.client.connections import Connections, Request, Unavailable
+from pyrocache.client.connections import Connections, Held, Request, Unavailable
 from pyrocache.cluster import wire
 from pyrocache.cluster.directory import Directory
 from pyrocache.cluster.membership import EMPTY, Membership
@@ -91,6 +91,8 @@ class Router:
     Args:
         directory: the name server.
         max_connections: to any one node.
+        max_held: further connections to any one node, for calls that may wait for somebody else, and for what nodes
+            grant for as long as a connection lives.
         transport: whether nodes on this host are reached over their Unix sockets.
         sleep, jitter: what waits, and a number from 0 to 1 each time it is called.
         clock: monotonic seconds.
@@ -101,6 +103,7 @@ class Router:
         directory: Directory,
         *,
         max_connections: int = 64,
+        max_held: int = 256,
         transport: TransportChoice = "auto",
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
@@ -112,7 +115,9 @@ class Router:
         self._sleep = sleep
         self._jitter = jitter
         self._clock = clock
+        self._max_held = max_held
         self._connections = Connections(max_connections, transport)
+        self._holding = Connections(max_held, transport)  # apart: they may be held for long
         self._membership = Membership(directory.members, self._is_serving)
         self._looked_up_at = float("-inf")
         self._closed = False
@@ -176,6 +181,36 @@ class Router:
             except (Refused, Unavailable) as problem:
                 attempts = attempts or _Attempts(self, deadline)
                 attempts.failed(Request(member, method, told, largest_value), problem, idempotent=idempotent)
+
+    def hold(
+        self, method: str, key: bytes, *arguments: Any, deadline: Deadline, held: Held | None = None
+    ) -> Held | None:
+        """Call ``method(view, key, *arguments)`` of the node that owns ``key``, which is done twice without harm if the
+        connection that it was done on first is closed; the result is `Held.answer`.
+
+        Args:
+            held: from an earlier call, to go on with if it is to the same node; not the caller's any more.
+
+        Returns:
+            None, without waiting, when too many connections to the node are held already.
+
+        Raises:
+            NodeUnavailable, RemoteError: as `call`.
+        """
+        attempts: _Attempts | None = None
+        while True:
+            view = self._membership.view
+            if not view.members:
+                view = self.view(deadline)
+            member = view.owner(key)
+            told = (view.id, key, *arguments)
+            try:
+                return self._holding.hold(member, method, told, deadline, held)
+            except (Refused, Unavailable) as problem:
+                self._check_open()
+                held = None
+                attempts = attempts or _Attempts(self, deadline)
+                attempts.failed(Request(member, method, told), problem, idempotent=True)
 
     def batch(
         self,
@@ -327,12 +362,15 @@ class Router:
         self._closed = True
         self._membership.adopt(EMPTY)
         self._connections.close()
+        self._holding.close()
 
     def reset_after_fork(self) -> None:
         """Make this good for a child process, which must not touch its parent's connections or locks."""
         view = self._membership.view
         self._connections.abandon()
+        self._holding.abandon()
         self._connections = Connections(self._max_connections, self._transport)
+        self._holding = Connections(self._max_held, self._transport)
         self._membership = Membership(self._directory.members, self._is_serving)
         self._membership.adopt(view)
 

@@ -1,0 +1,385 @@
+"""Loading once: a value that is missing is loaded by one caller, wherever callers are; the others wait for it.
+
+The node that owns a key grants a *lease* to load its value; see ``node/leases.py`` for what makes it void. It ends with
+the connection that it was granted on, which the loader therefore keeps: when its process dies, the node sees the
+connection end and has the next caller load at once. Who waits has a call under way that the node answers when there is
+something to say, so nobody polls, and no thread of the node waits.
+
+Waiting and loading have connections of their own, so they never keep an ordinary call waiting. When too many of these
+are held, asking again every few milliseconds takes their place, and a factory that loads another value in turn does
+so without a lease: callers never wait for each other's connections.
+
+No thread is started here; for coroutines see ``memoize.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from pyrocache.client.codec import encode_value
+from pyrocache.client.connection import Deadline, Refused
+from pyrocache.client.connections import Held, Unavailable
+from pyrocache.client.core import MISSING, Core
+from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
+
+log = logging.getLogger("pyrocache.client")
+
+_T = TypeVar("_T")
+
+LEG_SECONDS = 10.0
+"""How long one call waits at most; then it is made again, lest a node that vanished is waited for."""
+
+IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE = range(3)
+"""When to load: if there is no value, even if there is one unless another loads by now, or even then."""
+
+_ABANDON_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 0.05
+_NO_VIEW = 0
+
+_under_way: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loads", default=frozenset())
+"""What is being loaded here, by router and key: a factory that asks for its own key must not wait for itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a value is loaded and kept.
+
+    Attributes:
+        ttl_seconds: as `set` takes it, by now a number or None.
+        stale_seconds: for how long, once expired, it is good enough while another one is loaded.
+        early: XFetch's beta; 0 for no early refresh.
+        wait_seconds: how long to wait for another loader; None: as long as it takes.
+        lease_seconds: how long a loader may take before somebody else loads.
+    """
+
+    ttl_seconds: float | None = None
+    stale_seconds: float = 0.0
+    early: float = 0.0
+    wait_seconds: float | None = None
+    lease_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _check("stale_seconds", self.stale_seconds)
+        _check("early", self.early)
+        _check("lease_seconds", self.lease_seconds, zero=False)
+        if self.wait_seconds is not None:
+            _check("wait_seconds", self.wait_seconds)
+
+
+def _check(name: str, number: Any, *, zero: bool = True) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{name} is a number, not {type(number).__name__}.")
+    if not 0 <= number < math.inf or (number == 0 and not zero):
+        raise ValueError(f"{name} is a finite number{'' if zero else ' above 0'}, and not negative.")
+
+
+class Load:
+    """The task of loading a value: one calls `load`, or `begin` and then `store`, `abandon` or `drop`.
+
+    Args:
+        core, key, terms: whose, the value's canonical key, and how it is kept.
+        token: of the lease; None: there is none, and what is loaded is not stored.
+        held: the connection that the lease ends with.
+        live: the value that there is, if this is an early refresh of it.
+
+    Attributes:
+        live: as given.
+    """
+
+    __slots__ = ("_began", "_core", "_held", "_key", "_terms", "_token", "live")
+
+    def __init__(
+        self,
+        core: Core,
+        key: bytes,
+        terms: Terms,
+        token: int | None = None,
+        held: Held | None = None,
+        live: Any = MISSING,
+    ) -> None:
+        self._core = core
+        self._key = key
+        self._terms = terms
+        self._token = token
+        self._held = held
+        self.live = live
+        self._began = time.monotonic()
+
+    def load(
+        self,
+        factory: Callable[[], _T],
+        tags: list[bytes] | None = None,
+        keep: Callable[[_T], object] | None = None,
+    ) -> Any:
+        """What ``factory`` returns, stored unless ``keep`` says no or it is outdated by now; or what it raises."""
+        try:
+            with self.marked():
+                self.begin()
+                value = factory()
+                kept = keep is None or bool(keep(value))
+        except Exception as error:
+            self.abandon()
+            if self.live is MISSING:
+                raise
+            return self.instead_of(error)
+        except BaseException:
+            self.drop()
+            raise
+        if kept:
+            self.store(value, tags)
+        else:
+            self.abandon()
+        return value
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """While this lasts, it is known to what is called here that this value is being loaded."""
+        mark = _under_way.set(_under_way.get() | {(id(self._core.router), self._key)})
+        try:
+            yield
+        finally:
+            _under_way.reset(mark)
+
+    def begin(self) -> None:
+        """The time that loading takes is counted from now on."""
+        self._began = time.monotonic()
+
+    def store(self, value: object, tags: list[bytes] | None = None) -> bool:
+        """Store the loaded value; False when it was not, as it is outdated, or its node is away.
+
+        Raises:
+            SerializationError, ValueTooLarge: it cannot be stored; the next caller loads.
+        """
+        if self._token is None:
+            return False
+        seconds = time.monotonic() - self._began
+        try:
+            frame = encode_value(value)
+            terms = self._terms
+            stored = self._core.router.call(
+                "fill",
+                self._key,
+                self._token,
+                frame,
+                terms.ttl_seconds,
+                terms.stale_seconds,
+                seconds,
+                tags,
+                deadline=Deadline(self._core.timeout),
+                largest_value=len(frame),
+            )
+        except NodeUnavailable as error:
+            self.drop()
+            self._core.count("misses_on_error")
+            log.warning("A value was loaded but not stored: %s", error)
+            return False
+        except Exception:
+            self.abandon()
+            if self._core.closed:  # while it was being loaded: the caller has the value all the same
+                return False
+            raise
+        except BaseException:
+            self.drop()
+            raise
+        self._give_back()
+        return bool(stored)
+
+    def abandon(self) -> None:
+        """Give the lease back unused; the next caller loads at once."""
+        if self._held is None or self._held.closed:
+            return
+        try:
+            self._held.ask("abandon", (_NO_VIEW, self._key, self._token), Deadline(_ABANDON_SECONDS))
+        except (Refused, Unavailable):
+            self.drop()
+        self._give_back()
+
+    def drop(self) -> None:
+        """The same without asking anybody, and so without waiting: its connection is closed."""
+        if self._held is not None:
+            self._held.drop()
+
+    def instead_of(self, error: Exception) -> Any:
+        """The live value that this was to refresh early: it is good until it expires."""
+        log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
+        return self.live
+
+    def _give_back(self) -> None:
+        if self._held is not None:
+            self._held.give_back()
+
+
+class Found(NamedTuple):
+    """What `find` has found: a value, or that it is the caller's task to load it."""
+
+    value: Any
+    load: Load | None
+
+
+def get_or_set(
+    core: Core, key: bytes, factory: Callable[[], _T], terms: Terms, tags: list[bytes] | None = None
+) -> _T:
+    """The value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`."""
+    value, load = find(core, key, terms)
+    result: _T = value if load is None else load.load(factory, tags)
+    return result
+
+
+def find(
+    core: Core,
+    key: bytes,
+    terms: Terms,
+    *,
+    refresh: int = IF_MISSING,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Found:
+    """The value, waiting for another loader if there is one; or the task of loading it.
+
+    Args:
+        refresh: when to load although there is a value.
+        given_up: looked at from time to time while waiting; True ends it as if the time were over.
+
+    Raises:
+        WaitTimeout: another one was still loading when ``wait_seconds`` were over.
+        NodeUnavailable: if ``on_error`` is ``"raise"``.
+    """
+    search = _Search(core, key, terms, refresh, given_up)
+    try:
+        found = search.run()
+    except NodeUnavailable as error:
+        search.drop()
+        core.missed(error, None)
+        return Found(None, Load(core, key, terms))
+    except BaseException:
+        search.drop()
+        raise
+    if found.load is None and refresh == IF_MISSING and search.is_early():
+        again = _Search(core, key, terms, IF_NOBODY_DOES, lambda: True)
+        try:
+            load = again.run().load
+        except (PyroCacheError, ConnectionError):
+            again.drop()  # there is a value
+        except BaseException:
+            again.drop()
+            raise
+        else:
+            if load is not None:
+                load.live = found.value
+                return Found(None, load)
+    return found
+
+
+class _Search:
+    """One call of `find`, and the connection that it waits over."""
+
+    __slots__ = (
+        *("_core", "_give_up_at", "_given_up", "_held", "_key", "_pause", "_refresh", "_terms"),
+        *("load_seconds", "remaining"),
+    )
+
+    def __init__(
+        self, core: Core, key: bytes, terms: Terms, refresh: int, given_up: Callable[[], bool]
+    ) -> None:
+        self._core = core
+        self._key = key
+        self._terms = terms
+        self._refresh = refresh
+        self._given_up = given_up
+        self._give_up_at = math.inf if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
+        self._held: Held | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+        self.remaining: float | None = None
+        self.load_seconds: float | None = None
+
+    def run(self) -> Found:
+        core, terms = self._core, self._terms
+        recursive = (id(core.router), self._key) in _under_way.get()
+        while True:
+            asked_at = time.monotonic()
+            patience = 0.0 if recursive else max(0.0, min(LEG_SECONDS, self._give_up_at - asked_at))
+            deadline = core.deadline(core.timeout + patience)
+            self._held = core.router.hold(
+                "lease",
+                self._key,
+                terms.lease_seconds,
+                patience,
+                self._refresh,
+                deadline=deadline,
+                held=self._held,
+            )
+            if self._held is None:
+                found = self._without_lease()
+                if found is not None:
+                    return found
+            else:
+                answer = self._held.answer
+                if answer is not None:
+                    return self._understood(answer)
+                if recursive:
+                    self._end()
+                    return Found(None, Load(core, self._key, terms))
+                if time.monotonic() - asked_at < min(_FIRST_PAUSE_SECONDS, patience):
+                    time.sleep(_FIRST_PAUSE_SECONDS)  # whatever made the node answer at once, do not spin
+            if time.monotonic() >= self._give_up_at or self._given_up():
+                self._end()
+                raise WaitTimeout(
+                    f"get_or_set failed: another caller was still loading the value after {terms.wait_seconds:g} s. "
+                    "Wait longer with wait_seconds, or take expired values meanwhile with stale_seconds."
+                    if terms.wait_seconds is not None
+                    else "get_or_set was given up while another caller was loading the value."
+                )
+
+    def is_early(self) -> bool:
+        """Whether it is this caller's turn to refresh a value that is about to expire.
+
+        Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
+        """
+        if not self._terms.early or self.remaining is None or not self.load_seconds:
+            return False
+        return -self.load_seconds * self._terms.early * math.log(1.0 - random.random()) >= self.remaining
+
+    def drop(self) -> None:
+        """Close the connection: an exception may have left anything on it."""
+        if self._held is not None:
+            self._held.drop()
+
+    def _understood(self, answer: Any) -> Found:
+        held = self._held
+        assert held is not None
+        kind = answer[0] if type(answer) is list and answer else None
+        if kind == "load" and len(answer) == 3:
+            self._held = None
+            return Found(None, Load(self._core, self._key, self._terms, answer[1], held))
+        self._end()
+        if kind == "value" and len(answer) == 4:
+            self.remaining, self.load_seconds = answer[2:]
+        elif kind != "stale" or len(answer) != 2:
+            raise RemoteError(f"{held.member.name} answered lease with what is no answer to it.")
+        return Found(self._core.decode(answer[1]), None)
+
+    def _without_lease(self) -> Found | None:
+        """What to do while as many connections are held as may be: look whether there is a value by now."""
+        frame = self._core.router.call("get", self._key, deadline=self._core.deadline())
+        if frame is not None and self._refresh == IF_MISSING:
+            return Found(self._core.decode(frame), None)
+        if _under_way.get():
+            return Found(
+                None, Load(self._core, self._key, self._terms)
+            )  # others may be waiting for this thread
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        return None
+
+    def _end(self) -> None:
+        if self._held is not None:
+            self._held.give_back()
+            self._held = None
