@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client import batches, scanning, updates
+from pyrocache.client import batches, loading, scanning, updates
 from pyrocache.client.codec import encode_value
 from pyrocache.client.connection import Deadline
 from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl
 from pyrocache.client.keys import encode_key
+from pyrocache.client.loading import Terms
+from pyrocache.client.locks import Lock, check_limit, check_ttl, check_wait
 from pyrocache.client.scanning import Items, Values
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.integers import pack_int
@@ -313,6 +315,82 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Seconds until the entry expires: ``math.inf`` when it never does, None when there is none."""
         seconds = self._core.call("ttl", key, away=None)
         return None if seconds is None else float(seconds)
+
+    # Loading once ----------------------------------------------------------------------------------------
+
+    def get_or_set(
+        self,
+        key: object,
+        factory: Callable[[], _T],
+        ttl_seconds: Ttl = None,
+        *,
+        stale_seconds: float = 0,
+        early: float = 0.0,
+        wait_seconds: float | None = None,
+        lease_seconds: float = 60,
+        tags: Iterable[str] | None = None,
+    ) -> _T:
+        """The value stored under ``key``; without one, what ``factory()`` returns, which is stored.
+
+        However many threads, processes and hosts ask for a missing key together, one calls its factory; the others wait
+        for the value. If the factory raises, that reaches its caller unchanged, and another one's factory is called; so
+        too if the caller's process ends. What was loaded is returned, but not stored, if the key was set or deleted
+        meanwhile, or one of ``tags`` invalidated: it may be older than that.
+
+        Args:
+            stale_seconds: for so long after it has expired, a value is returned to others while one caller loads
+                a new one.
+            early: refresh a value before it expires, each caller with a chance that grows as that comes near and with
+                the time that loading takes; 1.0 is a good choice, more is earlier (XFetch). Should the factory then
+                raise, the value that there is is returned.
+            wait_seconds: how long to wait for another caller; None waits as long as it takes, 0 does not wait.
+            lease_seconds: how long a factory may take before another caller's is called too.
+
+        Raises:
+            WaitTimeout: another caller was still loading after ``wait_seconds``.
+            NodeUnavailable: the key's node is away. When ``on_error`` is ``"miss"``, what the factory returns is
+                returned, not stored; and so it is, whatever ``on_error`` says, if the node went away while it ran.
+            SerializationError, ValueTooLarge: what the factory returned cannot be stored.
+        """
+        core = self._core
+        terms = Terms(
+            ttl_seconds=ttl_to_seconds(ttl_seconds),
+            stale_seconds=stale_seconds,
+            early=early,
+            wait_seconds=wait_seconds,
+            lease_seconds=lease_seconds,
+        )
+        return loading.get_or_set(core, core.encode_key(key), factory, terms, core.encode_tags(tags))
+
+    # Locks -----------------------------------------------------------------------------------------------
+
+    def lock(self, name: object, ttl_seconds: float = 30, *, wait_seconds: float | None = None) -> Lock:
+        """A lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
+
+        It is renewed in the background while it is held, and free at once when the holder releases it or its process
+        ends. A holder that cannot renew it, as its host is gone or it is stopped, loses it after ``ttl_seconds``.
+
+        What this promises: as long as the name's node runs and the view of the nodes does not change, there is one
+        holder at a time whose ``ttl_seconds`` are not over. A node keeps its locks in its memory, in one copy: when it
+        ends, or nodes join or leave so that another one looks after the name, the lock is free, though its holder has
+        it for up to a third of ``ttl_seconds`` before it notices. Copies of entries do not change this. So a lock saves
+        work that need not be done twice; where doing it twice would do harm, hand `Lock.token` on to what the lock
+        protects, and have that refuse a token smaller than one that it has seen: tokens only grow (from node to
+        node as far as their clocks agree).
+
+        Args:
+            wait_seconds: how long to wait for it; None waits as long as it takes, 0 does not wait.
+
+        Raises, when it is acquired: `LockTimeout`; `NodeUnavailable` whatever ``on_error`` says. When it is released:
+        `LockLost` if it was lost before, unless the body of a ``with`` raised already.
+        """
+        return Lock(self._core, name, 1, check_ttl(ttl_seconds), check_wait(wait_seconds))
+
+    def semaphore(
+        self, name: object, n: int, ttl_seconds: float = 30, *, wait_seconds: float | None = None
+    ) -> Lock:
+        """As `lock`, for up to ``n`` holders at a time; everybody is to give the same ``n``."""
+        return Lock(self._core, name, check_limit(n), check_ttl(ttl_seconds), check_wait(wait_seconds))
 
     # Many keys -------------------------------------------------------------------------------------------
 

@@ -252,39 +252,64 @@ def find(
         WaitTimeout: another one was still loading when ``wait_seconds`` were over.
         NodeUnavailable: if ``on_error`` is ``"raise"``.
     """
-    search = _Search(core, key, terms, refresh, given_up)
     try:
-        found = search.run()
+        live = None if refresh else _look(core, key, terms)
+        if live is not None and not live.is_due(terms.early):
+            return Found(core.decode(live.frame), None)
+        if live is not None:
+            return _refresh_early(core, key, terms, core.decode(live.frame))
+        return _Search(core, key, terms, refresh, given_up).run()
     except NodeUnavailable as error:
-        search.drop()
         core.missed(error, None)
         return Found(None, Load(core, key, terms))
-    except BaseException:
-        search.drop()
-        raise
-    if found.load is None and refresh == IF_MISSING and search.is_early():
-        again = _Search(core, key, terms, IF_NOBODY_DOES, lambda: True)
-        try:
-            load = again.run().load
-        except (PyroCacheError, ConnectionError):
-            again.drop()  # there is a value
-        except BaseException:
-            again.drop()
-            raise
-        else:
-            if load is not None:
-                load.live = found.value
-                return Found(None, load)
-    return found
+
+
+class _Live(NamedTuple):
+    """A value that there is, with how long it will be, and how long loading it took."""
+
+    frame: Any
+    remaining: float | None = None
+    load_seconds: float | None = None
+
+    def is_due(self, early: float) -> bool:
+        """Whether it is this caller's turn to refresh the value, which is about to expire.
+
+        Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
+        """
+        if not early or self.remaining is None or not self.load_seconds:
+            return False
+        return -self.load_seconds * early * math.log(1.0 - random.random()) >= self.remaining
+
+
+def _look(core: Core, key: bytes, terms: Terms) -> _Live | None:
+    """The value, if there is one: most callers find it, and this is the fastest call that there is."""
+    if not terms.early:
+        frame = core.router.call("get", key, deadline=core.deadline())
+        return None if frame is None else _Live(frame)
+    answer = core.router.call("get_with_times", key, deadline=core.deadline())
+    if answer is None:
+        return None
+    if type(answer) is not list or len(answer) != 3:
+        raise RemoteError("A node answered get_with_times with what is no answer to it.")
+    return _Live(*answer)
+
+
+def _refresh_early(core: Core, key: bytes, terms: Terms, value: Any) -> Found:
+    """The task of loading a new value, or the one that there is if somebody else loads already."""
+    try:
+        load = _Search(core, key, terms, IF_NOBODY_DOES, lambda: True).run().load
+    except (PyroCacheError, ConnectionError):
+        return Found(value, None)
+    if load is None:
+        return Found(value, None)
+    load.live = value
+    return Found(None, load)
 
 
 class _Search:
     """One call of `find`, and the connection that it waits over."""
 
-    __slots__ = (
-        *("_core", "_give_up_at", "_given_up", "_held", "_key", "_pause", "_refresh", "_terms"),
-        *("load_seconds", "remaining"),
-    )
+    __slots__ = ("_core", "_give_up_at", "_given_up", "_held", "_key", "_pause", "_refresh", "_terms")
 
     def __init__(
         self, core: Core, key: bytes, terms: Terms, refresh: int, given_up: Callable[[], bool]
@@ -297,10 +322,17 @@ class _Search:
         self._give_up_at = math.inf if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
         self._held: Held | None = None
         self._pause = _FIRST_PAUSE_SECONDS
-        self.remaining: float | None = None
-        self.load_seconds: float | None = None
 
     def run(self) -> Found:
+        """The outcome. Raises as `find`."""
+        try:
+            return self._run()
+        except BaseException:
+            if self._held is not None:
+                self._held.drop()
+            raise
+
+    def _run(self) -> Found:
         core, terms = self._core, self._terms
         recursive = (id(core.router), self._key) in _under_way.get()
         while True:
@@ -338,39 +370,23 @@ class _Search:
                     else "get_or_set was given up while another caller was loading the value."
                 )
 
-    def is_early(self) -> bool:
-        """Whether it is this caller's turn to refresh a value that is about to expire.
-
-        Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
-        """
-        if not self._terms.early or self.remaining is None or not self.load_seconds:
-            return False
-        return -self.load_seconds * self._terms.early * math.log(1.0 - random.random()) >= self.remaining
-
-    def drop(self) -> None:
-        """Close the connection: an exception may have left anything on it."""
-        if self._held is not None:
-            self._held.drop()
-
     def _understood(self, answer: Any) -> Found:
         held = self._held
         assert held is not None
-        kind = answer[0] if type(answer) is list and answer else None
-        if kind == "load" and len(answer) == 3:
+        kind, *told = answer if type(answer) is list and answer else [None]
+        if kind == "load" and len(told) == 2:
             self._held = None
-            return Found(None, Load(self._core, self._key, self._terms, answer[1], held))
+            return Found(None, Load(self._core, self._key, self._terms, told[0], held))
         self._end()
-        if kind == "value" and len(answer) == 4:
-            self.remaining, self.load_seconds = answer[2:]
-        elif kind != "stale" or len(answer) != 2:
+        if (kind, len(told)) not in (("value", 3), ("stale", 1)):
             raise RemoteError(f"{held.member.name} answered lease with what is no answer to it.")
-        return Found(self._core.decode(answer[1]), None)
+        return Found(self._core.decode(told[0]), None)
 
     def _without_lease(self) -> Found | None:
         """What to do while as many connections are held as may be: look whether there is a value by now."""
-        frame = self._core.router.call("get", self._key, deadline=self._core.deadline())
-        if frame is not None and self._refresh == IF_MISSING:
-            return Found(self._core.decode(frame), None)
+        live = _look(self._core, self._key, self._terms)
+        if live is not None and self._refresh == IF_MISSING:
+            return Found(self._core.decode(live.frame), None)
         if _under_way.get():
             return Found(
                 None, Load(self._core, self._key, self._terms)

@@ -49,7 +49,7 @@ class CacheNode(Turns):
 
     CHEAP = frozenset(
         (
-            *("get", "set", "put", "setdefault", "get_with_version", "incr"),
+            *("get", "set", "put", "setdefault", "get_with_version", "get_with_times", "incr"),
             *("delete", "pop", "contains", "ttl", "touch", "fill", "abandon", "renew", "release"),
             *("get_many", "set_many", "delete_many", "touch_many"),
             *("clear", "invalidate_tag", "ping", "members", "stats", "reset_stats"),

@@ -176,15 +176,15 @@ class Store:
             return None
         return held.expires_at - self._clock() if isinstance(held, Expiring) else math.inf
 
-    def lookup(self, key: bytes) -> Found:
-        """The entry, a stale one too. Counts a hit or, for a stale one also, a miss."""
+    def lookup(self, key: bytes, *, count: bool = True) -> Found:
+        """The entry, a stale one too. If it is to ``count``, that is a hit or, for a stale one also, a miss."""
         space = self.namespaces.of(key)
         held = self._live(space, key, space.get(key))
         if held is None:
-            space.misses += 1
+            space.misses += count
             stale = space.get(key)  # only a stale one is still there
             return _NOT_FOUND if stale is None else Found(value_of(stale), stale=True)
-        space.hits += 1
+        space.hits += count
         self._used(key)
         if not isinstance(held, Expiring):
             return Found(held)

@@ -16,7 +16,7 @@ from pyrocache.node.arguments import check_key, check_seconds, check_span, check
 from pyrocache.node.entries import Value
 from pyrocache.node.holdings import Full
 from pyrocache.node.later import Later, Peer
-from pyrocache.node.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Answer
+from pyrocache.node.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Answer, value_answer
 from pyrocache.node.served import Served, exposed
 
 _MOST_HOLDERS = 2**20
@@ -31,10 +31,21 @@ class Turns(Served):
     # Loading once ----------------------------------------------------------------------------------------
 
     @exposed
+    def get_with_times(self, view: int, key: bytes) -> Answer | None:
+        """``[frame, seconds left or None, seconds that loading took or None]``, or None: to refresh it in good time."""
+        check_key(key)
+        with self._lock:
+            self._check_view(view)
+            found = self._store.lookup(key)
+        return None if found.value is None or found.stale else value_answer(found)[1:]
+
+    @exposed
     def lease(
         self, view: int, key: bytes, lease_seconds: float, wait_seconds: float, refresh: int = IF_MISSING
     ) -> Answer | None:
         """The value under ``key``, or leave to load it, waiting for another loader first.
+
+        Who calls this has looked in vain (`get`, `get_with_times`), which was counted.
 
         Args:
             lease_seconds: after which somebody else may load it.
@@ -111,7 +122,7 @@ class Turns(Served):
                 return self._leases.request(
                     key,
                     peer,
-                    self._store.lookup(key),
+                    self._store.lookup(key, count=False),
                     lease_seconds=lease_seconds,
                     wait_seconds=wait_seconds,
                     refresh=refresh,
