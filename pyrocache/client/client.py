@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 from pyrocache.client import batches, loading, scanning, updates
 from pyrocache.client.codec import encode_value
 from pyrocache.client.connection import Deadline
-from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl
+from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl, ttl_on_the_wire
 from pyrocache.client.keys import encode_key
 from pyrocache.client.loading import Terms
 from pyrocache.client.locks import Lock, check_limit, check_ttl, check_wait
@@ -124,7 +124,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if tags is not None or if_version is not None or ttl_seconds is ...:
             condition = None if if_version is None else _version(if_version)
-            return self._core.put(key, value, ttl_seconds, condition=condition, tags=tags)
+            return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition=condition, tags=tags)
         core = self._core
         encoded = encode_key(key, core.prefix)
         seconds = ttl_to_seconds(ttl_seconds)
@@ -141,13 +141,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self, key: object, value: object, ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
     ) -> bool:
         """Store ``value`` if there is no entry; whether it was stored. Arguments and errors as for `set`."""
-        return self._core.put(key, value, ttl_seconds, condition="absent", tags=tags)
+        return self._core.put(key, value, ttl_to_seconds(ttl_seconds), condition="absent", tags=tags)
 
     def replace(
         self, key: object, value: object, ttl_seconds: KeptTtl = None, *, tags: Iterable[str] | None = None
     ) -> bool:
         """Store ``value`` if there is an entry; whether it was stored. Arguments and errors as for `set`."""
-        return self._core.put(key, value, ttl_seconds, condition="present", tags=tags)
+        return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition="present", tags=tags)
 
     @overload
     def get(self, key: object, default: None = None, *, touch_seconds: Ttl = None) -> Any | None: ...
@@ -190,7 +190,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         The entry keeps the time that it had to live, unless ``ttl_seconds`` says otherwise; it has no tags then.
         """
-        return self._core.put(key, value, ttl_seconds, condition=_version(version))
+        return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition=_version(version))
 
     @overload
     def update(

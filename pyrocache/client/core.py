@@ -191,13 +191,16 @@ class Core:
         self,
         key: object,
         value: object,
-        ttl_seconds: KeptTtl,
+        ttl: float | None,
         *,
         condition: str | int | None = None,
         tags: Iterable[str] | None = None,
     ) -> bool:
-        """Store a value if the entry is as ``condition`` says: ``"absent"``, ``"present"`` or of that version."""
-        ttl, encoded_tags = ttl_on_the_wire(ttl_seconds), self.encode_tags(tags)
+        """Store a value if the entry is as ``condition`` says: ``"absent"``, ``"present"`` or of that version.
+
+        ``ttl`` is as the nodes take it.
+        """
+        encoded_tags = self.encode_tags(tags)
         frame = encode_value(value)
         return bool(
             self.call(
