@@ -19,6 +19,7 @@ from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl, ttl_on_t
 from pyrocache.client.keys import encode_key
 from pyrocache.client.loading import Terms
 from pyrocache.client.locks import Lock, check_limit, check_ttl, check_wait
+from pyrocache.client.memoize import Memoizer, Settings, Tags
 from pyrocache.client.scanning import Items, Values
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.integers import pack_int
@@ -360,7 +361,66 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             wait_seconds=wait_seconds,
             lease_seconds=lease_seconds,
         )
-        return loading.get_or_set(core, core.encode_key(key), factory, terms, core.encode_tags(tags))
+        encoded, encoded_tags = core.encode_key(key), core.encode_tags(tags)
+        return loading.get_or_set(core, encoded, factory, terms, lambda: encoded_tags)
+
+    def memoize(
+        self,
+        ttl_seconds: Ttl = None,
+        *,
+        key: Callable[..., object] | None = None,
+        ignore: Iterable[str] = (),
+        cache_if: Callable[[Any], object] | None = None,
+        typed: bool = False,
+        tags: Tags = None,
+        stale_seconds: float = 0,
+        early: float = 0.0,
+        wait_seconds: float | None = None,
+        lease_seconds: float = 60,
+    ) -> Memoizer:
+        """Keep a function's results: ``@cache.memoize(ttl_seconds=60)``, as by `get_or_set`.
+
+        For functions, methods and ``async def`` functions, whose loop never waits for a node. Above ``@staticmethod``
+        and ``@classmethod``, or below. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
+        ``.key(...)``, each called with the function's own arguments, and ``.original``.
+
+        A result belongs to the function's module and qualified name, in ``__main__`` also to its source, and to its
+        arguments, of which it does not matter how they are given or whether defaults are left out. What a function
+        refers to otherwise does not count, the variables around a nested one neither: have ``key`` name them.
+
+        Args:
+            key: called with the arguments; what it returns stands for them in the key.
+            ignore: names of arguments that do not matter, like ``("self",)``. A method's ``self`` is part of the key
+                otherwise, by what it pickles.
+            cache_if: called with a result; whether to keep it.
+            typed: whether equal arguments of different types, like 1 and 1.0, have results of their own.
+            tags: of the results; or what makes them, called with the arguments.
+            stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
+
+        Raises, when the function is called: as `get_or_set`; `InvalidKey` if an argument is no key.
+        """
+        if callable(ttl_seconds):
+            raise TypeError("memoize is called to decorate a function: @cache.memoize()")
+        if isinstance(ignore, str):
+            raise TypeError("ignore is a list of names, not one name.")
+        terms = Terms(
+            ttl_seconds=ttl_to_seconds(ttl_seconds),
+            stale_seconds=stale_seconds,
+            early=early,
+            wait_seconds=wait_seconds,
+            lease_seconds=lease_seconds,
+        )
+        return Memoizer(
+            Settings(
+                core=self._core,
+                terms=terms,
+                key=key,
+                ignore=frozenset(ignore),
+                cache_if=cache_if,
+                typed=typed,
+                tags=tags,
+            )
+        )
 
     # Locks -----------------------------------------------------------------------------------------------
 

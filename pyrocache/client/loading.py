@@ -9,7 +9,7 @@ Waiting and loading have connections of their own, so they never keep an ordinar
 are held, asking again every few milliseconds takes their place, and a factory that loads another value in turn does
 so without a lease: callers never wait for each other's connections.
 
-No thread is started here; for coroutines see ``memoize.py``.
+No thread is started here; ``coroutines.py`` is the same for coroutines.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,7 +82,7 @@ def _check(name: str, number: Any, *, zero: bool = True) -> None:
 
 
 class Load:
-    """The task of loading a value: one calls `load`, or `begin` and then `store`, `abandon` or `drop`.
+    """The task of loading a value: one calls `load`, or `begin`, `end`, and then `store`, `abandon` or `drop`.
 
     Args:
         core, key, terms: whose, the value's canonical key, and how it is kept.
@@ -117,15 +116,15 @@ class Load:
     def load(
         self,
         factory: Callable[[], _T],
-        tags: list[bytes] | None = None,
+        tags: Callable[[], list[bytes] | None],
         keep: Callable[[_T], object] | None = None,
     ) -> Any:
         """What ``factory`` returns, stored unless ``keep`` says no or it is outdated by now; or what it raises."""
+        mark = self.begin()
         try:
-            with self.marked():
-                self.begin()
-                value = factory()
-                kept = keep is None or bool(keep(value))
+            told = tags()
+            value = factory()
+            kept = keep is None or bool(keep(value))
         except Exception as error:
             self.abandon()
             if self.live is MISSING:
@@ -134,24 +133,23 @@ class Load:
         except BaseException:
             self.drop()
             raise
+        finally:
+            self.end(mark)
         if kept:
-            self.store(value, tags)
+            self.store(value, told)
         else:
             self.abandon()
         return value
 
-    @contextmanager
-    def marked(self) -> Iterator[None]:
-        """While this lasts, it is known to what is called here that this value is being loaded."""
-        mark = _under_way.set(_under_way.get() | {(id(self._core.router), self._key)})
-        try:
-            yield
-        finally:
-            _under_way.reset(mark)
-
-    def begin(self) -> None:
-        """The time that loading takes is counted from now on."""
+    def begin(self) -> Token[frozenset[tuple[int, bytes]]]:
+        """From now on time is taken, and what is called here can know that this value is being loaded; until `end`."""
         self._began = time.monotonic()
+        return _under_way.set(_under_way.get() | {(id(self._core.router), self._key)})
+
+    @staticmethod
+    def end(mark: Token[frozenset[tuple[int, bytes]]]) -> None:
+        """The loading that `begin` began has ended."""
+        _under_way.reset(mark)
 
     def store(self, value: object, tags: list[bytes] | None = None) -> bool:
         """Store the loaded value; False when it was not, as it is outdated, or its node is away.
@@ -190,6 +188,8 @@ class Load:
         except BaseException:
             self.drop()
             raise
+        if not stored:
+            self.drop()  # if the key moved, its former owner may hold on to the lease
         self._give_back()
         return bool(stored)
 
@@ -226,11 +226,24 @@ class Found(NamedTuple):
 
 
 def get_or_set(
-    core: Core, key: bytes, factory: Callable[[], _T], terms: Terms, tags: list[bytes] | None = None
+    core: Core,
+    key: bytes,
+    factory: Callable[[], _T],
+    terms: Terms,
+    tags: Callable[[], list[bytes] | None],
+    *,
+    keep: Callable[[_T], object] | None = None,
+    refresh: int = IF_MISSING,
 ) -> _T:
-    """The value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`."""
-    value, load = find(core, key, terms)
-    result: _T = value if load is None else load.load(factory, tags)
+    """The value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`.
+
+    Args:
+        tags: makes the value's encoded tags, if it is to be loaded.
+        keep: whether a value that was loaded is to be stored.
+        refresh: when to load although there is a value.
+    """
+    value, load = find(core, key, terms, refresh=refresh)
+    result: _T = value if load is None else load.load(factory, tags, keep)
     return result
 
 
