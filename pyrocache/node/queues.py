@@ -1,0 +1,333 @@
+"""Two queues of keys with coarse recency: what all eviction policies are made of. Pure.
+
+Time is counted in *epochs*: one passes when about a thirtieth of the keys held has been touched, new keys and those
+used for the first time in it. A queue is a row of chunks, one for each epoch, and a key is in one chunk of one queue.
+Only of keys that have been used since they were queued more is known: the last epoch of use, and in how many epochs
+they were used, up to three. That makes
+
+- a look into a dict of a use, as a second one in the same epoch tells nothing new;
+- a key move not when it is used, but when its turn to be evicted has come, to where it belongs by then;
+- some 12 bytes a key, 50 for one that was used.
+
+By one `Rule` or another the same queues evict the least recently used, to the precision of an epoch, or as S3-FIFO does
+(Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a key waits in the small queue; whether it
+was used there decides if it goes to the main queue or out. One that went out, and comes again while that is remembered,
+goes to the main queue at once. That one is a clock: who was used gets another turn.
+
+Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TypeAlias
+
+_Chunk: TypeAlias = deque[bytes]
+
+_EPOCHS = 32
+"""So many epochs pass while all keys are touched once: the precision of recency."""
+
+_SMALLEST_EPOCH = 8
+_LARGEST_EPOCH = 1024
+
+_MOST_MOVES = 128
+"""Keys that one eviction may move to where they belong, so that none takes long. What is due is amortised."""
+
+_REMOVALS_PER_CHUNK = 64
+"""One chunk is cleared of removed keys each time so many more have been removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which key goes next.
+
+    Attributes:
+        share: the small queue's part of the keys; None evicts by recency, whichever queue a key is in.
+        promote: in how many epochs a key must have been used to get from the small queue to the main one.
+    """
+
+    share: float | None
+    promote: int = 1
+
+
+RECENCY = Rule(share=None)
+
+
+class Queues:
+    """The keys that are held, in order of eviction; see `EvictionPolicy` for what the methods promise.
+
+    Args:
+        name: of the policy.
+        rule: which key goes next; it may be exchanged at any time.
+        on_touch: called with each key that is new or used for the first time in an epoch.
+
+    Attributes:
+        rule: as above.
+        scanned: whether more than seven of eight keys touched in the last epoch were new.
+    """
+
+    def __init__(self, name: str, rule: Rule, *, on_touch: Callable[[bytes], None] | None = None) -> None:
+        self.name = name
+        self.rule = rule
+        self._on_touch = on_touch
+        self._remembers = rule is not RECENCY or on_touch is not None
+        self._added = self._size = self._left = (
+            0  # in this epoch: new keys, touches it is to have, those to come
+        )
+        self.clear()
+
+    def clear(self) -> None:
+        """See `EvictionPolicy.clear`."""
+        self.scanned = False
+        self._small = _Queue()
+        self._main = _Queue()
+        self._uses: dict[
+            bytes, int
+        ] = {}  # last epoch of use and number of epochs with a use, as _bump has them
+        self._removed: set[bytes] = set()  # removed keys that are still queued
+        self._cleared = 0  # removals until the next chunk is cleared
+        self._to_clear: list[tuple[_Queue, _Chunk]] = []
+        self._ghosts: _Ghosts | None = None
+        self._epoch = 0
+        self._next_epoch()
+
+    def __len__(self) -> int:
+        """How many keys are held."""
+        return self._small.size + self._main.size - len(self._removed)
+
+    # Keys come, are used, and are removed -------------------------------------------------------------------
+
+    def added(self, key: bytes, /) -> None:
+        """See `EvictionPolicy.added`."""
+        self._added += 1
+        if key in self._removed:
+            self._removed.remove(key)  # it takes its old place again, as one that was used
+            self._touch(key, 0)
+            return
+        if self._ghosts is not None and self._ghosts.take(key):
+            self._main.append(key, self._epoch)
+        else:
+            self._small.append(key, self._epoch)
+        self._left -= 1
+        if self._left <= 0:
+            self._next_epoch()
+        if self._on_touch is not None:
+            self._on_touch(key)
+
+    def added_many(self, keys: Sequence[bytes], /) -> None:
+        """See `EvictionPolicy.added_many`."""
+        if self._removed or self._ghosts is not None:
+            for key in keys:
+                self.added(key)
+            return
+        self._small.extend(keys, self._epoch)
+        self._added += len(keys)
+        self._left -= len(keys)
+        if self._left <= 0:
+            self._next_epoch()
+        if self._on_touch is not None:
+            for key in keys:
+                self._on_touch(key)
+
+    def used(self, key: bytes, /) -> None:
+        """See `EvictionPolicy.used`."""
+        uses = self._uses.get(key, 0)
+        if uses < self._now:
+            self._touch(key, uses)
+
+    def used_many(self, keys: Iterable[bytes], /) -> None:
+        """See `EvictionPolicy.used_many`."""
+        keys = list(keys)
+        now, touch = self._now, self._touch
+        for key, uses in zip(keys, map(self._uses.get, keys, repeat(0)), strict=True):
+            if uses < now:
+                touch(key, uses)
+
+    def removed(self, key: bytes, /) -> None:
+        """See `EvictionPolicy.removed`."""
+        self._uses.pop(key, None)
+        self._removed.add(key)
+        self._cleared -= 1
+        if self._cleared <= 0:
+            self._clear_chunk()
+
+    def _touch(self, key: bytes, uses: int) -> None:
+        self._uses[key] = self._bump[uses & 3]
+        self._left -= 1
+        if self._left <= 0:
+            self._next_epoch()
+        if self._on_touch is not None:
+            self._on_touch(key)
+
+    def _next_epoch(self) -> None:
+        if self._epoch:
+            self.scanned = self._added * 8 > (self._size - self._left) * 7
+        self._epoch += 1
+        self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, len(self) // _EPOCHS))
+        self._added = 0
+        # All uses in an epoch share these four integers. The lowest two bits count.
+        self._now = now = self._epoch << 2
+        self._bump = (now + 1, now + 2, now + 3, now + 3)
+        self._less = (0, 0, now - 3, now - 2)  # once less, and not yet in this epoch
+
+    def _clear_chunk(self) -> None:
+        """Forget the removed keys in one chunk; all chunks have their turn."""
+        self._cleared = _REMOVALS_PER_CHUNK
+        if not self._to_clear:
+            self._to_clear = [
+                (queue, chunk) for queue in (self._main, self._small) for chunk in queue.chunks.values()
+            ]
+        if self._to_clear:
+            queue, chunk = self._to_clear.pop()
+            kept = [key for key in chunk if key not in self._removed]
+            if len(kept) < len(chunk):
+                self._removed.difference_update(chunk)
+                queue.size -= len(chunk) - len(kept)
+                chunk.clear()
+                chunk.extend(kept)
+
+    # Keys are evicted ---------------------------------------------------------------------------------------
+
+    def victim(self) -> bytes:
+        """See `EvictionPolicy.victim`."""
+        rule = self.rule
+        if rule.share is None:
+            key, queue = self._least_recent()
+        else:
+            key, queue = self._unused(rule.share, rule.promote)
+        self._uses.pop(key, None)
+        if queue is self._small and self._remembers:
+            self._remember(key)
+        return key
+
+    def _least_recent(self) -> tuple[bytes, _Queue]:
+        """The key used least recently, or nearly, when too many would have to be moved before."""
+        small, main, uses, removed = self._small, self._main, self._uses, self._removed
+        moves = _MOST_MOVES
+        while True:
+            queue = small
+            if main.size and (not small.size or main.oldest() <= small.oldest()):
+                queue = main
+            key = queue.pop()
+            if key in removed:
+                removed.remove(key)
+                continue
+            epoch = uses.get(key, 0) >> 2
+            if epoch <= queue.first or not moves:
+                return key, queue
+            moves -= 1
+            queue.append(key, epoch)
+
+    def _unused(self, share: float, promote: int) -> tuple[bytes, _Queue]:
+        """The next key that was not used enough to stay, or any, when too many would have to be moved before."""
+        small, main, uses, removed = self._small, self._main, self._uses, self._removed
+        moves = _MOST_MOVES
+        while True:
+            queue = main
+            if not main.size or small.size >= share * (small.size + main.size):
+                queue = small
+            key = queue.pop()
+            if key in removed:
+                removed.remove(key)
+                continue
+            times = uses.get(key, 0) & 3
+            if times < (promote if queue is small else 1) or not moves:
+                return key, queue
+            moves -= 1
+            if queue is small or times == 1:
+                del uses[key]
+            else:
+                uses[key] = self._less[times]
+            main.append(key, self._epoch)
+
+    def _remember(self, key: bytes) -> None:
+        held = self._small.size + self._main.size
+        if self._ghosts is None or not self._ghosts.fits(held):
+            self._ghosts = _Ghosts(held)
+        self._ghosts.add(key)
+
+
+class _Queue:
+    """Keys in chunks, the oldest first.
+
+    Attributes:
+        chunks: by their epoch; which of them is the oldest, ``first`` does not say before `oldest` has looked.
+        first: there is no older chunk.
+        size: how many keys there are, removed ones included.
+    """
+
+    __slots__ = ("chunks", "first", "size")
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, _Chunk] = {}
+        self.first = 1
+        self.size = 0
+
+    def append(self, key: bytes, epoch: int) -> None:
+        """Put ``key`` into the chunk of ``epoch``, which is not before `first`."""
+        chunk = self.chunks.get(epoch)
+        if chunk is None:
+            chunk = self.chunks[epoch] = deque()
+        chunk.append(key)
+        self.size += 1
+
+    def extend(self, keys: Sequence[bytes], epoch: int) -> None:
+        """`append` all ``keys``."""
+        chunk = self.chunks.get(epoch)
+        if chunk is None:
+            chunk = self.chunks[epoch] = deque()
+        chunk.extend(keys)
+        self.size += len(keys)
+
+    def oldest(self) -> int:
+        """The epoch of the oldest chunk with a key, of which there must be one."""
+        chunks, epoch = self.chunks, self.first
+        while not chunks.get(epoch):
+            chunks.pop(epoch, None)
+            epoch += 1
+        self.first = epoch
+        return epoch
+
+    def pop(self) -> bytes:
+        """Take out the first key of the oldest chunk. `LookupError` when there is none."""
+        if not self.size:
+            raise LookupError("There is no entry to evict.")
+        key = self.chunks[self.oldest()].popleft()
+        self.size -= 1
+        return key
+
+
+class _Ghosts:
+    """Keys that were evicted lately, by 16 bits of their hash, in a table that forgets by overwriting.
+
+    A key is mistaken for another once in 65,536 times, which does no harm.
+    """
+
+    __slots__ = ("_mask", "_table")
+
+    def __init__(self, keys: int) -> None:
+        slots = 1 << max(keys, 15).bit_length()
+        self._mask = slots - 1
+        # Memory that the system gives as it is touched: however large, it costs no time at once.
+        self._table = memoryview(bytearray(2 * slots)).cast("H")
+
+    def fits(self, keys: int) -> bool:
+        """Whether the table has the right size to remember ``keys``."""
+        return keys <= self._mask < max(32, 16 * keys)
+
+    def add(self, key: bytes) -> None:
+        """Remember ``key``."""
+        number = hash(key)
+        self._table[number & self._mask] = (number >> 40) & 0xFFFF or 1
+
+    def take(self, key: bytes) -> bool:
+        """Whether ``key`` is remembered; it is not from now on."""
+        number = hash(key)
+        slot = number & self._mask
+        if self._table[slot] != ((number >> 40) & 0xFFFF or 1):
+            return False
+        self._table[slot] = 0
+        return True
