@@ -97,7 +97,7 @@ class LocalCluster:
 
     def pause(self, i: int) -> None:
         """Stop node ``i`` by SIGSTOP: it is there, and does nothing."""
-        self.nodes[i]._process.signal(signal.SIGSTOP)
+        self.nodes[i]._process.pause()
 
     def resume(self, i: int) -> None:
         """Let node ``i`` go on after `pause`."""

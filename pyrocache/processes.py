@@ -100,6 +100,13 @@ class ChildProcess:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """Stop it by SIGSTOP; returns when it has stopped, as it runs on for a moment."""
+        self.signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):  # macOS has none before Python 3.13
+            with contextlib.suppress(ChildProcessError):  # it has ended
+                os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
     def terminate(self) -> None:
         """Ask it to leave; `wait` for it then."""
         self.signal(signal.SIGTERM)
