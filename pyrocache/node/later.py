@@ -172,7 +172,7 @@ class Deadlines:
     """The deadlines of many `Later`. For one thread.
 
     Attributes:
-        first: when `expire` is to be called next (monotonic seconds), or infinity.
+        first: when `expire` is to be called next, at the latest (monotonic seconds), or infinity.
     """
 
     __slots__ = ("_added", "_heap", "_open", "first")
@@ -196,7 +196,6 @@ class Deadlines:
         if len(self._heap) > 2 * self._open + _FEW:  # most have their outcome long before: do not keep those
             self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not later]
             heapq.heapify(self._heap)
-            self.first = self._heap[0][0] if self._heap else math.inf
 
     def expire(self, now: float) -> None:
         """Have each whose deadline has come give what it gives then."""

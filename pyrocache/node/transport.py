@@ -45,7 +45,6 @@ log = logging.getLogger("pyrocache.node")
 
 _READ, _WRITE = select.POLLIN, select.POLLOUT
 _HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the peer sends nothing any more
-_GONE = _HANG_UP | select.POLLHUP | select.POLLERR
 _RECEIVE_BYTES = 64 * 1024
 _SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
 _UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests are left waiting too
@@ -331,9 +330,7 @@ class Transport:
         if not connection.mask:  # closed by another one's request a moment ago
             return
         try:
-            if connection.later is not None and mask & _GONE:
-                self._close(connection)
-            elif mask != _WRITE:  # also when it hung up
+            if mask != _WRITE:  # also when it hung up
                 self._read(connection)
             if mask & _WRITE and connection.mask:
                 self._write(connection)

@@ -187,6 +187,8 @@ class TestLatencies:
         dispatcher.handle(call("quick", 0.001), True, Peer())
         told = dispatcher.latencies()
         assert wire.unpack_plain(wire.pack_plain(told)) == told
+        dispatcher.handle(call("quick", 0.001), True, Peer())
+        assert told != dispatcher.latencies(), "a copy"
         dispatcher.reset_latencies()
         assert dispatcher.latencies() == []
         assert told[0][0] == "quick"

@@ -246,6 +246,21 @@ class TestDeadlines:
         assert not patient.waiting
         assert deadlines.first == math.inf
 
+    def test_of_many_those_that_are_left_expire_in_order(self) -> None:
+        deadlines, chance = Deadlines(), random.Random(1)
+        laters = [Later(Peer(), chance.random()) for _ in range(2000)]
+        for later in laters:
+            deadlines.add(later)
+        left = sorted(laters[::10], key=lambda later: later.deadline)
+        for later in laters:
+            if later not in left:
+                deadlines.discard(later)
+                later.cancel()
+        for later in left:
+            assert deadlines.first <= later.deadline
+            deadlines.expire(later.deadline)
+            assert not later.waiting
+
     def test_equal_deadlines_compare_nothing_else(self) -> None:
         deadlines = Deadlines()
         laters = [Later(Peer(), 1.0) for _ in range(50)]

@@ -190,6 +190,7 @@ def running(
         stack.callback(server.stop)
         yield server
         assert server.miscounted == []
+    assert server.transport._deadlines._open == 0
 
 
 @pytest.fixture(scope="module", params=["tcp", "unix"])
@@ -1032,6 +1033,19 @@ class TestWaitingCalls:
         assert min(late) >= 0
         assert sorted(late)[len(late) // 2] < 0.01
 
+    def test_what_another_thread_gives_is_sent_at_once(self, server: Server) -> None:
+        took = []
+        with Peer(server) as peer:
+            for number in range(10):
+                peer.sock.sendall(call(1, "hold", b"%d" % number))
+                later = server.node.waiting(b"%d" % number)
+                time.sleep(0.01)  # the node sleeps by now
+                before = time.monotonic()
+                later.give(None)
+                assert peer.answer() == (1, None)
+                took.append(time.monotonic() - before)
+        assert sorted(took)[5] < 0.05, "not at the next tick"
+
     def test_many_wait_together_and_no_thread_with_them(self, server: Server) -> None:
         count = 300
         threads = threading.active_count()
@@ -1074,6 +1088,16 @@ class TestWaitingCalls:
         monkeypatch.delattr(select, "epoll", raising=False)
         with running(family) as server:
             check_hang_up(server, way)
+
+    def test_after_a_wait_one_that_says_no_more_still_gets_its_replies(self, server: Server) -> None:
+        server.node.gate.clear()
+        with Peer(server) as peer:
+            assert peer.call("pause", 0.001) == b"over"
+            peer.sock.sendall(call(7, "count", b""))
+            peer.sock.shutdown(socket.SHUT_WR)
+            assert not readable(peer.sock)
+            server.node.gate.set()
+            assert peer.answer() == (7, 0)
 
     def test_hanging_up_is_noticed_while_replies_are_unread_too(self) -> None:
         with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as peer:
