@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="count as high and as often as is promised, which takes minutes more",
+    )
+
+
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LocalCluster]:
     """Three nodes for tests that do no harm to them."""
