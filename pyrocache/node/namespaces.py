@@ -27,15 +27,17 @@ class Namespace(Table[Held]):
 
     Attributes:
         prefix: what its keys begin with.
+        overhead: the bytes that it is accounted for while it has entries; the root, which is always there, is not.
         unsure: how many of the entries may be gone though they are still here: they can expire, or have tags.
         hits, misses: of `get`.
     """
 
-    __slots__ = ("hits", "misses", "prefix", "unsure")
+    __slots__ = ("hits", "misses", "overhead", "prefix", "unsure")
 
     def __init__(self, prefix: bytes) -> None:
         super().__init__()
         self.prefix = prefix
+        self.overhead = 0 if prefix == ROOT else NAMESPACE_OVERHEAD
         self.unsure = 0
         self.hits = 0
         self.misses = 0
@@ -107,7 +109,17 @@ class Namespaces:
 def prefix_of(key: bytes) -> bytes:
     """The namespace with which ``key`` begins; nothing, which is one too, if it is shorter than it says."""
     size = key[0]
-    end = size + 1
-    if size >= 0x80:
-        end = (size & 0x7F | key[1] << 7) + 2 if len(key) > 1 else len(key)
+    if not size:
+        return ROOT
+    end = size + 1 if size < 0x80 else _long_end(key)
     return key[:end] if end < len(key) else b""
+
+
+def _long_end(key: bytes) -> int:
+    """Where the namespace ends whose length takes two bytes or three."""
+    size = 0
+    for at, byte in enumerate(key[:3]):
+        size |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return size + at + 1
+    return len(key)

@@ -215,7 +215,7 @@ class Served:
         cursor = 0
         while True:
             with self._lock:
-                keys, cursor = self._store.page(namespace, namespace, cursor, SLICE, BATCH_BYTES)
+                keys, cursor = self._store.page(namespace, namespace, cursor, SLICE, BATCH_BYTES, stale=True)
                 for key in keys:
                     if not self._owns(view, key):
                         self._store.discard(key)

@@ -36,13 +36,16 @@ from pyrocache.node.entries import (
 )
 from pyrocache.node.eviction import DEFAULT_POLICY, POLICIES, EvictionPolicy
 from pyrocache.node.expiry import TimingWheel
-from pyrocache.node.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace, Namespaces, prefix_of
+from pyrocache.node.namespaces import Namespace, Namespaces, prefix_of
 from pyrocache.node.table import SHARD_KEYS
 
 Condition: TypeAlias = Literal["absent", "present"] | int | None
 """What must be true of an entry for it to be stored: nothing, or that there is none, or one, or one of that version."""
 
-_TAG_BYTES = 512  # what a tag takes beside its name and its entries
+TAG_BYTES = 512
+"""What a tag is accounted for beside its name and its entries."""
+
+_SWEPT_BY_CLEAR = 100
 _first_byte = itemgetter(0)
 
 
@@ -214,11 +217,11 @@ class Store:
         cost = len(key) + len(value) + ENTRY_OVERHEAD
         if ttl_seconds is not None:
             cost += EXPIRY_OVERHEAD
-        if cost > self.max_bytes:
-            raise _too_large(self.max_bytes)
-        self.counters.sets += 1
         spaces = self.namespaces
         space = spaces.of(key) if key[0] else spaces.root
+        if cost + space.overhead > self.max_bytes:
+            raise _too_large(self.max_bytes)
+        self.counters.sets += 1
         shard = space.shards[hash(key) >> space.shift]
         before = shard.get(key)
         if before is None:
@@ -260,7 +263,8 @@ class Store:
         Args:
             ttl_seconds: as in `set`, or `KEEP_TTL`: the TTL that the entry has, and its tags unless others are given.
             tags: names by which it can be invalidated.
-            stale_seconds: how long it is kept, once it has expired, for those who take a stale value.
+            stale_seconds: how long it is kept, once it has expired, for those who take a stale value; with `KEEP_TTL`,
+                as long as the entry that there is.
             load_seconds: how long it took to make.
 
         Raises:
@@ -270,15 +274,11 @@ class Store:
         live = self._live(space, key, space.get(key))
         if not _holds(condition, live):
             return False
-        detailed = Detailed(value, load_seconds=load_seconds)
         if ttl_seconds == KEEP_TTL:
-            if isinstance(live, Expiring) and live.peers is not None:
-                detailed.expires_at = live.expires_at
-                if isinstance(live, Detailed):
-                    stale_seconds = live.stale_until - live.expires_at
-            if tags is None and isinstance(live, Detailed):
-                tags = [tag.name for tag in live.tags]
-        elif ttl_seconds is not None:
+            self._replace(space, key, live, value, tags, load_seconds)
+            return True
+        detailed = Detailed(value, load_seconds=load_seconds)
+        if ttl_seconds is not None:
             detailed.expires_at = self._clock() + ttl_seconds
         if stale_seconds > 0 and detailed.expires_at < math.inf:
             detailed.stale_until = detailed.expires_at + stale_seconds
@@ -296,13 +296,15 @@ class Store:
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
     ) -> None:
         """The same as `set` for each key and value, all of which fit."""
+        if not keys:
+            return
         space = self._common(keys)
         if space is None or ttl_seconds is not None or space.prefix in self.namespaces.cleared:
             for key, value in zip(keys, values, strict=True):
                 self.set(key, value, ttl_seconds)
             return
         cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
-        if len(set(keys)) != len(keys) or self.bytes + cost + NAMESPACE_OVERHEAD > self.max_bytes:
+        if len(set(keys)) != len(keys) or self.bytes + cost + space.overhead > self.max_bytes:
             for key, value in zip(keys, values, strict=True):
                 self.set(key, value)
             return
@@ -344,7 +346,7 @@ class Store:
             return None
         value = make(value_of(live))
         if isinstance(live, Expiring):
-            self.put(key, value, KEEP_TTL)
+            self._replace(space, key, live, value)
         else:
             self.set(key, value)
         return value
@@ -360,7 +362,7 @@ class Store:
         held: Held
         stale_seconds = 0.0
         if isinstance(live, Detailed):
-            stale_seconds = live.stale_until - live.expires_at if live.peers is not None else 0.0
+            stale_seconds = max(live.stale_until - live.expires_at, 0.0)
             live.peers, live.expires_at, live.stale_until = None, math.inf, 0.0
             held = live
         else:
@@ -392,11 +394,12 @@ class Store:
     def pop(self, key: bytes) -> Value | None:
         """As `get`, and remove the entry."""
         value = self.get(key)
-        self.delete(key)
+        self.discard(key)
+        self.counters.deletes += value is not None
         return value
 
     def discard(self, key: bytes) -> None:
-        """Remove the entry, if any, without counting: it belongs to another node now."""
+        """Remove what is held, a stale entry too, without counting."""
         space = self.namespaces.of(key)
         held = space.get(key)
         if held is not None:
@@ -405,16 +408,25 @@ class Store:
     # All of them -----------------------------------------------------------------------------------------
 
     def clear(self, prefix: bytes) -> int:
-        """Remove all entries of a namespace at once, to be swept later; how many there were."""
+        """Remove all entries of a namespace at once; how many there were, those that had expired unnoticed included.
+
+        A few are swept at once, so that those who clear little do so often; the others later.
+        """
         space = self.namespaces.get(prefix)
         if space is None or not space.count:
             return 0
         self.namespaces.clear(space)
         self._cleared.append((space, list(space.parts())))
-        return space.count
+        count = space.count
+        for _ in range(_SWEPT_BY_CLEAR):
+            self._sweep_cleared()
+        return count
 
     def invalidate(self, tag: bytes) -> int:
-        """Remove all entries with the tag at once, to be swept later; how many there were."""
+        """Remove all entries with the tag at once, to be swept later; how many are to be swept.
+
+        Those are included that had expired, or whose namespace was cleared, and had not been swept yet.
+        """
         found = self._tags.pop(tag, None)
         if found is None:
             return 0
@@ -423,16 +435,16 @@ class Store:
         return len(found.keys)
 
     def page(
-        self, namespace: bytes, prefix: bytes, position: int, limit: int, room: int
+        self, namespace: bytes, prefix: bytes, position: int, limit: int, room: int, *, stale: bool = False
     ) -> tuple[list[bytes], int]:
-        """Some keys of a namespace that begin with ``prefix``, by `Table.page`."""
+        """Some keys of a namespace that begin with ``prefix``, by `Table.page`; also of ``stale`` entries if wanted."""
         space = self.namespaces.get(namespace)
         if space is None:
             return [], 0
         keys, position = space.page(position, limit, room)
-        if len(prefix) > len(namespace):
+        if prefix != namespace:
             keys = [key for key in keys if key.startswith(prefix)]
-        if space.unsure:
+        if space.unsure and not stale:
             keys = [key for key in keys if self._live(space, key, space.get(key)) is not None]
         return keys, position
 
@@ -492,12 +504,30 @@ class Store:
 
     # Inside: in and out ----------------------------------------------------------------------------------
 
+    def _replace(
+        self,
+        space: Namespace,
+        key: bytes,
+        live: Held | None,
+        value: Value,
+        tags: Collection[bytes] | None = None,
+        load_seconds: float | None = None,
+    ) -> None:
+        """Store ``value`` in place of what is live, for the rest of its time, and with its tags if none are given."""
+        detailed = Detailed(value, load_seconds=load_seconds)
+        if isinstance(live, Expiring):
+            detailed.expires_at = live.expires_at
+        if isinstance(live, Detailed):
+            detailed.stale_until = live.stale_until
+            tags = [tag.name for tag in live.tags] if tags is None else tags
+        self._put(space, key, detailed, dict.fromkeys(tags or ()))
+
     def _put(self, space: Namespace, key: bytes, held: Detailed, tags: Iterable[bytes]) -> None:
         names = list(tags)
         expires = held.expires_at < math.inf
         simple = not names and not held.stale_until and held.load_seconds is None
         cost = entry_cost(key, held.value, expires=expires, details=not simple, tags=len(names))
-        if cost + sum(map(len, names)) + _TAG_BYTES * len(names) > self.max_bytes:
+        if cost + space.overhead + sum(map(len, names)) + TAG_BYTES * len(names) > self.max_bytes:
             raise _too_large(self.max_bytes)
         self.counters.sets += 1
         before = space.get(key)
@@ -527,7 +557,7 @@ class Store:
         tag = self._tags.get(name)
         if tag is None:
             tag = self._tags[name] = Tag(name)
-            self.bytes += len(name) + _TAG_BYTES
+            self.bytes += len(name) + TAG_BYTES
         tag.keys.add(key)
         return tag
 
@@ -545,13 +575,10 @@ class Store:
                 held = old.get(key)
                 if held is not None:
                     self._remove(old, key, held)
-        named = space.prefix != ROOT
-        if named:
-            cost += NAMESPACE_OVERHEAD
-        if self.bytes + cost > self.max_bytes:
-            self._make_room(cost)
-        if named and not space.count:
-            self.bytes += NAMESPACE_OVERHEAD
+        if self.bytes + cost + space.overhead > self.max_bytes:
+            self._make_room(cost + space.overhead)
+        if not space.count:
+            self.bytes += space.overhead
 
     def _release(self, space: Namespace, key: bytes, held: Held, *, tags: bool = True) -> None:
         """Take what is held out of all books but its table and the policy."""
@@ -569,24 +596,24 @@ class Store:
                 tag.keys.discard(key)
                 if not tag.keys and not tag.invalid:
                     del self._tags[tag.name]
-                    self.bytes -= len(tag.name) + _TAG_BYTES
+                    self.bytes -= len(tag.name) + TAG_BYTES
 
     def _remove(self, space: Namespace, key: bytes, held: Held, *, evicted: bool = False) -> None:
         self._release(space, key, held)
         space.remove(key)
         if not evicted:
             self.policy.removed(key)
-        if not space.count and space.prefix != ROOT:
-            self.bytes -= NAMESPACE_OVERHEAD
+        if not space.count:
+            self.bytes -= space.overhead
 
     # Inside: making room ---------------------------------------------------------------------------------
 
     def _make_room(self, cost: int = 0, *, keep: bytes | None = None) -> None:
         """Free what ``cost`` more bytes demand, though never ``keep``."""
+        while self.bytes + cost > self.max_bytes and self._sweep_one():
+            pass
         kept = False
         while self.bytes + cost > self.max_bytes:
-            if self._sweep_one():
-                continue
             try:
                 victim = self.policy.victim()
             except LookupError:
@@ -633,7 +660,7 @@ class Store:
             self._remove(space, key, held)
         else:
             self._invalid.popleft()
-            self.bytes -= len(tag.name) + _TAG_BYTES
+            self.bytes -= len(tag.name) + TAG_BYTES
         return True
 
     def _sweep_expired(self) -> bool:
