@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pyrocache.client.connection import Deadline
-from pyrocache.client.router import Batch, Router
+from pyrocache.client.router import Batch, NodeLeft, Router
 from pyrocache.cluster import wire
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
@@ -739,3 +739,105 @@ def test_closing_twice_is_fine(start: Callable[..., ScriptedNode]) -> None:
     router.close()
     with pytest.raises(ClientClosed):
         get(router)
+
+
+# All nodes, and one in particular ----------------------------------------------------------------------------
+
+
+def test_every_node_is_asked_again_if_that_does_no_harm(start: Callable[..., ScriptedNode]) -> None:
+    nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
+    router, _ = router_for(*nodes)
+    answers = router.everywhere("count", b"\0", deadline=Deadline(5.0), idempotent=True)
+    assert answers == [(nodes[0].member, 7), (nodes[1].member, 5)]
+    assert [len(node.calls) for node in nodes] == [2, 1]
+
+
+def test_every_node_is_asked_once_if_its_answer_was_lost_and_twice_were_wrong(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
+    router, _ = router_for(*nodes)
+    first, second = router.everywhere("clear", b"\0", deadline=Deadline(5.0))
+    assert isinstance(first[1], NodeUnavailable)
+    assert second == (nodes[1].member, 5)
+    assert [len(node.calls) for node in nodes] == [1, 1]
+
+
+def test_a_node_that_is_away_keeps_no_other_from_answering(start: Callable[..., ScriptedNode]) -> None:
+    nodes = [start(sequence_of(SILENCE)), start(sequence_of(5), number=2), start(sequence_of(6), number=3)]
+    nodes[2].close()
+    router, _ = router_for(*nodes)
+    answers = router.everywhere("count", b"\0", deadline=Deadline(0.5), idempotent=True)
+    assert [type(answer) for _, answer in answers] == [NodeUnavailable, int, NodeUnavailable]
+
+
+def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> None:
+    stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
+    router, directory = router_for(stays, leaves)
+    router.view(Deadline(5.0))
+
+    def leave(call: Call) -> Any:
+        directory.listed = [stays.member]
+        leaves.close()
+        return HANG_UP
+
+    leaves.script = leave
+    assert router.everywhere("count", b"\0", deadline=Deadline(5.0), idempotent=True) == [(stays.member, 5)]
+
+
+def test_a_node_is_asked_where_it_is_by_now(start: Callable[..., ScriptedNode]) -> None:
+    old, new = start(sequence_of(HANG_UP)), start(sequence_of([0, []]))
+    router, directory = router_for(old)
+    router.view(Deadline(5.0))
+    directory.listed = [new.member]
+    old.close()
+    assert router.ask(old.member, "scan", deadline=Deadline(5.0)) == [0, []]
+
+
+def test_a_node_that_is_no_member_any_more_has_left(start: Callable[..., ScriptedNode]) -> None:
+    stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
+    router, directory = router_for(stays, leaves)
+    router.view(Deadline(5.0))
+    directory.listed = [stays.member]
+    leaves.close()
+    with pytest.raises(NodeLeft, match=r"cache\.node\.2 has left"):
+        router.ask(leaves.member, "scan", deadline=Deadline(5.0))
+
+
+def test_a_view_is_settled_when_all_nodes_serve_under_it(start: Callable[..., ScriptedNode]) -> None:
+    asked = 0
+
+    def joins_late(call: Call) -> Any:
+        nonlocal asked
+        asked += 1
+        return [] if asked > 3 else Refusal(wire.STALE_VIEW, "stale", [])
+
+    nodes = [start(sequence_of([])), start(joins_late, number=2)]
+    router, _ = router_for(*nodes)
+    view, away = router.settled_view(Deadline(5.0))
+    assert view == ClusterView([node.member for node in nodes])
+    assert away == {}
+    assert nodes[1].calls == [("get_many", [view.id, []])] * 4
+
+
+def test_a_view_is_settled_without_the_nodes_that_do_not_answer(start: Callable[..., ScriptedNode]) -> None:
+    silent, gone, stale = (
+        start(sequence_of(SILENCE)),
+        start(sequence_of([]), number=2),
+        start(sequence_of(Refusal(wire.STALE_VIEW, "stale", [])), number=3),
+    )
+    gone.close()
+    router, _ = router_for(silent, gone, stale, start(sequence_of([]), number=4))
+    view, away = router.settled_view(Deadline(0.5))
+    assert len(view) == 4
+    assert set(away) == {silent.member, gone.member, stale.member}
+
+
+def test_a_batch_can_be_content_with_one_reply_of_each_node(start: Callable[..., ScriptedNode]) -> None:
+    node = start(lambda call: keys_back(call)[:7])
+    router, _ = router_for(node)
+    replies, errors = send(router, "get_many", batch_of(50), count=len, one_reply=True)
+    assert (len(replies), errors, len(node.calls)) == (1, [], 1)
+    node.script = sequence_of(HANG_UP, [b"a"])
+    replies, errors = send(router, "get_many", batch_of(50), count=len, one_reply=True)
+    assert (len(replies), errors) == (1, [])
