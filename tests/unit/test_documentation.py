@@ -1,0 +1,107 @@
+"""What the documents say of names and arguments is so."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyrocache import PyroCacheClient
+from pyrocache.cluster import wire
+from pyrocache.node.cache_node import CacheNode
+from pyrocache.node.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docs").exists(), reason="the tests run without the project around them"
+)
+
+_CODE = re.compile(r"`([^`]+)`")
+_CALL = re.compile(r"`([a-z_]+)\(([^`]*)\)`")
+
+
+def test_every_method_of_a_node_is_in_the_wire_format_as_it_is() -> None:
+    documented = {
+        f"{name}({arguments})" for name, arguments in _CALL.findall(_section("Methods of `CacheNode`"))
+    }
+    exposed = {
+        _as_documented(name, method)
+        for name, method in inspect.getmembers(CacheNode, inspect.isfunction)
+        if getattr(method, "_pyroExposed", False)
+    }
+    assert documented == exposed
+
+
+def test_every_figure_of_a_node_is_in_the_wire_format() -> None:
+    figures = {
+        *CacheNode(Store(2**20)).stats(),
+        "connections",
+        "rss_bytes",
+        "latencies",
+    }  # those of the process
+    rows = re.findall(r"^\| (`.+?) \|", _section("Methods of `CacheNode`"), re.MULTILINE)
+    assert figures <= {name for row in rows for name in _CODE.findall(row)}
+
+
+def test_every_code_of_a_refusal_is_in_the_wire_format() -> None:
+    codes = {
+        wire.STALE_VIEW,
+        wire.KEY_TOO_LARGE,
+        wire.VALUE_TOO_LARGE,
+        wire.OVERLOADED,
+        wire.BAD_REQUEST,
+        wire.NOT_AN_INT,
+        wire.INTERNAL,
+    }
+    rows = re.findall(r"^\| (`.+?) \|", _section("Calls"), re.MULTILINE)
+    assert {code for row in rows for code in _CODE.findall(row)} == codes
+
+
+def test_every_call_in_the_readme_can_be_made() -> None:
+    _, _, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| call | what it does |")
+    cells = [row.partition(" | ")[0] for row in table.partition("\n\n")[0].splitlines()]
+    calls = [call for cell in cells for call in _CALL.findall(cell) if call[0] not in ("len", "iter", "bool")]
+    assert len(calls) > 30
+    for name, arguments in calls:
+        call = ast.parse(f"{name}({arguments})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
+        inspect.signature(getattr(PyroCacheClient, name)).bind(None, *call.args, **named)
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            file = document.parent / path if path else document
+            assert file.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in _anchors(file), f"{document.name}: {target}"
+
+
+def _section(heading: str) -> str:
+    text = (ROOT / "docs" / "wire-format.md").read_text(encoding="utf-8")
+    _, found, rest = text.partition(f"## {heading}\n")
+    assert found
+    return rest.partition("\n## ")[0]
+
+
+def _anchors(file: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _as_documented(name: str, method: Callable[..., object]) -> str:
+    """A method and its arguments as the wire format writes them: with values as they are on the wire."""
+    arguments = []
+    for parameter in list(inspect.signature(method).parameters.values())[1:]:
+        if parameter.default is parameter.empty:
+            arguments.append(parameter.name)
+        else:
+            default = "nil" if parameter.default is None else f"{parameter.default:g}"
+            arguments.append(f"{parameter.name}={default}")
+    return f"{name}({', '.join(arguments)})"
