@@ -513,7 +513,7 @@ class Transport:
         self.buffered -= connection.held
         connection.sock.close()
         self._forget_later(connection)
-        connection.peer.close()
+        connection.peer.close()  # after that: what it was given until then is freed, and nothing is given afterwards
 
     # Jobs and waiting calls ------------------------------------------------------------------------------
 
