@@ -111,7 +111,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Args:
             ttl_seconds: how long it lives, in seconds or as a timedelta; None for good, ``...`` for as long as what it
                 replaces had to live.
-            tags: names by which `invalidate_tag` finds it; it has no others, whatever it replaces had.
+            tags: names by which `invalidate_tag` finds it. Those of what it replaces are gone, unless ``ttl_seconds``
+                is ``...`` and none are given: then it keeps them, too.
             if_version: store it only in place of this version, from `get_with_version`.
 
         Returns:
@@ -189,7 +190,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
         """Store ``value`` if the entry still has this ``version``, from `get_with_version`; whether it was stored.
 
-        The entry keeps the time that it had to live, unless ``ttl_seconds`` says otherwise; it has no tags then.
+        The entry keeps the time that it had to live, and its tags; with another ``ttl_seconds`` it has no tags.
         """
         return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition=_version(version))
 
@@ -211,8 +212,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         ``update(key, function, default=MISSING, ttl_seconds=...)`` stores ``function(value)`` if nobody has changed the
         entry meanwhile, and otherwise begins again, so ``function`` may run several times; its own time does not count
-        to the call's. Without an entry it is given ``default``. The entry keeps the time that it had to live, unless
-        ``ttl_seconds`` says otherwise; it has no tags then.
+        to the call's. Without an entry it is given ``default``. The entry keeps the time that it had to live,
+        and its tags; with another ``ttl_seconds`` it has no tags.
 
         Returns:
             The new value; when the node is away and ``on_error`` is ``"miss"``, what ``function`` makes of ``default``,
