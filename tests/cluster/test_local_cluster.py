@@ -372,9 +372,9 @@ def test_a_node_keeps_to_its_memory() -> None:
         for number in range(100):
             cache.set(number, bytes(40_000))
         total = cache.stats().total
-        assert total["max_bytes"] == 2**20
-        assert 2**20 - 50_000 < total["bytes"] <= 2**20
-        assert len(cache) == total["entries"] == 100 - total["evictions"]
+        assert total.max_bytes == 2**20
+        assert 2**20 - 50_000 < total.bytes <= 2**20
+        assert len(cache) == total.entries == 100 - total.evictions
         assert 99 in cache
         assert 0 not in cache
 

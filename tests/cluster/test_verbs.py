@@ -996,24 +996,41 @@ def test_a_tag_invalidates_its_entries_on_every_node(cache: PyroCacheClient) -> 
 
 
 def test_an_entry_has_the_tags_of_what_stored_it_last(cache: PyroCacheClient) -> None:
-    for number, change in enumerate(
-        [
-            lambda key: cache.set(key, 2),
-            lambda key: cache.set_many({key: 2}),
-            lambda key: cache.replace(key, 2),
-            lambda key: cache.set(key, 2, tags=[]),
-            lambda key: cache.set(key, 2, tags=["b"]),
-        ]
-    ):
-        cache.set(number, 1, tags=["a"])
-        change(number)
-    cache.set("touched", 1, tags=["a"])
-    cache.touch("touched", 60)
-    cache.set("counted", 1, tags=["a"])
-    cache.incr("counted")
+    changes: list[Callable[[str], Any]] = [
+        lambda key: cache.set(key, 2),
+        lambda key: cache.set_many({key: 2}),
+        lambda key: cache.replace(key, 2),
+        lambda key: cache.set(key, 2, tags=[]),
+        lambda key: cache.set(key, 2, tags=["b"]),
+        lambda key: cache.set(key, 2, ..., tags=["b"]),
+        lambda key: cache.update(key, lambda value: value, ttl_seconds=60),
+        lambda key: cache.pop(key) and cache.setdefault(key, 2),
+    ]
+    for number, change in enumerate(changes):
+        cache.set(f"changed {number}", 1, tags=["a"])
+        change(f"changed {number}")
     cache.invalidate_tag("a")
-    assert set(cache) >= set(range(5))
-    assert "touched" not in cache
+    assert set(cache) == {f"changed {number}" for number in range(len(changes))}
+
+
+def test_an_entry_that_lives_on_keeps_its_tags(cache: PyroCacheClient) -> None:
+    changes: list[Callable[[str], Any]] = [
+        lambda key: cache.touch(key, 60),
+        lambda key: cache.touch_many([key], 60),
+        lambda key: cache.get(key, touch_seconds=60),
+        lambda key: cache.incr(key),
+        lambda key: cache.set(key, 2, ...),
+        lambda key: cache.replace(key, 2, ...),
+        lambda key: cache.update(key, lambda value: value),
+        lambda key: cache.compare_and_set(key, 2, (cache.get_with_version(key) or (0, 0))[1]),
+        lambda key: cache.setdefault(key, 2),
+        lambda key: cache.add(key, 2),
+    ]
+    for number, change in enumerate(changes):
+        cache.set(f"changed {number}", 1, tags=["a"])
+        change(f"changed {number}")
+    assert cache.invalidate_tag("a") == len(changes)
+    assert list(cache) == []
 
 
 def test_a_tag_is_of_its_namespace(cache: PyroCacheClient) -> None:
