@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pyrocache.cluster.wire import KEEP_TTL
@@ -46,7 +45,6 @@ TAG_BYTES = 512
 """What a tag is accounted for beside its name and its entries."""
 
 _SWEPT_BY_CLEAR = 100
-_first_byte = itemgetter(0)
 
 
 class Found(NamedTuple):
@@ -150,7 +148,7 @@ class Store:
 
     def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
         """What `get` returns for each of ``keys``, or for the first of them that have over ``room`` bytes."""
-        space = self._common(keys)
+        space = self._common(keys) if keys else None
         if space is None:
             return _first_within(map(self.get, keys), room)
         shards, shift = space.shards, space.shift
@@ -224,10 +222,10 @@ class Store:
         self.counters.sets += 1
         shard = space.shards[hash(key) >> space.shift]
         before = shard.get(key)
-        if before is None:
-            self._welcome(space, key, cost)
-        else:
+        if before is not None:
             self._release(space, key, before)
+        elif self._cleared or not space.count or self.bytes + cost + space.overhead > self.max_bytes:
+            self._welcome(space, key, cost)
         held: Held = value
         if ttl_seconds is not None:
             expires_at = self._clock() + ttl_seconds
@@ -244,8 +242,7 @@ class Store:
                 space.split(key)
         else:
             self._used(key)
-            if self.bytes > self.max_bytes:
-                self._make_room(keep=key)
+            self._make_room(keep=(key,))
 
     def put(
         self,
@@ -296,43 +293,73 @@ class Store:
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
     ) -> None:
         """The same as `set` for each key and value, all of which fit."""
-        if not keys:
-            return
-        space = self._common(keys)
-        if space is None or ttl_seconds is not None or space.prefix in self.namespaces.cleared:
-            for key, value in zip(keys, values, strict=True):
-                self.set(key, value, ttl_seconds)
-            return
-        cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
-        if len(set(keys)) != len(keys) or self.bytes + cost + space.overhead > self.max_bytes:
-            for key, value in zip(keys, values, strict=True):
-                self.set(key, value)
-            return
-        if not space.count:
-            self._welcome(space, keys[0], cost)
-        self.counters.sets += len(keys)
-        self.bytes += cost
+        space = self._common(keys) if keys else None
+        if space is not None and space.prefix not in self.namespaces.cleared:
+            cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
+            if ttl_seconds is not None:
+                cost += EXPIRY_OVERHEAD * len(keys)
+            batch = set(keys)
+            if len(batch) == len(keys) and cost + space.overhead <= self.max_bytes:
+                self._set_at_once(space, keys, values, ttl_seconds, cost, batch)
+                return
+        for key, value in zip(keys, values, strict=True):
+            self.set(key, value, ttl_seconds)
+
+    def _set_at_once(
+        self,
+        space: Namespace,
+        keys: Sequence[bytes],
+        values: Sequence[Value],
+        ttl_seconds: float | None,
+        cost: int,
+        batch: Collection[bytes],
+    ) -> None:
+        """`set_many` of distinct keys of one namespace, which take ``cost`` bytes, by a look at each column in C."""
+        if self.bytes + cost + space.overhead > self.max_bytes:
+            self._sweep_for(cost + space.overhead)
         shards, shift = space.shards, space.shift
         places = [shards[hash(key) >> shift] for key in keys]
-        before: list[Any] = list(map(dict.get, places, keys))
-        for shard, key, value in zip(places, keys, values, strict=True):
-            shard[key] = value
-        known: Sequence[bytes] = keys
-        if None in before:
-            known = [key for key, held in zip(keys, before, strict=True) if held is not None]
-            new = [key for key, held in zip(keys, before, strict=True) if held is None]
-            space.count += len(new)
-            self.policy.added_many(new)
-            for key in new:
-                if len(space.shards[hash(key) >> space.shift]) > SHARD_KEYS:
-                    space.split(key)
-            before = [held for held in before if held is not None]
-        if {bytes}.issuperset(map(type, before)):
-            self.bytes -= sum(map(len, known)) + sum(map(len, before)) + ENTRY_OVERHEAD * len(known)
+        there: list[Any] = list(map(dict.get, places, keys))
+        known, before = keys, there
+        if None in there:
+            known = [key for key, held in zip(keys, there, strict=True) if held is not None]
+            before = [held for held in there if held is not None]
+        plain = {bytes}.issuperset(map(type, before))
+        if plain:
+            freed = sum(map(len, known)) + sum(map(len, before)) + ENTRY_OVERHEAD * len(known)
+        else:
+            freed = sum(map(cost_of, known, before))
+        if self.bytes + cost - freed + space.overhead > self.max_bytes:
+            self._evict_for(cost - freed + space.overhead, keep=batch)
+        if not space.count:
+            self.bytes += space.overhead
+
+        self.counters.sets += len(keys)
+        self.bytes += cost
+        kept: Sequence[Held] = values
+        if ttl_seconds is not None:
+            expires_at = self._clock() + ttl_seconds
+            peers = self._wheel.peers(expires_at, ttl_seconds)
+            kept = [Expiring(value, expires_at, peers) for value in values]
+        for place, key, held in zip(places, keys, kept, strict=True):
+            place[key] = held
+        if plain:
+            self.bytes -= freed
         else:
             for key, held in zip(known, before, strict=True):
                 self._release(space, key, held)
+        if ttl_seconds is not None:
+            peers.update(keys)  # now that nothing old of the same tick is to be taken out any more
+            space.unsure += len(keys)
         self.policy.used_many(known)
+        if len(known) < len(keys):
+            new = [key for key, held in zip(keys, there, strict=True) if held is None]
+            space.count += len(new)
+            self.policy.added_many(new)
+            if max(map(len, places)) > SHARD_KEYS:
+                for key in new:
+                    if len(space.shards[hash(key) >> space.shift]) > SHARD_KEYS:
+                        space.split(key)
 
     def change(self, key: bytes, make: Callable[[Value], Value]) -> Value | None:
         """Replace the value by what ``make`` makes of it, with the TTL and the tags that it has; the new one.
@@ -377,7 +404,7 @@ class Store:
             space.unsure += 1
         space.shards[hash(key) >> space.shift][key] = held
         self.bytes += cost_of(key, held)
-        self._make_room(keep=key)
+        self._make_room(keep=(key,))
         return True
 
     def delete(self, key: bytes) -> bool:
@@ -490,17 +517,16 @@ class Store:
             space.unsure += 1
         space.put(key, detailed)
         self.bytes += cost_of(key, detailed)
-        self._make_room(keep=key)
+        self._make_room(keep=(key,))
         return detailed
 
     def _common(self, keys: Sequence[bytes]) -> Namespace | None:
         """The one namespace of all of ``keys``; None if there are several."""
-        if not keys or set(map(_first_byte, keys)) == {0}:
-            return self.namespaces.root
-        space = self.namespaces.of(keys[0])
+        low, high = min(keys), max(keys)
+        space = self.namespaces.of(low)
         prefix = space.prefix
-        same = prefix and all(len(key) > len(prefix) and key.startswith(prefix) for key in keys)
-        return space if same else None
+        # What lies between two that begin with it begins with it as well.
+        return space if prefix and low != prefix and high.startswith(prefix) else None
 
     # Inside: in and out ----------------------------------------------------------------------------------
 
@@ -551,7 +577,7 @@ class Store:
             self.policy.added(key)
         else:
             self._used(key)
-        self._make_room(keep=key)
+        self._make_room(keep=(key,))
 
     def _tag(self, name: bytes, key: bytes) -> Tag:
         tag = self._tags.get(name)
@@ -608,30 +634,42 @@ class Store:
 
     # Inside: making room ---------------------------------------------------------------------------------
 
-    def _make_room(self, cost: int = 0, *, keep: bytes | None = None) -> None:
-        """Free what ``cost`` more bytes demand, though never ``keep``."""
+    def _make_room(self, cost: int = 0, *, keep: Collection[bytes] = ()) -> None:
+        """Free what ``cost`` more bytes demand: first what is gone, then others, though none of ``keep``."""
+        if self.bytes + cost > self.max_bytes:
+            self._sweep_for(cost)
+            self._evict_for(cost, keep=keep)
+
+    def _sweep_for(self, cost: int) -> None:
+        """Free what is gone, until ``cost`` more bytes fit."""
         while self.bytes + cost > self.max_bytes and self._sweep_one():
             pass
-        kept = False
+
+    def _evict_for(self, cost: int, *, keep: Collection[bytes] = ()) -> None:
+        """Evict, though none of ``keep``, until ``cost`` more bytes fit."""
+        kept = []
         while self.bytes + cost > self.max_bytes:
             try:
                 victim = self.policy.victim()
             except LookupError:
                 break  # only what is kept is left, and it has just become a little larger than all there may be
-            if victim == keep:
-                kept = True
+            if victim in keep:
+                kept.append(victim)
                 continue
             space, held = self._place_of(victim)
             self._remove(space, victim, held, evicted=True)
             self.counters.evictions += 1
-        if kept and keep is not None:
-            self.policy.added(keep)
+        for key in kept:
+            self.policy.added(key)
 
     def _place_of(self, key: bytes) -> tuple[Namespace, Held]:
         """Where a key is that is known to be somewhere, and what is held there."""
         prefix = prefix_of(key)
-        spaces = (self.namespaces.get(prefix), *self.namespaces.cleared.get(prefix, ()))
-        return next((space, held) for space in spaces if space and (held := space.get(key)) is not None)
+        space = self.namespaces.get(prefix)
+        if space is not None and (held := space.get(key)) is not None:
+            return space, held
+        cleared = self.namespaces.cleared[prefix]
+        return next((space, held) for space in cleared if (held := space.get(key)) is not None)
 
     def _sweep_one(self) -> bool:
         """Free one entry that is gone, or find out that there is none left of some kind; False if there is none."""

@@ -2,8 +2,8 @@
 
 Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979): the keys lie by the
 first bits of their hash in shards, which are small dicts, and a directory says which. A shard that has become too
-large is split in two; so no insertion takes longer than that, and none costs more as the table grows. Since a shard
-holds an interval of hashes, a walk in the order of hashes needs nothing remembered but how far it has come: a key
+large is split, in eight, so that few keys are moved more than once; no insertion takes longer than that, and none costs
+more as the table grows. Since a shard holds an interval of hashes, a walk in the order of hashes needs nothing remembered but how far it has come: a key
 that is there throughout comes exactly once, however often shards are split meanwhile.
 
 Not thread-safe. Hashes are those of this process: a position means nothing to another one.
@@ -19,6 +19,9 @@ _Held = TypeVar("_Held")
 
 _BITS = sys.hash_info.width
 _POSITIONS = 1 << _BITS
+
+_SPLIT_BITS = 3
+_PARTS = 1 << _SPLIT_BITS
 
 SHARD_KEYS = 1364
 """The most that a shard holds; with one more, its dict would be about to double."""
@@ -62,18 +65,18 @@ class Table(Generic[_Held]):
         return held
 
     def split(self, key: bytes) -> None:
-        """Halve the shard of ``key``."""
+        """Spread the keys of ``key``'s shard over eight."""
         first, last = self._run((hash(key) >> self.shift) % len(self.shards))
         if first == last:
-            self.shards = [shard for shard in self.shards for _ in range(2)]
-            self.shift -= 1
-            first, last = 2 * first, 2 * last + 1
-        shard, size, shift = self.shards[first], len(self.shards), self.shift
-        middle = (first + last + 1) // 2
-        upper = {key: held for key, held in shard.items() if (hash(key) >> shift) % size >= middle}
-        lower = {key: held for key, held in shard.items() if key not in upper}
-        self.shards[first:middle] = [lower] * (middle - first)
-        self.shards[middle : last + 1] = [upper] * (last + 1 - middle)
+            self.shards = [shard for shard in self.shards for _ in range(_PARTS)]
+            self.shift -= _SPLIT_BITS
+            first, last = first * _PARTS, first * _PARTS + _PARTS - 1
+        places = (last - first + 1) // _PARTS  # in the directory, for each part
+        shift = self.shift + places.bit_length() - 1
+        parts: list[dict[bytes, _Held]] = [{} for _ in range(_PARTS)]
+        for each, held in self.shards[first].items():
+            parts[hash(each) >> shift & _PARTS - 1][each] = held
+        self.shards[first : last + 1] = [part for part in parts for _ in range(places)]
 
     def page(self, position: int, limit: int, room: int = _POSITIONS) -> tuple[list[bytes], int]:
         """Some keys, from ``position`` on, and the position of what comes after them.

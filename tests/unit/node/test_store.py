@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -34,7 +35,7 @@ from pyrocache.node.entries import (
     value_of,
 )
 from pyrocache.node.eviction import POLICIES, EvictionPolicy
-from pyrocache.node.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace, prefix_of
+from pyrocache.node.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace
 from pyrocache.node.store import TAG_BYTES, Counters, Store
 from pyrocache.node.table import SHARD_KEYS
 from pyrocache.testing import FakeClock
@@ -220,15 +221,21 @@ class StoreAgainstModel(RuleBasedStateMachine):
             + NAMESPACE_OVERHEAD * len(named)
         )
 
-    def evict(self, room_for: int = 0, *, keep: bytes | None = None) -> None:
-        """As many go as have to, but ``keep``; which ones, the policy says."""
-        while self.held() + room_for > self.ROOM and self.model.keys() - {keep}:
+    def evict(self, room_for: int = 0, *, keep: Collection[bytes] = ()) -> None:
+        """As many go as have to, but none of ``keep``; which ones, the policy says."""
+        order = list(self.model)
+        while self.held() + room_for > self.ROOM and self.model.keys() - set(keep):
             victim = self.policy.victims.popleft()
             if self.PREDICTABLE:
-                assert victim == next(iter(self.model)), "the least recently used goes first"
-            if victim != keep:
+                assert victim == order.pop(0), "the least recently used goes first"
+            if victim not in keep:
                 self.gone(victim)
                 self.counters.evictions += 1
+            else:
+                self.used(victim)
+        if self.policy.victims:
+            assert set(self.policy.victims) <= set(keep), "no more go than have to"
+            self.policy.victims.clear()
 
     def stored(self, key: bytes, entry: Entry) -> None:
         """What a set changes."""
@@ -237,7 +244,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             self.evict(entry.cost(key) + NAMESPACE_OVERHEAD * (namespace_of(key) != ROOT))
         self.model.pop(key, None)
         self.model[key] = entry
-        self.evict(keep=key)
+        self.evict(keep=(key,))
 
     # Reading ---------------------------------------------------------------------------------------------
 
@@ -295,7 +302,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             assert version > 0
         entry.version, entry.detailed = version, True
         self.versions.add(version)
-        self.evict(keep=key)
+        self.evict(keep=(key,))
 
     # Writing ---------------------------------------------------------------------------------------------
 
@@ -360,8 +367,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
     ) -> None:
         live = self.live(key)
         allowed = self.allowed(condition, live)
-        given = self.version(condition, live)
-        assert self.store.put(key, value, KEEP_TTL, condition=given, tags=tags) == allowed
+        wanted = self.version(condition, live)
+        assert self.store.put(key, value, KEEP_TTL, condition=wanted, tags=tags) == allowed
         if allowed:
             self.stored(key, self.successor(live, value, tags))
 
@@ -397,18 +404,45 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(entries=st.lists(st.tuples(keys, values), max_size=6), ttl=ttls)
     def set_many(self, entries: list[tuple[bytes, Value]], ttl: float | None) -> None:
         self.leave()
+        batch = {key: Entry(value, self.expiry(ttl)) for key, value in entries}
+        at_once = self.is_stored_at_once(entries, batch)
         self.store.set_many([key for key, _ in entries], [value for _, value in entries], ttl)
-        for key, value in entries:
-            self.stored(key, Entry(value, self.expiry(ttl)))
+        if at_once:
+            self.stored_at_once(batch)
+        else:
+            for key, value in entries:
+                self.stored(key, Entry(value, self.expiry(ttl)))
         if self.PREDICTABLE:
             # Which of the batch is the most recent is not promised, only that all others are less so.
-            batch = {key for key, _ in entries} & self.model.keys()
+            there = batch.keys() & self.model.keys()
             assert isinstance(self.policy.policy, LRU)
             order = list(self.policy.policy.order)
-            recent = order[len(order) - len(batch) :]
-            assert set(recent) == batch
+            recent = order[len(order) - len(there) :]
+            assert set(recent) == there
             for key in recent:
                 self.used(key)
+
+    def is_stored_at_once(self, entries: list[Any], batch: dict[bytes, Entry]) -> bool:
+        """Whether a batch is stored in one step, so that none of it makes another one of it go."""
+        namespaces = set(map(namespace_of, batch))
+        return (
+            len(batch) == len(entries)
+            and len(namespaces) == 1
+            and not namespaces & {b"", *self.store.namespaces.cleared}
+            and self.cost_of(batch) <= self.ROOM
+        )
+
+    def cost_of(self, batch: dict[bytes, Entry]) -> int:
+        named = namespace_of(next(iter(batch))) != ROOT
+        return sum(entry.cost(key) for key, entry in batch.items()) + NAMESPACE_OVERHEAD * named
+
+    def stored_at_once(self, batch: dict[bytes, Entry]) -> None:
+        freed = sum(self.model[key].cost(key) for key in batch if key in self.model)
+        self.counters.sets += len(batch)
+        self.evict(self.cost_of(batch) - freed, keep=batch)
+        for key, entry in batch.items():
+            self.model.pop(key, None)
+            self.model[key] = entry
 
     @rule(key=keys, more=values, fails=st.booleans())
     def change(self, key: bytes, more: Value, fails: bool) -> None:
@@ -438,7 +472,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             live.expires_at = self.expiry(ttl)
             if ttl is None:
                 live.stale_seconds = 0.0
-            self.evict(keep=key)
+            self.evict(keep=(key,))
 
     @rule(key=keys)
     def delete(self, key: bytes) -> None:
@@ -475,11 +509,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
         beside += NAMESPACE_OVERHEAD * (namespace_of(key) != ROOT)
         bytes_before = self.store.bytes
         too_large = bytes(self.ROOM - beside + 1)
+        store = partial(self.store.put, tags=tags) if put else self.store.set
         with pytest.raises(ValueTooLarge):
-            if put:
-                self.store.put(key, too_large, ttl, tags=tags)
-            else:
-                self.store.set(key, too_large, ttl)
+            store(key, too_large, ttl)
         if gone:
             assert self.store.bytes <= bytes_before
         else:
