@@ -102,6 +102,9 @@ class Totals:
         bytes, max_bytes: that the entries take, by the node's accounting, and may take.
         connections: open now.
         rss_bytes: resident memory of the process.
+        leases, locks: values that are being loaded now, and locks that are held.
+        waiting: callers that wait for one of these now.
+        loads: leases granted so far.
         namespaces: those that are used most, by their path of names; ``()`` is the root.
         latencies: by the node's method, from the whole request to the reply.
     """
@@ -117,6 +120,10 @@ class Totals:
     max_bytes: int = 0
     connections: int = 0
     rss_bytes: int = 0
+    leases: int = 0
+    locks: int = 0
+    waiting: int = 0
+    loads: int = 0
     namespaces: dict[tuple[str, ...], NamespaceStats] = field(default_factory=dict)
     latencies: dict[str, LatencyHistogram] = field(default_factory=dict)
 

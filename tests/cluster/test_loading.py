@@ -1,0 +1,725 @@
+"""A missing value is loaded once, however many ask for it, and whatever becomes of the one who loads it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+
+from pyrocache import (
+    ClientClosed,
+    LocalCluster,
+    NodeUnavailable,
+    PyroCacheClient,
+    SerializationError,
+    ValueTooLarge,
+    WaitTimeout,
+)
+
+SOON = 5.0  # far longer than it takes, and far shorter than any lease
+
+
+def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
+    """What ``condition`` returns once that is true."""
+    give_up_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
+        time.sleep(0.005)
+    return result
+
+
+class Slow:
+    """A factory that takes until it is told to end, and knows how often it was called."""
+
+    all_of_them: ClassVar[list[Slow]] = []
+
+    def __init__(self, value: object = "loaded") -> None:
+        self.all_of_them.append(self)
+        self.value = value
+        self.calls = 0
+        self.began = threading.Event()
+        self.end = threading.Event()
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self.began.set()
+        assert self.end.wait(30)
+        return self.value
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(120)
+    yield pool
+    while Slow.all_of_them:  # whatever became of the test
+        Slow.all_of_them.pop().end.set()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def waiting(cache: PyroCacheClient) -> int:
+    """How many wait at nodes just now."""
+    return cache.stats().total.waiting
+
+
+# Once --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_returned_and_the_factory_not_called(cache: PyroCacheClient) -> None:
+    cache.set("there", "value")
+    assert cache.get_or_set("there", lambda: pytest.fail("called")) == "value"
+
+
+def test_what_is_missing_is_loaded_and_stored_for_so_long(cache: PyroCacheClient) -> None:
+    assert cache.get_or_set("missing", lambda: "loaded", ttl_seconds=60) == "loaded"
+    assert cache.get("missing") == "loaded"
+    assert 50 < (cache.ttl("missing") or 0) <= 60
+
+
+def test_none_is_a_value_like_any_other(cache: PyroCacheClient) -> None:
+    assert cache.get_or_set("none", lambda: None) is None
+    assert cache.get_or_set("none", lambda: pytest.fail("called")) is None
+
+
+def test_a_hundred_threads_load_once(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+    factory = Slow({"some": "value"})
+    callers = [threads.submit(cache.get_or_set, "slow", factory) for _ in range(100)]
+    eventually(lambda: waiting(cache) == 99)
+    factory.end.set()
+    assert [caller.result(SOON) for caller in callers] == [{"some": "value"}] * 100
+    assert factory.calls == 1
+    assert waiting(cache) == 0
+
+
+MANY = """
+    import sys, threading, time
+    from concurrent.futures import ThreadPoolExecutor
+    from pyrocache import PyroCacheClient
+
+    cache = PyroCacheClient(sys.argv[1])
+    others = PyroCacheClient(sys.argv[1])
+
+    def factory():
+        others.incr("calls")
+        time.sleep(0.5)
+        return "loaded"
+
+    def ask(_):
+        together.wait()
+        return cache.get_or_set("slow", factory)
+
+    together = threading.Barrier(26)
+    with ThreadPoolExecutor(25) as threads:
+        results = [threads.submit(ask, number) for number in range(25)]
+        others.get("calls")
+        print("ready", flush=True)
+        sys.stdin.readline()
+        together.wait()
+        assert [result.result() for result in results] == ["loaded"] * 25
+    print("done", flush=True)
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that runs ``code``."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def tell(process: subprocess.Popen[str], line: str = "go") -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def test_two_hundred_callers_in_eight_processes_load_once(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(start(MANY, shared_cluster.nameserver)) for _ in range(8)]
+        assert [said(process) for process in processes] == ["ready"] * 8
+        since = time.monotonic()
+        for process in processes:
+            tell(process)
+        assert [said(process) for process in processes] == ["done"] * 8
+        print(f"all of them had the value after {time.monotonic() - since:.2f} s")
+        assert time.monotonic() - since < 10
+    assert cache.get("calls") == 1
+
+
+# Loaders that do not end well --------------------------------------------------------------------------------
+
+
+def test_what_a_factory_raises_reaches_its_caller_and_another_one_loads(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    problem = LookupError("the database is away")
+    began, end = threading.Event(), threading.Event()
+
+    def fail() -> str:
+        began.set()
+        assert end.wait(30)
+        raise problem
+
+    first = threads.submit(cache.get_or_set, "key", fail)
+    assert began.wait(SOON)
+    others = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(10)]
+    eventually(lambda: waiting(cache) == 10)
+    end.set()
+    assert first.exception(SOON) is problem
+    assert [other.result(SOON) for other in others] == ["loaded"] * 10
+
+
+def test_each_of_many_factories_that_fail_is_called_by_its_own_caller(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    def fail(number: int) -> None:
+        time.sleep(0.002)
+        raise ValueError(number)
+
+    callers = [threads.submit(cache.get_or_set, "key", lambda n=n: fail(n)) for n in range(40)]
+    assert [str(caller.exception(SOON)) for caller in callers] == [str(n) for n in range(40)]
+    assert cache.get("key") is None
+
+
+@pytest.mark.parametrize(("value", "error"), [(lambda: 0, SerializationError), (b"x" * 2**26, ValueTooLarge)])
+def test_a_value_that_cannot_be_stored_is_an_error_and_another_one_loads(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor, value: object, error: type[Exception]
+) -> None:
+    factory = Slow(value)
+    first = threads.submit(cache.get_or_set, "key", factory)
+    assert factory.began.wait(SOON)
+    second = threads.submit(cache.get_or_set, "key", lambda: "loaded")
+    eventually(lambda: waiting(cache) == 1)
+    factory.end.set()
+    with pytest.raises(error):
+        first.result(SOON)
+    assert second.result(SOON) == "loaded"
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """The main thread is interrupted, unless it is out of this by then."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_loader_that_is_interrupted_frees_the_lease_at_once(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    began = threading.Event()
+
+    def factory() -> None:
+        began.set()
+        time.sleep(20)
+
+    second = threads.submit(lambda: began.wait(SOON) and cache.get_or_set("key", lambda: "loaded"))
+    with pytest.raises(Interrupt), interrupted_after(0.3):
+        cache.get_or_set("key", factory)
+    assert second.result(SOON) == "loaded"
+
+
+def test_a_waiter_that_is_interrupted_is_waited_for_by_nobody(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    factory = Slow()
+    first = threads.submit(cache.get_or_set, "key", factory)
+    assert factory.began.wait(SOON)
+    with pytest.raises(Interrupt), interrupted_after(0.3):
+        cache.get_or_set("key", lambda: pytest.fail("called"))
+    eventually(lambda: waiting(cache) == 0)
+    factory.end.set()
+    assert first.result(SOON) == "loaded"
+    assert cache.get_or_set("key", lambda: pytest.fail("called")) == "loaded"
+
+
+LOADER = """
+    import os, sys, time
+    from pyrocache import PyroCacheClient
+
+    cache = PyroCacheClient(sys.argv[1], transport=sys.argv[2])
+
+    def factory():
+        print(child_that_has_the_descriptors() if sys.argv[3] == "survives" else 0, flush=True)
+        time.sleep(60)
+
+    def child_that_has_the_descriptors():
+        import ctypes
+        pid = ctypes.CDLL(None).fork()  # past the hooks of os.fork, which close its copies
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        return pid
+
+    cache.get_or_set("key", factory, lease_seconds=float(sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_when_the_loader_is_killed_another_one_loads_at_once(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor, transport: str
+) -> None:
+    with start(LOADER, shared_cluster.nameserver, transport, "ends", "3600") as loader:
+        assert said(loader) == "0"
+        callers = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(20)]
+        eventually(lambda: waiting(cache) == 20)
+        since = time.monotonic()
+        loader.kill()
+        assert [caller.result(SOON) for caller in callers] == ["loaded"] * 20
+        print(f"the value was there {time.monotonic() - since:.3f} s after the loader was killed")
+
+
+def test_when_its_connection_outlives_the_loader_another_one_loads_once_the_lease_is_over(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    with start(LOADER, shared_cluster.nameserver, "auto", "survives", "2") as loader:
+        survivor = int(said(loader))
+        since = time.monotonic()
+        try:
+            callers = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(20)]
+            eventually(lambda: waiting(cache) == 20)
+            loader.kill()
+            assert [caller.result(2 + SOON) for caller in callers] == ["loaded"] * 20
+            took = time.monotonic() - since
+        finally:
+            os.kill(survivor, signal.SIGKILL)
+        assert took > 1.0, "its connection was to outlive it"
+        print(f"the value was there {took - 2:.3f} s after the lease was over")
+
+
+def test_a_loader_that_forks_does_not_leave_its_lease_to_the_child(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    code = LOADER.replace("ctypes.CDLL(None).fork()", "os.fork()")
+    with start(code, shared_cluster.nameserver, "auto", "survives", "3600") as loader:
+        survivor = int(said(loader))
+        try:
+            caller = threads.submit(cache.get_or_set, "key", lambda: "loaded")
+            eventually(lambda: waiting(cache) == 1)
+            loader.kill()
+            assert caller.result(SOON) == "loaded"
+        finally:
+            os.kill(survivor, signal.SIGKILL)
+
+
+def test_a_lease_is_over_after_its_time_though_its_loader_lives(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    slow = Slow("outdated")
+    first = threads.submit(cache.get_or_set, "key", slow, lease_seconds=0.3)
+    assert slow.began.wait(SOON)
+    assert cache.get_or_set("key", lambda: "loaded") == "loaded"
+    slow.end.set()
+    assert first.result(SOON) == "outdated"
+    assert cache.get("key") == "loaded"
+
+
+# What is newer than what was loaded --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "afterwards"),
+    [
+        (lambda cache: cache.delete("key"), None),
+        (lambda cache: cache.delete_many(["key"]), None),
+        (lambda cache: cache.pop("key", None), None),
+        (lambda cache: cache.clear(), None),
+        (lambda cache: cache.invalidate_tag("tag"), None),
+        (lambda cache: cache.set("key", "newer"), "newer"),
+        (lambda cache: cache.set("key", "newer", tags=["other"]), "newer"),
+        (lambda cache: cache.add("key", "newer"), "newer"),
+        (lambda cache: cache.set_many({"key": "newer"}), "newer"),
+        (lambda cache: cache.setdefault("key", "newer"), "newer"),
+        (lambda cache: cache.incr("key", 7), 7),
+        (lambda cache: cache.update("key", lambda _: "newer", default=0), "newer"),
+    ],
+)
+def test_what_was_loaded_before_the_key_changed_is_returned_but_not_stored(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor, change: Callable[[Any], object], afterwards: object
+) -> None:
+    slow = Slow("outdated")
+    first = threads.submit(cache.get_or_set, "key", slow, tags=["tag"])
+    assert slow.began.wait(SOON)
+    change(cache)
+    slow.end.set()
+    assert first.result(SOON) == "outdated"
+    assert cache.get("key") == afterwards
+
+
+@pytest.mark.parametrize(
+    "leave_alone",
+    [
+        lambda cache: cache.set("another", 1),
+        lambda cache: cache.delete("another"),
+        lambda cache: cache.replace("key", "not there"),
+        lambda cache: cache.touch("key", 10),
+        lambda cache: cache.get("key"),
+        lambda cache: cache.namespace("inner").clear(),
+        lambda cache: cache.namespace("inner").set("key", 1),
+        lambda cache: cache.invalidate_tag("another"),
+        lambda cache: cache.namespace("inner").invalidate_tag("tag"),
+    ],
+)
+def test_what_does_not_change_the_key_does_not_matter(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor, leave_alone: Callable[[Any], object]
+) -> None:
+    slow = Slow()
+    first = threads.submit(cache.get_or_set, "key", slow, tags=["tag"])
+    assert slow.began.wait(SOON)
+    leave_alone(cache)
+    slow.end.set()
+    assert first.result(SOON) == "loaded"
+    assert cache.get("key") == "loaded"
+
+
+def test_who_waits_has_a_value_that_is_set_at_once(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    slow = Slow("outdated")
+    first = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    others = [threads.submit(cache.get_or_set, "key", lambda: pytest.fail("called")) for _ in range(5)]
+    eventually(lambda: waiting(cache) == 5)
+    cache.set("key", "newer")
+    assert [other.result(SOON) for other in others] == ["newer"] * 5
+    slow.end.set()
+    assert first.result(SOON) == "outdated"
+
+
+def test_after_a_delete_one_of_those_who_wait_loads_anew(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    slow = Slow("outdated")
+    first = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    others = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(5)]
+    eventually(lambda: waiting(cache) == 5)
+    cache.delete("key")
+    assert [other.result(SOON) for other in others] == ["loaded"] * 5
+    slow.end.set()
+    assert first.result(SOON) == "outdated"
+    assert cache.get("key") == "loaded"
+
+
+def test_a_loaded_value_has_its_tags(cache: PyroCacheClient) -> None:
+    cache.get_or_set("key", lambda: "loaded", tags=["tag"])
+    assert cache.invalidate_tag("tag") == 1
+    assert cache.get("key") is None
+
+
+# Expired and about to expire ---------------------------------------------------------------------------------
+
+
+def test_an_expired_value_is_good_enough_while_one_caller_loads_a_new_one(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    cache.get_or_set("key", lambda: "old", ttl_seconds=0.2, stale_seconds=60)
+    eventually(lambda: cache.get("key") is None)
+    slow = Slow("new")
+    first = threads.submit(cache.get_or_set, "key", slow, stale_seconds=60)
+    assert slow.began.wait(SOON)
+    assert cache.get_or_set("key", lambda: pytest.fail("called"), stale_seconds=60) == "old"
+    assert cache.get("key") is None, "only those who ask for it get an expired value"
+    slow.end.set()
+    assert first.result(SOON) == "new"
+    assert cache.get("key") == "new"
+
+
+def test_an_expired_value_is_of_no_use_once_its_time_is_over_too(cache: PyroCacheClient) -> None:
+    cache.get_or_set("key", lambda: "old", ttl_seconds=0.1, stale_seconds=0.2)
+    time.sleep(0.4)
+    assert cache.get_or_set("key", lambda: "new", stale_seconds=0.2) == "new"
+
+
+def early_loads(cache: PyroCacheClient, early: float, load_seconds: float) -> int:
+    """How often a value that would live for a minute was loaded anew in a hundred calls."""
+    loads = 0
+
+    def factory() -> int:
+        nonlocal loads
+        loads += 1
+        time.sleep(load_seconds)
+        return loads
+
+    for _ in range(100):
+        cache.get_or_set("key", factory, ttl_seconds=60, early=early)
+    return loads - 1
+
+
+def test_a_value_is_refreshed_the_earlier_the_longer_that_takes_and_never_unless_asked_for(
+    cache: PyroCacheClient,
+) -> None:
+    assert early_loads(cache, 0.0, 0.01) == 0
+    cache.clear()
+    assert early_loads(cache, 1.0, 0.001) == 0
+    cache.clear()
+    assert early_loads(cache, 1e6, 0.001) > 10
+
+
+def test_an_early_refresh_that_fails_costs_nobody_the_value_that_there_is(
+    cache: PyroCacheClient,
+) -> None:
+    def fail() -> None:
+        calls.append(1)
+        raise LookupError
+
+    calls: list[int] = []
+    cache.get_or_set("key", lambda: time.sleep(0.01) or "live", ttl_seconds=60, early=1e6)
+    for _ in range(20):
+        assert cache.get_or_set("key", fail, early=1e6) == "live"
+    assert calls
+
+
+def test_a_value_is_refreshed_early_by_one_caller_at_a_time(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    cache.get_or_set("key", lambda: time.sleep(0.01) or "live", ttl_seconds=60)
+    slow = Slow("new")
+    first = threads.submit(lambda: [cache.get_or_set("key", slow, early=1e9) for _ in range(3)])
+    assert slow.began.wait(SOON)
+    others = [threads.submit(cache.get_or_set, "key", slow, early=1e9) for _ in range(20)]
+    assert [other.result(SOON) for other in others] == ["live"] * 20
+    assert slow.calls == 1
+    slow.end.set()
+    assert first.result(SOON)[0] == "new"
+
+
+# Waiting -----------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_want_to_wait_any_longer_is_told_so(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    slow = Slow()
+    first = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    for seconds in (0, 0.2):
+        since = time.monotonic()
+        with pytest.raises(WaitTimeout, match="wait_seconds") as caught:
+            cache.get_or_set("key", lambda: pytest.fail("called"), wait_seconds=seconds)
+        assert isinstance(caught.value, TimeoutError)
+        assert seconds <= time.monotonic() - since < seconds + SOON
+    slow.end.set()
+    assert first.result(SOON) == "loaded"
+
+
+def test_waiting_takes_longer_than_any_other_call_may(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    impatient = shared_cluster.client(timeout=0.2)
+    slow = Slow()
+    first = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    second = threads.submit(impatient.get_or_set, "key", lambda: pytest.fail("called"))
+    time.sleep(0.6)
+    assert not second.done()
+    slow.end.set()
+    assert first.result(SOON) == second.result(SOON) == "loaded"
+
+
+def test_it_goes_on_waiting_call_after_call(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrocache.client.loading.LEG_SECONDS", 0.05)
+    slow = Slow()
+    first = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    second = threads.submit(cache.get_or_set, "key", lambda: pytest.fail("called"))
+    time.sleep(0.3)
+    slow.end.set()
+    assert first.result(SOON) == second.result(SOON) == "loaded"
+
+
+def test_those_who_wait_keep_no_other_call_waiting(
+    shared_cluster: LocalCluster, threads: ThreadPoolExecutor
+) -> None:
+    with shared_cluster.client() as cache:
+        cache.clear()
+        slow = Slow()
+        callers = [threads.submit(cache.get_or_set, "key", slow) for _ in range(100)]
+        eventually(lambda: waiting(cache) == 99)
+        for number in range(200):
+            cache.set(number, number)
+            assert cache.get(number) == number
+        assert cache.get_or_set("another key", lambda: 1) == 1
+        slow.end.set()
+        assert {caller.result(SOON) for caller in callers} == {"loaded"}
+
+
+def test_factories_that_load_other_values_in_turn_never_wait_for_each_other(
+    shared_cluster: LocalCluster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shared_cluster.client() as cache:
+        cache.clear()
+        cache._core.router._holding._max_per_node = 3
+
+        def outer(number: int) -> tuple[int, int]:
+            return number, cache.get_or_set(("inner", number % 7), lambda: inner(number % 7))
+
+        def inner(number: int) -> int:
+            time.sleep(0.01)
+            return cache.get_or_set(("innermost", number % 3), lambda: number)
+
+        together = [
+            threads.submit(cache.get_or_set, ("outer", n % 50), lambda n=n: outer(n % 50)) for n in range(100)
+        ]
+        for number, caller in enumerate(together):
+            assert caller.result(30)[0] == number % 50
+
+
+def test_a_factory_that_asks_for_its_own_key_does_not_wait_for_itself(cache: PyroCacheClient) -> None:
+    assert (
+        cache.get_or_set("key", lambda: cache.get_or_set("key", lambda: "inner") + " outer") == "inner outer"
+    )
+    assert cache.get("key") == "inner outer"
+
+
+def test_closing_the_client_ends_the_waiting(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    client = shared_cluster.client()
+    slow, other = Slow(), Slow("of the other")
+    loader = threads.submit(client.get_or_set, "key", slow)
+    elsewhere = threads.submit(cache.get_or_set, "another", other)
+    assert slow.began.wait(SOON)
+    assert other.began.wait(SOON)
+    waiter = threads.submit(client.get_or_set, "another", lambda: pytest.fail("called"))
+    eventually(lambda: waiting(cache) == 1)
+    client.close()
+    with pytest.raises(ClientClosed):
+        waiter.result(SOON)
+    assert cache.get_or_set("key", lambda: "loaded at once") == "loaded at once"
+    slow.end.set()
+    other.end.set()
+    assert loader.result(SOON) == "loaded", "its work is not in vain"
+    assert elsewhere.result(SOON) == "of the other"
+    assert cache.get("key") == "loaded at once"
+
+
+def test_a_forked_child_loads_for_itself(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+    slow = Slow()
+    loader = threads.submit(cache.get_or_set, "key", slow)
+    assert slow.began.wait(SOON)
+    pid = os.fork()
+    if pid == 0:
+        good = cache.get_or_set("child", lambda: 1) == 1 and cache.get_or_set("key", lambda: 0) == "loaded"
+        os._exit(0 if good else 1)
+    eventually(lambda: waiting(cache) == 1)
+    slow.end.set()
+    assert loader.result(SOON) == "loaded"
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# Nodes that are away -----------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_away_is_an_error_or_the_factory_is_called() -> None:
+    calls = []
+
+    def factory() -> str:
+        calls.append(1)
+        return "loaded"
+
+    with LocalCluster(nodes=1) as cluster:
+        strict, lenient = cluster.client(timeout=1), cluster.client(timeout=1, on_error="miss")
+        strict.get("key"), lenient.get("key")
+        cluster.kill(0)
+        with pytest.raises(NodeUnavailable):
+            strict.get_or_set("key", factory)
+        assert not calls
+        assert lenient.get_or_set("key", factory) == "loaded"
+        assert len(calls) == 1
+        assert lenient.stats().client.misses_on_error
+
+
+@pytest.mark.parametrize("on_error", ["raise", "miss"])
+def test_what_was_loaded_while_the_node_went_away_is_returned(on_error: Any) -> None:
+    with LocalCluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:
+        cache = cluster.client(timeout=1, on_error=on_error)
+        slow = Slow()
+        first = threads.submit(cache.get_or_set, "key", slow)
+        assert slow.began.wait(SOON)
+        waiter = threads.submit(cache.get_or_set, "key", lambda: "loaded by itself")
+        time.sleep(0.2)
+        cluster.kill(0)
+        if on_error == "raise":
+            with pytest.raises(NodeUnavailable):
+                waiter.result(SOON)
+        else:
+            assert waiter.result(SOON) == "loaded by itself"
+        slow.end.set()
+        assert first.result(SOON) == "loaded"
+        assert cache.stats().client.misses_on_error >= 1
+
+
+def test_those_who_wait_follow_a_key_to_its_new_owner() -> None:
+    with LocalCluster(nodes=1) as cluster, ThreadPoolExecutor(50) as threads:
+        cache = cluster.client()
+        factories = {number: Slow(number) for number in range(12)}
+        loaders = [threads.submit(cache.get_or_set, number, slow) for number, slow in factories.items()]
+        assert all(slow.began.wait(SOON) for slow in factories.values())
+        waiters = [threads.submit(cache.get_or_set, number, lambda n=number: n) for number in factories]
+        eventually(lambda: waiting(cache) == 12)
+        cluster.add_node()
+        moved = eventually(lambda: {n for n in factories if cache.node_for(n).name.endswith(".2")})
+        for number in moved:
+            assert waiters[number].result(SOON) == number, "its new owner knows of no lease"
+        for slow in factories.values():
+            slow.end.set()
+        assert [waiter.result(SOON) for waiter in waiters] == list(factories)
+        assert [loader.result(SOON) for loader in loaders] == list(factories)
+        assert [cache.get(number) for number in factories] == list(factories)
+
+
+# Arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"ttl_seconds": 0}, ValueError),
+        ({"stale_seconds": -1}, ValueError),
+        ({"stale_seconds": "1"}, TypeError),
+        ({"early": float("nan")}, ValueError),
+        ({"early": True}, TypeError),
+        ({"wait_seconds": -0.1}, ValueError),
+        ({"wait_seconds": float("inf")}, ValueError),
+        ({"lease_seconds": 0}, ValueError),
+        ({"lease_seconds": None}, TypeError),
+        ({"tags": "one text"}, TypeError),
+        ({"tags": [b"bytes"]}, TypeError),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_loaded(
+    cache: PyroCacheClient, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        cache.get_or_set("key", lambda: pytest.fail("called"), **options)
