@@ -1,0 +1,515 @@
+"""Locks that callers in several processes share, and holders that are killed, stopped, cut off or forked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from pyrocache import (
+    ClientClosed,
+    LocalCluster,
+    LockLost,
+    LockTimeout,
+    NodeUnavailable,
+    PyroCacheClient,
+)
+
+SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that is not renewed
+
+
+def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
+    """What ``condition`` returns once that is true."""
+    give_up_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
+        time.sleep(0.005)
+    return result
+
+
+def waiting(cache: PyroCacheClient) -> int:
+    """How many wait at nodes just now."""
+    return cache.stats().total.waiting
+
+
+def is_free(cache: PyroCacheClient, name: object = "name") -> bool:
+    """Whether a lock can be had at once."""
+    try:
+        with cache.lock(name, wait_seconds=0):
+            return True
+    except LockTimeout:
+        return False
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(64)
+    yield pool
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+# Holding and waiting -----------------------------------------------------------------------------------------
+
+
+def test_one_holds_a_lock_and_others_have_it_afterwards(cache: PyroCacheClient) -> None:
+    with cache.lock("name") as lock:
+        assert lock.held
+        assert not is_free(cache)
+        assert is_free(cache, "another")
+        assert cache.stats().total.locks == 1
+    assert not lock.held
+    assert lock.token is None
+    assert is_free(cache)
+
+
+def test_a_lock_is_no_entry_and_of_its_namespace(cache: PyroCacheClient) -> None:
+    with cache.lock("name"):
+        assert cache.get("name") is None
+        assert len(cache) == 0
+        cache.set("name", "value")
+        cache.clear()
+        assert not is_free(cache)
+        assert is_free(cache.namespace("inner"))
+
+
+def test_a_name_is_any_key(cache: PyroCacheClient) -> None:
+    with cache.lock(("report", 7)):
+        assert not is_free(cache, ("report", 7.0))
+        assert is_free(cache, ("report", 8))
+
+
+def test_threads_take_turns_with_one_lock_object(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+    lock = cache.lock("name")
+    tokens: list[int] = []
+    inside = 0
+
+    def work() -> None:
+        nonlocal inside
+        for _ in range(10):
+            with lock:
+                inside += 1
+                assert inside == 1
+                assert lock.held
+                tokens.append(lock.token or 0)
+                inside -= 1
+
+    for done in [threads.submit(work) for _ in range(16)]:
+        done.result(30)
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) == 160
+
+
+def test_those_who_wait_have_it_in_the_order_in_which_they_came(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with cache.lock("name"):
+            order.append(number)
+
+    with cache.lock("name"):
+        done = []
+        for number in range(8):
+            done.append(threads.submit(work, number))
+            eventually(lambda number=number: waiting(cache) == number + 1)
+    for one in done:
+        one.result(SOON)
+    assert order == list(range(8))
+
+
+def test_who_waits_in_vain_is_told_so(cache: PyroCacheClient) -> None:
+    with cache.lock("name"):
+        for seconds in (0, 0.2):
+            since = time.monotonic()
+            with pytest.raises(LockTimeout, match="wait_seconds") as caught:
+                cache.lock("name", wait_seconds=seconds).acquire()
+            assert isinstance(caught.value, TimeoutError)
+            assert seconds <= time.monotonic() - since < seconds + SOON
+        with pytest.raises(LockTimeout):
+            cache.lock("name").acquire(wait_seconds=0)
+    assert cache.lock("name", wait_seconds=0).acquire(wait_seconds=None)
+
+
+def test_it_goes_on_waiting_call_after_call_and_keeps_its_place(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def work(name: str) -> None:
+        with cache.lock("name"):
+            order.append(name)
+
+    monkeypatch.setattr("pyrocache.client.locks.LEG_SECONDS", 0.1)
+    with cache.lock("name"):
+        early = threads.submit(work, "early")
+        eventually(lambda: waiting(cache) == 1)
+        time.sleep(0.25)
+        late = threads.submit(work, "late")
+        time.sleep(0.25)
+    early.result(SOON)
+    late.result(SOON)
+    assert order == ["early", "late"]
+
+
+def test_only_its_holder_releases_it(cache: PyroCacheClient) -> None:
+    first, second = cache.lock("name"), cache.lock("name", wait_seconds=0)
+    first.acquire()
+    with pytest.raises(RuntimeError, match="not held"):
+        second.release()
+    assert not is_free(cache)
+    first.release()
+    with pytest.raises(RuntimeError, match="not held"):
+        first.release()
+
+
+def test_it_is_not_reentrant_and_says_so(cache: PyroCacheClient) -> None:
+    with cache.lock("name") as lock, pytest.raises(RuntimeError, match="reentrant"):
+        lock.acquire()
+    assert is_free(cache)
+
+
+def test_another_thread_may_release_what_one_acquired(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    lock = cache.lock("name")
+    threads.submit(lock.acquire).result(SOON)
+    lock.release()
+    assert is_free(cache)
+
+
+def test_a_semaphore_has_so_many_holders(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+    semaphore = cache.semaphore("name", 3)
+    inside, most = 0, 0
+    counting = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with semaphore:
+                with counting:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.002)
+                with counting:
+                    inside -= 1
+
+    for done in [threads.submit(work) for _ in range(16)]:
+        done.result(30)
+    assert most == 3
+
+
+def test_a_semaphore_and_a_lock_of_the_same_name_are_two(cache: PyroCacheClient) -> None:
+    with cache.semaphore("name", 2), cache.semaphore("name", 2):
+        assert is_free(cache)
+        with pytest.raises(LockTimeout):
+            cache.semaphore("name", 2, wait_seconds=0).acquire()
+
+
+def test_what_a_body_raises_is_what_one_sees(cache: PyroCacheClient) -> None:
+    with pytest.raises(LookupError), cache.lock("name"):
+        raise LookupError
+    assert is_free(cache)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda cache: cache.lock("name", 0), ValueError),
+        (lambda cache: cache.lock("name", float("inf")), ValueError),
+        (lambda cache: cache.lock("name", None), TypeError),
+        (lambda cache: cache.lock("name", wait_seconds=-1), ValueError),
+        (lambda cache: cache.lock("name", wait_seconds="1"), TypeError),
+        (lambda cache: cache.semaphore("name", 0), ValueError),
+        (lambda cache: cache.semaphore("name", True), TypeError),
+        (lambda cache: cache.lock(float("nan")), ValueError),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    cache: PyroCacheClient, make: Callable[[PyroCacheClient], object], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        make(cache)
+
+
+# Renewing ----------------------------------------------------------------------------------------------------
+
+
+def renewing() -> bool:
+    """Whether this process has a thread that renews locks."""
+    from pyrocache.client.locks import _renewer
+
+    return _renewer._pipe is not None
+
+
+def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
+    eventually(lambda: not renewing())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    locks = [cache.lock(number, ttl_seconds=0.3) for number in range(20)]
+    with contextlib.ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        assert renewing()
+        time.sleep(1.0)
+        assert all(lock.held for lock in locks)
+        assert not any(is_free(cache, number) for number in range(20))
+    eventually(lambda: not renewing())
+    at_rest = len(locks) + 2 * len(cache.nodes())  # connections
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
+
+
+def test_releasing_and_renewing_at_the_same_time_harms_nobody(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    def work(number: int) -> None:
+        for _ in range(60):
+            with cache.lock(number, ttl_seconds=0.02):  # renewed all the time
+                time.sleep(0.005 * Random().random())
+
+    for done in [threads.submit(work, number) for number in range(8)]:
+        try:
+            done.result(30)
+        except LockLost:  # the machine may be too busy for this
+            continue
+    assert all(is_free(cache, number) for number in range(8))
+
+
+def test_a_lock_that_nobody_refers_to_any_more_is_free(cache: PyroCacheClient) -> None:
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        cache.lock("name").acquire()
+    eventually(lambda: is_free(cache))
+
+
+# Holders that are gone ---------------------------------------------------------------------------------------
+
+HOLDER = """
+    import os, sys, time
+    from pyrocache import PyroCacheClient
+
+    cache = PyroCacheClient(sys.argv[1], transport=sys.argv[2])
+    with cache.lock("name", ttl_seconds=float(sys.argv[3])) as lock:
+        print(lock.token, flush=True)
+        time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def holder(nameserver: str, ttl_seconds: float, transport: str = "auto") -> Iterator[tuple[Any, int]]:
+    """A process that holds the lock ``"name"``, and its token."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), nameserver, transport, str(ttl_seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_a_lock_is_free_at_once_when_its_holder_is_killed(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor, transport: str
+) -> None:
+    with holder(shared_cluster.nameserver, 3600, transport) as (process, token):
+        waiter = threads.submit(cache.lock("name").acquire)
+        eventually(lambda: waiting(cache) == 1)
+        process.kill()
+        assert waiter.result(SOON) > token
+
+
+def test_a_lock_is_free_after_its_time_when_its_holder_is_stopped(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    with holder(shared_cluster.nameserver, 1) as (process, token):
+        process.send_signal(signal.SIGSTOP)
+        assert cache.lock("name", wait_seconds=1 + SOON).acquire() > token
+
+
+def test_a_lock_that_was_lost_is_an_error_when_it_is_released(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1)
+    lock = cache.lock("name", ttl_seconds=1)
+    lock.acquire()
+    owner = cache.node_for(("lock", "name")).name
+    cluster.restart(next(i for i, node in enumerate(cluster.nodes) if node.name == owner))
+    eventually(lambda: not lock.held)
+    with pytest.raises(LockLost):
+        lock.release()
+
+
+def test_a_lock_that_was_lost_does_not_hide_what_the_body_raised(cluster: LocalCluster) -> None:
+    def body() -> None:
+        with cluster.client(timeout=1).lock("name"):
+            for index in range(3):
+                cluster.kill(index)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        body()
+
+
+def test_a_lock_whose_node_is_away_cannot_be_had_whatever_a_miss_is(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1, on_error="miss")
+    cache.get("something")
+    for index in range(3):
+        cluster.kill(index)
+    with pytest.raises(NodeUnavailable):
+        cache.lock("name").acquire()
+
+
+def test_a_lock_that_moved_to_another_node_is_lost_and_those_who_wait_have_it(cluster: LocalCluster) -> None:
+    cache = cluster.client()
+    names = range(40)
+    locks = {name: cache.lock(name, ttl_seconds=1) for name in names}
+    for lock in locks.values():
+        lock.acquire()
+    cluster.add_node()
+    assert eventually(lambda: len(cache.nodes()) == 4)
+    moved = [name for name in names if cache.node_for(("lock", name)).name.endswith(".4")]
+    assert moved
+    for name in moved:
+        assert cache.lock(name, wait_seconds=SOON).acquire()
+        eventually(lambda name=name: not locks[name].held)
+        with pytest.raises(LockLost):
+            locks.pop(name).release()
+    for lock in locks.values():
+        lock.release()
+
+
+def test_a_forked_child_does_not_hold_what_its_parent_holds(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    lock = cache.lock("name", ttl_seconds=1)
+    with lock:
+        pid = os.fork()
+        if pid == 0:
+            good = not lock.held and not is_free(cache)
+            with contextlib.suppress(LockLost):
+                lock.release()
+                good = False
+            with cache.lock("child", ttl_seconds=0.3) as own:
+                time.sleep(0.5)
+                good = good and own.held
+            os._exit(0 if good else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        time.sleep(0.5)
+        assert lock.held
+
+
+def test_closing_the_client_frees_its_locks_and_ends_the_waiting(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    client = shared_cluster.client()
+    lock = client.lock("name")
+    lock.acquire()
+    with cache.lock("another"):
+        waiter = threads.submit(client.lock("another").acquire)
+        eventually(lambda: waiting(cache) == 1)
+        client.close()
+        with pytest.raises(ClientClosed):
+            waiter.result(SOON)
+    eventually(lambda: is_free(cache))
+    with pytest.raises(ClientClosed):
+        lock.release()
+
+
+def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client() as cache, contextlib.ExitStack() as stack:
+        for number in range(300):
+            stack.enter_context(cache.lock(number))
+        cache.set("key", "value")
+        assert cache.get("key") == "value"
+
+
+def test_who_holds_as_many_as_may_be_held_is_told_so(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client() as cache:
+        cache._core.router._holding._max_per_node = 1
+        semaphore = [cache.semaphore("name", 2, wait_seconds=0.1) for _ in range(2)]
+        semaphore[0].acquire()
+        with pytest.raises(LockTimeout):
+            semaphore[1].acquire()
+        semaphore[0].release()
+        semaphore[1].acquire()
+
+
+# Many --------------------------------------------------------------------------------------------------------
+
+CONTENDER = """
+    import os, sys, time
+    from pathlib import Path
+    from pyrocache import PyroCacheClient
+
+    # Whoever is inside has the file `inside` for its own, and adds one to the counter in two steps.
+    folder, rounds, ttl = Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    cache = PyroCacheClient(sys.argv[1])
+    for _ in range(rounds):
+        with cache.lock("name", ttl) as lock:
+            inside = os.open(folder / "inside", os.O_CREAT | os.O_RDWR)
+            before = os.pread(inside, 100, 0)
+            if before and not (folder / f"killed.{before.decode()}").exists() and before != b"nobody":
+                (folder / "violation").write_text(f"{os.getpid()} met {before.decode()}")
+            os.ftruncate(inside, 0)
+            os.pwrite(inside, str(os.getpid()).encode(), 0)
+            count = int((folder / "counter").read_text())
+            with open(folder / "tokens", "a") as tokens:
+                tokens.write(f"{lock.token}\\n")
+            time.sleep(0.002)
+            (folder / "next").write_text(str(count + 1))
+            os.replace(folder / "next", folder / "counter")
+            os.ftruncate(inside, 0)
+            os.pwrite(inside, b"nobody", 0)
+            os.close(inside)
+    print("done", flush=True)
+"""
+
+
+def test_sixteen_processes_with_holders_killed_at_random_are_never_inside_together(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path
+) -> None:
+    random = Random(20)
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", textwrap.dedent(CONTENDER), shared_cluster.nameserver, str(tmp_path)]
+
+    def contender() -> subprocess.Popen[str]:
+        return subprocess.Popen([*command, "25", "30"], stdout=subprocess.PIPE, text=True)
+
+    running = [contender() for _ in range(16)]
+    killed = 0
+    try:
+        eventually(lambda: (tmp_path / "tokens").exists(), 30)
+        while killed < 30:
+            time.sleep(random.random() * 0.05)
+            inside = (tmp_path / "inside").read_bytes()
+            victims = [process for process in running if str(process.pid).encode() == inside]
+            victims = victims or ([random.choice(running)] if random.random() < 0.2 else [])
+            for victim in victims:
+                victim.send_signal(signal.SIGSTOP)  # so that it is still inside when it is said to be killed
+                (tmp_path / f"killed.{victim.pid}").touch()
+                victim.kill()
+                victim.wait()
+                running.remove(victim)
+                running.append(contender())
+                killed += 1
+        for process in running:
+            assert process.wait(60) == 0
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert not (tmp_path / "violation").exists(), (tmp_path / "violation").read_text()
+    tokens = [int(line) for line in (tmp_path / "tokens").read_text().split()]
+    count = int((tmp_path / "counter").read_text())
+    print(f"{len(tokens)} times inside, {killed} killed, {count} counted")
+    assert tokens == sorted(set(tokens)), "tokens only grow"
+    assert len(tokens) - killed <= count <= len(tokens), "who is killed may have counted or not"
+    assert count >= 16 * 25
