@@ -130,7 +130,7 @@ class Core:
         return encoded
 
     def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
-        """The tags of an entry, each once; None when there are none."""
+        """The tags of an entry, each once; None when nothing is said of tags."""
         if tags is None:
             return None
         if isinstance(tags, str):
@@ -138,7 +138,7 @@ class Core:
         encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
         if len(encoded) > MAX_TAGS:
             raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")
-        return encoded or None
+        return encoded
 
     def call(
         self,
