@@ -19,6 +19,8 @@ _MOST_SHOWN = 10
 class LatencyHistogram:
     """How long calls took, from a whole request to the reply, in powers of two of a microsecond.
 
+    Of calls that a node answers at once only some are measured, the same share of all of them.
+
     Attributes:
         counts: how many calls took less than 1 µs, less than 2, 4, 8 … µs; the last also those that took longer.
     """
@@ -27,7 +29,7 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """How many calls."""
+        """How many calls were measured."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
@@ -63,7 +65,7 @@ class LatencyHistogram:
         if not self.count:
             return "<LatencyHistogram: no calls>"
         half, most = _duration(self.percentile(50)), _duration(self.percentile(99))
-        return f"<LatencyHistogram: {self.count:,} calls, p50 {half}, p99 {most}>"
+        return f"<LatencyHistogram: {self.count:,} measured, p50 {half}, p99 {most}>"
 
 
 @dataclass(frozen=True, slots=True)

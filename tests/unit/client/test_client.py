@@ -89,7 +89,7 @@ VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, 
     (lambda c: c.set("a", 1), ("set", A, ONE, None), True, True, True),
     (lambda c: c.set("a", 1, 60), ("set", A, ONE, 60.0), True, True, True),
     (lambda c: c.set("a", 1, ...), ("put", A, ONE, -1, None, None), True, True, True),
-    (lambda c: c.set("a", 1, tags=[]), ("put", A, ONE, None, None, None), True, True, True),
+    (lambda c: c.set("a", 1, tags=[]), ("put", A, ONE, None, None, []), True, True, True),
     (
         lambda c: c.set("a", 1, 5, tags=["x", "y", "x"]),
         ("put", A, ONE, 5.0, None, [b"\0x", b"\0y"]),

@@ -87,7 +87,7 @@ def test_they_are_readable() -> None:
     assert "cache.node.3: away" in text
     assert "namespace the root: 6 entries" in text
     assert "namespace ('shop', 'eu'): 2 entries; 100.0% hits of 10 reads" in text
-    assert "method get: 200 calls, p50 3 µs" in text
+    assert "method get: 200 measured, p50 3 µs" in text
     assert "misses_on_error 3" in lines[-1]
     assert max(map(len, lines)) < 200
     assert "no reads" in repr(stats())
