@@ -112,7 +112,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ttl_seconds: how long it lives, in seconds or as a timedelta; None for good, ``...`` for as long as what it
                 replaces had to live.
             tags: names by which `invalidate_tag` finds it. Those of what it replaces are gone, unless ``ttl_seconds``
-                is ``...`` and none are given: then it keeps them, too.
+                is ``...`` and this is None: then it keeps them, too.
             if_version: store it only in place of this version, from `get_with_version`.
 
         Returns:
