@@ -97,6 +97,7 @@ async def _find(core: Core, key: bytes, terms: Terms, refresh: int) -> Found:
     rest = replace(terms, wait_seconds=left)
     search = partial(find, core, key, rest, refresh=refresh, given_up=cancelled.is_set)
     _thread.start_new_thread(_run, (future, place, partial(copy_context().run, search)))
+    del place  # or it would be taken as long as an exception refers to this frame
     try:
         return await _outcome_of(future)
     except asyncio.CancelledError:
@@ -110,6 +111,8 @@ async def _outcome_of(future: Future[_T]) -> _T:
     except asyncio.CancelledError:
         future.add_done_callback(_give_back)  # a lease that nobody is there to take
         raise
+    finally:
+        del future  # its exception refers to this frame
 
 
 def _give_back(future: Future[Any]) -> None:
@@ -126,6 +129,7 @@ def _run(future: Future[_T], place: object, function: Callable[[], _T]) -> None:
             future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
+    del future, place  # the exception refers to this frame
 
 
 class _Threads:
