@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,6 +35,7 @@ from pyrocache import LocalCluster, PyroCacheClient
 from pyrocache.cluster import wire
 from pyrocache.errors import (
     KeyTooLarge,
+    LockTimeout,
     NodeUnavailable,
     NoNodes,
     RemoteError,
@@ -379,6 +381,46 @@ class TestOurClientOnStockDaemons:
             with pytest.raises(RemoteError):
                 cache._core.router.ask(member, "no_such_method", deadline=deadline)
             assert cache.get("key") == "old"
+
+    def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "pyrocache.client.loading.LEG_SECONDS", 0.1
+        )  # a daemon with one thread waits with it
+        calls: list[int] = []
+
+        def load() -> str:
+            calls.append(1)
+            time.sleep(0.3)
+            return "loaded"
+
+        with PyroCacheClient(stock_cluster, namespace="loading") as cache, ThreadPoolExecutor(8) as threads:
+            callers = [threads.submit(cache.get_or_set, "key", load, ttl_seconds=60) for _ in range(8)]
+            assert [caller.result(20) for caller in callers] == ["loaded"] * 8
+            assert len(calls) == 1
+            with pytest.raises(ZeroDivisionError):
+                cache.get_or_set("another", lambda: 1 // 0)
+            assert cache.get_or_set("another", lambda: 1, wait_seconds=0) == 1
+            double = cache.memoize()(lambda number: 2 * number)
+            assert double(4) == double(4) == 8
+            assert double.refresh(4) == 8
+            assert double.invalidate(4) is True
+
+    def test_locks_are_held_by_one_at_a_time(
+        self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pyrocache.client.locks.LEG_SECONDS", 0.1)
+        with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
+            with cache.lock("name", ttl_seconds=0.6) as lock:
+                token = lock.token or 0
+                waiter = threads.submit(cache.lock("name").acquire)
+                with pytest.raises(LockTimeout):
+                    cache.lock("name", wait_seconds=0).acquire()
+                time.sleep(1)
+                assert lock.held
+                assert not waiter.done()
+            assert waiter.result(20) > token
+            with cache.semaphore("name", 2), cache.semaphore("name", 2), pytest.raises(LockTimeout):
+                cache.semaphore("name", 2, wait_seconds=0).acquire()
 
     def test_threads_share_a_client(self, stock_cluster: str) -> None:
         wrong: list[str] = []
