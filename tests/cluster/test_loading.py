@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -427,6 +429,97 @@ def test_after_a_delete_one_of_those_who_wait_loads_anew(
     slow.end.set()
     assert first.result(SOON) == "outdated"
     assert cache.get("key") == "loaded"
+
+
+def test_nobody_gets_what_was_invalidated_before_it_asked(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    versions = [0] * 3  # in the database, so to speak
+    invalidated = [0] * 3
+    until = time.monotonic() + 3
+    clients = [cache, shared_cluster.client()]
+
+    def load(key: int) -> int:
+        version = versions[key]
+        time.sleep(random.random() * 0.004)
+        return version
+
+    def write(key: int) -> None:
+        while time.monotonic() < until:
+            versions[key] += 1
+            version = versions[key]
+            random.choice([cache.delete, lambda key: cache.invalidate_tag(f"tag {key}")])(key)
+            invalidated[key] = version
+            time.sleep(random.random() * 0.004)
+
+    def read(number: int) -> int:
+        reads = 0
+        while time.monotonic() < until:
+            key = random.randrange(3)
+            before = invalidated[key]
+            client = clients[number % 2]
+            version = client.get_or_set(
+                key, partial(load, key), ttl_seconds=random.choice([None, 0.01]), tags=[f"tag {key}"]
+            )
+            assert version >= before, "what was loaded before an invalidation was stored after it"
+            reads += 1
+        return reads
+
+    writers = [threads.submit(write, key) for key in range(3)]
+    readers = [threads.submit(read, number) for number in range(16)]
+    for writer in writers:
+        writer.result(30)
+    assert sum(reader.result(30) for reader in readers) > 100
+    assert cache.stats().total.leases == 0
+
+
+INTERRUPTED = """
+    import gc, signal, sys, time
+    from pyrocache import PyroCacheClient
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    cache = PyroCacheClient(sys.argv[1], timeout=3.0)
+    observer = PyroCacheClient(sys.argv[1])
+    observer.stats()
+    signal.signal(signal.SIGALRM, interrupt)
+    struck = number = 0
+    for round in range(300):
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + round % 40 * 0.0001, 0.01)  # again if a finaliser swallowed it
+        try:
+            while True:
+                number += 1
+                cache.get_or_set(number, lambda: number, wait_seconds=0)
+                with cache.lock(number % 5, ttl_seconds=0.001 if number % 2 else 60, wait_seconds=0.01):
+                    cache.get_or_set(number, lambda: number, early=1e9)
+        except Interrupt:
+            struck += 1
+        except Exception as error:
+            if type(error).__name__ not in ("LockLost", "LockTimeout"):
+                raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.collect()
+    for _ in range(100):
+        total = observer.stats().total
+        if not (total.leases or total.locks or total.waiting):
+            break
+        time.sleep(0.02)
+    with cache.lock("afterwards"):
+        assert cache.get_or_set("afterwards", lambda: 1) == 1
+    print(struck > 100, total.leases, total.locks, total.waiting)
+"""
+
+
+def test_an_exception_of_a_signal_handler_at_any_moment_leaves_nothing_behind(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    with start(INTERRUPTED, shared_cluster.nameserver) as process:
+        assert said(process) == "True 0 0 0"
 
 
 def test_a_loaded_value_has_its_tags(cache: PyroCacheClient) -> None:
