@@ -15,8 +15,8 @@ from pyrocache.errors import Conflict, NodeUnavailable
 
 _T = TypeVar("_T")
 
-_FIRST_BACKOFF_SECONDS = 0.0005
-_LONGEST_BACKOFF_SECONDS = 0.032
+_FIRST_BACKOFF_SECONDS = 0.002
+_LONGEST_BACKOFF_SECONDS = 0.064
 
 
 def update(

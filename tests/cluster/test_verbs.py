@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import random
 import threading
 import time
 from collections import Counter
@@ -419,6 +420,7 @@ def compare_and_add(cache: PyroCacheClient, key: object) -> None:
                 return
         elif cache.compare_and_set(key, found[0] + 1, found[1]):
             return
+        time.sleep(0.002 * random.random())
 
 
 def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> None:

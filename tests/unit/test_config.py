@@ -151,7 +151,12 @@ def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
     [
         {"nameserver": "x y"},
         {"namespace": 5},
-        {"namespace": "n" * 256},
+        {"namespace": "shop"},
+        {"namespace": ("shop", 5)},
+        {"namespace": ("n" * 256,)},
+        {"namespace": ("é" * 128,)},
+        {"namespace": ("n" * 200, "n" * 200, "n" * 110)},
+        {"namespace": ("",) * 513},
         {"timeout": 0},
         {"timeout": math.nan},
         {"timeout": "5"},
@@ -162,6 +167,11 @@ def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
 def test_client_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         ClientConfig(**wrong)
+
+
+@pytest.mark.parametrize("path", [(), ("",), ("n" * 255, "n" * 255), ("",) * 512, ("\0", "\ud800", "a/b")])
+def test_a_namespace_is_a_path_of_any_names(path: tuple[str, ...]) -> None:
+    assert ClientConfig(namespace=path).namespace == path
 
 
 def test_settings_are_frozen() -> None:
