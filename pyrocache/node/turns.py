@@ -79,6 +79,7 @@ class Turns(Served):
         check_tags(tags)
         check_seconds(stale_seconds)
         check_seconds(load_seconds)
+        _check_token(token)
         value = self._checked(key, value, expires=ttl_seconds is not None)
         with self._lock:
             self._check_view(view)
@@ -97,6 +98,7 @@ class Turns(Served):
     def abandon(self, view: int, key: bytes, token: int) -> bool:
         """Give a lease back unused: whoever waits first becomes the loader. False if it was not held any more."""
         check_key(key)
+        _check_token(token)
         with self._lock:
             self._check_view(view)
             return self._leases.abandon(key, token)
@@ -118,6 +120,8 @@ class Turns(Served):
         peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
         with self._lock:
             self._check_view(view)
+            if peer.closed:
+                return None
             try:
                 return self._leases.request(
                     key,
@@ -149,6 +153,7 @@ class Turns(Served):
     def renew(self, view: int, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold it for ``ttl_seconds`` from now; False if it is not held with this token any more."""
         check_key(name)
+        _check_token(token)
         ttl_seconds = check_span(ttl_seconds, above=0.0)
         with self._lock:
             self._check_view(view)
@@ -158,6 +163,7 @@ class Turns(Served):
     def release(self, view: int, name: bytes, token: int) -> bool:
         """Hold it no more; False if it was not held with this token any more."""
         check_key(name)
+        _check_token(token)
         with self._lock:
             self._check_view(view)
             return self._locks.release(name, token)
@@ -173,6 +179,8 @@ class Turns(Served):
         peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
         with self._lock:
             self._check_view(view)
+            if peer.closed:
+                return None
             try:
                 return self._locks.acquire(
                     name, peer, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
@@ -204,6 +212,11 @@ class _Freed:
 
     def __hash__(self) -> int:
         return id(self._peer)
+
+
+def _check_token(token: Any) -> None:
+    if type(token) is not int:
+        raise refusal(BAD_REQUEST, "A token is an int.")
 
 
 def _awaited(result: Any, clock: Callable[[], float]) -> Any:
