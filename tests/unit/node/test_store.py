@@ -46,7 +46,9 @@ NAMESPACES = [ROOT, b"\x01n", LONG, b"", b"\x01x"]
 TAGS = [b"\0t", b"\0u", b"\x01nt"]
 
 keys = st.sampled_from(KEYS)
-values = st.binary(max_size=300) | st.binary(max_size=300).map(memoryview)
+values: st.SearchStrategy[Value] = st.binary(max_size=300) | st.binary(max_size=300).map(
+    lambda data: memoryview(data)
+)
 ttls = st.none() | st.sampled_from([0.5, 1.0, 1.5, 10.0])
 tag_lists = st.none() | st.lists(st.sampled_from(TAGS), max_size=3)
 
@@ -251,14 +253,14 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(key=keys)
     def get(self, key: bytes) -> None:
         entry = self.looked_up(key)
-        assert self.store.get(key) == (entry and entry.value)
+        assert self.store.get(key) == (value_in(entry))
 
     @rule(asked=st.lists(keys, max_size=8), room=st.sampled_from([0, 1, 100, 300, 10**9]))
     def get_many(self, asked: list[bytes], room: int) -> None:
         expected: list[Value | None] = []
         for key in asked:
             entry = self.looked_up(key)
-            expected.append(entry and entry.value)
+            expected.append(value_in(entry))
             if sum(len(value) for value in expected if value is not None) > room:
                 break
         assert self.store.get_many(asked, room) == expected
@@ -278,7 +280,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         found = self.store.lookup(key, count=count)
         if entry is None:
             stale = self.model.get(key)
-            assert found.value == (stale and stale.value)
+            assert found.value == (value_in(stale))
             assert found.stale == (stale is not None)
         else:
             assert (found.value, found.stale) == (entry.value, False)
@@ -397,7 +399,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(key=keys, value=values, ttl=ttls)
     def setdefault(self, key: bytes, value: Value, ttl: float | None) -> None:
         entry = self.looked_up(key)
-        assert self.store.setdefault(key, value, ttl) == (entry and entry.value)
+        assert self.store.setdefault(key, value, ttl) == (value_in(entry))
         if entry is None:
             self.stored(key, Entry(value, self.expiry(ttl)))
 
@@ -484,7 +486,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(key=keys)
     def pop(self, key: bytes) -> None:
         entry = self.looked_up(key)
-        assert self.store.pop(key) == (entry and entry.value)
+        assert self.store.pop(key) == (value_in(entry))
         self.gone(key)
         self.counters.deletes += entry is not None
 
@@ -691,6 +693,11 @@ class StoreAgainstModel(RuleBasedStateMachine):
             assert (space.hits, space.misses) == (self.hits[space.prefix], self.misses[space.prefix])
 
 
+def value_in(entry: Entry | None) -> Value | None:
+    """Its value, if there is one."""
+    return None if entry is None else entry.value
+
+
 def namespace_of(key: bytes) -> bytes:
     """What `prefix_of` should say."""
     return next((prefix for prefix in (ROOT, b"\x01n", LONG) if key.startswith(prefix)), b"")
@@ -728,3 +735,643 @@ def test_under_every_policy_as_many_go_as_have_to(policy: str) -> None:
         PREDICTABLE = False
 
     run_state_machine_as_test(Machine, settings=EXAMPLES)
+
+
+# Promises one by one --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(50.0)
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> Store:
+    return Store(10**9, clock=clock)
+
+
+def small(entries: int, clock: FakeClock, *, expires: bool = False) -> Store:
+    """One with room for so many of ``b"\\0k": b"v"``, of which the least recently used goes first."""
+    return Store(entries * entry_cost(b"\0k", b"v", expires=expires), policy=LRU(), clock=clock)
+
+
+def keys_of(store: Store, namespace: bytes = ROOT) -> list[bytes]:
+    found: list[bytes] = []
+    position = 0
+    while True:
+        page, position = store.page(namespace, namespace, position, 1000, 10**9)
+        found += page
+        if not position:
+            return sorted(found)
+
+
+def sweep(store: Store) -> None:
+    while store.sweep():
+        pass
+
+
+class TestExpiry:
+    def test_an_entry_is_expired_in_the_very_instant(self, store: Store, clock: FakeClock) -> None:
+        store.set(b"\0k", b"v", 2.0)
+        clock.tick(1.999)
+        assert store.get(b"\0k") == b"v"
+        clock.now = 52.0
+        assert store.get(b"\0k") is None
+        assert store.counters.expirations == 1
+
+    def test_overwriting_replaces_the_ttl(self, store: Store, clock: FakeClock) -> None:
+        store.set(b"\0k", b"v", 1.0)
+        store.set(b"\0k", b"w")
+        clock.tick(100)
+        assert not store.sweep()
+        assert store.get(b"\0k") == b"w"
+
+    def test_expired_entries_go_before_live_ones(self, clock: FakeClock) -> None:
+        room = entry_cost(b"\0k", b"v", expires=False) + 3 * entry_cost(b"\0k", b"v", expires=True)
+        store = Store(room, clock=clock)
+        store.set(b"\0o", b"v")
+        store.set(b"\0x", b"v", 1.0)
+        store.set(b"\0y", bytes(EXPIRY_OVERHEAD + 1))
+        clock.tick(2)
+        store.set(b"\0z", bytes(EXPIRY_OVERHEAD + 1))
+        assert store.counters.evictions == 0
+        assert store.counters.expirations == 0, "there was room enough"
+        store.set(b"\0w", b"v")
+        assert keys_of(store) == [b"\0o", b"\0w", b"\0y", b"\0z"]
+        assert store.counters.evictions == 0
+        assert store.counters.expirations == 1
+
+    def test_sweeping_costs_what_has_expired_and_not_what_is_there(
+        self, store: Store, clock: FakeClock
+    ) -> None:
+        for number in range(1000):
+            store.set(b"\0live%d" % number, b"v", 1e6)
+        for number in range(25):
+            store.set(b"\0dead%d" % number, b"v", 1.0)
+        clock.tick(2)
+        assert store.sweep(10) is True
+        assert len(store) == 1015
+        while store.sweep(10):
+            pass
+        assert len(store) == 1000
+
+    def test_overwriting_with_a_ttl_does_not_pile_up_anything(self, store: Store, clock: FakeClock) -> None:
+        for number in range(5000):
+            store.set(b"\0session", b"v", 3600.0)
+            clock.tick(0.001)
+            store.set(b"\0%d" % number, b"v", 3600.0)
+            store.delete(b"\0%d" % number)
+        assert len(store._wheel._ticks) == len(store._wheel._wheel) < 20
+        assert sum(map(len, store._wheel._wheel.values())) == 1
+
+    def test_overwriting_batches_with_a_ttl_does_not_pile_up_anything(
+        self, store: Store, clock: FakeClock
+    ) -> None:
+        for _ in range(3000):
+            store.set_many([b"\0one", b"\0two"], [b"v", b"w"], 3600.0)
+            clock.tick(0.001)
+        assert len(store._wheel._ticks) == len(store._wheel._wheel) < 20
+        assert sum(map(len, store._wheel._wheel.values())) == 2
+
+    def test_a_ttl_of_centuries_is_fine(self, store: Store, clock: FakeClock) -> None:
+        store.set(b"\0k", b"v", 1e300)
+        store.put(b"\0tagged", b"v", 1e308, tags=[b"t"], stale_seconds=1e308)
+        store.touch(b"\0tagged", 1.7e308)
+        clock.tick(1e9)
+        assert store.sweep() is False
+        assert store.get(b"\0k") == store.get(b"\0tagged") == b"v"
+
+    def test_what_expires_while_it_is_changed_does_not_become_one_that_never_does(self) -> None:
+        clock = FakeClock()
+        store = Store(10**9, clock=clock)
+        store.set(b"\0counter", b"1", 1.0)
+
+        def slowly(value: Value) -> Value:
+            clock.tick(2)
+            return b"2"
+
+        store.change(b"\0counter", slowly)
+        assert store.get(b"\0counter") is None
+
+    def test_what_is_popped_in_its_last_instant_is_deleted(self) -> None:
+        times = iter([0.0, 0.0, 0.9, 5.0, 5.0])
+        store = Store(10**9, clock=lambda: next(times))
+        store.set(b"\0k", b"v", 1.0)
+        assert store.pop(b"\0k") == b"v"
+        assert (store.counters.deletes, store.counters.expirations) == (1, 0)
+
+    def test_what_expires_while_room_is_made_for_it_is_known_to_the_policy_no_more(self) -> None:
+        clock = FakeClock()
+
+        class Slow(LRU):
+            def victim(self) -> bytes:
+                clock.tick(1)
+                return super().victim()
+
+        policy = Audited(Slow())
+        room = 3 * entry_cost(b"\0k", b"v", expires=True)
+        store = Store(room, policy=policy, clock=clock)
+        for number in range(3):
+            store.set(b"\0%d" % number, b"v")
+        store.set(b"\0two", b"v")
+        store.set(b"\0two", bytes(600), 0.5)
+        sweep(store)
+        assert policy.held == set(keys_of(store))
+
+
+class TestTouch:
+    @pytest.mark.parametrize("tags", [None, [b"t"]])
+    @pytest.mark.parametrize("stale_seconds", [0.0, 3.0])
+    def test_it_leaves_when_it_is_to_and_no_earlier(
+        self, store: Store, clock: FakeClock, tags: list[bytes] | None, stale_seconds: float
+    ) -> None:
+        store.put(b"\0k", b"v", 5.0, tags=tags, stale_seconds=stale_seconds)
+        clock.tick(4)
+        assert store.touch(b"\0k", 5.0)
+        clock.tick(4.9)
+        sweep(store)
+        assert store.get(b"\0k") == b"v"
+        clock.tick(0.1)
+        assert store.get(b"\0k") is None
+        assert store.lookup(b"\0k").stale == (stale_seconds > 0)
+        clock.tick(stale_seconds)
+        assert store.lookup(b"\0k").value is None
+        assert (len(store), store.bytes) == (0, 0)
+
+    def test_for_good_it_does_not_leave(self, store: Store, clock: FakeClock) -> None:
+        store.put(b"\0k", b"v", 5.0, tags=[b"t"], stale_seconds=3.0)
+        store.set(b"\0plain", b"v", 5.0)
+        assert store.touch(b"\0k", None)
+        assert store.touch(b"\0plain", None)
+        clock.tick(1e6)
+        sweep(store)
+        assert store.remaining(b"\0k") == store.remaining(b"\0plain") == math.inf
+        assert store.invalidate(b"t") == 1
+
+    def test_what_has_expired_is_not_touched(self, store: Store, clock: FakeClock) -> None:
+        store.put(b"\0k", b"v", 1.0, stale_seconds=10.0)
+        clock.tick(1)
+        assert not store.touch(b"\0k", 5.0)
+        assert store.get(b"\0k") is None
+        assert store.lookup(b"\0k").value == b"v"
+
+    def test_the_version_stays(self, store: Store) -> None:
+        store.set(b"\0k", b"v")
+        found = store.get_with_version(b"\0k")
+        assert found is not None
+        store.touch(b"\0k", 9.0)
+        assert store.get_with_version(b"\0k") == found
+
+    def test_an_entry_as_large_as_the_memory_may_become_a_little_larger(self, clock: FakeClock) -> None:
+        store = small(2, clock)
+        store.set(b"\0k", b"v")
+        store.set(b"\0big", bytes(store.max_bytes - ENTRY_OVERHEAD - 4))
+        assert store.bytes == store.max_bytes
+        assert store.touch(b"\0big", 9.0)
+        assert store.get_with_version(b"\0big") is not None
+        assert store.bytes == store.max_bytes + EXPIRY_OVERHEAD + DETAILS_OVERHEAD
+        store.set(b"\0k", b"v")
+        assert keys_of(store) == [b"\0k"]
+        assert store.bytes == entry_cost(b"\0k", b"v", expires=False)
+
+
+class TestEviction:
+    def test_the_least_recently_used_goes_first(self, clock: FakeClock) -> None:
+        store = small(3, clock)
+        for key in (b"\x001", b"\x002", b"\x003"):
+            store.set(key, b"v")
+        store.get(b"\x001")
+        store.contains(b"\x002")  # looking does not count as use
+        store.set(b"\x004", b"v")
+        assert keys_of(store) == [b"\x001", b"\x003", b"\x004"]
+        assert store.counters.evictions == 1
+
+    def test_a_value_that_does_not_fit_changes_nothing(self, clock: FakeClock) -> None:
+        store = Store(1000, clock=clock)
+        store.set(b"\0k", b"old")
+        before = store.bytes
+        with pytest.raises(ValueTooLarge):
+            store.set(b"\0k", bytes(1000))
+        assert store.get(b"\0k") == b"old"
+        assert store.bytes == before
+
+    def test_a_value_that_fits_for_good_may_not_fit_with_a_ttl(self, clock: FakeClock) -> None:
+        store = Store(entry_cost(b"\0k", b"value", expires=False), clock=clock)
+        store.set(b"\0k", b"value")
+        with pytest.raises(ValueTooLarge):
+            store.set(b"\0k", b"value", 1.0)
+        assert store.get(b"\0k") == b"value"
+        assert store.remaining(b"\0k") == math.inf
+
+    def test_a_value_that_fits_into_the_root_may_not_fit_into_a_namespace(self, clock: FakeClock) -> None:
+        store = Store(2000, clock=clock)
+        store.set(b"\0kk", bytes(1000))
+        for write in (store.set, store.put):
+            with pytest.raises(ValueTooLarge):
+                write(b"\1nk", bytes(1000))
+        assert keys_of(store) == [b"\0kk"]
+
+    @pytest.mark.parametrize("tags", [None, [b"t"]])
+    def test_a_value_that_grows_evicts_others_and_not_itself(
+        self, clock: FakeClock, tags: list[bytes] | None
+    ) -> None:
+        store = small(8, clock)
+        for number in range(8):
+            store.set(b"\0%d" % number, b"v")
+        store.put(b"\x000", bytes(ENTRY_OVERHEAD), tags=tags)
+        assert store.get(b"\x000") == bytes(ENTRY_OVERHEAD)
+        assert store.bytes <= store.max_bytes
+        store.change(b"\x000", lambda value: bytes(2 * ENTRY_OVERHEAD))
+        assert store.get(b"\x000") == bytes(2 * ENTRY_OVERHEAD)
+        assert store.bytes <= store.max_bytes
+
+    def test_a_batch_larger_than_the_memory_leaves_its_latest(self, clock: FakeClock) -> None:
+        store = small(3, clock)
+        store.set_many([b"\x001", b"\x002"], [b"v", b"v"])
+        store.set_many([b"\x003", b"\x001", b"\x004", b"\x005"], [b"w"] * 4)
+        assert keys_of(store) == [b"\x001", b"\x004", b"\x005"]
+        assert store.counters.evictions == 2
+
+    def test_a_batch_has_others_go_and_none_of_itself(self, clock: FakeClock) -> None:
+        store = small(4, clock)
+        store.set_many([b"\x001", b"\x002", b"\x003", b"\x004"], [b"v"] * 4)
+        store.set_many([b"\x001", b"\x005", b"\x002"], [b"w"] * 3)
+        assert keys_of(store) == [b"\x001", b"\x002", b"\x004", b"\x005"]
+        assert store.counters.evictions == 1
+
+    def test_a_batch_has_expired_entries_go_before_live_ones(self, clock: FakeClock) -> None:
+        store = small(4, clock, expires=True)
+        store.set_many([b"\0old"], [b"v"])
+        store.set_many([b"\x001", b"\x002"], [b"v", b"v"], 1.0)
+        clock.tick(2)
+        store.set_many([b"\x002", b"\x003"], [bytes(600), b"v"])
+        assert keys_of(store) == [b"\x002", b"\x003", b"\0old"]
+        assert store.counters.evictions == 0
+
+    def test_overwriting_a_batch_in_a_full_store_evicts_nothing(self, clock: FakeClock) -> None:
+        store = small(100, clock)
+        keys = [b"\0%c" % number for number in range(100)]
+        store.set_many(keys, [b"v"] * 100)
+        for _ in range(3):
+            store.set_many(keys[20:80], [b"w"] * 60)
+        assert store.counters.evictions == 0
+        assert store.bytes == store.max_bytes
+
+    def test_what_is_gone_goes_before_what_is_not(self, clock: FakeClock) -> None:
+        store = small(600, clock)
+        keys = [b"\0%d" % number for number in range(400)]
+        store.set(b"\1nold", b"v")
+        store.set_many(keys, [b"v"] * 400)
+        store.clear(ROOT)
+        store.put(b"\1nnew", bytes(50_000), tags=[b"t"])
+        store.invalidate(b"t")
+        store.set(b"\1nnewer", bytes(130_000))
+        assert keys_of(store, b"\1n") == [b"\1nnewer", b"\1nold"]
+        assert store.counters.evictions == 0
+
+
+class TestAccounting:
+    def test_an_entry_that_expires_costs_more(self, store: Store) -> None:
+        store.set(b"\0ke", b"value")
+        assert store.bytes == entry_cost(b"\0ke", b"value", expires=False) == 8 + ENTRY_OVERHEAD
+        store.set(b"\0ke", b"value", 1.0)
+        assert store.bytes == 8 + ENTRY_OVERHEAD + EXPIRY_OVERHEAD
+        store.set_many([b"\0ke", b"\0"], [b"", b"v"])
+        assert store.bytes == 5 + 2 * ENTRY_OVERHEAD
+        store.set_many([b"\0ke", b"\0"], [b"", b"v"], 1.0)
+        assert store.bytes == 5 + 2 * (ENTRY_OVERHEAD + EXPIRY_OVERHEAD)
+
+    @pytest.mark.parametrize(
+        "empty",
+        [
+            lambda store: store.delete(b"\1nk"),
+            lambda store: store.pop(b"\1nk"),
+            lambda store: store.discard(b"\1nk"),
+            lambda store: store.clear(b"\1n"),
+            lambda store: [store.invalidate(b"t"), store.sweep()],
+            lambda store: [store.invalidate(b"t"), store.get(b"\1nk"), store.sweep()],
+        ],
+    )
+    def test_a_namespace_and_a_tag_cost_something_while_they_have_entries(
+        self, store: Store, empty: Callable[[Store], object]
+    ) -> None:
+        for _ in range(3):
+            store.put(b"\1nk", b"value", tags=[b"t"])
+            entry = entry_cost(b"\1nk", b"value", expires=False, details=True, tags=1)
+            assert store.bytes == entry + NAMESPACE_OVERHEAD + TAG_BYTES + 1
+            empty(store)
+            assert store.bytes == 0
+            assert not store._tags
+
+    def test_evicting_the_last_entry_of_a_namespace_frees_it(self, clock: FakeClock) -> None:
+        store = Store(3000, policy=LRU(), clock=clock)
+        for number in range(50):
+            store.put(b"\1%cn" % number, bytes(500), tags=[b"t%d" % number])
+        assert store.bytes <= 3000
+        assert sum(space.count for space in store.namespaces) == 1
+        assert len(store._tags) == 1
+
+    def test_what_is_cheap_is_held_as_it_is(self, store: Store) -> None:
+        value = b"some value"
+        store.set(b"\0one", value)
+        store.set_many([b"\0two"], [value])
+        store.put(b"\0three", value, condition="absent")
+        assert all(held is value for held in store.get_many([b"\0one", b"\0two", b"\0three"], 100))
+        assert all(store.namespaces.root.get(key) is value for key in (b"\0one", b"\0two", b"\0three")), (
+            "without an object of ours"
+        )
+
+
+class TestBatches:
+    def test_an_empty_one_is_fine(self, store: Store) -> None:
+        store.set_many([], [])
+        assert store.get_many([], 0) == []
+        assert store.counters.sets == 0
+
+    @pytest.mark.parametrize("ttl", [None, 2.0])
+    @pytest.mark.parametrize("first", [b"\0", b"\1n", LONG], ids=["root", "short", "long"])
+    def test_many_sets_at_once_store_the_same_as_one_by_one(self, ttl: float | None, first: bytes) -> None:
+        one_by_one, at_once = Store(10**9, clock=FakeClock()), Store(10**9, clock=FakeClock())
+        for start in range(0, 5000, 250):  # half of which are there already
+            keys = [first + b"%d" % number for number in range(start, start + 500)]
+            values = [b"%d" % (start + number) for number in range(500)]
+            for key, value in zip(keys, values, strict=True):
+                one_by_one.set(key, value, ttl)
+            at_once.set_many(keys, values, ttl)
+        assert at_once.bytes == one_by_one.bytes
+        assert at_once.counters == one_by_one.counters
+        keys = keys_of(one_by_one, first)
+        assert keys_of(at_once, first) == keys
+        assert len(keys) == len(at_once) == 5250
+        assert list(map(at_once.remaining, keys)) == list(map(one_by_one.remaining, keys))
+        assert at_once.get_many(keys, 10**9) == list(map(one_by_one.get, keys))
+
+    def test_all_shards_stay_small(self, store: Store) -> None:
+        for start in range(0, 30_000, 1000):
+            keys = [b"\0%d" % number for number in range(start, start + 1000)]
+            store.set_many(keys, [b""] * 1000)
+        for number in range(10_000):
+            store.set(b"\1n%d" % number, b"")
+        for space in store.namespaces:
+            assert max(map(len, space.parts())) <= SHARD_KEYS
+
+    def test_keys_of_several_namespaces_may_be_in_one(self, store: Store) -> None:
+        keys = [b"\0a", b"\1na", b"\0b", b"\1oa"]
+        store.set_many(keys, [b"1", b"2", b"3", b"4"])
+        assert store.get_many(keys, 100) == [b"1", b"2", b"3", b"4"]
+        assert [space.count for space in store.namespaces] == [2, 1, 1]
+        assert [space.hits for space in store.namespaces] == [2, 1, 1]
+
+
+class TestNamespaces:
+    def test_clearing_one_leaves_the_others(self, store: Store) -> None:
+        store.set_many([b"\0a", b"\1na", b"\1nb", b"\1oa"], [b"v"] * 4)
+        assert store.clear(b"\1n") == 2
+        assert store.clear(b"\1n") == store.clear(b"\1unknown") == 0
+        assert store.get_many([b"\0a", b"\1na", b"\1nb", b"\1oa"], 100) == [b"v", None, None, b"v"]
+
+    def test_what_is_cleared_is_gone_at_once_and_swept_later(self, store: Store) -> None:
+        keys = [b"\0%d" % number for number in range(5000)]
+        store.set_many(keys, [b"v"] * 5000)
+        store.put(b"\0tagged", b"v", 100.0, tags=[b"t"], stale_seconds=5)
+        assert store.clear(ROOT) == 5001
+        assert len(store) > 4500, "most of it is yet to be swept"
+        assert store.get_many(keys, 100) == [None] * 5000
+        assert keys_of(store) == []
+        assert store.lookup(b"\0tagged").value is None
+        assert not store.touch(b"\0tagged", 1.0)
+        assert not store.delete(b"\0tagged")
+        assert store.put(b"\x001", b"new", condition="present") is False
+        sweep(store)
+        assert (len(store), store.bytes) == (0, 0)
+        assert not store.namespaces.cleared
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_a_key_that_is_set_again_before_it_is_swept_stays(
+        self, store: Store, clock: FakeClock, many: bool
+    ) -> None:
+        keys = [b"\1n%d" % number for number in range(500)]
+        for generation in range(4):
+            for key in keys:
+                store.put(key, b"old", 10.0 if generation % 2 else None, tags=[b"t"])
+            store.clear(b"\1n")
+        if many:
+            store.set_many(keys, [b"new"] * 500)
+        else:
+            for key in keys:
+                store.put(key, b"new", condition="absent", tags=[b"t"])
+        clock.tick(20)
+        sweep(store)
+        assert store.get_many(keys, 10**6) == [b"new"] * 500
+        assert store.invalidate(b"t") == (0 if many else 500)
+
+    def test_clearing_a_few_again_and_again_piles_nothing_up(self, store: Store) -> None:
+        for number in range(1000):
+            store.set_many([b"\1na", b"\1nb%d" % number], [b"v"] * 2)
+            assert store.clear(b"\1n") == 2
+            assert len(store) == 0
+            assert not store.namespaces.cleared
+
+    def test_figures_outlive_a_clear(self, store: Store) -> None:
+        store.set(b"\0k", b"v")
+        store.get(b"\0k")
+        store.clear(ROOT)
+        store.get(b"\0k")
+        assert (store.hits, store.misses) == (1, 1)
+
+    def test_namespaces_that_are_empty_are_forgotten_but_not_their_figures(self, store: Store) -> None:
+        store.set(b"\1nk", b"v")
+        for number in range(5000):
+            assert store.get(b"\4%04dk" % number) is None
+        assert len(list(store.namespaces)) < 1100
+        assert store.misses == 5000
+        assert store.get(b"\1nk") == b"v"
+        store.reset_counters()
+        assert (store.hits, store.misses) == (0, 0)
+
+    @pytest.mark.parametrize("method", ["set", "put", "set_many", "setdefault"])
+    def test_one_that_is_new_is_not_forgotten_while_its_first_entry_is_stored(
+        self, clock: FakeClock, method: str
+    ) -> None:
+        store = Store(5_000_000, policy=LRU(), clock=clock)
+        for number in range(5000):
+            key = b"\4%04dk" % number
+            if method == "set_many":
+                store.set_many([key, key + b"!"], [b"v"] * 2)
+            else:
+                getattr(store, method)(key, b"v")
+            assert store.get(key) == b"v"
+        for number in range(5000):
+            key = b"\4%04dk" % number
+            assert (store.namespaces.get(key[:5]) is None) <= (store.get(key) is None)
+        assert store.bytes <= store.max_bytes
+
+    def test_a_key_of_64_kib_is_a_key_and_may_be_mostly_namespace(self, store: Store) -> None:
+        for size in (127, 128, 16_383, 16_384, 40_000, 65_000):
+            length = [size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]
+            if size < 2**14:
+                length[1:] = [size >> 7]
+            if size < 2**7:
+                length = [size]
+            namespace = bytes(length) + bytes(size)
+            store.put(namespace + b"k", b"v", 9.0, tags=[b"t"])
+            store.set_many([namespace + b"l", namespace + b"m"], [b"v", b"v"])
+            assert store.page(namespace, namespace + b"k", 0, 10, 10**9) == ([namespace + b"k"], 0)
+            assert store.clear(namespace) == 3
+        assert store.bytes == 0
+
+
+class TestTags:
+    def test_all_entries_with_it_are_gone_at_once_and_swept_later(self, store: Store) -> None:
+        for number in range(1000):
+            tags = [b"even"] if number % 2 == 0 else [b"odd", b"prime"] if number in (3, 5, 7) else None
+            store.put(b"\0%d" % number, b"v", tags=tags)
+        assert store.invalidate(b"even") == 500
+        assert len(store) == 1000
+        assert store.get(b"\x00100") is None
+        assert store.get(b"\x00101") == b"v"
+        assert keys_of(store) == sorted(b"\0%d" % number for number in range(1, 1000, 2))
+        assert store.invalidate(b"even") == 0
+        assert store.invalidate(b"prime") == 3
+        sweep(store)
+        assert len(store) == 497
+        assert not store._tags
+
+    def test_one_that_is_used_again_has_only_its_new_entries(self, store: Store) -> None:
+        store.put(b"\0old", b"v", tags=[b"t"])
+        store.put(b"\0both", b"v", tags=[b"t"])
+        store.invalidate(b"t")
+        store.put(b"\0both", b"w", tags=[b"t"])
+        store.put(b"\0new", b"w", tags=[b"t"])
+        sweep(store)
+        assert keys_of(store) == [b"\0both", b"\0new"]
+        assert store.invalidate(b"t") == 2
+
+    def test_an_entry_that_is_overwritten_has_it_no_more(self, store: Store) -> None:
+        for number in range(4):
+            store.put(b"\0%d" % number, b"v", tags=[b"t"])
+        store.set(b"\x000", b"w")
+        store.set_many([b"\x001"], [b"w"])
+        store.put(b"\x002", b"w", KEEP_TTL, tags=[])
+        store.put(b"\x003", b"w", KEEP_TTL)
+        assert store.invalidate(b"t") == 1
+        assert store.get_many([b"\0%d" % number for number in range(4)], 100) == [b"w", b"w", b"w", None]
+
+    def test_an_entry_is_overwritten_that_is_gone_by_its_tag(self, store: Store) -> None:
+        for number in range(4):
+            store.put(b"\0%d" % number, b"v", 9.0, tags=[b"t"])
+        store.invalidate(b"t")
+        assert store.setdefault(b"\x000", b"w") is None
+        store.set_many([b"\x001"], [b"w"])
+        assert store.put(b"\x002", b"w", KEEP_TTL, condition="absent")
+        assert store.change(b"\x003", lambda value: b"w") is None
+        sweep(store)
+        assert keys_of(store) == [b"\x000", b"\x001", b"\x002"]
+        assert store.remaining(b"\x002") == math.inf
+        assert store.bytes == 3 * (3 + ENTRY_OVERHEAD)
+
+
+class TestVersions:
+    def test_every_state_has_its_own(self, store: Store) -> None:
+        seen = []
+
+        def note() -> None:
+            found = store.get_with_version(b"\0k")
+            assert found is not None
+            assert store.get_with_version(b"\0k") == found
+            seen.append(found[1])
+
+        store.set(b"\0k", b"v")
+        note()
+        store.set(b"\0k", b"v")
+        note()
+        store.put(b"\0k", b"v", 9.0, tags=[b"t"])
+        note()
+        store.put(b"\0k", b"v", KEEP_TTL)
+        note()
+        store.change(b"\0k", lambda value: value)
+        note()
+        store.set_many([b"\0k"], [b"v"])
+        note()
+        store.delete(b"\0k")
+        store.set(b"\0k", b"v")
+        note()
+        store.clear(ROOT)
+        store.set(b"\0k", b"v")
+        note()
+        assert len(set(seen)) == len(seen) == 8
+        assert all(not store.put(b"\0k", b"w", condition=version) for version in seen[:-1])
+        assert store.put(b"\0k", b"w", condition=seen[-1])
+        assert not store.put(b"\0k", b"x", condition=seen[-1]), "it is another state by now"
+
+    def test_those_of_another_store_begin_elsewhere(self) -> None:
+        store = Store(10**9, versions=10**15)
+        store.set(b"\0k", b"v")
+        assert store.get_with_version(b"\0k") == (b"v", 10**15)
+
+    def test_asking_keeps_the_ttl_and_the_tags(self, store: Store, clock: FakeClock) -> None:
+        store.set(b"\0plain", b"v")
+        store.set(b"\0brief", b"v", 5.0)
+        store.put(b"\0tagged", b"v", tags=[b"t"])
+        for key in (b"\0plain", b"\0brief", b"\0tagged"):
+            store.get_with_version(key)
+        clock.tick(5)
+        assert store.get_many([b"\0plain", b"\0brief"], 100) == [b"v", None]
+        assert store.invalidate(b"t") == 1
+
+
+class TestStaleEntries:
+    def test_an_expired_one_is_there_for_those_who_take_it(self, store: Store, clock: FakeClock) -> None:
+        store.put(b"\0k", b"v", 5.0, stale_seconds=10.0, load_seconds=0.25)
+        found = store.lookup(b"\0k")
+        assert (found.value, found.stale, found.remaining, found.load_seconds) == (b"v", False, 5.0, 0.25)
+        clock.tick(5)
+        sweep(store)
+        found = store.lookup(b"\0k")
+        assert (found.value, found.stale) == (b"v", True)
+        assert store.get(b"\0k") is None
+        assert not store.contains(b"\0k")
+        assert keys_of(store) == []
+        assert store.page(ROOT, ROOT, 0, 10, 100, stale=True) == ([b"\0k"], 0)
+        clock.tick(10)
+        assert store.lookup(b"\0k").value is None
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda store: store.set(b"\0k", b"w"),
+            lambda store: store.set_many([b"\0k"], [b"w"]),
+            lambda store: store.setdefault(b"\0k", b"w"),
+            lambda store: store.put(b"\0k", b"w", condition="absent"),
+            lambda store: store.put(b"\0k", b"w", KEEP_TTL),
+        ],
+    )
+    def test_it_is_overwritten_by_a_live_one(
+        self, store: Store, clock: FakeClock, write: Callable[[Store], object]
+    ) -> None:
+        store.put(b"\0k", b"v", 5.0, stale_seconds=10.0, tags=[b"t"])
+        clock.tick(5)
+        write(store)
+        clock.tick(20)
+        sweep(store)
+        assert store.get(b"\0k") == b"w"
+        assert store.remaining(b"\0k") == math.inf
+        assert store.bytes == 3 + ENTRY_OVERHEAD
+
+    @pytest.mark.parametrize("method", ["delete", "pop", "discard"])
+    def test_it_is_deleted_like_a_live_one(self, store: Store, clock: FakeClock, method: str) -> None:
+        store.put(b"\0k", b"v", 5.0, stale_seconds=10.0)
+        clock.tick(5)
+        assert not getattr(store, method)(b"\0k")
+        assert store.lookup(b"\0k").value is None
+        assert store.counters.deletes == 0
+
+    def test_an_invalid_one_is_gone(self, store: Store, clock: FakeClock) -> None:
+        store.put(b"\0k", b"v", 5.0, stale_seconds=10.0, tags=[b"t"])
+        clock.tick(5)
+        store.invalidate(b"t")
+        assert store.lookup(b"\0k").value is None
+
+    def test_what_never_expires_is_never_stale(self, store: Store) -> None:
+        store.put(b"\0k", b"v", stale_seconds=10.0)
+        assert store.bytes == 3 + ENTRY_OVERHEAD

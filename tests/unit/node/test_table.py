@@ -1,0 +1,165 @@
+"""The table that grows a little at a time: a mapping, walked while it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrocache.node.table import SHARD_KEYS, Table
+
+
+def filled(count: int) -> Table[int]:
+    table: Table[int] = Table()
+    for number in range(count):
+        table.put(b"%d" % number, number)
+    return table
+
+
+def walked(table: Table[int], limit: int, between: Callable[[int], None] = lambda pages: None) -> list[bytes]:
+    """All keys, by pages."""
+    found: list[bytes] = []
+    position, pages = 0, 0
+    while True:
+        page, position = table.page(position, limit)
+        assert len(page) <= limit
+        found += page
+        pages += 1
+        if not position:
+            return found
+        between(pages)
+
+
+def check(table: Table[int]) -> None:
+    """What must be true of the shards and the directory."""
+    shards = list(table.parts())
+    assert len(set(map(id, shards))) == len(shards), "each comes once"
+    assert {id(shard) for shard in table.shards} == set(map(id, shards))
+    assert sum(map(len, shards)) == table.count
+    assert max(map(len, shards)) <= SHARD_KEYS
+    assert len(table.shards) == 1 << 64 - table.shift
+    for place, shard in enumerate(table.shards):
+        if table.shards.index(shard) == place:
+            assert all(table.shards[hash(key) >> table.shift] is shard for key in shard)
+
+
+class TestMapping:
+    def test_what_was_put_is_there_until_it_is_removed(self) -> None:
+        table: Table[int] = Table()
+        table.put(b"key", 1)
+        table.put(b"key", 2)
+        assert (table.get(b"key"), table.get(b"other"), table.count) == (2, None, 1)
+        assert (table.remove(b"key"), table.remove(b"key"), table.count) == (2, None, 0)
+        assert table.get(b"key") is None
+
+    @pytest.mark.parametrize("count", [0, 1, SHARD_KEYS, SHARD_KEYS + 1, 40_000])
+    def test_it_holds_any_number(self, count: int) -> None:
+        table = filled(count)
+        check(table)
+        assert all(table.get(b"%d" % number) == number for number in range(count))
+        assert table.get(b"%d" % count) is None
+        for number in range(count):
+            assert table.remove(b"%d" % number) == number
+        check(table)
+        assert table.count == 0
+
+    @given(st.lists(st.tuples(st.sampled_from(["put", "remove"]), st.integers(0, 50)), max_size=100))
+    def test_it_is_what_a_dict_is(self, steps: list[tuple[str, int]]) -> None:
+        table = filled(3 * SHARD_KEYS)
+        model = {b"%d" % number: number for number in range(3 * SHARD_KEYS)}
+        for step, number in steps:
+            key = b"%d" % (number * 100)
+            if step == "put":
+                table.put(key, -number - 1)
+                model[key] = -number - 1
+            else:
+                assert table.remove(key) == model.pop(key, None)
+        check(table)
+        assert {key: held for shard in table.parts() for key, held in shard.items()} == model
+
+    def test_a_split_moves_no_more_than_one_shard(self) -> None:
+        table = filled(20_000)
+        largest = max(table.parts(), key=len)
+        others = [shard for shard in table.parts() if shard is not largest]
+        table.split(next(iter(largest)))
+        check(table)
+        after = list(map(id, table.parts()))
+        assert all(id(shard) in after for shard in others)
+        assert len(after) > len(others) + 1
+
+    def test_a_shard_may_be_split_again_and_again_without_the_others(self) -> None:
+        table = filled(100)
+        key = b"7"
+        for _ in range(4):
+            table.split(key)
+            check(table)
+            assert sorted(walked(table, 3)) == sorted(b"%d" % number for number in range(100))
+        assert table.get(key) == 7
+
+
+class TestWalks:
+    @pytest.mark.parametrize("limit", [1, 7, 100, 10_000])
+    @pytest.mark.parametrize("count", [0, 1, 2, 500, 5000])
+    def test_each_key_comes_once(self, count: int, limit: int) -> None:
+        if count / limit > 1000:
+            count = 1000 * limit
+        found = walked(filled(count), limit)
+        assert sorted(found) == sorted(b"%d" % number for number in range(count))
+
+    @pytest.mark.parametrize("limit", [20, 70])
+    def test_keys_that_stay_come_once_while_shards_are_split_and_others_go(self, limit: int) -> None:
+        table = filled(SHARD_KEYS)
+        staying = [b"%d" % number for number in range(0, SHARD_KEYS, 2)]
+
+        def disturb(pages: int) -> None:
+            for number in range(1000 if pages <= 20 else 0):
+                table.put(b"new %d %d" % (pages, number), 0)
+            for number in range(1, 2 * pages, 2):
+                table.remove(b"%d" % number)
+
+        found = walked(table, limit, disturb)
+        check(table)
+        assert len(list(table.parts())) > 8, "shards were split"
+        assert len(set(found)) == len(found)
+        assert set(staying) <= set(found)
+
+    def test_a_walk_that_began_in_a_large_table_goes_on_in_a_small_one(self) -> None:
+        table = filled(20_000)
+        before, position = table.page(0, 700)
+        small: Table[int] = Table()
+        for number in range(100):
+            small.put(b"%d" % number, number)
+        found = before + walked_from(small, position)
+        assert len(set(found)) == len(found)
+        assert {b"%d" % number for number in range(100)} <= set(found)
+
+    def test_a_page_has_room_for_so_many_bytes_but_always_for_one_key(self) -> None:
+        table: Table[int] = Table()
+        for number in range(50):
+            table.put(b"%02d" % number * 50, number)
+        page, position = table.page(0, 1000, 450)
+        assert len(page) == 4
+        assert position
+        page, after = table.page(position, 1000, 10)
+        assert len(page) == 1
+        assert after > position
+
+    def test_any_position_is_one(self) -> None:
+        table = filled(5000)
+        found = set()
+        for position in (0, 1, 2**63 - 1, 2**63, 2**64 - 1):
+            page, _ = table.page(position, 10)
+            found.update(page)
+            assert all(hash(key) % 2**64 >= position for key in page)
+        assert found
+
+
+def walked_from(table: Table[int], position: int) -> list[bytes]:
+    """The rest of a walk."""
+    found: list[bytes] = []
+    while position:
+        page, position = table.page(position, 100)
+        found += page
+    return found
