@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from datetime import timedelta
 from typing import Any, assert_type
 
 from pyrocache import (
     LatencyHistogram,
+    Lock,
     NodeStats,
     PartialFailure,
     PyroCacheClient,
@@ -88,6 +89,77 @@ items: ItemsView[Any, Any] = cache.items()
 values: ValuesView[Any] = cache.values()
 as_mapping: Mapping[str, int] = cache
 as_mutable_mapping: MutableMapping[Any, Any] = cache
+
+# Loading once.
+
+assert_type(cache.get_or_set("key", lambda: 5), int)
+assert_type(cache.get_or_set("key", list[str], 60, stale_seconds=5, early=1.0, tags=["x"]), list[str])
+
+
+@cache.memoize(ttl_seconds=60)
+def repeat(text: str, times: int = 2, *, between: str = "") -> str:
+    return between.join([text] * times)
+
+
+assert_type(repeat("a"), str)
+assert_type(repeat("a", times=3, between=","), str)
+assert_type(repeat.refresh("a", 3), str)
+assert_type(repeat.invalidate("a"), bool)
+assert_type(repeat.original("a"), str)
+cache.get(repeat.key("a"))
+as_function: Callable[[str], str] = repeat
+
+
+@cache.memoize(cache_if=bool, tags=lambda number: [f"n:{number}"])
+async def half(number: int) -> float:
+    return number / 2
+
+
+async def use_coroutines() -> None:
+    assert_type(await half(3), float)
+    assert_type(await half.refresh(number=3), float)
+    assert_type(await half.invalidate(3), bool)
+    assert_type(await half.original(3), float)
+
+
+class Garden:
+    @cache.memoize(ignore=("self",))
+    def water(self, litres: float) -> list[str]:
+        return []
+
+    @cache.memoize()
+    async def grow(self, days: int) -> bytes:
+        return b""
+
+    @cache.memoize()
+    @staticmethod
+    def plant(what: str) -> int:
+        return len(what)
+
+    @staticmethod
+    @cache.memoize()
+    def plant_below(what: str) -> int:
+        return len(what)
+
+    async def use(self) -> None:
+        assert_type(self.water(1.5), list[str])
+        assert_type(self.water.invalidate(litres=1.5), bool)
+        assert_type(await self.grow(3), bytes)
+        assert_type(Garden.plant("rose"), int)
+        assert_type(Garden.plant_below("rose"), int)  # through an instance checkers take it for a method
+
+
+assert_type(Garden().water(2), list[str])
+assert_type(Garden.water(Garden(), 2), list[str])
+
+# Locks.
+
+assert_type(cache.lock("name", 30, wait_seconds=5), Lock)
+assert_type(cache.semaphore(("name", 1), 3), Lock)
+with cache.lock("name") as lock:
+    assert_type(lock.token, int | None)
+    assert_type(lock.held, bool)
+assert_type(cache.lock("name").acquire(wait_seconds=None), int)
 
 # Figures.
 

@@ -37,3 +37,22 @@ cache.stats()["hits"]  # wrong
 number: int = cache.incr("key").bit_length().real
 text: str = cache.incr("key")  # wrong
 hashable: Hashable = cache  # wrong
+cache.get_or_set("key", 5)  # wrong
+cache.get_or_set("key", len)  # wrong
+loaded: str = cache.get_or_set("key", lambda: 5)  # wrong
+cache.memoize("60")  # wrong
+cache.memoize(key="text")  # wrong
+cache.memoize(tags=5)  # wrong
+cache.lock("name", wait_seconds="5")  # wrong
+cache.semaphore("name")  # wrong
+
+
+@cache.memoize()
+def double(number: int) -> int:
+    return 2 * number
+
+
+double("2")  # wrong
+double()  # wrong
+double.invalidate("2")  # wrong
+doubled: str = double(2)  # wrong
