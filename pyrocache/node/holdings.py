@@ -80,6 +80,7 @@ class Holdings:
         keys = self._of_peer.get(peer)
         if keys is None:
             keys = self._of_peer[peer] = set()
+            peer.holds += 1
         keys.add(key)
 
     def discard(self, peer: Peer, key: bytes) -> None:
@@ -89,6 +90,7 @@ class Holdings:
             keys.discard(key)
             if not keys:
                 del self._of_peer[peer]
+                peer.holds -= 1
 
     def of(self, peer: Peer) -> list[bytes]:
         """The keys of ``peer``."""

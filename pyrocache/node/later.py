@@ -41,12 +41,14 @@ class Peer:
 
     Attributes:
         closed: whether it is over; never False again.
+        holds: of how many kinds of things, leases and locks, it has any; it is not closed for being idle then.
     """
 
-    __slots__ = ("_callbacks", "_lock", "closed")
+    __slots__ = ("_callbacks", "_lock", "closed", "holds")
 
     def __init__(self) -> None:
         self.closed = False
+        self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks
         self._callbacks: dict[Callable[[], object], None] = {}  # in order, each once
 

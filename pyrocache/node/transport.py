@@ -37,6 +37,7 @@ from typing import Any
 from pyrocache.cluster.wire import LARGE_BYTES, Buffer, FrameDecoder, Header, sequence_of
 from pyrocache.config import NodeConfig, format_address
 from pyrocache.errors import ProtocolError
+from pyrocache.node.arguments import MOST_SECONDS
 from pyrocache.node.dispatch import Dispatcher, Farewell, Job, Pending, Reply
 from pyrocache.node.later import Deadlines, Later, Peer
 from pyrocache.waking import Patience
@@ -145,7 +146,9 @@ class Connection:
             return float("inf")
         if not self.decoder.between_frames:
             return self.partial_since + config.request_seconds
-        return self.active_at + config.idle_seconds
+        return self.active_at + (
+            max(config.idle_seconds, MOST_SECONDS) if self.peer.holds else config.idle_seconds
+        )
 
 
 class _Selector:

@@ -1198,6 +1198,18 @@ class TestWaitingCalls:
             assert wait_until(lambda: later.peer.closed)
             assert wait_until(lambda: len(closed) == 1)
 
+    def test_a_peer_that_holds_something_may_be_idle_for_longer(self) -> None:
+        with running(idle_seconds=0.3) as server, Peer(server) as peer:
+            peer.sock.sendall(call(1, "hold", b"it"))
+            later = server.node.waiting(b"it")
+            later.peer.holds = 1
+            later.give(None)
+            assert peer.answer() == (1, None)
+            time.sleep(1.0)
+            assert not later.peer.closed
+            later.peer.holds = 0
+            assert wait_until(lambda: later.peer.closed)
+
     def test_waiting_does_not_count_as_being_idle(self) -> None:
         with running(idle_seconds=0.1, request_seconds=0.1) as server, Peer(server) as peer:
             assert peer.call("pause", 0.8) == b"over"

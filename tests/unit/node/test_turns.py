@@ -166,6 +166,17 @@ def test_a_peer_that_leaves_holds_nothing_any_more(node: CacheNode) -> None:
     assert (node.stats()["leases"], node.stats()["locks"], node.stats()["waiting"]) == (1, 1, 0)
 
 
+def test_it_is_known_of_a_peer_whether_it_holds_something(node: CacheNode) -> None:
+    peer = Peer()
+    token = load(node, peer)
+    lock = node.begin_acquire(peer, NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    assert peer.holds
+    node.fill(NO_VIEW, KEY, token, b"value")
+    assert peer.holds
+    node.release(NO_VIEW, b"\0name", lock)  # type: ignore[arg-type]
+    assert not peer.holds
+
+
 def test_a_peer_that_has_left_already_gets_nothing(node: CacheNode) -> None:
     peer = Peer()
     peer.close()
