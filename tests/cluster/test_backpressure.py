@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from pyrocache import Overloaded, PyroCacheClient
+from pyrocache import Overloaded, PartialFailure, PyroCacheClient
 from pyrocache.cluster import wire
 from pyrocache.cluster.wire import FrameDecoder, Refusal
 from pyrocache.processes import start_nameserver, start_node
 
 NAME = "cache.node.1"
 NO_VIEW = 0
+OUR_NAMESPACE = b"\4\3our"
 MIB = 2**20
 PATIENCE_SECONDS = 15.0
 """How long a test waits for what should come at once."""
@@ -204,8 +205,9 @@ class TestConnections:
                 for _ in range(5):
                     with pytest.raises(Overloaded):
                         cache.get("key")
-                with pytest.raises(Overloaded):
+                with pytest.raises(PartialFailure) as caught:
                     cache.set_many({"a": 1, "b": 2})
+                assert {type(error) for error in caught.value.errors.values()} == {Overloaded}
             assert crowd[0].call("ping")["serving"] is True
 
 
@@ -215,13 +217,13 @@ class TestQueue:
         with running_node(workers=1, max_queued_calls=1, max_memory=256 * MIB) as node, ExitStack() as stack:
             peers = [stack.enter_context(Peer(node)) for _ in range(6)]
             for start in range(0, entries, 1000):
-                keys = [b"entry:%d" % number for number in range(start, start + 1000)]
-                assert peers[0].call("set_many", NO_VIEW, keys, [b""] * 1000) == 1000
+                keys = [OUR_NAMESPACE + b"entry:%d" % number for number in range(start, start + 1000)]
+                assert peers[0].call("set_many", NO_VIEW, keys, [b""] * 1000, 3600) == 1000
             enough = threading.Event()
 
             def keep_counting(peer: Peer) -> None:
                 while not enough.is_set():
-                    assert isinstance(peer.call("count", b"entry:"), int | Refusal)
+                    assert isinstance(peer.call("count", OUR_NAMESPACE), int | Refusal)
 
             threads = [
                 threading.Thread(target=keep_counting, args=(peer,), daemon=True) for peer in peers[1:]
@@ -229,7 +231,7 @@ class TestQueue:
             for thread in threads:
                 thread.start()
             try:
-                with PyroCacheClient(node.nameserver, transport=transport) as cache:
+                with PyroCacheClient(node.nameserver, transport=transport, timeout=0.2) as cache:
                     assert wait_until(lambda: is_overloaded(cache))
                     assert cache.set("key", "value") is True, "cheap calls do not queue"
                     enough.set()
