@@ -284,14 +284,14 @@ class _Live(NamedTuple):
     remaining: float | None = None
     load_seconds: float | None = None
 
-    def is_due(self, early: float) -> bool:
+    def is_due(self, early: float, dice: Callable[[], float] = random.random) -> bool:
         """Whether it is this caller's turn to refresh the value, which is about to expire.
 
         Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
         """
         if not early or self.remaining is None or not self.load_seconds:
             return False
-        return -self.load_seconds * early * math.log(1.0 - random.random()) >= self.remaining
+        return -self.load_seconds * early * math.log(1.0 - dice()) >= self.remaining
 
 
 def _look(core: Core, key: bytes, terms: Terms) -> _Live | None:

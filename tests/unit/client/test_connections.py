@@ -1108,3 +1108,99 @@ def in_threads(count: int, call: Callable[[int], Any]) -> list[Any]:
     if errors:
         raise errors[0]
     return results
+
+
+class TestHeldConnections:
+    def test_the_same_connection_serves_all_its_calls_and_then_others(
+        self, start: Start, opened: Open
+    ) -> None:
+        peer, connections = start(echo), opened(2)
+        held = connections.hold(peer.member, "lease", (0, b"key", 5), soon())
+        assert held is not None
+        assert held.answer == 5
+        assert held.ask("abandon", (0, b"key", 6), soon()) == held.answer == 6
+        assert connections.hold(peer.member, "lease", (0, b"key", 7), soon(), held) is held
+        assert peer.opened == 1
+        assert connections.call(peer.member, "get", (0, 8), soon()) == 8
+        assert peer.opened == 2, "it is nobody else's meanwhile"
+        held.give_back()
+        held.give_back()
+        assert held.closed
+        assert connections.call(peer.member, "get", (0, 9), soon()) == 9
+        assert peer.opened == 2
+        assert not connections._held
+
+    def test_when_no_more_may_be_open_nobody_waits(self, start: Start, opened: Open) -> None:
+        peer, connections = start(echo), opened(2)
+        both = [connections.hold(peer.member, "lease", (0, number), soon()) for number in range(2)]
+        assert [held.answer for held in both if held is not None] == [0, 1]
+        assert connections.hold(peer.member, "lease", (0, 2), soon()) is None
+        assert both[0] is not None
+        both[0].drop()
+        assert connections.hold(peer.member, "lease", (0, 3), soon()) is not None
+
+    def test_a_refusal_leaves_nothing_held_and_the_connection_good(self, start: Start, opened: Open) -> None:
+        def script(line: Line) -> None:
+            line.request()
+            line.send(refusal_message(line.sequence, wire.OVERLOADED))
+            echo(line)
+
+        peer, connections = start(script), opened(1)
+        with pytest.raises(Refused):
+            connections.hold(peer.member, "lease", (0, b"key"), soon())
+        assert not connections._held
+        assert connections.call(peer.member, "get", (0, 1), soon()) == 1
+        assert peer.opened == 1
+
+    @pytest.mark.parametrize("way", ["ends", "is silent"])
+    def test_a_call_that_fails_closes_it(self, start: Start, opened: Open, way: str) -> None:
+        def script(line: Line) -> None:
+            line.send(line.reply(line.request()[1][-1]))
+            line.request()
+            if way == "is silent":
+                line.wait_until_closed()
+
+        peer, connections = start(script), opened(1)
+        held = connections.hold(peer.member, "lease", (0, 1), soon())
+        assert held is not None
+        with pytest.raises(Unavailable) as caught:
+            held.ask("abandon", (0, 2), Deadline(0.3))
+        assert caught.value.maybe_executed
+        assert held.closed
+        assert not connections._held
+        again = connections.hold(peer.member, "lease", (0, 3), soon(), held)
+        assert again is not None
+        assert again is not held
+
+    def test_one_that_nobody_refers_to_any_more_is_closed(self, start: Start, opened: Open) -> None:
+        peer, connections = start(echo), opened(1)
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            connections.hold(peer.member, "lease", (0, 1), soon())
+        assert not connections._held
+        assert connections.hold(peer.member, "lease", (0, 2), soon()) is not None
+
+    def test_closing_interrupts_who_waits(self, start: Start, opened: Open) -> None:
+        waiting = threading.Event()
+
+        def script(line: Line) -> None:
+            line.request()
+            waiting.set()
+            line.wait_until_closed()
+
+        peer, connections = start(script), opened(1)
+        problems: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                connections.hold(peer.member, "lease", (0, 1), soon())
+            except Unavailable as problem:
+                problems.append(problem)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waiting.wait(PATIENCE_SECONDS)
+        connections.close()
+        thread.join(PATIENCE_SECONDS)
+        assert len(problems) == 1
+        with pytest.raises(ClientClosed):
+            connections.hold(peer.member, "lease", (0, 1), soon())
