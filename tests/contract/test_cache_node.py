@@ -20,6 +20,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.node.cache_node import CacheNode
 from pyrocache.node.dispatch import Dispatcher
+from pyrocache.node.eviction import DEFAULT_POLICY
 from pyrocache.node.server import NodeDaemon
 from pyrocache.node.store import Store
 from pyrocache.node.transport import Transport
@@ -29,6 +30,9 @@ MIB = 2**20
 MAX_VALUE_BYTES = 8 * MIB
 MAX_MEMORY = 32 * MIB
 NO_VIEW = 0
+ROOT = b"\0"  # what keys without a namespace begin with
+SHOP = b"\x04shop"
+KEEP_TTL = -1
 
 
 class Clock:
@@ -216,11 +220,11 @@ class TestOneKey:
     def test_entries_with_very_long_ttls_are_evicted_like_others(self, peer: Peer, ttl: float) -> None:
         for number in range(12):
             assert peer.set(NO_VIEW, b"long:%d" % number, bytes(4 * MIB), ttl) is True
+        stats = peer.stats()
+        assert stats["entries"] == stats["sets"] - stats["evictions"] == 7
         for number in range(12):
-            assert peer.set(NO_VIEW, b"new:%d" % number, bytes(4 * MIB)) is True
-        assert peer.count(b"long:") == 0
-        assert peer.clear(b"") == peer.stats()["sets"] - peer.stats()["evictions"]
-        assert peer.stats()["bytes"] == 0
+            assert peer.delete(NO_VIEW, b"long:%d" % number) in (True, False)
+        assert (peer.stats()["entries"], peer.stats()["bytes"]) == (0, 0)
 
     def test_only_get_counts_hits_and_misses(self, peer: Peer) -> None:
         peer.set(NO_VIEW, b"key", b"value")
@@ -277,6 +281,32 @@ class TestLargeValues:
             assert caught.value.code == "value-too-large"
         assert node.stats()["entries"] == 0
 
+    @pytest.mark.parametrize(
+        "tags", [None, [b"%d" % number for number in range(64)]], ids=["no tags", "tags"]
+    )
+    def test_a_value_about_as_large_as_the_memory_is_stored_or_refused(
+        self, tags: list[bytes] | None
+    ) -> None:
+        node = CacheNode(Store(4 * MIB), max_value_bytes=8 * MIB)
+        key = (SHOP + b"k" * 64 * 1024)[: 64 * 1024]
+        codes = []
+        for size in range(4 * MIB - 64 * 1024 - 70_000, 4 * MIB - 64 * 1024, 250):
+            calls: list[Callable[[], object]] = [
+                lambda value=bytes(size): node.put(NO_VIEW, key, value, 10, None, tags),
+                lambda value=bytes(size): node.set_many(NO_VIEW, [key], [value], 10, tags),
+            ]
+            if tags is None:
+                calls.append(lambda value=bytes(size): node.set(NO_VIEW, key, value, 10))
+                calls.append(lambda value=bytes(size): node.setdefault(NO_VIEW, key, value, 10))
+            for call in calls:
+                try:
+                    call()
+                except PyroError as error:
+                    codes.append(error.code)
+                assert node.stats()["bytes"] <= 4 * MIB
+            node.delete(NO_VIEW, key)
+        assert set(codes) == {"value-too-large"}
+
     @pytest.mark.parametrize("size", [100, 2**16, MIB, 3 * MIB])
     def test_what_is_kept_is_not_much_more_than_what_it_counts_for(self, size: int) -> None:
         node = CacheNode(Store(MAX_MEMORY))
@@ -285,7 +315,7 @@ class TestLargeValues:
         kept = node.get(NO_VIEW, b"key")
         assert kept is not None
         whole = kept.obj if isinstance(kept, memoryview) else kept
-        assert len(whole) <= 2 * size
+        assert len(whole) <= 2 * size  # type: ignore[arg-type]
 
 
 class TestManyKeys:
@@ -373,14 +403,14 @@ class TestManyKeys:
         ):
             for keys, values in ([b"first", key], [b"first", value]), ([key, b"last"], [value, b"last"]):
                 assert peer.refusal("set_many", NO_VIEW, keys, values) == "bad-request"
-        keys = [b"first", b"key"]
-        for values in ([b"value"], [b"value"] * 3, []):
-            assert peer.refusal("set_many", NO_VIEW, keys, values) == "bad-request"
+        both = [b"first", b"key"]
+        for wrong in ([b"value"], [b"value"] * 3, []):
+            assert peer.refusal("set_many", NO_VIEW, both, wrong) == "bad-request"
         too_large = [b"value", bytes(MAX_VALUE_BYTES + 1)]
-        assert peer.refusal("set_many", NO_VIEW, keys, too_large) == "value-too-large"
+        assert peer.refusal("set_many", NO_VIEW, both, too_large) == "value-too-large"
         too_long = [b"first", bytes(64 * 1024 + 1)]
         assert peer.refusal("set_many", NO_VIEW, too_long, [b"value"] * 2) == "key-too-large"
-        assert peer.count(b"") == 0
+        assert peer.stats()["entries"] == 0
 
     def test_a_value_of_the_largest_size_may_come_in_a_batch(self, peer: Peer) -> None:
         assert peer.set_many(NO_VIEW, [b"large", b"small"], [bytes(MAX_VALUE_BYTES), b"x"]) == 2
@@ -406,39 +436,321 @@ class TestManyKeys:
         getattr(peer, method)(NO_VIEW, *[[b"key"] * 1000] * columns)
 
 
-class TestTheWholeStore:
-    def test_count_and_clear_go_by_prefix(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(700)]))
-        peer.set_many(NO_VIEW, *columns([[b"b:%d" % number, b""] for number in range(600)]))
-        peer.set(NO_VIEW, b"a", b"")
-        counted = [peer.count(prefix) for prefix in (b"a:", b"b:", b"c:", b"")]
-        assert counted == [700, 600, 0, 1301]
-        assert peer.clear(b"a:") == 700
-        assert (peer.count(b"a:"), peer.count(b"b:"), peer.count(b"")) == (0, 600, 601)
-        assert peer.clear(b"") == 601
-        assert peer.clear(b"") == 0
+class TestNamespaces:
+    def test_each_is_counted_and_cleared_on_its_own(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[SHOP + b"%d" % number, b""] for number in range(700)]))
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(600)]))
+        peer.set(NO_VIEW, b"\x05shop1key", b"")
+        namespaces = (SHOP, ROOT, b"\x05shop1", b"\x04none", b"")
+        assert [peer.count(namespace) for namespace in namespaces] == [700, 600, 1, 0, 0]
+        assert peer.clear(SHOP) == 700
+        assert [peer.count(namespace) for namespace in namespaces] == [0, 600, 1, 0, 0]
+        assert peer.get(NO_VIEW, SHOP + b"1") is None
+        assert peer.clear(ROOT) == 600
+        assert peer.clear(ROOT) == peer.clear(b"\x04none") == 0
+        assert peer.get(NO_VIEW, b"\x05shop1key") == b""
 
-    def test_expired_entries_are_neither_counted_nor_cleared(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(10)]), 1)
-        peer.set(NO_VIEW, b"a", b"")
+    def test_expired_entries_are_not_counted(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(1000)]), 1)
+        peer.set(NO_VIEW, ROOT + b"a", b"")
+        assert peer.count(ROOT) == 1001
         peer.clock.now += 1
-        assert peer.count(b"a") == 1
-        assert peer.clear(b"a") == 1
+        assert peer.count(ROOT) == 1
+        assert peer.clear(ROOT) == 1
 
-    @pytest.mark.parametrize("method", ["count", "clear", "keys"])
-    def test_a_prefix_is_bytes(self, peer: Peer, method: str) -> None:
-        peer.set(NO_VIEW, b"key", b"value")
-        for wrong in ("key", None, 1, [b"key"]):
+    def test_what_is_cleared_is_swept_in_the_background(self, peer: Peer) -> None:
+        entries = [[SHOP + b"%d" % number, b"old"] for number in range(1000)]
+        for start in range(0, 5000, 1000):
+            peer.set_many(NO_VIEW, [key + b":%d" % start for key, _ in entries], [b"old"] * 1000, 100)
+        assert peer.clear(SHOP) == 5000
+        peer.set_many(NO_VIEW, *columns([[key + b":0", b"new"] for key, _ in entries]))
+        assert peer.count(SHOP) == 1000
+        assert peer.stats()["entries"] > 4000
+        while peer.node.sweep():
+            pass
+        assert peer.stats()["entries"] == peer.count(SHOP) == 1000
+        assert peer.get_many(NO_VIEW, [key + b":0" for key, _ in entries]) == [b"new"] * 1000
+
+    @pytest.mark.parametrize("method", ["count", "clear"])
+    def test_one_is_given_in_bytes(self, peer: Peer, method: str) -> None:
+        peer.set(NO_VIEW, ROOT + b"key", b"value")
+        for wrong in ("key", None, 1, [b"key"], bytes(65 * 1024)):
             assert peer.refusal(method, wrong) == "bad-request"
-        assert peer.count(b"") == 1
+        assert peer.count(ROOT) == 1
+
+    def test_hits_and_misses_are_counted_for_each(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, SHOP + b"key", b"")
+        peer.set(NO_VIEW, ROOT + b"key", b"")
+        for _ in range(3):
+            peer.get(NO_VIEW, SHOP + b"key")
+        peer.get_many(NO_VIEW, [ROOT + b"key", ROOT + b"no key", b"\x04none of it"])
+        found = {namespace: figures for namespace, *figures in peer.stats()["namespaces"]}
+        assert found == {SHOP: [3, 0, 1], ROOT: [1, 1, 1], b"\x04none": [0, 1, 0]}
+        assert (peer.stats()["hits"], peer.stats()["misses"]) == (4, 2)
+
+    def test_of_many_the_most_used_are_told(self, peer: Peer) -> None:
+        for number in range(700):
+            key = b"\x04%04dkey" % number
+            peer.node.set(NO_VIEW, key, b"")
+            for _ in range(number):
+                peer.node.get(NO_VIEW, key)
+        told = peer.stats()["namespaces"]
+        assert [hits for _, hits, _, _ in told] == list(range(699, 199, -1))
 
 
-def whole_scan(peer: Peer, prefix: bytes, limit: int, between: Callable[[int], None]) -> list[bytes]:
+class TestConditions:
+    """`put`: stored or not, as the entry is."""
+
+    def test_absent_and_present(self, peer: Peer) -> None:
+        assert peer.put(NO_VIEW, b"key", b"1", None, "present") is False
+        assert peer.put(NO_VIEW, b"key", b"2", None, "absent") is True
+        assert peer.put(NO_VIEW, b"key", b"3", None, "absent") is False
+        assert peer.get(NO_VIEW, b"key") == b"2"
+        assert peer.put(NO_VIEW, b"key", b"4", 10, "present") is True
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (b"4", 10)
+        peer.clock.now += 10
+        assert peer.put(NO_VIEW, b"key", b"5", None, "present") is False
+        assert peer.put(NO_VIEW, b"key", b"6", None, "absent") is True
+        assert peer.put(NO_VIEW, b"key", b"7") is True
+        assert peer.get(NO_VIEW, b"key") == b"7"
+
+    def test_a_version_is_that_of_one_state(self, peer: Peer) -> None:
+        assert peer.get_with_version(NO_VIEW, b"key") is None
+        peer.set(NO_VIEW, b"key", b"1", 10)
+        value, version = peer.get_with_version(NO_VIEW, b"key")
+        assert (value, peer.get_with_version(NO_VIEW, b"key")) == (b"1", [b"1", version])
+        assert peer.put(NO_VIEW, b"key", b"2", None, version + 1) is False
+        assert peer.put(NO_VIEW, b"other", b"2", None, version) is False
+        assert peer.put(NO_VIEW, b"key", b"2", KEEP_TTL, version) is True
+        assert peer.put(NO_VIEW, b"key", b"3", KEEP_TTL, version) is False
+        assert peer.get_with_version(NO_VIEW, b"key")[1] != version
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (b"2", 10)
+
+    def test_a_version_counts_as_a_get(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value")
+        peer.get_with_version(NO_VIEW, b"key")
+        peer.get_with_version(NO_VIEW, b"no key")
+        assert (peer.stats()["hits"], peer.stats()["misses"]) == (1, 1)
+
+    def test_of_many_at_once_exactly_one_adds_the_key(self, peer: Peer) -> None:
+        added: list[bool] = []
+        callers = [
+            threading.Thread(
+                target=lambda: added.append(peer.node.put(NO_VIEW, b"key", b"value", None, "absent"))
+            )
+            for _ in range(32)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(20)
+        assert sorted(added) == [False] * 31 + [True]
+
+    def test_the_ttl_that_is_there_may_be_kept(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"1", 10)
+        peer.clock.now += 4
+        assert peer.put(NO_VIEW, b"key", b"2", KEEP_TTL) is True
+        assert peer.ttl(NO_VIEW, b"key") == 6
+        assert peer.put(NO_VIEW, b"new", b"2", KEEP_TTL) is True
+        assert peer.ttl(NO_VIEW, b"new") == math.inf
+        peer.clock.now += 6
+        assert peer.put(NO_VIEW, b"key", b"3", KEEP_TTL) is True
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+
+    @pytest.mark.parametrize(
+        "condition", ["gone", b"absent", 0, -1, 1.5, True, [], ["absent"], {}, math.nan], ids=repr
+    )
+    def test_a_condition_is_one_of_a_few(self, peer: Peer, condition: Any) -> None:
+        assert peer.refusal("put", NO_VIEW, b"key", b"value", None, condition) == "bad-request"
+        assert peer.stats()["entries"] == 0
+
+    def test_setdefault_stores_what_is_missing_only(self, peer: Peer) -> None:
+        assert peer.setdefault(NO_VIEW, b"key", b"1", 10) is None
+        assert peer.setdefault(NO_VIEW, b"key", b"2", 99) == b"1"
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (b"1", 10)
+        peer.clock.now += 10
+        assert peer.setdefault(NO_VIEW, b"key", b"3") is None
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+
+    def test_pop_returns_what_it_removes(self, peer: Peer) -> None:
+        assert peer.pop(NO_VIEW, b"key") is None
+        peer.set(NO_VIEW, b"key", b"value", 10)
+        assert peer.pop(NO_VIEW, b"key") == b"value"
+        assert peer.pop(NO_VIEW, b"key") is None
+        peer.set(NO_VIEW, b"key", b"value", 10)
+        peer.clock.now += 10
+        assert peer.pop(NO_VIEW, b"key") is None
+        stats = peer.stats()
+        assert (stats["hits"], stats["misses"], stats["deletes"], stats["bytes"]) == (1, 3, 1, 0)
+
+
+class TestTouch:
+    def test_an_entry_expires_so_much_later_than_now(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value", 10)
+        peer.clock.now += 8
+        assert peer.touch(NO_VIEW, b"key", 10) is True
+        peer.clock.now += 9
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (b"value", 1)
+        assert peer.touch(NO_VIEW, b"key", None) is True
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+        assert peer.touch(NO_VIEW, b"key", 1.5) is True
+        peer.clock.now += 1.5
+        assert peer.touch(NO_VIEW, b"key", 10) is False
+        assert peer.touch(NO_VIEW, b"no key", None) is False
+
+    def test_many_at_once(self, peer: Peer) -> None:
+        keys = [b"key:%d" % number for number in range(10)]
+        peer.set_many(NO_VIEW, keys, [b"value"] * 10, 10)
+        assert peer.touch_many(NO_VIEW, [*keys[:5], b"no key"], 20) == 5
+        assert peer.touch_many(NO_VIEW, [], 20) == 0
+        peer.clock.now += 10
+        assert peer.get_many(NO_VIEW, keys) == [b"value"] * 5 + [None] * 5
+
+    def test_a_get_may_touch(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value", 10)
+        for _ in range(3):
+            peer.clock.now += 9
+            assert peer.get(NO_VIEW, b"key", 10) == b"value"
+        peer.clock.now += 10
+        assert peer.get(NO_VIEW, b"key", 10) is None
+        assert peer.get(NO_VIEW, b"no key", 10) is None
+
+    def test_an_entry_with_tags_keeps_them_and_stays_as_long_as_it_is_to(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, b"key", b"value", 10, None, [b"tag"])
+        assert peer.touch(NO_VIEW, b"key", 20) is True
+        peer.clock.now += 19
+        while peer.node.sweep():
+            pass
+        assert peer.get(NO_VIEW, b"key") == b"value"
+        assert peer.invalidate_tag(b"tag") == 1
+
+
+def frame(number: int) -> bytes:
+    """An int as the client sends it."""
+    return b"w" + number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
+
+
+class TestCounting:
+    def test_a_new_one_begins_at_the_default(self, peer: Peer) -> None:
+        assert peer.incr(NO_VIEW, b"key", frame(5), frame(100), 10) == frame(105)
+        assert peer.get(NO_VIEW, b"key") == frame(105)
+        assert peer.ttl(NO_VIEW, b"key") == 10
+        assert peer.incr(NO_VIEW, b"other", frame(-1), frame(0)) == frame(-1)
+        assert peer.ttl(NO_VIEW, b"other") == math.inf
+
+    def test_it_keeps_its_ttl_and_its_tags(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, b"key", frame(1), 10, None, [b"tag"])
+        peer.clock.now += 4
+        assert peer.incr(NO_VIEW, b"key", frame(1), frame(100), 99) == frame(2)
+        assert peer.ttl(NO_VIEW, b"key") == 6
+        assert peer.invalidate_tag(b"tag") == 1
+        assert peer.incr(NO_VIEW, b"key", frame(1), frame(100)) == frame(101)
+
+    @pytest.mark.parametrize("number", [0, 127, -128, 2**63 - 1, -(2**63), 10**1000])
+    def test_ints_of_any_size(self, peer: Peer, number: int) -> None:
+        peer.set(NO_VIEW, b"key", frame(number))
+        assert peer.incr(NO_VIEW, b"key", frame(1), frame(0)) == frame(number + 1)
+        assert peer.incr(NO_VIEW, b"key", frame(-2 * number), frame(0)) == frame(1 - number)
+
+    @pytest.mark.parametrize("value", [b"", b"w", b"x12", b"n", b"\x80\x05"])
+    def test_what_is_no_int_stays_as_it_is(self, peer: Peer, value: bytes) -> None:
+        peer.set(NO_VIEW, b"key", value, 10)
+        assert peer.refusal("incr", NO_VIEW, b"key", frame(1), frame(0)) == "not-an-int"
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (value, 10)
+
+    @pytest.mark.parametrize("wrong", [1, "1", None, b"", b"w", b"x1", [b"w1"]], ids=repr)
+    def test_numbers_are_frames(self, peer: Peer, wrong: Any) -> None:
+        assert peer.refusal("incr", NO_VIEW, b"key", wrong, frame(0)) == "bad-request"
+        assert peer.refusal("incr", NO_VIEW, b"key", frame(1), wrong) == "bad-request"
+        assert peer.stats()["entries"] == 0
+
+    def test_a_sum_too_large_for_a_value_changes_nothing(self, peer: Peer) -> None:
+        largest = b"w\x7f" + b"\xff" * (MAX_VALUE_BYTES - 2)
+        peer.set(NO_VIEW, b"key", largest)
+        assert peer.refusal("incr", NO_VIEW, b"key", frame(1), frame(0)) == "value-too-large"
+        assert peer.get(NO_VIEW, b"key") == largest
+
+    def test_none_is_lost_when_many_count(self, peer: Peer) -> None:
+        def count() -> None:
+            for _ in range(500):
+                peer.node.incr(NO_VIEW, b"key", frame(1), frame(0))
+
+        callers = [threading.Thread(target=count) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(60)
+        assert peer.get(NO_VIEW, b"key") == frame(4000)
+
+
+class TestTags:
+    def test_all_entries_with_it_are_gone(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(500)]), 50, [b"t"])
+        peer.put(NO_VIEW, ROOT + b"both", b"", None, None, [b"u", b"t", b"t"])
+        peer.put(NO_VIEW, ROOT + b"other", b"", None, None, [b"u"])
+        peer.set(NO_VIEW, ROOT + b"none", b"")
+        assert peer.invalidate_tag(b"t") == 501
+        assert peer.invalidate_tag(b"t") == 0
+        assert peer.count(ROOT) == 2
+        assert sorted(peer.scan(ROOT, ROOT)[1]) == [ROOT + b"none", ROOT + b"other"]
+        assert peer.get_many(NO_VIEW, [ROOT + b"0", ROOT + b"both", ROOT + b"other"]) == [None, None, b""]
+        while peer.node.sweep():
+            pass
+        assert peer.stats()["entries"] == 2
+        assert peer.invalidate_tag(b"u") == 1
+
+    def test_a_new_value_has_the_tags_it_comes_with(self, peer: Peer) -> None:
+        for key in (b"a", b"b", b"c", b"d"):
+            peer.put(NO_VIEW, key, b"1", 10, None, [b"t"])
+        peer.set(NO_VIEW, b"a", b"2")
+        peer.put(NO_VIEW, b"b", b"2", KEEP_TTL)
+        peer.put(NO_VIEW, b"c", b"2", KEEP_TTL, None, [])
+        peer.set_many(NO_VIEW, [b"d"], [b"2"])
+        assert peer.invalidate_tag(b"t") == 1
+        assert peer.get_many(NO_VIEW, [b"a", b"b", b"c", b"d"]) == [b"2", None, b"2", b"2"]
+
+    def test_a_key_is_as_new_after_its_tag_was_invalidated(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, b"key", b"1", 10, None, [b"t"])
+        peer.invalidate_tag(b"t")
+        assert peer.put(NO_VIEW, b"key", b"2", KEEP_TTL, "absent", [b"t"]) is True
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+        assert peer.invalidate_tag(b"t") == 1
+
+    @pytest.mark.parametrize(
+        "tag", ["tag", b"", None, 7, [b"tag"], bytes(2049)], ids=lambda tag: repr(tag)[:20]
+    )
+    def test_a_tag_is_bytes(self, peer: Peer, tag: Any) -> None:
+        assert peer.refusal("invalidate_tag", tag) == "bad-request"
+        assert peer.refusal("put", NO_VIEW, b"key", b"value", None, None, [b"t", tag]) == "bad-request"
+        assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"value"], None, [tag]) == "bad-request"
+        assert peer.stats()["entries"] == 0
+
+    def test_there_are_at_most_64(self, peer: Peer) -> None:
+        tags = [b"%064d" % number for number in range(65)]
+        for wrong in (tags, "tags", b"tags", 7, {"tag": 1}):
+            assert peer.refusal("put", NO_VIEW, b"key", b"value", None, None, wrong) == "bad-request"
+            assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"value"], None, wrong) == "bad-request"
+        assert peer.put(NO_VIEW, b"key", b"value", None, None, tags[:64]) is True
+        assert peer.invalidate_tag(tags[63]) == 1
+        while peer.node.sweep():
+            pass
+        assert peer.stats()["bytes"] == 0
+
+
+def whole_scan(
+    peer: Peer,
+    namespace: bytes,
+    limit: int,
+    between: Callable[[int], None] = lambda pages: None,
+    *,
+    prefix: bytes | None = None,
+    cursor: int = 0,
+) -> list[bytes]:
     """All keys of a scan; ``between`` is called after each page with its number."""
     found: list[bytes] = []
-    cursor, pages = 0, 0
+    pages = 0
     while True:
-        cursor, page = peer.keys(prefix, cursor, limit)
+        cursor, page = peer.scan(namespace, namespace if prefix is None else prefix, cursor, limit)
         assert len(page) <= limit
         found += page
         pages += 1
@@ -448,45 +760,54 @@ def whole_scan(peer: Peer, prefix: bytes, limit: int, between: Callable[[int], N
 
 
 class TestScans:
-    def test_a_scan_of_an_empty_store_ends_at_once(self, peer: Peer) -> None:
-        assert peer.keys(b"") == [0, []]
+    def test_a_scan_of_nothing_ends_at_once(self, peer: Peer) -> None:
+        assert peer.scan(ROOT, ROOT) == [0, []]
+        assert peer.scan(SHOP, SHOP) == [0, []]
 
     @pytest.mark.parametrize("limit", [1, 7, 1000])
     def test_each_key_comes_exactly_once(self, peer: Peer, limit: int) -> None:
-        there = {b"key:%d" % number for number in range(50)}
+        there = {SHOP + b"key:%d" % number for number in range(50)}
         peer.set_many(NO_VIEW, *columns([[key, b""] for key in there]))
-        peer.set(NO_VIEW, b"other", b"")
-        found = whole_scan(peer, b"key:", limit, lambda pages: None)
-        assert len(found) == 50
-        assert set(found) == there
+        peer.set(NO_VIEW, SHOP + b"other", b"")
+        peer.set(NO_VIEW, ROOT + b"key:1", b"")
+        found = whole_scan(peer, SHOP, limit, prefix=SHOP + b"key:")
+        assert sorted(found) == sorted(there)
+        assert sorted(whole_scan(peer, SHOP, limit)) == sorted({*there, SHOP + b"other"})
+
+    def test_a_prefix_of_another_namespace_finds_nothing(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, ROOT + b"key", b"")
+        peer.set(NO_VIEW, SHOP + b"key", b"")
+        for prefix in (b"\1", SHOP, b"", SHOP[:3]):
+            assert peer.scan(ROOT, prefix) == [0, [ROOT + b"key"] if not prefix else []]
 
     def test_a_page_has_a_thousand_keys_unless_told_otherwise(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(1000)]))
-        peer.set(NO_VIEW, b"one more", b"")
-        cursor, page = peer.keys(b"")
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(1000)]))
+        peer.set(NO_VIEW, ROOT + b"one more", b"")
+        cursor, page = peer.scan(ROOT, ROOT)
         assert cursor != 0
         assert len(page) == 1000
-        assert len(peer.keys(b"", cursor)[1]) == 1
+        assert len(peer.scan(ROOT, ROOT, cursor)[1]) == 1
 
     def test_keys_that_stay_come_exactly_once_while_others_come_and_go(self, peer: Peer) -> None:
-        staying = {b"stays:%d" % number for number in range(200)}
-        leaving = {b"leaves:%d" % number for number in range(200)}
-        peer.set_many(NO_VIEW, *columns([[key, b""] for key in sorted(staying | leaving)]))
+        staying = {ROOT + b"stays:%d" % number for number in range(1000)}
+        leaving = [ROOT + b"leaves:%d" % number for number in range(200)]
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in sorted(staying)]))
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in leaving]))
 
         def disturb(pages: int) -> None:
-            peer.set_many(
-                NO_VIEW, *columns([[b"comes:%d:%d" % (pages, number), b""] for number in range(30)])
-            )
+            if pages <= 20:
+                more = [[ROOT + b"comes:%d:%d" % (pages, number), b""] for number in range(500)]
+                peer.set_many(NO_VIEW, *columns(more))
             peer.set_many(NO_VIEW, *columns([[key, b"again"] for key in sorted(staying)[:100]]))
-            peer.delete_many(NO_VIEW, sorted(leaving)[pages * 10 : pages * 10 + 10])
+            peer.delete_many(NO_VIEW, leaving[pages * 10 : pages * 10 + 10])
 
-        found = whole_scan(peer, b"", 20, disturb)
+        found = whole_scan(peer, ROOT, 100, disturb)
         assert sorted(key for key in found if key in staying) == sorted(staying)
         assert len(found) == len(set(found)), "no key comes twice"
 
     def test_the_same_holds_for_keys_that_are_long(self, peer: Peer) -> None:
         def long(name: bytes) -> bytes:
-            return name + b":" + b"k" * 20_000
+            return ROOT + name + b":" + b"k" * 20_000
 
         staying = {long(b"stays:%d" % number) for number in range(60)}
         leaving = [long(b"leaves:%d" % number) for number in range(60)]
@@ -499,104 +820,93 @@ class TestScans:
             peer.set_many(NO_VIEW, *columns([[key, b"again"] for key in staying]))
             peer.delete_many(NO_VIEW, leaving[pages * 3 : pages * 3 + 3])
 
-        found = whole_scan(peer, b"", 10, disturb)
+        found = whole_scan(peer, ROOT, 10, disturb)
         assert sorted(key for key in found if key in staying) == sorted(staying)
         assert len(found) == len(set(found)), "no key comes twice"
 
     def test_keys_that_are_deleted_or_expire_meanwhile_do_not_come(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"a:%d" % number, b""] for number in range(10)]), 10)
-        peer.set_many(NO_VIEW, *columns([[b"b:%d" % number, b""] for number in range(10)]))
-        cursor, page = peer.keys(b"", 0, 1)
-        peer.clear(b"b:")
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"a:%d" % number, b""] for number in range(10)]), 10)
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"b:%d" % number, b""] for number in range(10)]))
+        cursor, page = peer.scan(ROOT, ROOT, 0, 1)
+        peer.delete_many(NO_VIEW, [ROOT + b"b:%d" % number for number in range(10)])
         peer.clock.now += 10
-        assert peer.keys(b"", cursor, 1000) == [0, []]
+        assert peer.scan(ROOT, ROOT, cursor, 1000) == [0, []]
         assert len(page) == 1
 
-    def test_scans_do_not_disturb_each_other(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
-        first, first_page = peer.keys(b"", 0, 10)
-        second, second_page = peer.keys(b"", 0, 20)
-        assert len(set(first_page + peer.keys(b"", first)[1])) == 30
-        assert len(set(second_page + peer.keys(b"", second)[1])) == 30
+    def test_a_scan_goes_on_after_a_clear(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(1000)]))
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"more %d" % number, b""] for number in range(1000)]))
+        cursor, _ = peer.scan(ROOT, ROOT, 0, 10)
+        peer.clear(ROOT)
+        new = {ROOT + b"new %d" % number for number in range(10)}
+        peer.set_many(NO_VIEW, *columns([[key, b""] for key in new]))
+        assert set(whole_scan(peer, ROOT, 10, cursor=cursor)) <= new
 
-    def test_a_cursor_works_once(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
-        cursor, _ = peer.keys(b"", 0, 10)
-        assert peer.keys(b"", cursor, 1000)[0] == 0
-        assert peer.refusal("keys", b"", cursor, 1000) == "scan-expired"
+    def test_a_cursor_may_be_used_again(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(30)]))
+        cursor, first = peer.scan(ROOT, ROOT, 0, 10)
+        pages = [peer.scan(ROOT, ROOT, cursor, 1000)[1] for _ in range(2)]
+        assert pages[0] == pages[1]
+        assert len({*first, *pages[0]}) == 30
 
-    def test_a_cursor_nobody_gave_out_is_refused(self, peer: Peer) -> None:
-        for cursor in (1, -1, 2**62):
-            assert peer.refusal("keys", b"", cursor) == "scan-expired"
-
-    def test_a_scan_that_rests_too_long_is_forgotten_when_others_are_under_way(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
-        resting, _ = peer.keys(b"", 0, 10)
-        peer.clock.now += 3600
-        peer.keys(b"", 0, 10)
-        assert peer.refusal("keys", b"", resting, 10) == "scan-expired"
-
-    def test_too_many_scans_cost_the_one_that_rested_longest(self, peer: Peer) -> None:
-        peer.set_many(NO_VIEW, *columns([[b"key:%d" % number, b""] for number in range(30)]))
-        oldest, _ = peer.keys(b"", 0, 10)
-        latest = oldest
-        for _ in range(100):
-            peer.clock.now += 0.001
-            latest, _ = peer.keys(b"", 0, 10)
-        assert peer.refusal("keys", b"", oldest, 10) == "scan-expired"
-        assert len(peer.keys(b"", latest, 1000)[1]) == 20
+    def test_any_cursor_is_answered(self, peer: Peer) -> None:
+        peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(30)]))
+        for cursor in (1, 2**62, 2**63, 2**64 - 1):
+            assert len(peer.scan(ROOT, ROOT, cursor)[1]) <= 30
 
     def test_a_limit_is_an_int_from_1_to_1000_and_a_cursor_an_int(self, peer: Peer) -> None:
         for limit in (0, -1, 1001, 1.5, True, "1", None):
-            assert peer.refusal("keys", b"", 0, limit) == "bad-request"
-        for cursor in (0.0, False, "0", None, b""):
-            assert peer.refusal("keys", b"", cursor) == "bad-request"
+            assert peer.refusal("scan", ROOT, ROOT, 0, limit) == "bad-request"
+        for cursor in (0.0, False, "0", None, b"", -1):
+            assert peer.refusal("scan", ROOT, ROOT, cursor) == "bad-request"
+
+    def test_a_namespace_and_a_prefix_are_bytes(self, peer: Peer) -> None:
+        for wrong in ("key", None, 1, [b"key"], bytes(65 * 1024)):
+            assert peer.refusal("scan", wrong, ROOT) == "bad-request"
+            assert peer.refusal("scan", ROOT, wrong) == "bad-request"
 
     def test_pages_of_long_keys_stay_small(self, peer: Peer) -> None:
-        there = {b"%04d" % number + b"k" * 60_000 for number in range(150)}
+        there = {ROOT + b"%04d" % number + b"k" * 60_000 for number in range(150)}
         for key in there:
             peer.set(NO_VIEW, key, b"")
-        cursor, page = peer.keys(b"")
+        cursor, page = peer.scan(ROOT, ROOT)
         assert sum(map(len, page)) < 5 * MIB
-        found = page + whole_scan_from(peer, cursor)
+        found = page + whole_scan(peer, ROOT, 1000, cursor=cursor)
         assert sorted(found) == sorted(there)
 
-    def test_a_page_does_not_keep_others_waiting_while_it_skips_what_is_gone(self) -> None:
+    @pytest.mark.parametrize("gone", ["expired", "other keys"])
+    def test_a_page_does_not_keep_others_waiting_while_it_skips(self, gone: str) -> None:
         keys = 60_000
-        looked_up = 0
+        pages = 0
         under_way = threading.Event()
 
         class Watched(Store):
-            def contains(self, key: bytes) -> bool:
-                nonlocal looked_up
-                looked_up += 1
-                if looked_up == 5:
+            def page(self, *arguments: Any, **options: Any) -> tuple[list[bytes], int]:
+                nonlocal pages
+                pages += 1
+                if pages == 2:
                     under_way.set()
-                return super().contains(key)
+                return super().page(*arguments, **options)
 
-        node = CacheNode(Watched(64 * MIB))
+        clock = Clock()
+        node = CacheNode(Watched(64 * MIB, clock=clock), clock=clock)
         for start in range(0, keys, 1000):
-            node.set_many(NO_VIEW, *columns([[b"%d" % number, b""] for number in range(start, start + 1000)]))
-        cursor, _ = node.keys(b"", 0, 1)
-        node.clear(b"")
-        looked_up = 0
-        under_way.clear()
-        scan = threading.Thread(target=node.keys, args=(b"", cursor))
+            batch = [ROOT + b"%d" % number for number in range(start, start + 1000)]
+            node.set_many(NO_VIEW, batch, [b""] * 1000, 1.0)
+        if gone == "expired":
+            clock.now += 1
+        scan = threading.Thread(target=whole_scan_of, args=(node, ROOT + b"x"))
         scan.start()
         assert under_way.wait(20)
         assert node.get(NO_VIEW, b"key") is None
-        seen_by_then = looked_up
+        seen_by_then = pages
         scan.join(20)
-        assert seen_by_then < keys - 1, f"a get waited until all {keys} keys had been looked up"
+        assert seen_by_then < pages, "a get waited until the scan was over"
 
 
-def whole_scan_from(peer: Peer, cursor: int) -> list[bytes]:
-    """The remaining keys of a scan."""
-    found: list[bytes] = []
-    while cursor != 0:
-        cursor, page = peer.keys(b"", cursor)
-        found += page
-    return found
+def whole_scan_of(node: CacheNode, prefix: bytes) -> list[bytes]:
+    """A scan of the root that nothing comes between."""
+    return whole_scan(Peer(node, node, Clock(), []), ROOT, 1000, prefix=prefix)
 
 
 class TestViews:
@@ -626,12 +936,22 @@ class TestViews:
         [
             ("get", (b"key",)),
             ("set", (b"key", b"new")),
+            ("get", (b"key", 10)),
+            ("put", (b"key", b"new")),
+            ("put", (b"key", b"new", None, "present", [b"tag"])),
+            ("setdefault", (b"other", b"new")),
+            ("get_with_version", (b"key",)),
+            ("incr", (b"other", b"w\1", b"w\0")),
             ("delete", (b"key",)),
+            ("pop", (b"key",)),
             ("contains", (b"key",)),
             ("ttl", (b"key",)),
+            ("touch", (b"key", 1)),
             ("get_many", ([b"key"],)),
             ("set_many", ([b"key"], [b"new"])),
+            ("set_many", ([b"key"], [b"new"], None, [b"tag"])),
             ("delete_many", ([b"key"],)),
+            ("touch_many", ([b"key"], 1)),
         ],
     )
     def test_another_view_is_stale_and_changes_nothing(
@@ -650,7 +970,8 @@ class TestViews:
         assert {name: after[name] for name in ("hits", "misses", "sets", "deletes", "entries")} == {
             name: before[name] for name in ("hits", "misses", "sets", "deletes", "entries")
         }
-        assert peer.get(view.id, b"key") == b"old"
+        assert (peer.get(view.id, b"key"), peer.ttl(view.id, b"key")) == (b"old", math.inf)
+        assert peer.contains(view.id, b"other") is False
 
     def test_a_stale_view_seen_in_a_ping_is_noted(self, peer: Peer) -> None:
         peer.node.adopt(two_members())
@@ -672,6 +993,18 @@ class TestViews:
         peer.node.adopt(view)
         assert peer.get_many(view.id, mine) == [b"value"] * 20
         assert peer.get_many(view.id, theirs) == [None] * 20
+        assert peer.stats()["entries"] == 20
+
+    def test_expired_values_that_are_kept_a_while_are_dropped_as_well(self, peer: Peer) -> None:
+        view = two_members()
+        key = owned_by(view, "cache.node.2", 1)[0]
+        answer = peer.node.lease(NO_VIEW, key, 10, 0)
+        assert answer is not None
+        token = answer[1]
+        assert peer.node.fill(NO_VIEW, key, token, b"value", 10, 100) is True
+        peer.clock.now += 10
+        peer.node.adopt(view)
+        assert peer.stats()["entries"] == 0
 
     @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)
     def test_a_view_is_given_by_its_id(self, peer: Peer, view: Any) -> None:
@@ -679,7 +1012,7 @@ class TestViews:
         assert peer.refusal("get", view, b"key") == "bad-request"
         assert peer.refusal("set", view, b"key", b"value") == "bad-request"
         assert peer.refusal("get_many", view, [b"key"]) == "bad-request"
-        assert peer.count(b"") == 0
+        assert peer.stats()["entries"] == 0
 
 
 WRONG_KEYS: list[Any] = ["key", b"", None, 7, 1.5, True, [b"key"], {"key": 1}]
@@ -688,28 +1021,38 @@ WRONG_KEYS: list[Any] = ["key", b"", None, 7, 1.5, True, [b"key"], {"key": 1}]
 class TestWrongArguments:
     @pytest.mark.parametrize("key", WRONG_KEYS, ids=repr)
     def test_a_key_is_bytes_and_not_empty(self, peer: Peer, key: Any) -> None:
-        for method in ("get", "delete", "contains", "ttl"):
+        for method in ("get", "delete", "contains", "ttl", "pop", "get_with_version"):
             assert peer.refusal(method, NO_VIEW, key) == "bad-request"
-        assert peer.refusal("set", NO_VIEW, key, b"value") == "bad-request"
-        assert peer.count(b"") == 0
+        for method in ("set", "put", "setdefault"):
+            assert peer.refusal(method, NO_VIEW, key, b"value") == "bad-request"
+        assert peer.refusal("touch", NO_VIEW, key, 1) == "bad-request"
+        assert peer.refusal("touch_many", NO_VIEW, [b"key", key], 1) == "bad-request"
+        assert peer.refusal("incr", NO_VIEW, key, b"w\1", b"w\1") == "bad-request"
+        assert peer.stats()["entries"] == 0
 
     def test_a_key_is_at_most_64_kib_long(self, peer: Peer) -> None:
         longest = bytes(64 * 1024)
         assert peer.set(NO_VIEW, longest, b"value") is True
-        for method in ("get", "delete", "contains", "ttl"):
+        for method in ("get", "delete", "contains", "ttl", "pop", "get_with_version"):
             assert peer.refusal(method, NO_VIEW, longest + b"x") == "key-too-large"
-        assert peer.refusal("set", NO_VIEW, longest + b"x", b"value") == "key-too-large"
-        assert peer.count(b"") == 1
+        for method in ("set", "put", "setdefault"):
+            assert peer.refusal(method, NO_VIEW, longest + b"x", b"value") == "key-too-large"
+        assert peer.refusal("touch", NO_VIEW, longest + b"x", 1) == "key-too-large"
+        assert peer.refusal("incr", NO_VIEW, longest + b"x", b"w\1", b"w\1") == "key-too-large"
+        assert peer.stats()["entries"] == 1
 
     @pytest.mark.parametrize("value", ["value", None, 7, [b"value"], {"value": 1}], ids=repr)
     def test_a_value_is_bytes(self, peer: Peer, value: Any) -> None:
         peer.set(NO_VIEW, b"key", b"old")
-        assert peer.refusal("set", NO_VIEW, b"key", value) == "bad-request"
+        for method in ("set", "put", "setdefault"):
+            assert peer.refusal(method, NO_VIEW, b"key", value) == "bad-request"
         assert peer.get(NO_VIEW, b"key") == b"old"
 
     def test_a_value_is_at_most_as_long_as_the_node_takes(self, peer: Peer) -> None:
         peer.set(NO_VIEW, b"key", b"old")
-        assert peer.refusal("set", NO_VIEW, b"key", bytes(MAX_VALUE_BYTES + 1)) == "value-too-large"
+        for method in ("set", "put", "setdefault"):
+            too_large = bytes(MAX_VALUE_BYTES + 1)
+            assert peer.refusal(method, NO_VIEW, b"key", too_large) == "value-too-large"
         assert peer.get(NO_VIEW, b"key") == b"old"
         assert peer.set(NO_VIEW, b"key", bytes(MAX_VALUE_BYTES)) is True
 
@@ -718,6 +1061,13 @@ class TestWrongArguments:
         peer.set(NO_VIEW, b"key", b"old")
         assert peer.refusal("set", NO_VIEW, b"key", b"new", ttl) == "bad-request"
         assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"new"], ttl) == "bad-request"
+        assert peer.refusal("setdefault", NO_VIEW, b"key", b"new", ttl) == "bad-request"
+        assert peer.refusal("touch", NO_VIEW, b"key", ttl) == "bad-request"
+        assert peer.refusal("touch_many", NO_VIEW, [b"key"], ttl) == "bad-request"
+        assert peer.refusal("get", NO_VIEW, b"key", ttl) == "bad-request"
+        assert peer.refusal("incr", NO_VIEW, b"key", b"w\1", b"w\1", ttl) == "bad-request"
+        if ttl != KEEP_TTL:
+            assert peer.refusal("put", NO_VIEW, b"key", b"new", ttl) == "bad-request"
         assert peer.get(NO_VIEW, b"key") == b"old"
         assert peer.ttl(NO_VIEW, b"key") == math.inf
 
@@ -745,6 +1095,11 @@ class TestWrongArguments:
             ("set_many", (NO_VIEW, [b"key"], ["secret"])),
             ("set_many", (NO_VIEW, ["secret"], [b"value"])),
             ("clear", ("secret",)),
+            ("put", (NO_VIEW, b"key", b"value", None, "secret")),
+            ("put", (NO_VIEW, b"key", b"value", None, None, ["secret"])),
+            ("incr", (NO_VIEW, b"key", b"secret", b"w\1")),
+            ("invalidate_tag", ("secret",)),
+            ("scan", (ROOT, "secret")),
         ):
             with pytest.raises(Refused) as caught:
                 getattr(peer, method)(*arguments)
@@ -769,18 +1124,37 @@ class TestStats:
         assert figures["expirations"] == 1
         assert figures["evictions"] == 0
         assert figures["entries"] == 1
-        assert 0 < figures["bytes"] < 1000
+        assert 0 < figures["bytes"] < 2000
         assert figures["max_bytes"] == MAX_MEMORY
         assert figures["uptime_seconds"] == 10
         assert isinstance(figures["pid"], int)
 
-    def test_a_full_node_evicts_the_least_recently_used(self, peer: Peer) -> None:
+    def test_they_are_counted_anew_when_asked_to(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"a", b"12345", 10)
+        peer.get(NO_VIEW, b"a")
+        peer.get(NO_VIEW, b"x")
+        peer.delete(NO_VIEW, b"x")
+        peer.clock.now += 3
+        assert peer.reset_stats() is True
+        peer.clock.now += 4
+        figures = peer.stats()
+        counters = ("hits", "misses", "sets", "deletes", "evictions", "expirations")
+        assert [figures[name] for name in counters] == [0] * 6
+        assert figures["entries"] == 1
+        assert (figures["uptime_seconds"], figures["counted_seconds"]) == (7, 4)
+
+    def test_the_policy_has_a_name(self, peer: Peer) -> None:
+        assert peer.stats()["policy"] == DEFAULT_POLICY
+
+    def test_a_full_node_evicts_as_few_as_it_can(self, peer: Peer) -> None:
         value = bytes(4 * MIB)
         for number in range(7):
             peer.set(NO_VIEW, b"%d" % number, value)
         peer.get(NO_VIEW, b"0")
+        assert peer.stats()["evictions"] == 0
         peer.set(NO_VIEW, b"7", value)
         there = [number for number in range(8) if peer.contains(NO_VIEW, b"%d" % number)]
-        assert there == [0, 2, 3, 4, 5, 6, 7]
+        assert len(there) == 7
+        assert 7 in there
         assert peer.stats()["evictions"] == 1
         assert peer.stats()["bytes"] <= MAX_MEMORY
