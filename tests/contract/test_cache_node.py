@@ -10,6 +10,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import Pyro5.api
@@ -292,12 +293,12 @@ class TestLargeValues:
         codes = []
         for size in range(4 * MIB - 64 * 1024 - 70_000, 4 * MIB - 64 * 1024, 250):
             calls: list[Callable[[], object]] = [
-                lambda value=bytes(size): node.put(NO_VIEW, key, value, 10, None, tags),
-                lambda value=bytes(size): node.set_many(NO_VIEW, [key], [value], 10, tags),
+                partial(node.put, NO_VIEW, key, bytes(size), 10, None, tags),
+                partial(node.set_many, NO_VIEW, [key], [bytes(size)], 10, tags),
             ]
             if tags is None:
-                calls.append(lambda value=bytes(size): node.set(NO_VIEW, key, value, 10))
-                calls.append(lambda value=bytes(size): node.setdefault(NO_VIEW, key, value, 10))
+                calls.append(partial(node.set, NO_VIEW, key, bytes(size), 10))
+                calls.append(partial(node.setdefault, NO_VIEW, key, bytes(size), 10))
             for call in calls:
                 try:
                     call()
