@@ -47,11 +47,14 @@ from pyrocache.node.store import Store
 from pyrocache.processes import start_node
 
 NO_VIEW = 0
-PREFIX = b"contract:"
+PREFIX = b"\x08contract"  # a namespace
+KEY = PREFIX + b"key"
 
 METHODS = {
-    "get", "set", "delete", "contains", "ttl", "get_many", "set_many", "delete_many",
-    "count", "clear", "keys", "stats", "ping", "members",
+    "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
+    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag",
+    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release",
+    "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
 
 
@@ -133,23 +136,45 @@ class TestAStockProxyOnOurNode:
         assert proxy.set(NO_VIEW, key=c, value=b"named", ttl_seconds=0.5) is True
         assert proxy.get(NO_VIEW, a) == everything
         assert proxy.get(NO_VIEW, b) == b""
-        assert proxy.get(NO_VIEW, PREFIX) is None
+        assert proxy.get(NO_VIEW, KEY) is None
         assert proxy.contains(NO_VIEW, b) is True
         assert proxy.ttl(NO_VIEW, a) == math.inf
         assert 50 < proxy.ttl(NO_VIEW, b) <= 60
-        assert proxy.ttl(NO_VIEW, PREFIX) is None
+        assert proxy.ttl(NO_VIEW, KEY) is None
         assert proxy.delete(NO_VIEW, c) is True
         assert proxy.delete(NO_VIEW, c) is False
         assert proxy.set_many(NO_VIEW, (a, b), (b"1", b"2"), 60.0) == 2
-        assert proxy.get_many(NO_VIEW, (a, PREFIX, b)) == [b"1", None, b"2"]
+        assert proxy.get_many(NO_VIEW, (a, KEY, b)) == [b"1", None, b"2"]
         assert proxy.count(PREFIX) == 2
-        cursor, page = proxy.keys(PREFIX, 0, 1)
-        last, rest = proxy.keys(PREFIX, cursor, limit=10)
+        cursor, page = proxy.scan(PREFIX, PREFIX, 0, 1)
+        last, rest = proxy.scan(PREFIX, PREFIX, cursor, limit=10)
         assert last == 0
         assert sorted(page + rest) == [a, b]
-        assert proxy.delete_many(NO_VIEW, [a, PREFIX]) == 1
+        assert proxy.delete_many(NO_VIEW, [a, KEY]) == 1
         assert proxy.clear(PREFIX) == 1
-        assert proxy.stats()["sets"] >= 5
+        assert proxy.put(NO_VIEW, a, b"w\x01", 60.0, "absent", [b"tag"]) is True
+        assert proxy.setdefault(NO_VIEW, a, b"other") == b"w\x01"
+        assert proxy.incr(NO_VIEW, a, b"w\x02", b"w\x00") == b"w\x03"
+        value, version = proxy.get_with_version(NO_VIEW, a)
+        assert value == b"w\x03"
+        assert proxy.put(NO_VIEW, a, b"new", -1, version) is True
+        assert proxy.touch(NO_VIEW, a, 90.0) is True
+        assert proxy.touch_many(NO_VIEW, [a, b], 90.0) == 1
+        assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
+        assert proxy.invalidate_tag(b"tag") == 1
+        assert proxy.set(NO_VIEW, a, b"value") is True
+        assert proxy.pop(NO_VIEW, a) == b"value"
+        _, token, _ = proxy.lease(NO_VIEW, a, 10, 0)
+        assert proxy.fill(NO_VIEW, a, token, b"loaded", 60.0, 60.0, 0.5) is True
+        assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]
+        _, token, _ = proxy.lease(NO_VIEW, b, 10, 0)
+        assert proxy.abandon(NO_VIEW, b, token) is True
+        token = proxy.acquire(NO_VIEW, KEY, 1, 10, 0)
+        assert proxy.renew(NO_VIEW, KEY, token, 10) is True
+        assert proxy.release(NO_VIEW, KEY, token) is True
+        assert proxy.reset_stats() is True
+        assert proxy.set(NO_VIEW, a, b"value") is True
+        assert proxy.stats()["sets"] >= 1
         assert proxy.ping()["serving"] is True
         assert {len(fields) for fields in proxy.members()} == {6}
         assert [name for name, *_ in proxy.members()] == ["cache.node.1", "cache.node.2", "cache.node.3"]
@@ -158,11 +183,11 @@ class TestAStockProxyOnOurNode:
         for method, arguments, code in (
             ("get", (NO_VIEW, "no bytes"), "bad-request"),
             ("get", (NO_VIEW, b"k" * 70_000), "key-too-large"),
-            ("set", (NO_VIEW, PREFIX, b"value", -1), "bad-request"),
+            ("set", (NO_VIEW, KEY, b"value", -1), "bad-request"),
             ("set", (NO_VIEW,), "bad-request"),
-            ("set", (NO_VIEW, PREFIX, b"value", 1, 2, 3), "bad-request"),
-            ("keys", (PREFIX, 12345), "scan-expired"),
-            ("get", (12345, PREFIX), "stale-view"),
+            ("set", (NO_VIEW, KEY, b"value", 1, 2, 3), "bad-request"),
+            ("scan", (PREFIX, PREFIX, -1), "bad-request"),
+            ("get", (12345, KEY), "stale-view"),
         ):
             with pytest.raises(PyroError) as caught:
                 getattr(proxy, method)(*arguments)
@@ -176,7 +201,7 @@ class TestAStockProxyOnOurNode:
 
     def test_a_stale_view_tells_the_nodes_view(self, proxy: Any) -> None:
         with pytest.raises(PyroError) as caught:
-            proxy.get(12345, PREFIX)
+            proxy.get(12345, KEY)
         assert caught.value.detail == proxy.members()
 
     def test_what_a_proxy_does_not_know_it_does_not_send(self, proxy: Any) -> None:
@@ -186,8 +211,8 @@ class TestAStockProxyOnOurNode:
 
     def test_a_value_of_many_megabytes_passes(self, proxy: Any) -> None:
         value = bytes(range(256)) * 65536
-        assert proxy.set(NO_VIEW, PREFIX, value) is True
-        assert proxy.get(NO_VIEW, PREFIX) == value
+        assert proxy.set(NO_VIEW, KEY, value) is True
+        assert proxy.get(NO_VIEW, KEY) == value
 
     def test_a_timeout_is_kept(self, cluster_of_one: LocalCluster) -> None:
         with stock_proxy(through_its_address(cluster_of_one)) as proxy:
@@ -212,8 +237,8 @@ class TestAStockProxyOnOurNode:
         current_context.correlation_id = uuid.uuid4()
         current_context.annotations = {"TEST": b"of the caller"}
         try:
-            assert proxy.set(NO_VIEW, PREFIX, b"value") is True
-            assert proxy.get(NO_VIEW, PREFIX) == b"value"
+            assert proxy.set(NO_VIEW, KEY, b"value") is True
+            assert proxy.get(NO_VIEW, KEY) == b"value"
             assert current_context.response_annotations == {}
         finally:
             current_context.correlation_id = None
