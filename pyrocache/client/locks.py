@@ -2,7 +2,7 @@
 
 A lock is a name. Its owner node grants it to one caller at a time, or to so many, until it is given back, the
 connection that it was granted on closes, or it was not renewed for its time to live. While any lock is held, one daemon
-thread of this process renews all of them; it starts with the first and ends after the last.
+thread of this process renews all of them; it starts with the first and ends soon after the last.
 
 Each `Grant` has its connection in a list of one: whoever takes it out, the renewing thread or the one that releases
 the lock, uses it alone. So nobody waits for a lock of this process, which an exception raised by a signal handler
@@ -31,8 +31,11 @@ from pyrocache.errors import LockLost, LockTimeout, NodeUnavailable, PyroCacheEr
 _NO_VIEW = 0
 _RENEWALS = 3  # in a lock's time to live
 _PAUSE_SECONDS = 0.02
+_LONGEST_TTL_SECONDS = 86400.0  # that a node gives
+_LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
-_LONGEST_REST_SECONDS = 3600.0
+_FEW = 64
+_LONGEST_REST_SECONDS = 2.0  # after the last lock was released, the thread is there for so long
 
 
 class Grant:
@@ -55,7 +58,7 @@ class Grant:
     def __init__(self, name: bytes, token: int, ttl_seconds: float, held: Held) -> None:
         self.name = name
         self.token = token
-        self.ttl_seconds = ttl_seconds
+        self.ttl_seconds = min(ttl_seconds, _LONGEST_TTL_SECONDS)
         self.idle = [held]
         self.over = False
         self.process = os.getpid()
@@ -64,7 +67,7 @@ class Grant:
     def renewed(self, at: float) -> None:
         """The time to live begins anew."""
         self.good_until = at + self.ttl_seconds
-        self.renew_at = at + self.ttl_seconds / _RENEWALS
+        self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
     @property
     def held(self) -> bool:
@@ -271,9 +274,11 @@ class _Renewer:
 
     def reset(self) -> None:
         """Begin anew: in a forked child the thread does not exist, and the locks are the parent's."""
-        self._lock = threading.Lock()  # guards: _grants, _pipe
+        self._lock = threading.Lock()  # guards: all that follows
         self._grants: list[weakref.ref[Grant]] = []
-        self._pipe: tuple[int, int] | None = None  # wakes the thread; None: there is none
+        self._look_through_at = _FEW  # so many of them
+        self._wake_at = math.inf  # when the thread looks around by itself
+        self._pipe: tuple[int, int] | None = None  # wakes it before that; None: there is none
 
     def reset_after_fork(self) -> None:
         """As `reset`, and close what was inherited."""
@@ -289,8 +294,17 @@ class _Renewer:
                 self._pipe = os.pipe()
                 # No threading.Thread: its start waits at a lock that Python code implements.
                 _thread.start_new_thread(self._run, (self._pipe[0],))
-            else:
+            elif grant.renew_at < self._wake_at:
                 os.write(self._pipe[1], b"\0")
+            if len(self._grants) > self._look_through_at:
+                self._live()
+
+    def _live(self) -> list[Grant]:
+        """Those to renew, under the lock; the others are forgotten."""
+        grants = [grant for reference in self._grants if (grant := reference()) and not grant.over]
+        self._grants = [weakref.ref(grant) for grant in grants]
+        self._look_through_at = 2 * len(grants) + _FEW
+        return grants
 
     def _run(self, receiver: int) -> None:
         under_way: dict[int, tuple[Grant, Held, float]] = {}
@@ -302,7 +316,7 @@ class _Renewer:
 
     def _end(self) -> bool:
         with self._lock:
-            if self._grants:
+            if self._live():
                 return False
             for descriptor in self._pipe or ():
                 os.close(descriptor)
@@ -313,12 +327,13 @@ class _Renewer:
         """Ask for those that are to be renewed now; when the next is (monotonic seconds)."""
         now = time.monotonic()
         with self._lock:
-            grants = [grant for reference in self._grants if (grant := reference()) and not grant.over]
-            self._grants = [weakref.ref(grant) for grant in grants]
+            grants = self._live()
+            wake_at = min((grant.renew_at for grant in grants if grant.renew_at > now), default=math.inf)
+            self._wake_at = wake_at
         for grant in grants:
-            if now >= grant.renew_at:
+            if grant.renew_at <= now:
                 self._begin(grant, under_way, now)
-        return min((grant.renew_at for grant in grants), default=math.inf)
+        return wake_at
 
     def _begin(self, grant: Grant, under_way: dict[int, tuple[Grant, Held, float]], now: float) -> None:
         """Ask the node to renew a lock; its answer comes while others are asked."""

@@ -255,7 +255,7 @@ def renewing() -> bool:
 
 
 def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
-    eventually(lambda: not renewing())
+    eventually(lambda: not renewing(), 10)
     descriptors = len(os.listdir("/proc/self/fd"))
     locks = [cache.lock(number, ttl_seconds=0.3) for number in range(20)]
     with contextlib.ExitStack() as stack:
@@ -265,7 +265,7 @@ def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cac
         time.sleep(1.0)
         assert all(lock.held for lock in locks)
         assert not any(is_free(cache, number) for number in range(20))
-    eventually(lambda: not renewing())
+    eventually(lambda: not renewing(), 10)
     at_rest = len(locks) + 2 * len(cache.nodes())  # connections
     assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
 
