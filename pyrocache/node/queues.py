@@ -36,8 +36,8 @@ _LARGEST_EPOCH = 1024
 _MOST_MOVES = 128
 """Keys that one eviction may move to where they belong, so that none takes long. What is due is amortised."""
 
-_REMOVALS_PER_CHUNK = 64
-"""One chunk is cleared of removed keys each time so many more have been removed."""
+_LOOKS_PER_REMOVAL = 4
+"""For each key that is removed, so many queued ones are looked at, and forgotten if they were removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Queues:
         ] = {}  # last epoch of use and number of epochs with a use, as _bump has them
         self._removed: set[bytes] = set()  # removed keys that are still queued
         self._cleared = 0  # removals until the next chunk is cleared
-        self._to_clear: list[tuple[_Queue, _Chunk]] = []
+        self._to_clear: list[tuple[_Queue, int]] = []
         self._ghosts: _Ghosts | None = None
         self._epoch = 0
         self._next_epoch()
@@ -174,20 +174,21 @@ class Queues:
         self._less = (0, 0, now - 3, now - 2)  # once less, and not yet in this epoch
 
     def _clear_chunk(self) -> None:
-        """Forget the removed keys in one chunk; all chunks have their turn."""
-        self._cleared = _REMOVALS_PER_CHUNK
+        """Forget the removed keys in one chunk. All chunks have their turn, so about half the keys queued are held."""
         if not self._to_clear:
-            self._to_clear = [
-                (queue, chunk) for queue in (self._main, self._small) for chunk in queue.chunks.values()
-            ]
-        if self._to_clear:
-            queue, chunk = self._to_clear.pop()
-            kept = [key for key in chunk if key not in self._removed]
-            if len(kept) < len(chunk):
-                self._removed.difference_update(chunk)
-                queue.size -= len(chunk) - len(kept)
-                chunk.clear()
-                chunk.extend(kept)
+            for queue in (self._main, self._small):
+                queue.first = min(queue.chunks, default=self._epoch)
+                self._to_clear += [(queue, epoch) for epoch in queue.chunks]
+        queue, epoch = self._to_clear.pop()
+        chunk = queue.chunks.get(epoch, ())
+        self._cleared = len(chunk) // _LOOKS_PER_REMOVAL
+        kept = [key for key in chunk if key not in self._removed]
+        if len(kept) < len(chunk):
+            self._removed.difference_update(chunk)
+            queue.size -= len(chunk) - len(kept)
+            queue.chunks[epoch] = deque(kept)
+        if not kept:
+            queue.chunks.pop(epoch, None)
 
     # Keys are evicted ---------------------------------------------------------------------------------------
 
