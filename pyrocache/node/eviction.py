@@ -47,15 +47,26 @@ S3FIFO_RULE = Rule(share=0.25, promote=2)
 """The paper has a tenth of the keys in the small queue; see `docs/eviction.md` for what is gained by a quarter."""
 
 RULES = (RECENCY, S3FIFO_RULE, Rule(share=0.25, promote=1))
-"""Those of which `Adaptive` follows one; by the first it goes when there is nothing to tell them apart."""
+"""Those of which `Adaptive` follows one; the first is that in doubt."""
 
-_FIRST_RULE = 2
 _SAMPLE = 1024
-_MEMORY = 8.0
-_ADVANTAGE = 0.05
-_LEFT_OVER = 0.02
-_HEAD_START = 0.06
+"""Keys in a miniature, to within a factor of two."""
+
+_UNTIL_FULL = 0.6
+"""While the cache is not full yet, miniatures have this part of its size: so there is something to tell from the start."""
+
+_MEMORY = 8
+"""In touches of as many keys as the cache holds: how far a rule is ahead fades by two thirds in the time."""
+
 _LOOKS = 8
+"""How often a rule is chosen while as many keys are touched as the cache holds."""
+
+_ADVANTAGE = 0.05
+_REST = 0.02
+"""Hits, relative to the cache's size, that a rule must be ahead by to be chosen instead of recency, and to stay chosen."""
+
+_BEHIND = 0.1
+"""So far behind, S3-FIFO is not followed through a scan either."""
 
 
 class Adaptive:
@@ -70,7 +81,7 @@ class Adaptive:
     name = "adaptive"
 
     def __init__(self) -> None:
-        self._queues = queues = Queues(self.name, RULES[_FIRST_RULE], on_touch=self._touched)
+        self._queues = queues = Queues(self.name, RECENCY, on_touch=self._touched)
         self.added = queues.added
         self.added_many = queues.added_many
         self.used = queues.used
@@ -78,7 +89,7 @@ class Adaptive:
         self._begin()
 
     def _begin(self) -> None:
-        self._chosen = _FIRST_RULE
+        self._chosen = 0
         self._full = False
         self._mask = 0  # a key is in the sample when these bits of its hash are 0
         self._miniatures = [_Miniature(rule) for rule in RULES]
@@ -101,8 +112,7 @@ class Adaptive:
         """See `EvictionPolicy.victim`."""
         if not self._full:
             self._full = True
-            advantage = _HEAD_START * self._sampled()
-            self._ahead = [0.0] + [advantage] * (len(RULES) - 1)
+            self._look(self._sampled())
         return self._queues.victim()
 
     # What the miniatures tell -------------------------------------------------------------------------------
@@ -116,11 +126,9 @@ class Adaptive:
             return
         capacity = self._sampled()
         if not self._full:
-            for miniature in self._miniatures:
-                miniature.touch(key)
             if capacity > _SAMPLE:
                 self._thin_out()
-            return
+            capacity = max(int(capacity * _UNTIL_FULL), 1)
         by_recency = self._miniatures[0].touch(key, capacity)
         for number in range(1, len(RULES)):
             if self._miniatures[number].touch(key, capacity) is not by_recency:
@@ -130,17 +138,16 @@ class Adaptive:
             self._look(capacity)
 
     def _look(self, capacity: int) -> None:
-        """Choose the rule for the next eighth of a cache."""
+        """Choose the rule to follow until the next look."""
         self._until_look = capacity // _LOOKS
-        fading = 1 - 1 / (_LOOKS * _MEMORY)
-        self._ahead = ahead = [hits * fading for hits in self._ahead]
+        self._ahead = ahead = [hits * (1 - 1 / (_LOOKS * _MEMORY)) for hits in self._ahead]
         best = max(range(len(RULES)), key=ahead.__getitem__)
-        if ahead[best] > ahead[self._chosen] + (_ADVANTAGE if self._chosen == 0 else _LEFT_OVER) * capacity:
+        if ahead[best] > ahead[self._chosen] + capacity * (_REST if self._chosen else _ADVANTAGE):
             self._chosen = best
-        elif self._chosen and ahead[self._chosen] < _LEFT_OVER * capacity:
+        elif ahead[self._chosen] < capacity * _REST:
             self._chosen = 0
-        scan = self._chosen == 0 and self._queues.scanned
-        self._queues.rule = RULES[1 if scan else self._chosen]
+        scan = not self._chosen and self._queues.scanned and max(ahead[1:]) > -_BEHIND * capacity
+        self._queues.rule = S3FIFO_RULE if scan else RULES[self._chosen]
         if capacity > 2 * _SAMPLE:
             self._thin_out()
         elif capacity < _SAMPLE // 4 and self._mask:
@@ -161,12 +168,12 @@ class _Miniature:
         self.held: set[bytes] = set()
         self._queues = Queues("", rule)
 
-    def touch(self, key: bytes, capacity: int | None = None) -> bool:
+    def touch(self, key: bytes, capacity: int) -> bool:
         """Whether ``key`` was held. It is now, and ``capacity`` keys at most."""
         if key in self.held:
             self._queues.used(key)
             return True
-        while capacity is not None and len(self.held) >= capacity:
+        while len(self.held) >= capacity:
             self.held.remove(self._queues.victim())
         self._queues.added(key)
         self.held.add(key)

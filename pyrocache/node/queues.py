@@ -33,6 +33,9 @@ _EPOCHS = 32
 _SMALLEST_EPOCH = 8
 _LARGEST_EPOCH = 1024
 
+_SCAN = 0.7
+"""Where a larger part of the keys touched in an epoch is new, that is a scan."""
+
 _MOST_MOVES = 128
 """Keys that one eviction may move to where they belong, so that none takes long. What is due is amortised."""
 
@@ -66,7 +69,7 @@ class Queues:
 
     Attributes:
         rule: as above.
-        scanned: whether more than seven of eight keys touched in the last epoch were new.
+        scanned: whether most keys touched in the last epoch were new, as in a scan.
     """
 
     def __init__(self, name: str, rule: Rule, *, on_touch: Callable[[bytes], None] | None = None) -> None:
@@ -164,7 +167,7 @@ class Queues:
 
     def _next_epoch(self) -> None:
         if self._epoch:
-            self.scanned = self._added * 8 > (self._size - self._left) * 7
+            self.scanned = self._added > _SCAN * (self._size - self._left)
         self._epoch += 1
         self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, len(self) // _EPOCHS))
         self._added = 0
@@ -322,13 +325,13 @@ class _Ghosts:
     def add(self, key: bytes) -> None:
         """Remember ``key``."""
         number = hash(key)
-        self._table[number & self._mask] = (number >> 40) & 0xFFFF or 1
+        self._table[number >> 16 & self._mask] = number >> 47 & 0xFFFF or 1
 
     def take(self, key: bytes) -> bool:
         """Whether ``key`` is remembered; it is not from now on."""
         number = hash(key)
-        slot = number & self._mask
-        if self._table[slot] != ((number >> 40) & 0xFFFF or 1):
+        slot = number >> 16 & self._mask  # lower bits may be the same in all keys, as in a sample
+        if self._table[slot] != (number >> 47 & 0xFFFF or 1):
             return False
         self._table[slot] = 0
         return True
