@@ -18,8 +18,8 @@ from pyrocache.errors import ConfigurationError, InsecureAddress
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
-EVICTION_POLICIES = ("s3fifo", "lru")
-DEFAULT_EVICTION = "s3fifo"
+EVICTION_POLICIES = ("adaptive", "s3fifo", "lru")
+DEFAULT_EVICTION = "adaptive"
 
 MAX_NAMESPACE_BYTES = 255
 """Bytes of a namespace's name in UTF-8, at most."""

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.cluster.directory import NameServerDirectory
-from pyrocache.config import NodeConfig, parse_size
+from pyrocache.config import DEFAULT_EVICTION, NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError
 from pyrocache.processes import ChildProcess, start_nameserver, start_node
 
@@ -50,6 +50,7 @@ class LocalCluster:
         nodes: how many to start.
         replicas: copies of each entry; only 1 so far.
         max_memory: bytes of entries *each* node holds, as a number or like ``"256MiB"``.
+        eviction: what goes when they are taken, one of `pyrocache.config.EVICTION_POLICIES`.
 
     Attributes:
         nameserver: ``host:port`` of its name server.
@@ -60,12 +61,20 @@ class LocalCluster:
         PyroCacheError: a process did not start; those that did are gone again.
     """
 
-    def __init__(self, nodes: int = 3, *, replicas: int = 1, max_memory: int | str = "256MiB") -> None:
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        replicas: int = 1,
+        max_memory: int | str = "256MiB",
+        eviction: str = DEFAULT_EVICTION,
+    ) -> None:
         if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
             raise ConfigurationError(f"nodes is how many nodes to start, not {nodes!r}.")
         if replicas != 1:
             raise ConfigurationError("Entries are kept in one copy so far: replicas can only be 1.")
-        self._max_memory = NodeConfig(max_memory=parse_size(max_memory)).max_memory
+        self._settings: dict[str, Any] = {"max_memory": parse_size(max_memory), "eviction": eviction}
+        NodeConfig(**self._settings)  # raises now if they are wrong
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
@@ -173,7 +182,7 @@ class LocalCluster:
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        settings = {"nameserver": self.nameserver, "name": name, "max_memory": self._max_memory}
+        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
         return start_node(settings, quiet=True)
 
     def _started(self, process: ChildProcess) -> LocalNode:

@@ -18,7 +18,7 @@ import typer
 
 from pyrocache import __version__
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
-from pyrocache.config import DEFAULT_NAMESERVER, parse_address
+from pyrocache.config import DEFAULT_EVICTION, DEFAULT_NAMESERVER, EVICTION_POLICIES, parse_address
 from pyrocache.errors import ConfigurationError, PyroCacheError
 
 app = typer.Typer(
@@ -119,6 +119,10 @@ def nodes_command(
     max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to other nodes'.")] = 1.0,
     max_value: Annotated[str, typer.Option(help="The largest value that the nodes take, encoded.")] = "64MiB",
+    eviction: Annotated[
+        str,
+        typer.Option(help="What goes when memory is full.", metavar="|".join(EVICTION_POLICIES)),
+    ] = DEFAULT_EVICTION,
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
@@ -138,6 +142,7 @@ def nodes_command(
         weight=weight,
         max_memory=parse_size(max_memory),
         max_value_bytes=parse_size(max_value),
+        eviction=eviction,
     )
     _warn_if_insecure(insecure)
     raise typer.Exit(run(config, count=nodes, with_nameserver=with_nameserver))
