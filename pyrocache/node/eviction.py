@@ -53,7 +53,7 @@ _SAMPLE = 1024
 """Keys in a miniature, to within a factor of two."""
 
 _UNTIL_FULL = 0.6
-"""While the cache is not full yet, miniatures have this part of its size: so there is something to tell from the start."""
+"""The miniatures' part of the size of a cache that is not full yet: so there is something to tell from the start."""
 
 _MEMORY = 8
 """In touches of as many keys as the cache holds: how far a rule is ahead fades by two thirds in the time."""
@@ -63,7 +63,7 @@ _LOOKS = 8
 
 _ADVANTAGE = 0.05
 _REST = 0.02
-"""Hits, relative to the cache's size, that a rule must be ahead by to be chosen instead of recency, and to stay chosen."""
+"""Hits, relative to the cache's size, that a rule must be ahead by to be chosen before recency, and to stay it."""
 
 _BEHIND = 0.1
 """So far behind, S3-FIFO is not followed through a scan either."""

@@ -169,7 +169,10 @@ class Queues:
         if self._epoch:
             self.scanned = self._added > _SCAN * (self._size - self._left)
         self._epoch += 1
-        self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, len(self) // _EPOCHS))
+        held = len(self)
+        self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, held // _EPOCHS))
+        if self._ghosts is not None and not self._ghosts.fits(held):
+            self._ghosts = _Ghosts(held)
         self._added = 0
         # All uses in an epoch share these four integers. The lowest two bits count.
         self._now = now = self._epoch << 2
@@ -204,7 +207,9 @@ class Queues:
             key, queue = self._unused(rule.share, rule.promote)
         self._uses.pop(key, None)
         if queue is self._small and self._remembers:
-            self._remember(key)
+            if self._ghosts is None:
+                self._ghosts = _Ghosts(len(self))
+            self._ghosts.add(key)
         return key
 
     def _least_recent(self) -> tuple[bytes, _Queue]:
@@ -247,12 +252,6 @@ class Queues:
                 uses[key] = self._less[times]
             main.append(key, self._epoch)
 
-    def _remember(self, key: bytes) -> None:
-        held = self._small.size + self._main.size
-        if self._ghosts is None or not self._ghosts.fits(held):
-            self._ghosts = _Ghosts(held)
-        self._ghosts.add(key)
-
 
 class _Queue:
     """Keys in chunks, the oldest first.
@@ -287,21 +286,22 @@ class _Queue:
         self.size += len(keys)
 
     def oldest(self) -> int:
-        """The epoch of the oldest chunk with a key, of which there must be one."""
+        """The epoch of the oldest chunk with a key. `LookupError` when there is none."""
         chunks, epoch = self.chunks, self.first
-        while not chunks.get(epoch):
-            chunks.pop(epoch, None)
-            epoch += 1
-        self.first = epoch
+        if not chunks.get(epoch):
+            if not self.size:
+                raise LookupError("There is no entry to evict.")
+            while not chunks.get(epoch):
+                chunks.pop(epoch, None)
+                epoch += 1
+            self.first = epoch
         return epoch
 
     def pop(self) -> bytes:
         """Take out the first key of the oldest chunk. `LookupError` when there is none."""
-        if not self.size:
-            raise LookupError("There is no entry to evict.")
-        key = self.chunks[self.oldest()].popleft()
+        chunk = self.chunks.get(self.first) or self.chunks[self.oldest()]
         self.size -= 1
-        return key
+        return chunk.popleft()
 
 
 class _Ghosts:
