@@ -23,14 +23,17 @@ class TimingWheel:
     Args:
         tick_seconds: how long a key that is due may wait before it is found; for a TTL of more than 64 ticks, up to a
             thirtieth of the TTL.
+
+    Attributes:
+        ticks: a heap of the ends of those that are in use. To be looked at from outside, not changed.
     """
 
-    __slots__ = ("_tick_seconds", "_ticks", "_wheel")
+    __slots__ = ("_tick_seconds", "_wheel", "ticks")
 
     def __init__(self, tick_seconds: float) -> None:
         self._tick_seconds = tick_seconds
         self._wheel: dict[int, Peers] = {}  # by the end of their tick
-        self._ticks: list[int] = []  # a heap of the wheel's keys, and of some whose set has become empty
+        self.ticks: list[int] = []  # the wheel's keys, also those whose set has become empty
 
     def peers(self, leaves_at: float, ttl_seconds: float) -> Peers:
         """The keys that leave in the same tick as one that does at ``leaves_at``, ``ttl_seconds`` from now."""
@@ -41,15 +44,15 @@ class TimingWheel:
         peers = self._wheel.get(tick)
         if peers is None:
             peers = self._wheel[tick] = set()
-            heappush(self._ticks, tick)
+            heappush(self.ticks, tick)
         return peers
 
     def due(self, now: float) -> Peers | None:
         """The keys of a tick that is over, some at least; None when there are none."""
-        while self._ticks and self._ticks[0] * self._tick_seconds <= now:
-            peers = self._wheel[self._ticks[0]]
+        while self.ticks and self.ticks[0] * self._tick_seconds <= now:
+            peers = self._wheel[self.ticks[0]]
             if peers:
                 return peers
             # Emptied sets stay until their tick, or the heap would fill with the same tick again and again.
-            del self._wheel[heappop(self._ticks)]
+            del self._wheel[heappop(self.ticks)]
         return None

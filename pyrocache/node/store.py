@@ -222,7 +222,9 @@ class Store:
         self.counters.sets += 1
         shard = space.shards[hash(key) >> space.shift]
         before = shard.get(key)
-        if before is not None:
+        if type(before) is bytes:
+            self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
+        elif before is not None:
             self._release(space, key, before)
         elif self._cleared or not space.count or self.bytes + cost + space.overhead > self.max_bytes:
             self._welcome(space, key, cost)
@@ -242,7 +244,7 @@ class Store:
                 space.split(key)
         else:
             self._used(key)
-            self._make_room(keep=(key,))
+            self._make_room(keep=key)
 
     def put(
         self,
@@ -404,7 +406,7 @@ class Store:
             space.unsure += 1
         space.shards[hash(key) >> space.shift][key] = held
         self.bytes += cost_of(key, held)
-        self._make_room(keep=(key,))
+        self._make_room(keep=key)
         return True
 
     def delete(self, key: bytes) -> bool:
@@ -446,7 +448,8 @@ class Store:
         self._cleared.append((space, list(space.parts())))
         count = space.count
         for _ in range(_SWEPT_BY_CLEAR):
-            self._sweep_cleared()
+            if self._cleared:
+                self._sweep_cleared()
         return count
 
     def invalidate(self, tag: bytes) -> int:
@@ -517,7 +520,7 @@ class Store:
             space.unsure += 1
         space.put(key, detailed)
         self.bytes += cost_of(key, detailed)
-        self._make_room(keep=(key,))
+        self._make_room(keep=key)
         return detailed
 
     def _common(self, keys: Sequence[bytes]) -> Namespace | None:
@@ -577,7 +580,7 @@ class Store:
             self.policy.added(key)
         else:
             self._used(key)
-        self._make_room(keep=(key,))
+        self._make_room(keep=key)
 
     def _tag(self, name: bytes, key: bytes) -> Tag:
         tag = self._tags.get(name)
@@ -601,8 +604,10 @@ class Store:
                 held = old.get(key)
                 if held is not None:
                     self._remove(old, key, held)
-        if self.bytes + cost + space.overhead > self.max_bytes:
-            self._make_room(cost + space.overhead)
+        cost += space.overhead
+        if self.bytes + cost > self.max_bytes:
+            self._sweep_for(cost)
+            self._evict_for(cost)
         if not space.count:
             self.bytes += space.overhead
 
@@ -624,40 +629,48 @@ class Store:
                     del self._tags[tag.name]
                     self.bytes -= len(tag.name) + TAG_BYTES
 
-    def _remove(self, space: Namespace, key: bytes, held: Held, *, evicted: bool = False) -> None:
+    def _remove(self, space: Namespace, key: bytes, held: Held) -> None:
         self._release(space, key, held)
         space.remove(key)
-        if not evicted:
-            self.policy.removed(key)
+        self.policy.removed(key)
         if not space.count:
             self.bytes -= space.overhead
 
     # Inside: making room ---------------------------------------------------------------------------------
 
-    def _make_room(self, cost: int = 0, *, keep: Collection[bytes] = ()) -> None:
-        """Free what ``cost`` more bytes demand: first what is gone, then others, though none of ``keep``."""
-        if self.bytes + cost > self.max_bytes:
-            self._sweep_for(cost)
-            self._evict_for(cost, keep=keep)
+    def _make_room(self, keep: bytes) -> None:
+        """Free what has become too much: first what is gone, then others, though not ``keep``."""
+        if self.bytes > self.max_bytes:
+            self._sweep_for(0)
+            self._evict_for(0, keep=(keep,))
 
     def _sweep_for(self, cost: int) -> None:
         """Free what is gone, until ``cost`` more bytes fit."""
-        while self.bytes + cost > self.max_bytes and self._sweep_one():
-            pass
+        while self.bytes + cost > self.max_bytes:
+            if not (self._cleared or self._invalid or self._wheel.ticks) or not self._sweep_one():
+                return
 
     def _evict_for(self, cost: int, *, keep: Collection[bytes] = ()) -> None:
-        """Evict, though none of ``keep``, until ``cost`` more bytes fit."""
+        """Evict, though none of ``keep``, until ``cost`` more bytes fit. Nothing is left that is to be swept."""
         kept = []
+        spaces, next_victim = self.namespaces, self.policy.victim
         while self.bytes + cost > self.max_bytes:
             try:
-                victim = self.policy.victim()
+                victim = next_victim()
             except LookupError:
                 break  # only what is kept is left, and it has just become a little larger than all there may be
             if victim in keep:
                 kept.append(victim)
                 continue
-            space, held = self._place_of(victim)
-            self._remove(space, victim, held, evicted=True)
+            space = spaces.of(victim) if victim[0] else spaces.root  # not cleared: that is swept by now
+            held = space.remove(victim)
+            assert held is not None
+            if type(held) is bytes:
+                self.bytes -= len(victim) + len(held) + ENTRY_OVERHEAD
+            else:
+                self._release(space, victim, held)
+            if not space.count:
+                self.bytes -= space.overhead
             self.counters.evictions += 1
         for key in kept:
             self.policy.added(key)
@@ -673,11 +686,15 @@ class Store:
 
     def _sweep_one(self) -> bool:
         """Free one entry that is gone, or find out that there is none left of some kind; False if there is none."""
-        return self._sweep_cleared() or self._sweep_invalid() or self._sweep_expired()
+        if self._cleared:
+            self._sweep_cleared()
+        elif self._invalid:
+            self._sweep_invalid()
+        else:
+            return self._sweep_expired()
+        return True
 
-    def _sweep_cleared(self) -> bool:
-        if not self._cleared:
-            return False
+    def _sweep_cleared(self) -> None:
         space, shards = self._cleared[0]
         if shards[-1]:
             self._remove(space, *next(reversed(shards[-1].items())))
@@ -686,11 +703,8 @@ class Store:
         if not shards:
             self._cleared.popleft()
             self.namespaces.swept(space)
-        return True
 
-    def _sweep_invalid(self) -> bool:
-        if not self._invalid:
-            return False
+    def _sweep_invalid(self) -> None:
         tag = self._invalid[0]
         if tag.keys:
             key = tag.keys.pop()
@@ -699,7 +713,6 @@ class Store:
         else:
             self._invalid.popleft()
             self.bytes -= len(tag.name) + TAG_BYTES
-        return True
 
     def _sweep_expired(self) -> bool:
         due = self._wheel.due(self._clock())

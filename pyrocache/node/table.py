@@ -2,9 +2,10 @@
 
 Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979): the keys lie by the
 first bits of their hash in shards, which are small dicts, and a directory says which. A shard that has become too
-large is split, in eight, so that few keys are moved more than once; no insertion takes longer than that, and none costs
-more as the table grows. Since a shard holds an interval of hashes, a walk in the order of hashes needs nothing remembered but how far it has come: a key
-that is there throughout comes exactly once, however often shards are split meanwhile.
+large is split, in eight, so that few keys are moved more than once; no insertion takes longer than that, and none
+costs more as the table grows. Since a shard holds an interval of hashes, a walk in the order of hashes needs nothing
+remembered but how far it has come: a key that is there throughout comes exactly once, however often shards are split
+meanwhile.
 
 Not thread-safe. Hashes are those of this process: a position means nothing to another one.
 """

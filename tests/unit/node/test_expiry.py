@@ -76,6 +76,6 @@ def test_sets_that_became_empty_are_forgotten_in_their_time_and_not_made_twice()
     wheel = TimingWheel(0.5)
     for number in range(10_000):
         plan(wheel, b"key", 60.0, NOW + number / 1000).discard(b"key")
-    assert len(wheel._ticks) == len(wheel._wheel) < 20
+    assert len(wheel.ticks) == len(wheel._wheel) < 20
     assert due(wheel, NOW + 100) == []
-    assert len(wheel._ticks) == len(wheel._wheel) == 0
+    assert len(wheel.ticks) == len(wheel._wheel) == 0

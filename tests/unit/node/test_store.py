@@ -645,7 +645,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             if isinstance(held, Expiring) and held.peers is not None
         }
         assert sorted(key for keys in wheel._wheel.values() for key in keys) == sorted(leaving)
-        assert sorted(wheel._ticks) == sorted(wheel._wheel)
+        assert sorted(wheel.ticks) == sorted(wheel._wheel)
         for tick, peers in wheel._wheel.items():
             for key in peers:
                 held = leaving[key]
@@ -818,7 +818,7 @@ class TestExpiry:
             clock.tick(0.001)
             store.set(b"\0%d" % number, b"v", 3600.0)
             store.delete(b"\0%d" % number)
-        assert len(store._wheel._ticks) == len(store._wheel._wheel) < 20
+        assert len(store._wheel.ticks) == len(store._wheel._wheel) < 20
         assert sum(map(len, store._wheel._wheel.values())) == 1
 
     def test_overwriting_batches_with_a_ttl_does_not_pile_up_anything(
@@ -827,7 +827,7 @@ class TestExpiry:
         for _ in range(3000):
             store.set_many([b"\0one", b"\0two"], [b"v", b"w"], 3600.0)
             clock.tick(0.001)
-        assert len(store._wheel._ticks) == len(store._wheel._wheel) < 20
+        assert len(store._wheel.ticks) == len(store._wheel._wheel) < 20
         assert sum(map(len, store._wheel._wheel.values())) == 2
 
     def test_a_ttl_of_centuries_is_fine(self, store: Store, clock: FakeClock) -> None:
