@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -110,7 +110,7 @@ class Store:
         self._wheel = TimingWheel(tick_seconds)
         self._tags: dict[bytes, Tag] = {}
         self._invalid: deque[Tag] = deque()  # whose entries are to be swept
-        self._cleared: deque[tuple[Namespace, list[dict[bytes, Held]]]] = deque()  # with the shards to sweep
+        self._cleared: deque[tuple[Namespace, Iterator[bytes]]] = deque()  # with the keys to sweep
         self._next_version = versions
 
     def __len__(self) -> int:
@@ -445,7 +445,7 @@ class Store:
         if space is None or not space.count:
             return 0
         self.namespaces.clear(space)
-        self._cleared.append((space, list(space.parts())))
+        self._cleared.append((space, space.remaining()))
         count = space.count
         for _ in range(_SWEPT_BY_CLEAR):
             if self._cleared:
@@ -695,12 +695,11 @@ class Store:
         return True
 
     def _sweep_cleared(self) -> None:
-        space, shards = self._cleared[0]
-        if shards[-1]:
-            self._remove(space, *next(reversed(shards[-1].items())))
+        space, keys = self._cleared[0]
+        key = next(keys, None)
+        if key is not None and (held := space.get(key)) is not None:
+            self._remove(space, key, held)
         else:
-            shards.pop()
-        if not shards:
             self._cleared.popleft()
             self.namespaces.swept(space)
 

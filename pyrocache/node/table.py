@@ -112,6 +112,12 @@ class Table(Generic[_Held]):
             if at >= _POSITIONS:
                 return
 
+    def remaining(self) -> Iterator[bytes]:
+        """A key that is held, and another one, until none is; whoever is told one removes it before the next."""
+        for shard in self.parts():
+            while shard:
+                yield next(reversed(shard))
+
     def _run(self, index: int) -> tuple[int, int]:
         """The first and the last place in the directory of the shard that has this one."""
         shards = self.shards

@@ -99,6 +99,18 @@ class TestMapping:
         assert table.get(key) == 7
 
 
+def test_a_table_is_emptied_one_by_one_whatever_else_goes() -> None:
+    table = filled(5000)
+    told = 0
+    for key in table.remaining():
+        table.remove(key)
+        table.remove(b"%d" % told)
+        told += 1
+    check(table)
+    assert table.count == 0
+    assert 2500 <= told <= 5000
+
+
 class TestWalks:
     @pytest.mark.parametrize("limit", [1, 7, 100, 10_000])
     @pytest.mark.parametrize("count", [0, 1, 2, 500, 5000])
