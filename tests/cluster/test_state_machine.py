@@ -846,11 +846,10 @@ class Machine(RuleBasedStateMachine):
         stale=st.sampled_from([0.0, LONG, LONG]),
         early=st.sampled_from([0.0, 1e12]),
         tags=SETS_OF_TAGS,
-        meanwhile=st.sampled_from(
-            ["nothing", "nothing", *("raise", "set", "add", "delete", "clear", "load")]
-        ),
+        meanwhile=st.sampled_from(["nothing", "nothing", *("raise", "set", "add", "delete", "clear")]),
         by=st.integers(0, 1),
         over=FLAGS,
+        twice=FLAGS,
     )
     def get_or_set(
         self,
@@ -864,14 +863,18 @@ class Machine(RuleBasedStateMachine):
         meanwhile: str,
         by: int,
         over: bool,
+        twice: bool,
     ) -> None:
+        """With ``over``, wait afterwards; with ``twice``, begin with a call during which nothing else is done."""
+
         def call(cache: PyroCacheClient, factory: Callable[[], Any]) -> Any:
             return cache.get_or_set(key, factory, ttl, stale_seconds=stale, early=early, tags=tags)
 
-        loading = Loading(self, at, key, self.value(shape), early=early > 0)
-        loading.run(call, meanwhile, by, ttl, tags, stale)
-        if over and stale:  # many that are expired, but still there
-            self.wait(False)
+        for what in ("nothing", meanwhile) if twice else (meanwhile,):
+            loading = Loading(self, at, key, self.value(shape), early=early > 0)
+            loading.run(call, what, by, ttl, tags, stale)
+            if over:
+                self.wait(False)
 
     @rule(
         at=ATS,
@@ -879,7 +882,7 @@ class Machine(RuleBasedStateMachine):
         shape=VALUES,
         ttl=TTLS,
         how=st.sampled_from(["call", "call", "refresh", "invalidate"]),
-        meanwhile=st.sampled_from(["nothing", "nothing", *("raise", "set", "delete", "invalidate", "load")]),
+        meanwhile=st.sampled_from(["nothing", "nothing", *("raise", "set", "delete", "invalidate")]),
         by=st.integers(0, 1),
     )
     def memoized(
@@ -1040,6 +1043,7 @@ class Loading:
         def factory() -> Any:
             nonlocal loaded
             self.was_live = self.look(before)
+            self.load_again(by)
             self.meanwhile(meanwhile, by, tags or [])
             loaded = time.monotonic()
             if meanwhile == "raise":
@@ -1106,8 +1110,6 @@ class Loading:
         elif what == "invalidate":
             machine.invalidate_tag(at, "page")
             self.void = "page" in tags
-        elif what == "load":
-            self.load_again(by)
 
     def load_again(self, by: int) -> None:
         """Ask for the value that is being loaded: there is a stale one, or one must wait."""
