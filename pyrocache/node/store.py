@@ -44,8 +44,6 @@ Condition: TypeAlias = Literal["absent", "present"] | int | None
 TAG_BYTES = 512
 """What a tag is accounted for beside its name and its entries."""
 
-_SWEPT_BY_CLEAR = 100
-
 
 class Found(NamedTuple):
     """An entry as `Store.lookup` finds it.
@@ -90,6 +88,9 @@ class Store:
         tick_seconds: see `TimingWheel`.
         versions: the first version that is given; another store of the same keys begins at another.
     """
+
+    SWEPT_BY_CLEAR = 100
+    """So many entries of a namespace that is cleared are swept at once."""
 
     def __init__(
         self,
@@ -447,7 +448,7 @@ class Store:
         self.namespaces.clear(space)
         self._cleared.append((space, space.remaining()))
         count = space.count
-        for _ in range(_SWEPT_BY_CLEAR):
+        for _ in range(self.SWEPT_BY_CLEAR):
             if self._cleared:
                 self._sweep_cleared()
         return count
