@@ -411,8 +411,13 @@ class Machine(RuleBasedStateMachine):
 
     # Writing
 
-    @rule(at=ATS, key=KEYS, shape=VALUES, ttl=KEPT_TTLS, tags=SETS_OF_TAGS)
-    def set(self, at: At, key: Any, shape: str, ttl: Any, tags: list[str] | None) -> None:
+    @rule(at=ATS, key=KEYS, shape=VALUES, ttl=KEPT_TTLS, tags=SETS_OF_TAGS, before=SETS_OF_TAGS)
+    def set(
+        self, at: At, key: Any, shape: str, ttl: Any, tags: list[str] | None, before: list[str] | None = None
+    ) -> None:
+        """If there are any tags ``before``, in place of an entry that has these."""
+        if before:
+            self.set(at, key, "int", LONG, before)
         value = self.value(shape)
         self.one(
             at,
