@@ -511,12 +511,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def invalidate_tag(self, tag: str) -> int:
         """Remove every entry of this namespace that was stored with ``tag``, on every node; how many there were.
 
-        No later read returns one of them. It takes no longer for many than for one.
+        No later read returns one of them. It takes no longer for many than for one, which is why those are counted too
+        that were gone, but not swept yet: expired, cleared, or invalidated by another tag.
         """
         return self._core.sum_of("invalidate_tag", self._core.encode_tag(tag), idempotent=True)
 
     def clear(self) -> int:  # type: ignore[override]  # a dict's returns nothing
-        """Remove every entry of this client's namespace; how many there were."""
+        """Remove every entry of this client's namespace; how many there were, some that had expired included."""
         return self._core.sum_of("clear", self._core.prefix)
 
     def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
