@@ -240,6 +240,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         default: Any | Missing = MISSING,
         ttl_seconds: KeptTtl = ...,
     ) -> _T:
+        if not callable(function):
+            raise TypeError(
+                "update takes a key and a function of its value, or entries to store: set_many stores them with a "
+                "TTL, and set a single one."
+            )
         return updates.update(self._core, key, function, default, ttl_seconds)
 
     def incr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
@@ -353,7 +358,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             NodeUnavailable: the key's node is away. When ``on_error`` is ``"miss"``, what the factory returns is
                 returned, not stored; and so it is, whatever ``on_error`` says, if the node went away while it ran.
             SerializationError, ValueTooLarge: what the factory returned cannot be stored.
+            TypeError: ``factory`` cannot be called: `setdefault` takes a value.
         """
+        if not callable(factory):
+            raise TypeError(
+                "get_or_set takes a function that makes the value, and calls it if there is none; "
+                "setdefault takes a value."
+            )
         core = self._core
         terms = Terms(
             ttl_seconds=ttl_to_seconds(ttl_seconds),

@@ -139,7 +139,7 @@ class _Plan:
                 encode_key(value, b"")
             except InvalidKey as cause:
                 return type(cause)(
-                    f"The argument {name!r} of {self.name} is no key: {cause} "
+                    f"The argument {name!r} of {self.name} is no key: {cause}. "
                     f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
                 )
         return error

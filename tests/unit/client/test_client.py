@@ -421,3 +421,12 @@ def test_a_node_that_has_left_ends_its_part_and_one_that_is_away_is_an_error_or_
     assert list(lenient.scan()) == decoded(one + three)
     with pytest.raises(NodeUnavailable):
         list(scanned({"cache.node.1": [one], "cache.node.3": [three]}, away=gone).scan())
+
+
+def test_what_is_no_function_is_refused_in_words() -> None:
+    with PyroCacheClient("127.0.0.1:1") as cache:
+        for wrong in (lambda: cache.update("key", 5), lambda: cache.update({"a": 1}, 60)):  # type: ignore[arg-type, call-overload]
+            with pytest.raises(TypeError, match="set_many"):
+                wrong()
+        with pytest.raises(TypeError, match="setdefault"):
+            cache.get_or_set("key", 5)  # type: ignore[arg-type]
