@@ -21,6 +21,9 @@ class EvictionPolicy(Protocol):
 
     name: str
 
+    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
+        """``same`` tells the object that the store has for an equal key: keeping that one takes no memory."""
+
     def added(self, key: bytes, /) -> None:
         """``key`` is new; it is not held yet."""
 
@@ -86,6 +89,7 @@ class Adaptive:
         self.added_many = queues.added_many
         self.used = queues.used
         self.used_many = queues.used_many
+        self.know_keys = queues.know_keys
         self._begin()
 
     def _begin(self) -> None:
@@ -124,6 +128,7 @@ class Adaptive:
     def _touched(self, key: bytes) -> None:
         if hash(key) & self._mask:
             return
+        key = self._queues.same(key)
         capacity = self._sampled()
         if not self._full:
             if capacity > _SAMPLE:

@@ -69,6 +69,7 @@ class Queues:
 
     Attributes:
         rule: as above.
+        same: see `know_keys`.
         scanned: whether most keys touched in the last epoch were new, as in a scan.
     """
 
@@ -77,6 +78,7 @@ class Queues:
         self.rule = rule
         self._on_touch = on_touch
         self._remembers = rule is not RECENCY or on_touch is not None
+        self.same: Callable[[bytes], bytes] = _itself
         self._added = self._size = self._left = (
             0  # in this epoch: new keys, touches it is to have, those to come
         )
@@ -100,6 +102,10 @@ class Queues:
     def __len__(self) -> int:
         """How many keys are held."""
         return self._small.size + self._main.size - len(self._removed)
+
+    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
+        """See `EvictionPolicy.know_keys`."""
+        self.same = same
 
     # Keys come, are used, and are removed -------------------------------------------------------------------
 
@@ -158,6 +164,8 @@ class Queues:
             self._clear_chunk()
 
     def _touch(self, key: bytes, uses: int) -> None:
+        if not uses:
+            key = self.same(key)  # it is kept
         self._uses[key] = self._bump[uses & 3]
         self._left -= 1
         if self._left <= 0:
@@ -335,3 +343,7 @@ class _Ghosts:
             return False
         self._table[slot] = 0
         return True
+
+
+def _itself(key: bytes) -> bytes:
+    return key

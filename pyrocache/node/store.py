@@ -41,6 +41,8 @@ from pyrocache.node.table import SHARD_KEYS
 Condition: TypeAlias = Literal["absent", "present"] | int | None
 """What must be true of an entry for it to be stored: nothing, or that there is none, or one, or one of that version."""
 
+_LONG_KEY = 64  # of an entry that is overwritten, shorter ones may be kept twice: that is accounted for
+
 TAG_BYTES = 512
 """What a tag is accounted for beside its name and its entries."""
 
@@ -107,6 +109,7 @@ class Store:
         self.policy = POLICIES[DEFAULT_POLICY]() if policy is None else policy
         self.namespaces = Namespaces()
         self._used = self.policy.used
+        self.policy.know_keys(self._same)
         self._clock = clock
         self._wheel = TimingWheel(tick_seconds)
         self._tags: dict[bytes, Tag] = {}
@@ -233,7 +236,7 @@ class Store:
         if ttl_seconds is not None:
             expires_at = self._clock() + ttl_seconds
             peers = self._wheel.peers(expires_at, ttl_seconds)
-            peers.add(key)
+            peers.add(key if len(key) <= _LONG_KEY else space.same(key))
             space.unsure += 1
             held = Expiring(value, expires_at, peers)
         shard[key] = held
@@ -352,7 +355,10 @@ class Store:
             for key, held in zip(known, before, strict=True):
                 self._release(space, key, held)
         if ttl_seconds is not None:
-            peers.update(keys)  # now that nothing old of the same tick is to be taken out any more
+            long = max(map(len, keys)) > _LONG_KEY
+            peers.update(
+                map(space.same, keys) if long else keys
+            )  # now that nothing old of the same tick is to be taken out any more
             space.unsure += len(keys)
         self.policy.used_many(known)
         if len(known) < len(keys):
@@ -491,6 +497,10 @@ class Store:
         """Free up to ``limit`` entries that are gone; whether there may be more."""
         return all(self._sweep_one() for _ in range(limit))
 
+    def _same(self, key: bytes) -> bytes:
+        """The object that is held for ``key``, which is held."""
+        return self.namespaces.of(key).same(key)
+
     # Inside: what is live --------------------------------------------------------------------------------
 
     def _live(self, space: Namespace, key: bytes, held: Held | None) -> Held | None:
@@ -565,6 +575,8 @@ class Store:
             self._welcome(space, key, cost)
         else:
             self._release(space, key, before)
+            if len(key) > _LONG_KEY:
+                key = space.same(key)
         kept: Held = held
         if simple:
             kept = Expiring(held.value, held.expires_at, None) if expires else held.value
@@ -594,7 +606,7 @@ class Store:
     def _planned(self, space: Namespace, key: bytes, held: Expiring, leaves_in: float) -> Expiring:
         """``held``, with its departure in that many seconds planned."""
         peers = held.peers = self._wheel.peers(self._clock() + leaves_in, leaves_in)
-        peers.add(key)
+        peers.add(key if len(key) <= _LONG_KEY else space.same(key))
         space.unsure += 1
         return held
 

@@ -49,6 +49,12 @@ class Table(Generic[_Held]):
         """What is held under ``key``, or None."""
         return self.shards[hash(key) >> self.shift].get(key)
 
+    def same(self, key: bytes) -> bytes:
+        """The object that is held for ``key``, or ``key`` if none is: whoever keeps it keeps no second one."""
+        seeker = _Seeker(key)
+        self.shards[hash(key) >> self.shift].get(seeker)  # type: ignore[call-overload]
+        return seeker.found
+
     def put(self, key: bytes, held: _Held) -> None:
         """Hold ``held``, which is not None, under ``key``."""
         shard = self.shards[hash(key) >> self.shift]
@@ -127,6 +133,24 @@ class Table(Generic[_Held]):
         while last + 1 < len(shards) and shards[last + 1] is shard:
             last += 1
         return first, last
+
+
+class _Seeker:
+    """Equal to a key, and remembers which object it was equal to."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, key: bytes) -> None:
+        self.found = key
+
+    def __hash__(self) -> int:
+        return hash(self.found)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, bytes) or other != self.found:
+            return False
+        self.found = other
+        return True
 
 
 def _position(key: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -66,6 +67,9 @@ class LRU:
     def __init__(self) -> None:
         self.order: OrderedDict[bytes, None] = OrderedDict()
 
+    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
+        pass
+
     def added(self, key: bytes, /) -> None:
         self.order[key] = None
 
@@ -105,6 +109,9 @@ class Audited:
         self.name = policy.name
         self.held: set[bytes] = set()
         self.victims: deque[bytes] = deque()
+
+    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
+        self.policy.know_keys(same)
 
     def added(self, key: bytes, /) -> None:
         assert key not in self.held
@@ -1083,6 +1090,32 @@ class TestAccounting:
         assert all(store.namespaces.root.get(key) is value for key in (b"\0one", b"\0two", b"\0three")), (
             "without an object of ours"
         )
+
+
+class TestKeys:
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_a_long_one_is_kept_once_however_often_it_comes(self, clock: FakeClock, policy: str) -> None:
+        store = Store(10**9, policy=POLICIES[policy](), clock=clock)
+
+        def again(number: int) -> bytes:
+            """An equal key in memory of its own, as each request brings it."""
+            return b"\0%05d" % number + bytes(10_000)
+
+        for number in range(100):
+            store.put(again(number), b"v")
+        tracemalloc.start()
+        try:
+            for number in range(100):
+                store.get(again(number))
+                store.set(again(number), b"v", 99.0)
+                store.put(again(number), b"v", 9.0, tags=[b"t"])
+                store.touch(again(number), 99.0)
+                store.get_with_version(again(number))
+            store.get_many([again(number) for number in range(100)], 10**6)
+            store.set_many([again(number) for number in range(100)], [b"v"] * 100, 99.0)
+            assert tracemalloc.get_traced_memory()[0] < 100 * 1000
+        finally:
+            tracemalloc.stop()
 
 
 class TestBatches:

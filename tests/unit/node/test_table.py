@@ -54,6 +54,15 @@ class TestMapping:
         assert (table.remove(b"key"), table.remove(b"key"), table.count) == (2, None, 0)
         assert table.get(b"key") is None
 
+    def test_it_tells_the_object_that_it_holds_for_a_key(self) -> None:
+        table = filled(5000)
+        held = {key: key for shard in table.parts() for key in shard}
+        for number in range(5000):
+            assert table.same(b"%d" % number) is held[b"%d" % number]
+        other = b"other"
+        assert table.same(other) is other
+        assert table.count == 5000
+
     @pytest.mark.parametrize("count", [0, 1, SHARD_KEYS, SHARD_KEYS + 1, 40_000])
     def test_it_holds_any_number(self, count: int) -> None:
         table = filled(count)
