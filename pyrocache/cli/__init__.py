@@ -228,6 +228,7 @@ def delete_command(
 
 @app.command("replay")
 def replay_command(
+    context: typer.Context,
     trace: Annotated[Path, typer.Argument(help="The trace: ARC's .lis, a key a line, or 'time id size'.")],
     limit: Annotated[int | None, typer.Option(help="Accesses to replay; all by default.", min=1)] = None,
     clients: Annotated[int, typer.Option(help="Client processes.", min=1, max=64)] = 4,
@@ -240,11 +241,37 @@ def replay_command(
         int, typer.Option(help="Bytes of a value, where the trace says nothing.", min=1)
     ] = 100,
     nameserver: NameServerOption = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Use no cluster, but compare eviction policies in a simulation: all, or names with commas.",
+            metavar="all|NAME,…",
+        ),
+    ] = None,
+    capacity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --policy: of the cache, in entries, or like 64MiB where the trace tells sizes. Repeatable.",
+            metavar="N",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --policy: draw the curves into a .png or .svg.", metavar="FILE")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Use the cache beside a real trace: get, and on a miss set."""
+    """Use the cache beside a real trace: get, and on a miss set. Or compare eviction policies on it."""
+    if policy is not None:
+        from pyrocache.cli import comparison
+
+        _refuse(context, ("clients", "nodes", "max_memory", "value_size", "nameserver"), "without --policy")
+        status = comparison.run(
+            trace, policies=policy, capacities=capacity, limit=limit, plot_file=plot, as_json=as_json
+        )
+        raise typer.Exit(status)
     from pyrocache.cli.replay import run
 
+    _refuse(context, ("capacity", "plot"), "with --policy; add --policy all")
     status = run(
         trace,
         limit=limit,
@@ -256,6 +283,14 @@ def replay_command(
         as_json=as_json,
     )
     raise typer.Exit(status)
+
+
+def _refuse(context: typer.Context, options: tuple[str, ...], only: str) -> None:
+    """Raise `ConfigurationError` if one of ``options`` was given, which make sense ``only`` so."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigurationError(f"--{option.replace('_', '-')} makes sense only {only}.")
 
 
 def _address(nameserver: str | None) -> str:
