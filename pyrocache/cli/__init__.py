@@ -237,6 +237,13 @@ def replay_command(
         str | None,
         typer.Option(help="Memory of each node; makes a local cluster even when another one answers."),
     ] = None,
+    eviction: Annotated[
+        str | None,
+        typer.Option(
+            help="What goes when a node is full; makes a local cluster even when another one answers.",
+            metavar="|".join(EVICTION_POLICIES),
+        ),
+    ] = None,
     value_size: Annotated[
         int, typer.Option(help="Bytes of a value, where the trace says nothing.", min=1)
     ] = 100,
@@ -264,7 +271,7 @@ def replay_command(
     if policy is not None:
         from pyrocache.cli import comparison
 
-        _refuse(context, ("clients", "nodes", "max_memory", "value_size", "nameserver"), "without --policy")
+        _refuse(context, _OF_CLUSTERS, "without --policy")
         status = comparison.run(
             trace, policies=policy, capacities=capacity, limit=limit, plot_file=plot, as_json=as_json
         )
@@ -279,10 +286,15 @@ def replay_command(
         nameserver=nameserver,
         nodes=nodes,
         max_memory=max_memory,
+        eviction=eviction,
         value_size=value_size,
         as_json=as_json,
     )
     raise typer.Exit(status)
+
+
+_OF_CLUSTERS = ("clients", "nodes", "max_memory", "eviction", "value_size", "nameserver")
+"""The options of `replay` that a simulation has no use for."""
 
 
 def _refuse(context: typer.Context, options: tuple[str, ...], only: str) -> None:

@@ -32,7 +32,13 @@ from rich.table import Table
 from pyrocache.cli.traces import Access, read_trace, trace_format
 from pyrocache.cli.workers import Crew
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
-from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, DEFAULT_NAMESERVER, format_size, parse_size
+from pyrocache.config import (
+    DEFAULT_EVICTION,
+    DEFAULT_MAX_VALUE_BYTES,
+    DEFAULT_NAMESERVER,
+    format_size,
+    parse_size,
+)
 from pyrocache.errors import NameServerUnavailable, NodeUnavailable, NoNodes, PyroCacheError, ValueTooLarge
 from pyrocache.local import LocalCluster
 
@@ -53,6 +59,7 @@ def run(
     nameserver: str | None,
     nodes: int,
     max_memory: str | None,
+    eviction: str | None,
     value_size: int,
     as_json: bool,
 ) -> int:
@@ -64,6 +71,7 @@ def run(
         nameserver: that of the cluster to use; by default the client's own default, if nodes answer there.
         nodes: how many to start when a cluster is started.
         max_memory: of each node; a cluster is started even if one answers.
+        eviction: the policy of the nodes; likewise.
         value_size: bytes of a value where the trace does not tell.
         as_json: one JSON object on standard output, and the rest on standard error.
 
@@ -75,7 +83,7 @@ def run(
     accesses = itertools.islice(read_trace(trace), limit)
     written = trace_format(trace)
     blocks = itertools.chain([next(_blocks(accesses), [])], _blocks(accesses))
-    with _cluster(nameserver, nodes, max_memory) as cluster:
+    with _cluster(nameserver, nodes, max_memory, eviction) as cluster:
         who = _count(clients, "client process", "client processes")
         name = trace.name.encode(console.encoding, "backslashreplace").decode(console.encoding)
         console.print(f"Replaying {name} ({written}) from {who}\non {cluster.what}.", soft_wrap=True)
@@ -110,9 +118,12 @@ class _Cluster:
 
 
 @contextlib.contextmanager
-def _cluster(nameserver: str | None, nodes: int, max_memory: str | None) -> Iterator[_Cluster]:
+def _cluster(
+    nameserver: str | None, nodes: int, max_memory: str | None, eviction: str | None
+) -> Iterator[_Cluster]:
     namespace = f"replay-{secrets.token_hex(6)}"
-    running = None if max_memory is not None else _running(nameserver, namespace)
+    own = max_memory is not None or eviction is not None
+    running = None if own else _running(nameserver, namespace)
     if running is not None:
         with running.cache:
             try:
@@ -122,7 +133,7 @@ def _cluster(nameserver: str | None, nodes: int, max_memory: str | None) -> Iter
                     running.cache.clear()
         return
     memory = max_memory or _DEFAULT_MEMORY
-    with LocalCluster(nodes, max_memory=memory) as local:
+    with LocalCluster(nodes, max_memory=memory, eviction=eviction or DEFAULT_EVICTION) as local:
         what = f"a cluster of its own ({_count(nodes, 'node', 'nodes')} of {format_size(parse_size(memory))})"
         yield _Cluster(local.client(namespace=namespace), local.nameserver, what, evictions=0)
 

@@ -82,6 +82,7 @@ def run(path: Path, **options: Any) -> int:
         "nameserver": None,
         "nodes": 3,
         "max_memory": None,
+        "eviction": None,
         "value_size": 100,
         "as_json": True,
     }
@@ -158,7 +159,7 @@ def test_little_room_is_like_one_lru(
     expected = lru_hits(accesses, capacity) / len(accesses)
     assert expected < lru_hits(accesses, 5000) / len(accesses) - 0.1  # the room matters
 
-    found = figures(trace(accesses), max_memory=str(max_bytes // 3), clients=clients)
+    found = figures(trace(accesses), max_memory=str(max_bytes // 3), eviction="lru", clients=clients)
     assert found["hit_ratio"] == pytest.approx(expected, abs=0.02)
     assert 0 < found["evictions"] <= found["sets"] - found["entries"]  # two may set the same key at once
     assert found["entries"] == pytest.approx(capacity, rel=0.02)
