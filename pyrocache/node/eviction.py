@@ -55,9 +55,6 @@ RULES = (RECENCY, S3FIFO_RULE, Rule(share=0.25, promote=1))
 _SAMPLE = 1024
 """Keys in a miniature, to within a factor of two."""
 
-_UNTIL_FULL = 0.6
-"""The miniatures' part of the size of a cache that is not full yet: so there is something to tell from the start."""
-
 _MEMORY = 8
 """In touches of as many keys as the cache holds: how far a rule is ahead fades by two thirds in the time."""
 
@@ -84,7 +81,7 @@ class Adaptive:
     name = "adaptive"
 
     def __init__(self) -> None:
-        self._queues = queues = Queues(self.name, RECENCY, on_touch=self._touched)
+        self._queues = queues = Queues(self.name, RECENCY, remembers=True)
         self.added = queues.added
         self.added_many = queues.added_many
         self.used = queues.used
@@ -94,7 +91,9 @@ class Adaptive:
 
     def _begin(self) -> None:
         self._chosen = 0
-        self._full = False
+        self._queues.on_touch = (
+            None  # until something has to go, there is nothing to tell them apart, and nothing to pay
+        )
         self._mask = 0  # a key is in the sample when these bits of its hash are 0
         self._miniatures = [_Miniature(rule) for rule in RULES]
         self._ahead = [0.0] * len(RULES)  # hits more than by recency, fading
@@ -114,9 +113,8 @@ class Adaptive:
 
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
-        if not self._full:
-            self._full = True
-            self._look(self._sampled())
+        if self._queues.on_touch is None:
+            self._queues.on_touch = self._touched
         return self._queues.victim()
 
     # What the miniatures tell -------------------------------------------------------------------------------
@@ -130,10 +128,6 @@ class Adaptive:
             return
         key = self._queues.same(key)
         capacity = self._sampled()
-        if not self._full:
-            if capacity > _SAMPLE:
-                self._thin_out()
-            capacity = max(int(capacity * _UNTIL_FULL), 1)
         by_recency = self._miniatures[0].touch(key, capacity)
         for number in range(1, len(RULES)):
             if self._miniatures[number].touch(key, capacity) is not by_recency:

@@ -2,6 +2,7 @@
 
 Time is counted in *epochs*: one passes when about a thirtieth of the keys held has been touched, new keys and those
 used for the first time in it. A queue is a row of chunks, one for each epoch, and a key is in one chunk of one queue.
+Until something has to go, an epoch is as long as twice the cache, so that a use costs next to nothing.
 Only of keys that have been used since they were queued more is known: the last epoch of use, and in how many epochs
 they were used, up to three. That makes
 
@@ -65,19 +66,20 @@ class Queues:
     Args:
         name: of the policy.
         rule: which key goes next; it may be exchanged at any time.
-        on_touch: called with each key that is new or used for the first time in an epoch.
+        remembers: whether it remembers keys that went; by default if its rule needs that.
 
     Attributes:
         rule: as above.
+        on_touch: called with each key that is new or used for the first time in an epoch; None for nobody.
         same: see `know_keys`.
         scanned: whether most keys touched in the last epoch were new, as in a scan.
     """
 
-    def __init__(self, name: str, rule: Rule, *, on_touch: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, name: str, rule: Rule, *, remembers: bool | None = None) -> None:
         self.name = name
         self.rule = rule
-        self._on_touch = on_touch
-        self._remembers = rule is not RECENCY or on_touch is not None
+        self.on_touch: Callable[[bytes], None] | None = None
+        self._remembers = rule is not RECENCY if remembers is None else remembers
         self.same: Callable[[bytes], bytes] = _itself
         self._added = self._size = self._left = (
             0  # in this epoch: new keys, touches it is to have, those to come
@@ -97,6 +99,7 @@ class Queues:
         self._to_clear: list[tuple[_Queue, int]] = []
         self._ghosts: _Ghosts | None = None
         self._epoch = 0
+        self._evicts = False
         self._next_epoch()
 
     def __len__(self) -> int:
@@ -123,8 +126,8 @@ class Queues:
         self._left -= 1
         if self._left <= 0:
             self._next_epoch()
-        if self._on_touch is not None:
-            self._on_touch(key)
+        if self.on_touch is not None:
+            self.on_touch(key)
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.added_many`."""
@@ -137,9 +140,9 @@ class Queues:
         self._left -= len(keys)
         if self._left <= 0:
             self._next_epoch()
-        if self._on_touch is not None:
+        if self.on_touch is not None:
             for key in keys:
-                self._on_touch(key)
+                self.on_touch(key)
 
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
@@ -170,15 +173,19 @@ class Queues:
         self._left -= 1
         if self._left <= 0:
             self._next_epoch()
-        if self._on_touch is not None:
-            self._on_touch(key)
+        if self.on_touch is not None:
+            self.on_touch(key)
 
     def _next_epoch(self) -> None:
         if self._epoch:
             self.scanned = self._added > _SCAN * (self._size - self._left)
         self._epoch += 1
         held = len(self)
-        self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, held // _EPOCHS))
+        if self._evicts:
+            self._size = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, held // _EPOCHS))
+        else:  # until something has to go, nobody asks for the order, and a use should cost nothing
+            self._size = max(_LARGEST_EPOCH, 2 * held)
+        self._left = self._size
         if self._ghosts is not None and not self._ghosts.fits(held):
             self._ghosts = _Ghosts(held)
         self._added = 0
@@ -209,6 +216,9 @@ class Queues:
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
         rule = self.rule
+        if not self._evicts:
+            self._evicts = True
+            self._next_epoch()
         if rule.share is None:
             key, queue = self._least_recent()
         else:
