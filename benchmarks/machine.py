@@ -11,7 +11,18 @@ from pathlib import Path
 
 from pyrocache import __version__
 
-_PACKAGES = ("Pyro5", "msgpack", "xxhash", "redis", "hiredis", "pymemcache", "numpy")
+_PACKAGES = (
+    "Pyro5",
+    "msgpack",
+    "xxhash",
+    "redis",
+    "hiredis",
+    "pymemcache",
+    "numpy",
+    "cachetools",
+    "cachebox",
+    "theine",
+)
 _PROGRAMS = {"redis-server": "v=", "memcached": "memcached "}
 
 

@@ -28,6 +28,10 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}"
 
 
+def _part(value: float) -> str:
+    return f"{value:.3f}"
+
+
 COLUMNS = {
     "median_us": Column("median µs", _significant),
     "p99_us": Column("p99 µs", _significant),
@@ -43,6 +47,8 @@ COLUMNS = {
     "median_ms": Column("median ms", _significant),
     "fastest_ms": Column("fastest ms", _significant),
     "slowest_ms": Column("slowest ms", _significant),
+    "hit_ratio": Column("hit ratio", _part),
+    "hits_left": Column("hits left", _part),
     "ratio": Column("ours/theirs", _ratio),
     "ratio_low": Column("quartile", _ratio),
     "ratio_high": Column("quartile", _ratio),

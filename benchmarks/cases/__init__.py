@@ -8,17 +8,33 @@ from benchmarks.cases import (
     arrays,
     batches,
     connections,
+    eviction,
     kvcache,
     memory,
     processes,
     routing,
     single,
     start,
+    store,
     threads,
     ycsb,
 )
 
-_ORDER = (single, processes, threads, batches, arrays, ycsb, kvcache, routing, memory, start, connections)
+_ORDER = (
+    single,
+    processes,
+    threads,
+    batches,
+    arrays,
+    ycsb,
+    kvcache,
+    routing,
+    memory,
+    start,
+    connections,
+    store,
+    eviction,
+)
 
 CASES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _ORDER}
 """By the name for ``--only``, in the order of a run."""
