@@ -249,10 +249,10 @@ def replay_command(
     ] = 100,
     nameserver: NameServerOption = None,
     policy: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Use no cluster, but compare eviction policies in a simulation: all, or names with commas.",
-            metavar="all|NAME,…",
+            help="Use no cluster, but compare eviction policies in a simulation. Repeatable.",
+            metavar="|".join(("all", *EVICTION_POLICIES)),
         ),
     ] = None,
     capacity: Annotated[
@@ -268,7 +268,7 @@ def replay_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Use the cache beside a real trace: get, and on a miss set. Or compare eviction policies on it."""
-    if policy is not None:
+    if policy:
         from pyrocache.cli import comparison
 
         _refuse(context, _OF_CLUSTERS, "without --policy")

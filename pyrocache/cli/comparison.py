@@ -41,7 +41,7 @@ _COLOURS = ("green", "yellow", "cyan", "magenta", "blue", "red")
 def run(
     trace: Path,
     *,
-    policies: str,
+    policies: Sequence[str],
     capacities: Sequence[str] | None,
     limit: int | None,
     plot_file: Path | None,
@@ -50,11 +50,11 @@ def run(
     """Simulate ``trace``, print the hit ratios, and return the exit status.
 
     Args:
-        policies: their names with commas between them, or ``"all"``.
+        policies: their names, also several with commas between them, or ``"all"``.
         capacities: numbers of entries, or sizes where the trace tells of sizes; by default what suits the trace.
         limit: how many accesses at most.
         plot_file: where to draw the curves, if anywhere.
-        as_json: one JSON object on standard output, and the rest on standard error.
+        as_json: one JSON object on standard output, and the rest on standard error, where progress always is.
 
     Raises:
         TraceError: the trace cannot be read.
@@ -67,9 +67,10 @@ def run(
     sized = written == "time id size"
     wanted = None if not capacities else _capacities(capacities, sized=sized)
     console = Console(stderr=as_json, highlight=False, markup=False)
-    workload = _read(trace, limit, console)
+    progress = Console(stderr=True, highlight=False, markup=False)
+    workload = _read(trace, limit, progress)
     chosen = wanted or spread(workload)
-    ratios = _ratios(workload, names, chosen, console)
+    ratios = _ratios(workload, names, chosen, progress)
     best = BOUND if sized else EXACT
     if as_json:
         results = {
@@ -96,16 +97,14 @@ def run(
 # What was asked for ----------------------------------------------------------------------------------------
 
 
-def _policies(text: str) -> list[str]:
-    if text.strip() == "all":
-        return list(POLICIES)
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+def _policies(texts: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
     for name in names:
-        if name not in POLICIES:
+        if name not in POLICIES and name != "all":
             raise ConfigurationError(
                 f"There is no policy {name!r}; there are {', '.join(POLICIES)}, and all."
             )
-    return names
+    return list(POLICIES) if "all" in names else names
 
 
 def _capacities(texts: Sequence[str], *, sized: bool) -> list[int]:
@@ -156,7 +155,7 @@ def _ratios(
 
 
 class _Meter:
-    """Shows how far the work is: a bar on a terminal, a line now and then elsewhere."""
+    """Shows on standard error how far the work is: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, total: int | None) -> None:
         self._console = console
@@ -226,7 +225,7 @@ def _print(
     names = Text("   ").join(Text(f"{each} {name}", _style(each, legend)) for name, each in legend.items())
     console.print(Text("       ") + names)
     if sized:
-        console.print("No cache can have more hits than the upper bound; the best possible may have fewer.")
+        console.print("No cache can have more hits than the upper bound; the best may have fewer.")
 
 
 def _table(capacities: Sequence[int], ratios: dict[str, list[float]], best: str, *, sized: bool) -> Table:
@@ -238,7 +237,7 @@ def _table(capacities: Sequence[int], ratios: dict[str, list[float]], best: str,
         row = {column: round(ratios[column][number], 4) for column in ratios}
         most = max(ratio for column, ratio in row.items() if column != best)
         cells = [
-            Text(f"{ratio:.2%}", "bold" if ratio == most and column != best else "")
+            Text(f"*{ratio:.2%}", "bold") if ratio == most and column != best else Text(f"{ratio:.2%}")
             for column, ratio in row.items()
         ]
         table.add_row(format_size(capacity) if sized else f"{capacity:,}", *cells)
