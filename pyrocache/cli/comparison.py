@@ -72,6 +72,9 @@ def run(
     chosen = wanted or spread(workload)
     ratios = _ratios(workload, names, chosen, progress)
     best = BOUND if sized else EXACT
+    if plot_file is not None:  # first: whoever reads what is printed may stop at the first line
+        label = _short_size if sized else _short_count
+        plot(plot_file, trace.name, chosen, ratios, best, label, "bytes" if sized else "entries")
     if as_json:
         results = {
             "trace": str(trace),
@@ -88,8 +91,6 @@ def run(
     else:
         _print(console, trace, workload, chosen, ratios, best)
     if plot_file is not None:
-        label = _short_size if sized else _short_count
-        plot(plot_file, trace.name, chosen, ratios, best, label, "bytes" if sized else "entries")
         console.print(f"The curves are in {plot_file}.", soft_wrap=True)
     return 0
 

@@ -174,6 +174,20 @@ def test_a_plot(trace: Trace, tmp_path: Path, suffix: str) -> None:
         assert ElementTree.parse(file).getroot().tag.endswith("svg")
 
 
+def test_a_plot_is_there_whoever_stops_reading(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(comparison, "_print", closed)
+    file = tmp_path / "curves.svg"
+    assert isinstance(replay(trace(keys()), "--policy", "lru", "--plot", str(file)).exception, OSError)
+    assert file.exists()
+
+
 def test_a_plot_that_cannot_be(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "Workload", None)  # it is refused before the work
     path = trace(keys())
