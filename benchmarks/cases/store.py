@@ -60,7 +60,7 @@ def measure(session: Session) -> list[Row]:
         "get hit": defaultdict(list),
         "set, evicting": defaultdict(list),
     }
-    rounds = session.choose(60, 5)
+    rounds = session.choose(30, 5)
     for number in range(rounds):
         session.progress(f"store: round {number + 1} of {rounds}")
         stored = _more_keys(stored, entries)
