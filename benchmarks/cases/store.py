@@ -60,7 +60,7 @@ def measure(session: Session) -> list[Row]:
         "get hit": defaultdict(list),
         "set, evicting": defaultdict(list),
     }
-    rounds = session.choose(30, 5)
+    rounds = session.choose(20, 5)
     for number in range(rounds):
         session.progress(f"store: round {number + 1} of {rounds}")
         stored = _more_keys(stored, entries)
@@ -122,7 +122,7 @@ def _more_keys(stored: Sequence[bytes], entries: int) -> list[bytes]:
 
 def _held(cache: _Cache, stored: Sequence[bytes], rng: random.Random) -> list[bytes]:
     """Keys that ``cache`` has, in any order, as many as are read in a round."""
-    held = list(filter(cache.has, rng.sample(stored, len(stored))))
+    held = list(filter(cache.has, rng.sample(stored, min(len(stored), 2 * _CALLS))))
     return rng.choices(held, k=_CALLS)
 
 
