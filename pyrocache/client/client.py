@@ -649,7 +649,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 def _version(version: int) -> int:
     if isinstance(version, bool) or not isinstance(version, int):
         raise TypeError(f"A version is an int from get_with_version, not {type(version).__name__}.")
-    if version < 1:
+    if not 0 < version < 2**63:
         raise ValueError("A version is an int above 0, from get_with_version.")
     return version
 

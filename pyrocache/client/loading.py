@@ -34,7 +34,8 @@ log = logging.getLogger("pyrocache.client")
 _T = TypeVar("_T")
 
 LEG_SECONDS = 10.0
-"""How long one call waits at most; then it is made again, lest a node that vanished is waited for."""
+"""How long one call waits at most, and no longer than the client's timeout; then it is made again, lest a node that
+vanished is waited for."""
 
 IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE = range(3)
 """When to load: if there is no value, even if there is one unless another loads by now, or even then."""
@@ -350,7 +351,8 @@ class _Search:
         recursive = (id(core.router), self._key) in _under_way.get()
         while True:
             asked_at = time.monotonic()
-            patience = 0.0 if recursive else max(0.0, min(LEG_SECONDS, self._give_up_at - asked_at))
+            leg = min(LEG_SECONDS, core.timeout)
+            patience = 0.0 if recursive else max(0.0, min(leg, self._give_up_at - asked_at))
             deadline = core.deadline(core.timeout + patience)
             self._held = core.router.hold(
                 "lease",

@@ -110,7 +110,7 @@ class Lock:
         protection from a holder that was stopped for longer than its time to live and does not know.
         """
         grant = self._grant()
-        return None if grant is None else grant.token
+        return grant.token if grant is not None and grant.held else None
 
     @property
     def held(self) -> bool:
@@ -130,7 +130,7 @@ class Lock:
             RuntimeError: this thread holds it already.
         """
         before = self._grant()
-        if before is not None and before.process == os.getpid():
+        if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
         seconds = self._wait_seconds if wait_seconds is ... else check_wait(wait_seconds)
         grant = _acquire(self._core, self._key, self._limit, self._ttl_seconds, seconds)
@@ -139,20 +139,17 @@ class Lock:
         return grant.token
 
     def release(self) -> None:
-        """Give back what this thread holds; if it holds nothing, what another one acquired with this object.
+        """Give back what this thread holds.
 
         Raises:
             LockLost: it was lost before this; another holder may have done its work meanwhile.
-            RuntimeError: it was not acquired.
+            RuntimeError: this thread has not acquired it.
         """
         grant = self._grants.pop(threading.get_ident(), None)
         if grant is None:
-            try:
-                _, grant = self._grants.popitem()
-            except KeyError:
-                raise RuntimeError(
-                    "This lock is not held: it was not acquired, or released already."
-                ) from None
+            raise RuntimeError(
+                "This thread does not hold the lock: it did not acquire it, or released it already."
+            )
         _release(self._core, grant)
 
     def __enter__(self) -> Self:
@@ -211,7 +208,7 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
     try:
         while True:
             asked_at = time.monotonic()
-            patience = max(0.0, min(LEG_SECONDS, give_up_at - asked_at))
+            patience = max(0.0, min(LEG_SECONDS, core.timeout, give_up_at - asked_at))
             deadline = core.deadline(core.timeout + patience)
             held = core.router.hold(
                 "acquire", name, limit, ttl_seconds, patience, deadline=deadline, held=held

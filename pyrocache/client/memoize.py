@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
@@ -318,21 +319,18 @@ class Memoizer:
 def identity(function: Callable[..., Any]) -> str:
     """What tells a function from all others, in every process."""
     module = function.__module__
-    if module not in (
-        "__main__",
-        "__mp_main__",
-    ):  # the latter: a child of multiprocessing runs the same script
-        return f"{module}.{function.__qualname__}"
-    return f"__main__.{function.__qualname__}:{_digest(function)}"
+    if module in ("__main__", "__mp_main__"):  # the latter: a child of multiprocessing runs the same script
+        return f"__main__.{function.__qualname__}:{_digest(function)}"
+    name = f"{module}.{function.__qualname__}"
+    return f"{name}:{_digest(function)}" if "<lambda>" in name else name
 
 
 def _digest(function: Callable[..., Any]) -> str:
-    """Of its source, or where that is not to be had, as in an interactive session, of what it was compiled to."""
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        text = _text_of(code) if isinstance(code, CodeType) else ""
+    """Of what it was compiled to, as two lambdas can share a line; and of its source, where that is to be had."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    text = _text_of(code) if isinstance(code, CodeType) else ""
+    with suppress(OSError, TypeError):
+        text += inspect.getsource(function)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
