@@ -55,6 +55,15 @@ RULES = (RECENCY, S3FIFO_RULE, Rule(share=0.25, promote=1))
 _SAMPLE = 1024
 """Keys in a miniature, to within a factor of two."""
 
+_DENSEST = 3
+"""The mask of a sample of one key in four: more are never taken, so that a use costs little."""
+
+_DENSEST_FILLING = 7
+"""The same until something has to go."""
+
+_UNTIL_FULL = 0.6
+"""The miniatures' part of the size of a cache that is not full yet: so there is something to tell from the start."""
+
 _MEMORY = 8
 """In touches of as many keys as the cache holds: how far a rule is ahead fades by two thirds in the time."""
 
@@ -65,8 +74,9 @@ _ADVANTAGE = 0.05
 _REST = 0.02
 """Hits, relative to the cache's size, that a rule must be ahead by to be chosen before recency, and to stay it."""
 
-_BEHIND = 0.1
-"""So far behind, S3-FIFO is not followed through a scan either."""
+
+_BEHIND = 0.5
+"""So far behind, S3-FIFO is not followed through what looks like a scan either."""
 
 
 class Adaptive:
@@ -82,6 +92,7 @@ class Adaptive:
 
     def __init__(self) -> None:
         self._queues = queues = Queues(self.name, RECENCY, remembers=True)
+        queues.on_touch = self._touched
         self.added = queues.added
         self.added_many = queues.added_many
         self.used = queues.used
@@ -91,10 +102,11 @@ class Adaptive:
 
     def _begin(self) -> None:
         self._chosen = 0
-        # Until something has to go, there is nothing to tell the rules apart, and nothing to pay.
-        self._queues.on_touch = None
-        self._mask = 0  # a key is in the sample when these bits of its hash are 0
+        self._full = False
+        self._queues.watch_mask = _DENSEST
+        self._mask = _DENSEST_FILLING  # a key is in the sample when these bits of its hash are 0
         self._miniatures = [_Miniature(rule) for rule in RULES]
+        self._capacity = 1  # of each of them
         self._ahead = [0.0] * len(RULES)  # hits more than by recency, fading
         self._until_look = 0
 
@@ -112,33 +124,31 @@ class Adaptive:
 
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
-        if self._queues.on_touch is None:
-            self._queues.on_touch = self._touched
+        if not self._full:
+            self._full = True
+            self._look()
         return self._queues.victim()
 
     # What the miniatures tell -------------------------------------------------------------------------------
 
-    def _sampled(self) -> int:
-        """How many keys a miniature of the present size holds."""
-        return max(len(self._queues) // (self._mask + 1), 1)
-
     def _touched(self, key: bytes) -> None:
         if hash(key) & self._mask:
             return
-        key = self._queues.same(key)
-        capacity = self._sampled()
-        by_recency = self._miniatures[0].touch(key, capacity)
-        for number in range(1, len(RULES)):
-            if self._miniatures[number].touch(key, capacity) is not by_recency:
-                self._ahead[number] += -1 if by_recency else 1
+        by_recency, *others = [miniature.touch(key) for miniature in self._miniatures]
+        if not (by_recency and all(others)):
+            key = self._queues.same(key)
+            for miniature in self._miniatures:
+                miniature.add(key, self._capacity)
+            for number, hit in enumerate(others, 1):
+                self._ahead[number] += hit - by_recency
         self._until_look -= 1
         if self._until_look <= 0:
-            self._look(capacity)
+            self._look()
 
-    def _look(self, capacity: int) -> None:
+    def _look(self) -> None:
         """Choose the rule to follow until the next look."""
-        self._until_look = capacity // _LOOKS
         self._ahead = ahead = [hits * (1 - 1 / (_LOOKS * _MEMORY)) for hits in self._ahead]
+        capacity = self._capacity
         best = max(range(len(RULES)), key=ahead.__getitem__)
         if ahead[best] > ahead[self._chosen] + capacity * (_REST if self._chosen else _ADVANTAGE):
             self._chosen = best
@@ -146,17 +156,25 @@ class Adaptive:
             self._chosen = 0
         scan = not self._chosen and self._queues.scanned and max(ahead[1:]) > -_BEHIND * capacity
         self._queues.rule = S3FIFO_RULE if scan else RULES[self._chosen]
-        if capacity > 2 * _SAMPLE:
-            self._thin_out()
-        elif capacity < _SAMPLE // 4 and self._mask:
-            self._mask >>= 1
+        self._fit()
+        self._until_look = self._capacity // _LOOKS
 
-    def _thin_out(self) -> None:
-        """Halve the sample."""
-        self._mask = self._mask * 2 + 1
-        for miniature in self._miniatures:
-            for key in [key for key in miniature.held if hash(key) & self._mask]:
-                miniature.remove(key)
+    def _fit(self) -> None:
+        """Give the miniatures the size that belongs to the cache's."""
+        mask, held = self._mask, len(self._queues)
+        while held // (mask + 1) > 2 * _SAMPLE:
+            mask = mask * 2 + 1
+        densest = max(_DENSEST if self._full else _DENSEST_FILLING, self._queues.watch_mask)
+        while held // (mask + 1) < _SAMPLE // 4 and mask > densest:
+            mask >>= 1
+        if mask > self._mask:
+            for miniature in self._miniatures:
+                miniature.keep_only(mask)
+            self._queues.watch_mask = max(_DENSEST, mask >> 3)  # as far as the sample may become denser again
+        self._mask = mask
+        capacity = max(int(held / (mask + 1) * (1 if self._full else _UNTIL_FULL)), 1)
+        self._ahead = [hits * capacity / self._capacity for hits in self._ahead]
+        self._capacity = capacity
 
 
 class _Miniature:
@@ -166,16 +184,25 @@ class _Miniature:
         self.held: set[bytes] = set()
         self._queues = Queues("", rule)
 
-    def touch(self, key: bytes, capacity: int) -> bool:
-        """Whether ``key`` was held. It is now, and ``capacity`` keys at most."""
+    def touch(self, key: bytes) -> bool:
+        """Whether ``key`` is held; if so, it is used."""
         if key in self.held:
             self._queues.used(key)
             return True
-        while len(self.held) >= capacity:
-            self.held.remove(self._queues.victim())
-        self._queues.added(key)
-        self.held.add(key)
         return False
+
+    def add(self, key: bytes, capacity: int) -> None:
+        """Hold ``key``, and ``capacity`` keys at most."""
+        if key not in self.held:
+            while len(self.held) >= capacity:
+                self.held.remove(self._queues.victim())
+            self._queues.added(key)
+            self.held.add(key)
+
+    def keep_only(self, mask: int) -> None:
+        """Forget all keys that have one of the bits of ``mask`` in their hash."""
+        for key in [key for key in self.held if hash(key) & mask]:
+            self.remove(key)
 
     def remove(self, key: bytes) -> None:
         """Forget ``key``."""

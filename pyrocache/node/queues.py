@@ -2,7 +2,8 @@
 
 Time is counted in *epochs*: one passes when about a thirtieth of the keys held has been touched, new keys and those
 used for the first time in it. A queue is a row of chunks, one for each epoch, and a key is in one chunk of one queue.
-Until something has to go, an epoch is as long as twice the cache, so that a use costs next to nothing.
+As long as no key comes and none has ever been evicted, an epoch is as long as twice the cache: which key would be the
+next to go is of no interest, and a use costs next to nothing.
 Only of keys that have been used since they were queued more is known: the last epoch of use, and in how many epochs
 they were used, up to three. That makes
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from operator import itemgetter
 from typing import TypeAlias
 
 _Chunk: TypeAlias = deque[bytes]
@@ -36,6 +37,8 @@ _LARGEST_EPOCH = 1024
 
 _SCAN = 0.7
 """Where a larger part of the keys touched in an epoch is new, that is a scan."""
+
+_WATCHED = 4
 
 _MOST_MOVES = 128
 """Keys that one eviction may move to where they belong, so that none takes long. What is due is amortised."""
@@ -70,7 +73,9 @@ class Queues:
 
     Attributes:
         rule: as above.
-        on_touch: called with each key that is new or used for the first time in an epoch; None for nobody.
+        on_touch: called with each key that is watched, when it is new or used for the first time in an epoch; but not
+            of uses as long as no key comes and none has ever been evicted.
+        watch_mask: keys are watched that have none of these bits in their hash when they are added.
         same: see `know_keys`.
         scanned: whether most keys touched in the last epoch were new, as in a scan.
     """
@@ -79,11 +84,10 @@ class Queues:
         self.name = name
         self.rule = rule
         self.on_touch: Callable[[bytes], None] | None = None
+        self.watch_mask = 0
         self._remembers = rule is not RECENCY if remembers is None else remembers
         self.same: Callable[[bytes], bytes] = _itself
-        self._added = self._size = self._left = (
-            0  # in this epoch: new keys, touches it is to have, those to come
-        )
+        self._added = self._size = self._left = 0  # of this epoch: new keys, touches in all, those to come
         self.clear()
 
     def clear(self) -> None:
@@ -91,14 +95,13 @@ class Queues:
         self.scanned = False
         self._small = _Queue()
         self._main = _Queue()
-        self._uses: dict[
-            bytes, int
-        ] = {}  # last epoch of use and number of epochs with a use, as _bump has them
+        self._uses: dict[bytes, int] = {}  # by key, as _bump has it; nothing of a key that was not used
         self._removed: set[bytes] = set()  # removed keys that are still queued
         self._cleared = 0  # removals until the next chunk is cleared
         self._to_clear: list[tuple[_Queue, int]] = []
         self._ghosts: _Ghosts | None = None
         self._epoch = 0
+        self._rests = False
         self._evicts = False
         self._next_epoch()
 
@@ -115,18 +118,20 @@ class Queues:
     def added(self, key: bytes, /) -> None:
         """See `EvictionPolicy.added`."""
         self._added += 1
+        if self._rests:
+            self._next_epoch()
         if key in self._removed:
             self._removed.remove(key)  # it takes its old place again, as one that was used
-            self._touch(key, 0)
-            return
-        if self._ghosts is not None and self._ghosts.take(key):
+            self._uses[key] = self._bump[0]
+        elif self._ghosts is not None and self._ghosts.take(key):
             self._main.append(key, self._epoch)
         else:
             self._small.append(key, self._epoch)
         self._left -= 1
         if self._left <= 0:
             self._next_epoch()
-        if self.on_touch is not None:
+        if not hash(key) & self.watch_mask and self.on_touch is not None:
+            self._uses[key] = self._uses.get(key, 0) | _WATCHED
             self.on_touch(key)
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
@@ -135,28 +140,36 @@ class Queues:
             for key in keys:
                 self.added(key)
             return
-        self._small.extend(keys, self._epoch)
         self._added += len(keys)
+        if self._rests:
+            self._next_epoch()
+        self._small.extend(keys, self._epoch)
         self._left -= len(keys)
         if self._left <= 0:
             self._next_epoch()
         if self.on_touch is not None:
-            for key in keys:
+            mask = self.watch_mask
+            for key in [key for key in keys if not hash(key) & mask]:
+                self._uses[key] = _WATCHED
                 self.on_touch(key)
 
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
         uses = self._uses.get(key, 0)
         if uses < self._now:
-            self._touch(key, uses)
+            self._uses[key if uses else self.same(key)] = self._bump[uses & 7]
+            self._left -= 1
+            if self._left <= 0:
+                self._next_epoch()
+            if uses & _WATCHED and not self._rests and self.on_touch is not None:
+                self.on_touch(key)
 
     def used_many(self, keys: Iterable[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
-        keys = list(keys)
-        now, touch = self._now, self._touch
-        for key, uses in zip(keys, map(self._uses.get, keys, repeat(0)), strict=True):
-            if uses < now:
-                touch(key, uses)
+        get, used = self._uses.get, self.used
+        for key in keys:
+            if get(key, 0) < self._now:
+                used(key)
 
     def removed(self, key: bytes, /) -> None:
         """See `EvictionPolicy.removed`."""
@@ -166,34 +179,24 @@ class Queues:
         if self._cleared <= 0:
             self._clear_chunk()
 
-    def _touch(self, key: bytes, uses: int) -> None:
-        if not uses:
-            key = self.same(key)  # it is kept
-        self._uses[key] = self._bump[uses & 3]
-        self._left -= 1
-        if self._left <= 0:
-            self._next_epoch()
-        if self.on_touch is not None:
-            self.on_touch(key)
-
     def _next_epoch(self) -> None:
         if self._epoch:
             self.scanned = self._added > _SCAN * (self._size - self._left)
+            self._rests = not self._added and not self._evicts
         self._epoch += 1
         held = len(self)
-        if self._evicts:
-            self._size = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, held // _EPOCHS))
-        else:  # until something has to go, nobody asks for the order, and a use should cost nothing
-            self._size = max(_LARGEST_EPOCH, 2 * held)
-        self._left = self._size
+        self._size = self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, held // _EPOCHS))
+        if self._rests:
+            self._size = self._left = max(_LARGEST_EPOCH, 2 * held)
         if self._ghosts is not None and not self._ghosts.fits(held):
             self._ghosts = _Ghosts(held)
         self._added = 0
-        # All uses in an epoch share these four integers. The lowest two bits count.
-        self._now = now = self._epoch << 2
-        # In one of those long ones until something has to go, a use counts as two: more of them would not show.
-        self._bump = (now + (1 if self._evicts else 2), now + 2, now + 3, now + 3)
-        self._less = (0, 0, now - 3, now - 2)  # once less, and not yet in this epoch
+        # All uses in an epoch share these integers. The lowest two bits count, the third one says who is watched.
+        self._now = now = self._epoch << 3
+        once = 2 if self._rests else 1  # in a long epoch more uses than one do not show
+        self._bump = (now + once, now + 2, now + 3, now + 3, now + 4 + once, now + 6, now + 7, now + 7)
+        now -= 8  # once less, and not yet in this epoch
+        self._less = (0, 0, now + 1, now + 2, 0, _WATCHED, now + 5, now + 6)
 
     def _clear_chunk(self) -> None:
         """Forget the removed keys in one chunk. All chunks have their turn, so about half the keys queued are held."""
@@ -216,10 +219,8 @@ class Queues:
 
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
+        self._evicts = True
         rule = self.rule
-        if not self._evicts:
-            self._evicts = True
-            self._next_epoch()
         if rule.share is None:
             key, queue = self._least_recent()
         else:
@@ -232,10 +233,10 @@ class Queues:
         return key
 
     def _least_recent(self) -> tuple[bytes, _Queue]:
-        """The key used least recently, or nearly, when too many would have to be moved before."""
+        """The key used least recently."""
         small, main, uses, removed = self._small, self._main, self._uses, self._removed
-        moves = _MOST_MOVES
-        while True:
+        moved: list[tuple[int, bytes, _Queue]] = []
+        while len(moved) < _MOST_MOVES:
             queue = small
             if main.size and (not small.size or main.oldest() <= small.oldest()):
                 queue = main
@@ -243,17 +244,18 @@ class Queues:
             if key in removed:
                 removed.remove(key)
                 continue
-            epoch = uses.get(key, 0) >> 2
-            if epoch <= queue.first or not moves:
+            epoch = uses.get(key, 0) >> 3
+            if epoch <= queue.first:
                 return key, queue
-            moves -= 1
+            moved.append((epoch, key, queue))
             queue.append(key, epoch)
+        return self._oldest(moved)
 
     def _unused(self, share: float, promote: int) -> tuple[bytes, _Queue]:
-        """The next key that was not used enough to stay, or any, when too many would have to be moved before."""
+        """The next key that was not used enough to stay."""
         small, main, uses, removed = self._small, self._main, self._uses, self._removed
-        moves = _MOST_MOVES
-        while True:
+        moved: list[tuple[int, bytes, _Queue]] = []
+        while len(moved) < _MOST_MOVES:
             queue = main
             if not main.size or small.size >= share * (small.size + main.size):
                 queue = small
@@ -261,15 +263,23 @@ class Queues:
             if key in removed:
                 removed.remove(key)
                 continue
-            times = uses.get(key, 0) & 3
-            if times < (promote if queue is small else 1) or not moves:
+            seen = uses.get(key, 0)
+            if seen & 3 < (promote if queue is small else 1):
                 return key, queue
-            moves -= 1
-            if queue is small or times == 1:
-                del uses[key]
-            else:
-                uses[key] = self._less[times]
+            moved.append((seen >> 3, key, main))
             main.append(key, self._epoch)
+            left = seen & _WATCHED if queue is small else self._less[seen & 7]
+            if left:
+                uses[key] = left
+            else:
+                del uses[key]
+        return self._oldest(moved)
+
+    def _oldest(self, moved: list[tuple[int, bytes, _Queue]]) -> tuple[bytes, _Queue]:
+        """Of keys that were moved, the one used least recently: to look for a better one would take too long."""
+        _, key, queue = min(moved, key=itemgetter(0))
+        self._removed.add(key)  # it is queued
+        return key, queue
 
 
 class _Queue:

@@ -1,0 +1,319 @@
+"""What is promised of each eviction policy, and how each of them differs from the others."""
+
+from __future__ import annotations
+
+import random
+import sys
+import tracemalloc
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrocache.config import DEFAULT_EVICTION, EVICTION_POLICIES
+from pyrocache.node.eviction import DEFAULT_POLICY, LRU, POLICIES, S3FIFO, Adaptive, EvictionPolicy
+
+all_policies = pytest.mark.parametrize("policy", POLICIES)
+
+
+class ExactLRU:
+    """The order of use and nothing else: what the others are measured by."""
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[bytes, None] = OrderedDict()
+
+    def added(self, key: bytes) -> None:
+        self._order[key] = None
+
+    def used(self, key: bytes) -> None:
+        self._order.move_to_end(key)
+
+    def victim(self) -> bytes:
+        return self._order.popitem(last=False)[0]
+
+
+class Cache:
+    """A cache of keys without values under one policy."""
+
+    def __init__(self, policy: EvictionPolicy | ExactLRU, capacity: int) -> None:
+        self.policy = policy
+        self.capacity = capacity
+        self.held: set[bytes] = set()
+
+    def access(self, key: bytes) -> bool:
+        """Whether it is a hit; a miss stores the key."""
+        if key in self.held:
+            self.policy.used(key)
+            return True
+        while len(self.held) >= self.capacity:
+            self.held.remove(self.policy.victim())
+        self.held.add(key)
+        self.policy.added(key)
+        return False
+
+    def hits(self, keys: Iterable[bytes]) -> int:
+        """How many of the accesses are hits."""
+        return sum(map(self.access, keys))
+
+
+def drain(policy: EvictionPolicy) -> list[bytes]:
+    """All keys, in the order in which they are evicted."""
+    victims = []
+    while True:
+        try:
+            victims.append(policy.victim())
+        except LookupError:
+            return victims
+
+
+def numbered(letter: str, start: int, stop: int) -> list[bytes]:
+    return [f"{letter}{number}".encode() for number in range(start, stop)]
+
+
+def popular(count: int, accesses: int, seed: int = 1) -> list[bytes]:
+    """Accesses by Zipf's law: frequency is what counts."""
+    weights = [1 / (rank + 1) ** 0.9 for rank in range(count)]
+    return random.Random(seed).choices(numbered("z", 0, count), weights, k=accesses)
+
+
+def passing(count: int, within: float, seed: int = 1) -> list[bytes]:
+    """Keys that come twice, the second time ``within`` so many new ones, and never again: recency counts."""
+    draw = random.Random(seed)
+    places = [(number + part * draw.random() * within, number) for number in range(count) for part in (0, 1)]
+    return [b"p%d" % number for _, number in sorted(places)]
+
+
+# What is promised of all -----------------------------------------------------------------------------------
+
+
+def test_their_names() -> None:
+    assert {name: make().name for name, make in POLICIES.items()} == {name: name for name in POLICIES}
+    assert set(POLICIES) == set(EVICTION_POLICIES)
+    assert DEFAULT_POLICY == DEFAULT_EVICTION
+
+
+numbers = st.integers(0, 30)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["add", "use", "remove"]), st.lists(numbers, max_size=12, unique=True)),
+        st.tuples(st.sampled_from(["evict", "evict", "clear"]), st.just([])),
+    ),
+    max_size=100,
+)
+
+
+@all_policies
+@given(steps=steps, together=st.booleans())
+def test_victims_are_the_keys_that_are_held_each_once(
+    policy: str, steps: list[tuple[str, list[int]]], together: bool
+) -> None:
+    order = POLICIES[policy]()
+    held: set[bytes] = set()
+    for verb, which in steps:
+        keys = [b"%d" % number for number in which]
+        new, here = [key for key in keys if key not in held], [key for key in keys if key in held]
+        if verb == "add":
+            if together:
+                order.added_many(new)
+            else:
+                for key in new:
+                    order.added(key)
+            held.update(new)
+        elif verb == "use":
+            if together:
+                order.used_many(here)
+            else:
+                for key in here:
+                    order.used(key)
+        elif verb == "remove":
+            for key in here:
+                order.removed(key)
+            held.difference_update(here)
+        elif verb == "clear":
+            order.clear()
+            held.clear()
+        elif held:
+            held.remove(order.victim())
+        else:
+            with pytest.raises(LookupError):
+                order.victim()
+    victims = drain(order)
+    assert len(victims) == len(held)
+    assert set(victims) == held
+
+
+@all_policies
+def test_it_takes_few_bytes_though_all_keys_were_used(policy: str) -> None:
+    count = 85_000  # a dict is as large as with 170,000: the worst case
+    keys, more = numbered("k", 0, count), numbered("n", 0, count // 2)
+    tracemalloc.start()
+    try:
+        order = POLICIES[policy]()
+        for start in range(0, count, 1000):
+            order.added_many(keys[start : start + 1000])
+        order.used_many(keys)
+        for key in more:
+            order.victim()
+            order.added(key)
+        order.used_many(more)
+        assert tracemalloc.get_traced_memory()[0] <= 90 * count
+    finally:
+        tracemalloc.stop()
+
+
+@contextmanager
+def calls_counted() -> Iterator[list[int]]:
+    """Counts calls of functions: work, by a measure that does not depend on the machine."""
+    counts = [0]
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        counts[0] += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(None)
+
+
+@all_policies
+@pytest.mark.parametrize("uses", [1, 3])
+def test_no_eviction_has_much_to_do_though_all_keys_were_used(policy: str, uses: int) -> None:
+    order = POLICIES[policy]()
+    keys = numbered("k", 0, 20_000)
+    for start in range(0, 20_000, 1000):
+        order.added_many(keys[start : start + 1000])
+    for _ in range(uses):
+        order.used_many(keys)
+    most = 0
+    for key in numbered("n", 0, 200):
+        with calls_counted() as counts:
+            order.victim()
+            order.added(key)
+        most = max(most, counts[0])
+    assert most < 3000
+
+
+def test_a_key_that_was_removed_and_comes_again_is_one_that_was_used() -> None:
+    order = LRU()
+    keys = numbered("k", 0, 1000)
+    order.added_many(keys)
+    for key in keys[:10]:
+        order.removed(key)
+    order.added(keys[5])
+    victims = drain(order)
+    assert len(victims) == 991
+    assert victims.index(keys[5]) > 900
+
+
+# Each of them ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [50, 500, 2000])
+def test_lru_has_as_many_hits_as_if_it_was_exact(capacity: int) -> None:
+    for keys in (popular(5000, 40_000), passing(10_000, capacity / 2)):
+        exact = Cache(ExactLRU(), capacity).hits(keys)
+        assert Cache(LRU(), capacity).hits(keys) == pytest.approx(exact, rel=0.01)
+
+
+def test_lru_evicts_in_the_order_of_use_to_the_precision_of_an_epoch() -> None:
+    order = LRU()
+    keys = numbered("k", 0, 3200)
+    order.added(b"first")
+    order.added_many(keys)
+    assert order.victim() == b"first"  # before that, nobody asks for the order
+    random.Random(1).shuffle(keys)
+    for key in keys:
+        order.used(key)
+    place = {key: number for number, key in enumerate(keys)}
+    # Two epochs, and what one eviction leaves to the next ones.
+    assert max(abs(place[key] - number) for number, key in enumerate(drain(order))) <= 200 + 128
+
+
+def test_s3fifo_lets_pass_what_is_used_once() -> None:
+    cache = Cache(S3FIFO(), 320)
+    good = numbered("g", 0, 120)  # as many as one eviction may move
+    for number in range(10):
+        cache.hits(good)
+        cache.hits(numbered("x", 10 * number, 10 * number + 10))
+    assert set(good) <= cache.held
+    cache.hits(numbered("s", 0, 5000))
+    assert set(good) <= cache.held
+
+
+def test_s3fifo_knows_who_comes_again() -> None:
+    cache = Cache(S3FIFO(), 400)
+    cache.hits(numbered("s", 0, 700))
+    again = numbered("s", 250, 300)  # evicted by now
+    assert cache.held.isdisjoint(again)
+    cache.hits(again)
+    cache.hits(numbered("t", 0, 5000))
+    assert len(cache.held.intersection(again)) >= 40  # two keys may have shared a place
+
+
+# The default -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [500, 3000])
+def test_the_default_finds_out_that_recency_is_better(capacity: int) -> None:
+    keys = passing(20 * capacity, 1.6 * capacity)
+    exact = Cache(ExactLRU(), capacity).hits(keys)
+    assert Cache(S3FIFO(), capacity).hits(keys) < 0.85 * exact, "the accesses tell them apart"
+    assert Cache(Adaptive(), capacity).hits(keys) > 0.85 * exact
+
+
+@pytest.mark.parametrize("capacity", [500, 3000])
+def test_the_default_finds_out_that_frequency_is_better(capacity: int) -> None:
+    often, once = popular(6 * capacity, 40 * capacity), numbered("o", 0, 40 * capacity)
+    keys = [key for pair in zip(often, once, strict=True) for key in pair]
+    exact = Cache(ExactLRU(), capacity).hits(keys)
+    simple = Cache(S3FIFO(), capacity).hits(keys)
+    assert exact < 0.9 * simple, "the accesses tell them apart"
+    assert Cache(Adaptive(), capacity).hits(keys) > 0.96 * simple
+
+
+def test_the_default_changes_its_mind() -> None:
+    cache = Cache(Adaptive(), 500)
+    once = numbered("o", 0, 30_000)
+    by_frequency = [key for pair in zip(popular(3000, 30_000), once, strict=True) for key in pair]
+    by_recency = passing(20_000, 800)
+    for keys in (by_recency, by_frequency, by_recency, by_frequency):
+        alone = max(Cache(ExactLRU(), 500).hits(keys), Cache(S3FIFO(), 500).hits(keys))
+        assert cache.hits(keys) > 0.8 * alone
+
+
+@pytest.mark.parametrize("capacity", [1000, 3000])
+@pytest.mark.parametrize("uses_per_scanned", [0, 0.1, 0.33, 1, 3])
+@pytest.mark.parametrize("skew", [0.0, 0.9])
+def test_a_scan_costs_few_hits_also_when_recency_was_better_before(
+    capacity: int, uses_per_scanned: float, skew: float
+) -> None:
+    """The working set takes two thirds of the cache, the scan is ten times the cache.
+
+    Either it comes at once, and the working set is used after it, or in between uses. What is still believed of recency
+    may cost a little more than when nothing was known (`test_eviction`).
+    """
+    draw = random.Random(3)
+    working = numbered("w", 0, capacity * 2 // 3)
+    weights = [(rank + 1) ** -skew for rank in range(len(working))]
+
+    def uses(count: float) -> list[bytes]:
+        return draw.choices(working, weights, k=int(count))
+
+    cache = Cache(Adaptive(), capacity)
+    cache.hits(passing(10 * capacity, 1.6 * capacity))
+    cache.hits(uses(10 * capacity))
+    undisturbed = cache.hits(uses(2 * capacity)) / (2 * capacity)
+    hits = accesses = 0
+    for number, key in enumerate(numbered("s", 0, 10 * capacity)):
+        cache.access(key)
+        due = uses((number + 1) * uses_per_scanned - accesses)
+        hits += cache.hits(due)
+        accesses += len(due)
+    if not uses_per_scanned:
+        accesses = len(working)
+        hits = cache.hits(uses(accesses))
+    assert hits / accesses >= 0.8 * undisturbed
