@@ -28,23 +28,30 @@ class TimingWheel:
         ticks: a heap of the ends of those that are in use. To be looked at from outside, not changed.
     """
 
-    __slots__ = ("_tick_seconds", "_wheel", "ticks")
+    __slots__ = ("_last", "_last_asked", "_tick_seconds", "_wheel", "ticks")
 
     def __init__(self, tick_seconds: float) -> None:
         self._tick_seconds = tick_seconds
+        self._last_asked: tuple[int, float] | None = (
+            None  # the last answer: of many entries it is that of the next
+        )
+        self._last: Peers = set()
         self._wheel: dict[int, Peers] = {}  # by the end of their tick
         self.ticks: list[int] = []  # the wheel's keys, also those whose set has become empty
 
     def peers(self, leaves_at: float, ttl_seconds: float) -> Peers:
         """The keys that leave in the same tick as one that does at ``leaves_at``, ``ttl_seconds`` from now."""
+        ends = math.ceil(min(leaves_at, _FAR_SECONDS) / self._tick_seconds)
+        if (ends, ttl_seconds) == self._last_asked:
+            return self._last  # of a tick to come: it is in use
         # The longer the TTL, the wider its ticks: at most 128 are in use for each doubling, however TTLs vary.
         width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / self._tick_seconds / 64).bit_length()
-        ends = math.ceil(min(leaves_at, _FAR_SECONDS) / self._tick_seconds)
         tick = -(-ends // width) * width
         peers = self._wheel.get(tick)
         if peers is None:
             peers = self._wheel[tick] = set()
             heappush(self.ticks, tick)
+        self._last_asked, self._last = (ends, ttl_seconds), peers
         return peers
 
     def due(self, now: float) -> Peers | None:

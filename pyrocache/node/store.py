@@ -41,6 +41,9 @@ from pyrocache.node.table import SHARD_KEYS
 Condition: TypeAlias = Literal["absent", "present"] | int | None
 """What must be true of an entry for it to be stored: nothing, or that there is none, or one, or one of that version."""
 
+_PLAIN = frozenset({bytes})
+"""The types of what is held, where no entry is more than its value."""
+
 _LONG_KEY = 64  # of an entry that is overwritten, shorter ones may be kept twice: that is accounted for
 
 TAG_BYTES = 512
@@ -152,16 +155,17 @@ class Store:
 
     def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
         """What `get` returns for each of ``keys``, or for the first of them that have over ``room`` bytes."""
-        space = self._common(keys) if keys else None
-        if space is None:
-            return _first_within(map(self.get, keys), room)
-        shards, shift = space.shards, space.shift
-        found: list[Any] = [shards[hash(key) >> shift].get(key) for key in keys]
+        if not keys:
+            return []
+        space = self.namespaces.of(keys[0])
+        found: list[Any] = space.get_many(keys)  # what is found here belongs here
         hits, values = keys, found
         if None in found:
-            hits = [key for key, value in zip(keys, found, strict=True) if value is not None]
-            values = list(filter(None, found))
-        if not {bytes}.issuperset(map(type, values)) or sum(map(len, values)) > room:
+            hits, values = _found(keys, found)
+            others = [key for key, value in zip(keys, found, strict=True) if value is None]
+            if self._common(others) is not space:
+                return _first_within(map(self.get, keys), room)
+        if not _PLAIN.issuperset(map(type, values)) or sum(map(len, values)) > room:
             return _first_within(map(self.get, keys), room)
         space.hits += len(hits)
         space.misses += len(found) - len(hits)
@@ -299,38 +303,29 @@ class Store:
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
     ) -> None:
         """The same as `set` for each key and value, all of which fit."""
-        space = self._common(keys) if keys else None
-        if space is not None and space.prefix not in self.namespaces.cleared:
-            cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
-            if ttl_seconds is not None:
-                cost += EXPIRY_OVERHEAD * len(keys)
-            batch = set(keys)
-            if len(batch) == len(keys) and cost + space.overhead <= self.max_bytes:
-                self._set_at_once(space, keys, values, ttl_seconds, cost, batch)
-                return
-        for key, value in zip(keys, values, strict=True):
-            self.set(key, value, ttl_seconds)
+        if not keys or not self._set_at_once(keys, values, ttl_seconds):
+            for key, value in zip(keys, values, strict=True):
+                self.set(key, value, ttl_seconds)
 
-    def _set_at_once(
-        self,
-        space: Namespace,
-        keys: Sequence[bytes],
-        values: Sequence[Value],
-        ttl_seconds: float | None,
-        cost: int,
-        batch: Collection[bytes],
-    ) -> None:
-        """`set_many` of distinct keys of one namespace, which take ``cost`` bytes, by a look at each column in C."""
+    def _set_at_once(self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None) -> bool:
+        """`set_many` of distinct keys of one namespace, by a look at each column in C; False if they are no such."""
+        space = self.namespaces.of(keys[0])
+        batch = set(keys)
+        cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
+        if ttl_seconds is not None:
+            cost += EXPIRY_OVERHEAD * len(keys)
+        if len(batch) < len(keys) or cost + space.overhead > self.max_bytes:
+            return False
         if self.bytes + cost + space.overhead > self.max_bytes:
             self._sweep_for(cost + space.overhead)
-        shards, shift = space.shards, space.shift
-        places = [shards[hash(key) >> shift] for key in keys]
-        there: list[Any] = list(map(dict.get, places, keys))
-        known, before = keys, there
+        there: list[Any] = space.get_many(keys)  # what is found here belongs here
+        known, before, new = keys, there, list[bytes]()
         if None in there:
-            known = [key for key, held in zip(keys, there, strict=True) if held is not None]
-            before = [held for held in there if held is not None]
-        plain = {bytes}.issuperset(map(type, before))
+            known, before = _found(keys, there)
+            new = [key for key, held in zip(keys, there, strict=True) if held is None]
+        if new and (space.prefix in self.namespaces.cleared or self._common(new) is not space):
+            return False
+        plain = _PLAIN.issuperset(map(type, before))
         if plain:
             freed = sum(map(len, known)) + sum(map(len, before)) + ENTRY_OVERHEAD * len(known)
         else:
@@ -342,33 +337,23 @@ class Store:
 
         self.counters.sets += len(keys)
         self.bytes += cost
-        kept: Sequence[Held] = values
-        if ttl_seconds is not None:
-            expires_at = self._clock() + ttl_seconds
-            peers = self._wheel.peers(expires_at, ttl_seconds)
-            kept = [Expiring(value, expires_at, peers) for value in values]
-        for place, key, held in zip(places, keys, kept, strict=True):
-            place[key] = held
         if plain:
             self.bytes -= freed
         else:
             for key, held in zip(known, before, strict=True):
                 self._release(space, key, held)
+        kept: Sequence[Held] = values
         if ttl_seconds is not None:
-            long = max(map(len, keys)) > _LONG_KEY
-            peers.update(
-                map(space.same, keys) if long else keys
-            )  # now that nothing old of the same tick is to be taken out any more
+            expires_at = self._clock() + ttl_seconds
+            peers = self._wheel.peers(expires_at, ttl_seconds)
+            peers.update(map(space.same, keys) if max(map(len, keys)) > _LONG_KEY else keys)
             space.unsure += len(keys)
+            kept = [Expiring(value, expires_at, peers) for value in values]
+        space.put_many(keys, kept, new)
         self.policy.used_many(known)
-        if len(known) < len(keys):
-            new = [key for key, held in zip(keys, there, strict=True) if held is None]
-            space.count += len(new)
+        if new:
             self.policy.added_many(new)
-            if max(map(len, places)) > SHARD_KEYS:
-                for key in new:
-                    if len(space.shards[hash(key) >> space.shift]) > SHARD_KEYS:
-                        space.split(key)
+        return True
 
     def change(self, key: bytes, make: Callable[[Value], Value]) -> Value | None:
         """Replace the value by what ``make`` makes of it, with the TTL and the tags that it has; the new one.
@@ -749,6 +734,12 @@ def _holds(condition: Condition, live: Held | None) -> bool:
 
 def _too_large(max_bytes: int) -> ValueTooLarge:
     return ValueTooLarge(f"The value does not fit into the node's {max_bytes} bytes of memory.")
+
+
+def _found(keys: Sequence[bytes], there: Sequence[Any]) -> tuple[list[bytes], list[Any]]:
+    """Those of ``keys`` for which something is there, and that."""
+    found = [key for key, held in zip(keys, there, strict=True) if held is not None]
+    return found, [held for held in there if held is not None]
 
 
 def _first_within(values: Iterable[Value | None], room: int) -> list[Value | None]:

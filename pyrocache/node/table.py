@@ -13,7 +13,7 @@ Not thread-safe. Hashes are those of this process: a position means nothing to a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 _Held = TypeVar("_Held")
@@ -63,6 +63,26 @@ class Table(Generic[_Held]):
         shard[key] = held
         if len(shard) > SHARD_KEYS:
             self.split(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[_Held | None]:
+        """`get` of each of ``keys``."""
+        if len(self.shards) == 1:
+            return list(map(self.shards[0].get, keys))
+        shards, shift = self.shards, self.shift
+        return [shards[hash(key) >> shift].get(key) for key in keys]
+
+    def put_many(self, keys: Sequence[bytes], held: Sequence[_Held], new: Sequence[bytes]) -> None:
+        """`put` each of ``held`` under its key; ``new`` are those of the keys that nothing is held under yet."""
+        if len(self.shards) == 1:
+            self.shards[0].update(zip(keys, held, strict=True))
+        else:
+            shards, shift = self.shards, self.shift
+            for key, one in zip(keys, held, strict=True):
+                shards[hash(key) >> shift][key] = one
+        self.count += len(new)
+        for key in new:
+            if len(self.shards[hash(key) >> self.shift]) > SHARD_KEYS:
+                self.split(key)
 
     def remove(self, key: bytes) -> _Held | None:
         """Hold nothing under ``key`` any more; what was held."""
