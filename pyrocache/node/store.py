@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pyrocache.cluster.wire import KEEP_TTL
@@ -42,7 +43,8 @@ Condition: TypeAlias = Literal["absent", "present"] | int | None
 """What must be true of an entry for it to be stored: nothing, or that there is none, or one, or one of that version."""
 
 _PLAIN = frozenset({bytes})
-"""The types of what is held, where no entry is more than its value."""
+_PLAIN_OR_NONE = frozenset({bytes, NoneType})
+"""The types of what is held, or not, where no entry is more than its value."""
 
 _LONG_KEY = 64  # of an entry that is overwritten, shorter ones may be kept twice: that is accounted for
 
@@ -158,14 +160,20 @@ class Store:
         if not keys:
             return []
         space = self.namespaces.of(keys[0])
-        found: list[Any] = space.get_many(keys)  # what is found here belongs here
+        there = space.get_many(keys)
+        found: list[Any] | None = (
+            there if _PLAIN_OR_NONE.issuperset(map(type, there)) else self._values(there)
+        )
+        if found is None:
+            return _first_within(map(self.get, keys), room)
         hits, values = keys, found
         if None in found:
             hits, values = _found(keys, found)
-            others = [key for key, value in zip(keys, found, strict=True) if value is None]
-            if self._common(others) is not space:
+            if (
+                self._common(_missed(keys, found)) is not space
+            ):  # only what is found here is known to belong here
                 return _first_within(map(self.get, keys), room)
-        if not _PLAIN.issuperset(map(type, values)) or sum(map(len, values)) > room:
+        if sum(map(len, values)) > room:
             return _first_within(map(self.get, keys), room)
         space.hits += len(hits)
         space.misses += len(found) - len(hits)
@@ -318,11 +326,11 @@ class Store:
             return False
         if self.bytes + cost + space.overhead > self.max_bytes:
             self._sweep_for(cost + space.overhead)
-        there: list[Any] = space.get_many(keys)  # what is found here belongs here
+        there: list[Any] = space.get_many(keys)
         known, before, new = keys, there, list[bytes]()
         if None in there:
             known, before = _found(keys, there)
-            new = [key for key, held in zip(keys, there, strict=True) if held is None]
+            new = _missed(keys, there)
         if new and (space.prefix in self.namespaces.cleared or self._common(new) is not space):
             return False
         plain = _PLAIN.issuperset(map(type, before))
@@ -336,12 +344,11 @@ class Store:
             self.bytes += space.overhead
 
         self.counters.sets += len(keys)
-        self.bytes += cost
-        if plain:
-            self.bytes -= freed
-        else:
+        self.bytes += cost - freed
+        if not plain:
             for key, held in zip(known, before, strict=True):
-                self._release(space, key, held)
+                if isinstance(held, Expiring):
+                    self._forget(space, key, held)
         kept: Sequence[Held] = values
         if ttl_seconds is not None:
             expires_at = self._clock() + ttl_seconds
@@ -502,6 +509,19 @@ class Store:
             self.counters.expirations += 1
         return None
 
+    def _values(self, there: Iterable[Held | None]) -> list[Value | None] | None:
+        """The values alone, if nothing is among them that is gone, or of which it is not told easily."""
+        now = self._clock()
+        values: list[Value | None] = []
+        for held in there:
+            if not isinstance(held, Expiring):
+                values.append(held)
+            elif now >= held.expires_at or isinstance(held, Detailed):
+                return None
+            else:
+                values.append(held.value)
+        return values
+
     def _detailed(self, space: Namespace, key: bytes) -> Detailed:
         """The entry, which is live, as one of which more can be known."""
         held = space.get(key)
@@ -615,8 +635,11 @@ class Store:
             self.bytes -= len(key) + len(held) + ENTRY_OVERHEAD
             return
         self.bytes -= cost_of(key, held)
-        if not isinstance(held, Expiring):
-            return
+        if isinstance(held, Expiring):
+            self._forget(space, key, held, tags=tags)
+
+    def _forget(self, space: Namespace, key: bytes, held: Expiring, *, tags: bool = True) -> None:
+        """Plan its departure no more, and find it by its tags no more."""
         space.unsure -= 1
         if held.peers is not None:
             held.peers.discard(key)
@@ -740,6 +763,11 @@ def _found(keys: Sequence[bytes], there: Sequence[Any]) -> tuple[list[bytes], li
     """Those of ``keys`` for which something is there, and that."""
     found = [key for key, held in zip(keys, there, strict=True) if held is not None]
     return found, [held for held in there if held is not None]
+
+
+def _missed(keys: Sequence[bytes], there: Sequence[Any]) -> list[bytes]:
+    """Those of ``keys`` for which nothing is there."""
+    return [key for key, held in zip(keys, there, strict=True) if held is None]
 
 
 def _first_within(values: Iterable[Value | None], room: int) -> list[Value | None]:
