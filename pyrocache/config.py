@@ -155,8 +155,8 @@ def check_seconds(what: str, seconds: float) -> None:
         raise ConfigurationError(f"{what} is a number of seconds above 0 and up to {MAX_SECONDS}, not this.")
 
 
-def ttl_to_seconds(ttl_seconds: float | timedelta | None) -> float | None:
-    """A TTL as the wire carries it: float seconds, or None for no expiry.
+def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
+    """A TTL, the argument called ``name``, as the wire carries it: float seconds, or None for no expiry.
 
     Raises:
         TypeError: not an int, float, timedelta or None.
@@ -168,14 +168,36 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None) -> float | None:
         ttl_seconds = ttl_seconds.total_seconds()
     elif isinstance(ttl_seconds, bool) or not isinstance(ttl_seconds, int | float):
         kind = type(ttl_seconds).__name__
-        raise TypeError(f"ttl_seconds is an int, a float, a timedelta or None, not {kind}.")
+        raise TypeError(f"{name} is an int, a float, a timedelta or None, not {kind}.")
     if not ttl_seconds > 0:
-        raise ValueError(f"ttl_seconds must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
     try:
         seconds = float(ttl_seconds)
     except OverflowError:
         return None
     return None if seconds == math.inf else seconds
+
+
+def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
+    """The seconds of a finite duration, the argument called ``name``, which may be 0 or not.
+
+    Raises:
+        TypeError: not an int, float or timedelta.
+        ValueError: negative, infinite or NaN.
+    """
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
+    return seconds
+
+
+def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "an int or a float") -> None:
+    """Raise `TypeError` or `ValueError` unless the argument called ``name`` is a finite number, not negative."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{name} is {kinds}, not {type(number).__name__}.")
+    if not 0 <= number < math.inf or (number == 0 and not zero):
+        raise ValueError(
+            f"{name} is finite, and {'not negative' if zero else 'above 0'}; this is {number!r}."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

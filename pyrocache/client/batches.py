@@ -19,7 +19,7 @@ from pyrocache.errors import CorruptValue, NodeUnavailable, PartialFailure, Pyro
 
 def get_many(core: Core, keys: Iterable[object]) -> dict[Any, Any]:
     """What `PyroCacheClient.get_many` returns."""
-    asked = list(keys)
+    asked = _listed(keys)
     hash(tuple(asked))  # TypeError now: the result is a dict by key
     values: list[Any] = [MISSING] * len(asked)
     broken: list[tuple[Sequence[int], PyroCacheError]] = []
@@ -68,7 +68,7 @@ def set_many(core: Core, mapping: Mapping[Any, Any], ttl_seconds: Ttl, tags: Ite
 
 def delete_many(core: Core, keys: Iterable[object]) -> int:
     """What `PyroCacheClient.delete_many` returns."""
-    asked = list(keys)
+    asked = _listed(keys)
     batch = Batch(encode_keys(asked, core.prefix))
     return _count_over(core, "delete_many", asked, batch, idempotent=False)
 
@@ -76,8 +76,17 @@ def delete_many(core: Core, keys: Iterable[object]) -> int:
 def touch_many(core: Core, keys: Iterable[object], ttl_seconds: Ttl) -> int:
     """What `PyroCacheClient.touch_many` returns."""
     seconds = ttl_to_seconds(ttl_seconds)
-    asked = list(keys)
+    asked = _listed(keys)
     return _count_over(core, "touch_many", asked, Batch(encode_keys(asked, core.prefix)), seconds)
+
+
+def _listed(keys: Iterable[object]) -> list[Any]:
+    """The keys; one text is no list of its letters."""
+    if isinstance(keys, str | bytes | bytearray) or not hasattr(type(keys), "__iter__"):
+        raise TypeError(
+            f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}."
+        )
+    return list(keys)
 
 
 def _decode_each(

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 from pyrocache.client import batches, loading, scanning, updates
 from pyrocache.client.codec import encode_value
 from pyrocache.client.connection import Deadline
-from pyrocache.client.core import MISSING, Core, KeptTtl, Missing, Ttl, ttl_on_the_wire
+from pyrocache.client.core import MISSING, Core, Duration, KeptTtl, Missing, Ttl, ttl_on_the_wire
 from pyrocache.client.keys import encode_key
-from pyrocache.client.loading import Terms
-from pyrocache.client.locks import Lock, check_limit, check_ttl, check_wait
+from pyrocache.client.loading import checked_terms
+from pyrocache.client.locks import Lock, check_limit
 from pyrocache.client.memoize import Memoizer, Settings, Tags
 from pyrocache.client.scanning import Items, Values
 from pyrocache.client.stats import NodeStats, Stats
@@ -259,7 +259,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             TypeError: the entry is no int, and unchanged (`NotAnInt`); or ``delta`` or ``default`` is none.
         """
-        by, start = operator.index(delta), operator.index(default)
+        by, start = _int(delta, "delta"), _int(default, "default")
         frames = pack_int(by), pack_int(start)
         seconds = ttl_to_seconds(ttl_seconds)
         frame = self._core.call(
@@ -275,7 +275,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def decr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
         """`incr` by ``-delta``."""
-        return self.incr(key, -operator.index(delta), default, ttl_seconds)
+        return self.incr(key, -_int(delta, "delta"), default, ttl_seconds)
 
     def touch(self, key: object, ttl_seconds: Ttl) -> bool:
         """Have the entry live for ``ttl_seconds`` from now, or with None for good; whether there is one."""
@@ -331,10 +331,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         factory: Callable[[], _T],
         ttl_seconds: Ttl = None,
         *,
-        stale_seconds: float = 0,
+        stale_seconds: Duration = 0,
         early: float = 0.0,
-        wait_seconds: float | None = None,
-        lease_seconds: float = 60,
+        wait_seconds: Duration | None = None,
+        lease_seconds: Duration = 60,
         tags: Iterable[str] | None = None,
     ) -> _T:
         """The value stored under ``key``; without one, what ``factory()`` returns, which is stored.
@@ -366,8 +366,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 "setdefault takes a value."
             )
         core = self._core
-        terms = Terms(
-            ttl_seconds=ttl_to_seconds(ttl_seconds),
+        terms = checked_terms(
+            ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
             wait_seconds=wait_seconds,
@@ -385,10 +385,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         cache_if: Callable[[Any], object] | None = None,
         typed: bool = False,
         tags: Tags = None,
-        stale_seconds: float = 0,
+        stale_seconds: Duration = 0,
         early: float = 0.0,
-        wait_seconds: float | None = None,
-        lease_seconds: float = 60,
+        wait_seconds: Duration | None = None,
+        lease_seconds: Duration = 60,
     ) -> Memoizer:
         """Keep a function's results: ``@cache.memoize(ttl_seconds=60)``, as by `get_or_set`.
 
@@ -415,8 +415,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
-        terms = Terms(
-            ttl_seconds=ttl_to_seconds(ttl_seconds),
+        terms = checked_terms(
+            ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
             wait_seconds=wait_seconds,
@@ -436,7 +436,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # Locks -----------------------------------------------------------------------------------------------
 
-    def lock(self, name: object, ttl_seconds: float = 30, *, wait_seconds: float | None = None) -> Lock:
+    def lock(self, name: object, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None) -> Lock:
         """A lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
 
         It is renewed in the background while it is held, and free at once when the holder releases it or its process
@@ -456,13 +456,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises, when it is acquired: `LockTimeout`; `NodeUnavailable` whatever ``on_error`` says. When it is released:
         `LockLost` if it was lost before, unless the body of a ``with`` raised already.
         """
-        return Lock(self._core, name, 1, check_ttl(ttl_seconds), check_wait(wait_seconds))
+        return Lock(self._core, name, 1, ttl_seconds, wait_seconds)
 
     def semaphore(
-        self, name: object, n: int, ttl_seconds: float = 30, *, wait_seconds: float | None = None
+        self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
     ) -> Lock:
         """As `lock`, for up to ``n`` holders at a time; everybody is to give the same ``n``."""
-        return Lock(self._core, name, check_limit(n), check_ttl(ttl_seconds), check_wait(wait_seconds))
+        return Lock(self._core, name, check_limit(n), ttl_seconds, wait_seconds)
 
     # Many keys -------------------------------------------------------------------------------------------
 
@@ -654,8 +654,16 @@ def _version(version: int) -> int:
     return version
 
 
+def _int(number: object, name: str) -> int:
+    """The argument called ``name`` as an int, of those that are one (numpy's, too)."""
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is an int, not {type(number).__name__}.") from None
+
+
 def _finite(touch_seconds: Ttl) -> float:
-    seconds = ttl_to_seconds(touch_seconds)
+    seconds = ttl_to_seconds(touch_seconds, "touch_seconds")
     if seconds is None:
         raise ValueError("touch_seconds is finite: touch(key, None) has an entry live for good.")
     return seconds

@@ -48,7 +48,10 @@ class Missing(Enum):
 MISSING: Final = Missing.MISSING
 """No default was given, or there is no value: None is a value like any other."""
 
-Ttl: TypeAlias = float | timedelta | None
+Duration: TypeAlias = float | timedelta
+"""Seconds, or a timedelta."""
+
+Ttl: TypeAlias = Duration | None
 """How long an entry lives: seconds or a timedelta above 0; None for good."""
 
 KeptTtl: TypeAlias = Ttl | EllipsisType
@@ -133,8 +136,8 @@ class Core:
         """The tags of an entry, each once; None when nothing is said of tags."""
         if tags is None:
             return None
-        if isinstance(tags, str):
-            raise TypeError("tags is a list of texts, not one text.")
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise TypeError(f"tags is a list of texts, not one {type(tags).__name__}.")
         encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
         if len(encoded) > MAX_TAGS:
             raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")

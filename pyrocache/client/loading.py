@@ -26,7 +26,8 @@ from typing import Any, NamedTuple, TypeVar
 from pyrocache.client.codec import encode_value
 from pyrocache.client.connection import Deadline, Refused
 from pyrocache.client.connections import Held, Unavailable
-from pyrocache.client.core import MISSING, Core
+from pyrocache.client.core import MISSING, Core, Duration, Ttl
+from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 
 log = logging.getLogger("pyrocache.client")
@@ -67,19 +68,24 @@ class Terms:
     wait_seconds: float | None = None
     lease_seconds: float = 60.0
 
-    def __post_init__(self) -> None:
-        _check("stale_seconds", self.stale_seconds)
-        _check("early", self.early)
-        _check("lease_seconds", self.lease_seconds, zero=False)
-        if self.wait_seconds is not None:
-            _check("wait_seconds", self.wait_seconds)
 
-
-def _check(name: str, number: Any, *, zero: bool = True) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{name} is a number, not {type(number).__name__}.")
-    if not 0 <= number < math.inf or (number == 0 and not zero):
-        raise ValueError(f"{name} is a finite number{'' if zero else ' above 0'}, and not negative.")
+def checked_terms(
+    *,
+    ttl_seconds: Ttl,
+    stale_seconds: Duration,
+    early: float,
+    wait_seconds: Duration | None,
+    lease_seconds: Duration,
+) -> Terms:
+    """Terms as a user gives them. Raises `TypeError` or `ValueError` where that makes no sense."""
+    check_number(early, "early")
+    return Terms(
+        ttl_seconds=ttl_to_seconds(ttl_seconds),
+        stale_seconds=to_seconds(stale_seconds, "stale_seconds"),
+        early=early,
+        wait_seconds=None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds"),
+        lease_seconds=to_seconds(lease_seconds, "lease_seconds", zero=False),
+    )
 
 
 class Load:

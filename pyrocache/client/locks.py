@@ -24,8 +24,9 @@ from typing import Any, Self
 
 from pyrocache.client.connection import Deadline, Refused
 from pyrocache.client.connections import Held, Unavailable
-from pyrocache.client.core import Core
+from pyrocache.client.core import Core, Duration
 from pyrocache.client.loading import LEG_SECONDS
+from pyrocache.config import to_seconds
 from pyrocache.errors import LockLost, LockTimeout, NodeUnavailable, PyroCacheError, RemoteError
 
 _NO_VIEW = 0
@@ -92,14 +93,14 @@ class Lock:
     """
 
     def __init__(
-        self, core: Core, name: object, limit: int, ttl_seconds: float, wait_seconds: float | None
+        self, core: Core, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Duration | None
     ) -> None:
         self._core = core
         self._key = core.encode_key(("lock" if limit == 1 else "semaphore", name))
         self._name = name
         self._limit = limit
-        self._ttl_seconds = ttl_seconds
-        self._wait_seconds = wait_seconds
+        self._ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
+        self._wait_seconds = _wait(wait_seconds)
         self._grants: dict[int, Grant] = {}  # by the thread that acquired it
 
     @property
@@ -118,7 +119,7 @@ class Lock:
         grant = self._grant()
         return grant is not None and grant.held
 
-    def acquire(self, *, wait_seconds: float | EllipsisType | None = ...) -> int:
+    def acquire(self, *, wait_seconds: Duration | EllipsisType | None = ...) -> int:
         """Hold the lock, waiting for it if need be; its token.
 
         Args:
@@ -132,7 +133,7 @@ class Lock:
         before = self._grant()
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
-        seconds = self._wait_seconds if wait_seconds is ... else check_wait(wait_seconds)
+        seconds = self._wait_seconds if wait_seconds is ... else _wait(wait_seconds)
         grant = _acquire(self._core, self._key, self._limit, self._ttl_seconds, seconds)
         self._grants[threading.get_ident()] = grant
         _renewer.watch(grant)
@@ -167,30 +168,15 @@ class Lock:
 
     def __repr__(self) -> str:
         what = "lock" if self._limit == 1 else f"semaphore of {self._limit}"
-        return f"<pyrocache {what}{', held' if self.held else ''}>"
+        return f"<pyrocache {what} {self._name!r}{f', held with token {self.token}' if self.held else ''}>"
 
     def _grant(self) -> Grant | None:
         return self._grants.get(threading.get_ident())
 
 
-def check_ttl(ttl_seconds: Any) -> float:
-    """A lock's time to live; raises if it is none."""
-    if isinstance(ttl_seconds, bool) or not isinstance(ttl_seconds, int | float):
-        raise TypeError(f"A lock's ttl_seconds is a number, not {type(ttl_seconds).__name__}.")
-    if not 0 < ttl_seconds < math.inf:
-        raise ValueError("A lock's ttl_seconds is a finite number above 0.")
-    return ttl_seconds
-
-
-def check_wait(wait_seconds: Any) -> float | None:
-    """How long to wait; raises if that makes no sense."""
-    if wait_seconds is None:
-        return None
-    if isinstance(wait_seconds, bool) or not isinstance(wait_seconds, int | float):
-        raise TypeError(f"wait_seconds is a number or None, not {type(wait_seconds).__name__}.")
-    if not 0 <= wait_seconds < math.inf:
-        raise ValueError("wait_seconds is a finite number, and not negative; None waits as long as it takes.")
-    return wait_seconds
+def _wait(wait_seconds: Duration | None) -> float | None:
+    """How long to wait, in seconds. Raises `TypeError` or `ValueError` if that makes no sense."""
+    return None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds")
 
 
 def check_limit(limit: Any) -> int:

@@ -59,6 +59,9 @@ class Settings:
     tags: Tags = None
 
     def __post_init__(self) -> None:
+        for name, function in (("key", self.key), ("cache_if", self.cache_if)):
+            if function is not None and not callable(function):
+                raise TypeError(f"memoize's {name} is a function, not {type(function).__name__}.")
         if self.key is not None and self.ignore:
             raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
         if not callable(self.tags):

@@ -237,7 +237,7 @@ class Stats:
         }
 
     def __repr__(self) -> str:
-        lines = [f"Stats of {len(self.nodes)} nodes: {self.total.summary()}"]
+        lines = [f"Stats of {len(self.nodes)} node{'s' * (len(self.nodes) != 1)}: {self.total.summary()}"]
         lines += [f"  {name}: {node.summary()}" for name, node in self.nodes.items()]
         lines += [f"  {name}: away" for name in self.away]
         lines += _shown(

@@ -244,6 +244,7 @@ class Store:
             self._release(space, key, before)
         elif self._cleared or not space.count or self.bytes + cost + space.overhead > self.max_bytes:
             self._welcome(space, key, cost)
+            shard = space.shards[hash(key) >> space.shift]  # which shrank perhaps
         held: Held = value
         if ttl_seconds is not None:
             expires_at = self._clock() + ttl_seconds
@@ -653,6 +654,7 @@ class Store:
     def _remove(self, space: Namespace, key: bytes, held: Held) -> None:
         self._release(space, key, held)
         space.remove(key)
+        space.shrink(key)
         self.policy.removed(key)
         if not space.count:
             self.bytes -= space.overhead
@@ -686,6 +688,7 @@ class Store:
             space = spaces.of(victim) if victim[0] else spaces.root  # not cleared: that is swept by now
             held = space.remove(victim)
             assert held is not None
+            space.shrink(victim)
             if type(held) is bytes:
                 self.bytes -= len(victim) + len(held) + ENTRY_OVERHEAD
             else:

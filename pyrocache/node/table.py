@@ -27,6 +27,11 @@ _PARTS = 1 << _SPLIT_BITS
 SHARD_KEYS = 1364
 """The most that a shard holds; with one more, its dict would be about to double."""
 
+_EMPTY_BYTES = 1024
+_MOST_BYTES_PER_KEY = 72
+"""Of a shard before it shrinks. One that only grew takes 27 to 54, one that did shrink as well, so neither comes soon
+to where it shrinks again."""
+
 
 class Table(Generic[_Held]):
     """The mapping.
@@ -140,9 +145,23 @@ class Table(Generic[_Held]):
 
     def remaining(self) -> Iterator[bytes]:
         """A key that is held, and another one, until none is; whoever is told one removes it before the next."""
-        for shard in self.parts():
-            while shard:
+        at = 0
+        while at < _POSITIONS:
+            first, last = self._run(at >> self.shift)
+            while shard := self.shards[first]:
                 yield next(reversed(shard))
+            at = (last + 1) << self.shift
+
+    def shrink(self, key: bytes) -> None:
+        """Give back memory if much is unused of what ``key``'s shard takes, as keys that came and went leave it.
+
+        The shard is another object then.
+        """
+        index = hash(key) >> self.shift
+        shard = self.shards[index]
+        if sys.getsizeof(shard) > _EMPTY_BYTES + _MOST_BYTES_PER_KEY * len(shard):
+            first, last = self._run(index % len(self.shards))
+            self.shards[first : last + 1] = [dict(shard)] * (last - first + 1)
 
     def _run(self, index: int) -> tuple[int, int]:
         """The first and the last place in the directory of the shard that has this one."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from enum import IntEnum
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -413,14 +414,14 @@ def add_up(number: int, nameserver: str, start: Any, threads: int, rounds: int, 
 
 def compare_and_add(cache: PyroCacheClient, key: object) -> None:
     """Count up by compare-and-set."""
-    while True:
+    for attempt in count():
         found = cache.get_with_version(key)
         if found is None:
             if cache.add(key, 1):
                 return
         elif cache.compare_and_set(key, found[0] + 1, found[1]):
             return
-        time.sleep(0.002 * random.random())
+        time.sleep(0.002 * 2 ** min(attempt, 5) * random.random())
 
 
 def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> None:

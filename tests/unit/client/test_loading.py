@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import timedelta
 from types import FunctionType
 from typing import Any
 
 import pytest
 
-from pyrocache.client.loading import Terms, _Live
+from pyrocache.client.loading import Terms, _Live, checked_terms
 from pyrocache.client.memoize import _digest, identity
 
 # XFetch ------------------------------------------------------------------------------------------------------
@@ -40,12 +41,31 @@ def test_there_is_none_without_beta_expiry_or_time_to_load(
     assert not _Live(b"", remaining, load_seconds).is_due(early, lambda: 0.999)
 
 
-def test_terms_are_checked_when_they_are_made() -> None:
-    assert Terms(wait_seconds=0, stale_seconds=3, early=2).lease_seconds == 60.0
-    with pytest.raises(ValueError, match="lease_seconds is a finite number above 0"):
-        Terms(lease_seconds=0)
-    with pytest.raises(TypeError, match="early is a number, not str"):
-        Terms(early="1")  # type: ignore[arg-type]
+def terms(**given: Any) -> Terms:
+    usual = {"ttl_seconds": None, "stale_seconds": 0, "early": 0.0, "wait_seconds": None, "lease_seconds": 60}
+    return checked_terms(**{**usual, **given})
+
+
+def test_durations_are_seconds_or_timedeltas() -> None:
+    minute = timedelta(minutes=1)
+    made = terms(ttl_seconds=minute, stale_seconds=minute, wait_seconds=minute, lease_seconds=minute, early=2)
+    assert made == Terms(ttl_seconds=60.0, stale_seconds=60.0, early=2, wait_seconds=60.0, lease_seconds=60.0)
+    assert terms(wait_seconds=0).wait_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"lease_seconds": 0}, ValueError, "lease_seconds is finite, and above 0; this is 0"),
+        ({"stale_seconds": -1}, ValueError, "stale_seconds is finite, and not negative; this is -1"),
+        ({"wait_seconds": math.nan}, ValueError, "wait_seconds is finite"),
+        ({"early": "1"}, TypeError, "early is an int or a float, not str"),
+        ({"stale_seconds": True}, TypeError, "stale_seconds is an int, a float or a timedelta, not bool"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        terms(**given)
 
 
 # Identity ----------------------------------------------------------------------------------------------------

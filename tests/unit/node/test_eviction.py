@@ -93,7 +93,7 @@ def test_by_recency_there_are_as_many_hits_as_if_it_was_exact(capacity: int) -> 
 
 @pytest.mark.parametrize("gap", [None, 1, 3])
 @pytest.mark.parametrize("skew", [0.0, 0.99])
-@pytest.mark.parametrize("capacity", [1000, 3000])
+@pytest.mark.parametrize("capacity", [1000, pytest.param(3000, marks=pytest.mark.full)])
 def test_a_scan_costs_the_working_set_few_hits(capacity: int, skew: float, gap: int | None) -> None:
     # Ten times the capacity, in a burst or between so many accesses to a working set of half the capacity.
     rng = random.Random(1)

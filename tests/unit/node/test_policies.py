@@ -285,7 +285,7 @@ def test_the_default_changes_its_mind() -> None:
         assert cache.hits(keys) > 0.8 * alone
 
 
-@pytest.mark.parametrize("capacity", [1000, 3000])
+@pytest.mark.parametrize("capacity", [1000, pytest.param(3000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("uses_per_scanned", [0, 0.1, 0.33, 1, 3])
 @pytest.mark.parametrize("skew", [0.0, 0.9])
 def test_a_scan_costs_few_hits_also_when_recency_was_better_before(

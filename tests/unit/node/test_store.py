@@ -744,7 +744,22 @@ def test_under_every_policy_as_many_go_as_have_to(policy: str) -> None:
         POLICY = POLICIES[policy]
         PREDICTABLE = False
 
-    run_state_machine_as_test(Machine, settings=EXAMPLES)
+    run_state_machine_as_test(Machine, settings=settings(EXAMPLES, max_examples=50))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_none_is_lost_where_many_come_and_go(policy: str) -> None:
+    store = Store(6_000 * entry_cost(b"\0k00000", b"vvvvv", expires=False), policy=POLICIES[policy]())
+    for number in range(60_000):
+        store.set(b"\0k%05d" % number, b"v%04d" % (number % 10_000))
+        if number % 3 == 0:
+            store.set(b"\0k%05d" % (number // 2), b"again")
+        if number % 7 == 0:
+            store.delete(b"\0k%05d" % (number - 5))
+    assert len(store) == len(keys_of(store)) == len(set(keys_of(store)))
+    assert 5_990 <= len(store) <= 6_000
+    assert store.bytes == sum(entry_cost(key, b"vvvvv", expires=False) for key in keys_of(store))
+    assert all(store.get(key) is not None for key in keys_of(store))
 
 
 # Promises one by one --------------------------------------------------------------------------------------

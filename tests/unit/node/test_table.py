@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -117,6 +118,20 @@ def test_a_table_is_emptied_one_by_one_whatever_else_goes() -> None:
     check(table)
     assert table.count == 0
     assert 2500 <= told <= 5000
+
+
+def test_what_keys_leave_behind_that_come_and_go_is_given_back() -> None:
+    table = filled(20_000)
+    for number in range(100_000):
+        key = b"%d" % number
+        table.remove(key)
+        table.shrink(key)
+        table.put(b"%d" % (number + 20_000), number + 20_000)
+        if number % 10_000 == 0:
+            check(table)
+    check(table)
+    assert sorted(walked(table, 100)) == sorted(b"%d" % number for number in range(100_000, 120_000))
+    assert sum(map(sys.getsizeof, table.parts())) < 72 * 20_000
 
 
 class TestWalks:

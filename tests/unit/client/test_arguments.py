@@ -1,0 +1,62 @@
+"""What a client refuses before it asks anybody: arguments that make no sense, each by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from pyrocache import PyroCacheClient
+
+
+@pytest.fixture
+def cache() -> PyroCacheClient:
+    """One that would wait for a name server that is not there, if it asked."""
+    return PyroCacheClient("127.0.0.1:1", timeout=60.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda c: c.incr("k", 1.5), TypeError, "delta is an int, not float"),
+        (lambda c: c.decr("k", "1"), TypeError, "delta is an int, not str"),
+        (lambda c: c.incr("k", default=None), TypeError, "default is an int, not NoneType"),
+        (lambda c: c.set("k", 1, tags=5), TypeError, "tags is a list of texts, not one int"),
+        (lambda c: c.set("k", 1, tags="page"), TypeError, "tags is a list of texts, not one str"),
+        (lambda c: c.set("k", 1, tags=[5]), TypeError, "A tag is a str, not int"),
+        (lambda c: c.set("k", 1, 0), ValueError, "ttl_seconds must be above 0"),
+        (lambda c: c.get("k", touch_seconds=0), ValueError, "touch_seconds must be above 0"),
+        (lambda c: c.get("k", touch_seconds="5"), TypeError, "touch_seconds is an int, a float, a timedelta"),
+        (lambda c: c.get_many(5), TypeError, "keys is a list of keys, .* not one int"),
+        (lambda c: c.get_many("user:1"), TypeError, "keys is a list of keys, .* not one str"),
+        (lambda c: c.delete_many(b"user"), TypeError, "keys is a list of keys, .* not one bytes"),
+        (lambda c: c.touch_many("user", 5), TypeError, "keys is a list of keys, .* not one str"),
+        (lambda c: c.set_many([1, 2]), TypeError, "set_many takes a mapping"),
+        (lambda c: c.memoize(key="x"), TypeError, "memoize's key is a function, not str"),
+        (lambda c: c.memoize(cache_if=5), TypeError, "memoize's cache_if is a function, not int"),
+        (lambda c: c.memoize(stale_seconds=-1), ValueError, "stale_seconds is finite, and not negative"),
+        (
+            lambda c: c.get_or_set("k", int, lease_seconds=0),
+            ValueError,
+            "lease_seconds is finite, and above 0",
+        ),
+        (lambda c: c.lock("l", ttl_seconds=0), ValueError, "ttl_seconds is finite, and above 0"),
+        (lambda c: c.lock("l", math.inf), ValueError, "ttl_seconds is finite"),
+        (lambda c: c.lock("l", wait_seconds=-1), ValueError, "wait_seconds is finite, and not negative"),
+        (lambda c: c.semaphore("s", 0), ValueError, "n is from 1"),
+    ],
+)
+def test_it_is_named(
+    cache: PyroCacheClient, call: Callable[[Any], object], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        call(cache)
+
+
+def test_durations_may_be_timedeltas(cache: PyroCacheClient) -> None:
+    lock = cache.lock("report", timedelta(minutes=1), wait_seconds=timedelta(seconds=0))
+    assert repr(lock) == "<pyrocache lock 'report'>"
+    assert cache.memoize(timedelta(hours=1), stale_seconds=timedelta(minutes=1))
