@@ -64,7 +64,7 @@ _DENSEST_FILLING = 7
 _UNTIL_FULL = 0.6
 """The miniatures' part of the size of a cache that is not full yet: so there is something to tell from the start."""
 
-_MEMORY = 8
+_MEMORY = 16
 """In touches of as many keys as the cache holds: how far a rule is ahead fades by two thirds in the time."""
 
 _LOOKS = 8
@@ -75,7 +75,7 @@ _REST = 0.02
 """Hits, relative to the cache's size, that a rule must be ahead by to be chosen before recency, and to stay it."""
 
 
-_BEHIND = 0.5
+_BEHIND = 1.0
 """So far behind, S3-FIFO is not followed through what looks like a scan either."""
 
 
@@ -84,8 +84,8 @@ class Adaptive:
 
     A miniature of the cache runs for each rule, on a sample of the keys, chosen by their hash, that makes it about a
     thousand keys large (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", ATC 2017).
-    How far one is ahead fades: by two thirds while so many keys are touched as make up eight caches. In doubt it goes
-    by recency; but while nearly all keys are new, which is a scan, as S3-FIFO.
+    How far one is ahead fades: by two thirds while so many keys are touched as make up sixteen caches. In doubt it goes
+    by recency; but while nearly all keys are new for longer than by chance, which is a scan, as S3-FIFO.
     """
 
     name = "adaptive"
@@ -102,6 +102,7 @@ class Adaptive:
 
     def _begin(self) -> None:
         self._chosen = 0
+        self._scanned = False  # at the last look
         self._full = False
         self._queues.watch_mask = _DENSEST
         self._mask = _DENSEST_FILLING  # a key is in the sample when these bits of its hash are 0
@@ -154,7 +155,8 @@ class Adaptive:
             self._chosen = best
         elif ahead[self._chosen] < capacity * _REST:
             self._chosen = 0
-        scan = not self._chosen and self._queues.scanned and max(ahead[1:]) > -_BEHIND * capacity
+        scanned, self._scanned = self._scanned, self._queues.scanned
+        scan = scanned and self._scanned and not self._chosen and max(ahead[1:]) > -_BEHIND * capacity
         self._queues.rule = S3FIFO_RULE if scan else RULES[self._chosen]
         self._fit()
         self._until_look = self._capacity // _LOOKS
