@@ -8,7 +8,7 @@ Not thread-safe; the store's owner serialises the calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pyrocache.node.queues import RECENCY, Queues, Rule
@@ -33,7 +33,7 @@ class EvictionPolicy(Protocol):
     def used(self, key: bytes, /) -> None:
         """``key``, which is held, was read or overwritten."""
 
-    def used_many(self, keys: Iterable[bytes], /) -> None:
+    def used_many(self, keys: Sequence[bytes], /) -> None:
         """`used` for each of ``keys``."""
 
     def removed(self, key: bytes, /) -> None:
@@ -74,9 +74,10 @@ _ADVANTAGE = 0.05
 _REST = 0.02
 """Hits, relative to the cache's size, that a rule must be ahead by to be chosen before recency, and to stay it."""
 
-
-_BEHIND = 1.0
-"""So far behind, S3-FIFO is not followed through what looks like a scan either."""
+_BEHIND = 0.5
+_LATELY = 8
+"""So far behind, S3-FIFO is not followed through what looks like a scan either; that fades in so many touches of the
+whole cache, so a scan is withstood soon after recency was best."""
 
 
 class Adaptive:
@@ -109,6 +110,7 @@ class Adaptive:
         self._miniatures = [_Miniature(rule) for rule in RULES]
         self._capacity = 1  # of each of them
         self._ahead = [0.0] * len(RULES)  # hits more than by recency, fading
+        self._ahead_lately = [0.0] * len(RULES)  # the same, fading sooner
         self._until_look = 0
 
     def clear(self) -> None:
@@ -142,6 +144,7 @@ class Adaptive:
                 miniature.add(key, self._capacity)
             for number, hit in enumerate(others, 1):
                 self._ahead[number] += hit - by_recency
+                self._ahead_lately[number] += hit - by_recency
         self._until_look -= 1
         if self._until_look <= 0:
             self._look()
@@ -149,6 +152,7 @@ class Adaptive:
     def _look(self) -> None:
         """Choose the rule to follow until the next look."""
         self._ahead = ahead = [hits * (1 - 1 / (_LOOKS * _MEMORY)) for hits in self._ahead]
+        self._ahead_lately = lately = [hits * (1 - 1 / (_LOOKS * _LATELY)) for hits in self._ahead_lately]
         capacity = self._capacity
         best = max(range(len(RULES)), key=ahead.__getitem__)
         if ahead[best] > ahead[self._chosen] + capacity * (_REST if self._chosen else _ADVANTAGE):
@@ -156,7 +160,7 @@ class Adaptive:
         elif ahead[self._chosen] < capacity * _REST:
             self._chosen = 0
         scanned, self._scanned = self._scanned, self._queues.scanned
-        scan = scanned and self._scanned and not self._chosen and max(ahead[1:]) > -_BEHIND * capacity
+        scan = scanned and self._scanned and not self._chosen and max(lately[1:]) > -_BEHIND * capacity
         self._queues.rule = S3FIFO_RULE if scan else RULES[self._chosen]
         self._fit()
         self._until_look = self._capacity // _LOOKS
@@ -175,7 +179,8 @@ class Adaptive:
             self._queues.watch_mask = max(_DENSEST, mask >> 3)  # as far as the sample may become denser again
         self._mask = mask
         capacity = max(int(held / (mask + 1) * (1 if self._full else _UNTIL_FULL)), 1)
-        self._ahead = [hits * capacity / self._capacity for hits in self._ahead]
+        for hits in (self._ahead, self._ahead_lately):
+            hits[:] = [each * capacity / self._capacity for each in hits]
         self._capacity = capacity
 
 

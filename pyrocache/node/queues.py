@@ -7,7 +7,7 @@ next to go is of no interest, and a use costs next to nothing.
 Only of keys that have been used since they were queued more is known: the last epoch of use, and in how many epochs
 they were used, up to three. That makes
 
-- a look into a dict of a use, as a second one in the same epoch tells nothing new;
+- a look into a table of a use, as a second one in the same epoch tells nothing new;
 - a key move not when it is used, but when its turn to be evicted has come, to where it belongs by then;
 - some 12 bytes a key, 50 for one that was used.
 
@@ -22,10 +22,12 @@ Not thread-safe.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeAlias
+
+from pyrocache.node.table import Table
 
 _Chunk: TypeAlias = deque[bytes]
 
@@ -95,7 +97,7 @@ class Queues:
         self.scanned = False
         self._small = _Queue()
         self._main = _Queue()
-        self._uses: dict[bytes, int] = {}  # by key, as _bump has it; nothing of a key that was not used
+        self._uses = Table[int]()  # by key, as _bump has it; nothing of a key that was not used
         self._removed: set[bytes] = set()  # removed keys that are still queued
         self._cleared = 0  # removals until the next chunk is cleared
         self._to_clear: list[tuple[_Queue, int]] = []
@@ -122,7 +124,7 @@ class Queues:
             self._next_epoch()
         if key in self._removed:
             self._removed.remove(key)  # it takes its old place again, as one that was used
-            self._uses[key] = self._bump[0]
+            self._uses.put(key, self._bump[0])
         elif self._ghosts is not None and self._ghosts.take(key):
             self._main.append(key, self._epoch)
         else:
@@ -131,7 +133,7 @@ class Queues:
         if self._left <= 0:
             self._next_epoch()
         if not hash(key) & self.watch_mask and self.on_touch is not None:
-            self._uses[key] = self._uses.get(key, 0) | _WATCHED
+            self._uses.put(key, (self._uses.get(key) or 0) | _WATCHED)
             self.on_touch(key)
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
@@ -150,34 +152,44 @@ class Queues:
         if self.on_touch is not None:
             mask = self.watch_mask
             for key in [key for key in keys if not hash(key) & mask]:
-                self._uses[key] = _WATCHED
+                self._uses.put(key, _WATCHED)
                 self.on_touch(key)
 
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
-        uses = self._uses.get(key, 0)
+        table = self._uses
+        shard = table.shards[hash(key) >> table.shift]
+        uses = shard.get(key, 0)
         if uses < self._now:
-            self._uses[key if uses else self.same(key)] = self._bump[uses & 7]
+            if uses:
+                shard[key] = self._bump[uses & 7]
+            else:
+                table.put(self.same(key), self._bump[0])
             self._left -= 1
             if self._left <= 0:
                 self._next_epoch()
             if uses & _WATCHED and not self._rests and self.on_touch is not None:
                 self.on_touch(key)
 
-    def used_many(self, keys: Iterable[bytes], /) -> None:
+    def used_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
-        get, used = self._uses.get, self.used
-        for key in keys:
-            if get(key, 0) < self._now:
+        now, used = self._now, self.used
+        for key, uses in zip(keys, self._uses.get_many(keys), strict=True):
+            if uses is None or uses < now:
                 used(key)
 
     def removed(self, key: bytes, /) -> None:
         """See `EvictionPolicy.removed`."""
-        self._uses.pop(key, None)
+        self._forget(key)
         self._removed.add(key)
         self._cleared -= 1
         if self._cleared <= 0:
             self._clear_chunk()
+
+    def _forget(self, key: bytes) -> None:
+        """Know nothing of its uses any more."""
+        if self._uses.remove(key) is not None:
+            self._uses.shrink(key)
 
     def _next_epoch(self) -> None:
         if self._epoch:
@@ -225,7 +237,7 @@ class Queues:
             key, queue = self._least_recent()
         else:
             key, queue = self._unused(rule.share, rule.promote)
-        self._uses.pop(key, None)
+        self._forget(key)
         if queue is self._small and self._remembers:
             if self._ghosts is None:
                 self._ghosts = _Ghosts(len(self))
@@ -244,7 +256,7 @@ class Queues:
             if key in removed:
                 removed.remove(key)
                 continue
-            epoch = uses.get(key, 0) >> 3
+            epoch = (uses.get(key) or 0) >> 3
             if epoch <= queue.first:
                 return key, queue
             moved.append((epoch, key, queue))
@@ -263,16 +275,16 @@ class Queues:
             if key in removed:
                 removed.remove(key)
                 continue
-            seen = uses.get(key, 0)
+            seen = uses.get(key) or 0
             if seen & 3 < (promote if queue is small else 1):
                 return key, queue
             moved.append((seen >> 3, key, main))
             main.append(key, self._epoch)
             left = seen & _WATCHED if queue is small else self._less[seen & 7]
             if left:
-                uses[key] = left
+                uses.put(key, left)
             else:
-                del uses[key]
+                uses.remove(key)
         return self._oldest(moved)
 
     def _oldest(self, moved: list[tuple[int, bytes, _Queue]]) -> tuple[bytes, _Queue]:

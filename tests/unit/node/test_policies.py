@@ -6,8 +6,9 @@ import random
 import sys
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -162,6 +163,35 @@ def test_it_takes_few_bytes_though_all_keys_were_used(policy: str) -> None:
         assert tracemalloc.get_traced_memory()[0] <= 90 * count
     finally:
         tracemalloc.stop()
+
+
+@all_policies
+def test_no_call_moves_much_memory_however_many_keys_there_are(policy: str) -> None:
+    """As the growth of one large table would, which takes the longer the more keys there are."""
+    order = POLICIES[policy]()
+    most = 0
+
+    def measured(call: Callable[[], object]) -> None:
+        nonlocal most
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        call()
+        most = max(most, tracemalloc.get_traced_memory()[1] - before)
+
+    keys = numbered("k", 0, 30_000)
+    tracemalloc.start()
+    try:
+        for key in keys:
+            measured(partial(order.added, key))
+        for key in keys:
+            measured(partial(order.used, key))
+        for key in numbered("n", 0, 30_000):
+            measured(order.victim)
+            measured(partial(order.added, key))
+            measured(partial(order.used, key))
+    finally:
+        tracemalloc.stop()
+    assert most <= 600_000
 
 
 @contextmanager
