@@ -152,7 +152,9 @@ def check_seconds(what: str, seconds: float) -> None:
     """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= MAX_SECONDS:
-        raise ConfigurationError(f"{what} is a number of seconds above 0 and up to {MAX_SECONDS}, not this.")
+        raise ConfigurationError(
+            f"{what} is a number of seconds above 0 and up to {MAX_SECONDS}, not {seconds!r}."
+        )
 
 
 def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:

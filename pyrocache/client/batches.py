@@ -77,7 +77,8 @@ def touch_many(core: Core, keys: Iterable[object], ttl_seconds: Ttl) -> int:
     """What `PyroCacheClient.touch_many` returns."""
     seconds = ttl_to_seconds(ttl_seconds)
     asked = _listed(keys)
-    return _count_over(core, "touch_many", asked, Batch(encode_keys(asked, core.prefix)), seconds)
+    distinct = dict(zip(encode_keys(asked, core.prefix), asked, strict=True))  # none is counted twice
+    return _count_over(core, "touch_many", list(distinct.values()), Batch(list(distinct)), seconds)
 
 
 def _listed(keys: Iterable[object]) -> list[Any]:

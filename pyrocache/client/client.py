@@ -286,7 +286,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     @overload
     def pop(self, key: object, default: _T) -> Any | _T: ...
     def pop(self, key: object, default: Any = MISSING) -> Any:
-        """Remove the entry and return its value; without one ``default``, or `KeyError` if that is not given."""
+        """Remove the entry and return its value; without one ``default``, or `KeyError` if that is not given.
+
+        Raises:
+            SerializationError: the value does not unpickle here; the entry is removed all the same.
+        """
         frame = self._core.call("pop", key, away=None, idempotent=False)
         if frame is not None:
             return self._core.decode(frame)
@@ -558,7 +562,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return Values(self)
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove some entry and return its key and value; `KeyError` without any. No two callers get the same one."""
+        """Remove some entry and return its key and value; `KeyError` without any. No two callers get the same one.
+
+        It is removed even if it does not unpickle here.
+        """
         return scanning.pop_any(self._core)
 
     def __len__(self) -> int:
@@ -567,7 +574,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def __eq__(self, other: object) -> bool:
         """Whether another mapping has the same entries; all of them are fetched."""
-        return self is other or super().__eq__(other)
+        if self is other or not isinstance(other, Mapping):
+            return self is other or NotImplemented
+        try:
+            return dict(self.items()) == dict(other.items())
+        except TypeError:  # a key that is not hashable, which no other mapping has
+            return False
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 

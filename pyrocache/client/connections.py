@@ -135,15 +135,17 @@ class Connections:
         arguments: tuple[Any, ...],
         deadline: Deadline,
         held: Held | None = None,
+        reserve: int = 0,
     ) -> Held | None:
         """Make a call whose result is bound to its connection, which stays the caller's; `Held.answer` is the result.
 
         Args:
             member, method, arguments, deadline: as in `call`.
             held: from an earlier call, which may have been to another node; it is not the caller's any more.
+            reserve: how many more must be left if one is taken for this.
 
         Returns:
-            None, without waiting, when no more connections to the node may be open.
+            None, without waiting, when no more connections to the node may be open, the ``reserve`` considered.
 
         Raises:
             Refused, Unavailable: as `call`.
@@ -154,7 +156,7 @@ class Connections:
             held = None
         if held is None:
             try:
-                connection = pool.checkout_now(deadline)
+                connection = pool.checkout_now(deadline, reserve)
             except _CANNOT_CONNECT as error:
                 raise _unavailable(member, method, deadline, error, sent=False) from error
             if connection is None:
@@ -456,9 +458,19 @@ class _Pool:
             connection = self._open(deadline, careful)
         return connection
 
-    def checkout_now(self, deadline: Deadline) -> Connection | None:
-        """A connection, opened if need be; None if no more may be open."""
-        return self.checkout_idle(deadline, careful=False) or self._open_if_allowed(deadline)
+    def checkout_now(self, deadline: Deadline, reserve: int) -> Connection | None:
+        """A connection, opened if need be; None if no more may be open, or then fewer than ``reserve`` were left."""
+        connection = self.checkout_idle(deadline, careful=False)
+        if connection is None:
+            return self._open_if_allowed(deadline, reserve)
+        if self._left() < reserve:
+            self.checkin(connection)
+            return None
+        return connection
+
+    def _left(self) -> int:
+        """How many more may be in use."""
+        return self._places.free + len(self._idle)
 
     def _open(self, deadline: Deadline, careful: bool) -> Connection:
         pause = _FIRST_PAUSE_SECONDS
@@ -472,10 +484,10 @@ class _Pool:
                 break
         return connection
 
-    def _open_if_allowed(self, deadline: Deadline) -> Connection | None:
-        """A new connection; None if no more may be open."""
+    def _open_if_allowed(self, deadline: Deadline, reserve: int = 0) -> Connection | None:
+        """A new connection; None if no more may be open, or then fewer than ``reserve`` were left."""
         place = self._places.take(0.0)
-        if place is None:
+        if place is None or self._left() < reserve:  # looked at last: others take places at the same moment
             return None
         try:
             connection = Connection(self.member, deadline, self._transport)

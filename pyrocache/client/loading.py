@@ -14,8 +14,10 @@ No thread is started here; ``coroutines.py`` is the same for coroutines.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -101,7 +103,7 @@ class Load:
         live: as given.
     """
 
-    __slots__ = ("_began", "_core", "_held", "_key", "_terms", "_token", "live")
+    __slots__ = ("_began", "_core", "_held", "_key", "_process", "_terms", "_token", "live")
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class Load:
         self._token = token
         self._held = held
         self.live = live
+        self._process = os.getpid()  # of the lease; a forked child has none
         self._began = time.monotonic()
 
     def load(
@@ -131,6 +134,11 @@ class Load:
         try:
             told = tags()
             value = factory()
+            if inspect.iscoroutine(value):
+                value.close()
+                raise TypeError(
+                    "get_or_set takes a function that returns the value; for async def there is memoize."
+                )
             kept = keep is None or bool(keep(value))
         except Exception as error:
             self.abandon()
@@ -164,7 +172,7 @@ class Load:
         Raises:
             SerializationError, ValueTooLarge: it cannot be stored; the next caller loads.
         """
-        if self._token is None:
+        if self._token is None or self._process != os.getpid():
             return False
         seconds = time.monotonic() - self._began
         try:
@@ -369,6 +377,18 @@ class _Search:
                 deadline=deadline,
                 held=self._held,
             )
+            if self._held is None:  # too many wait here: ask without waiting
+                self._held = core.router.hold(
+                    "lease",
+                    self._key,
+                    terms.lease_seconds,
+                    0.0,
+                    self._refresh,
+                    deadline=deadline,
+                    waits=False,
+                )
+                if self._held is not None and self._held.answer is None and not recursive:
+                    self._end()
             if self._held is None:
                 found = self._without_lease()
                 if found is not None:

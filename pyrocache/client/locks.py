@@ -111,13 +111,13 @@ class Lock:
         protection from a holder that was stopped for longer than its time to live and does not know.
         """
         grant = self._grant()
-        return grant.token if grant is not None and grant.held else None
+        return grant.token if grant is not None and self.held else None
 
     @property
     def held(self) -> bool:
         """Whether this thread holds it, as far as is known here."""
         grant = self._grant()
-        return grant is not None and grant.held
+        return grant is not None and grant.held and not self._core.closed
 
     def acquire(self, *, wait_seconds: Duration | EllipsisType | None = ...) -> int:
         """Hold the lock, waiting for it if need be; its token.
@@ -170,6 +170,11 @@ class Lock:
         what = "lock" if self._limit == 1 else f"semaphore of {self._limit}"
         return f"<pyrocache {what} {self._name!r}{f', held with token {self.token}' if self.held else ''}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A Lock is not pickled: have cache.lock make one of the same name in the other process."
+        )
+
     def _grant(self) -> Grant | None:
         return self._grants.get(threading.get_ident())
 
@@ -199,6 +204,16 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
             held = core.router.hold(
                 "acquire", name, limit, ttl_seconds, patience, deadline=deadline, held=held
             )
+            if held is None:  # too many wait here: ask without waiting
+                held = core.router.hold(
+                    "acquire", name, limit, ttl_seconds, 0.0, deadline=deadline, waits=False
+                )
+                asked = held is not None
+                if held is not None and held.answer is None:
+                    held.give_back()
+                    held = None
+            else:
+                asked = True
             if held is not None and held.answer is not None:
                 if type(held.answer) is not int:
                     raise RemoteError(f"{held.member.name} answered acquire with what is no token.")
@@ -210,9 +225,12 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
                 raise LockTimeout(
                     f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
                     "Wait longer with wait_seconds."
+                    if asked
+                    else "acquire failed: this client holds or loads as much of the lock's node as it may at a time. "
+                    "Release some first, or take another client."
                 )
             if held is None or now - asked_at < min(_PAUSE_SECONDS, patience):
-                time.sleep(min(_PAUSE_SECONDS, give_up_at - now))  # too many are held here; or do not spin
+                time.sleep(min(_PAUSE_SECONDS, give_up_at - now))  # ask again soon; or do not spin
     except BaseException:
         if held is not None:
             held.drop()

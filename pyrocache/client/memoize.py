@@ -94,6 +94,7 @@ class _Plan:
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """The key of a call, for `PyroCacheClient.get` and the others."""
         if self.settings.key is not None:
+            arguments, named = self._in_full(arguments, named)
             return (_MARK, self.identity, (self.settings.key(*arguments, **named),))
         if self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
             values = (*arguments, *self._defaults[len(arguments) :])  # what binding comes to, but faster
@@ -115,7 +116,18 @@ class _Plan:
     def tags(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> list[bytes] | None:
         """The tags of a call's result."""
         tags = self.settings.tags
-        return self.settings.core.encode_tags(tags(*arguments, **named) if callable(tags) else tags)
+        if callable(tags):
+            arguments, named = self._in_full(arguments, named)
+            tags = tags(*arguments, **named)
+        return self.settings.core.encode_tags(tags)
+
+    def _in_full(
+        self, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with defaults, by position where that can be: the same for the same call however written."""
+        bound = self._signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        return bound.args, bound.kwargs
 
     def _bound_key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         values = self._bind(arguments, named)

@@ -183,13 +183,21 @@ class Router:
                 attempts.failed(Request(member, method, told, largest_value), problem, idempotent=idempotent)
 
     def hold(
-        self, method: str, key: bytes, *arguments: Any, deadline: Deadline, held: Held | None = None
+        self,
+        method: str,
+        key: bytes,
+        *arguments: Any,
+        deadline: Deadline,
+        held: Held | None = None,
+        waits: bool = True,
     ) -> Held | None:
         """Call ``method(view, key, *arguments)`` of the node that owns ``key``, which is done twice without harm if the
         connection that it was done on first is closed; the result is `Held.answer`.
 
         Args:
             held: from an earlier call, to go on with if it is to the same node; not the caller's any more.
+            waits: the node may let this wait. Some connections are kept back from such calls: those who are waited for
+                may need one to get on.
 
         Returns:
             None, without waiting, when too many connections to the node are held already.
@@ -205,7 +213,8 @@ class Router:
             member = view.owner(key)
             told = (view.id, key, *arguments)
             try:
-                return self._holding.hold(member, method, told, deadline, held)
+                reserve = self._max_held // 4 if waits else 0
+                return self._holding.hold(member, method, told, deadline, held, reserve)
             except (Refused, Unavailable) as problem:
                 self._check_open()
                 held = None
@@ -554,10 +563,13 @@ class _Round:
 def _chunks(batch: Batch, indices: list[int], small: bool) -> list[list[int]]:
     """``indices`` in messages, the last one first."""
     chunks: list[list[int]] = []
-    while indices:
-        count = wire.MAX_BATCH if small else _fitting(batch, indices)
-        chunks.append(indices[:count])
-        indices = indices[count:]
+    begin = 0
+    while begin < len(indices):
+        chunk = indices[begin : begin + wire.MAX_BATCH]
+        if not small:
+            del chunk[_fitting(batch, chunk) :]
+        chunks.append(chunk)
+        begin += len(chunk)
     chunks.reverse()
     return chunks
 
@@ -565,11 +577,11 @@ def _chunks(batch: Batch, indices: list[int], small: bool) -> list[list[int]]:
 def _fitting(batch: Batch, indices: Sequence[int]) -> int:
     """How many of ``indices``, from the first on, make one message; at least one."""
     room = wire.BATCH_BYTES
-    for count, index in enumerate(indices[: wire.MAX_BATCH]):
+    for count, index in enumerate(indices):
         room -= batch.size(index)
         if room < 0 and count:
             return count
-    return wire.MAX_BATCH
+    return len(indices)
 
 
 def _is_too_large(outcome: Any) -> bool:

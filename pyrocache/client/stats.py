@@ -102,6 +102,7 @@ class Totals:
         evictions, expirations: entries that went to make room, and because their time was over.
         entries: there now.
         bytes, max_bytes: that the entries take, by the node's accounting, and may take.
+        uptime_seconds: since its start; of several, since that of the first.
         connections: open now.
         rss_bytes: resident memory of the process.
         leases, locks: values that are being loaded now, and locks that are held.
@@ -120,6 +121,7 @@ class Totals:
     entries: int = 0
     bytes: int = 0
     max_bytes: int = 0
+    uptime_seconds: float = 0.0
     connections: int = 0
     rss_bytes: int = 0
     leases: int = 0
@@ -164,12 +166,10 @@ class NodeStats(Totals):
     """Figures of one node.
 
     Attributes:
-        uptime_seconds: since its start.
         pid: of its process.
         policy: how it chooses what to evict.
     """
 
-    uptime_seconds: float = 0.0
     pid: int = 0
     policy: str = ""
 
@@ -253,12 +253,15 @@ class Stats:
         return "\n".join([*lines, f"  this client: {client}"])
 
 
-_SUMMED = tuple(one.name for one in fields(Totals) if one.name not in ("namespaces", "latencies"))
+_SUMMED = tuple(
+    one.name for one in fields(Totals) if one.name not in ("uptime_seconds", "namespaces", "latencies")
+)
 
 
 def _sum(nodes: Iterable[NodeStats]) -> Totals:
     nodes = list(nodes)
     figures: dict[str, Any] = {name: sum(getattr(node, name) for node in nodes) for name in _SUMMED}
+    figures["uptime_seconds"] = max((node.uptime_seconds for node in nodes), default=0.0)
     namespaces: dict[tuple[str, ...], NamespaceStats] = {}
     latencies: dict[str, LatencyHistogram] = {}
     for node in nodes:

@@ -35,7 +35,7 @@ from pyrocache.node.served import SLICE, exposed
 from pyrocache.node.store import Condition
 from pyrocache.node.turns import Turns
 
-_PAGES_A_CALL = 64  # of a scan that finds little
+_PAGES_A_CALL = 16  # of a scan that finds little
 _MOST_NAMESPACES = 500  # whose figures are told
 _TAGS_SLACK = 64 * 1024  # more than all tags of an entry take beside their names
 
@@ -310,16 +310,14 @@ class CacheNode(Turns):
     def count(self, namespace: bytes) -> int:
         """Entries of the namespace."""
         check_namespace(namespace)
-        with self._lock:
-            space = self._store.namespaces.get(namespace)
-            if space is None or not space.unsure:
-                return space.count if space is not None else 0
-        keys, cursor = self._page(namespace, namespace, 0)
-        total = len(keys)
-        while cursor:
-            keys, cursor = self._page(namespace, namespace, cursor)
-            total += len(keys)
-        return total
+        total = cursor = 0
+        while True:
+            with self._lock:
+                count, cursor = self._store.count(namespace, cursor)
+            total += count
+            if not cursor:
+                return total
+            time.sleep(0)  # lets a waiting I/O thread have the interpreter
 
     @exposed
     def clear(self, namespace: bytes) -> int:

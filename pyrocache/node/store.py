@@ -478,6 +478,24 @@ class Store:
             keys = [key for key in keys if self._live(space, key, space.get(key)) is not None]
         return keys, position
 
+    def count(self, namespace: bytes, position: int = 0) -> tuple[int, int]:
+        """How many entries a part of a namespace has, from a position on, and the position of the next part.
+
+        0 is the first position, and what comes after the last part. Where nothing may be gone, that is one part.
+        """
+        space = self.namespaces.get(namespace)
+        if space is None:
+            return 0, 0
+        if not position and not space.unsure:
+            return space.count, 0
+        part, position = space.part(position)
+        now, invalid = self._clock(), bool(self._invalid)
+        gone = 0
+        for held in part:
+            if isinstance(held, Expiring):
+                gone += now >= held.expires_at or (invalid and _is_invalid(held))
+        return len(part) - gone, position
+
     def reset_counters(self) -> None:
         """Count everything from 0 on again."""
         self.counters = Counters()
@@ -500,7 +518,7 @@ class Store:
         """``held``, if it is not gone by now; what is gone and of no use to anybody is removed."""
         if not isinstance(held, Expiring):
             return held
-        if isinstance(held, Detailed) and any(tag.invalid for tag in held.tags):
+        if self._invalid and _is_invalid(held):
             self._remove(space, key, held)
             return None
         if (now := self._clock()) < held.expires_at:
@@ -756,6 +774,10 @@ def _holds(condition: Condition, live: Held | None) -> bool:
     if condition == "present":
         return live is not None
     return isinstance(live, Detailed) and live.version == condition
+
+
+def _is_invalid(held: Expiring) -> bool:
+    return isinstance(held, Detailed) and any(tag.invalid for tag in held.tags)
 
 
 def _too_large(max_bytes: int) -> ValueTooLarge:

@@ -13,7 +13,7 @@ Not thread-safe. Hashes are those of this process: a position means nothing to a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 _Held = TypeVar("_Held")
@@ -132,6 +132,14 @@ class Table(Generic[_Held]):
                 end = hash(keys[limit]) % _POSITIONS
                 del keys[limit:]
         return keys, end % _POSITIONS
+
+    def part(self, position: int) -> tuple[Collection[_Held], int]:
+        """What is held from ``position`` to the end of its shard, and the position of that end, 0 after the last."""
+        first, last = self._run(position >> self.shift)
+        shard, end = self.shards[first], (last + 1) << self.shift
+        if position > first << self.shift:
+            return [held for key, held in shard.items() if _position(key) >= position], end % _POSITIONS
+        return shard.values(), end % _POSITIONS
 
     def parts(self) -> Iterator[dict[bytes, _Held]]:
         """Every shard once. A key may come twice if the table grows meanwhile."""

@@ -817,3 +817,30 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(error):
         cache.get_or_set("key", lambda: pytest.fail("called"), **options)
+
+
+def test_a_coroutine_is_no_value(cache: PyroCacheClient) -> None:
+    async def load() -> int:
+        return 1
+
+    with pytest.raises(TypeError, match="for async def there is memoize"):
+        cache.get_or_set("key", load)
+    assert cache.get_or_set("key", lambda: 2, wait_seconds=0) == 2
+
+
+def test_a_forked_child_does_not_store_what_its_parent_is_to_load(cache: PyroCacheClient) -> None:
+    def load() -> str:
+        child = os.fork()
+        if not child:
+            return "child"
+        os.waitpid(child, 0)
+        assert cache.get("key") is None
+        return "parent"
+
+    parent = os.getpid()
+    try:
+        value = cache.get_or_set("key", load)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    assert value == cache.get("key") == "parent"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -260,12 +261,12 @@ def renewing() -> bool:
 def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
     eventually(lambda: not renewing(), 10)
     descriptors = len(os.listdir("/proc/self/fd"))
-    locks = [cache.lock(number, ttl_seconds=0.3) for number in range(20)]
+    locks = [cache.lock(number, ttl_seconds=0.6) for number in range(20)]
     with contextlib.ExitStack() as stack:
         for lock in locks:
             stack.enter_context(lock)
         assert renewing()
-        time.sleep(1.0)
+        time.sleep(1.5)
         assert all(lock.held for lock in locks)
         assert not any(is_free(cache, number) for number in range(20))
     eventually(lambda: not renewing(), 10)
@@ -432,6 +433,43 @@ def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster
             stack.enter_context(cache.lock(number))
         cache.set("key", "value")
         assert cache.get("key") == "value"
+
+
+@pytest.mark.parametrize("inner", ["lock", "load"])
+def test_however_many_wait_for_a_lock_its_holder_gets_what_else_it_needs(
+    shared_cluster: LocalCluster, inner: str
+) -> None:
+    with PyroCacheClient(shared_cluster.nameserver) as cache, ThreadPoolExecutor(300) as many:
+        cache.clear()
+        name = next(name for name in range(100) if cache.node_for(name) == cache.node_for("inner"))
+        everybody_waits = threading.Event()
+
+        def outer_and_inner(number: int) -> int:
+            with cache.lock(name, wait_seconds=30):
+                everybody_waits.wait()
+                if inner == "load":
+                    return cache.get_or_set("inner", lambda: number, wait_seconds=30)
+                with cache.lock("inner", wait_seconds=30):
+                    return number
+
+        done = [many.submit(outer_and_inner, number) for number in range(300)]
+        eventually(lambda: waiting(cache) > 150)
+        everybody_waits.set()
+        assert len({one.result() for one in done}) == (1 if inner == "load" else 300)
+
+
+def test_a_lock_is_not_held_after_its_client_was_closed(shared_cluster: LocalCluster) -> None:
+    client = PyroCacheClient(shared_cluster.nameserver)
+    lock = client.lock("name")
+    lock.acquire()
+    client.close()
+    assert not lock.held
+    assert lock.token is None
+
+
+def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
+    with pytest.raises(TypeError, match=r"have cache\.lock make one of the same name"):
+        pickle.dumps(cache.lock("name"))
 
 
 def test_who_holds_as_many_as_may_be_held_is_told_so(shared_cluster: LocalCluster) -> None:

@@ -100,3 +100,9 @@ def test_keys_that_are_not_hashable_are_keys_all_the_same(space: PyroCacheClient
     assert space.popitem() == ({"a": 1}, "a dict")
     space[[1]] = 1
     assert space.delete_many(list(space)) == 1
+
+
+def test_a_key_that_no_dict_can_have_makes_two_mappings_unequal(cache: PyroCacheClient) -> None:
+    cache[["a", "list"]] = 1
+    assert cache != {}
+    assert cache != {("a", "list"): 1}

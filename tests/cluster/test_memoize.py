@@ -426,6 +426,22 @@ def test_what_is_no_function_is_refused(cache: PyroCacheClient, what: Any) -> No
         cache.memoize()(what)
 
 
+def test_a_key_function_has_the_arguments_in_full_however_they_are_given(cache: PyroCacheClient) -> None:
+    calls = []
+
+    @cache.memoize(key=lambda x, y, *, z: (x, y, z), tags=lambda x, y, *, z: [f"y{y}"])
+    def add(x: int, y: int = 2, *, z: int = 3) -> int:
+        calls.append((x, y, z))
+        return x + y + z
+
+    assert [add(1), add(1, 2), add(y=2, x=1), add(1, z=3)] == [6, 6, 6, 6]
+    assert add(1, 4) == 8
+    assert calls == [(1, 2, 3), (1, 4, 3)]
+    assert cache.invalidate_tag("y2") == 1
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        add()  # type: ignore[call-arg]
+
+
 def test_uses_that_make_no_sense_are_refused(cache: PyroCacheClient) -> None:
     anything: Any = cache
 

@@ -385,6 +385,23 @@ def test_an_entry_that_is_read_often_enough_lives_on(cache: PyroCacheClient) -> 
     eventually(lambda: "key" not in cache)
 
 
+def test_keys_that_are_asked_for_twice_count_once(cache: PyroCacheClient) -> None:
+    cache["key"] = 1
+    assert cache.touch_many(["key", "key", "nobody"], 60) == 1
+    assert cache.delete_many(["key", "key", "nobody"]) == 1
+
+
+def test_many_entries_with_a_ttl_are_counted_exactly(cache: PyroCacheClient) -> None:
+    cache.set_many(dict.fromkeys(range(5000), b""), 60, tags=["page"])
+    cache.set_many({-number: b"" for number in range(1, 3001)}, 600)
+    cache.set_many({("short", number): b"" for number in range(100)}, 0.001)
+    time.sleep(0.01)
+    assert len(cache) == 8000
+    cache.invalidate_tag("page")
+    assert len(cache) == 3000
+    assert sum(1 for _ in cache.scan()) == 3000
+
+
 # Exact under concurrency -------------------------------------------------------------------------------------
 
 KEYS = 10

@@ -457,7 +457,18 @@ class TestNamespaces:
         assert peer.count(ROOT) == 1001
         peer.clock.now += 1
         assert peer.count(ROOT) == 1
-        assert peer.clear(ROOT) == 1
+
+    def test_entries_with_an_invalid_tag_are_not_counted(self, peer: Peer) -> None:
+        keys = [ROOT + b"%d" % number for number in range(1000)]
+        for start in range(0, 3000, 1000):
+            peer.set_many(NO_VIEW, [key + b":%d" % start for key in keys], [b""] * 1000, None, [b"a", b"b"])
+        peer.set_many(NO_VIEW, keys, [b""] * 1000, None, [b"c"])
+        assert peer.count(ROOT) == 4000
+        peer.invalidate_tag(b"a")
+        peer.invalidate_tag(b"b")
+        assert peer.count(ROOT) == 1000
+        peer.delete(NO_VIEW, keys[0])
+        assert peer.count(ROOT) == 999
 
     def test_what_is_cleared_is_swept_in_the_background(self, peer: Peer) -> None:
         entries = [[SHOP + b"%d" % number, b"old"] for number in range(1000)]
