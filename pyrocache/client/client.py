@@ -572,6 +572,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Entries in this client's namespace, over all nodes."""
         return self._core.sum_of("count", self._core.prefix, idempotent=True)
 
+    def __bool__(self) -> bool:
+        """Whether there is any entry in this client's namespace."""
+        return bool(self._core.sum_of("count", self._core.prefix, 1, idempotent=True))
+
     def __eq__(self, other: object) -> bool:
         """Whether another mapping has the same entries; all of them are fetched."""
         if self is other or not isinstance(other, Mapping):

@@ -307,15 +307,17 @@ class CacheNode(Turns):
         return [cursor, found]
 
     @exposed
-    def count(self, namespace: bytes) -> int:
-        """Entries of the namespace."""
+    def count(self, namespace: bytes, enough: int | None = None) -> int:
+        """How many entries the namespace has; ``enough`` or more will do, where there are as many."""
         check_namespace(namespace)
+        if enough is not None and (type(enough) is not int or enough < 1):
+            raise refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
         total = cursor = 0
         while True:
             with self._lock:
                 count, cursor = self._store.count(namespace, cursor)
             total += count
-            if not cursor:
+            if not cursor or (enough is not None and total >= enough):
                 return total
             time.sleep(0)  # lets a waiting I/O thread have the interpreter
 

@@ -28,17 +28,17 @@ class Namespace(Table[Held]):
     Attributes:
         prefix: what its keys begin with.
         overhead: the bytes that it is accounted for while it has entries; the root, which is always there, is not.
-        unsure: how many of the entries may be gone though they are still here: they can expire, or have tags.
+        expiring: how many of the entries expire some day.
         hits, misses: of `get`.
     """
 
-    __slots__ = ("hits", "misses", "overhead", "prefix", "unsure")
+    __slots__ = ("expiring", "hits", "misses", "overhead", "prefix")
 
     def __init__(self, prefix: bytes) -> None:
         super().__init__()
         self.prefix = prefix
         self.overhead = 0 if prefix == ROOT else NAMESPACE_OVERHEAD
-        self.unsure = 0
+        self.expiring = 0
         self.hits = 0
         self.misses = 0
 

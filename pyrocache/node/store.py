@@ -250,7 +250,7 @@ class Store:
             expires_at = self._clock() + ttl_seconds
             peers = self._wheel.peers(expires_at, ttl_seconds)
             peers.add(key if len(key) <= _LONG_KEY else space.same(key))
-            space.unsure += 1
+            space.expiring += 1
             held = Expiring(value, expires_at, peers)
         shard[key] = held
         self.bytes += cost
@@ -355,7 +355,7 @@ class Store:
             expires_at = self._clock() + ttl_seconds
             peers = self._wheel.peers(expires_at, ttl_seconds)
             peers.update(map(space.same, keys) if max(map(len, keys)) > _LONG_KEY else keys)
-            space.unsure += len(keys)
+            space.expiring += len(keys)
             kept = [Expiring(value, expires_at, peers) for value in values]
         space.put_many(keys, kept, new)
         self.policy.used_many(known)
@@ -402,8 +402,6 @@ class Store:
             if isinstance(held, Detailed) and stale_seconds > 0:
                 held.stale_until = held.expires_at + stale_seconds
             self._planned(space, key, held, ttl_seconds + stale_seconds)
-        elif isinstance(held, Detailed):
-            space.unsure += 1
         space.shards[hash(key) >> space.shift][key] = held
         self.bytes += cost_of(key, held)
         self._make_room(keep=key)
@@ -474,7 +472,7 @@ class Store:
         keys, position = space.page(position, limit, room)
         if prefix != namespace:
             keys = [key for key in keys if key.startswith(prefix)]
-        if space.unsure and not stale:
+        if (space.expiring or self._invalid) and not stale:
             keys = [key for key in keys if self._live(space, key, space.get(key)) is not None]
         return keys, position
 
@@ -486,7 +484,7 @@ class Store:
         space = self.namespaces.get(namespace)
         if space is None:
             return 0, 0
-        if not position and not space.unsure:
+        if not position and not space.expiring and not self._invalid:
             return space.count, 0
         part, position = space.part(position)
         now, invalid = self._clock(), bool(self._invalid)
@@ -548,11 +546,9 @@ class Store:
             return held
         assert held is not None
         self.bytes -= cost_of(key, held)
+        detailed = Detailed(value_of(held))
         if isinstance(held, Expiring):
-            detailed = Detailed(held.value, held.expires_at, held.peers)
-        else:
-            detailed = Detailed(held)
-            space.unsure += 1
+            detailed.expires_at, detailed.peers = held.expires_at, held.peers
         space.put(key, detailed)
         self.bytes += cost_of(key, detailed)
         self._make_room(keep=key)
@@ -609,8 +605,6 @@ class Store:
         if isinstance(kept, Expiring) and expires:
             leaves_in = max(kept.expires_at, held.stale_until) - self._clock()
             self._planned(space, key, kept, leaves_in)
-        elif isinstance(kept, Expiring):
-            space.unsure += 1
         space.put(key, kept)
         self.bytes += cost
         if before is None:
@@ -631,7 +625,7 @@ class Store:
         """``held``, with its departure in that many seconds planned."""
         peers = held.peers = self._wheel.peers(self._clock() + leaves_in, leaves_in)
         peers.add(key if len(key) <= _LONG_KEY else space.same(key))
-        space.unsure += 1
+        space.expiring += 1
         return held
 
     def _welcome(self, space: Namespace, key: bytes, cost: int) -> None:
@@ -659,8 +653,8 @@ class Store:
 
     def _forget(self, space: Namespace, key: bytes, held: Expiring, *, tags: bool = True) -> None:
         """Plan its departure no more, and find it by its tags no more."""
-        space.unsure -= 1
         if held.peers is not None:
+            space.expiring -= 1
             held.peers.discard(key)
         if tags and isinstance(held, Detailed):
             for tag in held.tags:

@@ -458,6 +458,15 @@ class TestNamespaces:
         peer.clock.now += 1
         assert peer.count(ROOT) == 1
 
+    def test_no_more_are_counted_than_is_asked_for(self, peer: Peer) -> None:
+        for start in range(0, 10_000, 1000):
+            peer.set_many(
+                NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(start, start + 1000)]), 9
+            )
+        assert peer.count(ROOT) == peer.count(ROOT, 10_001) == 10_000
+        assert 1 <= peer.count(ROOT, 1) < 10_000
+        assert peer.count(SHOP, 1) == 0
+
     def test_entries_with_an_invalid_tag_are_not_counted(self, peer: Peer) -> None:
         keys = [ROOT + b"%d" % number for number in range(1000)]
         for start in range(0, 3000, 1000):

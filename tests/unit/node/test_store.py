@@ -643,7 +643,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
             there = [(key, held) for owner, key, held in self.everything() if owner is space]
             assert all(namespace_of(key) == space.prefix for key, _ in there)
             assert space.count == len(there)
-            assert space.unsure == sum(isinstance(held, Expiring) for _, held in there)
+            assert space.expiring == sum(
+                isinstance(held, Expiring) and held.peers is not None for _, held in there
+            )
         waiting = [space for space, _ in self.store._cleared]
         assert sorted(map(id, waiting)) == sorted(
             id(space) for space in chain.from_iterable(self.store.namespaces.cleared.values())
