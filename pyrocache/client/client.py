@@ -496,7 +496,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove the entries of ``keys``; how many there were.
 
         Raises:
-            PartialFailure: a node is away; the other entries are removed.
+            PartialFailure: a node is away; the other entries are removed. Where a key is not hashable, only why.
         """
         return batches.delete_many(self._core, keys)
 
@@ -504,7 +504,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Have the entries of ``keys`` live for ``ttl_seconds`` from now, or with None for good; how many there are.
 
         Raises:
-            PartialFailure: a node is away; the other entries are touched.
+            PartialFailure: a node is away; the other entries are touched. Where a key is not hashable, only why.
         """
         return batches.touch_many(self._core, keys, ttl_seconds)
 
