@@ -67,7 +67,7 @@ def hit_ratio_of_exact_lru(name: str, capacity: int) -> float:
 def test_hit_ratios_on_references_to_a_databases_pages(
     capacity: int, wanted: float, request: pytest.FixtureRequest
 ) -> None:
-    seeds = range(1, 6 if request.config.getoption("--full") else 2)
+    seeds = range(1, 4 if request.config.getoption("--full") else 2)
     assert hit_ratio(OLTP, capacity, seeds=seeds) >= wanted
 
 
