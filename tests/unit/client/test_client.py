@@ -130,7 +130,9 @@ VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, 
 
 
 @pytest.mark.parametrize(
-    ("call", "sent", "idempotent", "answer", "returned"), VERBS, ids=lambda part: str(part)[:40]
+    ("call", "sent", "idempotent", "answer", "returned"),
+    VERBS,
+    ids=lambda part: None if callable(part) else str(part)[:40],
 )
 def test_a_verb_is_one_request_that_is_retried_iff_that_is_harmless(
     call: Callable[[PyroCacheClient], Any],
