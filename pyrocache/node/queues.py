@@ -173,6 +173,8 @@ class Queues:
 
     def used_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
+        if self._rests and self._size - self._left >= len(self):
+            return  # all that are held were used in this epoch
         now, used = self._now, self.used
         for key, uses in zip(keys, self._uses.get_many(keys), strict=True):
             if uses is None or uses < now:
