@@ -327,7 +327,8 @@ class Store:
             return False
         if self.bytes + cost + space.overhead > self.max_bytes:
             self._sweep_for(cost + space.overhead)
-        there: list[Any] = space.get_many(keys)
+        places = space.places(keys)
+        there: list[Any] = list(map(dict.get, places, keys))
         known, before, new = keys, there, list[bytes]()
         if None in there:
             known, before = _found(keys, there)
@@ -341,6 +342,7 @@ class Store:
             freed = sum(map(cost_of, known, before))
         if self.bytes + cost - freed + space.overhead > self.max_bytes:
             self._evict_for(cost - freed + space.overhead, keep=batch)
+            places = space.places(keys)
         if not space.count:
             self.bytes += space.overhead
 
@@ -357,7 +359,7 @@ class Store:
             peers.update(map(space.same, keys) if max(map(len, keys)) > _LONG_KEY else keys)
             space.expiring += len(keys)
             kept = [Expiring(value, expires_at, peers) for value in values]
-        space.put_many(keys, kept, new)
+        space.put_many(places, keys, kept, new)
         self.policy.used_many(known)
         if new:
             self.policy.added_many(new)

@@ -76,14 +76,23 @@ class Table(Generic[_Held]):
         shards, shift = self.shards, self.shift
         return [shards[hash(key) >> shift].get(key) for key in keys]
 
-    def put_many(self, keys: Sequence[bytes], held: Sequence[_Held], new: Sequence[bytes]) -> None:
-        """`put` each of ``held`` under its key; ``new`` are those of the keys that nothing is held under yet."""
-        if len(self.shards) == 1:
-            self.shards[0].update(zip(keys, held, strict=True))
-        else:
-            shards, shift = self.shards, self.shift
-            for key, one in zip(keys, held, strict=True):
-                shards[hash(key) >> shift][key] = one
+    def places(self, keys: Sequence[bytes]) -> list[dict[bytes, _Held]]:
+        """The shard of each of ``keys``, until the next `split` or `shrink`."""
+        shards, shift = self.shards, self.shift
+        if len(shards) == 1:
+            return shards * len(keys)
+        return [shards[number >> shift] for number in map(hash, keys)]
+
+    def put_many(
+        self,
+        places: Sequence[dict[bytes, _Held]],
+        keys: Sequence[bytes],
+        held: Sequence[_Held],
+        new: Sequence[bytes],
+    ) -> None:
+        """`put` each of ``held`` under its key, in its place; ``new`` are those of the keys that are not there yet."""
+        for place, key, one in zip(places, keys, held, strict=True):
+            place[key] = one
         self.count += len(new)
         for key in new:
             if len(self.shards[hash(key) >> self.shift]) > SHARD_KEYS:
