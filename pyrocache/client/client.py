@@ -405,12 +405,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         refers to otherwise does not count, the variables around a nested one neither: have ``key`` name them.
 
         Args:
-            key: called with the arguments; what it returns stands for them in the key.
+            key: called with all arguments, by position and defaults included; what it returns stands for them.
             ignore: names of arguments that do not matter, like ``("self",)``. A method's ``self`` is part of the key
                 otherwise, by what it pickles.
             cache_if: called with a result; whether to keep it.
             typed: whether equal arguments of different types, like 1 and 1.0, have results of their own.
-            tags: of the results; or what makes them, called with the arguments.
+            tags: of the results; or what makes them, called in the same way.
             stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
 
         Raises, when the function is called: as `get_or_set`; `InvalidKey` if an argument is no key.

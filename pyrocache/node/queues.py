@@ -9,7 +9,7 @@ they were used, up to three. That makes
 
 - a look into a table of a use, as a second one in the same epoch tells nothing new;
 - a key move not when it is used, but when its turn to be evicted has come, to where it belongs by then;
-- some 12 bytes a key, 50 for one that was used.
+- some 12 bytes a key, 40 to 65 for one that was used.
 
 By one `Rule` or another the same queues evict the least recently used, to the precision of an epoch, or as S3-FIFO does
 (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a key waits in the small queue; whether it

@@ -169,9 +169,8 @@ class Store:
         hits, values = keys, found
         if None in found:
             hits, values = _found(keys, found)
-            if (
-                self._common(_missed(keys, found)) is not space
-            ):  # only what is found here is known to belong here
+            # Only what is found here is known to belong here.
+            if self._common(_missed(keys, found)) is not space:
                 return _first_within(map(self.get, keys), room)
         if sum(map(len, values)) > room:
             return _first_within(map(self.get, keys), room)

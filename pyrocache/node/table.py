@@ -150,16 +150,6 @@ class Table(Generic[_Held]):
             return [held for key, held in shard.items() if _position(key) >= position], end % _POSITIONS
         return shard.values(), end % _POSITIONS
 
-    def parts(self) -> Iterator[dict[bytes, _Held]]:
-        """Every shard once. A key may come twice if the table grows meanwhile."""
-        at = 0
-        while True:
-            first, last = self._run(at >> self.shift)
-            yield self.shards[first]
-            at = (last + 1) << self.shift
-            if at >= _POSITIONS:
-                return
-
     def remaining(self) -> Iterator[bytes]:
         """A key that is held, and another one, until none is; whoever is told one removes it before the next."""
         at = 0
