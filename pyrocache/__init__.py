@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
-    from pyrocache.client.locks import Lock
+    from pyrocache.client.features.locks import Lock
     from pyrocache.client.stats import (
         ClientStats,
         LatencyHistogram,
@@ -89,7 +89,7 @@ _HOMES = {
         "pyrocache.client.stats",
     ),
     "LocalCluster": "pyrocache.local",
-    "Lock": "pyrocache.client.locks",
+    "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
 }

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError
-from pyrocache.processes import ChildProcess, start_nameserver, start_node
+from pyrocache.net.directory import NameServerDirectory
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
 
 @dataclass(slots=True)

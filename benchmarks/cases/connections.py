@@ -87,7 +87,7 @@ def _end(holder: BaseProcess, pipe: Pipe) -> None:
 
 def _hold(parent: Pipe, nameserver: str, count: int) -> None:
     from pyrocache import PyroCacheClient
-    from pyrocache.client.connection import Connection, Deadline
+    from pyrocache.net.connection import Connection, Deadline
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with PyroCacheClient(nameserver, transport="tcp") as client:

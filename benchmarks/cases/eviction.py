@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab.simulation import Workload
+from benchmarks.lab.traces import read_trace
 from benchmarks.results import Row
 from benchmarks.session import Session
-from pyrocache.cli.simulation import Workload
-from pyrocache.cli.traces import read_trace
-from pyrocache.node.eviction import POLICIES, EvictionPolicy
+from pyrocache.node.store.eviction import POLICIES, EvictionPolicy
 
 TITLE = "Eviction"
 

@@ -23,8 +23,8 @@ from benchmarks.field import OURS
 from benchmarks.results import Row
 from benchmarks.rounds import ratios, rotated
 from benchmarks.session import Session
-from pyrocache.node.entries import ENTRY_OVERHEAD
-from pyrocache.node.store import Store
+from pyrocache.node.store.entry import ENTRY_OVERHEAD
+from pyrocache.node.store.store import Store
 
 TITLE = "The store alone"
 

@@ -95,8 +95,8 @@ def nameserver_command(
     insecure: InsecureOption = False,
 ) -> None:
     """Start a name server, the one address that nodes and clients must know."""
-    from pyrocache.cluster.nameserver import serve
-    from pyrocache.signals import StopRequest
+    from pyrocache.nameserver.process import serve
+    from pyrocache.runtime.stop_request import StopRequest
 
     def ready(address: str) -> None:
         option = "" if address == DEFAULT_NAMESERVER else f" --nameserver {address}"
@@ -269,14 +269,14 @@ def replay_command(
 ) -> None:
     """Use the cache beside a real trace: get, and on a miss set. Or compare eviction policies on it."""
     if policy:
-        from pyrocache.cli import comparison
+        from benchmarks.lab import comparison
 
         _refuse(context, _OF_CLUSTERS, "without --policy")
         status = comparison.run(
             trace, policies=policy, capacities=capacity, limit=limit, plot_file=plot, as_json=as_json
         )
         raise typer.Exit(status)
-    from pyrocache.cli.replay import run
+    from benchmarks.lab.replay import run
 
     _refuse(context, ("capacity", "plot"), "with --policy; add --policy all")
     status = run(

@@ -28,7 +28,7 @@ from pyrocache.cli.workers import Crew, interrupts_put_off
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.errors import PyroCacheError
 from pyrocache.local import LocalCluster
-from pyrocache.processes import environment
+from pyrocache.runtime.child_process import environment
 
 _NODES = 3
 _PROCESSES = 4

@@ -10,11 +10,11 @@ from typing import Any
 
 from pyrocache.cli.supervisor import Keeper, node_settings
 from pyrocache.cli.tables import print_nodes
-from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
-from pyrocache.processes import ChildProcess, start_nameserver, start_node
-from pyrocache.signals import StopRequest
+from pyrocache.net.directory import NameServerDirectory
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from pyrocache.runtime.stop_request import StopRequest
 
 _LOOK_SECONDS = 0.2
 _FORGOTTEN_SECONDS = 1.3  # a node's heartbeat and some

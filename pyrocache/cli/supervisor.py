@@ -13,7 +13,7 @@ from typing import Any
 
 from pyrocache.config import NodeConfig
 from pyrocache.errors import PyroCacheError
-from pyrocache.processes import ChildProcess
+from pyrocache.runtime.child_process import ChildProcess
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client import batches, loading, scanning, updates
+from pyrocache.client.backend import MISSING, Core, Duration, KeptTtl, Missing, Ttl, ttl_on_the_wire
 from pyrocache.client.codec import encode_value
-from pyrocache.client.connection import Deadline
-from pyrocache.client.core import MISSING, Core, Duration, KeptTtl, Missing, Ttl, ttl_on_the_wire
-from pyrocache.client.keys import encode_key
-from pyrocache.client.loading import checked_terms
-from pyrocache.client.locks import Lock, check_limit
-from pyrocache.client.memoize import Memoizer, Settings, Tags
-from pyrocache.client.scanning import Items, Values
+from pyrocache.client.features import bulk as batches
+from pyrocache.client.features import compute as updates
+from pyrocache.client.features import load_once as loading
+from pyrocache.client.features import scan as scanning
+from pyrocache.client.features.load_once import checked_terms
+from pyrocache.client.features.locks import Lock, check_limit
+from pyrocache.client.features.memoize import Memoizer, Settings, Tags
+from pyrocache.client.features.scan import Items, Values
+from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.stats import NodeStats, Stats
-from pyrocache.cluster.integers import pack_int
 from pyrocache.cluster.routing import Member
-from pyrocache.cluster.wire import MAX_BATCH
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
@@ -34,6 +34,9 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import NodeUnavailable
+from pyrocache.net.connection import Deadline
+from pyrocache.protocol.int_frame import pack_int
+from pyrocache.protocol.limits import MAX_BATCH
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem

@@ -1,6 +1,6 @@
 """Values to frames and back; the only module that imports pickle.
 
-It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.key_objects` needs.
+It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.keys.objects` needs.
 The first byte of a frame is its kind, and the rest what it holds::
 
     0x80                         this byte and all after it are a pickle, protocol 5
@@ -38,9 +38,9 @@ from pickle import dumps, loads
 from types import NoneType
 from typing import Any
 
-from pyrocache.cluster.integers import INT_KIND, pack_int, unpack_int
-from pyrocache.cluster.wire import Pieces
 from pyrocache.errors import CorruptValue, SerializationError
+from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
+from pyrocache.protocol.messages import Pieces
 
 __all__ = [
     "canonical_pickle",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any, Self
 
-from pyrocache.client.keys import namespace_path
+from pyrocache.client.keys.encoding import namespace_path
 from pyrocache.config import format_size
 from pyrocache.errors import InvalidKey
 

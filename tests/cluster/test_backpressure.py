@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from pyrocache import Overloaded, PartialFailure, PyroCacheClient
-from pyrocache.cluster import wire
-from pyrocache.cluster.wire import FrameDecoder, Refusal
-from pyrocache.processes import start_nameserver, start_node
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.framing import FrameDecoder
+from pyrocache.protocol.refusals import Refusal
+from pyrocache.runtime.child_process import start_nameserver, start_node
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -65,11 +66,11 @@ class Peer:
         self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(node.address)
         self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
-        hello = wire.pack_plain({"handshake": "hello", "object": NAME})
-        self.sock.sendall(wire.pack_message(wire.CONNECT, 0, hello))
-        assert self._frame().header.type == wire.CONNECT_OK
+        hello = messages.pack_plain({"handshake": "hello", "object": NAME})
+        self.sock.sendall(framing.pack_message(framing.CONNECT, 0, hello))
+        assert self._frame().header.type == framing.CONNECT_OK
 
-    def _frame(self) -> wire.Frame:
+    def _frame(self) -> framing.Frame:
         while (frame := self._decoder.next_frame()) is None:
             data = self.sock.recv(256 * 1024)
             if not data:
@@ -80,9 +81,9 @@ class Peer:
     def answer(self) -> tuple[int, Any]:
         """The next reply's sequence number, and its result or refusal."""
         header, body = self._frame()
-        if header.flags & wire.FLAG_EXCEPTION:
-            return header.sequence, wire.unpack_refusal(body)
-        return header.sequence, wire.unpack_plain(body)
+        if header.flags & framing.FLAG_EXCEPTION:
+            return header.sequence, refusals.unpack_refusal(body)
+        return header.sequence, messages.unpack_plain(body)
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.sock.sendall(call(1, method, *arguments))
@@ -103,8 +104,8 @@ class Peer:
 
 
 def call(sequence: int, method: str, *arguments: Any) -> bytes:
-    body = wire.pack_plain((NAME, method, arguments, {}))
-    return wire.pack_message(wire.INVOKE, sequence, body)
+    body = messages.pack_plain((NAME, method, arguments, {}))
+    return framing.pack_message(framing.INVOKE, sequence, body)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
@@ -170,7 +171,7 @@ class TestBuffers:
                 assert cache.get(number) == bytes(2 * MIB)
             hog.sock.sendall(large[15 * MIB :])
             sequence, refusal = hog.answer()
-            assert (sequence, refusal.code) == (9, wire.OVERLOADED)
+            assert (sequence, refusal.code) == (9, refusals.OVERLOADED)
             assert hog.call("set", NO_VIEW, b"small", b"v") is True
             assert hog.call("get", NO_VIEW, b"large") is None
 

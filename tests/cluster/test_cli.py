@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
-from pyrocache.cluster.directory import NameServerDirectory
+from pyrocache.net.directory import NameServerDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 PYROCACHE = ("-m", "pyrocache")

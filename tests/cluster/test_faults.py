@@ -22,8 +22,8 @@ import Pyro5.api
 import pytest
 
 from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
-from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.local import LocalNode
+from pyrocache.net.directory import NameServerDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [f"key {number}" for number in range(300)]

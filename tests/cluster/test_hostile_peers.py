@@ -27,15 +27,15 @@ import pytest
 from Pyro5.errors import CommunicationError
 
 from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
-from pyrocache.cluster import wire
-from pyrocache.cluster.wire import Refusal
 from pyrocache.config import NodeConfig
-from pyrocache.node.cache_node import CacheNode
-from pyrocache.node.dispatch import Dispatcher
-from pyrocache.node.server import NodeDaemon
-from pyrocache.node.store import Store
-from pyrocache.node.transport import Transport
-from pyrocache.processes import ChildProcess, start_nameserver, start_node
+from pyrocache.node.process import NodeDaemon
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.store import Store
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.refusals import Refusal
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import Transport
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -93,7 +93,7 @@ def running_node(**settings: Any) -> Iterator[RunningNode]:
 
 def pack_call(target: str, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes:
     """The message of a call."""
-    message = wire.CallPacker(target).pack(method, arguments, sequence)
+    message = messages.CallPacker(target).pack(method, arguments, sequence)
     return message if isinstance(message, bytes) else b"".join(message)
 
 
@@ -107,10 +107,10 @@ class Peer:
         self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(node.address)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = wire.FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        self._decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
         if greet:
             self.send(handshake())
-            assert self.receive().header.type == wire.CONNECT_OK
+            assert self.receive().header.type == framing.CONNECT_OK
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -120,7 +120,7 @@ class Peer:
         with contextlib.suppress(ConnectionError):
             self.sock.sendall(data)
 
-    def receive(self) -> wire.Frame:
+    def receive(self) -> framing.Frame:
         """The next message."""
         while (frame := self._decoder.next_frame()) is None:
             data = self.sock.recv(65536)
@@ -151,34 +151,34 @@ class Peer:
         self.close()
 
 
-def result_of(frame: wire.Frame) -> Any:
-    if frame.header.flags & wire.FLAG_EXCEPTION:
-        return wire.unpack_refusal(frame.body)
-    return wire.unpack_plain(frame.body)
+def result_of(frame: framing.Frame) -> Any:
+    if frame.header.flags & framing.FLAG_EXCEPTION:
+        return refusals.unpack_refusal(frame.body)
+    return messages.unpack_plain(frame.body)
 
 
 def handshake(target: str = NAME, **options: Any) -> bytes:
-    body = wire.pack_plain({"handshake": "hello", "object": target})
-    return wire.pack_message(wire.CONNECT, 0, body, **options)
+    body = messages.pack_plain({"handshake": "hello", "object": target})
+    return framing.pack_message(framing.CONNECT, 0, body, **options)
 
 
 def invoke(body: bytes, **options: Any) -> bytes:
-    return wire.pack_message(wire.INVOKE, 1, body, **options)
+    return framing.pack_message(framing.INVOKE, 1, body, **options)
 
 
 def call_body(method: str, *arguments: Any, target: str = NAME) -> bytes:
-    return wire.pack_plain((target, method, arguments, {}))
+    return messages.pack_plain((target, method, arguments, {}))
 
 
 def header(
-    kind: int = wire.INVOKE,
+    kind: int = framing.INVOKE,
     *,
     body: int = 0,
     annotations: int = 0,
     flags: int = 0,
     version: int = 502,
     magic: int = 0x4DC5,
-    serializer: int = wire.MSGPACK,
+    serializer: int = framing.MSGPACK,
 ) -> bytes:
     """A header alone, with any claims."""
     return struct.pack(
@@ -264,27 +264,27 @@ STRANGERS = {
     "an HTTP request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a TLS hello": bytes.fromhex("16030100c8010000c40303") + bytes(200),
     "a Redis command": b"*1\r\n$4\r\nPING\r\n",
-    "another version": header(wire.CONNECT, version=501),
-    "a wrong magic number": header(wire.CONNECT, magic=0x1234),
+    "another version": header(framing.CONNECT, version=501),
+    "a wrong magic number": header(framing.CONNECT, magic=0x1234),
     "a call": invoke(call_body("ping")),
-    "a ping": wire.pack_message(wire.PING, 0, b"ping", serializer=42),
-    "a result": wire.pack_message(wire.RESULT, 0, b"\xc0"),
-    "an unknown message type": wire.pack_message(99, 0, b"\xc0"),
+    "a ping": framing.pack_message(framing.PING, 0, b"ping", serializer=42),
+    "a result": framing.pack_message(framing.RESULT, 0, b"\xc0"),
+    "an unknown message type": framing.pack_message(99, 0, b"\xc0"),
     "an unknown serializer": handshake(serializer=99),
-    "a compressed handshake": wire.pack_message(
-        wire.CONNECT, 0, zlib.compress(bytes(10**6)), flags=wire.FLAG_COMPRESSED
+    "a compressed handshake": framing.pack_message(
+        framing.CONNECT, 0, zlib.compress(bytes(10**6)), flags=framing.FLAG_COMPRESSED
     ),
-    "a oneway handshake": handshake(flags=wire.FLAG_ONEWAY),
-    "a handshake of 17 KiB": wire.pack_message(wire.CONNECT, 0, bytes(17 * 1024)),
-    "a handshake that claims 4 GiB": header(wire.CONNECT, body=2**32 - 1),
-    "a handshake with 4 GiB of annotations": header(wire.CONNECT, annotations=2**32 - 1),
-    "a handshake of nothing": wire.pack_message(wire.CONNECT, 0, b""),
-    "a handshake of a list": wire.pack_message(wire.CONNECT, 0, b"\x90"),
-    "a handshake without an object": wire.pack_message(wire.CONNECT, 0, b"\x80"),
-    "a handshake for a number": wire.pack_message(wire.CONNECT, 0, wire.pack_plain({"object": 7})),
-    "a handshake for a list": wire.pack_message(wire.CONNECT, 0, wire.pack_plain({"object": []})),
-    "a handshake nested deeply": wire.pack_message(wire.CONNECT, 0, b"\x91" * 16_000),
-    "a handshake with an extension type": wire.pack_message(wire.CONNECT, 0, b"\xd4\x30\x00"),
+    "a oneway handshake": handshake(flags=framing.FLAG_ONEWAY),
+    "a handshake of 17 KiB": framing.pack_message(framing.CONNECT, 0, bytes(17 * 1024)),
+    "a handshake that claims 4 GiB": header(framing.CONNECT, body=2**32 - 1),
+    "a handshake with 4 GiB of annotations": header(framing.CONNECT, annotations=2**32 - 1),
+    "a handshake of nothing": framing.pack_message(framing.CONNECT, 0, b""),
+    "a handshake of a list": framing.pack_message(framing.CONNECT, 0, b"\x90"),
+    "a handshake without an object": framing.pack_message(framing.CONNECT, 0, b"\x80"),
+    "a handshake for a number": framing.pack_message(framing.CONNECT, 0, messages.pack_plain({"object": 7})),
+    "a handshake for a list": framing.pack_message(framing.CONNECT, 0, messages.pack_plain({"object": []})),
+    "a handshake nested deeply": framing.pack_message(framing.CONNECT, 0, b"\x91" * 16_000),
+    "a handshake with an extension type": framing.pack_message(framing.CONNECT, 0, b"\xd4\x30\x00"),
 }
 
 
@@ -292,33 +292,33 @@ GREETED = {
     "garbage": bytes(100),
     "an HTTP request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a second handshake": handshake(),
-    "a result": wire.pack_message(wire.RESULT, 0, b"\xc0"),
+    "a result": framing.pack_message(framing.RESULT, 0, b"\xc0"),
     "another serializer": invoke(call_body("ping"), serializer=1),
     "marshal": invoke(b"(\xff\xff\xff\x7f", serializer=2),
-    "a oneway call": invoke(call_body("set", NO_VIEW, b"oneway", b"x"), flags=wire.FLAG_ONEWAY),
+    "a oneway call": invoke(call_body("set", NO_VIEW, b"oneway", b"x"), flags=framing.FLAG_ONEWAY),
     "no msgpack": invoke(b"\xc1"),
     "an empty body": invoke(b""),
     "half a body": invoke(call_body("ping")[:-1]),
     "bytes after a body": invoke(call_body("ping") + b"\xc0"),
     "a call that is a number": invoke(b"\x07"),
-    "a call of three parts": invoke(wire.pack_plain((NAME, "ping", ()))),
-    "a call of five parts": invoke(wire.pack_plain((NAME, "ping", (), {}, 1))),
-    "an object that is no text": invoke(wire.pack_plain((7, "ping", (), {}))),
-    "an object that is a list": invoke(wire.pack_plain(([], "ping", (), {}))),
-    "a method that is no text": invoke(wire.pack_plain((NAME, b"ping", (), {}))),
-    "arguments that are no list": invoke(wire.pack_plain((NAME, "ping", 7, {}))),
-    "options that are no map": invoke(wire.pack_plain((NAME, "ping", (), []))),
+    "a call of three parts": invoke(messages.pack_plain((NAME, "ping", ()))),
+    "a call of five parts": invoke(messages.pack_plain((NAME, "ping", (), {}, 1))),
+    "an object that is no text": invoke(messages.pack_plain((7, "ping", (), {}))),
+    "an object that is a list": invoke(messages.pack_plain(([], "ping", (), {}))),
+    "a method that is no text": invoke(messages.pack_plain((NAME, b"ping", (), {}))),
+    "arguments that are no list": invoke(messages.pack_plain((NAME, "ping", 7, {}))),
+    "options that are no map": invoke(messages.pack_plain((NAME, "ping", (), []))),
     "text that is no UTF-8": invoke(b"\x94" + msgpack.packb(NAME) + b"\xa4\xff\xff\xff\xff\x90\x80"),
 }
 
 
 FLAGS = {
-    "compressed": wire.FLAG_COMPRESSED,
-    "batch": wire.FLAG_BATCH,
+    "compressed": framing.FLAG_COMPRESSED,
+    "batch": framing.FLAG_BATCH,
     "item stream": 1 << 4,
     "keep serialized": 1 << 5,
     "unknown": 1 << 15,
-    "an exception": wire.FLAG_EXCEPTION,
+    "an exception": framing.FLAG_EXCEPTION,
 }
 
 
@@ -339,8 +339,8 @@ class TestGarbage:
             with Peer(node, greet=False) as peer:
                 peer.send(handshake(target))
                 answer = peer.receive()
-                assert answer.header.type == wire.CONNECT_FAIL
-                assert "unknown object" in wire.unpack_plain(answer.body)
+                assert answer.header.type == framing.CONNECT_FAIL
+                assert "unknown object" in messages.unpack_plain(answer.body)
                 assert peer.fate() == CLOSED
 
     @pytest.mark.parametrize("data", GREETED.values(), ids=GREETED)
@@ -367,13 +367,13 @@ class TestGarbage:
         with peak_growth_below(node, 16 * MIB):
             for _ in range(3):
                 with Peer(node) as peer:
-                    peer.send_as_far_as_taken(invoke(bomb, flags=wire.FLAG_COMPRESSED))
+                    peer.send_as_far_as_taken(invoke(bomb, flags=framing.FLAG_COMPRESSED))
                     assert peer.fate().code == "bad-request"
 
     @pytest.mark.parametrize("greeted", [False, True], ids=["from strangers", "once greeted"])
     def test_headers_that_claim_gigabytes_reserve_nothing(self, node: RunningNode, greeted: bool) -> None:
         before = node.rss
-        kind = wire.INVOKE if greeted else wire.CONNECT
+        kind = framing.INVOKE if greeted else framing.CONNECT
         with ExitStack() as stack:
             peers = [stack.enter_context(Peer(node, greet=greeted)) for _ in range(6)]
             for number, peer in enumerate(peers[:3], 1):
@@ -474,11 +474,11 @@ class TestBombs:
             peer.send(invoke(BEGIN + b"\x90" + b"\xde\x01\xf4" + b"\xa2ab\x90" * 500))
             assert peer.fate().code == "bad-request"
             options = {f"option{number}": b"x" * 1000 for number in range(500)}
-            peer.send(invoke(wire.pack_plain((NAME, "get", (NO_VIEW, b"key"), options))))
+            peer.send(invoke(messages.pack_plain((NAME, "get", (NO_VIEW, b"key"), options))))
             assert peer.fate().code == "bad-request"
-            peer.send(invoke(wire.pack_plain((NAME, "get", (), {"self": 1, "view": 0, "key": b"k"}))))
+            peer.send(invoke(messages.pack_plain((NAME, "get", (), {"self": 1, "view": 0, "key": b"k"}))))
             assert peer.fate().code == "bad-request"
-            peer.send(invoke(wire.pack_plain((NAME, "get", (), {b"view": 0}))))
+            peer.send(invoke(messages.pack_plain((NAME, "get", (), {b"view": 0}))))
             assert peer.fate().code == "bad-request"
 
 
@@ -588,9 +588,9 @@ class TestWrongCalls:
             ):
                 assert peer.call(*request).code == "bad-request"
             with Peer(node, greet=False) as other:
-                body = wire.pack_plain({"handshake": proxy, "object": NAME})
-                other.send(wire.pack_message(wire.CONNECT, 0, body))
-                assert other.receive().header.type == wire.CONNECT_OK
+                body = messages.pack_plain({"handshake": proxy, "object": NAME})
+                other.send(framing.pack_message(framing.CONNECT, 0, body))
+                assert other.receive().header.type == framing.CONNECT_OK
             with pytest.raises(BlockingIOError):
                 trap.accept()
 
@@ -731,7 +731,7 @@ class TestSilentAndSlowPeers:
                 assert grown < 2 * limit
 
     def test_small_replies_that_nobody_reads_take_hardly_more_memory_than_their_bytes(self) -> None:
-        ping = wire.pack_message(wire.PING, 0, b"", serializer=42)
+        ping = framing.pack_message(framing.PING, 0, b"", serializer=42)
         with transport_here() as (transport, address), socket.create_connection(address) as peer:
             peer.sendall(handshake())
             peer.recv(4096)
@@ -877,14 +877,14 @@ class TestManyRequestsAtOnce:
     def test_requests_may_come_in_one_packet_with_the_handshake(self, node: RunningNode) -> None:
         with Peer(node, greet=False) as peer:
             peer.send(handshake() + pack_call(NAME, "ping", (), 1) + pack_call(NAME, "stats", (), 2))
-            assert peer.receive().header.type == wire.CONNECT_OK
+            assert peer.receive().header.type == framing.CONNECT_OK
             assert peer.fate()["name"] == NAME
             assert peer.fate()["pid"] == node.process.pid
 
     def test_what_comes_in_one_packet_with_the_handshake_is_judged_too(self, node: RunningNode) -> None:
         with Peer(node, greet=False) as peer:
             peer.send_as_far_as_taken(handshake() + header(body=2**32 - 1))
-            assert peer.receive().header.type == wire.CONNECT_OK
+            assert peer.receive().header.type == framing.CONNECT_OK
             assert peer.fate().code == "value-too-large"
             assert peer.fate() == CLOSED
 
@@ -1024,8 +1024,8 @@ class TestTooManyConnections:
                     if greet_first:
                         peer.send_as_far_as_taken(handshake())
                     answer = peer.receive()
-                    assert answer.header.type == wire.CONNECT_FAIL
-                    assert wire.unpack_plain(answer.body).startswith("overloaded")
+                    assert answer.header.type == framing.CONNECT_FAIL
+                    assert messages.unpack_plain(answer.body).startswith("overloaded")
                     assert peer.fate() == CLOSED
             with PyroCacheClient(node.nameserver, timeout=0.5) as cache:
                 with pytest.raises(NodeUnavailable, match="overloaded"):

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
-from pyrocache.client.keys import encode_key
-from pyrocache.cluster import wire
+from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import (
     KeyTooLarge,
     NameServerUnavailable,
@@ -29,7 +28,8 @@ from pyrocache.errors import (
     SerializationError,
     ValueTooLarge,
 )
-from pyrocache.processes import ChildProcess, start_nameserver, start_node
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -72,7 +72,7 @@ def running_node(**settings: Any) -> Iterator[RunningNode]:
 
 def pack_call(target: str, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes:
     """The message of a call."""
-    message = wire.CallPacker(target).pack(method, arguments, sequence)
+    message = messages.CallPacker(target).pack(method, arguments, sequence)
     return message if isinstance(message, bytes) else b"".join(message)
 
 
@@ -81,14 +81,14 @@ class Caller:
 
     def __init__(self, node: RunningNode) -> None:
         self._sock = socket.create_connection(node.address, 60)
-        self._decoder = wire.FrameDecoder(lambda header: None, lambda frame_bytes: None)
-        body = wire.pack_plain({"handshake": "hello", "object": NAME})
-        self._exchange(wire.pack_message(wire.CONNECT, 0, body))
+        self._decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        body = messages.pack_plain({"handshake": "hello", "object": NAME})
+        self._exchange(framing.pack_message(framing.CONNECT, 0, body))
 
     def __call__(self, method: str, *arguments: Any) -> Any:
         frame = self._exchange(pack_call(NAME, method, arguments, 1))
-        assert not frame.header.flags & wire.FLAG_EXCEPTION, wire.unpack_refusal(frame.body)
-        return wire.unpack_plain(frame.body)
+        assert not frame.header.flags & framing.FLAG_EXCEPTION, refusals.unpack_refusal(frame.body)
+        return messages.unpack_plain(frame.body)
 
     def all_at_once(self, method: str, argument_lists: Iterable[tuple[Any, ...]]) -> None:
         """Make many calls, all sent before the first reply is read."""
@@ -96,13 +96,13 @@ class Caller:
         self._sock.sendall(b"".join(calls))
         for _ in calls:
             frame = self._next_frame()
-            assert not frame.header.flags & wire.FLAG_EXCEPTION, wire.unpack_refusal(frame.body)
+            assert not frame.header.flags & framing.FLAG_EXCEPTION, refusals.unpack_refusal(frame.body)
 
-    def _exchange(self, message: bytes) -> wire.Frame:
+    def _exchange(self, message: bytes) -> framing.Frame:
         self._sock.sendall(message)
         return self._next_frame()
 
-    def _next_frame(self) -> wire.Frame:
+    def _next_frame(self) -> framing.Frame:
         while (frame := self._decoder.next_frame()) is None:
             data = self._sock.recv(MIB)
             assert data, "the node closed the connection"

@@ -642,7 +642,7 @@ def test_waiting_takes_longer_than_any_other_call_may(
 def test_it_goes_on_waiting_call_after_call(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrocache.client.loading.LEG_SECONDS", 0.05)
+    monkeypatch.setattr("pyrocache.client.features.load_once.LEG_SECONDS", 0.05)
     slow = Slow()
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)

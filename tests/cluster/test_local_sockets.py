@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pyrocache import LocalCluster, NodeUnavailable, PyroCacheClient
-from pyrocache.cluster.directory import NameServerDirectory
 from pyrocache.cluster.routing import Member
-from pyrocache.processes import ChildProcess, start_nameserver, start_node
+from pyrocache.net.directory import NameServerDirectory
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
 NAME = "cache.node.1"
 PATIENCE_SECONDS = 15.0

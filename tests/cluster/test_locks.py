@@ -153,7 +153,7 @@ def test_it_goes_on_waiting_call_after_call_and_keeps_its_place(
         with cache.lock("name"):
             order.append(name)
 
-    monkeypatch.setattr("pyrocache.client.locks.LEG_SECONDS", 0.1)
+    monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
     with cache.lock("name"):
         early = threads.submit(work, "early")
         eventually(lambda: waiting(cache) == 1)
@@ -253,7 +253,7 @@ def test_arguments_that_make_no_sense_are_refused(
 
 def renewing() -> bool:
     """Whether this process has a thread that renews locks."""
-    from pyrocache.client.locks import _renewer
+    from pyrocache.client.features.locks import _renewer
 
     return _renewer._pipe is not None
 

@@ -682,8 +682,8 @@ def test_who_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCache
 def test_more_coroutines_wait_than_there_are_threads(
     cache: PyroCacheClient, called: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client import coroutines
-    from pyrocache.places import Places
+    from pyrocache.client.features import load_once_async as coroutines
+    from pyrocache.runtime.places import Places
 
     places = Places(3)
     monkeypatch.setattr(coroutines._threads, "waiting", places)
@@ -712,8 +712,8 @@ def test_more_coroutines_wait_than_there_are_threads(
 def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
     cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client import coroutines
-    from pyrocache.places import Places
+    from pyrocache.client.features import load_once_async as coroutines
+    from pyrocache.runtime.places import Places
 
     places = Places(10)
     monkeypatch.setattr(coroutines._threads, "waiting", places)

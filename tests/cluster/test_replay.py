@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.lab.replay import Latencies, _LookAside, value_of
+from benchmarks.lab.replay import run as replay
+from benchmarks.lab.traces import TraceError
 from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient, PyroCacheError
-from pyrocache.cli.replay import Latencies, _LookAside, value_of
-from pyrocache.cli.replay import run as replay
-from pyrocache.cli.traces import TraceError
 from pyrocache.client.codec import encode_value
-from pyrocache.client.keys import encode_key, namespace_prefix
-from pyrocache.node.store import entry_cost
+from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.node.store.store import entry_cost
 
 NOWHERE = "127.0.0.1:1"
 
@@ -293,7 +293,7 @@ def test_a_name_server_that_was_asked_for_must_be_there(trace: Callable[..., Pat
 def test_no_cluster_is_started_for_a_trace_that_cannot_be_read(
     trace: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrocache.cli.replay.LocalCluster", None)
+    monkeypatch.setattr("benchmarks.lab.replay.LocalCluster", None)
     with pytest.raises(TraceError, match="empty"):
         run(trace([]), max_memory="1MiB")
 

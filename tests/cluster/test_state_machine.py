@@ -40,7 +40,7 @@ from hypothesis.stateful import (
 )
 
 from pyrocache import LocalCluster, LockTimeout, PyroCacheClient, SerializationError, WaitTimeout
-from pyrocache.client.locks import Lock
+from pyrocache.client.features.locks import Lock
 from pyrocache.client.stats import NamespaceStats
 
 STEPS = 50

@@ -19,12 +19,12 @@ from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
-from pyrocache.node.cache_node import CacheNode
-from pyrocache.node.dispatch import Dispatcher
-from pyrocache.node.eviction import DEFAULT_POLICY
-from pyrocache.node.server import NodeDaemon
-from pyrocache.node.store import Store
-from pyrocache.node.transport import Transport
+from pyrocache.node.process import NodeDaemon
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.eviction import DEFAULT_POLICY
+from pyrocache.node.store.store import Store
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import Transport
 
 NAME = "cache.node.1"
 MIB = 2**20

@@ -32,7 +32,6 @@ from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
 from pyrocache import LocalCluster, PyroCacheClient
-from pyrocache.cluster import wire
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
@@ -42,9 +41,10 @@ from pyrocache.errors import (
     SerializationError,
     ValueTooLarge,
 )
-from pyrocache.node.cache_node import CacheNode
-from pyrocache.node.store import Store
-from pyrocache.processes import start_node
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.store import Store
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.runtime.child_process import start_node
 
 NO_VIEW = 0
 PREFIX = b"\x08contract"  # a namespace
@@ -409,7 +409,7 @@ class TestOurClientOnStockDaemons:
 
     def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            "pyrocache.client.loading.LEG_SECONDS", 0.1
+            "pyrocache.client.features.load_once.LEG_SECONDS", 0.1
         )  # a daemon with one thread waits with it
         calls: list[int] = []
 
@@ -433,7 +433,7 @@ class TestOurClientOnStockDaemons:
     def test_locks_are_held_by_one_at_a_time(
         self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pyrocache.client.locks.LEG_SECONDS", 0.1)
+        monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
         with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
@@ -489,7 +489,14 @@ class TestTheSeamsOfPyro5:
         assert Pyro5.__version__.split(".")[:2] == ["5", "17"]
 
     def test_message_types_are_as_numbered_in_wire(self) -> None:
-        ours = [wire.CONNECT, wire.CONNECT_OK, wire.CONNECT_FAIL, wire.INVOKE, wire.RESULT, wire.PING]
+        ours = [
+            framing.CONNECT,
+            framing.CONNECT_OK,
+            framing.CONNECT_FAIL,
+            framing.INVOKE,
+            framing.RESULT,
+            framing.PING,
+        ]
         protocol = Pyro5.protocol
         assert ours == [
             protocol.MSG_CONNECT,
@@ -502,38 +509,38 @@ class TestTheSeamsOfPyro5:
 
     def test_flags_are_as_numbered_in_wire(self) -> None:
         protocol = Pyro5.protocol
-        assert wire.FLAG_EXCEPTION == protocol.FLAGS_EXCEPTION
-        assert wire.FLAG_COMPRESSED == protocol.FLAGS_COMPRESSED
-        assert wire.FLAG_ONEWAY == protocol.FLAGS_ONEWAY
-        assert wire.FLAG_BATCH == protocol.FLAGS_BATCH
-        assert wire.FLAG_CORRELATION_ID == protocol.FLAGS_CORR_ID
+        assert framing.FLAG_EXCEPTION == protocol.FLAGS_EXCEPTION
+        assert framing.FLAG_COMPRESSED == protocol.FLAGS_COMPRESSED
+        assert framing.FLAG_ONEWAY == protocol.FLAGS_ONEWAY
+        assert framing.FLAG_BATCH == protocol.FLAGS_BATCH
+        assert framing.FLAG_CORRELATION_ID == protocol.FLAGS_CORR_ID
 
     def test_the_header_has_the_same_layout(self) -> None:
         protocol = Pyro5.protocol
-        assert wire.HEADER_BYTES == protocol._header_size == struct.calcsize(protocol._header_format)
+        assert framing.HEADER_BYTES == protocol._header_size == struct.calcsize(protocol._header_format)
         assert protocol._header_format == "!4sHBBHHII16sHH"
         assert protocol.PROTOCOL_VERSION == 502
         assert protocol._magic_number == 0x4DC5
 
     def test_msgpack_has_the_same_number(self) -> None:
-        assert serializers["msgpack"].serializer_id == wire.MSGPACK
-        assert serializers_by_id[wire.MSGPACK] is serializers["msgpack"]
+        assert serializers["msgpack"].serializer_id == framing.MSGPACK
+        assert serializers_by_id[framing.MSGPACK] is serializers["msgpack"]
 
     @pytest.mark.parametrize(
         ("kind", "sequence", "body", "flags", "serializer"),
         [
-            (wire.CONNECT, 0, b"", 0, wire.MSGPACK),
-            (wire.INVOKE, 1, b"x", 0, wire.MSGPACK),
-            (wire.RESULT, 65535, bytes(1000), wire.FLAG_EXCEPTION, wire.MSGPACK),
-            (wire.PING, 7, b"pong", 0, 42),
-            (wire.CONNECT_FAIL, 9, b"no", 0, 1),
+            (framing.CONNECT, 0, b"", 0, framing.MSGPACK),
+            (framing.INVOKE, 1, b"x", 0, framing.MSGPACK),
+            (framing.RESULT, 65535, bytes(1000), framing.FLAG_EXCEPTION, framing.MSGPACK),
+            (framing.PING, 7, b"pong", 0, 42),
+            (framing.CONNECT_FAIL, 9, b"no", 0, 1),
         ],
     )
     def test_messages_are_the_same_bytes(
         self, kind: int, sequence: int, body: bytes, flags: int, serializer: int
     ) -> None:
         theirs = SendingMessage(kind, flags, sequence, serializer, body)
-        assert wire.pack_message(kind, sequence, body, flags=flags, serializer=serializer) == theirs.data
+        assert framing.pack_message(kind, sequence, body, flags=flags, serializer=serializer) == theirs.data
 
     @pytest.mark.parametrize(
         "arguments",
@@ -549,17 +556,17 @@ class TestTheSeamsOfPyro5:
         ids=lambda arguments: f"{len(arguments)} arguments",
     )
     def test_calls_are_the_same_bytes(self, arguments: tuple[Any, ...]) -> None:
-        packer = wire.CallPacker("cache.node.1")
+        packer = messages.CallPacker("cache.node.1")
         for sequence, method in (5, "get"), (6, "set_many"), (65_535, "get"), (0, "m" * 40):
             body = serializers["msgpack"].dumpsCall("cache.node.1", method, arguments, {})
-            theirs = SendingMessage(wire.INVOKE, 0, sequence, wire.MSGPACK, body).data
+            theirs = SendingMessage(framing.INVOKE, 0, sequence, framing.MSGPACK, body).data
             assert joined(packer.pack(method, arguments, sequence)) == theirs
 
     @pytest.mark.parametrize("size", [2**16, 2**16 + 1, 300_000])
     def test_calls_with_values_in_pieces_are_the_same_bytes(self, size: int) -> None:
         value = bytes(range(256)) * (size // 256) + bytes(size % 256)
-        pieces = wire.Pieces((value[:3], memoryview(value)[3:1000], b"", bytearray(value[1000:])))
-        packer = wire.CallPacker("cache.node.1")
+        pieces = messages.Pieces((value[:3], memoryview(value)[3:1000], b"", bytearray(value[1000:])))
+        packer = messages.CallPacker("cache.node.1")
         for arguments, whole in (
             ((1, b"key", pieces, None), (1, b"key", value, None)),
             ((pieces,), (value,)),
@@ -570,7 +577,7 @@ class TestTheSeamsOfPyro5:
             ((1, b"key", b"afterwards", None), (1, b"key", b"afterwards", None)),
         ):
             body = serializers["msgpack"].dumpsCall("cache.node.1", "set", whole, {})
-            theirs = SendingMessage(wire.INVOKE, 0, 5, wire.MSGPACK, body).data
+            theirs = SendingMessage(framing.INVOKE, 0, 5, framing.MSGPACK, body).data
             assert joined(packer.pack("set", arguments, 5)) == theirs
 
     @pytest.mark.parametrize("as_view", [False, True])
@@ -580,8 +587,8 @@ class TestTheSeamsOfPyro5:
         if as_view and size < 2**16:
             return  # a node keeps no small ones
         body = serializers["msgpack"].dumps(value)
-        theirs = SendingMessage(wire.RESULT, 0, 5, wire.MSGPACK, body).data
-        ours = wire.pack_result(5, memoryview(b"." + value)[1:] if as_view else value)
+        theirs = SendingMessage(framing.RESULT, 0, 5, framing.MSGPACK, body).data
+        ours = messages.pack_result(5, memoryview(b"." + value)[1:] if as_view else value)
         assert joined(ours) == theirs
 
     @pytest.mark.parametrize(
@@ -589,21 +596,21 @@ class TestTheSeamsOfPyro5:
     )
     def test_other_results_are_the_same_bytes(self, result: Any) -> None:
         body = serializers["msgpack"].dumps(result)
-        theirs = SendingMessage(wire.RESULT, 0, 5, wire.MSGPACK, body).data
-        assert joined(wire.pack_result(5, result)) == theirs
+        theirs = SendingMessage(framing.RESULT, 0, 5, framing.MSGPACK, body).data
+        assert joined(messages.pack_result(5, result)) == theirs
 
     def test_their_calls_are_understood_at_once(self) -> None:
         called: list[Any] = []
-        unpacker = wire.CallUnpacker("cache.node.1", {"get": called.append})
+        unpacker = messages.CallUnpacker("cache.node.1", {"get": called.append})
         body = serializers["msgpack"].dumpsCall("cache.node.1", "get", (7, b"key"), {})
-        data = bytes(SendingMessage(wire.INVOKE, 0, 9, wire.MSGPACK, body).data)
+        data = bytes(SendingMessage(framing.INVOKE, 0, 9, framing.MSGPACK, body).data)
         assert unpacker.unpack(data) == (9, called.append, [7, b"key"])
 
     def test_their_results_are_understood_at_once(self) -> None:
         for result in (b"", b"value", b"x" * 256, None, True, [b"a", None], {"a": 1}):
             body = serializers["msgpack"].dumps(result)
-            data = bytes(SendingMessage(wire.RESULT, 0, 9, wire.MSGPACK, body).data)
-            assert wire.unpack_result(data, 9) == result
+            data = bytes(SendingMessage(framing.RESULT, 0, 9, framing.MSGPACK, body).data)
+            assert messages.unpack_result(data, 9) == result
 
     def test_plain_values_are_the_same_bytes(self) -> None:
         for value in (
@@ -619,24 +626,26 @@ class TestTheSeamsOfPyro5:
             (1, 2),
             {3},
         ):
-            assert wire.pack_plain(value) == serializers["msgpack"].dumps(value)
+            assert messages.pack_plain(value) == serializers["msgpack"].dumps(value)
 
     def test_their_message_with_all_it_can_carry_is_read(self) -> None:
         current_context.correlation_id = uuid.uuid4()
         try:
-            data = SendingMessage(wire.INVOKE, 0, 77, wire.MSGPACK, b"body", {"TEST": b"annotation"}).data
+            data = SendingMessage(
+                framing.INVOKE, 0, 77, framing.MSGPACK, b"body", {"TEST": b"annotation"}
+            ).data
         finally:
             current_context.correlation_id = None
-        decoder = wire.FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
         decoder.feed(data)
         frame = decoder.next_frame()
         assert frame is not None
         assert frame.body == b"body"
-        assert frame.header == (wire.INVOKE, wire.MSGPACK, wire.FLAG_CORRELATION_ID, 77, 4, 18)
+        assert frame.header == (framing.INVOKE, framing.MSGPACK, framing.FLAG_CORRELATION_ID, 77, 4, 18)
         assert decoder.buffered == 0
 
     def test_our_refusal_is_their_exception(self) -> None:
-        body = wire.pack_refusal(wire.Refusal("a-code", "A sentence.", [["detail", 1]]))
+        body = refusals.pack_refusal(refusals.Refusal("a-code", "A sentence.", [["detail", 1]]))
         error = serializers["msgpack"].loads(body)
         assert type(error) is PyroError
         assert (str(error), error.code, error.detail) == ("A sentence.", "a-code", [["detail", 1]])
@@ -646,9 +655,9 @@ class TestTheSeamsOfPyro5:
         error.code = "a-code"
         error.detail = {"some": b"detail"}
         error._pyroTraceback = ["lines\n", "of it\n"]
-        refusal = wire.unpack_refusal(serializers["msgpack"].dumps(error))
+        refusal = refusals.unpack_refusal(serializers["msgpack"].dumps(error))
         assert refusal == ("a-code", "A sentence.", {"some": b"detail"})
-        assert wire.unpack_refusal(serializers["msgpack"].dumps(SystemExit(3))).code == ""
+        assert refusals.unpack_refusal(serializers["msgpack"].dumps(SystemExit(3))).code == ""
 
     def test_a_daemon_takes_a_transport_server_of_ours(self) -> None:
         looped: list[bool] = []

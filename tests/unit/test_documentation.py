@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pyrocache import PyroCacheClient
-from pyrocache.cluster import wire
-from pyrocache.node.cache_node import CacheNode
-from pyrocache.node.store import Store
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.store import Store
+from pyrocache.protocol import refusals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,13 +50,13 @@ def test_every_figure_of_a_node_is_in_the_wire_format() -> None:
 
 def test_every_code_of_a_refusal_is_in_the_wire_format() -> None:
     codes = {
-        wire.STALE_VIEW,
-        wire.KEY_TOO_LARGE,
-        wire.VALUE_TOO_LARGE,
-        wire.OVERLOADED,
-        wire.BAD_REQUEST,
-        wire.NOT_AN_INT,
-        wire.INTERNAL,
+        refusals.STALE_VIEW,
+        refusals.KEY_TOO_LARGE,
+        refusals.VALUE_TOO_LARGE,
+        refusals.OVERLOADED,
+        refusals.BAD_REQUEST,
+        refusals.NOT_AN_INT,
+        refusals.INTERNAL,
     }
     rows = re.findall(r"^\| (`.+?) \|", _section("Calls"), re.MULTILINE)
     assert {code for row in rows for code in _CODE.findall(row)} == codes

@@ -38,8 +38,8 @@ def test_every_error_is_in_the_tree() -> None:
 
 
 def test_a_node_never_reaches_the_client_or_pickle_of_ours() -> None:
-    loaded = modules_after("import pyrocache.node.server")
-    assert "pyrocache.node.server" in loaded
+    loaded = modules_after("import pyrocache.node.process")
+    assert "pyrocache.node.process" in loaded
     assert not [name for name in loaded if name.startswith("pyrocache.client")]
 
 

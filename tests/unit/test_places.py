@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from pyrocache.places import Place, Places
+from pyrocache.runtime.places import Place, Places
 from pyrocache.testing import FakeClock
 
 

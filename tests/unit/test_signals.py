@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyrocache.signals import ENDING, StopRequest
+from pyrocache.runtime.stop_request import ENDING, StopRequest
 
 
 @pytest.fixture

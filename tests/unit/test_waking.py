@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyrocache.runtime.spin import Patience
 from pyrocache.testing import FakeClock
-from pyrocache.waking import Patience
 
 FOUND = ["an event"]
 

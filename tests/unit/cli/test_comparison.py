@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner, Result
 
-from pyrocache.cli import app, comparison, curves
-from pyrocache.cli.traces import TraceError
+from benchmarks.lab import comparison, curves
+from benchmarks.lab.traces import TraceError
+from pyrocache.cli import app
 from pyrocache.errors import ConfigurationError
-from pyrocache.node.eviction import POLICIES
+from pyrocache.node.store.eviction import POLICIES
 
 Trace = Callable[[Iterable[object]], Path]
 

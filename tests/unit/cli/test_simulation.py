@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.cli.simulation import Workload, spread
-from pyrocache.client.keys import encode_key
-from pyrocache.node.entries import ENTRY_OVERHEAD
-from pyrocache.node.eviction import LRU, POLICIES
+from benchmarks.lab.simulation import Workload, spread
+from pyrocache.client.keys.encoding import encode_key
+from pyrocache.node.store.entry import ENTRY_OVERHEAD
+from pyrocache.node.store.eviction import LRU, POLICIES
 
 few_keys = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 sizes = st.lists(st.integers(0, 4), min_size=6, max_size=6)

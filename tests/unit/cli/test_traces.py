@@ -15,8 +15,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.lab.traces import TraceError, _lines, read_trace, trace_format
 from pyrocache import PyroCacheError
-from pyrocache.cli.traces import TraceError, _lines, read_trace, trace_format
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -235,7 +235,7 @@ def test_a_line_that_is_too_long(trace: Callable[[bytes], Path], line: bytes) ->
 
 
 def test_the_module_does_not_import_zstandard() -> None:
-    code = "import sys, pyrocache.cli.traces; sys.exit('zstandard' in sys.modules)"
+    code = "import sys, benchmarks.lab.traces; sys.exit('zstandard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -243,7 +243,7 @@ def test_a_bomb_does_not_fill_the_memory(trace: Callable[[bytes], Path]) -> None
     blank = COMPRESSIONS["zstd"]((b" " * 15_999 + b"\n") * 2000)  # 32 MB
     path = trace(blank * 16 + COMPRESSIONS["zstd"](b"a"))
     code = (
-        "import resource, sys; from pyrocache.cli.traces import read_trace, trace_format\n"
+        "import resource, sys; from benchmarks.lab.traces import read_trace, trace_format\n"
         "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
         "print(next(read_trace(sys.argv[1])))"
     )

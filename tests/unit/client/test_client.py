@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from pyrocache import Conflict, CorruptValue, NodeUnavailable, NotAnInt, PartialFailure, PyroCacheClient
+from pyrocache.client.backend import Core
 from pyrocache.client.codec import encode_value
-from pyrocache.client.connection import Deadline
-from pyrocache.client.connections import Unavailable
-from pyrocache.client.core import Core
-from pyrocache.client.keys import namespace_prefix
-from pyrocache.client.router import Batch, NodeLeft
+from pyrocache.client.keys.encoding import namespace_prefix
+from pyrocache.client.routing.router import Batch, NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, OnError
 from pyrocache.errors import PyroCacheError, SerializationError, ValueTooLarge
+from pyrocache.net.connection import Deadline
+from pyrocache.net.pool import Unavailable
 
 ONE = encode_value(1)
 A = b"\0sa"

@@ -29,8 +29,9 @@ from pyrocache.client.codec import (
     encode_values,
     type_name,
 )
-from pyrocache.cluster.wire import LARGE_BYTES, Pieces
 from pyrocache.errors import CorruptValue, SerializationError
+from pyrocache.protocol.limits import LARGE_BYTES
+from pyrocache.protocol.messages import Pieces
 
 any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 simple = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | any_text

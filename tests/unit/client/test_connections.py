@@ -20,14 +20,16 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client import connection as connection_module
-from pyrocache.client.connection import Deadline, Refused
-from pyrocache.client.connections import Connections, Request, Unavailable
-from pyrocache.client.router import Router
-from pyrocache.cluster import wire
+from pyrocache.client.routing.router import Router
 from pyrocache.cluster.routing import Member
-from pyrocache.cluster.wire import FrameDecoder, Pieces, Refusal
 from pyrocache.errors import ClientClosed, NameServerUnavailable, Overloaded, PyroCacheError, ValueTooLarge
+from pyrocache.net import connection as connection_module
+from pyrocache.net.connection import Deadline, Refused
+from pyrocache.net.pool import Connections, Request, Unavailable
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.framing import FrameDecoder
+from pyrocache.protocol.messages import Pieces
+from pyrocache.protocol.refusals import Refusal
 
 MIB = 2**20
 PATIENCE_SECONDS = 15.0
@@ -43,7 +45,7 @@ class Line:
         self.sequence = -1
         self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
 
-    def frame(self) -> wire.Frame:
+    def frame(self) -> framing.Frame:
         while (frame := self._decoder.next_frame()) is None:
             data = self.sock.recv(256 * 1024)
             if not data:
@@ -54,8 +56,8 @@ class Line:
     def request(self) -> tuple[str, list[Any]]:
         """The next call's method and arguments."""
         header, body = self.frame()
-        assert header.type == wire.INVOKE
-        _, method, arguments, options = wire.unpack_plain(body)
+        assert header.type == framing.INVOKE
+        _, method, arguments, options = messages.unpack_plain(body)
         assert options == {}
         self.sequence = header.sequence
         return method, arguments
@@ -68,7 +70,7 @@ class Line:
                 time.sleep(0.0005)
 
     def reply(self, result: Any) -> bytes:
-        return joined(wire.pack_result(self.sequence, result))
+        return joined(messages.pack_result(self.sequence, result))
 
     def wait_until_closed(self) -> None:
         """Until the client has closed its end; more requests would be an error."""
@@ -144,7 +146,7 @@ class Peer:
             line.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if self.greeting is not False:
-                assert line.frame().header.type == wire.CONNECT
+                assert line.frame().header.type == framing.CONNECT
                 line.send(connect_ok(self.greeting))
             self.script(line)
         except ConnectionError:
@@ -159,7 +161,9 @@ class Peer:
 
 
 def connect_ok(greeting: Any) -> bytes:
-    return wire.pack_message(wire.CONNECT_OK, 0, wire.pack_plain({"handshake": greeting, "meta": {}}))
+    return framing.pack_message(
+        framing.CONNECT_OK, 0, messages.pack_plain({"handshake": greeting, "meta": {}})
+    )
 
 
 def joined(message: bytes | list[Any]) -> bytes:
@@ -170,9 +174,9 @@ def message(
     sequence: int,
     body: bytes,
     *,
-    kind: int = wire.RESULT,
+    kind: int = framing.RESULT,
     flags: int = 0,
-    serializer: int = wire.MSGPACK,
+    serializer: int = framing.MSGPACK,
     claim: int | None = None,
     magic: int = 0x4DC5,
     annotations: bytes = b"",
@@ -186,8 +190,8 @@ def message(
 
 
 def refusal_message(sequence: int, code: str) -> bytes:
-    body = wire.pack_refusal(Refusal(code, "no"))
-    return wire.pack_message(wire.RESULT, sequence, body, flags=wire.FLAG_EXCEPTION)
+    body = refusals.pack_refusal(Refusal(code, "no"))
+    return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -275,7 +279,7 @@ class TestReplies:
         "result", [b"", b"v" * 30, b"v" * 255, b"v" * 256, None, 7, [b"a", None], {"name": "n"}], ids=repr
     )
     def test_a_small_reply_may_be_cut_anywhere(self, start: Start, opened: Open, result: Any) -> None:
-        size = len(joined(wire.pack_result(0, result)))
+        size = len(joined(messages.pack_result(0, result)))
         places = range(1, size) if size < 120 else [*range(1, 50), size - 2, size - 1]
 
         def script(line: Line) -> None:
@@ -379,7 +383,7 @@ class TestReplies:
     def test_annotations_and_a_correlation_id_are_skipped(self, start: Start, opened: Open) -> None:
         def script(line: Line) -> None:
             line.request()
-            flags = wire.FLAG_CORRELATION_ID
+            flags = framing.FLAG_CORRELATION_ID
             line.send(message(line.sequence, b"\xc4\x01v", annotations=b"ABCD\0\0\0\1x", flags=flags))
             echo(line)
 
@@ -388,7 +392,7 @@ class TestReplies:
         assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
 
 
-LARGE_REPLY = wire.pack_plain(bytes(200_000))
+LARGE_REPLY = messages.pack_plain(bytes(200_000))
 
 NO_REPLY: dict[str, Callable[[int], bytes]] = {
     "another's sequence number": lambda n: message(n + 1, b"\xc3"),
@@ -397,11 +401,11 @@ NO_REPLY: dict[str, Callable[[int], bytes]] = {
     "a refusal to another": lambda n: refusal_message(n + 1, "stale-view"),
     "a byte too much": lambda n: message(n, b"\xc3") + b"\0",
     "two replies": lambda n: message(n, b"\xc3") * 2,
-    "a compressed reply": lambda n: message(n, b"\xc3", flags=wire.FLAG_COMPRESSED),
-    "a batch": lambda n: message(n, b"\xc3", flags=wire.FLAG_BATCH),
+    "a compressed reply": lambda n: message(n, b"\xc3", flags=framing.FLAG_COMPRESSED),
+    "a batch": lambda n: message(n, b"\xc3", flags=framing.FLAG_BATCH),
     "another serializer": lambda n: message(n, b"\xc3", serializer=1),
-    "a request": lambda n: message(n, b"\xc3", kind=wire.INVOKE),
-    "a pong": lambda n: message(n, b"pong", kind=wire.PING),
+    "a request": lambda n: message(n, b"\xc3", kind=framing.INVOKE),
+    "a pong": lambda n: message(n, b"pong", kind=framing.PING),
     "a handshake's answer": lambda n: connect_ok({}),
     "a reply of 4 GiB": lambda n: message(n, b"\xc3", claim=2**32 - 1),
     "a wrong magic number": lambda n: message(n, b"\xc3", magic=1),
@@ -415,7 +419,7 @@ NO_REPLY: dict[str, Callable[[int], bytes]] = {
     "half a large value": lambda n: message(n, LARGE_REPLY[:-1]),
     "a large value and more": lambda n: message(n, LARGE_REPLY + b"\xc3"),
     "nothing": lambda n: message(n, b""),
-    "a refusal that is none": lambda n: message(n, b"\xc3", flags=wire.FLAG_EXCEPTION),
+    "a refusal that is none": lambda n: message(n, b"\xc3", flags=framing.FLAG_EXCEPTION),
 }  # fmt: skip
 
 
@@ -515,7 +519,9 @@ class TestBrokenPeers:
         def script(line: Line) -> None:
             if not at_once:
                 line.frame()
-            line.send(wire.pack_message(wire.CONNECT_FAIL, 0, wire.pack_plain("overloaded: too many")))
+            line.send(
+                framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain("overloaded: too many"))
+            )
             with contextlib.suppress(OSError):  # the client has read it and left
                 line.sock.shutdown(socket.SHUT_WR)
             line.sock.close()
@@ -1034,8 +1040,12 @@ class TestWhichTransport:
                             f"{directory}/docker.sock",
                         ]
                     ]
-                    body = wire.pack_refusal(Refusal(wire.STALE_VIEW, "another view", told))
-                    line.send(wire.pack_message(wire.RESULT, line.sequence, body, flags=wire.FLAG_EXCEPTION))
+                    body = refusals.pack_refusal(Refusal(refusals.STALE_VIEW, "another view", told))
+                    line.send(
+                        framing.pack_message(
+                            framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION
+                        )
+                    )
 
             peer = Peer(script)
             router = Router(NameServerThatGoesAway(peer.member), sleep=lambda seconds: None)
@@ -1142,7 +1152,7 @@ class TestHeldConnections:
     def test_a_refusal_leaves_nothing_held_and_the_connection_good(self, start: Start, opened: Open) -> None:
         def script(line: Line) -> None:
             line.request()
-            line.send(refusal_message(line.sequence, wire.OVERLOADED))
+            line.send(refusal_message(line.sequence, refusals.OVERLOADED))
             echo(line)
 
         peer, connections = start(script), opened(1)

@@ -34,8 +34,7 @@ from hypothesis import strategies as st
 
 import pyrocache
 from pyrocache.client.codec import canonical_pickle, type_name
-from pyrocache.client.key_format import varint
-from pyrocache.client.keys import (
+from pyrocache.client.keys.encoding import (
     MAX_KEY_BYTES,
     decode_key,
     encode_key,
@@ -44,6 +43,7 @@ from pyrocache.client.keys import (
     namespace_prefix,
     split_namespace,
 )
+from pyrocache.client.keys.format import varint
 from pyrocache.errors import InvalidKey, KeyTooLarge
 
 PARIS, NEW_YORK = ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York")
@@ -983,7 +983,7 @@ import enum, sys
 from collections import Counter, deque
 from dataclasses import dataclass
 from types import SimpleNamespace
-from pyrocache.client.keys import encode_key
+from pyrocache.client.keys.encoding import encode_key
 
 class Colour(enum.Enum):
     RED = 1

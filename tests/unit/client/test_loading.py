@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client.loading import Terms, _Live, checked_terms
-from pyrocache.client.memoize import _digest, identity
+from pyrocache.client.features.load_once import Terms, _Live, checked_terms
+from pyrocache.client.features.memoize import _digest, identity
 
 # XFetch ------------------------------------------------------------------------------------------------------
 

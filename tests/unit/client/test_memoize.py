@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocache.client.memoize import identity
+from pyrocache.client.features.memoize import identity
 
 
 def test_two_lambdas_on_one_line_are_two_functions() -> None:
@@ -13,4 +13,4 @@ def test_two_lambdas_on_one_line_are_two_functions() -> None:
 
 
 def test_a_function_of_a_module_is_known_by_its_name() -> None:
-    assert identity(identity) == "pyrocache.client.memoize.identity"
+    assert identity(identity) == "pyrocache.client.features.memoize.identity"

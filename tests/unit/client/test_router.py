@@ -12,11 +12,8 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client.connection import Deadline
-from pyrocache.client.router import Batch, NodeLeft, Router
-from pyrocache.cluster import wire
+from pyrocache.client.routing.router import Batch, NodeLeft, Router
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
 from pyrocache.errors import (
     ClientClosed,
     NameServerUnavailable,
@@ -26,6 +23,10 @@ from pyrocache.errors import (
     RemoteError,
     ValueTooLarge,
 )
+from pyrocache.net.connection import Deadline
+from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol.framing import Frame, FrameDecoder
+from pyrocache.protocol.refusals import Refusal
 
 Call = tuple[str, list[Any]]
 Script = Callable[[Call], Any]
@@ -82,11 +83,15 @@ class ScriptedNode:
 
     def _reply(self, frame: Frame) -> Any:
         sequence = frame.header.sequence
-        if frame.header.type == wire.CONNECT:
+        if frame.header.type == framing.CONNECT:
             if isinstance(self.greeting, Refusal):
-                return wire.pack_message(wire.CONNECT_FAIL, sequence, wire.pack_plain(self.greeting.message))
-            return wire.pack_message(wire.CONNECT_OK, sequence, wire.pack_plain({"handshake": self.greeting}))
-        _, method, arguments, _ = wire.unpack_plain(frame.body)
+                return framing.pack_message(
+                    framing.CONNECT_FAIL, sequence, messages.pack_plain(self.greeting.message)
+                )
+            return framing.pack_message(
+                framing.CONNECT_OK, sequence, messages.pack_plain({"handshake": self.greeting})
+            )
+        _, method, arguments, _ = messages.unpack_plain(frame.body)
         self.calls.append((method, arguments))
         result = self.script((method, arguments))
         if result is HANG_UP or result is SILENCE:
@@ -94,9 +99,9 @@ class ScriptedNode:
         if callable(result):
             return result(sequence)
         if isinstance(result, Refusal):
-            body = wire.pack_refusal(result)
-            return wire.pack_message(wire.RESULT, sequence, body, flags=wire.FLAG_EXCEPTION)
-        return wire.pack_message(wire.RESULT, sequence, wire.pack_plain(result))
+            body = refusals.pack_refusal(result)
+            return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
+        return framing.pack_message(framing.RESULT, sequence, messages.pack_plain(result))
 
 
 class ListedNodes:
@@ -228,7 +233,9 @@ def test_a_stale_view_has_the_name_server_asked(start: Callable[..., ScriptedNod
 
     def first_script(call: Call) -> Any:
         current = ClusterView([first.member, second.member])
-        return b"value" if call[1][0] == current.id else Refusal(wire.STALE_VIEW, "stale", as_lists(current))
+        return (
+            b"value" if call[1][0] == current.id else Refusal(refusals.STALE_VIEW, "stale", as_lists(current))
+        )
 
     first = start(first_script)
     clock = iter(range(10**6))
@@ -243,7 +250,7 @@ def test_a_node_that_knows_less_than_the_name_server_is_not_believed(
     start: Callable[..., ScriptedNode],
 ) -> None:
     second = start(sequence_of(b"value"), number=2)
-    behind = Refusal(wire.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
+    behind = Refusal(refusals.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
     first = start(sequence_of(behind, behind, b"value"))
     router, _ = router_for(first, second)
     key = next(b"%d" % n for n in range(99) if router.view(Deadline(1.0)).owner(b"%d" % n).number == 1)
@@ -256,7 +263,7 @@ def test_while_the_name_server_is_away_a_stale_view_is_mended_by_the_node(
     start: Callable[..., ScriptedNode],
 ) -> None:
     second = start(sequence_of(b"value"), number=2)
-    first = start(lambda call: Refusal(wire.STALE_VIEW, "stale", as_lists(ClusterView([second.member]))))
+    first = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", as_lists(ClusterView([second.member]))))
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
     router.view(Deadline(1.0))
@@ -266,7 +273,7 @@ def test_while_the_name_server_is_away_a_stale_view_is_mended_by_the_node(
 
 
 def test_views_that_never_agree_end_at_the_deadline(start: Callable[..., ScriptedNode]) -> None:
-    node = start(lambda call: Refusal(wire.STALE_VIEW, "stale", "nonsense"))
+    node = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", "nonsense"))
     router, _ = router_for(node)
     with pytest.raises(NodeUnavailable, match="agree"):
         get(router, seconds=0.3)
@@ -274,10 +281,10 @@ def test_views_that_never_agree_end_at_the_deadline(start: Callable[..., Scripte
 
 
 def test_a_node_at_its_limit_is_asked_again_and_then_reported(start: Callable[..., ScriptedNode]) -> None:
-    node = start(sequence_of(Refusal(wire.OVERLOADED, "busy"), b"value"))
+    node = start(sequence_of(Refusal(refusals.OVERLOADED, "busy"), b"value"))
     router, _ = router_for(node)
     assert get(router) == b"value"
-    busy = start(sequence_of(Refusal(wire.OVERLOADED, "busy")))
+    busy = start(sequence_of(Refusal(refusals.OVERLOADED, "busy")))
     router, _ = router_for(busy)
     with pytest.raises(Overloaded):
         get(router, seconds=0.2)
@@ -293,13 +300,13 @@ def test_a_node_that_takes_no_connections_is_overloaded(start: Callable[..., Scr
 @pytest.mark.parametrize(
     "reply",
     [
-        lambda seq: wire.pack_message(wire.RESULT, seq + 1, wire.pack_plain(b"another's")),
-        lambda seq: wire.pack_message(wire.RESULT, seq, b"\xc1"),
-        lambda seq: wire.pack_message(wire.INVOKE, seq, wire.pack_plain(b"x")),
-        lambda seq: wire.pack_message(wire.RESULT, seq, wire.pack_plain(b"x"), serializer=2),
-        lambda seq: wire.pack_message(wire.RESULT, seq, b"x\x9c", flags=wire.FLAG_COMPRESSED),
+        lambda seq: framing.pack_message(framing.RESULT, seq + 1, messages.pack_plain(b"another's")),
+        lambda seq: framing.pack_message(framing.RESULT, seq, b"\xc1"),
+        lambda seq: framing.pack_message(framing.INVOKE, seq, messages.pack_plain(b"x")),
+        lambda seq: framing.pack_message(framing.RESULT, seq, messages.pack_plain(b"x"), serializer=2),
+        lambda seq: framing.pack_message(framing.RESULT, seq, b"x\x9c", flags=framing.FLAG_COMPRESSED),
         lambda seq: b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        lambda seq: wire.pack_message(wire.RESULT, seq, b"")[:12] + b"\xff" * 8 + bytes(20),
+        lambda seq: framing.pack_message(framing.RESULT, seq, b"")[:12] + b"\xff" * 8 + bytes(20),
     ],
     ids=["another's", "not msgpack", "a request", "marshal", "compressed", "http", "endless"],
 )
@@ -317,8 +324,10 @@ def test_what_is_no_reply_is_an_error_and_the_connection_is_dropped(
 
 def test_a_refusal_that_names_a_class_is_only_text(start: Callable[..., ScriptedNode]) -> None:
     def exit_please(sequence: int) -> bytes:
-        body = wire.pack_plain({"__class__": "builtins.SystemExit", "__exception__": True, "args": ["bye"]})
-        return wire.pack_message(wire.RESULT, sequence, body, flags=wire.FLAG_EXCEPTION)
+        body = messages.pack_plain(
+            {"__class__": "builtins.SystemExit", "__exception__": True, "args": ["bye"]}
+        )
+        return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
 
     router, _ = router_for(start(sequence_of(exit_please)))
     with pytest.raises(RemoteError, match="bye"):
@@ -524,9 +533,9 @@ def test_a_batch_goes_to_all_owners_in_messages_of_bounded_size(start: Callable[
         assert node.calls
         for method, (view_id, keys) in node.calls:
             assert (method, view_id) == ("delete_many", view.id)
-            assert len(keys) <= wire.MAX_BATCH
+            assert len(keys) <= limits.MAX_BATCH
             assert {view.owner(key) for key in keys} == {node.member}
-    big = Batch([b"%d" % number for number in range(12)], [bytes(wire.BATCH_BYTES)] * 12)
+    big = Batch([b"%d" % number for number in range(12)], [bytes(limits.BATCH_BYTES)] * 12)
     replies, errors = send(router, "set_many", big, None)
     assert sorted(about for about, _ in replies) == [[index] for index in range(12)]
     assert errors == []
@@ -544,8 +553,8 @@ def test_messages_are_filled_but_not_over_the_bound(start: Callable[..., Scripte
     for _, (_, keys, told, ttl) in calls:
         assert [values[int(key)] for key in keys] == told
         assert ttl == 1.5
-        assert len(keys) == 1 or sum(map(len, keys + told)) <= wire.BATCH_BYTES
-    assert len(calls) <= 2 * sum(map(len, values)) // wire.BATCH_BYTES + nodes
+        assert len(keys) == 1 or sum(map(len, keys + told)) <= limits.BATCH_BYTES
+    assert len(calls) <= 2 * sum(map(len, values)) // limits.BATCH_BYTES + nodes
 
 
 def test_a_batch_of_nothing_asks_nobody(start: Callable[..., ScriptedNode]) -> None:
@@ -584,7 +593,7 @@ def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
     start: Callable[..., ScriptedNode],
 ) -> None:
     def stale(call: Call) -> Any:
-        return Refusal(wire.STALE_VIEW, "stale", as_lists(after))
+        return Refusal(refusals.STALE_VIEW, "stale", as_lists(after))
 
     first, second = start(stale, number=1), start(stale, number=2)
     after = ClusterView([first.member])
@@ -678,7 +687,7 @@ def test_a_value_that_the_node_refuses_leaves_the_others_of_its_message_alone(
     def refuse_large(call: Call) -> Any:
         _, (_, keys, values, _) = call
         too_large = max(map(len, values)) > 10
-        return Refusal(wire.VALUE_TOO_LARGE, "takes 10") if too_large else len(keys)
+        return Refusal(refusals.VALUE_TOO_LARGE, "takes 10") if too_large else len(keys)
 
     router, _ = router_for(start(refuse_large))
     keys = [b"%d" % number for number in range(500)]
@@ -810,7 +819,7 @@ def test_a_view_is_settled_when_all_nodes_serve_under_it(start: Callable[..., Sc
     def joins_late(call: Call) -> Any:
         nonlocal asked
         asked += 1
-        return [] if asked > 3 else Refusal(wire.STALE_VIEW, "stale", [])
+        return [] if asked > 3 else Refusal(refusals.STALE_VIEW, "stale", [])
 
     nodes = [start(sequence_of([])), start(joins_late, number=2)]
     router, _ = router_for(*nodes)
@@ -824,7 +833,7 @@ def test_a_view_is_settled_without_the_nodes_that_do_not_answer(start: Callable[
     silent, gone, stale = (
         start(sequence_of(SILENCE)),
         start(sequence_of([]), number=2),
-        start(sequence_of(Refusal(wire.STALE_VIEW, "stale", [])), number=3),
+        start(sequence_of(Refusal(refusals.STALE_VIEW, "stale", [])), number=3),
     )
     gone.close()
     router, _ = router_for(silent, gone, stale, start(sequence_of([]), number=4))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.client.codec import decode_value, encode_value
-from pyrocache.cluster.integers import pack_int, unpack_int
+from pyrocache.protocol.int_frame import pack_int, unpack_int
 
 EDGES = [
     0,

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from pyrocache.cluster.membership import EMPTY, Membership, next_view
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY, Membership, next_view
 from pyrocache.errors import NameServerUnavailable
 
 

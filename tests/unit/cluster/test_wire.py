@@ -10,9 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyrocache.cluster import wire
-from pyrocache.cluster.wire import FrameDecoder, Header, Pieces, Refusal
 from pyrocache.errors import ProtocolError
+from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol.framing import FrameDecoder, Header
+from pyrocache.protocol.messages import Pieces
+from pyrocache.protocol.refusals import Refusal
 
 
 def admit_all(header: Header) -> None:
@@ -68,26 +70,28 @@ plain = st.recursive(
 
 @given(plain)
 def test_plain_values_come_back(value: Any) -> None:
-    assert wire.unpack_plain(wire.pack_plain(value)) == value
+    assert messages.unpack_plain(messages.pack_plain(value)) == value
 
 
 @given(st.binary(max_size=300))
 def test_any_garbage_body_is_a_plain_value_or_a_protocol_error(body: bytes) -> None:
     try:
-        wire.unpack_plain(body)
+        messages.unpack_plain(body)
     except ProtocolError:
         pass
 
 
-messages = st.tuples(st.integers(1, 6), st.integers(0, 0xFFFF), st.binary(max_size=200), st.integers(0, 127))
+sent_messages = st.tuples(
+    st.integers(1, 6), st.integers(0, 0xFFFF), st.binary(max_size=200), st.integers(0, 127)
+)
 
 
 @pytest.mark.parametrize("least", [0, 100, 10**6])
-@given(st.lists(messages, max_size=6), st.data())
+@given(st.lists(sent_messages, max_size=6), st.data())
 def test_messages_come_out_whole_however_the_bytes_are_cut(
     least: int, sent: list[tuple[int, int, bytes, int]], data: st.DataObject
 ) -> None:
-    stream = b"".join(wire.pack_message(kind, seq, body, flags=flags) for kind, seq, body, flags in sent)
+    stream = b"".join(framing.pack_message(kind, seq, body, flags=flags) for kind, seq, body, flags in sent)
     decoder = FrameDecoder(admit_all, Room(least))
     received = []
     while stream:
@@ -112,7 +116,7 @@ def test_a_long_frame_is_received_to_where_it_stays() -> None:
     room = Room(least=1000)
     decoder = FrameDecoder(admit_all, room)
     body = bytes(range(256)) * 10
-    stream = wire.pack_message(wire.RESULT, 1, b"short") + wire.pack_message(wire.RESULT, 2, body)
+    stream = framing.pack_message(framing.RESULT, 1, b"short") + framing.pack_message(framing.RESULT, 2, body)
     decoder.feed(stream[:100])
     first = decoder.next_frame()
     assert first is not None
@@ -141,16 +145,16 @@ def test_no_room_is_asked_for_before_the_header_is_judged() -> None:
 
     room = Room()
     decoder = FrameDecoder(refuse, room)
-    decoder.feed(wire.pack_message(wire.INVOKE, 1, b"body")[:-1])
+    decoder.feed(framing.pack_message(framing.INVOKE, 1, b"body")[:-1])
     with pytest.raises(Refused):
         decoder.next_frame()
     assert room.given == []
 
 
-@pytest.mark.parametrize("size", [0, 10, wire.LARGE_BYTES - 40, wire.LARGE_BYTES - 39, 200_000])
+@pytest.mark.parametrize("size", [0, 10, limits.LARGE_BYTES - 40, limits.LARGE_BYTES - 39, 200_000])
 def test_a_frame_that_is_collected_is_whole_whatever_its_size(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = wire.pack_message(wire.RESULT, 1, body)
+    message = framing.pack_message(framing.RESULT, 1, body)
     for more in (b"", message):
         decoder = FrameDecoder(admit_all, no_room)
         decoder.feed(message + more)
@@ -165,8 +169,8 @@ def test_a_frame_that_is_collected_is_whole_whatever_its_size(size: int) -> None
 @pytest.mark.parametrize("least", [0, 10**9], ids=["in its own memory", "collected"])
 @pytest.mark.parametrize("came", [40, 41, 500, 1039])
 def test_a_frame_thrown_away_is_skipped_to_its_end(least: int, came: int) -> None:
-    message = wire.pack_message(wire.INVOKE, 9, bytes(1000))
-    after = wire.pack_message(wire.PING, 10, b"next")
+    message = framing.pack_message(framing.INVOKE, 9, bytes(1000))
+    after = framing.pack_message(framing.PING, 10, b"next")
     decoder = FrameDecoder(admit_all, Room(least))
     decoder.feed(message[:came])
     assert decoder.next_frame() is None
@@ -188,7 +192,7 @@ def test_a_frame_thrown_away_is_skipped_to_its_end(least: int, came: int) -> Non
 def test_there_is_nothing_to_throw_away_before_a_header_has_come() -> None:
     decoder = FrameDecoder(admit_all, no_room)
     assert decoder.discard() is None
-    message = wire.pack_message(wire.PING, 1, b"body")
+    message = framing.pack_message(framing.PING, 1, b"body")
     decoder.feed(message[:39])
     assert decoder.next_frame() is None
     assert decoder.discard() is None
@@ -198,7 +202,7 @@ def test_there_is_nothing_to_throw_away_before_a_header_has_come() -> None:
     assert frame.body == b"body"
 
 
-starts = st.binary(max_size=30).map(lambda body: wire.pack_message(wire.INVOKE, 1, body))
+starts = st.binary(max_size=30).map(lambda body: framing.pack_message(framing.INVOKE, 1, body))
 
 
 @given(st.lists(st.binary(min_size=1, max_size=120) | starts, max_size=8), st.sampled_from([50, 10**6]))
@@ -219,10 +223,10 @@ def test_any_garbage_stream_is_frames_or_a_protocol_error(chunks: list[bytes], l
 
 @given(st.binary(min_size=40, max_size=40), st.integers(0, 39))
 def test_a_damaged_header_never_raises_anything_else(noise: bytes, position: int) -> None:
-    header = bytearray(wire.pack_message(wire.INVOKE, 1, b""))
+    header = bytearray(framing.pack_message(framing.INVOKE, 1, b""))
     header[position] = noise[position]
     try:
-        parsed = wire.parse_header(header)
+        parsed = framing.parse_header(header)
     except ProtocolError:
         return
     assert isinstance(parsed, Header)
@@ -230,7 +234,7 @@ def test_a_damaged_header_never_raises_anything_else(noise: bytes, position: int
 
 def test_annotations_are_skipped() -> None:
     chunk = b"TEST" + (3).to_bytes(4, "big") + b"abc"
-    message = bytearray(wire.pack_message(wire.RESULT, 7, b"body"))
+    message = bytearray(framing.pack_message(framing.RESULT, 7, b"body"))
     message[16:20] = len(chunk).to_bytes(4, "big")
     decoder = FrameDecoder(admit_all, no_room)
     decoder.feed(bytes(message[:40]) + chunk + bytes(message[40:]))
@@ -247,7 +251,7 @@ def test_the_header_is_judged_before_any_body_is_there() -> None:
         assert header.body_bytes == 3_000_000_000
         raise Refused
 
-    message = bytearray(wire.pack_message(wire.INVOKE, 1, b""))
+    message = bytearray(framing.pack_message(framing.INVOKE, 1, b""))
     message[12:16] = (3_000_000_000).to_bytes(4, "big")
     decoder = FrameDecoder(refuse, no_room)
     decoder.feed(bytes(message))
@@ -256,7 +260,7 @@ def test_the_header_is_judged_before_any_body_is_there() -> None:
 
 
 def test_a_claimed_length_reserves_nothing() -> None:
-    message = bytearray(wire.pack_message(wire.INVOKE, 1, b""))
+    message = bytearray(framing.pack_message(framing.INVOKE, 1, b""))
     message[12:16] = (2**32 - 1).to_bytes(4, "big")
     tracemalloc.start()
     decoder = FrameDecoder(admit_all, no_room)
@@ -282,39 +286,46 @@ METHODS: dict[str, Any] = {"get": object(), "set": object(), "a_method_with_quit
 
 @given(st.sampled_from(sorted(METHODS)), st.lists(plain, max_size=5), st.integers(0, 0xFFFF))
 def test_calls_come_back(method: str, arguments: list[Any], sequence: int) -> None:
-    message = joined(wire.CallPacker(NAME).pack(method, tuple(arguments), sequence))
-    assert wire.unpack_call(message[40:]) == (NAME, method, arguments, {})
-    assert wire.parse_header(message) == (wire.INVOKE, wire.MSGPACK, 0, sequence, len(message) - 40, 0)
-    unpacked = wire.CallUnpacker(NAME, METHODS).unpack(message)
+    message = joined(messages.CallPacker(NAME).pack(method, tuple(arguments), sequence))
+    assert messages.unpack_call(message[40:]) == (NAME, method, arguments, {})
+    assert framing.parse_header(message) == (
+        framing.INVOKE,
+        framing.MSGPACK,
+        0,
+        sequence,
+        len(message) - 40,
+        0,
+    )
+    unpacked = messages.CallUnpacker(NAME, METHODS).unpack(message)
     assert unpacked == (sequence, METHODS[method], arguments)
 
 
 def test_calls_of_others_are_not_understood_at_once() -> None:
-    unpacker = wire.CallUnpacker(NAME, METHODS)
+    unpacker = messages.CallUnpacker(NAME, METHODS)
     for message in (
-        wire.CallPacker("cache.node.2").pack("get", (1, b"key"), 1),
-        wire.CallPacker("cache.node.11").pack("get", (1, b"key"), 1),
-        wire.CallPacker(NAME).pack("gets", (1, b"key"), 1),
-        wire.CallPacker(NAME).pack("ge", (1, b"key"), 1),
-        wire.CallPacker(NAME).pack("x" * 40, (1, b"key"), 1),
-        wire.CallPacker(NAME).pack("get", (1, b"k" * wire.LARGE_BYTES), 1),
+        messages.CallPacker("cache.node.2").pack("get", (1, b"key"), 1),
+        messages.CallPacker("cache.node.11").pack("get", (1, b"key"), 1),
+        messages.CallPacker(NAME).pack("gets", (1, b"key"), 1),
+        messages.CallPacker(NAME).pack("ge", (1, b"key"), 1),
+        messages.CallPacker(NAME).pack("x" * 40, (1, b"key"), 1),
+        messages.CallPacker(NAME).pack("get", (1, b"k" * limits.LARGE_BYTES), 1),
     ):
         assert unpacker.unpack(joined(message)) is None
 
 
 @given(st.data())
 def test_a_call_that_is_cut_lengthened_or_damaged_is_never_taken_for_another(data: st.DataObject) -> None:
-    message = joined(wire.CallPacker(NAME).pack("get", (7, b"key", [None, 1.5]), 5))
-    unpacker = wire.CallUnpacker(NAME, METHODS)
+    message = joined(messages.CallPacker(NAME).pack("get", (7, b"key", [None, 1.5]), 5))
+    unpacker = messages.CallUnpacker(NAME, METHODS)
     assert unpacker.unpack(message[: data.draw(st.integers(0, len(message) - 1))]) is None
     assert unpacker.unpack(message + data.draw(st.binary(min_size=1, max_size=100))) is None
     damaged = bytearray(message)
     damaged[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     unpacked = unpacker.unpack(bytes(damaged))
     if unpacked is not None:  # then the long way has the same to say
-        header = wire.parse_header(damaged)
-        object_id, name, arguments, options = wire.unpack_call(bytes(damaged[40:]))
-        assert (header.type, header.flags, header.serializer) == (wire.INVOKE, 0, wire.MSGPACK)
+        header = framing.parse_header(damaged)
+        object_id, name, arguments, options = messages.unpack_call(bytes(damaged[40:]))
+        assert (header.type, header.flags, header.serializer) == (framing.INVOKE, 0, framing.MSGPACK)
         assert header.annotation_bytes == 0
         assert unpacked[:2] == (header.sequence, METHODS[name])
         assert repr(unpacked[2]) == repr(arguments)
@@ -323,19 +334,19 @@ def test_a_call_that_is_cut_lengthened_or_damaged_is_never_taken_for_another(dat
 
 @given(st.binary(max_size=200), st.binary(max_size=60))
 def test_garbage_is_no_call_to_be_understood_at_once(garbage: bytes, body: bytes) -> None:
-    unpacker = wire.CallUnpacker(NAME, METHODS)
+    unpacker = messages.CallUnpacker(NAME, METHODS)
     assert unpacker.unpack(garbage) is None
-    begin = b"\x94" + wire.pack_plain(NAME) + wire.pack_plain("get")
-    unpacked = unpacker.unpack(wire.pack_message(wire.INVOKE, 1, begin + body))
-    assert unpacked is None or wire.unpack_call(begin + body) == (NAME, "get", unpacked[2], {})
+    begin = b"\x94" + messages.pack_plain(NAME) + messages.pack_plain("get")
+    unpacked = unpacker.unpack(framing.pack_message(framing.INVOKE, 1, begin + body))
+    assert unpacked is None or messages.unpack_call(begin + body) == (NAME, "get", unpacked[2], {})
 
 
-large = st.integers(wire.LARGE_BYTES, wire.LARGE_BYTES + 300).map(lambda size: b"v" * size)
+large = st.integers(limits.LARGE_BYTES, limits.LARGE_BYTES + 300).map(lambda size: b"v" * size)
 options_of_calls = st.dictionaries(st.text(max_size=5), plain, max_size=3)
 
 
 def large_body(arguments: list[Any], options: dict[str, Any], name: str = "set") -> bytes:
-    return wire.pack_plain([NAME, name, arguments, options])
+    return messages.pack_plain([NAME, name, arguments, options])
 
 
 @given(large, st.lists(plain, max_size=4), st.lists(plain, max_size=4), options_of_calls, st.booleans())
@@ -344,8 +355,8 @@ def test_a_large_value_stays_where_it_is_and_all_else_is_as_in_a_plain_call(
 ) -> None:
     body = large_body([*before, value, *after], options)
     message = memoryview(bytearray(body) if writable else body)
-    object_id, name, arguments, told = wire.unpack_call(message)
-    assert [object_id, name, arguments, told] == wire.unpack_plain(body)
+    object_id, name, arguments, told = messages.unpack_call(message)
+    assert [object_id, name, arguments, told] == messages.unpack_plain(body)
     assert type(arguments) is list
     # Where `set` has its value: behind a view and a key.
     if len(before) >= 2 and not any(isinstance(argument, list | dict) for argument in before):
@@ -359,12 +370,12 @@ def test_a_large_value_stays_where_it_is_and_all_else_is_as_in_a_plain_call(
 def test_a_set_as_it_comes_keeps_its_value_in_the_message() -> None:
     value = bytes(range(256)) * 1000
     for value_in in (value, Pieces((value[:100], value[100:]))):
-        message = bytearray(joined(wire.CallPacker(NAME).pack("set", (7, b"key", value_in, 60.0), 5)))
-        decoder = FrameDecoder(admit_all, Room(least=wire.LARGE_BYTES))
+        message = bytearray(joined(messages.CallPacker(NAME).pack("set", (7, b"key", value_in, 60.0), 5)))
+        decoder = FrameDecoder(admit_all, Room(least=limits.LARGE_BYTES))
         decoder.feed(message)
         frame = decoder.next_frame()
         assert frame is not None
-        object_id, name, arguments, options = wire.unpack_call(frame.body)
+        object_id, name, arguments, options = messages.unpack_call(frame.body)
         assert (object_id, name, arguments, options) == (NAME, "set", [7, b"key", value, 60.0], {})
         assert type(arguments[1]) is bytes
         assert type(arguments[2]) is memoryview
@@ -374,14 +385,14 @@ def test_a_set_as_it_comes_keeps_its_value_in_the_message() -> None:
 
 
 def test_the_longest_key_is_bytes_like_any_other() -> None:
-    key, value = b"k" * wire.MAX_KEY_BYTES, b"v" * 2 * wire.LARGE_BYTES
+    key, value = b"k" * limits.MAX_KEY_BYTES, b"v" * 2 * limits.LARGE_BYTES
     for name, arguments in (
         ("get", [7, key]),
         ("set", [7, key, b"small", None]),
         ("set", [7, key, value, None]),
         ("get_many", [7, [key, key]]),
     ):
-        told = wire.unpack_call(memoryview(large_body(arguments, {}, name)))[2]
+        told = messages.unpack_call(memoryview(large_body(arguments, {}, name)))[2]
         assert told == arguments
         if name != "get_many":
             assert type(told[1]) is bytes
@@ -405,17 +416,17 @@ def test_other_large_calls_are_as_they_would_be_plain(arguments: list[Any]) -> N
     for options in ({}, {"ttl_seconds": 1.5, "value": b"v" * 70_000}):
         body = large_body(arguments, options)
         for given_as in (body, memoryview(body), memoryview(bytearray(body))):
-            assert list(wire.unpack_call(given_as)) == wire.unpack_plain(body)
+            assert list(messages.unpack_call(given_as)) == messages.unpack_plain(body)
 
 
 def check_call(body: bytes) -> None:
     for given_as in (body, memoryview(body), memoryview(bytearray(body))):
         try:
-            call = wire.unpack_call(given_as)
+            call = messages.unpack_call(given_as)
         except ProtocolError:
             continue
         assert list(map(type, call)) == [str, str, list, dict]
-        assert repr([*call[:2], list(map(unwrapped, call[2])), call[3]]) == repr(wire.unpack_plain(body))
+        assert repr([*call[:2], list(map(unwrapped, call[2])), call[3]]) == repr(messages.unpack_plain(body))
 
 
 def unwrapped(argument: Any) -> Any:
@@ -424,8 +435,8 @@ def unwrapped(argument: Any) -> Any:
 
 @given(st.binary(max_size=100), st.binary(max_size=40))
 def test_garbage_in_a_large_body_is_a_call_or_a_protocol_error(before: bytes, after: bytes) -> None:
-    begin = b"\x94" + wire.pack_plain(NAME) + wire.pack_plain("set")
-    value = wire.pack_plain(bytes(70_000))
+    begin = b"\x94" + messages.pack_plain(NAME) + messages.pack_plain("set")
+    value = messages.pack_plain(bytes(70_000))
     for body in (
         before + value + after,
         begin + before + value + after,
@@ -441,9 +452,9 @@ def test_a_large_call_that_is_cut_or_damaged_is_a_call_or_a_protocol_error(data:
     body = large_body([7, b"key", bytes(70_000), 60.0, [b"more"]], {"a": 1})
     edges = st.integers(0, 50) | st.integers(len(body) - 30, len(body) - 1)
     with pytest.raises(ProtocolError):
-        wire.unpack_call(memoryview(body)[: data.draw(edges)])
+        messages.unpack_call(memoryview(body)[: data.draw(edges)])
     with pytest.raises(ProtocolError):
-        wire.unpack_call(body + data.draw(st.binary(min_size=1, max_size=20)))
+        messages.unpack_call(body + data.draw(st.binary(min_size=1, max_size=20)))
     damaged = bytearray(body)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(edges)] = data.draw(st.integers(0, 255))
@@ -455,27 +466,27 @@ def test_a_large_call_that_is_cut_or_damaged_is_a_call_or_a_protocol_error(data:
     [
         b"",
         b"\x94",
-        wire.pack_plain([NAME, "get", []]),
-        wire.pack_plain([NAME, "get", [], {}, 1]),
-        wire.pack_plain([1, "get", [], {}]),
-        wire.pack_plain([NAME, b"get", [], {}]),
-        wire.pack_plain([NAME, "get", {}, {}]),
-        wire.pack_plain([NAME, "get", [], []]),
-        wire.pack_plain([1, "get", [bytes(70_000)], {}]),
-        wire.pack_plain([NAME, None, [bytes(70_000)], {}]),
-        wire.pack_plain([NAME, "get", [bytes(70_000)], []]),
-        wire.pack_plain([NAME, "get", [bytes(70_000)]]),
-        wire.pack_plain([NAME, "get", [bytes(70_000)], {}, 1]),
-        wire.pack_plain([NAME, "get", bytes(70_000), {}]),
-        wire.pack_plain(bytes(70_000)),
-        wire.pack_plain({"a": bytes(70_000)}),
+        messages.pack_plain([NAME, "get", []]),
+        messages.pack_plain([NAME, "get", [], {}, 1]),
+        messages.pack_plain([1, "get", [], {}]),
+        messages.pack_plain([NAME, b"get", [], {}]),
+        messages.pack_plain([NAME, "get", {}, {}]),
+        messages.pack_plain([NAME, "get", [], []]),
+        messages.pack_plain([1, "get", [bytes(70_000)], {}]),
+        messages.pack_plain([NAME, None, [bytes(70_000)], {}]),
+        messages.pack_plain([NAME, "get", [bytes(70_000)], []]),
+        messages.pack_plain([NAME, "get", [bytes(70_000)]]),
+        messages.pack_plain([NAME, "get", [bytes(70_000)], {}, 1]),
+        messages.pack_plain([NAME, "get", bytes(70_000), {}]),
+        messages.pack_plain(bytes(70_000)),
+        messages.pack_plain({"a": bytes(70_000)}),
         msgpack.packb([NAME, "get", [msgpack.ExtType(5, b""), bytes(70_000)], {}]),
         msgpack.packb([NAME, "get", [bytes(70_000), msgpack.ExtType(5, b"")], {}]),
         msgpack.packb([NAME, "get", [msgpack.ExtType(5, bytes(70_000))], {}]),
         msgpack.packb([NAME, "get", [msgpack.ExtType(7, b"1"), bytes(70_000)], {}]),
         msgpack.packb([NAME, "get", [bytes(70_000)] + [1] * 2000, {}]),
         msgpack.packb([NAME, "get", [bytes(70_000), [[[]] * 1000] * 70], {}]),
-        b"\x94" + b"\xa1n\xa1m" + b"\xdd\xff\xff\xff\xff" + wire.pack_plain(bytes(70_000)),
+        b"\x94" + b"\xa1n\xa1m" + b"\xdd\xff\xff\xff\xff" + messages.pack_plain(bytes(70_000)),
         b"\x94" + b"\xa1n\xa1m" + b"\x91\xc6\xff\xff\xff\xff" + bytes(70_000),
         b"\x94" + b"\xa1n\xa1m" + b"\x91" * 70_000,
     ],
@@ -484,7 +495,7 @@ def test_a_large_call_that_is_cut_or_damaged_is_a_call_or_a_protocol_error(data:
 def test_what_is_no_call_is_a_protocol_error(body: bytes) -> None:
     for given_as in (body, memoryview(body), memoryview(bytearray(body))):
         with pytest.raises(ProtocolError):
-            wire.unpack_call(given_as)
+            messages.unpack_call(given_as)
 
 
 # Results.
@@ -492,44 +503,46 @@ def test_what_is_no_call_is_a_protocol_error(body: bytes) -> None:
 
 @given(plain | st.binary(min_size=200, max_size=300), st.integers(0, 0xFFFF))
 def test_results_come_back(result: Any, sequence: int) -> None:
-    message = joined(wire.pack_result(sequence, result))
-    assert wire.unpack_result(message, sequence) == result
-    assert wire.unpack_plain(message[40:]) == result
-    assert wire.unpack_result(message, sequence ^ 1) is wire.UNUSUAL
-    assert wire.unpack_result(message[:-1], sequence) is wire.UNUSUAL
-    assert wire.unpack_result(message + b"\0", sequence) is wire.UNUSUAL
-    assert wire.unpack_result(b"", sequence) is wire.UNUSUAL
+    message = joined(messages.pack_result(sequence, result))
+    assert messages.unpack_result(message, sequence) == result
+    assert messages.unpack_plain(message[40:]) == result
+    assert messages.unpack_result(message, sequence ^ 1) is messages.UNUSUAL
+    assert messages.unpack_result(message[:-1], sequence) is messages.UNUSUAL
+    assert messages.unpack_result(message + b"\0", sequence) is messages.UNUSUAL
+    assert messages.unpack_result(b"", sequence) is messages.UNUSUAL
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 2**16 - 1, 2**16, 2**16 + 1, 200_000])
 def test_results_of_any_size_come_back(size: int) -> None:
     result = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = joined(wire.pack_result(7, result))
-    assert wire.unpack_plain(message[40:]) == result
-    assert wire.unpack_plain(memoryview(message)[40:]) == result
-    assert wire.unpack_result(message, 7) == (result if len(message) <= wire.LARGE_BYTES else wire.UNUSUAL)
-    assert message[wire.VALUE_OFFSET :] == result or size < wire.LARGE_BYTES
+    message = joined(messages.pack_result(7, result))
+    assert messages.unpack_plain(message[40:]) == result
+    assert messages.unpack_plain(memoryview(message)[40:]) == result
+    assert messages.unpack_result(message, 7) == (
+        result if len(message) <= limits.LARGE_BYTES else messages.UNUSUAL
+    )
+    assert message[messages.VALUE_OFFSET :] == result or size < limits.LARGE_BYTES
 
 
 def test_a_large_result_is_not_copied() -> None:
-    value = bytes(wire.LARGE_BYTES)
+    value = bytes(limits.LARGE_BYTES)
     for result in (value, memoryview(value), memoryview(bytearray(value))):
-        message = wire.pack_result(7, result)
+        message = messages.pack_result(7, result)
         assert isinstance(message, list)
         assert message[-1] is result
 
 
 def test_refusals_and_other_messages_are_no_results() -> None:
-    refusal = wire.pack_refusal(Refusal("a-code", "A sentence."))
+    refusal = refusals.pack_refusal(Refusal("a-code", "A sentence."))
     for message in (
-        wire.pack_message(wire.RESULT, 7, refusal, flags=wire.FLAG_EXCEPTION),
-        wire.pack_message(wire.RESULT, 7, wire.pack_plain(1), flags=wire.FLAG_CORRELATION_ID),
-        wire.pack_message(wire.RESULT, 7, wire.pack_plain(1), serializer=2),
-        wire.pack_message(wire.PING, 7, wire.pack_plain(1)),
-        wire.pack_message(wire.RESULT, 7, b""),
-        wire.pack_message(wire.RESULT, 7, wire.pack_plain(1)) * 2,
+        framing.pack_message(framing.RESULT, 7, refusal, flags=framing.FLAG_EXCEPTION),
+        framing.pack_message(framing.RESULT, 7, messages.pack_plain(1), flags=framing.FLAG_CORRELATION_ID),
+        framing.pack_message(framing.RESULT, 7, messages.pack_plain(1), serializer=2),
+        framing.pack_message(framing.PING, 7, messages.pack_plain(1)),
+        framing.pack_message(framing.RESULT, 7, b""),
+        framing.pack_message(framing.RESULT, 7, messages.pack_plain(1)) * 2,
     ):
-        assert wire.unpack_result(message, 7) is wire.UNUSUAL
+        assert messages.unpack_result(message, 7) is messages.UNUSUAL
 
 
 @given(st.binary(min_size=1, max_size=300))
@@ -540,28 +553,28 @@ def test_refusals_and_other_messages_are_no_results() -> None:
 @example(b"\xc6\0\0\0\1")
 @example(b"\xc1")
 def test_a_garbage_result_is_a_plain_value_or_a_protocol_error(body: bytes) -> None:
-    message = wire.pack_message(wire.RESULT, 7, body)
+    message = framing.pack_message(framing.RESULT, 7, body)
     try:
-        result = wire.unpack_result(message, 7)
+        result = messages.unpack_result(message, 7)
     except ProtocolError:
         with pytest.raises(ProtocolError):
-            wire.unpack_plain(body)
+            messages.unpack_plain(body)
     else:
-        assert repr(result) == repr(wire.unpack_plain(body))
+        assert repr(result) == repr(messages.unpack_plain(body))
 
 
 @given(st.data())
 def test_a_result_that_is_damaged_is_never_taken_for_another(data: st.DataObject) -> None:
-    message = bytearray(joined(wire.pack_result(7, data.draw(plain))))
+    message = bytearray(joined(messages.pack_result(7, data.draw(plain))))
     message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
-        result = wire.unpack_result(bytes(message), 7)
+        result = messages.unpack_result(bytes(message), 7)
     except ProtocolError:
         return
-    if result is not wire.UNUSUAL:
-        header = wire.parse_header(message)
-        assert header == (wire.RESULT, wire.MSGPACK, 0, 7, len(message) - 40, 0)
-        assert repr(result) == repr(wire.unpack_plain(bytes(message[40:])))
+    if result is not messages.UNUSUAL:
+        header = framing.parse_header(message)
+        assert header == (framing.RESULT, framing.MSGPACK, 0, 7, len(message) - 40, 0)
+        assert repr(result) == repr(messages.unpack_plain(bytes(message[40:])))
 
 
 def test_pieces_are_as_long_as_what_they_hold() -> None:
@@ -584,11 +597,11 @@ def test_a_bomb_costs_little(bomb: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError):
-            wire.unpack_plain(bomb)
+            messages.unpack_plain(bomb)
         with pytest.raises(ProtocolError):
-            wire.unpack_call(bomb)
+            messages.unpack_call(bomb)
         with pytest.raises(ProtocolError):
-            wire.unpack_call(large_body([1, bytes(70_000)], {})[:-1] + bomb)
+            messages.unpack_call(large_body([1, bytes(70_000)], {})[:-1] + bomb)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -598,8 +611,8 @@ def test_a_bomb_costs_little(bomb: bytes) -> None:
 @pytest.mark.parametrize("size", [1, 70_000])
 def test_a_timestamp_is_read_as_a_number(size: int) -> None:
     body = msgpack.packb([NAME, "get", [msgpack.Timestamp(5), bytes(size)], {}])
-    assert wire.unpack_call(body)[2] == [5.0, bytes(size)]
-    assert type(wire.unpack_call(body)[2][0]) is float
+    assert messages.unpack_call(body)[2] == [5.0, bytes(size)]
+    assert type(messages.unpack_call(body)[2][0]) is float
 
 
 @pytest.mark.parametrize(
@@ -608,22 +621,22 @@ def test_a_timestamp_is_read_as_a_number(size: int) -> None:
 )
 def test_extension_types_are_refused(value: Any) -> None:
     with pytest.raises(ProtocolError):
-        wire.unpack_plain(msgpack.packb(value))
+        messages.unpack_plain(msgpack.packb(value))
 
 
 def test_a_map_that_names_a_class_stays_a_map() -> None:
     body = msgpack.packb({"__class__": "Pyro5.core.URI", "state": ["PYRO", "x", None, "h", 1]})
-    assert type(wire.unpack_plain(body)) is dict
+    assert type(messages.unpack_plain(body)) is dict
 
 
 @given(st.text(max_size=30), st.text(max_size=30), plain)
 def test_refusals_come_back(code: str, message: str, detail: Any) -> None:
     refusal = Refusal(code, message, detail)
-    assert wire.unpack_refusal(wire.pack_refusal(refusal)) == refusal
+    assert refusals.unpack_refusal(refusals.pack_refusal(refusal)) == refusal
 
 
 def test_a_foreign_exception_becomes_a_refusal_without_a_code() -> None:
-    body = wire.pack_plain(
+    body = messages.pack_plain(
         {"__class__": "builtins.SystemExit", "__exception__": True, "args": [], "attributes": 3}
     )
-    assert wire.unpack_refusal(body) == Refusal("", "builtins.SystemExit", None)
+    assert refusals.unpack_refusal(body) == Refusal("", "builtins.SystemExit", None)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from pyrocache.node.later import Later, Peer
+from pyrocache.server.deferred import Later, Peer
 
 
 class Turns:

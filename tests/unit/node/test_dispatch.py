@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from Pyro5.core import DAEMON_NAME
 
-from pyrocache.cluster import wire
-from pyrocache.cluster.wire import Frame, Refusal
-from pyrocache.node.dispatch import ONE_IN, Dispatcher, Pending
-from pyrocache.node.latencies import BUCKETS, Latencies
-from pyrocache.node.later import Later, Peer
+from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.framing import Frame
+from pyrocache.protocol.refusals import Refusal
+from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.dispatcher import ONE_IN, Dispatcher, Pending
+from pyrocache.server.histogram import BUCKETS, Latencies
 from pyrocache.testing import FakeClock
 
 NAME = "cache.node.1"
@@ -68,17 +69,21 @@ def dispatcher(clock: FakeClock) -> Dispatcher:
 
 
 def call(method: str, *arguments: Any, sequence: int = 1, options: Any = None) -> Frame:
-    data = wire.pack_message(
-        wire.INVOKE, sequence, wire.pack_plain((NAME, method, list(arguments), options or {}))
+    data = framing.pack_message(
+        framing.INVOKE, sequence, messages.pack_plain((NAME, method, list(arguments), options or {}))
     )
-    return Frame(wire.parse_header(data), data[wire.HEADER_BYTES :])
+    return Frame(framing.parse_header(data), data[framing.HEADER_BYTES :])
 
 
 def result_of(reply: Any) -> Any:
     assert isinstance(reply, bytes)
-    header = wire.parse_header(reply)
-    body = reply[wire.HEADER_BYTES :]
-    return wire.unpack_refusal(body) if header.flags & wire.FLAG_EXCEPTION else wire.unpack_plain(body)
+    header = framing.parse_header(reply)
+    body = reply[framing.HEADER_BYTES :]
+    return (
+        refusals.unpack_refusal(body)
+        if header.flags & framing.FLAG_EXCEPTION
+        else messages.unpack_plain(body)
+    )
 
 
 def latencies_of(dispatcher: Dispatcher) -> dict[str, dict[int, int]]:
@@ -98,11 +103,11 @@ class TestWaitingCalls:
         pending.later.give([b"outcome", 5])
         reply = pending.reply()
         assert result_of(reply) == [b"outcome", 5]
-        assert wire.sequence_of(reply) == 7
+        assert messages.sequence_of(reply) == 7
 
     def test_one_that_need_not_wait_is_answered_at_once(self, dispatcher: Dispatcher) -> None:
         assert result_of(dispatcher.handle(call("wait", 0.0, b"there"), True, Peer())) == b"there"
-        data = wire.CallPacker(NAME).pack("wait", (0.0, b"there"), 1)
+        data = messages.CallPacker(NAME).pack("wait", (0.0, b"there"), 1)
         assert isinstance(data, bytes)
         assert dispatcher.handle_at_once(data) is None, "that one knows no peer"
 
@@ -118,7 +123,7 @@ class TestWaitingCalls:
     def test_arguments_that_do_not_fit_are_refused(self, dispatcher: Dispatcher, frame: Frame) -> None:
         refusal = result_of(dispatcher.handle(frame, True, Peer()))
         assert isinstance(refusal, Refusal)
-        assert refusal.code == wire.BAD_REQUEST
+        assert refusal.code == refusals.BAD_REQUEST
 
 
 class TestLatencies:
@@ -146,7 +151,7 @@ class TestLatencies:
     def test_of_cheap_calls_a_share_is_measured_beginning_with_the_first(
         self, dispatcher: Dispatcher, at_once: bool
     ) -> None:
-        packer = wire.CallPacker(NAME)
+        packer = messages.CallPacker(NAME)
         for sequence in range(1, 3 * ONE_IN + 1):
             # The two alternate, as they do in a program that reads and then writes.
             method, seconds = ("quick", 0.001) if sequence % 2 else ("rare", 0.1)
@@ -186,7 +191,7 @@ class TestLatencies:
     def test_they_are_plain_and_can_be_reset(self, dispatcher: Dispatcher) -> None:
         dispatcher.handle(call("quick", 0.001), True, Peer())
         told = dispatcher.latencies()
-        assert wire.unpack_plain(wire.pack_plain(told)) == told
+        assert messages.unpack_plain(messages.pack_plain(told)) == told
         dispatcher.handle(call("quick", 0.001), True, Peer())
         assert told != dispatcher.latencies(), "a copy"
         dispatcher.reset_latencies()

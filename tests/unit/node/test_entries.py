@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pyrocache.node.entries import (
+from pyrocache.node.store.entry import (
     DETAILS_OVERHEAD,
     ENTRY_OVERHEAD,
     EXPIRY_OVERHEAD,

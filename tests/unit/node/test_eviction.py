@@ -11,9 +11,9 @@ from statistics import fmean
 
 import pytest
 
-from pyrocache.cli.simulation import Workload
-from pyrocache.cli.traces import read_trace
-from pyrocache.node.eviction import DEFAULT_POLICY, POLICIES
+from benchmarks.lab.simulation import Workload
+from benchmarks.lab.traces import read_trace
+from pyrocache.node.store.eviction import DEFAULT_POLICY, POLICIES
 from tests.conftest import DATA
 
 MIB = 2**20

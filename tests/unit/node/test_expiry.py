@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.node.expiry import TimingWheel
+from pyrocache.node.store.expiry import TimingWheel
 
 NOW = 1000.0
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
-from pyrocache.node.later import Deadlines, Later, Peer
+from pyrocache.server.deferred import Deadlines, Later, Peer
 from pyrocache.testing import FakeClock
 
 PATIENCE_SECONDS = 15.0

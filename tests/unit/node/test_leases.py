@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from Pyro5.errors import PyroError
 
-from pyrocache.node.holdings import KEY_OVERHEAD, Full, Holdings, Tokens
-from pyrocache.node.later import Later, Peer
-from pyrocache.node.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
-from pyrocache.node.store import Found
+from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
+from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
+from pyrocache.node.store.store import Found
+from pyrocache.server.deferred import Later, Peer
 from pyrocache.testing import FakeClock
 
 KEY = b"\0key"

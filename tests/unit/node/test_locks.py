@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from Pyro5.errors import PyroError
 
-from pyrocache.node.holdings import KEY_OVERHEAD, Full, Holdings, Tokens
-from pyrocache.node.later import Later, Peer
-from pyrocache.node.locks import Locks
+from pyrocache.node.coordination.locks import Locks
+from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
+from pyrocache.server.deferred import Later, Peer
 from pyrocache.testing import FakeClock
 
 NAME = b"\0name"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyrocache.client.keys import encode_key, namespace_prefix
-from pyrocache.node.namespaces import ROOT, Namespaces, prefix_of
+from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.node.store.namespaces import ROOT, Namespaces, prefix_of
 
 
 class TestPrefixes:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.config import DEFAULT_EVICTION, EVICTION_POLICIES
-from pyrocache.node.eviction import DEFAULT_POLICY, LRU, POLICIES, S3FIFO, Adaptive, EvictionPolicy
+from pyrocache.node.store.eviction import DEFAULT_POLICY, LRU, POLICIES, S3FIFO, Adaptive, EvictionPolicy
 
 all_policies = pytest.mark.parametrize("policy", POLICIES)
 

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from pyrocache.node.eviction import POLICIES
+from pyrocache.node.store.eviction import POLICIES
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

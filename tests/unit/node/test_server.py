@@ -13,7 +13,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import NameServerUnavailable, NameTaken
 from pyrocache.node.peers import PeerState
-from pyrocache.node.server import Node
+from pyrocache.node.process import Node
 from pyrocache.testing import FakeClock
 
 

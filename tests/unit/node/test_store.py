@@ -21,9 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyrocache.cluster.wire import KEEP_TTL
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.entries import (
+from pyrocache.node.store.entry import (
     DETAILS_OVERHEAD,
     ENTRY_OVERHEAD,
     EXPIRY_OVERHEAD,
@@ -35,10 +34,11 @@ from pyrocache.node.entries import (
     entry_cost,
     value_of,
 )
-from pyrocache.node.eviction import POLICIES, EvictionPolicy
-from pyrocache.node.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace
-from pyrocache.node.store import TAG_BYTES, Counters, Store
-from pyrocache.node.table import SHARD_KEYS
+from pyrocache.node.store.eviction import POLICIES, EvictionPolicy
+from pyrocache.node.store.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace
+from pyrocache.node.store.store import TAG_BYTES, Counters, Store
+from pyrocache.node.store.table import SHARD_KEYS
+from pyrocache.protocol.limits import KEEP_TTL
 from pyrocache.testing import FakeClock
 
 LONG = b"\xc8\x01" + 200 * b"n"  # a namespace whose length takes two bytes

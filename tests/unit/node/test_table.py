@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.node.table import SHARD_KEYS, Table
+from pyrocache.node.store.table import SHARD_KEYS, Table
 
 
 def filled(count: int) -> Table[int]:

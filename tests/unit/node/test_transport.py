@@ -29,17 +29,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
-from pyrocache.cluster import wire
-from pyrocache.cluster.wire import Frame, FrameDecoder, Refusal
 from pyrocache.config import NodeConfig
-from pyrocache.node import transport as transport_module
-from pyrocache.node.cache_node import CacheNode, exposed
-from pyrocache.node.dispatch import Dispatcher
-from pyrocache.node.later import Later
-from pyrocache.node.later import Peer as PeerOfLater
-from pyrocache.node.server import NodeDaemon
-from pyrocache.node.store import Store
-from pyrocache.node.transport import Connection, Transport
+from pyrocache.node.process import NodeDaemon
+from pyrocache.node.service.cache_node import CacheNode, exposed
+from pyrocache.node.store.store import Store
+from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol.framing import Frame, FrameDecoder
+from pyrocache.protocol.refusals import Refusal
+from pyrocache.server import event_loop as transport_module
+from pyrocache.server.deferred import Later
+from pyrocache.server.deferred import Peer as PeerOfLater
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import Connection, Transport
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -223,7 +224,7 @@ class Peer:
         self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
         if greet:
             self.sock.sendall(handshake())
-            assert self.receive().header.type == wire.CONNECT_OK
+            assert self.receive().header.type == framing.CONNECT_OK
 
     def receive(self) -> Frame:
         """The next message."""
@@ -262,39 +263,41 @@ class Peer:
 
 
 def result_of(frame: Frame) -> Any:
-    if frame.header.type == wire.PING:
+    if frame.header.type == framing.PING:
         return bytes(frame.body)
-    assert frame.header.type == wire.RESULT
-    if frame.header.flags & wire.FLAG_EXCEPTION:
-        return wire.unpack_refusal(frame.body)
-    result = wire.unpack_plain(frame.body)
+    assert frame.header.type == framing.RESULT
+    if frame.header.flags & framing.FLAG_EXCEPTION:
+        return refusals.unpack_refusal(frame.body)
+    result = messages.unpack_plain(frame.body)
     return bytes(result) if isinstance(result, memoryview) else result
 
 
 def handshake(target: str = NAME) -> bytes:
-    return wire.pack_message(wire.CONNECT, 0, wire.pack_plain({"handshake": "hello", "object": target}))
+    return framing.pack_message(
+        framing.CONNECT, 0, messages.pack_plain({"handshake": "hello", "object": target})
+    )
 
 
 def call(sequence: int, method: str, *arguments: Any, **special: Any) -> bytes:
-    return message(sequence, wire.pack_plain((NAME, method, arguments, {})), **special)
+    return message(sequence, messages.pack_plain((NAME, method, arguments, {})), **special)
 
 
 def message(
     sequence: int,
     body: bytes,
     *,
-    kind: int = wire.INVOKE,
+    kind: int = framing.INVOKE,
     flags: int = 0,
     correlation: bytes = b"",
     annotations: bytes = b"",
-    serializer: int = wire.MSGPACK,
+    serializer: int = framing.MSGPACK,
     version: int = 502,
     magic: int = 0x4DC5,
     claim: int | None = None,
 ) -> bytes:
     """A message with anything special about it, and with a claim about its body's length."""
     if correlation:
-        flags |= wire.FLAG_CORRELATION_ID
+        flags |= framing.FLAG_CORRELATION_ID
     length = len(body) if claim is None else claim
     return b"".join((
         struct.pack(
@@ -454,7 +457,7 @@ REFUSED = object()
 
 def as_message(request: tuple[Any, ...], sequence: int, special: dict[str, Any]) -> bytes:
     if request[0] == "PING":
-        return message(sequence, b"ping", kind=wire.PING, **special)
+        return message(sequence, b"ping", kind=framing.PING, **special)
     if request[0] in ("count", "pause"):
         return call(sequence, *request, **special)
     method, *arguments = request[1:] if request[0] == "wrong" else request
@@ -476,7 +479,7 @@ def expected(request: tuple[Any, ...], model: dict[bytes, bytes]) -> Any:
             return arguments[0] in model
         case "get_many":
             found = [model.get(key) for key in arguments[0]]
-            room = wire.BATCH_BYTES
+            room = limits.BATCH_BYTES
             for count, value in enumerate(found, 1):
                 room -= len(value or b"")
                 if room < 0:
@@ -506,12 +509,12 @@ def check_replies(
         answer, right = result_of(reply), expected(request, model)
         if right is REFUSED:
             assert isinstance(answer, Refusal)
-            assert answer.code in (wire.BAD_REQUEST, wire.KEY_TOO_LARGE)
+            assert answer.code in (refusals.BAD_REQUEST, refusals.KEY_TOO_LARGE)
         else:
             assert answer == right
 
 
-CALL_BODY = wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", b"stored"), {}))
+CALL_BODY = messages.pack_plain((NAME, "set", (NO_VIEW, b"garbage", b"stored"), {}))
 GARBAGE: dict[str, tuple[bytes, str | None]] = {
     "noise": (random.Random(1).randbytes(500), None),
     "zeros": (bytes(100), None),
@@ -520,16 +523,16 @@ GARBAGE: dict[str, tuple[bytes, str | None]] = {
     "another version": (message(1, CALL_BODY, version=501), None),
     "another serializer": (message(1, CALL_BODY, serializer=1), None),
     "a second handshake": (handshake(), None),
-    "a result": (message(1, CALL_BODY, kind=wire.RESULT), None),
+    "a result": (message(1, CALL_BODY, kind=framing.RESULT), None),
     "a message of an unknown type": (message(1, CALL_BODY, kind=200), None),
-    "a oneway call": (message(1, CALL_BODY, flags=wire.FLAG_ONEWAY), None),
-    "a compressed call": (message(1, CALL_BODY, flags=wire.FLAG_COMPRESSED), wire.BAD_REQUEST),
-    "a batch": (message(1, CALL_BODY, flags=wire.FLAG_BATCH), wire.BAD_REQUEST),
-    "an unknown flag": (message(1, CALL_BODY, flags=1 << 12), wire.BAD_REQUEST),
-    "a claim of 4 GiB": (message(1, CALL_BODY, claim=2**32 - 1), wire.VALUE_TOO_LARGE),
+    "a oneway call": (message(1, CALL_BODY, flags=framing.FLAG_ONEWAY), None),
+    "a compressed call": (message(1, CALL_BODY, flags=framing.FLAG_COMPRESSED), refusals.BAD_REQUEST),
+    "a batch": (message(1, CALL_BODY, flags=framing.FLAG_BATCH), refusals.BAD_REQUEST),
+    "an unknown flag": (message(1, CALL_BODY, flags=1 << 12), refusals.BAD_REQUEST),
+    "a claim of 4 GiB": (message(1, CALL_BODY, claim=2**32 - 1), refusals.VALUE_TOO_LARGE),
     "a claim of a byte too much": (
-        message(1, CALL_BODY, claim=MAX_FRAME_BYTES - wire.HEADER_BYTES + 1),
-        wire.VALUE_TOO_LARGE,
+        message(1, CALL_BODY, claim=MAX_FRAME_BYTES - framing.HEADER_BYTES + 1),
+        refusals.VALUE_TOO_LARGE,
     ),
     "no msgpack": (message(1, b"\xc1"), None),
     "nothing": (message(1, b""), None),
@@ -539,11 +542,11 @@ GARBAGE: dict[str, tuple[bytes, str | None]] = {
     "a number": (message(1, b"\x07"), None),
     "a large number of arrays": (message(1, b"\xdc\x03\xff" + b"\x90" * 70_000), None),
     "a large value that is cut short": (
-        message(1, wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-40_000]),
+        message(1, messages.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-40_000]),
         None,
     ),
     "a large value and garbage": (
-        message(1, wire.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-1] + b"\xc1"),
+        message(1, messages.pack_plain((NAME, "set", (NO_VIEW, b"garbage", content(100_000)), {}))[:-1] + b"\xc1"),
         None,
     ),
 }  # fmt: skip
@@ -588,7 +591,7 @@ class TestStreams:
             peer.sock.sendall(
                 handshake() + call(5, "set", NO_VIEW, b"a", b"v") + call(6, "get", NO_VIEW, b"a")
             )
-            assert peer.receive().header.type == wire.CONNECT_OK
+            assert peer.receive().header.type == framing.CONNECT_OK
             assert [peer.answer(), peer.answer()] == [(5, True), (6, b"v")]
 
     @settings(max_examples=60)
@@ -771,7 +774,7 @@ class TestLargeValues:
 
     @pytest.mark.parametrize("method", ["get", "set", "delete", "contains", "ttl"])
     def test_the_longest_key_is_taken_by_every_method(self, server: Server, method: str) -> None:
-        key = b"k" * wire.MAX_KEY_BYTES
+        key = b"k" * limits.MAX_KEY_BYTES
         with Peer(server) as peer:
             answer = peer.call(method, NO_VIEW, key, *[b"value"][: method == "set"])
             assert not isinstance(answer, Refusal)
@@ -800,13 +803,13 @@ class TestSlowReaders:
     def test_small_replies_are_held_back_too(self) -> None:
         with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as deaf:
             connection = server.connection()
-            request = b"".join(message(number, b"", kind=wire.PING) for number in range(1000))
+            request = b"".join(message(number, b"", kind=framing.PING) for number in range(1000))
             sent = flood(deaf.sock, request, 60 * MIB)
             assert wait_until(lambda: connection.unread >= MIB)
             sent += flood(deaf.sock, request[sent % len(request) :] + request, 60 * MIB)
             assert connection.held < 2 * MIB
             deaf.sock.settimeout(PATIENCE_SECONDS)
-            for number in range(sent // wire.HEADER_BYTES):
+            for number in range(sent // framing.HEADER_BYTES):
                 assert deaf.answer() == (number % 1000, b"pong")
             assert wait_until(lambda: connection.unread == 0)
 
@@ -860,7 +863,7 @@ class TestBounds:
             assert wait_until(lambda: server.transport.buffered == 2 * MIB)
             hog.sock.sendall(large[: 7 * MIB])
             sequence, refusal = hog.answer()
-            assert (sequence, refusal.code) == (5, wire.OVERLOADED)
+            assert (sequence, refusal.code) == (5, refusals.OVERLOADED)
             assert wait_until(lambda: server.transport.buffered == 2 * MIB)
             hog.sock.sendall(large[7 * MIB :] + call(7, "contains", NO_VIEW, b"large"))
             assert hog.answer() == (7, False)
@@ -875,7 +878,7 @@ class TestBounds:
         with running(max_buffered_bytes=4 * MIB) as server, Peer(server) as peer:
             large = call(5, "set", NO_VIEW, b"large", content(10 * MIB))
             peer.sock.sendall(large[: 5 * MIB])
-            assert peer.answer()[1].code == wire.OVERLOADED
+            assert peer.answer()[1].code == refusals.OVERLOADED
             rest = large[5 * MIB :] + call(6, "set", NO_VIEW, b"small", b"v")
             peer.sock.sendall(rest[:at])
             time.sleep(0.02)
@@ -887,7 +890,7 @@ class TestBounds:
     def test_a_refused_request_of_which_no_more_comes_meets_its_deadline(self) -> None:
         with running(max_buffered_bytes=4 * MIB, request_seconds=0.3) as server, Peer(server) as peer:
             peer.sock.sendall(call(5, "set", NO_VIEW, b"large", content(10 * MIB))[: 5 * MIB])
-            assert peer.answer()[1].code == wire.OVERLOADED
+            assert peer.answer()[1].code == refusals.OVERLOADED
             assert peer.fate() == CLOSED
             assert server.at_rest()
 
@@ -905,7 +908,7 @@ class TestBounds:
                 assert server.transport.buffered == connection.held
                 assert [peer.answer() for _ in range(2)] == [(1, content(300_000)), (2, content(300_000))]
                 sequence, refusal = peer.answer()
-                assert (sequence, refusal.code) == (3, wire.OVERLOADED)
+                assert (sequence, refusal.code) == (3, refusals.OVERLOADED)
                 assert server.at_rest(1)
             assert server.at_rest()
 
@@ -917,7 +920,7 @@ class TestBounds:
                 assert wait_until(lambda: server.transport.buffered > MIB)
                 refused = other.call("get", NO_VIEW, b"a")
                 assert isinstance(refused, Refusal)
-                assert refused.code == wire.OVERLOADED
+                assert refused.code == refusals.OVERLOADED
                 assert other.call("contains", NO_VIEW, b"a") is True
                 assert deaf.answer() == (1, content(2 * MIB))
             assert other.call("get", NO_VIEW, b"a") == content(2 * MIB)
@@ -951,7 +954,7 @@ class TestJobs:
                 time.sleep(0.05)  # in that order
             for number, peer in enumerate(peers[2:], 2):
                 sequence, refusal = peer.answer()
-                assert (sequence, refusal.code) == (number, wire.OVERLOADED)
+                assert (sequence, refusal.code) == (number, refusals.OVERLOADED)
                 assert peer.answer()[0] == 100 + number
                 assert peer.call("get", NO_VIEW, b"a") is None
             server.node.gate.set()
@@ -1011,12 +1014,12 @@ class TestWaitingCalls:
 
     def test_refusals_are_told(self, server: Server) -> None:
         with Peer(server) as peer:
-            assert peer.call("pause", -2) == Refusal(wire.BAD_REQUEST, "no such pause")
-            assert peer.call("pause").code == wire.BAD_REQUEST
-            assert peer.call("pause", "soon").code == wire.BAD_REQUEST
+            assert peer.call("pause", -2) == Refusal(refusals.BAD_REQUEST, "no such pause")
+            assert peer.call("pause").code == refusals.BAD_REQUEST
+            assert peer.call("pause", "soon").code == refusals.BAD_REQUEST
             peer.sock.sendall(call(7, "hold", b"it"))
             assert server.node.waiting(b"it").refuse(PyroError("no longer")) is True
-            assert peer.answer() == (7, Refusal(wire.BAD_REQUEST, "no longer"))
+            assert peer.answer() == (7, Refusal(refusals.BAD_REQUEST, "no longer"))
             peer.sock.sendall(call(8, "hold", b"what cannot be sent"))
             server.node.waiting(b"what cannot be sent").give(object())
             assert peer.answer()[0] == 8
@@ -1154,7 +1157,7 @@ class TestWaitingCalls:
             assert server.transport.buffered <= 4 * MIB
             answers = [peer.answer()[1] for peer in peers]
             refused = [answer for answer in answers if isinstance(answer, Refusal)]
-            assert {answer.code for answer in refused} == {wire.OVERLOADED}
+            assert {answer.code for answer in refused} == {refusals.OVERLOADED}
             assert len(refused) >= 6
             assert [answer for answer in answers if answer == content(MIB)]
             assert server.at_rest(10)
@@ -1245,8 +1248,8 @@ class TestConnections:
             with running(family, max_connections=2) as server, Peer(server), Peer(server) as second:
                 with Peer(server, greet=False) as third:
                     answer = third.receive()
-                    assert answer.header.type == wire.CONNECT_FAIL
-                    assert wire.unpack_plain(answer.body).startswith("overloaded")
+                    assert answer.header.type == framing.CONNECT_FAIL
+                    assert messages.unpack_plain(answer.body).startswith("overloaded")
                     assert third.fate() == CLOSED
                 assert second.call("ping")["serving"] is True
                 second.sock.close()

@@ -9,9 +9,9 @@ import pytest
 from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.node.cache_node import CacheNode
-from pyrocache.node.later import Later, Peer
-from pyrocache.node.store import Store
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.store import Store
+from pyrocache.server.deferred import Later, Peer
 from pyrocache.testing import FakeClock
 
 NAME = "cache.node.1"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyrocache.node import unix_socket
+from pyrocache.server import unix_socket
 
 INCARNATION = "0123456789abcdef"
 PATIENCE_SECONDS = 15.0

@@ -1,0 +1,1 @@
+"""Any key to canonical bytes and back. Pure."""

@@ -1,0 +1,119 @@
+"""What the canonical bytes of all kinds of keys share: varints, nesting, ints, texts, and two errors.
+
+It owns the grammar below the table of `encoding`: how a length, an int and a text are written, how one
+key stands inside another, and how each of them is read. It knows no kind of key; tags pass through it unread.
+
+It refuses, as `InvalidKey`, a length that is cut off or longer than it need be, and a nested key that is cut off.
+
+Threading: functions of their arguments alone, safe from any thread.
+"""
+
+from __future__ import annotations
+
+from pyrocache.client.codec import type_name
+from pyrocache.errors import InvalidKey, KeyTooLarge
+from pyrocache.protocol.limits import MAX_KEY_BYTES
+
+__all__ = [
+    "int_bytes",
+    "nest",
+    "own_code_failed",
+    "read_int",
+    "read_text",
+    "read_varint",
+    "split",
+    "too_large",
+    "utf8",
+    "varint",
+]
+
+_ONE_BYTE = [bytes((size,)) for size in range(0x80)]
+
+
+def varint(number: int) -> bytes:
+    """A length in LEB128."""
+    if number < 0x80:
+        return _ONE_BYTE[number]
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The length at an index, and the index behind it."""
+    number = 0
+    for shift in range(0, 21, 7):  # enough for every length up to MAX_KEY_BYTES
+        if at >= len(data):
+            raise InvalidKey("an encoded key ends within a length")
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if not byte and shift:
+                break
+            return number, at
+    raise InvalidKey("an encoded key has a length that is not in its canonical form")
+
+
+def nest(encoded: bytes) -> bytes:
+    """An encoded key (tag, payload) as it stands inside another: tag, length, payload."""
+    size = len(encoded) - 1
+    if size < 0x80:
+        return encoded[:1] + _ONE_BYTE[size] + encoded[1:]
+    return encoded[:1] + varint(size) + encoded[1:]
+
+
+def split(payload: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The nested keys of a payload: as they stand there, and each as it would be on its own."""
+    nested, alone = [], []
+    at = 0
+    while at < len(payload):
+        size, start = read_varint(payload, at + 1)
+        end = start + size
+        if end > len(payload):
+            raise InvalidKey("an encoded key ends within a nested one")
+        nested.append(payload[at:end])
+        alone.append(payload[at : at + 1] + payload[start:end])
+        at = end
+    return nested, alone
+
+
+def int_bytes(number: int) -> bytes:
+    """An int in minimal big-endian two's complement."""
+    magnitude = number if number >= 0 else ~number
+    return number.to_bytes(magnitude.bit_length() // 8 + 1, "big", signed=True)
+
+
+def read_int(payload: bytes) -> int:
+    """The int in big-endian two's complement, minimal or not."""
+    return int.from_bytes(payload, "big", signed=True)
+
+
+def utf8(text: str) -> bytes:
+    """A text in UTF-8, lone surrogates passed."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def read_text(payload: bytes) -> str:
+    """The text in UTF-8, lone surrogates passed. Raises `UnicodeDecodeError` for other bytes."""
+    return payload.decode("utf-8", "surrogatepass")
+
+
+def too_large(key: object) -> KeyTooLarge:
+    """The error for a key that takes more than `MAX_KEY_BYTES`."""
+    name = type_name(key)
+    return KeyTooLarge(
+        f"a key takes at most {MAX_KEY_BYTES} bytes once encoded; this one, a {name}, takes more"
+    )
+
+
+def own_code_failed(key: object, error: Exception) -> InvalidKey:
+    """The error for a key whose own ``==``, ``hash`` or pickling code raised another."""
+    name = type_name(key)
+    return InvalidKey(f"a key of type {name} cannot be made canonical: encoding it raised {type_name(error)}")

@@ -1,0 +1,271 @@
+"""Keys that hold no other keys: None, numbers, texts, bytes, ranges, dates, times, UUIDs, paths.
+
+It owns both ways of these kinds, and three tables of them for `encoding`: by exact type the encoders, by
+tag the decoders of payloads and the builders of keys from nested ones. Numbers of all types are one kind where
+their values are. Nothing here recurses.
+
+Encoders refuse NaN, a memoryview that is not its bytes (`InvalidKey`), and what is plainly too large before it is
+made (`KeyTooLarge`). Decoders and builders may raise anything, and may take more than encoders make; keys.py sees to
+both.
+
+Threading: functions of their arguments alone, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+from pyrocache.client.keys.format import int_bytes, nest, read_int, read_text, too_large, utf8
+from pyrocache.errors import InvalidKey
+from pyrocache.protocol.limits import MAX_KEY_BYTES
+
+__all__ = [
+    "BUILDERS",
+    "DECODERS",
+    "ENCODERS",
+    "encode_bytes",
+    "encode_complex",
+    "encode_datetime",
+    "encode_float",
+    "encode_int",
+    "encode_str",
+]
+
+_MAX_DIGITS = 160_000  # more of them, before or behind the point, are more bits than MAX_KEY_BYTES
+_DOUBLE = struct.Struct(">d")
+
+
+# Numbers.
+
+
+def encode_int(key: int) -> bytes:
+    return b"i" + int_bytes(key)
+
+
+def encode_float(key: float) -> bytes:
+    if key.is_integer():
+        return encode_int(int(key))
+    if key != key:
+        raise InvalidKey("NaN cannot be a key: it does not equal itself")
+    return b"f" + _DOUBLE.pack(key)
+
+
+def _decode_float(payload: bytes) -> object:
+    return _DOUBLE.unpack(payload)[0]
+
+
+def _encode_rational(numerator: int, denominator: int) -> bytes:
+    """Of a fraction in lowest terms with a positive denominator."""
+    if denominator == 1:
+        return encode_int(numerator)
+    try:
+        nearest = numerator / denominator
+    except OverflowError:
+        nearest = 0.0
+    if nearest.as_integer_ratio() == (numerator, denominator):
+        return b"f" + _DOUBLE.pack(nearest)
+    return b"r" + nest(encode_int(numerator)) + nest(encode_int(denominator))
+
+
+def _build_rational(items: Iterator[Any]) -> Fraction:
+    numerator, denominator = items
+    return Fraction(numerator, denominator)
+
+
+def _encode_fraction(key: Fraction) -> bytes:
+    return _encode_rational(int(key.numerator), int(key.denominator))
+
+
+def _encode_decimal(key: Decimal) -> bytes:
+    if not key.is_finite():
+        return encode_float(float("nan") if key.is_nan() else float(key))
+    if not key:
+        return encode_int(0)
+    sign, digits, exponent = key.as_tuple()
+    zeros = next(count for count, digit in enumerate(reversed(digits)) if digit)
+    significant = digits[: len(digits) - zeros]
+    # Checked first, because 1E+1000000000 would need its memory as an int before it could be too large.
+    if abs(key.adjusted()) > _MAX_DIGITS or len(significant) > _MAX_DIGITS:
+        raise too_large(key)
+    return _encode_rational(*Decimal((sign, significant, int(exponent) + zeros)).as_integer_ratio())
+
+
+def encode_complex(key: complex) -> bytes:
+    if key.imag == 0:
+        return encode_float(key.real)
+    return b"c" + nest(encode_float(key.real)) + nest(encode_float(key.imag))
+
+
+def _build_complex(items: Iterator[Any]) -> complex:
+    real, imaginary = items
+    return complex(float(real), float(imaginary))
+
+
+# None, texts, bytes, ranges, UUIDs, paths.
+
+
+def _decode_none(payload: bytes) -> None:
+    if payload:
+        raise InvalidKey("an encoded None has a payload")
+
+
+def encode_str(key: str) -> bytes:
+    if len(key) > MAX_KEY_BYTES:
+        raise too_large(key)
+    try:
+        return b"s" + key.encode()
+    except UnicodeEncodeError:
+        return b"s" + utf8(key)
+
+
+def encode_bytes(key: bytes | bytearray) -> bytes:
+    if len(key) > MAX_KEY_BYTES:
+        raise too_large(key)
+    return b"b" + key
+
+
+def _encode_memoryview(key: memoryview) -> bytes:
+    if key.nbytes > MAX_KEY_BYTES:
+        raise too_large(key)
+    plain = key.tobytes()
+    if key != plain:  # a view of items other than bytes
+        raise InvalidKey("a memoryview can be a key only if it equals its bytes")
+    return b"b" + plain
+
+
+def _encode_range(key: range) -> bytes:
+    if not key:
+        return b"R" + nest(encode_int(0))
+    length = (key[-1] - key.start) // key.step + 1  # len() fails beyond sys.maxsize
+    parts = (length, key.start, key.step) if length > 1 else (length, key.start)
+    return b"R" + b"".join(nest(encode_int(part)) for part in parts)
+
+
+def _build_range(items: Iterator[Any]) -> range:
+    given = list(items)
+    length, start, step = given + [0, 0, 1][len(given) :]
+    return range(start, start + length * step, step)
+
+
+def _encode_posix_path(key: PurePosixPath) -> bytes:
+    return b"p" + utf8(str(key))
+
+
+def _decode_posix_path(payload: bytes) -> PurePosixPath:
+    return (PosixPath if os.name == "posix" else PurePosixPath)(read_text(payload))
+
+
+def _encode_windows_path(key: PureWindowsPath) -> bytes:
+    return b"w" + utf8(str(key).lower())
+
+
+def _decode_windows_path(payload: bytes) -> PureWindowsPath:
+    return (WindowsPath if os.name == "nt" else PureWindowsPath)(read_text(payload))
+
+
+# Dates and times.
+
+
+def _microseconds(delta: timedelta) -> int:
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def _delta(payload: bytes) -> timedelta:
+    return timedelta(microseconds=read_int(payload))
+
+
+def encode_datetime(key: datetime) -> bytes | None:
+    """None in a gap or a fold of its zone, where a datetime equals none of another zone (PEP 495)."""
+    first = key.replace(fold=0)
+    wall = _microseconds(first.replace(tzinfo=None) - datetime.min)
+    offset = first.utcoffset()
+    if offset is None:
+        return b"n" + int_bytes(wall)
+    if offset != key.replace(fold=1).utcoffset():
+        return None
+    return b"a" + int_bytes(wall - _microseconds(offset))
+
+
+def _decode_aware_datetime(payload: bytes) -> datetime:
+    """In UTC; or, if that is before year 1 or after 9999, in a zone where it is the first or last instant."""
+    moment = read_int(payload)
+    nearest = min(max(moment, 0), _microseconds(datetime.max - datetime.min))
+    zone = timezone(timedelta(microseconds=nearest - moment))
+    return (datetime.min + timedelta(microseconds=nearest)).replace(tzinfo=zone)
+
+
+def _encode_time(key: time) -> bytes:
+    offset = key.utcoffset()
+    wall = ((key.hour * 60 + key.minute) * 60 + key.second) * 1_000_000 + key.microsecond
+    if offset is None:
+        return b"h" + int_bytes(wall)
+    # Python, too, leaves the offset's microseconds out of a comparison.
+    return b"H" + int_bytes(wall - (offset.days * 86_400 + offset.seconds) * 1_000_000)
+
+
+def _decode_aware_time(payload: bytes) -> time:
+    seconds, microsecond = divmod(read_int(payload), 1_000_000)
+    nearest = min(max(seconds, 0), 86_399)
+    zone = timezone(timedelta(seconds=nearest - seconds))
+    return (datetime.min + timedelta(seconds=nearest, microseconds=microsecond)).time().replace(tzinfo=zone)
+
+
+ENCODERS: dict[type, Callable[[Any], bytes]] = {
+    NoneType: lambda key: b"N",
+    bool: lambda key: encode_int(int(key)),
+    int: encode_int,
+    float: encode_float,
+    Decimal: _encode_decimal,
+    Fraction: _encode_fraction,
+    complex: encode_complex,
+    str: encode_str,
+    bytes: encode_bytes,
+    bytearray: encode_bytes,
+    memoryview: _encode_memoryview,
+    range: _encode_range,
+    date: lambda key: b"y" + int_bytes(key.toordinal()),
+    time: _encode_time,
+    timedelta: lambda key: b"T" + int_bytes(_microseconds(key)),
+    timezone: lambda key: b"z" + int_bytes(_microseconds(key.utcoffset(None))),
+    UUID: lambda key: b"u" + key.bytes,
+    PosixPath: _encode_posix_path,
+    PurePosixPath: _encode_posix_path,
+    WindowsPath: _encode_windows_path,
+    PureWindowsPath: _encode_windows_path,
+}
+"""By exact type. Datetimes are not among them, as a few are pickled."""
+
+DECODERS: dict[bytes, Callable[[bytes], object]] = {
+    b"N": _decode_none,
+    b"i": read_int,
+    b"f": _decode_float,
+    b"s": read_text,
+    b"b": bytes,
+    b"y": lambda payload: date.fromordinal(read_int(payload)),
+    b"n": lambda payload: datetime.min + _delta(payload),
+    b"a": _decode_aware_datetime,
+    b"h": lambda payload: (datetime.min + _delta(payload)).time(),
+    b"H": _decode_aware_time,
+    b"T": _delta,
+    b"z": lambda payload: timezone(_delta(payload)),
+    b"u": lambda payload: UUID(bytes=payload),
+    b"p": _decode_posix_path,
+    b"w": _decode_windows_path,
+}
+"""By tag: the key in a payload."""
+
+BUILDERS: dict[bytes, Callable[[Iterator[Any]], object]] = {
+    b"r": _build_rational,
+    b"c": _build_complex,
+    b"R": _build_range,
+}
+"""By tag: the key made of a payload's nested ones."""

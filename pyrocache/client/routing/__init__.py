@@ -1,0 +1,1 @@
+"""Which node gets a request, and when it is tried again."""

@@ -1,0 +1,1 @@
+"""Outgoing connections, for clients and nodes."""

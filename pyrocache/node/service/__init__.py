@@ -1,0 +1,1 @@
+"""`CacheNode`, the remote object, and what it is composed of."""

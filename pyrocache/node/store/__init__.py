@@ -1,0 +1,1 @@
+"""The entries of one node. Pure."""

@@ -1,0 +1,125 @@
+"""The slices of the keys, each with a table and figures of its own. Pure.
+
+A key begins with its namespace (see ``docs/wire-format.md``): a length and so many bytes. So a namespace is counted,
+walked and cleared without a look at any other one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from pyrocache.node.store.entry import Held
+from pyrocache.node.store.table import Table
+
+ROOT = b"\0"
+"""The prefix of keys that are in no namespace."""
+
+NAMESPACE_OVERHEAD = 1024
+"""Bytes that a namespace with entries is accounted for."""
+
+_MOST_EMPTY = 1000
+_LOOKED_AT = 8
+
+
+class Namespace(Table[Held]):
+    """The entries of one namespace.
+
+    Attributes:
+        prefix: what its keys begin with.
+        overhead: the bytes that it is accounted for while it has entries; the root, which is always there, is not.
+        expiring: how many of the entries expire some day.
+        hits, misses: of `get`.
+    """
+
+    __slots__ = ("expiring", "hits", "misses", "overhead", "prefix")
+
+    def __init__(self, prefix: bytes) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.overhead = 0 if prefix == ROOT else NAMESPACE_OVERHEAD
+        self.expiring = 0
+        self.hits = 0
+        self.misses = 0
+
+
+class Namespaces:
+    """All namespaces of a store.
+
+    Attributes:
+        root: that of the keys without one.
+        cleared: by prefix, those that were cleared and are not swept yet.
+        hits, misses: of namespaces that are empty and forgotten.
+    """
+
+    __slots__ = ("_by_prefix", "cleared", "hits", "misses", "root")
+
+    def __init__(self) -> None:
+        self.root = Namespace(ROOT)
+        self._by_prefix = {ROOT: self.root}
+        self.cleared: dict[bytes, deque[Namespace]] = {}
+        self.hits = 0
+        self.misses = 0
+
+    def __iter__(self) -> Iterator[Namespace]:
+        return iter(self._by_prefix.values())
+
+    def of(self, key: bytes) -> Namespace:
+        """The namespace that ``key`` belongs to."""
+        prefix = prefix_of(key)
+        return self._by_prefix.get(prefix) or self._new(prefix)
+
+    def get(self, prefix: bytes) -> Namespace | None:
+        """The namespace with that prefix, if it is known."""
+        return self._by_prefix.get(prefix)
+
+    def clear(self, namespace: Namespace) -> None:
+        """Have an empty one in its place; its entries are to be swept."""
+        fresh = Namespace(namespace.prefix)
+        fresh.hits, fresh.misses = namespace.hits, namespace.misses
+        self._by_prefix[fresh.prefix] = fresh
+        if namespace is self.root:
+            self.root = fresh
+        self.cleared.setdefault(fresh.prefix, deque()).append(namespace)
+
+    def swept(self, namespace: Namespace) -> None:
+        """A cleared one is empty now."""
+        waiting = self.cleared[namespace.prefix]
+        waiting.remove(namespace)
+        if not waiting:
+            del self.cleared[namespace.prefix]
+
+    def _new(self, prefix: bytes) -> Namespace:
+        if len(self._by_prefix) > _MOST_EMPTY:
+            self._forget_some()
+        namespace = self._by_prefix[prefix] = Namespace(prefix)
+        return namespace
+
+    def _forget_some(self) -> None:
+        """Let go of those that are empty, among the few that have been looked at longest ago."""
+        for _ in range(_LOOKED_AT):
+            namespace = self._by_prefix.pop(next(iter(self._by_prefix)))
+            if namespace.count or namespace is self.root:
+                self._by_prefix[namespace.prefix] = namespace
+            else:
+                self.hits += namespace.hits
+                self.misses += namespace.misses
+
+
+def prefix_of(key: bytes) -> bytes:
+    """The namespace with which ``key`` begins; nothing, which is one too, if it is shorter than it says."""
+    size = key[0]
+    if not size:
+        return ROOT
+    end = size + 1 if size < 0x80 else _long_end(key)
+    return key[:end] if end < len(key) else b""
+
+
+def _long_end(key: bytes) -> int:
+    """Where the namespace ends whose length takes two bytes or three."""
+    size = 0
+    for at, byte in enumerate(key[:3]):
+        size |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return size + at + 1
+    return len(key)

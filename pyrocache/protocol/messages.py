@@ -1,0 +1,316 @@
+"""Calls and results as the bodies of Pyro5 messages: plain msgpack, without hooks. Pure.
+
+Only plain types come out. Small messages, which are nearly all, are made and read in a few calls into C: of a header
+only the fields that vary are looked at. Large binary values are neither joined to the rest of their message nor copied
+out of it: `Pieces` on the way out, `memoryview` on the way in. A `CallPacker` belongs to one connection and is used by
+one thread at a time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NoReturn
+
+import msgpack
+
+from pyrocache.errors import ProtocolError
+from pyrocache.protocol.framing import (
+    _HEADER,
+    _MAGIC,
+    _NO_CORRELATION,
+    _VERSION,
+    HEADER_BYTES,
+    INVOKE,
+    MSGPACK,
+    RESULT,
+    Buffer,
+)
+from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+
+_VARYING = struct.Struct("!10sHI24s")  # the header as a constant, sequence, bytes of the body, a constant
+_BIN32 = struct.Struct("!BI")
+_BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
+
+VALUE_OFFSET = HEADER_BYTES + _BIN32.size
+"""Where a large value begins in a message that holds nothing else."""
+
+_SMALL_BODY = 64 * 1024
+_MAX_ARRAY = MAX_BATCH + 24
+_MAX_MAP = 512
+_MAX_CONTAINERS = 2 * _MAX_ARRAY
+
+
+class Pieces:
+    """A large binary value that lies in several buffers, which are sent one after the other.
+
+    Attributes:
+        buffers: in their order.
+    """
+
+    __slots__ = ("_length", "buffers")
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self.buffers = tuple(buffers)
+        self._length = sum(map(len, self.buffers))
+
+    def __len__(self) -> int:
+        """Bytes, all together."""
+        return self._length
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.buffers)
+
+
+def pack_plain(value: Any) -> bytes:
+    """``value``, of plain types only, as msgpack; a set becomes an array, as Pyro5 does it."""
+    return msgpack.packb(value, use_bin_type=True, default=_set_as_list)  # type: ignore[no-any-return]
+
+
+def _set_as_list(value: Any) -> list[Any]:
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not plain")
+
+
+_PLAIN_CALL = _HEADER.pack(b"PYRO", _VERSION, INVOKE, MSGPACK, 0, 0, 0, 0, _NO_CORRELATION, 0, _MAGIC)
+_PLAIN_RESULT = _HEADER.pack(b"PYRO", _VERSION, RESULT, MSGPACK, 0, 0, 0, 0, _NO_CORRELATION, 0, _MAGIC)
+_CALL_START, _RESULT_START, _END = _PLAIN_CALL[:10], _PLAIN_RESULT[:10], _PLAIN_CALL[16:]
+_NO_OPTIONS = b"\x80"
+
+
+class CallPacker:
+    """Packs calls of one remote object.
+
+    Args:
+        object_id: its name on the node.
+    """
+
+    __slots__ = ("_begin", "_heads", "_pack")
+
+    def __init__(self, object_id: str) -> None:
+        self._begin = b"\x94" + pack_plain(object_id)
+        self._heads: dict[str, bytes] = {}
+        self._pack = msgpack.Packer(use_bin_type=True).pack
+
+    def pack(self, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes | list[Buffer]:
+        """The message that calls ``method``, in several buffers if a value among its arguments is large."""
+        head = self._heads.get(method)
+        if head is None:
+            head = self._heads[method] = self._begin + pack_plain(method)
+        try:
+            body: bytes = self._pack(arguments)
+        except TypeError:  # it knows no Pieces
+            buffers = [head, *_pack_with_pieces(arguments), _NO_OPTIONS]
+            length = sum(map(len, buffers))
+            return [_VARYING.pack(_CALL_START, sequence, length, _END), *buffers]
+        if len(body) > LARGE_BYTES:  # a packer never gives its memory back
+            self._pack = msgpack.Packer(use_bin_type=True).pack
+        length = len(head) + len(body) + 1
+        return _VARYING.pack(_CALL_START, sequence, length, _END) + head + body + _NO_OPTIONS
+
+
+def _pack_with_pieces(value: Any) -> Iterable[Buffer]:
+    """``value`` as msgpack, `Pieces` within it as what they are made of."""
+    if type(value) is Pieces:
+        yield _BIN32.pack(_BIN32_TYPE, len(value))
+        yield from value.buffers
+    elif type(value) in (tuple, list):
+        yield msgpack.Packer().pack_array_header(len(value))
+        for item in value:
+            yield from _pack_with_pieces(item)
+    else:
+        yield pack_plain(value)
+
+
+def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
+    """The reply that a call returned ``result``, in several buffers if that is a large value."""
+    if type(result) is bytes and len(result) < 256:
+        length = len(result)
+        return b"%b%c%c%b" % (
+            _VARYING.pack(_RESULT_START, sequence, length + 2, _END),
+            _BIN8_TYPE,
+            length,
+            result,
+        )
+    if type(result) is memoryview or (type(result) is bytes and len(result) >= LARGE_BYTES):
+        length = len(result)
+        header = _VARYING.pack(_RESULT_START, sequence, _BIN32.size + length, _END)
+        return [header + _BIN32.pack(_BIN32_TYPE, length), result]
+    body = pack_plain(result)
+    return _VARYING.pack(_RESULT_START, sequence, len(body), _END) + body
+
+
+class CallUnpacker:
+    """Reads the calls of one remote object that are as a `CallPacker` packs them and small.
+
+    Args:
+        object_id: its name.
+        methods: what may be called, by name.
+    """
+
+    __slots__ = ("_methods", "_name_at")
+
+    def __init__(self, object_id: str, methods: dict[str, Callable[..., Any]]) -> None:
+        begin = b"\x94" + pack_plain(object_id)
+        self._name_at = HEADER_BYTES + len(begin)
+        self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
+
+    def unpack(self, data: bytes) -> tuple[int, Callable[..., Any], list[Any]] | None:
+        """Sequence, method and arguments, if ``data`` is one whole call without anything special; else None."""
+        if not self._name_at < len(data) <= LARGE_BYTES:
+            return None
+        start, sequence, length, end = _VARYING.unpack_from(data)
+        arguments_at = (
+            self._name_at + 1 + (data[self._name_at] & 0x1F)
+        )  # the name is a short string, if it is known
+        method = self._methods.get(data[HEADER_BYTES:arguments_at])
+        if (
+            method is None
+            or start != _CALL_START
+            or end != _END
+            or length != len(data) - HEADER_BYTES
+            or data[-1] != _NO_OPTIONS[0]
+        ):
+            return None
+        try:
+            arguments = _unpack_small(data[arguments_at:-1])
+        except Exception:  # no options were no options
+            return None
+        return (sequence, method, arguments) if type(arguments) is list else None
+
+
+def sequence_of(message: bytes | list[Buffer]) -> int:
+    """The sequence number of a message that was packed here."""
+    head = message if isinstance(message, bytes) else message[0]
+    return int.from_bytes(head[10:12], "big")
+
+
+UNUSUAL: Any = object()
+"""What `unpack_result` returns for all that needs a `FrameDecoder`."""
+
+
+def unpack_result(data: bytes, sequence: int) -> Any:
+    """The result, if ``data`` is one whole and small reply to that request without anything special; else `UNUSUAL`.
+
+    Raises:
+        ProtocolError: the body is not plain msgpack.
+    """
+    size = len(data)
+    if HEADER_BYTES < size <= LARGE_BYTES:
+        start, answered, length, end = _VARYING.unpack_from(data)
+        if start == _RESULT_START and answered == sequence and end == _END and length == size - HEADER_BYTES:
+            if length > 1 and data[HEADER_BYTES] == _BIN8_TYPE and data[HEADER_BYTES + 1] == length - 2:
+                return data[HEADER_BYTES + 2 :]
+            return unpack_plain(data[HEADER_BYTES:])
+    return UNUSUAL
+
+
+def unpack_plain(body: bytes | memoryview) -> Any:
+    """The plain value (None, bool, int, float, bytes, str, list, dict) that ``body`` holds.
+
+    No hook builds objects, and memory stays within a small multiple of the body's length: the arrays' lengths are
+    bounded, and in a large body, where a byte can stand for an object of 50, their number too.
+
+    Raises:
+        ProtocolError: it holds anything else.
+    """
+    try:
+        if body[0] == _BIN32_TYPE and len(body) == _BIN32.size + _BIN32.unpack_from(body)[1]:
+            return body[_BIN32.size :]
+        if len(body) <= _SMALL_BODY:
+            return _unpack_small(body)
+        budget = _Budget(_MAX_CONTAINERS)
+        return msgpack.unpackb(body, list_hook=budget.spend, object_hook=budget.spend, **_STRICTLY)
+    except Exception as error:
+        raise ProtocolError(f"A message's body is not plain msgpack ({type(error).__name__}).") from None
+
+
+def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str, Any]]:
+    """Object id, method, arguments and options of a call; a large value among the arguments stays in ``body``.
+
+    Raises:
+        ProtocolError: it is no call.
+    """
+    call: Any = None
+    if len(body) > LARGE_BYTES:
+        view = memoryview(body)
+        call = _unpack_with_large_value(view, _USUAL_HEAD)
+        if call is None:
+            call = _unpack_with_large_value(view, _LONGEST_HEAD)
+    if not call:
+        call = unpack_plain(body)
+    if isinstance(call, list | tuple) and len(call) == 4:
+        object_id, name, arguments, options = call
+        if type(object_id) is str and type(name) is str and type(arguments) is list and type(options) is dict:
+            return object_id, name, arguments, options
+    raise ProtocolError("A call is an object, a method, arguments and options.")
+
+
+_BEFORE_VALUE = 2  # arguments: the view and the key
+_USUAL_HEAD, _LONGEST_HEAD = 512, MAX_KEY_BYTES + 1024  # bytes before a large value
+
+
+def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ...] | None:
+    """The call in ``body`` with its first large argument left in place.
+
+    Empty if there is no such argument, None if that cannot be seen from so many bytes.
+    """
+    head = msgpack.Unpacker(**_STRICTLY)
+    head.feed(body[:head_bytes])
+    try:
+        if head.read_array_header() != 4:
+            return ()
+        object_id, name = head.unpack(), head.unpack()
+        arguments: list[Any] = []
+        for left in range(head.read_array_header(), 0, -1):
+            at = head.tell()
+            kind, length = _BIN32.unpack_from(body, at)
+            if _is_container(kind):
+                return ()
+            if kind == _BIN32_TYPE and length >= LARGE_BYTES and len(arguments) >= _BEFORE_VALUE:
+                start = at + _BIN32.size
+                value = body[start : start + length]
+                # The other arguments and the options follow: as many objects as were left with the value.
+                rest = unpack_plain(msgpack.Packer().pack_array_header(left) + body[start + length :])
+                return object_id, name, [*arguments, value, *rest[:-1]], rest[-1]
+            arguments.append(head.unpack())
+    except msgpack.exceptions.OutOfData:
+        return None
+    except (ValueError, struct.error):
+        pass
+    return ()
+
+
+def _is_container(first_byte: int) -> bool:
+    return 0x80 <= first_byte <= 0x9F or 0xDC <= first_byte <= 0xDF
+
+
+def _refuse_ext(code: int, data: bytes) -> NoReturn:
+    raise ValueError("extension types are not plain")
+
+
+_STRICTLY: dict[str, Any] = {
+    "raw": False,
+    "ext_hook": _refuse_ext,
+    "timestamp": 1,  # the one extension that no hook sees becomes a float
+    "max_array_len": _MAX_ARRAY,
+    "max_map_len": _MAX_MAP,
+}
+_unpack_small = partial(msgpack.unpackb, **_STRICTLY)
+
+
+class _Budget:
+    """Counts the containers of one body."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, containers: int) -> None:
+        self.left = containers
+
+    def spend(self, container: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("too many containers")
+        return container

@@ -1,0 +1,64 @@
+"""The form in which a refusal crosses the wire. Pure.
+
+A method that refuses raises Pyro5's PyroError, which every Pyro5 peer knows, with two attributes: a code for programs
+and a detail. On the wire it is the map that Pyro5 makes of any exception.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pyrocache.errors import ProtocolError
+from pyrocache.protocol.messages import pack_plain, unpack_plain
+
+
+class Refusal(NamedTuple):
+    """What a peer said instead of a result.
+
+    Attributes:
+        code: one of the codes of ``docs/wire-format.md``, ``""`` when the peer gave none.
+        message: one sentence.
+        detail: what the code says it is, or None.
+    """
+
+    code: str
+    message: str
+    detail: Any = None
+
+
+STALE_VIEW = "stale-view"
+KEY_TOO_LARGE = "key-too-large"
+VALUE_TOO_LARGE = "value-too-large"
+OVERLOADED = "overloaded"
+BAD_REQUEST = "bad-request"
+NOT_AN_INT = "not-an-int"
+INTERNAL = "internal"
+
+
+def pack_refusal(refusal: Refusal) -> bytes:
+    """The body of an exception reply."""
+    return pack_plain(
+        {
+            "__class__": "Pyro5.errors.PyroError",
+            "__exception__": True,
+            "args": [refusal.message],
+            "attributes": {"code": refusal.code, "detail": refusal.detail},
+        }
+    )
+
+
+def unpack_refusal(body: bytes | memoryview) -> Refusal:
+    """The refusal in the body of an exception reply, whoever sent it."""
+    data = unpack_plain(body)
+    if not isinstance(data, dict):
+        raise ProtocolError("An exception reply holds no exception.")
+    attributes, arguments = data.get("attributes"), data.get("args")
+    if not isinstance(attributes, dict):
+        attributes = {}
+    code = attributes.get("code")
+    message = arguments[0] if isinstance(arguments, list) and arguments else data.get("__class__")
+    return Refusal(
+        code if isinstance(code, str) else "",
+        message if isinstance(message, str) else "no reason was given",
+        attributes.get("detail"),
+    )

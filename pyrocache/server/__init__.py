@@ -1,0 +1,1 @@
+"""Incoming connections, for nodes and the name server."""
