@@ -1,0 +1,99 @@
+"""The table of commands: one row for each remote method of `CacheNode`.
+
+Clients read from it what may be retried; nodes read from it what may be called and on which thread it runs. A method
+that is not in this table cannot be called. Names and arguments are described in ``docs/wire-format.md``. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Scope(Enum):
+    """What a command is about, hence which nodes it is sent to."""
+
+    KEY = "key"
+    """One key: its owner. Arguments begin with the view id and the key."""
+    KEYS = "keys"
+    """Many keys: each owner gets its part. Arguments begin with the view id and the keys."""
+    NAMESPACE = "namespace"
+    """A namespace or a tag: every node."""
+    NODE = "node"
+    """The node itself."""
+
+
+class Runs(Enum):
+    """How a node runs a command."""
+
+    INLINE = "inline"
+    """On the I/O thread: takes microseconds, or a millisecond for a batch."""
+    WORKER = "worker"
+    """On a worker thread: walks over entries."""
+    DEFERRED = "deferred"
+    """On the I/O thread; the reply may be deferred until another caller acts. The method takes the `Session` of its
+    connection as first argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One remote method.
+
+    Attributes:
+        name: the method of `CacheNode`.
+        scope: what it is about.
+        idempotent: executing it twice has the effect and the reply of executing it once, so that it may be sent again
+            after its reply was lost.
+        runs: how a node runs it.
+        mutates: it may change the store.
+    """
+
+    name: str
+    scope: Scope
+    idempotent: bool
+    runs: Runs
+    mutates: bool
+
+
+GET = Command("get", Scope.KEY, True, Runs.INLINE, True)  # mutates with touch_seconds only
+GET_WITH_VERSION = Command("get_with_version", Scope.KEY, True, Runs.INLINE, False)
+GET_WITH_TIMES = Command("get_with_times", Scope.KEY, True, Runs.INLINE, False)
+CONTAINS = Command("contains", Scope.KEY, True, Runs.INLINE, False)
+TTL = Command("ttl", Scope.KEY, True, Runs.INLINE, False)
+SET = Command("set", Scope.KEY, True, Runs.INLINE, True)
+PUT = Command("put", Scope.KEY, True, Runs.INLINE, True)
+PUT_IF = replace(PUT, idempotent=False)  # the same method, with a condition
+SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True)
+INCR = Command("incr", Scope.KEY, False, Runs.INLINE, True)
+TOUCH = Command("touch", Scope.KEY, True, Runs.INLINE, True)
+DELETE = Command("delete", Scope.KEY, False, Runs.INLINE, True)
+POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
+
+GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
+SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True)
+DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
+TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)
+
+LEASE = Command("lease", Scope.KEY, True, Runs.DEFERRED, False)
+FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True)
+ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
+ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
+RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)
+RELEASE = Command("release", Scope.KEY, False, Runs.INLINE, False)
+
+SCAN = Command("scan", Scope.NAMESPACE, True, Runs.WORKER, False)
+COUNT = Command("count", Scope.NAMESPACE, True, Runs.WORKER, False)
+CLEAR = Command("clear", Scope.NAMESPACE, False, Runs.INLINE, True)
+INVALIDATE_TAG = Command("invalidate_tag", Scope.NAMESPACE, True, Runs.INLINE, True)
+
+PING = Command("ping", Scope.NODE, True, Runs.INLINE, False)
+MEMBERS = Command("members", Scope.NODE, True, Runs.INLINE, False)
+STATS = Command("stats", Scope.NODE, True, Runs.WORKER, False)
+RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.INLINE, False)
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in list(globals().values())
+    if isinstance(command, Command) and command is not PUT_IF
+}
+"""Every command, by the name of its method."""
