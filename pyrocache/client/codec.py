@@ -147,7 +147,7 @@ def canonical_pickle(obj: object, persistent_id: Callable[[object], object | Non
     pickler.dump(obj)
 
 
-def canonical_unpickle(data: bytes, persistent_load: Callable[[object], object]) -> object:
+def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
     """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
     file = io.BytesIO(data)
     unpickler = pickle.Unpickler(file)

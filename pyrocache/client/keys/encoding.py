@@ -55,14 +55,14 @@ from __future__ import annotations
 
 import operator
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import type_name
+from pyrocache.client.codec import canonical_unpickle, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import (
     nest,
@@ -77,15 +77,7 @@ from pyrocache.client.keys.format import (
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = [
-    "MAX_KEY_BYTES",
-    "decode_key",
-    "encode_key",
-    "encode_keys",
-    "namespace_path",
-    "namespace_prefix",
-    "split_namespace",
-]
+__all__ = ["decode_key", "encode_key", "encode_keys", "namespace_path", "namespace_prefix", "split_namespace"]
 
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 
@@ -285,9 +277,9 @@ def _decode(encoded: bytes) -> object:
     return key
 
 
-def _of_items(build: Callable[[Iterator[Any]], object]) -> Callable[[bytes], object]:
+def _of_items(build: Callable[..., object]) -> Callable[[bytes], object]:
     """Return a decoder that passes the decoded keys of a payload to ``build``."""
-    return lambda payload: build(map(_decode, split(payload)[1]))
+    return lambda payload: build(*map(_decode, split(payload)[1]))
 
 
 def _decode_set(payload: bytes) -> frozenset[Any]:
@@ -310,12 +302,12 @@ def _check_sorted(parts: list[bytes]) -> None:
 _DECODERS: dict[bytes, Callable[[bytes], object]] = {
     **scalars.DECODERS,
     **{tag: _of_items(build) for tag, build in (scalars.BUILDERS | objects.BUILDERS).items()},
-    b"t": _of_items(tuple),
-    b"l": _of_items(list),
+    b"t": lambda payload: tuple(map(_decode, split(payload)[1])),
+    b"l": lambda payload: list(map(_decode, split(payload)[1])),
     b"S": _decode_set,
     b"d": _decode_dict,
-    b"P": lambda payload: objects.decode_pickled(payload, _decode),
+    b"P": lambda payload: canonical_unpickle(payload, _decode),
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.
-_CHECKED = frozenset(bytes((tag,)) for tag in b"ifrcahHnyTpweF")
+_CHECKED = frozenset(bytes((tag,)) for tag in b"NifrcahHnyTpweF")

@@ -14,19 +14,6 @@ from pyrocache.client.codec import type_name
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = [
-    "int_bytes",
-    "nest",
-    "own_code_failed",
-    "read_int",
-    "read_text",
-    "read_varint",
-    "split",
-    "too_large",
-    "utf8",
-    "varint",
-]
-
 _ONE_BYTE = [bytes((size,)) for size in range(0x80)]
 
 
@@ -94,10 +81,7 @@ def read_int(payload: bytes) -> int:
 
 def utf8(text: str) -> bytes:
     """Return a text in UTF-8, lone surrogates passed."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_text(payload: bytes) -> str:

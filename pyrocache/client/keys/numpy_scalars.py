@@ -16,8 +16,6 @@ from pyrocache.client.codec import type_name
 from pyrocache.client.keys.scalars import encode_bytes, encode_complex, encode_float, encode_int, encode_str
 from pyrocache.errors import InvalidKey
 
-__all__ = ["encoder_of"]
-
 
 def encoder_of(cls: type, encode_pickled: Callable[[Any], bytes]) -> Callable[[Any], bytes] | None:
     """Return the encoder for keys of a class of numpy's; None if it is not a scalar known here."""

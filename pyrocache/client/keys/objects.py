@@ -1,15 +1,16 @@
 """Objects as keys: enums and dataclasses by the names of their classes, all others by their pickles.
 
-Owns the kinds e, F, D and P in both directions. The parts of an object are encoded and decoded by functions that the
-caller passes in, so nothing here recurses.
+Owns the kinds e, F and D in both directions, and how kind P is made. The parts of an object are encoded by functions
+that the caller passes in, so nothing here recurses.
 
 A dataclass made with ``eq=True`` is always keyed by its compared fields, even if its class body has an ``__eq__`` too:
 a generated one cannot be told from a written one in every way of running a program.
 
 Encoders refuse with `InvalidKey` classes that cannot be imported by name, and objects whose own code raises. Builders
-and `decode_pickled` import classes, run their code, and may raise anything.
+import classes, run their code, and may raise anything.
 
-Threading: functions of their arguments alone, safe from any thread. They run the key's own pickling code.
+Threading: functions of their arguments alone, safe from any thread; the one cache only saves work. They run the key's
+own pickling code.
 """
 
 from __future__ import annotations
@@ -17,26 +18,18 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields
 from enum import Enum, Flag
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from pyrocache.client.codec import canonical_pickle, canonical_unpickle
+from pyrocache.client.codec import canonical_pickle
 from pyrocache.client.keys.format import nest, own_code_failed, too_large
 from pyrocache.client.keys.scalars import encode_int, encode_str
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
-
-__all__ = [
-    "BUILDERS",
-    "compared_fields",
-    "decode_pickled",
-    "encode_dataclass",
-    "encode_enum",
-    "encode_pickled",
-]
 
 
 def _class_reference(cls: type) -> bytes:
@@ -71,16 +64,7 @@ def encode_enum(key: Any) -> bytes:
     return b"e" + _class_reference(type(key)) + nest(encode_str(key._name_))
 
 
-def _build_enum(items: Iterator[Any]) -> object:
-    module, qualname, name = items
-    return _import_class(module, qualname, Enum)[name]
-
-
-def _build_flag(items: Iterator[Any]) -> object:
-    module, qualname, value = items
-    return _import_class(module, qualname, Flag)(value)
-
-
+@lru_cache(maxsize=1024)
 def compared_fields(cls: type) -> tuple[str, ...] | None:
     """Return the sorted names of the fields that a dataclass's ``==`` compares; None if it has another ``==``."""
     owner = next(base for base in cls.__mro__ if "__eq__" in vars(base))
@@ -98,8 +82,7 @@ def encode_dataclass(
     return b"D" + _class_reference(type(key)) + b"".join(parts)
 
 
-def _build_dataclass(items: Iterator[Any]) -> object:
-    module, qualname, *rest = items
+def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     cls = _import_class(module, qualname, object)
     if tuple(rest[::2]) != compared_fields(cls):
         raise InvalidKey("an encoded key's dataclass has other fields here")
@@ -145,20 +128,9 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
-def decode_pickled(payload: bytes, decode: Callable[[bytes], object]) -> object:
-    """Unpickle what `encode_pickled` made, with ``decode`` for the parts."""
-
-    def persistent_load(encoded: object) -> object:
-        if not isinstance(encoded, bytes):
-            raise InvalidKey("an encoded key's part is not bytes")
-        return decode(encoded)
-
-    return canonical_unpickle(payload, persistent_load)
-
-
-BUILDERS: dict[bytes, Callable[[Iterator[Any]], object]] = {
-    b"e": _build_enum,
-    b"F": _build_flag,
+BUILDERS: dict[bytes, Callable[..., object]] = {
+    b"e": lambda module, qualname, name: _import_class(module, qualname, Enum)[name],
+    b"F": lambda module, qualname, value: _import_class(module, qualname, Flag)(value),
     b"D": _build_dataclass,
 }
-"""By tag: the function that makes a key of a payload's decoded keys."""
+"""By tag: the function of a payload's decoded keys that makes a key."""

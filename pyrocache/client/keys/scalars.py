@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -27,20 +27,10 @@ from pyrocache.client.keys.format import int_bytes, nest, read_int, read_text, t
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = [
-    "BUILDERS",
-    "DECODERS",
-    "ENCODERS",
-    "encode_bytes",
-    "encode_complex",
-    "encode_datetime",
-    "encode_float",
-    "encode_int",
-    "encode_str",
-]
-
 _MAX_DIGITS = 160_000  # more of them, before or behind the point, are more bits than MAX_KEY_BYTES
 _DOUBLE = struct.Struct(">d")
+_POSIX = PosixPath if os.name == "posix" else PurePosixPath
+_WINDOWS = WindowsPath if os.name == "nt" else PureWindowsPath
 
 
 # Numbers.
@@ -71,11 +61,6 @@ def _encode_rational(numerator: int, denominator: int) -> bytes:
     return b"r" + nest(encode_int(numerator)) + nest(encode_int(denominator))
 
 
-def _build_rational(items: Iterator[Any]) -> Fraction:
-    numerator, denominator = items
-    return Fraction(numerator, denominator)
-
-
 def _encode_decimal(key: Decimal) -> bytes:
     if not key.is_finite():
         return encode_float(float("nan") if key.is_nan() else float(key))
@@ -96,40 +81,19 @@ def encode_complex(key: complex) -> bytes:
     return b"c" + nest(encode_float(key.real)) + nest(encode_float(key.imag))
 
 
-def _build_complex(items: Iterator[Any]) -> complex:
-    real, imaginary = items
-    return complex(float(real), float(imaginary))
-
-
 # None, texts, bytes, paths.
-
-
-def _decode_none(payload: bytes) -> None:
-    if payload:
-        raise InvalidKey("an encoded None has a payload")
 
 
 def encode_str(key: str) -> bytes:
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
-    try:
-        return b"s" + key.encode()
-    except UnicodeEncodeError:
-        return b"s" + utf8(key)
+    return b"s" + key.encode("utf-8", "surrogatepass")
 
 
 def encode_bytes(key: bytes | bytearray) -> bytes:
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"b" + key
-
-
-def _decode_posix_path(payload: bytes) -> PurePosixPath:
-    return (PosixPath if os.name == "posix" else PurePosixPath)(read_text(payload))
-
-
-def _decode_windows_path(payload: bytes) -> PureWindowsPath:
-    return (WindowsPath if os.name == "nt" else PureWindowsPath)(read_text(payload))
 
 
 # Dates and times.
@@ -200,7 +164,7 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
 """By exact type. Datetimes are not among them because some of them are pickled."""
 
 DECODERS: dict[bytes, Callable[[bytes], object]] = {
-    b"N": _decode_none,
+    b"N": lambda payload: None,
     b"i": read_int,
     b"f": lambda payload: _DOUBLE.unpack(payload)[0],
     b"s": read_text,
@@ -212,13 +176,13 @@ DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"H": _decode_aware_time,
     b"T": _delta,
     b"u": lambda payload: UUID(bytes=payload),
-    b"p": _decode_posix_path,
-    b"w": _decode_windows_path,
+    b"p": lambda payload: _POSIX(read_text(payload)),
+    b"w": lambda payload: _WINDOWS(read_text(payload)),
 }
 """By tag: the function that makes a key of a payload."""
 
-BUILDERS: dict[bytes, Callable[[Iterator[Any]], object]] = {
-    b"r": _build_rational,
-    b"c": _build_complex,
+BUILDERS: dict[bytes, Callable[..., object]] = {
+    b"r": Fraction,
+    b"c": lambda real, imaginary: complex(float(real), float(imaginary)),
 }
-"""By tag: the function that makes a key of a payload's decoded keys."""
+"""By tag: the function of a payload's decoded keys that makes a key."""

@@ -34,7 +34,6 @@ from hypothesis import strategies as st
 import pyrocache
 from pyrocache.client.codec import type_name
 from pyrocache.client.keys.encoding import (
-    MAX_KEY_BYTES,
     decode_key,
     encode_key,
     encode_keys,
@@ -44,6 +43,7 @@ from pyrocache.client.keys.encoding import (
 )
 from pyrocache.client.keys.format import varint
 from pyrocache.errors import InvalidKey, KeyTooLarge
+from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 PARIS, NEW_YORK = ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York")
 
