@@ -134,21 +134,25 @@ def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
         raise _unpicklable(error) from error
 
 
-def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None]) -> bytes:
-    """A pickle that depends on what `obj` holds and not on which of its parts are the same object.
+def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
+    """Write a pickle to ``file`` that depends on what ``obj`` holds, not on which of its parts are the same object.
 
-    `persistent_id` is called with every object on the way, `obj` included. What it returns is written in that
+    ``persistent_id`` is called with every object on the way, ``obj`` included. What it returns is written in that
     object's place; None lets pickle go on into the object. Raises whatever pickling raises.
     """
-    file = io.BytesIO()
-    _CanonicalPickler(file, persistent_id).dump(obj)
-    return file.getvalue()
+    pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
+    # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
+    pickler.fast = True
+    pickler.persistent_id = persistent_id  # type: ignore[method-assign]
+    pickler.dump(obj)
 
 
 def canonical_unpickle(data: bytes, persistent_load: Callable[[object], object]) -> object:
-    """The way back from `canonical_pickle`. Raises whatever unpickling raises, also for bytes left over."""
+    """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
     file = io.BytesIO(data)
-    loaded: object = _CanonicalUnpickler(file, persistent_load).load()
+    unpickler = pickle.Unpickler(file)
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    loaded: object = unpickler.load()
     if file.read(1):
         raise pickle.UnpicklingError("bytes left over after a pickle")
     return loaded
@@ -158,26 +162,6 @@ def type_name(value: object) -> str:
     """The qualified name of a value's type, the most that an error shows of a value."""
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
-class _CanonicalPickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, persistent_id: Callable[[object], object | None]) -> None:
-        super().__init__(file, _PICKLE_PROTOCOL)
-        # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
-        self.fast = True
-        self._persistent_id = persistent_id
-
-    def persistent_id(self, obj: Any) -> Any:
-        return self._persistent_id(obj)
-
-
-class _CanonicalUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, persistent_load: Callable[[object], object]) -> None:
-        super().__init__(file)
-        self._persistent_load = persistent_load
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._persistent_load(pid)
 
 
 def _encode_bytes(value: bytes) -> bytes | Pieces:
