@@ -22,7 +22,7 @@ from pyrocache.net.channel import PATIENCE_SECONDS, Channel, Dialing, Endpoint, 
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
-from pyrocache.runtime.spin import Patience
+from pyrocache.runtime.spin import SpinWait
 
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512
@@ -214,7 +214,7 @@ class Connection:
         poll.register(channel.fileno(), select.POLLIN)
         self._poll: _Poll = poll.poll
         if not is_cooperative(channel):
-            self._spin_wait = Patience().wait
+            self._spin_wait = SpinWait().wait
         # A node that turns connections away may have closed this one by now; what it said is there to be read.
         try:
             self._begin_sending(self._protocol.greet())

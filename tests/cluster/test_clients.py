@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,18 +34,10 @@ from pyrocache import (
     SerializationError,
     ValueTooLarge,
 )
+from tests.support.processes import ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 MEBIBYTE = 2**20
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
-    return result
 
 
 def use(cache: PyroCacheClient, who: object, rounds: int) -> None:

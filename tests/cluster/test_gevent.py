@@ -11,8 +11,12 @@ from pyrocache import LocalCluster
 
 pytest.importorskip("gevent")
 
-BEFORE = "from gevent import monkey; monkey.patch_all()\nfrom pyrocache import PyroCacheClient, NodeUnavailable\n"
-AFTER = "from pyrocache import PyroCacheClient, NodeUnavailable\nfrom gevent import monkey; monkey.patch_all()\n"
+BEFORE = (
+    "from gevent import monkey; monkey.patch_all()\nfrom pyrocache import PyroCacheClient, NodeUnavailable\n"
+)
+AFTER = (
+    "from pyrocache import PyroCacheClient, NodeUnavailable\nfrom gevent import monkey; monkey.patch_all()\n"
+)
 
 USE = """
 import os, signal, sys, time
@@ -60,7 +64,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("head", [BEFORE, AFTER], ids=["patched before the import", "patched after the import"])
+@pytest.mark.parametrize(
+    "head", [BEFORE, AFTER], ids=["patched before the import", "patched after the import"]
+)
 def test_greenlets_share_a_client_and_a_stopped_node_stops_none_of_them(
     head: str, cluster: LocalCluster
 ) -> None:
