@@ -29,6 +29,7 @@ class OutstandingCalls:
 
     Attributes:
         deadlines: of the deferred calls.
+        done: those that have their outcome, for `finished`.
     """
 
     def __init__(self, workers: int, max_jobs: int, wake: Callable[[], None]) -> None:
@@ -37,7 +38,7 @@ class OutstandingCalls:
         self._max_jobs = max_jobs
         self._jobs = 0
         self._wake = wake
-        self._done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
+        self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
     def start_job(self, connection: Connection, job: Job) -> bool:
         """Run ``job`` on a worker. Return False, and do nothing, if there are too many."""
@@ -64,8 +65,8 @@ class OutstandingCalls:
 
     def finished(self) -> Iterator[tuple[Connection, Reply | PendingReply | None]]:
         """Yield the connections whose call has its outcome; None for a job that raised what no job should."""
-        while self._done:
-            connection, reply = self._done.popleft()
+        while self.done:
+            connection, reply = self.done.popleft()
             connection.busy = False
             if isinstance(reply, PendingReply):
                 self.cancel(connection)
@@ -86,5 +87,5 @@ class OutstandingCalls:
         self._end(connection, reply)
 
     def _end(self, connection: Connection, reply: Reply | PendingReply | None) -> None:  # on any thread
-        self._done.append((connection, reply))
+        self.done.append((connection, reply))
         self._wake()

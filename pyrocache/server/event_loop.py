@@ -115,7 +115,8 @@ class EventLoop:
                 tick_at = self._clock() + _TICK_SECONDS
             if self._now >= deadlines.first:
                 deadlines.expire(self._now)
-            self._finish_calls()
+            if self._calls.done:
+                self._finish_calls()
         self.close()
 
     def shutdown(self) -> None:

@@ -807,6 +807,19 @@ class TestSlowReaders:
                 assert deaf.call("get", NO_VIEW, b"a") == value
             assert server.at_rest(1)
 
+    def test_one_that_has_read_a_large_reply_is_idle_again(self) -> None:
+        with running(send_buffer=4096) as server, Peer(server) as writer:
+            assert writer.call("set", NO_VIEW, b"a", content(2 * MIB)) is True
+            with Peer(server, receive_buffer=4096) as reader:
+                reader.sock.sendall(call(0, "contains", NO_VIEW, b"a") + call(1, "get", NO_VIEW, b"a"))
+                assert wait_until(lambda: server.event_loop.buffers.used > MIB)
+                assert reader.answer() == (0, True)
+                assert reader.answer() == (1, content(2 * MIB))
+                assert wait_until(lambda: all(c.idle for c in server.event_loop.connections))
+                assert {c.events for c in server.event_loop.connections} == {select.POLLIN}, (
+                    "or the loop spins"
+                )
+
     def test_small_replies_are_held_back_too(self) -> None:
         with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as deaf:
             connection = server.connection()
