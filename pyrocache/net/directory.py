@@ -22,6 +22,7 @@ from pyrocache.net.failures import BROKEN, Refused
 PREFIX = "cache.node."
 
 _TAKEN = object()
+_NOT_PACKED = object()  # Pyro5's name server cannot list an entry without metadata in msgpack
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
@@ -81,7 +82,11 @@ class NameServerDirectory:
         return bool(self._ask(deadline, "remove a node", "remove", member.name))
 
     def _members(self, deadline: Deadline) -> list[Member]:
-        listed = self._ask(deadline, "list the nodes", "list", PREFIX, None, True)
+        purpose = "list the nodes"
+        listed = self._ask(deadline, purpose, "list", PREFIX, None, True)
+        if listed is _NOT_PACKED:
+            names = self._ask(deadline, purpose, "list", PREFIX)
+            listed = {name: self._ask(deadline, purpose, "lookup", name, True) for name in names}
         if type(listed) is not dict:
             raise self._unavailable("list the nodes", None, answered=True)
         members = (_member(name, entry) for name, entry in listed.items())
@@ -96,6 +101,8 @@ class NameServerDirectory:
         except Refused as refused:
             if "already registered" in refused.refusal.message:
                 return _TAKEN
+            if "frozenset" in refused.refusal.message:
+                return _NOT_PACKED
             raise self._unavailable(purpose, refused, answered=True) from refused
         except BROKEN as error:
             answered = connection is not None and connection.connected
