@@ -305,7 +305,7 @@ def test_an_address_that_other_hosts_reach_is_refused() -> None:
         call("run_nodes.py", "--host", "192.0.2.1"),
     ):
         assert refused.status == 1
-        assert refused.sentence.startswith("192.0.2.1 can be reached from other hosts")
+        assert refused.sentence.startswith("Other hosts can reach 192.0.2.1")
         assert "--insecure" in refused.sentence
 
 
