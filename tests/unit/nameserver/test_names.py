@@ -186,6 +186,7 @@ def test_long_requests_are_refused(names: Any) -> None:
     assert names.count() == 1
 
 
+@pytest.mark.parametrize("address", ["memory"], indirect=True)
 def test_long_listings_are_not(names: Any) -> None:
     for number in range(600):
         names.register(f"a.{number}", "PYRO:object@127.0.0.1:9", metadata=["text" * 20])
