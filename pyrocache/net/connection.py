@@ -26,7 +26,7 @@ from pyrocache.protocol.framing import FrameDecoder, Header
 from pyrocache.protocol.messages import CallPacker
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.places import Place
-from pyrocache.runtime.spin import Patience
+from pyrocache.runtime.spin import SpinWait
 
 # Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
 codecs.lookup("idna")
@@ -88,7 +88,7 @@ class Connection:
     """
 
     __slots__ = (
-        *("_decoder", "_packer", "_patience", "_poll", "_sequence", "_sock", "_unsent"),
+        *("_decoder", "_packer", "_spin_wait", "_poll", "_sequence", "_sock", "_unsent"),
         *("max_value_bytes", "member", "place", "used_at"),
     )
 
@@ -105,7 +105,7 @@ class Connection:
         self._sock = _connect(member, deadline, transport)
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
-        self._patience = Patience()
+        self._spin_wait = SpinWait()
         try:
             self._sock.settimeout(None)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
@@ -162,7 +162,7 @@ class Connection:
             Refused: the node refused; the connection is as good as before.
             ProtocolError, OSError: drop the connection.
         """
-        self._patience.wait(self._poll.poll)
+        self._spin_wait.wait(self._poll.poll)
         try:
             if deadline.at - deadline.seen_at < 2 * _PATIENCE_SECONDS:
                 self._wait(select.POLLIN, deadline)

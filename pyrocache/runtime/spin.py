@@ -22,7 +22,7 @@ _MOST_SLEEPS = 1023
 _give_way: Callable[[], Any] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
-class Patience:
+class SpinWait:
     """Waits awake while that is worth it. For one thread at a time.
 
     Args:

@@ -2,7 +2,7 @@
 
 Owns the handshake and the table of methods that may be called. Refuses, on the header alone, every message that Pyro5
 would decompress, unmarshal, batch or run in a thread of its own. Calls that are cheap are answered at once;
-for the others the caller gets a job to run where blocking is allowed, or a `Later` to wait for.
+for the others the caller gets a job to run where blocking is allowed, or a `Deferred` to wait for.
 
 Keeps a histogram of how long calls take, from when the request is there until the reply is: of every call that may
 take long, and of a fixed share of the others. Reading the clock twice would cost a small request a tenth of its time.
@@ -25,7 +25,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
 
 log = logging.getLogger("pyrocache.node")
@@ -43,19 +43,19 @@ Job: TypeAlias = Callable[[], Reply]
 """Runs the call and returns the reply; may take long."""
 
 
-class Pending(NamedTuple):
+class PendingReply(NamedTuple):
     """A call that waits for something.
 
     Attributes:
         later: its result.
-        reply: makes the reply, once ``later`` has its outcome.
+        reply: makes the reply, once ``deferred`` has its outcome.
     """
 
-    later: Later
+    deferred: Deferred
     reply: Callable[[], Reply]
 
 
-class Farewell(Exception):
+class CloseAfterReply(Exception):
     """The connection ends here, after ``last_words`` have been sent."""
 
     def __init__(self, last_words: bytes) -> None:
@@ -71,7 +71,7 @@ class Dispatcher:
         max_frame_bytes: the longest message that is taken once a peer has introduced itself.
         cheap: names of methods to answer at once.
         waiting: names of methods that may wait, each with the name of the one that is called in its place: at once,
-            with the caller's `Peer` and the arguments. It returns the result, or a `Later`.
+            with the caller's `Session` and the arguments. It returns the result, or a `Deferred`.
         timer: seconds, to measure calls with.
     """
 
@@ -113,7 +113,7 @@ class Dispatcher:
 
         Raises:
             ProtocolError: drop the connection.
-            Farewell: say this, then drop it.
+            CloseAfterReply: say this, then drop it.
         """
         if header.serializer != framing.MSGPACK and header.type != framing.PING:
             raise ProtocolError("The peer changed its serializer.")
@@ -138,7 +138,7 @@ class Dispatcher:
             if serializer is None:
                 raise ProtocolError("An unknown serializer.")
             body = serializer.dumps("this node speaks msgpack only: set the proxy's _pyroSerializer to it")
-            raise Farewell(
+            raise CloseAfterReply(
                 framing.pack_message(
                     framing.CONNECT_FAIL, header.sequence, body, serializer=header.serializer
                 )
@@ -158,7 +158,7 @@ class Dispatcher:
                     return _failed(sequence, method.__name__, error)
         return None
 
-    def handle(self, frame: Frame, greeted: bool, peer: Peer) -> Reply | Job | Pending:
+    def handle(self, frame: Frame, greeted: bool, session: Session) -> Reply | Job | PendingReply:
         """The reply to ``frame``, a job that makes it, or what it has to wait for.
 
         Args:
@@ -166,7 +166,7 @@ class Dispatcher:
             peer: who sent it.
 
         Raises:
-            ProtocolError, Farewell: as `admit` does.
+            ProtocolError, CloseAfterReply: as `admit` does.
         """
         header, body = frame
         if not greeted:
@@ -181,7 +181,7 @@ class Dispatcher:
             )
         begin = self._begin.get((object_id, name))
         if begin is not None:
-            return self._begin_call(name, header.sequence, begin, [peer, *arguments], options)
+            return self._begin_call(name, header.sequence, begin, [session, *arguments], options)
         at_once = (object_id, name) in self._at_once
         if at_once and header.sequence % ONE_IN != 1:
             return _call(header.sequence, method, arguments, options)
@@ -216,7 +216,7 @@ class Dispatcher:
             greeting = self._daemon.validateHandshake(None, request.get("handshake"))
         except PyroError as error:
             text = messages.pack_plain(str(error))
-            raise Farewell(framing.pack_message(framing.CONNECT_FAIL, header.sequence, text)) from None
+            raise CloseAfterReply(framing.pack_message(framing.CONNECT_FAIL, header.sequence, text)) from None
         answer = messages.pack_plain({"handshake": greeting, "meta": metadata})
         return framing.pack_message(framing.CONNECT_OK, header.sequence, answer)
 
@@ -240,22 +240,22 @@ class Dispatcher:
         begin: Callable[..., Any],
         arguments: Sequence[Any],
         options: dict[str, Any],
-    ) -> Reply | Pending:
+    ) -> Reply | PendingReply:
         """Answer a call that may have to wait, or say what it waits for."""
         since = self._timer()
         try:
             result = begin(*arguments, **options)
-            if isinstance(result, Later):
+            if isinstance(result, Deferred):
                 reply = partial(self._measured, name, since, sequence, result.outcome, (), {})
-                return Pending(result, reply)
+                return PendingReply(result, reply)
             answer = messages.pack_result(sequence, result)
         except Exception as error:
             answer = _failed(sequence, name, error)
         self._latencies.add(name, self._timer() - since)
         return answer
 
-    def _unserved(self, header: Header, code: str, text: str) -> Farewell:
-        return Farewell(_refuse(header.sequence, Refusal(code, text)))
+    def _unserved(self, header: Header, code: str, text: str) -> CloseAfterReply:
+        return CloseAfterReply(_refuse(header.sequence, Refusal(code, text)))
 
 
 def _exposed_methods(daemon: Any, object_id: str) -> dict[str, Callable[..., Any]]:

@@ -6,9 +6,9 @@ workers and their replies come back through the I/O thread, in the order of the 
 further while one of its jobs runs, nor while its peer leaves too much unread. Whoever sends half a request, nothing,
 or does not read meets a deadline of its own, and nobody else notices.
 
-A call that waits for a `Later` takes no thread, only its connection, which is not read meanwhile but watched: should
-the peer hang up, by closing or by ending its side of the stream, it is closed. However a connection ends, the `Later`
-it waits for is cancelled then and its `Peer` is closed.
+A call that waits for a `Deferred` takes no thread, only its connection, which is not read meanwhile but watched: should
+the peer hang up, by closing or by ending its side of the stream, it is closed. When a connection ends, the `Deferred`
+it waits for is cancelled then and its `Session` is closed.
 
 A request that comes alone, whole and small, as nearly all do, is answered without entering any buffer or queue. When
 more is kept for all connections together than the node may keep, whoever brings most of it is told `Overloaded`, and
@@ -39,9 +39,9 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.limits import LARGE_BYTES, MOST_SECONDS
 from pyrocache.protocol.messages import sequence_of
-from pyrocache.runtime.spin import Patience
-from pyrocache.server.deferred import Deadlines, Later, Peer
-from pyrocache.server.dispatcher import Dispatcher, Farewell, Job, Pending, Reply
+from pyrocache.runtime.spin import SpinWait
+from pyrocache.server.deferred import Deadlines, Deferred, Session
+from pyrocache.server.dispatcher import CloseAfterReply, Dispatcher, Job, PendingReply, Reply
 
 log = logging.getLogger("pyrocache.node")
 
@@ -69,16 +69,16 @@ class Connection:
         "busy",
         "calm",
         "decoder",
+        "deferred",
         "ending_at",
         "greeted",
         "held_back",
-        "later",
         "mask",
         "outgoing",
         "partial_since",
-        "peer",
         "queued_at",
         "sent",
+        "session",
         "sock",
         "unread",
     )
@@ -89,8 +89,8 @@ class Connection:
         self.greeted = False
         self.calm = False  # greeted, and nothing is under way or kept
         self.busy = False  # one of its calls is on a worker or waits
-        self.later: Later | None = None  # what that waits for
-        self.peer = Peer()
+        self.deferred: Deferred | None = None  # what that waits for
+        self.session = Session()
         self.held_back = False  # it left so much unread that requests were left waiting
         self.mask = 0  # what the selector watches it for
         self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray
@@ -148,7 +148,7 @@ class Connection:
         if not self.decoder.between_frames:
             return self.partial_since + config.request_seconds
         return self.active_at + (
-            max(config.idle_seconds, MOST_SECONDS) if self.peer.holds else config.idle_seconds
+            max(config.idle_seconds, MOST_SECONDS) if self.session.holds else config.idle_seconds
         )
 
 
@@ -157,7 +157,7 @@ class _Selector:
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
-        self._patience = Patience()
+        self._spin_wait = SpinWait()
         epoll = hasattr(select, "epoll")
         self._poll: Any = select.epoll() if epoll else select.poll()
         self._units_per_second = 1 if epoll else 1000
@@ -165,7 +165,7 @@ class _Selector:
     def select(self, seconds: float) -> list[tuple[Any, int]]:
         """Handlers and masks of what is ready, waiting up to ``seconds`` for something."""
         look = self._poll.poll
-        events = look(0) or self._patience.wait(look) or look(seconds * self._units_per_second)
+        events = look(0) or self._spin_wait.wait(look) or look(seconds * self._units_per_second)
         handlers = self._handlers
         return [(handlers[descriptor], mask) for descriptor, mask in events]
 
@@ -222,7 +222,7 @@ class Transport:
         self._dispatcher: Dispatcher
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="pyrocache-worker")
         self._jobs = 0
-        self._done: deque[tuple[Connection, Reply | Pending | None]] = deque()
+        self._done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
         self._deadlines = Deadlines()
         self._thread = 0  # of the loop
         self._accept_again_at: float | None = None
@@ -409,7 +409,7 @@ class Transport:
             while self._answer_next(connection):
                 if connection.unread >= _UNREAD_BYTES:
                     connection.send()
-        except Farewell as farewell:
+        except CloseAfterReply as farewell:
             connection.queue(farewell.last_words, self._now)
             self._end(connection)
         finally:
@@ -426,11 +426,11 @@ class Transport:
         if frame is None:
             return False
         connection.partial_since = connection.active_at = self._now
-        reply = self._dispatcher.handle(frame, connection.greeted, connection.peer)
+        reply = self._dispatcher.handle(frame, connection.greeted, connection.session)
         if not connection.greeted:
             connection.greeted = True
             connection.decoder.admit = self._dispatcher.admit
-        if isinstance(reply, Pending):
+        if isinstance(reply, PendingReply):
             self._start_to_wait(connection, reply)
         elif callable(reply):
             self._start_job(connection, frame.header, reply)
@@ -485,7 +485,7 @@ class Transport:
         readable = not connection.busy and connection.unread < _UNREAD_BYTES
         writable = connection.outgoing or (connection.held_back and connection.ending_at is None)
         mask = (_READ if readable else 0) | (_WRITE if writable else 0)
-        if connection.later is not None:
+        if connection.deferred is not None:
             mask |= _HANG_UP
         if mask == connection.mask:
             return
@@ -517,7 +517,7 @@ class Transport:
         self.buffered -= connection.held
         connection.sock.close()
         self._forget_later(connection)
-        connection.peer.close()  # after that: what it was given until then is freed, and nothing is given afterwards
+        connection.session.close()  # after that: what it was given until then is freed, and nothing is given afterwards
 
     # Jobs and waiting calls ------------------------------------------------------------------------------
 
@@ -538,22 +538,22 @@ class Transport:
         self._done.append((connection, reply))
         self.wake()
 
-    def _start_to_wait(self, connection: Connection, call: Pending) -> None:
+    def _start_to_wait(self, connection: Connection, call: PendingReply) -> None:
         connection.busy = True
-        connection.later = call.later
-        self._deadlines.add(call.later)
-        call.later.take(partial(self._end_wait, connection, call))
+        connection.deferred = call.deferred
+        self._deadlines.add(call.deferred)
+        call.deferred.take(partial(self._end_wait, connection, call))
 
-    def _end_wait(self, connection: Connection, call: Pending) -> None:  # on any thread
+    def _end_wait(self, connection: Connection, call: PendingReply) -> None:  # on any thread
         self._done.append((connection, call))
         if threading.get_ident() != self._thread:
             self.wake()
 
     def _forget_later(self, connection: Connection) -> None:
-        later, connection.later = connection.later, None
-        if later is not None:
-            self._deadlines.discard(later)
-            later.cancel()
+        deferred, connection.deferred = connection.deferred, None
+        if deferred is not None:
+            self._deadlines.discard(deferred)
+            deferred.cancel()
 
     def _stay_awake(self) -> None:
         try:
@@ -565,7 +565,7 @@ class Transport:
         while self._done:
             connection, reply = self._done.popleft()
             connection.busy = False
-            if isinstance(reply, Pending):
+            if isinstance(reply, PendingReply):
                 self._forget_later(connection)
             else:
                 self._jobs -= 1
@@ -575,7 +575,7 @@ class Transport:
                 continue
             try:
                 connection.active_at = connection.partial_since = self._now
-                if isinstance(reply, Pending):
+                if isinstance(reply, PendingReply):
                     reply = reply.reply()
                 before = connection.unread
                 connection.queue(self._affordable(connection, reply), self._now)

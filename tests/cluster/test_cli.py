@@ -332,14 +332,14 @@ def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
 
 def test_a_setting_that_makes_no_sense_is_refused_in_one_sentence() -> None:
     wrong = {
-        ("run_nodes.py", "--max-memory", "lots"): "'lots' is no size",
+        ("run_nodes.py", "--max-memory", "lots"): "'lots' is not a valid size",
         ("run_nodes.py", "--max-memory", "1KiB"): "at least 64KiB",
-        ("run_nodes.py", "--host", "not a host"): "'not a host' is no host name",
-        ("run_nodes.py", "--nameserver", "127.0.0.1:99999"): "'127.0.0.1:99999' is no address",
+        ("run_nodes.py", "--host", "not a host"): "'not a host' is not a valid host name",
+        ("run_nodes.py", "--nameserver", "127.0.0.1:99999"): "'127.0.0.1:99999' is not a valid address",
         ("run_nodes.py", "--name", "cache.node.1"): "--nodes 1",
         ("run_nameserver.py", "--port", "99999"): "99999",
         ("run_nameserver.py", "--port", "0", "--storage", "sql:/nowhere/names"): "/nowhere/names",
-        (*PYROCACHE, "get", "key", "--nameserver", "a:b:c"): "'a:b:c' is no address",
+        (*PYROCACHE, "get", "key", "--nameserver", "a:b:c"): "'a:b:c' is not a valid address",
         (*PYROCACHE, "set", "key", "value", "--ttl", "0"): "--ttl",
         (*PYROCACHE, "status", "--timeout", "-1"): "timeout",
     }

@@ -5,11 +5,11 @@ gives up or its connection closes, or the time is over and somebody else wants i
 set or deleted, or a tag of the loaded value was invalidated: what was loaded before that must not be stored after it.
 After Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), with callers that wait instead of asking again.
 
-Who waits, waits in a `Later`, until the lease's time is over at the longest; it is told None then and asks again, and
+A waiter parks on a `Deferred` until the lease expires at the latest; it then receives None and must ask again, and
 whoever comes first has the lease. It keeps its place in the queue as long as it asks over the same connection. So no
-timer is needed beyond that of each `Later`.
+timer is needed beyond that of each `Deferred`.
 
-Pure, but for the locks within a `Later`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
+Pure, but for the locks within a `Deferred`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
 it under its lock. While there is no lease, `by_key` is empty, and nothing here needs to be called at all.
 """
 
@@ -26,7 +26,7 @@ from Pyro5.errors import PyroError
 
 from pyrocache.node.coordination.quota import Holdings, Tokens
 from pyrocache.node.store.store import Found
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 
 VALUE = "value"
 STALE = "stale"
@@ -47,19 +47,19 @@ _LOOKED_THROUGH = 64
 
 
 class _Waiter(NamedTuple):
-    later: Later
+    deferred: Deferred
     lease_seconds: float
 
 
 class _Lease:
-    __slots__ = ("deadline", "peer", "since", "token", "waiters")
+    __slots__ = ("deadline", "session", "since", "token", "waiters")
 
-    def __init__(self, token: int, deadline: float, peer: Peer, since: int) -> None:
+    def __init__(self, token: int, deadline: float, session: Session, since: int) -> None:
         self.token = token
         self.deadline = deadline
-        self.peer = peer
+        self.session = session
         self.since = since  # the number of the last invalidation before it was granted
-        self.waiters: dict[Peer, _Waiter] = {}  # in the order in which they came
+        self.waiters: dict[Session, _Waiter] = {}  # in the order in which they came
 
 
 class Leases:
@@ -98,7 +98,7 @@ class Leases:
     def waiting(self) -> int:
         """How many wait for a value now."""
         return sum(
-            waiter.later.waiting for lease in self.by_key.values() for waiter in lease.waiters.values()
+            waiter.deferred.waiting for lease in self.by_key.values() for waiter in lease.waiters.values()
         )
 
     # Who loads -------------------------------------------------------------------------------------------
@@ -106,13 +106,13 @@ class Leases:
     def request(
         self,
         key: bytes,
-        peer: Peer,
+        session: Session,
         found: Found,
         *,
         lease_seconds: float,
         wait_seconds: float,
         refresh: int = IF_MISSING,
-    ) -> Answer | Later | None:
+    ) -> Answer | Deferred | None:
         """What to tell a caller that wants a value, given what the store has.
 
         Args:
@@ -121,25 +121,25 @@ class Leases:
             refresh: when it wants to load the value: `IF_MISSING`, `IF_NOBODY_DOES` or `IN_ANY_CASE`.
 
         Returns:
-            An answer; a `Later` of one, or of None when it is to ask again; or None: somebody else loads.
+            An answer; a `Deferred` of one, or of None when it is to ask again; or None: somebody else loads.
 
         Raises:
             Full: there are too many leases, or this peer has too many.
         """
         lease = self.by_key.get(key)
         if lease is not None and refresh == IN_ANY_CASE:
-            return [LOAD, self._take_over(key, lease, peer, lease_seconds), found.value]
+            return [LOAD, self._take_over(key, lease, session, lease_seconds), found.value]
         if lease is not None and self._clock() >= lease.deadline and not self._pass_on(key, lease):
             lease = None
         if found.value is not None and not found.stale and (lease is not None or not refresh):
             return value_answer(found)
         if lease is None:
-            return [LOAD, self._grant(key, peer, lease_seconds), found.value]
+            return [LOAD, self._grant(key, session, lease_seconds), found.value]
         if found.value is not None:
             return [STALE, found.value]
         if wait_seconds <= 0:
             return None
-        return self._wait(key, lease, peer, lease_seconds, wait_seconds)
+        return self._wait(key, lease, session, lease_seconds, wait_seconds)
 
     def accepts(self, key: bytes, token: int, tags: Iterable[bytes]) -> bool:
         """Whether the loaded value, with these tags, may be stored; then do, and call `settle`.
@@ -162,16 +162,16 @@ class Leases:
         self._pass_on(key, lease)
         return True
 
-    def free(self, peer: Peer) -> None:
+    def free(self, session: Session) -> None:
         """A connection is closed: what it was loading goes to the next waiter, and it waits for nothing more."""
-        for key in self._holdings.of(peer):
+        for key in self._holdings.of(session):
             lease = self.by_key.get(key)
             if lease is None:
                 continue
-            lease.waiters.pop(peer, None)
-            if lease.peer is peer:
+            lease.waiters.pop(session, None)
+            if lease.session is session:
                 self._pass_on(key, lease)
-            self._holdings.discard(peer, key)
+            self._holdings.discard(session, key)
 
     # What happens to the entries -------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Leases:
         if lease is not None:
             self._drop(key, lease)
             for waiter in lease.waiters.values():
-                waiter.later.give(value_answer(found))
+                waiter.deferred.give(value_answer(found))
 
     def void(self, key: bytes) -> None:
         """``key`` was deleted: what is being loaded may be outdated, so the next waiter becomes the loader."""
@@ -210,70 +210,70 @@ class Leases:
             lease = self.by_key[key]
             self._drop(key, lease)
             for waiter in lease.waiters.values():
-                waiter.later.refuse(error)
+                waiter.deferred.refuse(error)
 
     # Inside ----------------------------------------------------------------------------------------------
 
-    def _grant(self, key: bytes, peer: Peer, lease_seconds: float) -> int:
+    def _grant(self, key: bytes, session: Session, lease_seconds: float) -> int:
         if not self._holdings.has_room(key):
             self._make_room()
-        self._holdings.check(peer, key, new=True)
+        self._holdings.check(session, key, new=True)
         if not self.by_key:  # nothing was granted before any of these
             self._invalidated.clear()
             self._forgotten = 0
         token = self._tokens.next()
-        self.by_key[key] = _Lease(token, self._clock() + lease_seconds, peer, self._invalidation)
+        self.by_key[key] = _Lease(token, self._clock() + lease_seconds, session, self._invalidation)
         self._holdings.opened(key)
-        self._holdings.add(peer, key)
+        self._holdings.add(session, key)
         self.granted += 1
         return token
 
-    def _take_over(self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float) -> int:
-        """A lease for ``peer`` in place of another one's; who waits goes on waiting."""
-        self._holdings.check(peer, key, new=False)
-        if lease.peer not in lease.waiters:
-            self._holdings.discard(lease.peer, key)
-        self._holdings.add(peer, key)
-        lease.token, lease.peer = self._tokens.next(), peer
+    def _take_over(self, key: bytes, lease: _Lease, session: Session, lease_seconds: float) -> int:
+        """A lease for ``session`` in place of another one's; who waits goes on waiting."""
+        self._holdings.check(session, key, new=False)
+        if lease.session not in lease.waiters:
+            self._holdings.discard(lease.session, key)
+        self._holdings.add(session, key)
+        lease.token, lease.session = self._tokens.next(), session
         lease.deadline = self._clock() + lease_seconds
         lease.since = self._invalidation
         self.granted += 1
         return lease.token
 
     def _wait(
-        self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float, wait_seconds: float
-    ) -> Later:
-        self._holdings.check(peer, key, new=False)
-        later = Later(peer, min(self._clock() + wait_seconds, lease.deadline))
-        lease.waiters[peer] = _Waiter(later, lease_seconds)  # one that asks again keeps its place
-        self._holdings.add(peer, key)
+        self, key: bytes, lease: _Lease, session: Session, lease_seconds: float, wait_seconds: float
+    ) -> Deferred:
+        self._holdings.check(session, key, new=False)
+        deferred = Deferred(session, min(self._clock() + wait_seconds, lease.deadline))
+        lease.waiters[session] = _Waiter(deferred, lease_seconds)  # one that asks again keeps its place
+        self._holdings.add(session, key)
         self.waited += 1
-        return later
+        return deferred
 
     def _pass_on(self, key: bytes, lease: _Lease) -> bool:
         """The next waiter becomes the loader; False if there is none and the lease is over."""
-        if lease.peer not in lease.waiters:
-            self._holdings.discard(lease.peer, key)
+        if lease.session not in lease.waiters:
+            self._holdings.discard(lease.session, key)
         lease.token = self._tokens.next()
-        for peer in [peer for peer, waiter in lease.waiters.items() if waiter.later.waiting]:
-            waiter = lease.waiters.pop(peer)
-            if not peer.closed and waiter.later.give([LOAD, lease.token, None]):
-                lease.peer = peer
+        for session in [session for session, waiter in lease.waiters.items() if waiter.deferred.waiting]:
+            waiter = lease.waiters.pop(session)
+            if not session.closed and waiter.deferred.give([LOAD, lease.token, None]):
+                lease.session = session
                 lease.deadline = self._clock() + waiter.lease_seconds
                 lease.since = self._invalidation
                 self.granted += 1
                 self.passed_on += 1
                 return True
-            self._holdings.discard(peer, key)
+            self._holdings.discard(session, key)
         self._drop(key, lease)
         return False
 
     def _drop(self, key: bytes, lease: _Lease) -> None:
         del self.by_key[key]
         self._holdings.closed(key)
-        self._holdings.discard(lease.peer, key)
-        for peer in lease.waiters:
-            self._holdings.discard(peer, key)
+        self._holdings.discard(lease.session, key)
+        for session in lease.waiters:
+            self._holdings.discard(session, key)
 
     def _make_room(self) -> None:
         """Let go of some leases, of those granted first, whose time is over."""
@@ -282,7 +282,7 @@ class Leases:
             key for key, lease in islice(self.by_key.items(), _LOOKED_THROUGH) if now >= lease.deadline
         ]:
             lease = self.by_key[key]
-            if not any(waiter.later.waiting for waiter in lease.waiters.values()):
+            if not any(waiter.deferred.waiting for waiter in lease.waiters.values()):
                 self._drop(key, lease)
 
 

@@ -4,10 +4,10 @@ A holder has a token, a number that only grows (Kleppmann, "How to do distribute
 protects can refuse a holder whose token is smaller than one that it has seen. A lock is held until it is released, its
 connection closes, or it was not renewed for its time to live and somebody else wants it.
 
-Who waits, waits in a `Later`, until the earliest of the holders' times is over at the longest; it is told None then and
+A waiter parks on a `Deferred` until the first holder expires at the latest; it then receives None and
 asks again. It keeps its place in the queue as long as it asks over the same connection.
 
-Pure, but for the locks within a `Later`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
+Pure, but for the locks within a `Deferred`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
 it under its lock.
 """
 
@@ -20,19 +20,19 @@ from typing import NamedTuple
 from Pyro5.errors import PyroError
 
 from pyrocache.node.coordination.quota import Holdings, Tokens
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 
 
 class _Holder:
-    __slots__ = ("deadline", "peer")
+    __slots__ = ("deadline", "session")
 
-    def __init__(self, peer: Peer, deadline: float) -> None:
-        self.peer = peer
+    def __init__(self, session: Session, deadline: float) -> None:
+        self.session = session
         self.deadline = deadline
 
 
 class _Waiter(NamedTuple):
-    later: Later
+    deferred: Deferred
     limit: int
     ttl_seconds: float
 
@@ -42,7 +42,7 @@ class _Lock:
 
     def __init__(self) -> None:
         self.holders: dict[int, _Holder] = {}  # by token
-        self.waiters: dict[Peer, _Waiter] = {}  # in the order in which they came
+        self.waiters: dict[Session, _Waiter] = {}  # in the order in which they came
 
 
 class Locks:
@@ -82,38 +82,40 @@ class Locks:
     @property
     def waiting(self) -> int:
         """How many wait for one now."""
-        return sum(waiter.later.waiting for lock in self.by_name.values() for waiter in lock.waiters.values())
+        return sum(
+            waiter.deferred.waiting for lock in self.by_name.values() for waiter in lock.waiters.values()
+        )
 
     def acquire(
-        self, name: bytes, peer: Peer, *, limit: int, ttl_seconds: float, wait_seconds: float
-    ) -> int | Later | None:
+        self, name: bytes, session: Session, *, limit: int, ttl_seconds: float, wait_seconds: float
+    ) -> int | Deferred | None:
         """Hold ``name`` together with at most ``limit`` - 1 others.
 
         Returns:
-            The holder's token; a `Later` of it, or of None when the caller is to ask again; None: it is not free.
+            The holder's token; a `Deferred` of it, or of None when the caller is to ask again; None: it is not free.
 
         Raises:
             Full: there are too many locks, or this peer has too many.
         """
         lock = self.by_name.get(name)
-        self._holdings.check(peer, name, new=lock is None)
+        self._holdings.check(session, name, new=lock is None)
         if lock is None:
             lock = self.by_name[name] = _Lock()
             self._holdings.opened(name)
-        later = Later(peer, self._clock() + wait_seconds)
-        lock.waiters[peer] = _Waiter(later, limit, ttl_seconds)  # one that asks again keeps its place
-        self._holdings.add(peer, name)
+        deferred = Deferred(session, self._clock() + wait_seconds)
+        lock.waiters[session] = _Waiter(deferred, limit, ttl_seconds)  # one that asks again keeps its place
+        self._holdings.add(session, name)
         self._serve(name, lock)
-        if not later.waiting:
-            token: int = later.outcome()
+        if not deferred.waiting:
+            token: int = deferred.outcome()
             return token
         if wait_seconds <= 0:
-            del lock.waiters[peer]
-            self._strike(name, lock, peer)
+            del lock.waiters[session]
+            self._strike(name, lock, session)
             return None
-        later.deadline = min(later.deadline, *(holder.deadline for holder in lock.holders.values()))
+        deferred.deadline = min(deferred.deadline, *(holder.deadline for holder in lock.holders.values()))
         self.waited += 1
-        return later
+        return deferred
 
     def renew(self, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold it for so long from now; False if it is not held with this token any more.
@@ -135,16 +137,16 @@ class Locks:
         self._serve(name, lock)
         return True
 
-    def free(self, peer: Peer) -> None:
+    def free(self, session: Session) -> None:
         """A connection is closed: release what it holds, and it waits for nothing more."""
-        for name in self._holdings.of(peer):
+        for name in self._holdings.of(session):
             lock = self.by_name.get(name)
             if lock is None:
                 continue
-            lock.waiters.pop(peer, None)
-            for token in [token for token, holder in lock.holders.items() if holder.peer is peer]:
+            lock.waiters.pop(session, None)
+            for token in [token for token, holder in lock.holders.items() if holder.session is session]:
                 self._release(name, lock, token)
-            self._strike(name, lock, peer)
+            self._strike(name, lock, session)
             self._serve(name, lock)
 
     def forget(self, belongs_elsewhere: Callable[[bytes], bool], error: PyroError) -> None:
@@ -152,10 +154,10 @@ class Locks:
         for name in [name for name in self.by_name if belongs_elsewhere(name)]:
             lock = self.by_name.pop(name)
             self._holdings.closed(name)
-            for peer in [*lock.waiters, *(holder.peer for holder in lock.holders.values())]:
-                self._holdings.discard(peer, name)
+            for session in [*lock.waiters, *(holder.session for holder in lock.holders.values())]:
+                self._holdings.discard(session, name)
             for waiter in lock.waiters.values():
-                waiter.later.refuse(error)
+                waiter.deferred.refuse(error)
 
     # Inside ----------------------------------------------------------------------------------------------
 
@@ -165,19 +167,19 @@ class Locks:
 
     def _serve(self, name: bytes, lock: _Lock) -> None:
         """Give the lock to those who wait, in their order, for as many as may hold it."""
-        for peer, waiter in list(lock.waiters.items()):
-            if not waiter.later.waiting:
+        for session, waiter in list(lock.waiters.items()):
+            if not waiter.deferred.waiting:
                 continue  # it is about to ask again
             if len(lock.holders) >= waiter.limit:
                 self._expire(name, lock)
             if len(lock.holders) >= waiter.limit:
                 break
-            del lock.waiters[peer]
+            del lock.waiters[session]
             token = self._tokens.next()
-            if peer.closed or not waiter.later.give(token):
-                self._strike(name, lock, peer)
+            if session.closed or not waiter.deferred.give(token):
+                self._strike(name, lock, session)
                 continue
-            lock.holders[token] = _Holder(peer, self._clock() + waiter.ttl_seconds)
+            lock.holders[token] = _Holder(session, self._clock() + waiter.ttl_seconds)
             self.granted += 1
         self._close_if_free(name, lock)
 
@@ -189,17 +191,19 @@ class Locks:
             self.expired += 1
 
     def _release(self, name: bytes, lock: _Lock, token: int) -> None:
-        peer = lock.holders.pop(token).peer
-        self._strike(name, lock, peer)
+        session = lock.holders.pop(token).session
+        self._strike(name, lock, session)
 
-    def _strike(self, name: bytes, lock: _Lock, peer: Peer) -> None:
-        """Note that ``peer`` does not have to do with ``name`` any more, if that is so."""
-        if peer not in lock.waiters and not any(holder.peer is peer for holder in lock.holders.values()):
-            self._holdings.discard(peer, name)
+    def _strike(self, name: bytes, lock: _Lock, session: Session) -> None:
+        """Note that ``session`` does not have to do with ``name`` any more, if that is so."""
+        if session not in lock.waiters and not any(
+            holder.session is session for holder in lock.holders.values()
+        ):
+            self._holdings.discard(session, name)
 
     def _close_if_free(self, name: bytes, lock: _Lock) -> None:
-        if not lock.holders and not any(waiter.later.waiting for waiter in lock.waiters.values()):
-            for peer in lock.waiters:
-                self._holdings.discard(peer, name)
+        if not lock.holders and not any(waiter.deferred.waiting for waiter in lock.waiters.values()):
+            for session in lock.waiters:
+                self._holdings.discard(session, name)
             del self.by_name[name]
             self._holdings.closed(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyrocache.server.deferred import Peer
+from pyrocache.server.deferred import Session
 
 MAX_BYTES = 16 * 2**20
 """Of keys, and `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
@@ -51,50 +51,50 @@ class Holdings:
         max_bytes, max_per_peer: the bounds.
     """
 
-    __slots__ = ("_max_bytes", "_max_per_peer", "_of_peer", "bytes")
+    __slots__ = ("_max_bytes", "_max_per_peer", "_of_session", "bytes")
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_per_peer: int = MAX_PER_PEER) -> None:
         self._max_bytes = max_bytes
         self._max_per_peer = max_per_peer
-        self._of_peer: dict[Peer, set[bytes]] = {}
+        self._of_session: dict[Session, set[bytes]] = {}
         self.bytes = 0
 
     def __len__(self) -> int:
         """Peers that hold something or wait."""
-        return len(self._of_peer)
+        return len(self._of_session)
 
     def has_room(self, key: bytes) -> bool:
         """Whether there is room for one more that is held."""
         return self.bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
 
-    def check(self, peer: Peer, key: bytes, *, new: bool) -> None:
-        """Raise `Full` unless ``peer`` may hold or wait for ``key``; ``new``: nobody does yet."""
-        keys = self._of_peer.get(peer, ())
+    def check(self, session: Session, key: bytes, *, new: bool) -> None:
+        """Raise `Full` unless ``session`` may hold or wait for ``key``; ``new``: nobody does yet."""
+        keys = self._of_session.get(session, ())
         if len(keys) >= self._max_per_peer and key not in keys:
             raise Full(f"A connection holds or waits for {self._max_per_peer} at a time.")
         if new and not self.has_room(key):
             raise Full("Too many are held or waited for at the moment.")
 
-    def add(self, peer: Peer, key: bytes) -> None:
-        """``peer`` holds ``key`` or waits for it."""
-        keys = self._of_peer.get(peer)
+    def add(self, session: Session, key: bytes) -> None:
+        """``session`` holds ``key`` or waits for it."""
+        keys = self._of_session.get(session)
         if keys is None:
-            keys = self._of_peer[peer] = set()
-            peer.holds += 1
+            keys = self._of_session[session] = set()
+            session.holds += 1
         keys.add(key)
 
-    def discard(self, peer: Peer, key: bytes) -> None:
+    def discard(self, session: Session, key: bytes) -> None:
         """It does no more."""
-        keys = self._of_peer.get(peer)
+        keys = self._of_session.get(session)
         if keys is not None:
             keys.discard(key)
             if not keys:
-                del self._of_peer[peer]
-                peer.holds -= 1
+                del self._of_session[session]
+                session.holds -= 1
 
-    def of(self, peer: Peer) -> list[bytes]:
-        """The keys of ``peer``."""
-        return list(self._of_peer.get(peer, ()))
+    def of(self, session: Session) -> list[bytes]:
+        """The keys of ``session``."""
+        return list(self._of_session.get(session, ()))
 
     def opened(self, key: bytes) -> None:
         """Somebody holds ``key`` now, and nobody did."""

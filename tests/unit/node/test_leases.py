@@ -11,7 +11,7 @@ from Pyro5.errors import PyroError
 from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
 from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
 from pyrocache.node.store.store import Found
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
 
 KEY = b"\0key"
@@ -31,7 +31,7 @@ class Node:
 
     def ask(
         self,
-        peer: Peer | None = None,
+        session: Session | None = None,
         found: Found = NOTHING,
         key: bytes = KEY,
         *,
@@ -40,21 +40,21 @@ class Node:
         refresh: int = IF_MISSING,
     ) -> Any:
         return self.leases.request(
-            key, peer or Peer(), found, lease_seconds=seconds, wait_seconds=wait, refresh=refresh
+            key, session or Session(), found, lease_seconds=seconds, wait_seconds=wait, refresh=refresh
         )
 
-    def load(self, peer: Peer | None = None, key: bytes = KEY, **options: Any) -> int:
+    def load(self, session: Session | None = None, key: bytes = KEY, **options: Any) -> int:
         """Ask, and become the loader."""
-        answer = self.ask(peer, key=key, **options)
+        answer = self.ask(session, key=key, **options)
         assert answer[0] == "load"
         return answer[1]
 
-    def wait(self, peer: Peer | None = None, **options: Any) -> Later:
+    def wait(self, session: Session | None = None, **options: Any) -> Deferred:
         """Ask, and have to wait."""
-        later = self.ask(peer, **options)
-        assert isinstance(later, Later)
-        assert later.waiting
-        return later
+        deferred = self.ask(session, **options)
+        assert isinstance(deferred, Deferred)
+        assert deferred.waiting
+        return deferred
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_first_who_asks_for_what_is_missing_loads_it_and_the_others_wait_for
     assert node.leases.waiting == 5
     assert node.leases.accepts(KEY, token, ())
     node.leases.settle(KEY, Found(b"new", remaining=30.0, load_seconds=0.25))
-    assert [later.outcome() for later in others] == [["value", b"new", 30.0, 0.25]] * 5
+    assert [deferred.outcome() for deferred in others] == [["value", b"new", 30.0, 0.25]] * 5
     assert nothing_is_left(node)
 
 
@@ -124,7 +124,7 @@ def test_tokens_only_grow(node: Node) -> None:
 
 
 def test_who_refreshes_in_any_case_takes_the_lease_from_its_holder_and_the_others_wait_on(node: Node) -> None:
-    former = Peer()
+    former = Session()
     token, waiter = node.load(former), node.wait()
     kind, successor, frame = node.ask(found=LIVE, refresh=IN_ANY_CASE)
     assert (kind, frame) == ("load", b"live")
@@ -162,12 +162,12 @@ def test_a_loader_gives_up_only_its_own_lease(node: Node) -> None:
 
 
 def test_a_closed_connection_frees_what_it_was_loading(node: Node) -> None:
-    peer = Peer()
-    node.load(peer)
-    node.load(peer, key=b"\0other")
+    session = Session()
+    node.load(session)
+    node.load(session, key=b"\0other")
     waiter = node.wait()
-    peer.close()
-    node.leases.free(peer)
+    session.close()
+    node.leases.free(session)
     assert waiter.outcome()[0] == "load"
     assert list(node.leases.by_key) == [KEY]
 
@@ -176,7 +176,7 @@ def test_who_hung_up_or_waited_long_enough_is_passed_over(node: Node) -> None:
     token = node.load()
     gone, closed, expired, last = (node.wait(wait=wait) for wait in (10.0, 10.0, 1.0, 10.0))
     gone.cancel()
-    closed.peer.closed = True
+    closed.session.closed = True
     node.clock.tick(1.0)
     assert expired.expire(node.clock())
     assert expired.outcome() is None
@@ -185,10 +185,10 @@ def test_who_hung_up_or_waited_long_enough_is_passed_over(node: Node) -> None:
 
 
 def test_a_closed_connection_waits_no_more(node: Node) -> None:
-    token, peer = node.load(), Peer()
-    later = node.wait(peer)
-    later.cancel()
-    node.leases.free(peer)
+    token, session = node.load(), Session()
+    deferred = node.wait(session)
+    deferred.cancel()
+    node.leases.free(session)
     node.leases.abandon(KEY, token)
     assert nothing_is_left(node)
 
@@ -199,7 +199,7 @@ def test_a_lease_whose_time_is_over_goes_to_whoever_asks(node: Node) -> None:
     assert waiter.deadline == 1003.0, "it is told when the time is over, and asks again"
     node.clock.tick(3.0)
     assert waiter.expire(node.clock())
-    successor = node.load(waiter.peer)
+    successor = node.load(waiter.session)
     assert not node.leases.accepts(KEY, token, ())
     assert node.leases.accepts(KEY, successor, ())
 
@@ -214,11 +214,11 @@ def test_who_waits_has_a_lease_whose_time_is_over_before_one_that_comes_later(no
 
 
 def test_who_asks_again_over_the_same_connection_keeps_its_place(node: Node) -> None:
-    token, peer = node.load(), Peer()
-    early, late = node.wait(peer, wait=1.0), node.wait()
+    token, session = node.load(), Session()
+    early, late = node.wait(session, wait=1.0), node.wait()
     node.clock.tick(1.0)
     assert early.expire(node.clock())
-    early = node.wait(peer)
+    early = node.wait(session)
     node.leases.abandon(KEY, token)
     assert early.outcome()[0] == "load"
     assert late.waiting
@@ -309,14 +309,14 @@ def test_keys_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(no
 
 
 def test_one_connection_holds_only_so_many(node: Node) -> None:
-    node, peer = Node(max_per_peer=3), Peer()
+    node, session = Node(max_per_peer=3), Session()
     for number in range(3):
-        node.load(peer, key=b"\0%d" % number)
+        node.load(session, key=b"\0%d" % number)
     with pytest.raises(Full):
-        node.load(peer, key=b"\0more")
+        node.load(session, key=b"\0more")
     node.load(key=b"\0more")
     with pytest.raises(Full):
-        node.wait(peer, key=b"\0more")
+        node.wait(session, key=b"\0more")
 
 
 def test_there_are_only_so_many_in_all_and_those_whose_time_is_over_make_room(node: Node) -> None:
@@ -333,17 +333,17 @@ def test_there_are_only_so_many_in_all_and_those_whose_time_is_over_make_room(no
 
 
 def test_nothing_is_kept_of_callers_that_are_done(node: Node) -> None:
-    peers = [Peer() for _ in range(50)]
+    sessions = [Session() for _ in range(50)]
     for number in range(20):
         key = b"\0%d" % number
-        token = node.load(peers[0], key=key)
-        for peer in peers[1:]:
-            node.wait(peer, key=key)
+        token = node.load(sessions[0], key=key)
+        for session in sessions[1:]:
+            node.wait(session, key=key)
         if number % 3 == 0:
             node.leases.settle(key, LIVE)
         elif number % 3 == 1:
-            for peer in peers:
-                node.leases.free(peer)
+            for session in sessions:
+                node.leases.free(session)
         else:
             node.leases.abandon(key, token)
             node.leases.forget(lambda _: True, PyroError("gone"))

@@ -12,7 +12,7 @@ from Pyro5.errors import PyroError
 
 from pyrocache.node.coordination.locks import Locks
 from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
 
 NAME = b"\0name"
@@ -30,27 +30,27 @@ class Node:
 
     def acquire(
         self,
-        peer: Peer | None = None,
+        session: Session | None = None,
         name: bytes = NAME,
         *,
         limit: int = 1,
         ttl: float = 30.0,
         wait: float = 10.0,
     ) -> Any:
-        return self.locks.acquire(name, peer or Peer(), limit=limit, ttl_seconds=ttl, wait_seconds=wait)
+        return self.locks.acquire(name, session or Session(), limit=limit, ttl_seconds=ttl, wait_seconds=wait)
 
-    def hold(self, peer: Peer | None = None, name: bytes = NAME, **options: Any) -> int:
+    def hold(self, session: Session | None = None, name: bytes = NAME, **options: Any) -> int:
         """Acquire at once."""
-        token = self.acquire(peer, name, **options)
+        token = self.acquire(session, name, **options)
         assert type(token) is int
         return token
 
-    def wait(self, peer: Peer | None = None, **options: Any) -> Later:
+    def wait(self, session: Session | None = None, **options: Any) -> Deferred:
         """Acquire, and have to wait."""
-        later = self.acquire(peer, **options)
-        assert isinstance(later, Later)
-        assert later.waiting
-        return later
+        deferred = self.acquire(session, **options)
+        assert isinstance(deferred, Deferred)
+        assert deferred.waiting
+        return deferred
 
 
 @pytest.fixture
@@ -104,20 +104,20 @@ def test_a_semaphore_has_so_many_holders(node: Node) -> None:
 
 
 def test_a_closed_connection_releases_what_it_holds(node: Node) -> None:
-    peer = Peer()
-    node.hold(peer)
-    node.hold(peer, name=b"\0other")
+    session = Session()
+    node.hold(session)
+    node.hold(session, name=b"\0other")
     waiter = node.wait()
-    peer.close()
-    node.locks.free(peer)
+    session.close()
+    node.locks.free(session)
     assert type(waiter.outcome()) is int
     assert list(node.locks.by_name) == [NAME]
 
 
 def test_a_closed_connection_waits_no_more(node: Node) -> None:
-    token, peer = node.hold(), Peer()
-    node.wait(peer).cancel()
-    node.locks.free(peer)
+    token, session = node.hold(), Session()
+    node.wait(session).cancel()
+    node.locks.free(session)
     node.locks.release(NAME, token)
     assert nothing_is_left(node)
 
@@ -130,7 +130,7 @@ def test_one_that_is_not_renewed_goes_to_whoever_wants_it_once_its_time_is_over(
     assert node.acquire(wait=0) is None
     node.clock.tick(0.1)
     assert waiter.expire(node.clock())
-    assert node.hold(waiter.peer) > token
+    assert node.hold(waiter.session) > token
     assert not node.locks.renew(NAME, token, 3.0)
     assert not node.locks.release(NAME, token)
     assert node.locks.expired == 1
@@ -160,11 +160,11 @@ def test_who_waits_has_it_before_one_that_comes_later_and_does_not_want_to_wait(
 
 
 def test_who_asks_again_over_the_same_connection_keeps_its_place(node: Node) -> None:
-    token, peer = node.hold(), Peer()
-    early, late = node.wait(peer, wait=1.0), node.wait()
+    token, session = node.hold(), Session()
+    early, late = node.wait(session, wait=1.0), node.wait()
     node.clock.tick(1.0)
     assert early.expire(node.clock())
-    early = node.wait(peer)
+    early = node.wait(session)
     node.locks.release(NAME, token)
     assert type(early.outcome()) is int
     assert late.waiting
@@ -195,11 +195,11 @@ def test_names_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(n
 
 
 def test_there_are_only_so_many_of_one_connection_and_in_all() -> None:
-    node, peer = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_peer=2), Peer()
-    node.hold(peer, name=b"\x000")
-    node.hold(peer, name=b"\x001")
+    node, session = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_peer=2), Session()
+    node.hold(session, name=b"\x000")
+    node.hold(session, name=b"\x001")
     with pytest.raises(Full):
-        node.hold(peer, name=b"\x002")
+        node.hold(session, name=b"\x002")
     node.hold(name=b"\x002")
     with pytest.raises(Full):
         node.hold(name=b"\x003")
@@ -214,35 +214,35 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.node = Node()
-        self.peers = [Peer() for _ in range(4)]
-        self.held: dict[int, tuple[Peer, float]] = {}  # token -> holder, held at least until
-        self.waiting: dict[Peer, Later] = {}
+        self.sessions = [Session() for _ in range(4)]
+        self.held: dict[int, tuple[Session, float]] = {}  # token -> holder, held at least until
+        self.waiting: dict[Session, Deferred] = {}
         self.last_token = 0
 
-    def has(self, peer: Peer, token: int, ttl: float) -> None:
+    def has(self, session: Session, token: int, ttl: float) -> None:
         assert token > self.last_token
         self.last_token = token
-        self.held[token] = (peer, self.node.clock() + ttl)
+        self.held[token] = (session, self.node.clock() + ttl)
 
     def collect(self) -> None:
         """Look at what those who waited have got."""
-        for peer, later in list(self.waiting.items()):
-            if not later.waiting:
-                del self.waiting[peer]
-                if later.outcome() is not None:
-                    self.has(peer, later.outcome(), 5.0)
+        for session, deferred in list(self.waiting.items()):
+            if not deferred.waiting:
+                del self.waiting[session]
+                if deferred.outcome() is not None:
+                    self.has(session, deferred.outcome(), 5.0)
 
     @rule(index=st.integers(0, 3), wait=st.sampled_from([0.0, 1.0, 20.0]))
     def acquire(self, index: int, wait: float) -> None:
-        peer = self.peers[index]
-        if peer in self.waiting:
+        session = self.sessions[index]
+        if session in self.waiting:
             return
-        result = self.node.acquire(peer, limit=self.LIMIT, ttl=5.0, wait=wait)
+        result = self.node.acquire(session, limit=self.LIMIT, ttl=5.0, wait=wait)
         self.collect()
-        if isinstance(result, Later):
-            self.waiting[peer] = result
+        if isinstance(result, Deferred):
+            self.waiting[session] = result
         elif result is not None:
-            self.has(peer, result, 5.0)
+            self.has(session, result, 5.0)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -256,30 +256,30 @@ class Machine(RuleBasedStateMachine):
     def renew(self, data: st.DataObject) -> None:
         if self.held:
             token = data.draw(st.sampled_from(sorted(self.held)))
-            peer, until = self.held[token]
+            session, until = self.held[token]
             if self.node.locks.renew(NAME, token, 5.0):
-                self.held[token] = (peer, self.node.clock() + 5.0)
+                self.held[token] = (session, self.node.clock() + 5.0)
             else:
                 assert self.node.clock() >= until
                 del self.held[token]
 
     @rule(index=st.integers(0, 3))
     def hang_up(self, index: int) -> None:
-        peer = self.peers[index]
-        later = self.waiting.pop(peer, None)
-        if later is not None:
-            later.cancel()
-        self.held = {token: holder for token, holder in self.held.items() if holder[0] is not peer}
-        peer.close()
-        self.node.locks.free(peer)
-        self.peers[index] = Peer()
+        session = self.sessions[index]
+        deferred = self.waiting.pop(session, None)
+        if deferred is not None:
+            deferred.cancel()
+        self.held = {token: holder for token, holder in self.held.items() if holder[0] is not session}
+        session.close()
+        self.node.locks.free(session)
+        self.sessions[index] = Session()
         self.collect()
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 6.0]))
     def tick(self, seconds: float) -> None:
         self.node.clock.tick(seconds)
-        for later in self.waiting.values():
-            later.expire(self.node.clock())
+        for deferred in self.waiting.values():
+            deferred.expire(self.node.clock())
         self.collect()
 
     @invariant()

@@ -11,7 +11,7 @@ from Pyro5.errors import PyroError
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
 
 NAME = "cache.node.1"
@@ -31,14 +31,14 @@ def node(clock: FakeClock) -> CacheNode:
 
 
 def ask(
-    node: CacheNode, peer: Peer | None = None, *, wait: float = 10.0, refresh: int = 0, **view: int
+    node: CacheNode, session: Session | None = None, *, wait: float = 10.0, refresh: int = 0, **view: int
 ) -> Any:
-    return node.begin_lease(peer or Peer(), view.get("view", NO_VIEW), KEY, 60.0, wait, refresh)
+    return node.begin_lease(session or Session(), view.get("view", NO_VIEW), KEY, 60.0, wait, refresh)
 
 
-def load(node: CacheNode, peer: Peer | None = None) -> int:
+def load(node: CacheNode, session: Session | None = None) -> int:
     """Become the loader; the lease's token."""
-    kind, token, _ = ask(node, peer)
+    kind, token, _ = ask(node, session)
     assert kind == "load"
     return token
 
@@ -152,36 +152,36 @@ def test_a_value_that_does_not_fit_leaves_the_lease_to_be_given_up(node: CacheNo
 
 
 def test_a_peer_that_leaves_holds_nothing_any_more(node: CacheNode) -> None:
-    peer = Peer()
-    token = load(node, peer)
-    lock = node.begin_acquire(peer, NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    session = Session()
+    token = load(node, session)
+    lock = node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 0.0)
     assert isinstance(lock, int)
-    loader, holder = ask(node), node.begin_acquire(Peer(), NO_VIEW, b"\0name", 1, 30.0, 10.0)
+    loader, holder = ask(node), node.begin_acquire(Session(), NO_VIEW, b"\0name", 1, 30.0, 10.0)
     assert node.stats()["waiting"] == 2
-    peer.close()
+    session.close()
     assert node.fill(NO_VIEW, KEY, token, b"value") is False
     assert loader.outcome()[0] == "load"
-    assert isinstance(holder, Later)
+    assert isinstance(holder, Deferred)
     assert holder.outcome() > lock
     assert (node.stats()["leases"], node.stats()["locks"], node.stats()["waiting"]) == (1, 1, 0)
 
 
 def test_it_is_known_of_a_peer_whether_it_holds_something(node: CacheNode) -> None:
-    peer = Peer()
-    token = load(node, peer)
-    lock = node.begin_acquire(peer, NO_VIEW, b"\0name", 1, 30.0, 0.0)
-    assert peer.holds
+    session = Session()
+    token = load(node, session)
+    lock = node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    assert session.holds
     node.fill(NO_VIEW, KEY, token, b"value")
-    assert peer.holds
+    assert session.holds
     node.release(NO_VIEW, b"\0name", lock)  # type: ignore[arg-type]
-    assert not peer.holds
+    assert not session.holds
 
 
 def test_a_peer_that_has_left_already_gets_nothing(node: CacheNode) -> None:
-    peer = Peer()
-    peer.close()
-    assert ask(node, peer) is None
-    assert node.begin_acquire(peer, NO_VIEW, b"\0name", 1, 30.0, 10.0) is None
+    session = Session()
+    session.close()
+    assert ask(node, session) is None
+    assert node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 10.0) is None
     assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
 
 
@@ -191,13 +191,13 @@ def test_what_other_nodes_look_after_from_now_on_is_forgotten_here(node: CacheNo
     keys = [b"\0%d" % number for number in range(50)]
     ours = {key for key in keys if both.owner(key).name == NAME}
     assert 0 < len(ours) < 50
-    loads = {key: node.begin_lease(Peer(), alone.id, key, 60.0, 0.0) for key in keys}
-    locks = {key: node.begin_acquire(Peer(), alone.id, key, 1, 30.0, 0.0) for key in keys}
-    waiters = {key: node.begin_lease(Peer(), alone.id, key, 60.0, 10.0) for key in keys}
+    loads = {key: node.begin_lease(Session(), alone.id, key, 60.0, 0.0) for key in keys}
+    locks = {key: node.begin_acquire(Session(), alone.id, key, 1, 30.0, 0.0) for key in keys}
+    waiters = {key: node.begin_lease(Session(), alone.id, key, 60.0, 10.0) for key in keys}
     node.adopt(both)
     for key in keys:
         waiter = waiters[key]
-        assert isinstance(waiter, Later)
+        assert isinstance(waiter, Deferred)
         assert waiter.waiting == (key in ours)
         if key not in ours:
             assert refusal(waiter.outcome) == "stale-view"
@@ -217,7 +217,7 @@ def test_a_node_that_leaves_sends_everybody_away(node: CacheNode) -> None:
 def test_every_method_checks_the_view(node: CacheNode) -> None:
     node.adopt(view(NAME))
     other = view("cache.node.2").id
-    peer = Peer()
+    session = Session()
     for method, arguments in [
         (node.get_with_times, (KEY,)),
         (node.lease, (KEY, 60.0, 0.0)),
@@ -229,8 +229,8 @@ def test_every_method_checks_the_view(node: CacheNode) -> None:
     ]:
         assert refusal(method, other, *arguments) == "stale-view"
         assert refusal(method, "no view", *arguments) == "bad-request"
-    assert refusal(node.begin_lease, peer, other, KEY, 60.0, 10.0) == "stale-view"
-    assert refusal(node.begin_acquire, peer, other, b"\0name", 1, 30.0, 10.0) == "stale-view"
+    assert refusal(node.begin_lease, session, other, KEY, 60.0, 10.0) == "stale-view"
+    assert refusal(node.begin_acquire, session, other, b"\0name", 1, 30.0, 10.0) == "stale-view"
 
 
 # Arguments ---------------------------------------------------------------------------------------------------
@@ -293,9 +293,9 @@ def test_what_is_no_token_is_refused(node: CacheNode, token: Any) -> None:
 
 
 def test_more_than_there_is_room_for_is_refused(node: CacheNode) -> None:
-    peer = Peer()
+    session = Session()
     for number in range(64):
-        assert node.begin_lease(peer, NO_VIEW, b"\0%d" % number, 60.0, 0.0)
-        assert node.begin_acquire(peer, NO_VIEW, b"\0%d" % number, 1, 30.0, 0.0)
-    assert refusal(node.begin_lease, peer, NO_VIEW, b"\0more", 60.0, 0.0) == "overloaded"
-    assert refusal(node.begin_acquire, peer, NO_VIEW, b"\0more", 1, 30.0, 0.0) == "overloaded"
+        assert node.begin_lease(session, NO_VIEW, b"\0%d" % number, 60.0, 0.0)
+        assert node.begin_acquire(session, NO_VIEW, b"\0%d" % number, 1, 30.0, 0.0)
+    assert refusal(node.begin_lease, session, NO_VIEW, b"\0more", 60.0, 0.0) == "overloaded"
+    assert refusal(node.begin_acquire, session, NO_VIEW, b"\0more", 1, 30.0, 0.0) == "overloaded"

@@ -1,4 +1,4 @@
-"""A lock as a node makes it of `Later` and `Peer`, for tests of what these promise."""
+"""A lock as a node makes it of `Deferred` and `Session`, for tests of what these promise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 
 
 class Turns:
@@ -19,15 +19,15 @@ class Turns:
         self.lock = threading.Lock()
         self.tokens = itertools.count(1)
         self.holder: int | None = None
-        self.queue: deque[Later] = deque()
+        self.queue: deque[Deferred] = deque()
 
-    def begin(self, peer: Peer, deadline: float) -> Later:
+    def begin(self, session: Session, deadline: float) -> Deferred:
         """Wait for a token."""
-        later = Later(peer, deadline)
+        deferred = Deferred(session, deadline)
         with self.lock:
-            self.queue.append(later)
+            self.queue.append(deferred)
         self._pass_on()
-        return later
+        return deferred
 
     def end(self, token: int) -> bool:
         """Whether that was the holder's, which it is no more."""
@@ -43,11 +43,11 @@ class Turns:
             with self.lock:
                 if self.holder is not None or not self.queue:
                     return
-                later, token = self.queue.popleft(), next(self.tokens)
-                if not later.give(token):
+                deferred, token = self.queue.popleft(), next(self.tokens)
+                if not deferred.give(token):
                     continue
                 self.holder = token
-            later.peer.on_close(partial(self.end, token))
+            deferred.session.on_close(partial(self.end, token))
             return
 
 

@@ -37,8 +37,7 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server import event_loop as transport_module
-from pyrocache.server.deferred import Later
-from pyrocache.server.deferred import Peer as PeerOfLater
+from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import Connection, Transport
 
@@ -62,43 +61,43 @@ class Gated(CacheNode):
         super().__init__(store, **options)
         self.gate = threading.Event()
         self.gate.set()
-        self.held: dict[bytes, Later] = {}
+        self.held: dict[bytes, Deferred] = {}
         self.turns: Any = None
 
     @exposed
     def pause(self, seconds: float) -> Any:
-        """``b"over"`` after so many seconds; 0: at once, -1: at once, but as a `Later`, -2: a refusal."""
+        """``b"over"`` after so many seconds; 0: at once, -1: at once, but as a `Deferred`, -2: a refusal."""
         raise AssertionError("only what stands in its place is called")
 
-    def begin_pause(self, peer: PeerOfLater, seconds: float) -> Any:
+    def begin_pause(self, session: Session, seconds: float) -> Any:
         if seconds == -2:
             raise PyroError("no such pause")
         if seconds == 0:
             return b"over"
-        later = Later(peer, time.monotonic() + seconds, b"over")
+        deferred = Deferred(session, time.monotonic() + seconds, b"over")
         if seconds == -1:
-            later.give(b"over")
-        return later
+            deferred.give(b"over")
+        return deferred
 
     hold = pause
 
-    def begin_hold(self, peer: PeerOfLater, name: bytes, seconds: float = 600.0) -> Later:
+    def begin_hold(self, session: Session, name: bytes, seconds: float = 600.0) -> Deferred:
         """Waits until the test gives something to ``held[name]``."""
-        self.held[name] = Later(peer, time.monotonic() + seconds)
+        self.held[name] = Deferred(session, time.monotonic() + seconds)
         return self.held[name]
 
     take_turn = pause
 
-    def begin_turn(self, peer: PeerOfLater, seconds: float) -> Later:
-        later: Later = self.turns.begin(peer, time.monotonic() + seconds)
-        return later
+    def begin_turn(self, session: Session, seconds: float) -> Deferred:
+        deferred: Deferred = self.turns.begin(session, time.monotonic() + seconds)
+        return deferred
 
     @exposed
     def end_turn(self, token: int) -> bool:
         """At once, on the I/O thread."""
         return bool(self.turns.end(token))
 
-    def waiting(self, name: bytes) -> Later:
+    def waiting(self, name: bytes) -> Deferred:
         """What the call with that name waits for, as soon as it does."""
         assert wait_until(lambda: name in self.held)
         return self.held.pop(name)
@@ -997,13 +996,13 @@ class TestWaitingCalls:
     def test_the_reply_comes_when_it_is_given_and_others_are_served_meanwhile(self, server: Server) -> None:
         with Peer(server) as peer, Peer(server) as other:
             peer.sock.sendall(call(1, "hold", b"it") + call(2, "set", NO_VIEW, b"behind", b"v"))
-            later = server.node.waiting(b"it")
+            deferred = server.node.waiting(b"it")
             assert other.call("contains", NO_VIEW, b"behind") is False
             assert not readable(peer.sock)
-            assert later.give([b"result", 7]) is True
+            assert deferred.give([b"result", 7]) is True
             assert peer.answer() == (1, [b"result", 7])
             assert peer.answer() == (2, True)
-            assert not later.peer.closed
+            assert not deferred.session.closed
 
     @pytest.mark.parametrize("seconds", [-1, 0, 0.002])
     def test_a_result_may_be_there_at_once(self, server: Server, seconds: float) -> None:
@@ -1042,10 +1041,10 @@ class TestWaitingCalls:
         with Peer(server) as peer:
             for number in range(10):
                 peer.sock.sendall(call(1, "hold", b"%d" % number))
-                later = server.node.waiting(b"%d" % number)
+                deferred = server.node.waiting(b"%d" % number)
                 time.sleep(0.01)  # the node sleeps by now
                 before = time.monotonic()
-                later.give(None)
+                deferred.give(None)
                 assert peer.answer() == (1, None)
                 took.append(time.monotonic() - before)
         assert sorted(took)[5] < 0.05, "not at the next tick"
@@ -1107,11 +1106,11 @@ class TestWaitingCalls:
         with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as peer:
             assert peer.call("set", NO_VIEW, b"a", content(300_000)) is True
             peer.sock.sendall(call(1, "get", NO_VIEW, b"a") + call(2, "hold", b"it"))
-            later = server.node.waiting(b"it")
+            deferred = server.node.waiting(b"it")
             assert server.connection().unread > 0
             peer.sock.shutdown(socket.SHUT_WR)
-            assert wait_until(lambda: later.peer.closed, 1.0)
-            assert not later.waiting
+            assert wait_until(lambda: deferred.session.closed, 1.0)
+            assert not deferred.waiting
 
     @pytest.mark.parametrize("family", ["tcp", "unix"])
     def test_what_is_given_to_one_that_leaves_goes_to_the_next(self, family: str, turns: Any) -> None:
@@ -1171,9 +1170,9 @@ class TestWaitingCalls:
             other, peer = (stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(2))
             assert other.call("set", NO_VIEW, b"a", content(300_000)) is True
             peer.sock.sendall(call(1, "get", NO_VIEW, b"a") * 2 + call(2, "hold", b"it"))
-            later = server.node.waiting(b"it")
+            deferred = server.node.waiting(b"it")
             given: list[bool] = []
-            later.peer.on_close(lambda: given.append(later.give(None)))
+            deferred.session.on_close(lambda: given.append(deferred.give(None)))
             assert wait_until(lambda: server.transport.buffered > 500_000)
             if end == "the node stops":
                 server.transport.shutdown()
@@ -1187,31 +1186,31 @@ class TestWaitingCalls:
         closed: list[int] = []
         with running(**limits) as server, Peer(server) as peer:
             peer.sock.sendall(call(1, "hold", b"it"))
-            later = server.node.waiting(b"it")
-            later.peer.on_close(lambda: closed.append(threading.get_ident()))
-            assert later.give(None) is True
+            deferred = server.node.waiting(b"it")
+            deferred.session.on_close(lambda: closed.append(threading.get_ident()))
+            assert deferred.give(None) is True
             assert peer.answer() == (1, None)
-            assert not later.peer.closed
+            assert not deferred.session.closed
             if end == "it leaves":
                 peer.sock.close()
             elif end == "the node stops":
                 server.transport.shutdown()
             elif end != "idle":
                 peer.sock.sendall(bytes(100) if end == "garbage" else GARBAGE["a batch"][0])
-            assert wait_until(lambda: later.peer.closed)
+            assert wait_until(lambda: deferred.session.closed)
             assert wait_until(lambda: len(closed) == 1)
 
     def test_a_peer_that_holds_something_may_be_idle_for_longer(self) -> None:
         with running(idle_seconds=0.3) as server, Peer(server) as peer:
             peer.sock.sendall(call(1, "hold", b"it"))
-            later = server.node.waiting(b"it")
-            later.peer.holds = 1
-            later.give(None)
+            deferred = server.node.waiting(b"it")
+            deferred.session.holds = 1
+            deferred.give(None)
             assert peer.answer() == (1, None)
             time.sleep(1.0)
-            assert not later.peer.closed
-            later.peer.holds = 0
-            assert wait_until(lambda: later.peer.closed)
+            assert not deferred.session.closed
+            deferred.session.holds = 0
+            assert wait_until(lambda: deferred.session.closed)
 
     def test_waiting_does_not_count_as_being_idle(self) -> None:
         with running(idle_seconds=0.1, request_seconds=0.1) as server, Peer(server) as peer:
@@ -1222,7 +1221,7 @@ def check_hang_up(server: Server, way: str) -> None:
     """Whoever leaves in this way while it waits is noticed at once, and what it waited for goes to somebody else."""
     with Peer(server) as peer, Peer(server) as other:
         peer.sock.sendall(call(1, "hold", b"it"))
-        later = server.node.waiting(b"it")
+        deferred = server.node.waiting(b"it")
         if way == "close with input unread":
             peer.sock.sendall(call(2, "ping") * 100)
         if way == "reset":
@@ -1231,8 +1230,8 @@ def check_hang_up(server: Server, way: str) -> None:
             peer.sock.shutdown(socket.SHUT_WR)
         else:
             peer.sock.close()
-        assert wait_until(lambda: later.peer.closed, 1.0)
-        assert later.give(b"result") is False
+        assert wait_until(lambda: deferred.session.closed, 1.0)
+        assert deferred.give(b"result") is False
         assert other.call("ping")["serving"] is True
         assert wait_until(lambda: len(server.transport.connections) == 1)
 

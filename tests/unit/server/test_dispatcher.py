@@ -10,8 +10,8 @@ from Pyro5.core import DAEMON_NAME
 from pyrocache.protocol import framing, messages, refusals
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.server.deferred import Later, Peer
-from pyrocache.server.dispatcher import ONE_IN, Dispatcher, Pending
+from pyrocache.server.deferred import Deferred, Session
+from pyrocache.server.dispatcher import ONE_IN, Dispatcher, PendingReply
 from pyrocache.server.histogram import BUCKETS, Latencies
 from pyrocache.testing import FakeClock
 
@@ -37,9 +37,9 @@ class Target:
     def wait(self, seconds: float) -> None:
         raise AssertionError("the dispatcher calls another in its place")
 
-    def begin_wait(self, peer: Peer, seconds: float, result: Any = None) -> Any:
+    def begin_wait(self, session: Session, seconds: float, result: Any = None) -> Any:
         self.clock.tick(seconds)
-        return result if result is not None else Later(peer, 1e9)
+        return result if result is not None else Deferred(session, 1e9)
 
 
 class FakeDaemon:
@@ -96,17 +96,17 @@ def latencies_of(dispatcher: Dispatcher) -> dict[str, dict[int, int]]:
 
 class TestWaitingCalls:
     def test_one_that_waits_is_answered_with_the_outcome(self, dispatcher: Dispatcher) -> None:
-        peer = Peer()
-        pending = dispatcher.handle(call("wait", 0.0, sequence=7), True, peer)
-        assert isinstance(pending, Pending)
-        assert pending.later.peer is peer
-        pending.later.give([b"outcome", 5])
+        session = Session()
+        pending = dispatcher.handle(call("wait", 0.0, sequence=7), True, session)
+        assert isinstance(pending, PendingReply)
+        assert pending.deferred.session is session
+        pending.deferred.give([b"outcome", 5])
         reply = pending.reply()
         assert result_of(reply) == [b"outcome", 5]
         assert messages.sequence_of(reply) == 7
 
     def test_one_that_need_not_wait_is_answered_at_once(self, dispatcher: Dispatcher) -> None:
-        assert result_of(dispatcher.handle(call("wait", 0.0, b"there"), True, Peer())) == b"there"
+        assert result_of(dispatcher.handle(call("wait", 0.0, b"there"), True, Session())) == b"there"
         data = messages.CallPacker(NAME).pack("wait", (0.0, b"there"), 1)
         assert isinstance(data, bytes)
         assert dispatcher.handle_at_once(data) is None, "that one knows no peer"
@@ -116,12 +116,12 @@ class TestWaitingCalls:
         [
             call("wait"),
             call("wait", 0.0, b"there", b"more"),
-            call("wait", 0.0, options={"peer": b"another"}),
+            call("wait", 0.0, options={"session": b"another"}),
             call("wait", 0.0, options={b"bytes": 1}),
         ],
     )
     def test_arguments_that_do_not_fit_are_refused(self, dispatcher: Dispatcher, frame: Frame) -> None:
-        refusal = result_of(dispatcher.handle(frame, True, Peer()))
+        refusal = result_of(dispatcher.handle(frame, True, Session()))
         assert isinstance(refusal, Refusal)
         assert refusal.code == refusals.BAD_REQUEST
 
@@ -160,7 +160,7 @@ class TestLatencies:
                 assert isinstance(data, bytes)
                 reply = dispatcher.handle_at_once(data)
             else:
-                reply = dispatcher.handle(call(method, seconds, sequence=sequence), True, Peer())  # type: ignore[assignment]
+                reply = dispatcher.handle(call(method, seconds, sequence=sequence), True, Session())  # type: ignore[assignment]
             assert result_of(reply) == b"result"
             assert sequence > 1 or latencies_of(dispatcher) == {"quick": {10: 1}}
         assert latencies_of(dispatcher) == {"quick": {10: 2}, "rare": {17: 1}}
@@ -169,7 +169,7 @@ class TestLatencies:
         self, dispatcher: Dispatcher, clock: FakeClock
     ) -> None:
         for sequence in range(5):
-            job = dispatcher.handle(call("long", 0.001, sequence=sequence), True, Peer())
+            job = dispatcher.handle(call("long", 0.001, sequence=sequence), True, Session())
             assert callable(job)
             clock.tick(1.0)
             assert result_of(job()) == b"result"
@@ -178,21 +178,21 @@ class TestLatencies:
     def test_each_waiting_call_is_measured_until_its_outcome(
         self, dispatcher: Dispatcher, clock: FakeClock
     ) -> None:
-        pending = dispatcher.handle(call("wait", 0.001, sequence=5), True, Peer())
-        assert isinstance(pending, Pending)
+        pending = dispatcher.handle(call("wait", 0.001, sequence=5), True, Session())
+        assert isinstance(pending, PendingReply)
         clock.tick(1.0)
         assert latencies_of(dispatcher) == {}
-        pending.later.give(b"outcome")
+        pending.deferred.give(b"outcome")
         pending.reply()
-        dispatcher.handle(call("wait", 0.001, b"there", sequence=5), True, Peer())
-        dispatcher.handle(call("wait", sequence=5), True, Peer())
+        dispatcher.handle(call("wait", 0.001, b"there", sequence=5), True, Session())
+        dispatcher.handle(call("wait", sequence=5), True, Session())
         assert latencies_of(dispatcher) == {"wait": {20: 1, 10: 1, 0: 1}}
 
     def test_they_are_plain_and_can_be_reset(self, dispatcher: Dispatcher) -> None:
-        dispatcher.handle(call("quick", 0.001), True, Peer())
+        dispatcher.handle(call("quick", 0.001), True, Session())
         told = dispatcher.latencies()
         assert messages.unpack_plain(messages.pack_plain(told)) == told
-        dispatcher.handle(call("quick", 0.001), True, Peer())
+        dispatcher.handle(call("quick", 0.001), True, Session())
         assert told != dispatcher.latencies(), "a copy"
         dispatcher.reset_latencies()
         assert dispatcher.latencies() == []
@@ -200,5 +200,5 @@ class TestLatencies:
 
     def test_methods_that_do_not_exist_are_not_kept(self, dispatcher: Dispatcher) -> None:
         for number in range(100):
-            dispatcher.handle(call(f"method {number}"), True, Peer())
+            dispatcher.handle(call(f"method {number}"), True, Session())
         assert dispatcher.latencies() == []

@@ -1,4 +1,4 @@
-"""A `Later` has one outcome, whoever else comes at the same time, and a `Peer` closes once."""
+"""A `Deferred` has one outcome, whoever else comes at the same time, and a `Session` closes once."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
-from pyrocache.server.deferred import Deadlines, Later, Peer
+from pyrocache.server.deferred import Deadlines, Deferred, Session
 from pyrocache.testing import FakeClock
 
 PATIENCE_SECONDS = 15.0
 
-OUTCOMES: dict[str, Callable[[Later], bool]] = {
-    "given": lambda later: later.give("result"),
-    "refused": lambda later: later.refuse(PyroError("no")),
-    "expired": lambda later: later.expire(10.0),
-    "cancelled": lambda later: later.cancel(),
+OUTCOMES: dict[str, Callable[[Deferred], bool]] = {
+    "given": lambda deferred: deferred.give("result"),
+    "refused": lambda deferred: deferred.refuse(PyroError("no")),
+    "expired": lambda deferred: deferred.expire(10.0),
+    "cancelled": lambda deferred: deferred.cancel(),
 }
 LAPSES = {"expired", "cancelled"}
 
 
-def outcome_of(later: Later) -> Any:
+def outcome_of(deferred: Deferred) -> Any:
     """What it was given, or the text of what it raises."""
     try:
-        return later.outcome()
+        return deferred.outcome()
     except PyroError as error:
         return str(error)
 
@@ -61,61 +61,61 @@ class TestLater:
     @pytest.mark.parametrize("second", OUTCOMES)
     def test_the_first_outcome_is_the_only_one(self, first: str, second: str) -> None:
         taken, lapsed = [], []
-        later = Later(Peer(), 10.0, "late", on_lapse=lambda: lapsed.append(1))
-        later.take(lambda: taken.append(1))
-        assert later.waiting
-        assert OUTCOMES[first](later) is True
-        assert not later.waiting
-        assert OUTCOMES[second](later) is False
-        assert outcome_of(later) == RIGHT[first]
+        deferred = Deferred(Session(), 10.0, "late", on_lapse=lambda: lapsed.append(1))
+        deferred.take(lambda: taken.append(1))
+        assert deferred.waiting
+        assert OUTCOMES[first](deferred) is True
+        assert not deferred.waiting
+        assert OUTCOMES[second](deferred) is False
+        assert outcome_of(deferred) == RIGHT[first]
         assert taken == [1]
         assert lapsed == [1] * (first in LAPSES)
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_whoever_takes_it_afterwards_is_called_at_once(self, name: str) -> None:
         taken = []
-        later = Later(Peer(), 10.0, "late")
-        OUTCOMES[name](later)
-        later.take(lambda: taken.append(outcome_of(later)))
+        deferred = Deferred(Session(), 10.0, "late")
+        OUTCOMES[name](deferred)
+        deferred.take(lambda: taken.append(outcome_of(deferred)))
         assert taken == [RIGHT[name]]
 
     def test_it_does_not_expire_before_its_deadline(self) -> None:
-        later = Later(Peer(), 10.0)
-        assert later.expire(9.999) is False
-        assert later.waiting
+        deferred = Deferred(Session(), 10.0)
+        assert deferred.expire(9.999) is False
+        assert deferred.waiting
         with pytest.raises(PyroError, match="no outcome yet"):
-            later.outcome()
-        assert later.expire(10.0) is True
-        assert later.outcome() is None
+            deferred.outcome()
+        assert deferred.expire(10.0) is True
+        assert deferred.outcome() is None
 
     def test_neither_lock_is_held_while_a_callback_runs(self) -> None:
-        peer = Peer()
-        later = Later(peer, 10.0, on_lapse=lambda: later.give("again"))
-        later.take(lambda: later.give("again"))
-        peer.on_close(lambda: peer.on_close(later.cancel))
-        peer.close()
-        assert not later.waiting
+        session = Session()
+        deferred = Deferred(session, 10.0, on_lapse=lambda: deferred.give("again"))
+        deferred.take(lambda: deferred.give("again"))
+        session.on_close(lambda: session.on_close(deferred.cancel))
+        session.close()
+        assert not deferred.waiting
 
     def test_what_a_callback_raises_stops_nobody(self) -> None:
         lapsed = []
-        later = Later(Peer(), 10.0, on_lapse=lambda: lapsed.append(1))
-        later.take(lambda: 1 / 0)
-        assert later.cancel() is True
+        deferred = Deferred(Session(), 10.0, on_lapse=lambda: lapsed.append(1))
+        deferred.take(lambda: 1 / 0)
+        assert deferred.cancel() is True
         assert lapsed == [1]
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_nothing_is_kept_alive_by_callbacks_that_refer_to_it(self, name: str) -> None:
         """Nodes run without full garbage collections."""
         result = Canary()
-        here: list[Later] = []
-        here.append(Later(Peer(), 10.0, result, on_lapse=partial(len, here)))
+        here: list[Deferred] = []
+        here.append(Deferred(Session(), 10.0, result, on_lapse=partial(len, here)))
         here[0].take(partial(len, here))
-        here[0].peer.on_close(partial(len, here))
+        here[0].session.on_close(partial(len, here))
         gone = weakref.ref(result)
         gc.disable()
         try:
             OUTCOMES[name](here[0])
-            here[0].peer.close()
+            here[0].session.close()
             del here, result
             assert gone() is None
         finally:
@@ -130,67 +130,67 @@ class TestWait:
     """Blocking, as under a daemon that knows nothing of waiting calls."""
 
     def test_it_returns_what_another_thread_gives(self) -> None:
-        later = Later(Peer(), math.inf)
-        thread = threading.Thread(target=later.give, args=("result",))
+        deferred = Deferred(Session(), math.inf)
+        thread = threading.Thread(target=deferred.give, args=("result",))
         thread.start()
-        assert later.wait() == "result"
+        assert deferred.wait() == "result"
         thread.join()
 
     def test_it_raises_what_it_was_refused_with(self) -> None:
-        later = Later(Peer(), math.inf)
-        later.refuse(PyroError("no"))
+        deferred = Deferred(Session(), math.inf)
+        deferred.refuse(PyroError("no"))
         with pytest.raises(PyroError, match="no"):
-            later.wait()
+            deferred.wait()
 
     def test_at_the_deadline_it_gives_what_is_given_then(self) -> None:
         clock = FakeClock(11.0)
-        assert Later(Peer(), 10.0, "late").wait(clock) == "late"
+        assert Deferred(Session(), 10.0, "late").wait(clock) == "late"
 
     def test_a_wait_that_ends_too_early_goes_on(self) -> None:
         times = iter([10.0 - 1e-4, 10.0 - 1e-4, 10.0 - 1e-5, 10.0 - 1e-5, 10.0, 10.0])
-        assert Later(Peer(), 10.0, "late").wait(lambda: next(times)) == "late"
+        assert Deferred(Session(), 10.0, "late").wait(lambda: next(times)) == "late"
         assert list(times) == [], "it looked again and again until it was time"
 
 
 class TestPeer:
     def test_everybody_is_called_once_in_order(self) -> None:
         called: list[int] = []
-        peer = Peer()
+        session = Session()
         for number in range(3):
-            peer.on_close(partial(called.append, number))
-        assert not peer.closed
+            session.on_close(partial(called.append, number))
+        assert not session.closed
         assert called == []
-        peer.close()
-        assert peer.closed
-        peer.close()
+        session.close()
+        assert session.closed
+        session.close()
         assert called == [0, 1, 2]
 
     def test_whoever_comes_afterwards_is_called_at_once(self) -> None:
         called: list[int] = []
-        peer = Peer()
-        peer.close()
-        peer.on_close(lambda: called.append(1))
+        session = Session()
+        session.close()
+        session.on_close(lambda: called.append(1))
         assert called == [1]
 
     def test_whoever_was_forgotten_is_not_called(self) -> None:
         called: list[int] = []
-        peer = Peer()
+        session = Session()
         callbacks = [partial(called.append, number) for number in range(3)]
         for callback in callbacks:
-            peer.on_close(callback)
-        peer.forget(callbacks[1])
-        peer.forget(callbacks[1])
-        peer.close()
-        peer.forget(callbacks[0])
+            session.on_close(callback)
+        session.forget(callbacks[1])
+        session.forget(callbacks[1])
+        session.close()
+        session.forget(callbacks[0])
         assert called == [0, 2]
 
     def test_what_one_raises_keeps_no_other_from_being_called(self) -> None:
         called: list[int] = []
-        peer = Peer()
-        peer.on_close(lambda: 1 / 0)
-        peer.on_close(lambda: called.append(1))
-        peer.close()
-        peer.on_close(lambda: 1 / 0)
+        session = Session()
+        session.on_close(lambda: 1 / 0)
+        session.on_close(lambda: called.append(1))
+        session.close()
+        session.on_close(lambda: 1 / 0)
         assert called == [1]
 
 
@@ -207,40 +207,40 @@ class TestDeadlines:
     )
     def test_each_expires_in_time_unless_it_was_settled(self, steps: list[tuple[str, Any]]) -> None:
         deadlines, now = Deadlines(), 0.0
-        waiting: list[Later] = []
+        waiting: list[Deferred] = []
         for step, argument in steps:
             if step == "add":
-                waiting.append(Later(Peer(), now + argument))
+                waiting.append(Deferred(Session(), now + argument))
                 deadlines.add(waiting[-1])
             elif step == "tick":
                 now += argument
                 if now >= deadlines.first:
                     deadlines.expire(now)
-                for later in [later for later in waiting if not later.waiting]:
-                    assert later.deadline <= now
-                    waiting.remove(later)
-                    deadlines.discard(later)
+                for deferred in [deferred for deferred in waiting if not deferred.waiting]:
+                    assert deferred.deadline <= now
+                    waiting.remove(deferred)
+                    deadlines.discard(deferred)
             elif waiting:
-                later = waiting.pop(argument % len(waiting))
+                deferred = waiting.pop(argument % len(waiting))
                 if step == "give":
-                    later.give(None)
-                    deadlines.discard(later)
+                    deferred.give(None)
+                    deadlines.discard(deferred)
                 else:  # as a connection does that closes
-                    deadlines.discard(later)
-                    later.cancel()
-            assert all(later.waiting and later.deadline > now for later in waiting if step == "tick")
-            assert deadlines.first <= min((later.deadline for later in waiting), default=math.inf)
+                    deadlines.discard(deferred)
+                    deferred.cancel()
+            assert all(deferred.waiting and deferred.deadline > now for deferred in waiting if step == "tick")
+            assert deadlines.first <= min((deferred.deadline for deferred in waiting), default=math.inf)
         assert len(deadlines._heap) <= 2 * len(waiting) + 64
 
     def test_those_that_were_settled_long_before_are_not_kept(self) -> None:
         deadlines = Deadlines()
-        patient = Later(Peer(), 1e6)
+        patient = Deferred(Session(), 1e6)
         deadlines.add(patient)
         for number in range(10_000):
-            later = Later(Peer(), 1000.0 + number)
-            deadlines.add(later)
-            later.give(None)
-            deadlines.discard(later)
+            deferred = Deferred(Session(), 1000.0 + number)
+            deadlines.add(deferred)
+            deferred.give(None)
+            deadlines.discard(deferred)
         assert len(deadlines._heap) < 100
         deadlines.expire(1e6)
         assert not patient.waiting
@@ -248,26 +248,26 @@ class TestDeadlines:
 
     def test_of_many_those_that_are_left_expire_in_order(self) -> None:
         deadlines, chance = Deadlines(), random.Random(1)
-        laters = [Later(Peer(), chance.random()) for _ in range(2000)]
-        for later in laters:
-            deadlines.add(later)
-        left = sorted(laters[::10], key=lambda later: later.deadline)
-        for later in laters:
-            if later not in left:
-                deadlines.discard(later)
-                later.cancel()
-        for later in left:
-            assert deadlines.first <= later.deadline
-            deadlines.expire(later.deadline)
-            assert not later.waiting
+        deferreds = [Deferred(Session(), chance.random()) for _ in range(2000)]
+        for deferred in deferreds:
+            deadlines.add(deferred)
+        left = sorted(deferreds[::10], key=lambda deferred: deferred.deadline)
+        for deferred in deferreds:
+            if deferred not in left:
+                deadlines.discard(deferred)
+                deferred.cancel()
+        for deferred in left:
+            assert deadlines.first <= deferred.deadline
+            deadlines.expire(deferred.deadline)
+            assert not deferred.waiting
 
     def test_equal_deadlines_compare_nothing_else(self) -> None:
         deadlines = Deadlines()
-        laters = [Later(Peer(), 1.0) for _ in range(50)]
-        for later in laters:
-            deadlines.add(later)
+        deferreds = [Deferred(Session(), 1.0) for _ in range(50)]
+        for deferred in deferreds:
+            deadlines.add(deferred)
         deadlines.expire(1.0)
-        assert not any(later.waiting for later in laters)
+        assert not any(deferred.waiting for deferred in deferreds)
 
 
 class TestRaces:
@@ -283,26 +283,27 @@ class TestRaces:
         def count(where: list[int], number: int) -> None:
             where[number] += 1
 
-        laters = [
-            Later(Peer(), 10.0, "late", on_lapse=partial(count, lapsed, number)) for number in range(rounds)
+        deferreds = [
+            Deferred(Session(), 10.0, "late", on_lapse=partial(count, lapsed, number))
+            for number in range(rounds)
         ]
         won: list[list[bool]] = [[] for _ in names]
 
         def settle(name: str, told: list[bool]) -> None:
-            for later in laters:
+            for deferred in deferreds:
                 barrier.wait()
-                told.append(OUTCOMES[name](later))
+                told.append(OUTCOMES[name](deferred))
 
         def take() -> None:
-            for number, later in enumerate(laters):
+            for number, deferred in enumerate(deferreds):
                 barrier.wait()
-                later.take(partial(count, taken, number))
+                deferred.take(partial(count, taken, number))
 
         in_parallel([*(partial(settle, name, told) for name, told in zip(names, won, strict=True)), take])
-        for number, later in enumerate(laters):
+        for number, deferred in enumerate(deferreds):
             winners = [name for name, told in zip(names, won, strict=True) if told[number]]
             assert len(winners) == 1
-            assert outcome_of(later) == RIGHT[winners[0]]
+            assert outcome_of(deferred) == RIGHT[winners[0]]
             assert taken[number] == 1
             assert lapsed[number] == (winners[0] in LAPSES)
 
@@ -310,21 +311,21 @@ class TestRaces:
     def test_whoever_comes_while_the_peer_closes_is_called_once(self) -> None:
         rounds, callers = 1000, 3
         barrier = threading.Barrier(callers + 2, timeout=PATIENCE_SECONDS)
-        peers = [Peer() for _ in range(rounds)]
+        sessions = [Session() for _ in range(rounds)]
         called = [[0] * rounds for _ in range(callers)]
 
         def call(counts: list[int], number: int) -> None:
             counts[number] += 1
 
         def register(counts: list[int]) -> None:
-            for number, peer in enumerate(peers):
+            for number, session in enumerate(sessions):
                 barrier.wait()
-                peer.on_close(partial(call, counts, number))
+                session.on_close(partial(call, counts, number))
 
         def close() -> None:
-            for peer in peers:
+            for session in sessions:
                 barrier.wait()
-                peer.close()
+                session.close()
 
         in_parallel([*(partial(register, counts) for counts in called), close, close])
         assert called == [[1] * rounds] * callers
@@ -337,20 +338,20 @@ class TestRaces:
         def live(seed: int) -> None:
             chance = random.Random(seed)
             for _ in range(3000):
-                peer = Peer()
-                later = turns.begin(peer, clock() + chance.choice([0.0, 1e9]))
+                session = Session()
+                deferred = turns.begin(session, clock() + chance.choice([0.0, 1e9]))
                 if chance.random() < 0.3:
-                    later.expire(clock())
-                while later.waiting and chance.random() < 0.9:
+                    deferred.expire(clock())
+                while deferred.waiting and chance.random() < 0.9:
                     pass
-                if chance.random() < 0.5 and not later.waiting and later.outcome() is not None:
-                    assert turns.end(later.outcome())
-                later.cancel()
-                peer.close()
+                if chance.random() < 0.5 and not deferred.waiting and deferred.outcome() is not None:
+                    assert turns.end(deferred.outcome())
+                deferred.cancel()
+                session.close()
 
         in_parallel([partial(live, seed) for seed in range(4)])
         assert turns.holder is None
-        last = turns.begin(Peer(), math.inf)
+        last = turns.begin(Session(), math.inf)
         assert last.outcome() == next(turns.tokens) - 1, "free, and given at once"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyrocache.runtime.spin import Patience
+from pyrocache.runtime.spin import SpinWait
 from pyrocache.testing import FakeClock
 
 FOUND = ["an event"]
@@ -18,7 +18,7 @@ class World:
         self.turn = turn
         self.looks = 0
         self.comes_after = 0
-        self.patience = Patience(self.clock, lambda: self.clock.tick(self.turn))
+        self.patience = SpinWait(self.clock, lambda: self.clock.tick(self.turn))
 
     def look(self, seconds: int) -> list[Any]:
         assert seconds == 0
