@@ -32,9 +32,10 @@ from pyrocache.client.stats import ClientStats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable, PyroCacheError
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
-from pyrocache.net.pool import Held, Unavailable
+from pyrocache.net.failures import Unavailable
+from pyrocache.net.pinned import PinnedConnection as Held
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.protocol.messages import Pieces
 

@@ -29,7 +29,11 @@ def cache() -> PyroCacheClient:
         (lambda c: c.set("k", 1, tags=[5]), TypeError, "A tag is a str, not int"),
         (lambda c: c.set("k", 1, 0), ValueError, "ttl_seconds must be above 0"),
         (lambda c: c.get("k", touch_seconds=0), ValueError, "touch_seconds must be above 0"),
-        (lambda c: c.get("k", touch_seconds="5"), TypeError, "touch_seconds must be an int, a float, a timedelta"),
+        (
+            lambda c: c.get("k", touch_seconds="5"),
+            TypeError,
+            "touch_seconds must be an int, a float, a timedelta",
+        ),
         (lambda c: c.get_many(5), TypeError, "keys is a list of keys, .* not one int"),
         (lambda c: c.get_many("user:1"), TypeError, "keys is a list of keys, .* not one str"),
         (lambda c: c.delete_many(b"user"), TypeError, "keys is a list of keys, .* not one bytes"),

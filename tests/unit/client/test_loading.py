@@ -60,7 +60,11 @@ def test_durations_are_seconds_or_timedeltas() -> None:
         ({"stale_seconds": -1}, ValueError, "stale_seconds must be finite and not negative, not -1"),
         ({"wait_seconds": math.nan}, ValueError, "wait_seconds must be finite"),
         ({"early": "1"}, TypeError, "early must be an int or a float, not str"),
-        ({"stale_seconds": True}, TypeError, "stale_seconds must be an int, a float or a timedelta, not bool"),
+        (
+            {"stale_seconds": True},
+            TypeError,
+            "stale_seconds must be an int, a float or a timedelta, not bool",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], text: str) -> None:
