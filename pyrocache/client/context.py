@@ -26,7 +26,7 @@ from pyrocache.client.keys.format import utf8
 from pyrocache.client.stats import ClientStats
 from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 
 log = logging.getLogger("pyrocache.client")
