@@ -126,7 +126,7 @@ for round in range(400):
         signal.setitimer(signal.ITIMER_REAL, 0)
 assert struck == 400
 assert cache.get_many(values) == values
-pools = cache._core.router._connections._pools.values()
+pools = cache._context.backend._router._connections._pools.values()
 lost = [64 - pool._places.free for pool in pools]
 print(lost)
 assert max(lost) < 5, lost  # an interrupt within a finaliser can cost one

@@ -1059,7 +1059,7 @@ class TestWhichTransport:
             listening.start()
             try:
                 with pytest.raises(PyroCacheError):
-                    router.call("get", b"key", deadline=Deadline(0.5))
+                    router.call(commands.GET, b"key", (), Deadline(0.5))
             finally:
                 router.close()
                 peer.close()
