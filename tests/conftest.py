@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.processes import default_signals
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
@@ -24,8 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full",
         action="store_true",
         default=bool(os.environ.get("CI")),
-        help="count as high and as often as is promised, which takes minutes more; the default where $CI is set",
+        help="run the tests marked `full` too, which takes minutes more; the default where $CI is set",
     )
+
+
+def pytest_configure() -> None:
+    default_signals()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -94,7 +94,7 @@ class _Flight:
                     outcome = too_large(member, largest_value, connection.max_value_bytes)
                 else:
                     connection.begin(command.name, arguments)
-                    outcome = PENDING
+                    return PENDING
             if outcome is PENDING:
                 deadline.check()
                 return PENDING
@@ -120,12 +120,16 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
         if connection is None:
             without_permit.append(flight)
         else:
-            by_descriptor[connection.fileno()] = flight
-            poll.register(connection.fileno(), connection.events)
+            descriptor = connection.fileno()
+            by_descriptor[descriptor] = flight
+            poll.register(descriptor, connection.events)
     seconds = deadline.remaining()
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)
-    ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(math.ceil(seconds * 1000))]
+    milliseconds = max(
+        1, math.ceil(seconds * 1000)
+    )  # a reply that is on its way is good even after the deadline
+    ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
     if not ready and deadline.remaining() <= 0:
         return list(flights)
     return ready + without_permit

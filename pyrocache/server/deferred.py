@@ -124,7 +124,7 @@ class Deferred:
         """Make ``result`` the outcome; False, and nothing happens, if there is one already."""
         return self._settle(_GIVEN, result)
 
-    def refuse(self, error: PyroError) -> bool:
+    def refuse(self, error: Exception) -> bool:
         """Make it the outcome that ``error`` is raised; False if there is one already."""
         return self._settle(_REFUSED, error)
 

@@ -9,61 +9,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
 from pyrocache.net.directory import NameServerDirectory
+from tests.support.processes import ROOT, environment, free_address, is_stopped, state
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 PYROCACHE = ("-m", "pyrocache")
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
-    return result
-
-
-def state(pid: int) -> str:
-    """The letter that the system has for a process's state; ``""`` when it is gone, be it buried or not."""
-    try:
-        os.kill(pid, 0)
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return ""
-    return letter.strip("ZX")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process does nothing any more after a SIGSTOP; its threads stop one by one."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-
-def free_address() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def names(nameserver: str) -> list[str]:
     """The nodes that are registered, in their order."""
     return [member.name for member in sorted(NameServerDirectory(nameserver).members())]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "PYROCACHE_NAMESERVER"}
-    return {**inherited, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **variables}
 
 
 @dataclass

@@ -28,17 +28,9 @@ from pyrocache import (
     ValueTooLarge,
     WaitTimeout,
 )
+from tests.support.waiting import eventually
 
 SOON = 5.0  # far longer than it takes, and far shorter than any lease
-
-
-def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.005)
-    return result
 
 
 class Slow:

@@ -27,17 +27,9 @@ from pyrocache import (
     NodeUnavailable,
     PyroCacheClient,
 )
+from tests.support.waiting import eventually
 
 SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that is not renewed
-
-
-def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.005)
-    return result
 
 
 def waiting(cache: PyroCacheClient) -> int:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pyrocache.errors import ValueTooLarge
 from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Answer, value_answer
-from pyrocache.node.coordination.quota import Full
+from pyrocache.node.coordination.quota import QuotaExceeded
 from pyrocache.node.service.guard import Served, exposed
 from pyrocache.node.service.validation import (
     check_key,
@@ -138,7 +138,7 @@ class Turns(Served):
                     wait_seconds=wait_seconds,
                     refresh=refresh,
                 )
-            except Full as error:
+            except QuotaExceeded as error:
                 raise refusal(OVERLOADED, str(error)) from None
 
     # Locks -----------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class Turns(Served):
                 return self._locks.acquire(
                     name, session, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
                 )
-            except Full as error:
+            except QuotaExceeded as error:
                 raise refusal(OVERLOADED, str(error)) from None
 
     def free_held_by(self, session: Session) -> None:

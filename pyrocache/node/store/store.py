@@ -114,7 +114,6 @@ class Store:
         self.policy = POLICIES[DEFAULT_POLICY]() if policy is None else policy
         self.namespaces = Namespaces()
         self._used = self.policy.used
-        self.policy.know_keys(self._same)
         self._clock = clock
         self._wheel = TimingWheel(tick_seconds)
         self._tags: dict[bytes, Tag] = {}
@@ -506,10 +505,6 @@ class Store:
     def sweep(self, limit: int = 1000) -> bool:
         """Free up to ``limit`` entries that are gone; whether there may be more."""
         return all(self._sweep_one() for _ in range(limit))
-
-    def _same(self, key: bytes) -> bytes:
-        """The object that is held for ``key``, which is held."""
-        return self.namespaces.of(key).same(key)
 
     # Inside: what is live --------------------------------------------------------------------------------
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from Pyro5.errors import PyroError
 
 from pyrocache.node.coordination.locks import Locks
-from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
+from pyrocache.node.coordination.quota import KEY_OVERHEAD, QuotaExceeded, SessionQuota, Tokens
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
 
@@ -25,7 +24,7 @@ class Node:
         self.clock = FakeClock(1000.0)
         self.wall_clock = FakeClock(5.0)
         self.locks = Locks(
-            Tokens(self.wall_clock), clock=self.clock, holdings=Holdings(**bounds) if bounds else None
+            Tokens(self.wall_clock), clock=self.clock, quota=SessionQuota(**bounds) if bounds else None
         )
 
     def acquire(
@@ -59,8 +58,8 @@ def node() -> Node:
 
 
 def nothing_is_left(node: Node) -> bool:
-    holdings = node.locks._holdings
-    return not node.locks.by_name and not len(holdings) and not holdings.bytes
+    quota = node.locks._quota
+    return not node.locks.by_key and not len(quota) and not quota.bytes
 
 
 def test_one_holds_it_and_the_others_have_it_in_the_order_in_which_they_came(node: Node) -> None:
@@ -111,7 +110,7 @@ def test_a_closed_connection_releases_what_it_holds(node: Node) -> None:
     session.close()
     node.locks.free(session)
     assert type(waiter.outcome()) is int
-    assert list(node.locks.by_name) == [NAME]
+    assert list(node.locks.by_key) == [NAME]
 
 
 def test_a_closed_connection_waits_no_more(node: Node) -> None:
@@ -185,23 +184,23 @@ def test_tokens_grow_whatever_the_wall_clock_does(node: Node) -> None:
 def test_names_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(node: Node) -> None:
     token, waiter = node.hold(), node.wait()
     kept = node.hold(name=b"\0ours")
-    node.locks.forget(lambda name: name == NAME, PyroError("another view"))
+    node.locks.forget(lambda name: name == NAME, RuntimeError("another view"))
     assert not node.locks.renew(NAME, token, 3.0)
     assert node.locks.renew(b"\0ours", kept, 3.0)
-    with pytest.raises(PyroError, match="another view"):
+    with pytest.raises(RuntimeError, match="another view"):
         waiter.outcome()
     node.locks.release(b"\0ours", kept)
     assert nothing_is_left(node)
 
 
 def test_there_are_only_so_many_of_one_connection_and_in_all() -> None:
-    node, session = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_peer=2), Session()
+    node, session = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_session=2), Session()
     node.hold(session, name=b"\x000")
     node.hold(session, name=b"\x001")
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         node.hold(session, name=b"\x002")
     node.hold(name=b"\x002")
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         node.hold(name=b"\x003")
     assert node.acquire(name=b"\x000", wait=0) is None
 
@@ -294,7 +293,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_without_need(self) -> None:
-        if not self.node.locks.by_name:
+        if not self.node.locks.by_key:
             assert nothing_is_left(self.node)
 
 

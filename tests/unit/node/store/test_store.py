@@ -67,9 +67,6 @@ class LRU:
     def __init__(self) -> None:
         self.order: OrderedDict[bytes, None] = OrderedDict()
 
-    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
-        pass
-
     def added(self, key: bytes, /) -> None:
         self.order[key] = None
 
@@ -109,9 +106,6 @@ class Audited:
         self.name = policy.name
         self.held: set[bytes] = set()
         self.victims: deque[bytes] = deque()
-
-    def know_keys(self, same: Callable[[bytes], bytes], /) -> None:
-        self.policy.know_keys(same)
 
     def added(self, key: bytes, /) -> None:
         assert key not in self.held

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from Pyro5.errors import PyroError
 
 from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
-from pyrocache.node.coordination.quota import KEY_OVERHEAD, Full, Holdings, Tokens
+from pyrocache.node.coordination.quota import KEY_OVERHEAD, QuotaExceeded, SessionQuota, Tokens
 from pyrocache.node.store.store import Found
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
@@ -26,7 +25,7 @@ class Node:
     def __init__(self, **bounds: int) -> None:
         self.clock = FakeClock(1000.0)
         self.leases = Leases(
-            Tokens(FakeClock(5.0)), clock=self.clock, holdings=Holdings(**bounds) if bounds else None
+            Tokens(FakeClock(5.0)), clock=self.clock, quota=SessionQuota(**bounds) if bounds else None
         )
 
     def ask(
@@ -63,8 +62,8 @@ def node() -> Node:
 
 
 def nothing_is_left(node: Node) -> bool:
-    holdings = node.leases._holdings
-    return not node.leases.by_key and not len(holdings) and not holdings.bytes
+    quota = node.leases._quota
+    return not node.leases.by_key and not len(quota) and not quota.bytes
 
 
 # Who loads ---------------------------------------------------------------------------------------------------
@@ -297,11 +296,11 @@ def test_invalidations_while_nothing_is_being_loaded_are_not_kept(node: Node) ->
 def test_keys_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(node: Node) -> None:
     ours, theirs = node.load(key=b"\0ours"), node.load(key=b"\0theirs")
     waiters = {key: node.wait(key=key) for key in (b"\0ours", b"\0theirs")}
-    node.leases.forget(lambda key: key == b"\0theirs", PyroError("another view"))
+    node.leases.forget(lambda key: key == b"\0theirs", RuntimeError("another view"))
     assert node.leases.accepts(b"\0ours", ours, ())
     assert not node.leases.accepts(b"\0theirs", theirs, ())
     assert waiters[b"\0ours"].waiting
-    with pytest.raises(PyroError, match="another view"):
+    with pytest.raises(RuntimeError, match="another view"):
         waiters[b"\0theirs"].outcome()
 
 
@@ -309,21 +308,21 @@ def test_keys_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(no
 
 
 def test_one_connection_holds_only_so_many(node: Node) -> None:
-    node, session = Node(max_per_peer=3), Session()
+    node, session = Node(max_per_session=3), Session()
     for number in range(3):
         node.load(session, key=b"\0%d" % number)
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         node.load(session, key=b"\0more")
     node.load(key=b"\0more")
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         node.wait(session, key=b"\0more")
 
 
 def test_there_are_only_so_many_in_all_and_those_whose_time_is_over_make_room(node: Node) -> None:
-    node = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_peer=64)
+    node = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_session=64)
     for number in range(3):
         node.load(key=b"\0%d" % number, seconds=2.0)
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         node.load(key=b"\x003")
     assert sorted(node.leases.by_key) == [b"\x000", b"\x001", b"\x002"]
     node.clock.tick(2.0)
@@ -346,5 +345,5 @@ def test_nothing_is_kept_of_callers_that_are_done(node: Node) -> None:
                 node.leases.free(session)
         else:
             node.leases.abandon(key, token)
-            node.leases.forget(lambda _: True, PyroError("gone"))
+            node.leases.forget(lambda _: True, RuntimeError("gone"))
     assert nothing_is_left(node)
