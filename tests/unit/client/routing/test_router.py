@@ -869,14 +869,14 @@ def test_a_timeout_is_reported_as_what_was_wrong_before(
     router, _ = router_for(node)
     if what == "get":
         with pytest.raises(Overloaded, match="busy"):
-            get(router, seconds=0.2)
+            get(router, seconds=0.5)
     elif what == "set_many":
-        _, errors = send(router, "set_many", batch_of(3, values=True), None, seconds=0.2)
+        _, errors = send(router, "set_many", batch_of(3, values=True), None, seconds=0.5)
         assert [type(error) for _, error in errors] == [Overloaded]
     elif what == "count":
-        ((_, answer),) = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.2))
+        ((_, answer),) = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
         assert type(answer) is Overloaded
     else:
-        _, unreachable = router.agreed_view(Deadline(0.2))
+        _, unreachable = router.agreed_view(Deadline(0.5))
         assert type(unreachable[node.member]) is Overloaded
     assert len(node.calls) == 2
