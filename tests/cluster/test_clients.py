@@ -257,7 +257,7 @@ def test_connections_are_closed_with_the_client(shared_cluster: LocalCluster, ca
         ({"timeout": None}, "timeout"),
         ({"namespace": 1}, "namespace"),
         ({"namespace": "x" * 256}, "namespace"),
-        ({"nameserver": "a:b:c"}, "'a:b:c' is no address"),
+        ({"nameserver": "a:b:c"}, "'a:b:c' is not a valid address"),
         ({"nameserver": "127.0.0.1:0"}, "address"),
         ({"nameserver": 9090}, "address"),
     ],
