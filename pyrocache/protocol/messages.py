@@ -10,15 +10,17 @@ Threading: a `CallPacker` belongs to one connection and is used by one thread at
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgpack
 
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import HEADER_BYTES, INVOKE, RESULT, Buffer, pack_message
 from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+
+_Method = TypeVar("_Method")
 
 _VARYING = struct.Struct("!10sHI24s")  # a header: constant, sequence, length of the body, constant
 _BIN32 = struct.Struct("!BI")
@@ -128,22 +130,22 @@ def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
     return _VARYING.pack(_RESULT_START, sequence, len(body), _END) + body
 
 
-class CallUnpacker:
+class CallUnpacker(Generic[_Method]):
     """Unpacks small calls of one remote object, if they look as a `CallPacker` packs them.
 
     Args:
         object_id: the object's name.
-        methods: the methods that may be called, by name.
+        methods: what stands for each method that may be called, by name.
     """
 
     __slots__ = ("_methods", "_name_at")
 
-    def __init__(self, object_id: str, methods: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, object_id: str, methods: dict[str, _Method]) -> None:
         begin = b"\x94" + pack_plain(object_id)
         self._name_at = HEADER_BYTES + len(begin)
         self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
 
-    def unpack(self, data: bytes) -> tuple[int, Callable[..., Any], list[Any]] | None:
+    def unpack(self, data: bytes) -> tuple[int, _Method, list[Any]] | None:
         """Return sequence, method and arguments; None if ``data`` is not exactly one usual call."""
         if not self._name_at < len(data) <= LARGE_BYTES:
             return None
