@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LocalCluster]:
     """Three nodes for tests that do no harm to them."""
-    with LocalCluster(nodes=3) as cluster:
+    with private_cluster(nodes=3) as cluster:
         yield cluster
 
 
@@ -57,6 +58,6 @@ def cache(shared_cluster: LocalCluster) -> Iterator[PyroCacheClient]:
 
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
-    """Three nodes of one's own, to harm."""
-    with LocalCluster(nodes=3) as cluster:
+    """Three nodes that the test may harm."""
+    with private_cluster(nodes=3) as cluster:
         yield cluster

@@ -34,6 +34,7 @@ from pyrocache import (
     SerializationError,
     ValueTooLarge,
 )
+from tests.support.nodes import private_cluster
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
@@ -269,7 +270,7 @@ def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], abou
 
 
 def test_errors_of_a_cluster_that_is_not_there_name_the_command_that_helps() -> None:
-    with LocalCluster(nodes=0) as cluster:
+    with private_cluster(nodes=0) as cluster:
         _, _, port = cluster.nameserver.rpartition(":")
         with cluster.client() as cache, pytest.raises(NoNodes, match="start some with: pyrocache nodes"):
             cache.get("key")

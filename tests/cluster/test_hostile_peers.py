@@ -27,13 +27,13 @@ from Pyro5.errors import CommunicationError
 
 from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
 from pyrocache.config import NodeConfig
-from pyrocache.node.process import NodeDaemon
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, messages
+from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Transport
+from pyrocache.server.event_loop import EventLoop
 from tests.support.nodes import RunningNode, running_node
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import (
@@ -686,18 +686,16 @@ def seconds_until_closed(peers: Iterable[Peer], begun: float) -> list[float]:
 
 
 @contextmanager
-def transport_here() -> Iterator[tuple[Transport, tuple[str, int]]]:
+def transport_here() -> Iterator[tuple[EventLoop, tuple[str, int]]]:
     """Our transport in this process, with socket buffers so small that replies soon wait in the node."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen(10)
-    transport = Transport([listener], NodeConfig())
-    daemon = NodeDaemon(transport, {})
-    daemon.register(CacheNode(Store(MIB)), NAME)
-    transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MIB))
+    dispatcher = Dispatcher(NAME, CacheNode(Store(MIB)), COMMANDS, greeting={}, max_frame_bytes=MIB)
+    transport = EventLoop([listener], dispatcher, NodeConfig())
     address = listener.getsockname()
-    loop = threading.Thread(target=transport.loop, daemon=True)
+    loop = threading.Thread(target=transport.run, daemon=True)
     loop.start()
     try:
         yield transport, address

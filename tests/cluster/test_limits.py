@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import PyroCacheClient
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import (
     KeyTooLarge,
@@ -28,7 +28,7 @@ from pyrocache.errors import (
     ValueTooLarge,
 )
 from pyrocache.runtime.child_process import start_node
-from tests.support.nodes import RunningNode, running_nameserver, running_node
+from tests.support.nodes import RunningNode, private_cluster, running_nameserver, running_node
 from tests.support.wire import NAME, NO_VIEW, Peer
 
 KIB = 1024
@@ -171,7 +171,7 @@ class TestValues:
         assert small.stats().total.connections == before
 
     def test_by_default_a_value_may_be_64_mib_and_not_a_byte_more(self) -> None:
-        with LocalCluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:
+        with private_cluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:
             largest = bytes(64 * MIB - 1)
             assert cache.set("key", largest) is True
             assert cache.get("key") == largest
@@ -300,7 +300,7 @@ class TestWhoIsThere:
         assert node.exit_status not in (None, 0)
 
     def test_max_memory_of_a_local_cluster_is_for_each_node(self) -> None:
-        with LocalCluster(nodes=2, max_memory="3MiB") as cluster, cluster.client() as cache:
+        with private_cluster(nodes=2, max_memory="3MiB") as cluster, cluster.client() as cache:
             figures = cache.stats()
             assert [node.max_bytes for node in figures.nodes.values()] == [3 * MIB, 3 * MIB]
             assert figures.total.max_bytes == 6 * MIB
@@ -425,6 +425,7 @@ class TestMemory:
         assert figures["evictions"] + figures["expirations"] > 0 or mix.keys == 100_000
         assert peak <= bound
 
+    @pytest.mark.full
     def test_entries_that_all_expire_at_other_times_stay_within_the_bound_too(self) -> None:
         max_memory = 96 * MIB
         bound = 1.3 * max_memory + 64 * MIB
@@ -455,6 +456,7 @@ class TestMemory:
         assert figures["entries"] == 1
         assert grown < 10 * MIB
 
+    @pytest.mark.full
     def test_scans_that_nobody_finishes_do_not_keep_what_was_evicted(self) -> None:
         max_memory = 64 * MIB
         bound = 1.3 * max_memory + 64 * MIB

@@ -134,7 +134,7 @@ def test_when_a_node_does_not_start_nothing_is_left(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pyrocache.local, "start_node", start)
 
-    with pytest.raises(PyroCacheError, match=r"192\.0\.2\.1 can be reached from other hosts"):
+    with pytest.raises(PyroCacheError, match=r"Other hosts can reach 192\.0\.2\.1"):
         LocalCluster(nodes=3)
 
     assert len(started) == 3

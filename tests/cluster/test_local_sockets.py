@@ -16,7 +16,7 @@ from pyrocache import LocalCluster, NodeUnavailable, PyroCacheClient
 from pyrocache.cluster.routing import Member
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import start_node
-from tests.support.nodes import running_nameserver, running_node
+from tests.support.nodes import private_cluster, running_nameserver, running_node
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import NAME
 
@@ -65,7 +65,7 @@ def members(nameserver: str) -> list[Member]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(nodes=2) as cluster:
+    with private_cluster(nodes=2) as cluster:
         yield cluster
 
 

@@ -1,4 +1,4 @@
-"""Node processes with settings of their own; for clusters of the usual ones there is `LocalCluster`."""
+"""Nodes and clusters of real processes, for a test of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pyrocache import LocalCluster
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from tests.support.waiting import PATIENCE_SECONDS
@@ -65,3 +66,16 @@ def running_node(nameserver: str | None = None, **settings: Any) -> Iterator[Run
         stack.callback(process.kill)
         ready = process.wait_until_ready()
         yield RunningNode(process, address, (ready["host"], ready["port"]))
+
+
+@contextmanager
+def private_cluster(nodes: int = 3, **settings: Any) -> Iterator[LocalCluster]:
+    """Run a `LocalCluster` that a test may harm. Its nodes are killed in the end: leaving takes them a second."""
+    cluster = LocalCluster(nodes, **settings)
+    try:
+        yield cluster
+    finally:
+        for number in range(len(cluster.nodes)):
+            cluster.kill(number)
+        cluster.kill_nameserver()
+        cluster.stop()

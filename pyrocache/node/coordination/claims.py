@@ -30,7 +30,7 @@ class Waiter(NamedTuple):
 class Claim:
     """One key that is held, and who waits for it.
 
-    A waiter parks on a `Deferred` until a holder's time is over at the latest; it then receives None and must ask again.
+    A waiter parks on a `Deferred` until the lease expires; it then receives None and must ask again.
     It keeps its place as long as it asks over the same connection. So no timer is needed beyond that of the `Deferred`.
     """
 

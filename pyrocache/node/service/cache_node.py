@@ -353,7 +353,7 @@ class CacheNode(Turns):
                 "misses": store.misses,
                 **store.counters.as_dict(),
                 "entries": len(store),
-                "bytes": store.bytes,
+                "bytes": store.used_bytes,
                 "max_bytes": store.max_bytes,
                 "policy": store.policy.name,
                 "namespaces": self._namespaces(),
@@ -389,7 +389,7 @@ class CacheNode(Turns):
             for key, value in zip(keys, values, strict=True):
                 self._checked(key, value, expires=expires)
         if tags and values:
-            most = max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
+            most = 3 * max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
             if most > self._store.max_bytes:
                 raise self._no_room()
 

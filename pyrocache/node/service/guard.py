@@ -72,7 +72,9 @@ class Served:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.max_value_bytes = max_value_bytes
-        self._surely_fits = min(max_value_bytes, store.max_bytes - MAX_KEY_BYTES - _OVERHEADS)  # with any key
+        self._surely_fits = min(
+            max_value_bytes, store.max_bytes - 2 * MAX_KEY_BYTES - _OVERHEADS
+        )  # with any key
         self._name = name
         self._incarnation = incarnation
         self._gauges = gauges
@@ -155,7 +157,7 @@ class Served:
     def sweep(self) -> bool:
         """Free some expired entries; whether there may be more."""
         with self._lock:
-            return self._store.sweep(SLICE)
+            return self._store.reclaim(SLICE)
 
     # For the methods of a node ---------------------------------------------------------------------------
 

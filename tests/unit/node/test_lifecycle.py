@@ -79,7 +79,7 @@ def start(peers: Peers, clock: FakeClock) -> Iterator[Callable[..., Node]]:
 
     yield start
     for node in nodes:
-        node._transport._close_all()
+        node._event_loop.close()
 
 
 def names(node: Node) -> list[int]:

@@ -11,17 +11,16 @@ from pyrocache.protocol import framing, messages
 from pyrocache.protocol.framing import Frame, Header
 from pyrocache.protocol.handshake import (
     ANSWER_BYTES,
+    MSGPACK,
     REQUEST_BYTES,
     ClientHandshake,
     Greeting,
     HandshakeRefused,
     Offer,
-    Serializer,
     ServerHandshake,
     State,
 )
 
-MSGPACK = Serializer(framing.MSGPACK, messages.pack_plain, messages.unpack_plain, messages.unpack_call)
 GREETING = Greeting("cache.node.1", "abc", 1000)
 
 
