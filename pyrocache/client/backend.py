@@ -47,6 +47,12 @@ Seconds: TypeAlias = float | None
 Tags: TypeAlias = Sequence[bytes] | None
 """The tags of an entry; None for none, or with `KEEP_TTL` for those that it has."""
 
+Condition: TypeAlias = str | int | None
+"""Of a write: ``"absent"``, ``"present"``, a version, or None for no condition."""
+
+Pinned: TypeAlias = PinnedConnection | None
+"""A connection that stays the caller's between calls, or None."""
+
 Replies: TypeAlias = Iterator[tuple[Sequence[int], _R | PyroCacheError]]
 """As the replies come: the indices of some of the keys, and what the owner answered about them, or why it did not."""
 
@@ -59,7 +65,7 @@ class Backend(Protocol):
 
     # One key
 
-    def get(self, key: bytes, deadline: Deadline, touch_seconds: float | None = None) -> Frame | None:
+    def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
         """Return the value's frame, or None. ``touch_seconds`` sets the time to live of an entry that exists."""
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
@@ -78,19 +84,9 @@ class Backend(Protocol):
         """Store an entry. Raises `ValueTooLarge`."""
 
     def put(
-        self,
-        key: bytes,
-        frame: NewFrame,
-        ttl: Seconds,
-        condition: str | int | None,
-        tags: Tags,
-        deadline: Deadline,
+        self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
-        """Store an entry if the one that exists is as ``condition`` says, and return whether it was stored.
-
-        Args:
-            condition: ``"absent"``, ``"present"``, a version, or None for no condition.
-        """
+        """Store an entry if the one that exists is as ``condition`` says, and return whether it was stored."""
 
     def setdefault(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> Frame | None:
         """Return the frame of the entry, or store ``frame`` and return None."""
@@ -122,12 +118,7 @@ class Backend(Protocol):
         """
 
     def set_many(
-        self,
-        keys: Sequence[bytes],
-        frames: Sequence[NewFrame],
-        ttl: Seconds,
-        tags: Tags,
-        deadline: Deadline,
+        self, keys: Sequence[bytes], frames: Sequence[NewFrame], ttl: Seconds, tags: Tags, deadline: Deadline
     ) -> Replies[int]:
         """Store entries and yield how many were stored. Runs while it is iterated, as do the others."""
 
@@ -144,12 +135,12 @@ class Backend(Protocol):
         self,
         key: bytes,
         lease_seconds: float,
-        wait_seconds: float,
+        wait: float,
         refresh: int,
         deadline: Deadline,
-        pinned: PinnedConnection | None = None,
-    ) -> PinnedConnection | None:
-        """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait_seconds``.
+        pinned: Pinned = None,
+    ) -> Pinned:
+        """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait`` seconds.
 
         Args:
             refresh: 0 to load if there is no value, 1 even if there is one unless another caller loads, 2 always.
@@ -178,14 +169,8 @@ class Backend(Protocol):
         """End a lease unused and give up its connection. Takes a second at most, and raises nothing."""
 
     def acquire(
-        self,
-        name: bytes,
-        limit: int,
-        ttl: float,
-        wait_seconds: float,
-        deadline: Deadline,
-        pinned: PinnedConnection | None = None,
-    ) -> PinnedConnection | None:
+        self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned = None
+    ) -> Pinned:
         """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the token."""
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
@@ -197,9 +182,7 @@ class Backend(Protocol):
     def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
         """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
 
-    def release(
-        self, name: bytes, token: int, deadline: Deadline, pinned: PinnedConnection | None = None
-    ) -> bool:
+    def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
         """Release a lock and return whether it was held. Gives up the connection, if given.
 
         Returns False when the node does not answer.
@@ -207,7 +190,7 @@ class Backend(Protocol):
 
     # Namespaces: every node is asked.
 
-    def count(self, prefix: bytes, deadline: Deadline, most: int | None = None) -> Answers:
+    def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
 
     def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
@@ -220,13 +203,7 @@ class Backend(Protocol):
         """Return the view that all nodes which answer use at this moment, and why the others do not answer."""
 
     def scan(
-        self,
-        member: Member,
-        namespace: bytes,
-        prefix: bytes,
-        cursor: int,
-        batch: int,
-        deadline: Deadline,
+        self, member: Member, namespace: bytes, prefix: bytes, cursor: int, batch: int, deadline: Deadline
     ) -> tuple[int, Sequence[bytes]]:
         """Return the next cursor (0: no more) and a page of a node's keys that begin with ``prefix``.
 
@@ -267,10 +244,9 @@ class ClusterBackend:
     def of(cls, config: ClientConfig) -> ClusterBackend:
         """Return the backend of a new client with these settings. Connects on first use."""
         directory = NameServerDirectory(config.nameserver)
-        router = Router(directory, max_connections=config.max_connections, transport=config.transport)
-        return cls(router)
+        return cls(Router(directory, max_connections=config.max_connections, transport=config.transport))
 
-    def get(self, key: bytes, deadline: Deadline, touch_seconds: float | None = None) -> Frame | None:
+    def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
         return self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
@@ -289,13 +265,7 @@ class ClusterBackend:
         self._call(commands.SET, key, (frame, ttl), deadline, len(frame))
 
     def put(
-        self,
-        key: bytes,
-        frame: NewFrame,
-        ttl: Seconds,
-        condition: str | int | None,
-        tags: Tags,
-        deadline: Deadline,
+        self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
         command = commands.PUT if condition is None else commands.PUT_IF
         return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
@@ -339,12 +309,12 @@ class ClusterBackend:
         self,
         key: bytes,
         lease_seconds: float,
-        wait_seconds: float,
+        wait: float,
         refresh: int,
         deadline: Deadline,
-        pinned: PinnedConnection | None = None,
-    ) -> PinnedConnection | None:
-        waiting, at_once = ((lease_seconds, seconds, refresh) for seconds in (wait_seconds, 0.0))
+        pinned: Pinned = None,
+    ) -> Pinned:
+        waiting, at_once = ((lease_seconds, seconds, refresh) for seconds in (wait, 0.0))
         return self._pin(commands.LEASE, key, waiting, at_once, deadline, pinned)
 
     def fill(
@@ -365,15 +335,9 @@ class ClusterBackend:
         self._end(pinned, commands.ABANDON, key, token, Deadline(_ABANDON_SECONDS))
 
     def acquire(
-        self,
-        name: bytes,
-        limit: int,
-        ttl: float,
-        wait_seconds: float,
-        deadline: Deadline,
-        pinned: PinnedConnection | None = None,
-    ) -> PinnedConnection | None:
-        waiting, at_once = ((limit, ttl, seconds) for seconds in (wait_seconds, 0.0))
+        self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned = None
+    ) -> Pinned:
+        waiting, at_once = ((limit, ttl, seconds) for seconds in (wait, 0.0))
         return self._pin(commands.ACQUIRE, name, waiting, at_once, deadline, pinned)
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
@@ -385,9 +349,7 @@ class ClusterBackend:
         except (Refused, Unavailable):
             return False
 
-    def release(
-        self, name: bytes, token: int, deadline: Deadline, pinned: PinnedConnection | None = None
-    ) -> bool:
+    def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
         if pinned is not None:
             return self._end(pinned, commands.RELEASE, name, token, deadline) is True
         try:
@@ -395,7 +357,7 @@ class ClusterBackend:
         except NodeUnavailable:
             return False
 
-    def count(self, prefix: bytes, deadline: Deadline, most: int | None = None) -> Answers:
+    def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         arguments = (prefix,) if most is None else (prefix, most)
         return self._router.broadcast(commands.COUNT, arguments, deadline)
 
@@ -416,10 +378,10 @@ class ClusterBackend:
         return cursor, page
 
     def nodes(self, deadline: Deadline) -> Sequence[Member]:
-        return self._router.fresh_view(deadline).members
+        return self._router.views.fresh(deadline).members
 
     def owner(self, key: bytes, deadline: Deadline) -> Member:
-        return self._router.view(deadline).owner(key)
+        return self._router.views.known(deadline).owner(key)
 
     def stats(self, deadline: Deadline) -> Answers:
         return self._router.broadcast(commands.STATS, (), deadline)
@@ -437,8 +399,8 @@ class ClusterBackend:
         waiting: tuple[Any, ...],
         at_once: tuple[Any, ...],
         deadline: Deadline,
-        pinned: PinnedConnection | None,
-    ) -> PinnedConnection | None:
+        pinned: Pinned,
+    ) -> Pinned:
         """Send a command that may wait with the arguments ``waiting``; with ``at_once`` if too many wait already."""
         answered = self._router.pin(command, key, waiting, deadline, pinned)
         if answered is None:
@@ -448,12 +410,7 @@ class ClusterBackend:
         return answered
 
     def _end(
-        self,
-        pinned: PinnedConnection,
-        command: commands.Command,
-        key: bytes,
-        token: int,
-        deadline: Deadline,
+        self, pinned: PinnedConnection, command: commands.Command, key: bytes, token: int, deadline: Deadline
     ) -> Any:
         """End what was granted on a connection, and give the connection up. Return the answer, or None."""
         if pinned.closed:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client.backend import ClusterBackend
+from pyrocache.client.backend import Answers, ClusterBackend
 from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
@@ -167,10 +167,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         encoded_tags = context.encode_tags(tags)
         encoded = context.encode_key(key)
         frame = context.codec.encode(encoded, value)
-        try:
-            return context.backend.put(encoded, frame, ttl, condition, encoded_tags, context.deadline())
-        except NodeUnavailable as error:
-            return context.missed(error, False)
+        return self._answer(context.backend.put, encoded, False, frame, ttl, condition, encoded_tags)
 
     @overload
     def get(self, key: object, default: None = None, *, touch_seconds: Ttl = None) -> Any | None: ...
@@ -212,10 +209,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_with_version, encoded, None)
-        if found is None:
-            return None
-        frame, version = found
-        return context.decode(encoded, frame), version
+        return None if found is None else (context.decode(encoded, found[0]), found[1])
 
     def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
         """Store ``value`` if the entry still has this ``version``. Return whether it was stored.
@@ -561,13 +555,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         No later read returns one of them. It takes the same time for one entry and for a million. The count includes
         entries that were expired or cleared but not reclaimed yet.
         """
-        context = self._context
-        return context.sum_of(context.backend.invalidate_tag(context.encode_tag(tag), context.deadline()))
+        return self._total(self._context.backend.invalidate_tag, self._context.encode_tag(tag))
 
     def clear(self) -> int:  # type: ignore[override]  # a dict's returns nothing
         """Remove every entry of this namespace. Return how many there were, including some that had expired."""
-        context = self._context
-        return context.sum_of(context.backend.clear(context.prefix, context.deadline()))
+        return self._total(self._context.backend.clear, self._context.prefix)
 
     def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
         """Return an iterator over the keys of this namespace, node by node, in no order.
@@ -606,13 +598,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         """Return the number of entries in this namespace, over all nodes."""
-        context = self._context
-        return context.sum_of(context.backend.count(context.prefix, context.deadline()))
+        return self._total(self._context.backend.count, self._context.prefix, None)
 
     def __bool__(self) -> bool:
         """Return whether there is any entry in this namespace."""
-        context = self._context
-        return bool(context.sum_of(context.backend.count(context.prefix, context.deadline(), 1)))
+        return bool(self._total(self._context.backend.count, self._context.prefix, 1))
 
     def __eq__(self, other: object) -> bool:
         """Return whether another mapping has the same entries. Fetches all of them."""
@@ -645,8 +635,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def nodes(self) -> list[Member]:
         """Return the nodes that share the keys, as the name server lists them now."""
-        context = self._context
-        return list(context.backend.nodes(context.deadline()))
+        return list(self._context.backend.nodes(self._context.deadline()))
 
     def node_for(self, key: object) -> Member:
         """Return the node that owns ``key``."""
@@ -670,9 +659,18 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0. Figures of the present (entries, bytes) stay."""
-        context = self._context
-        context.sum_of(context.backend.reset_stats(context.deadline()))
-        context.reset_figures()
+        self._total(self._context.backend.reset_stats)
+        self._context.reset_figures()
+
+    def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
+        """Return the sum of the nodes' answers; what to do about an unreachable node is up to ``on_error``."""
+        total = 0
+        for _, answer in method(*arguments, self._context.deadline()):
+            if isinstance(answer, NodeUnavailable):
+                self._context.missed(answer, None)
+            else:
+                total += answer
+        return total
 
     # Life ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from enum import Enum
 from types import EllipsisType
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
-from pyrocache.client.backend import Answers, Backend
+from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.keys.encoding import encode_key, namespace_prefix
 from pyrocache.client.keys.format import utf8
@@ -151,16 +151,6 @@ class ClientContext:
         self.count("misses_on_error")
         log.warning("Counted as a miss: %s", error)
         return value
-
-    def sum_of(self, answers: Answers) -> int:
-        """Return the sum of the nodes' answers; a node that is unreachable is treated as ``on_error`` says."""
-        total = 0
-        for _, answer in answers:
-            if isinstance(answer, NodeUnavailable):
-                self.missed(answer, None)
-            else:
-                total += answer
-        return total
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's own figures, a field of `ClientStats`."""

@@ -77,6 +77,7 @@ class ClusterView:
     Attributes:
         members: the nodes, sorted by number.
         id: equal for two views iff they route alike; never 0.
+        owners: by partition, the index in ``members`` of its owner, or -1 until `owner` was asked for it.
     """
 
     __slots__ = ("_by_name", "_weighted", "id", "members", "owners")

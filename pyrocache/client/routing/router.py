@@ -24,7 +24,7 @@ from pyrocache.client.routing.views import Views
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
-from pyrocache.errors import ClientClosed, NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory
@@ -46,6 +46,9 @@ class Router:
         transport: whether nodes on this host are reached over their Unix sockets.
         sleep, jitter: what waits, and a number from 0 to 1 each time it is called.
         clock: monotonic seconds.
+
+    Attributes:
+        views: the view of the cluster.
     """
 
     def __init__(
@@ -66,19 +69,8 @@ class Router:
         self._sleep = sleep
         self._jitter = jitter
         self._clock = clock
-        self._closed = False
         self._connect(EMPTY)
         at_fork.in_child(self.reset_after_fork)
-
-    def view(self, deadline: Deadline) -> ClusterView:
-        """Return the view to route with. Raises `ClientClosed`, and as `Views.known`."""
-        self._check_open()
-        return self._views.known(deadline)
-
-    def fresh_view(self, deadline: Deadline) -> ClusterView:
-        """Return the view after a look into the name server, or the last one if that does not answer."""
-        self._check_open()
-        return self._views.fresh(deadline)
 
     def call(
         self,
@@ -105,7 +97,7 @@ class Router:
             if owner >= 0:  # as `ClusterView.owner`, one function call less
                 member = view.members[owner]
             else:
-                view = self.view(deadline)
+                view = self.views.known(deadline)
                 member = view.owner(key)
             try:
                 return self._connections.call(
@@ -143,7 +135,7 @@ class Router:
         reserve = self._max_pinned // 4 if may_wait else 0
         attempts = Attempts()
         while True:
-            view = self.view(deadline)
+            view = self.views.known(deadline)
             member = view.owner(key)
             told = (view.id, key, *arguments)
             try:
@@ -170,7 +162,7 @@ class Router:
         attempts = Attempts()
         pending: Sequence[int] = range(len(batch.keys))
         while pending:
-            round = Round(batch, self.view(deadline), pending)
+            round = Round(batch, self.views.known(deadline), pending)
             again: Retry | LookUp | None = None
             for index, outcome in self._exchange(attempts, round.requests, deadline):
                 member, chunk = round.requests[index].member, round.chunks[index]
@@ -207,7 +199,7 @@ class Router:
 
         A node that leaves meanwhile, and all that it held with it, is left out.
         """
-        members = self.fresh_view(deadline).members
+        members = self.views.fresh(deadline).members
         answers: dict[str, tuple[Member, Any]] = {}
         attempts = Attempts()
         while members:
@@ -234,7 +226,7 @@ class Router:
         """
         attempts = Attempts()
         while True:
-            view = self.fresh_view(deadline)
+            view = self.views.fresh(deadline)
             unreachable: dict[Member, NodeUnavailable] = {}
             again: Retry | LookUp | None = None
             requests = [Request(member, GET_MANY, (view.id, [])) for member in view.members]
@@ -257,7 +249,6 @@ class Router:
             NodeLeft: it is no longer a member.
             NodeUnavailable, RemoteError: as `call`.
         """
-        self._check_open()
         attempts = Attempts()
         found: Member | None = member
         while found is not None:
@@ -270,7 +261,7 @@ class Router:
 
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
-        self._closed = True
+        self.views.closed = True
         self._membership.adopt(EMPTY)
         self._connections.close()
         self._pinning.close()
@@ -289,7 +280,7 @@ class Router:
             lambda missing, seconds: serving_members(self._connections, missing, seconds),
         )
         self._membership.adopt(view)
-        self._views = Views(self._membership, self._clock)
+        self.views = Views(self._membership, self._clock)
 
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline
@@ -312,7 +303,6 @@ class Router:
         self, attempts: Attempts, request: Request, problem: Refused | Unavailable, deadline: Deadline
     ) -> None:
         """Return when the request is to be made again; raise the error for the user when it is not."""
-        self._check_open()
         action = self._decide(attempts, request, problem, deadline)
         if isinstance(action, GiveUp):
             raise action.error from None
@@ -327,22 +317,18 @@ class Router:
             problem,
             now=self._clock(),
             remaining=deadline.remaining(),
-            looked_up_at=self._views.looked_up_at,
+            looked_up_at=self.views.looked_up_at,
         )
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
         """Do what is to be done before a request is made again."""
         attempts.rounds += 1
         if isinstance(action, LookUp):
-            self._views.after_failure(deadline, action.members)
+            self.views.after_failure(deadline, action.members)
             moved = action.unless_moved
             if moved is not None and self._membership.view.member(moved.name) != moved:
                 return
         self._sleep(action.after * (0.5 + self._jitter() / 2))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClientClosed("This client was closed; make a new PyroCacheClient.")
 
 
 def _not_refused(outcome: Any) -> Any:

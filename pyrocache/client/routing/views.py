@@ -12,6 +12,7 @@ from typing import Any
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
 from pyrocache.errors import NameServerUnavailable, NoNodes
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import client_closed
 from pyrocache.net.membership import Membership
 
 _PAUSE_SECONDS = 0.05
@@ -27,22 +28,27 @@ class Views:
 
     Attributes:
         looked_up_at: when the last look into the name server began, even if it was in vain.
+        closed: whether the router was closed.
     """
 
-    __slots__ = ("_clock", "_membership", "looked_up_at")
+    __slots__ = ("_clock", "_membership", "closed", "looked_up_at")
 
     def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
         self._membership = membership
         self._clock = clock
         self.looked_up_at = float("-inf")
+        self.closed = False
 
     def known(self, deadline: Deadline) -> ClusterView:
         """Return the latest view, looking for nodes if none is known.
 
         Raises:
+            ClientClosed: the router was closed.
             NameServerUnavailable: no node is known, and no name server answers.
             NoNodes: the name server knows no node.
         """
+        if self.closed:
+            raise client_closed()
         view = self._membership.view
         if not view.members:
             view = self._look_up(deadline.remaining())
@@ -56,7 +62,7 @@ class Views:
         Raises:
             NameServerUnavailable, NoNodes: as `known`.
         """
-        if self._membership.view.members:
+        if self._membership.view.members:  # so it is not closed
             self._look_up_if_possible(deadline)
         return self.known(deadline)
 

@@ -243,7 +243,7 @@ def test_a_stale_view_has_the_name_server_asked(start: Callable[..., ScriptedNod
     first = start(first_script)
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [first.member, second.member]
     assert get(router) == b"value"
     assert directory.lookups == 2
@@ -256,7 +256,7 @@ def test_a_node_that_knows_less_than_the_name_server_is_not_believed(
     behind = Refusal(refusals.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
     first = start(sequence_of(behind, behind, b"value"))
     router, _ = router_for(first, second)
-    key = next(b"%d" % n for n in range(99) if router.view(Deadline(1.0)).owner(b"%d" % n).number == 1)
+    key = next(b"%d" % n for n in range(99) if router.views.known(Deadline(1.0)).owner(b"%d" % n).number == 1)
     assert router.call(commands.GET, key, (), Deadline(5.0)) == b"value"
     both = ClusterView([first.member, second.member]).id
     assert [arguments[0] for _, arguments in first.calls] == [both] * 3
@@ -269,7 +269,7 @@ def test_while_the_name_server_is_away_a_stale_view_is_mended_by_the_node(
     first = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", as_lists(ClusterView([second.member]))))
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
-    router.view(Deadline(1.0))
+    router.views.known(Deadline(1.0))
     directory.away = True
     assert get(router) == b"value"
     assert second.calls[0][1][0] == ClusterView([second.member]).id
@@ -427,7 +427,7 @@ def test_a_name_server_that_is_away_does_not_matter_once_nodes_are_known(
     get(router)
     directory.away = True
     assert get(router) == b"value"
-    assert router.fresh_view(Deadline(1.0)).members == (node.member,)
+    assert router.views.fresh(Deadline(1.0)).members == (node.member,)
 
 
 @pytest.mark.parametrize(
@@ -439,9 +439,9 @@ def test_a_node_that_the_name_server_lacks_stays_while_it_says_that_it_serves(
 ) -> None:
     nodes = [start(lambda call: answer, number=number) for number in (1, 2)]
     router, directory = router_for(*nodes)
-    assert len(router.fresh_view(Deadline(5.0))) == 2
+    assert len(router.views.fresh(Deadline(5.0))) == 2
     directory.listed = [nodes[0].member]
-    assert len(router.fresh_view(Deadline(5.0))) == (2 if stays else 1)
+    assert len(router.views.fresh(Deadline(5.0))) == (2 if stays else 1)
 
 
 def test_a_node_that_does_not_even_connect_costs_a_batch_no_other_answer(
@@ -603,7 +603,7 @@ def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
     after = ClusterView([first.member])
     clock = iter(range(10**6))
     router, directory = router_for(first, second, clock=lambda: float(next(clock)))
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [first.member]
     first.script = lambda call: keys_back(call) if call[1][0] == after.id else stale(call)
     second.script = lambda call: {"serving": False} if call[0] == "ping" else stale(call)
@@ -740,8 +740,8 @@ def test_after_close_every_call_says_so(start: Callable[..., ScriptedNode], away
         lambda router, node: send(router, "get_many", batch_of(3)),
         lambda router, node: router.broadcast(commands.PING, (), Deadline(1.0)),
         lambda router, node: router.ask(node.member, commands.PING, (), Deadline(1.0)),
-        lambda router, node: router.view(Deadline(1.0)),
-        lambda router, node: router.fresh_view(Deadline(1.0)),
+        lambda router, node: router.views.known(Deadline(1.0)),
+        lambda router, node: router.views.fresh(Deadline(1.0)),
     ):
         router, node = closed_router(start, away, used)
         for _ in range(2):  # also not once the first call has looked around
@@ -792,7 +792,7 @@ def test_a_node_that_is_away_keeps_no_other_from_answering(start: Callable[..., 
 def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> None:
     stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
     router, directory = router_for(stays, leaves)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
 
     def leave(call: Call) -> Any:
         directory.listed = [stays.member]
@@ -806,7 +806,7 @@ def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> Non
 def test_a_node_is_asked_where_it_is_by_now(start: Callable[..., ScriptedNode]) -> None:
     old, new = start(sequence_of(HANG_UP)), start(sequence_of([0, []]))
     router, directory = router_for(old)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [new.member]
     old.close()
     assert router.ask(old.member, commands.SCAN, (), Deadline(5.0)) == [0, []]
@@ -815,7 +815,7 @@ def test_a_node_is_asked_where_it_is_by_now(start: Callable[..., ScriptedNode]) 
 def test_a_node_that_is_no_member_any_more_has_left(start: Callable[..., ScriptedNode]) -> None:
     stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
     router, directory = router_for(stays, leaves)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [stays.member]
     leaves.close()
     with pytest.raises(NodeLeft, match=r"cache\.node\.2 has left"):
