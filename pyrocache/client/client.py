@@ -395,13 +395,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 "setdefault takes a value."
             )
         context = self._context
-        options = load_options(
-            ttl_seconds=ttl_seconds,
-            stale_seconds=stale_seconds,
-            early=early,
-            wait_seconds=wait_seconds,
-            lease_seconds=lease_seconds,
-        )
+        options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
         return load_once.get_or_set(context, encoded, factory, options, lambda: encoded_tags)
 
@@ -444,13 +438,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
-        options = load_options(
-            ttl_seconds=ttl_seconds,
-            stale_seconds=stale_seconds,
-            early=early,
-            wait_seconds=wait_seconds,
-            lease_seconds=lease_seconds,
-        )
+        options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
         return Memoizer(
             Settings(
                 context=self._context,

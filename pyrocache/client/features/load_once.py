@@ -64,7 +64,7 @@ class LoadOptions:
 
 
 def load_options(
-    *, ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
+    ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
 ) -> LoadOptions:
     """Return the options that a user gave. Raises `TypeError` or `ValueError` if one is not valid."""
     check_number(early, "early")
