@@ -688,7 +688,9 @@ def test_a_scan_of_everything_finds_everything(cache: PyroCacheClient, kinds: se
     assert list(cache.values()) == [0] * len(kinds)
 
 
-@pytest.mark.parametrize("prefix", [1, b"user", ["user"], {"user"}, 1.5, object()], ids=lambda prefix: type(prefix).__name__)
+@pytest.mark.parametrize(
+    "prefix", [1, b"user", ["user"], {"user"}, 1.5, object()], ids=lambda prefix: type(prefix).__name__
+)
 def test_a_prefix_is_a_text_or_a_tuple(cache: PyroCacheClient, prefix: Any) -> None:
     with pytest.raises(TypeError, match="prefix"):
         cache.scan(prefix)
