@@ -464,7 +464,7 @@ def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
 
 def test_who_holds_as_many_as_may_be_held_is_told_so(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as cache:
-        cache._core.router._holding._max_per_node = 1
+        cache._context.backend._router._pinning._max_per_node = 1
         semaphore = [cache.semaphore("name", 2, wait_seconds=0.1) for _ in range(2)]
         semaphore[0].acquire()
         with pytest.raises(LockTimeout):

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import Pyro5
@@ -43,7 +44,7 @@ from pyrocache.errors import (
 )
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
-from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
 from tests.support.wire import frame_decoder
 
@@ -401,11 +402,11 @@ class TestOurClientOnStockDaemons:
                 cache.set("key", threading.Lock())
             assert cache.get("key") == "old"
             member = cache.node_for("key")
-            deadline = cache._core.deadline()
+            router, deadline = cache._context.backend._router, cache._context.deadline()  # type: ignore[attr-defined]
             with pytest.raises(RemoteError, match="bytes"):
-                cache._core.router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
+                router.ask(member, commands.GET, (NO_VIEW, "no bytes"), deadline)
             with pytest.raises(RemoteError):
-                cache._core.router.ask(member, "no_such_method", deadline=deadline)
+                router.ask(member, replace(commands.GET, name="no_such_method"), (), deadline)
             assert cache.get("key") == "old"
 
     def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,14 +25,10 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from pyrocache.client.backend import MISSING, Core, Duration, Ttl
-from pyrocache.client.codec import encode_value
+from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
-from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
-from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.errors import ClientClosed, NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.pinned import PinnedConnection
-from pyrocache.protocol import commands
 
 log = logging.getLogger("pyrocache.client")
 
@@ -45,10 +41,8 @@ vanished is waited for."""
 IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE = range(3)
 """When to load: if there is no value, even if there is one unless another loads by now, or even then."""
 
-_ABANDON_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05
-_NO_VIEW = 0
 
 _under_way: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loads", default=frozenset())
 """What is being loaded here, by router and key: a factory that asks for its own key must not wait for itself."""
@@ -109,7 +103,7 @@ class Load:
 
     def __init__(
         self,
-        core: Core,
+        core: ClientContext,
         key: bytes,
         terms: Terms,
         token: int | None = None,
@@ -161,7 +155,7 @@ class Load:
     def begin(self) -> Token[frozenset[tuple[int, bytes]]]:
         """From now on time is taken, and what is called here can know that this value is being loaded; until `end`."""
         self._began = time.monotonic()
-        return _under_way.set(_under_way.get() | {(id(self._core.router), self._key)})
+        return _under_way.set(_under_way.get() | {(id(self._core.backend), self._key)})
 
     @staticmethod
     def end(mark: Token[frozenset[tuple[int, bytes]]]) -> None:
@@ -178,10 +172,9 @@ class Load:
             return False
         seconds = time.monotonic() - self._began
         try:
-            frame = encode_value(value)
+            frame = self._core.codec.encode(self._key, value)
             terms = self._terms
-            stored = self._core.router.call(
-                "fill",
+            stored = self._core.backend.fill(
                 self._key,
                 self._token,
                 frame,
@@ -189,8 +182,7 @@ class Load:
                 terms.stale_seconds,
                 seconds,
                 tags,
-                deadline=Deadline(self._core.timeout),
-                largest_value=len(frame),
+                self._core.deadline(),
             )
         except NodeUnavailable as error:
             self.drop()
@@ -207,18 +199,18 @@ class Load:
             raise
         if not stored:
             self.drop()  # if the key moved, its former owner may hold on to the lease
-        self._give_back()
+        self._release()
         return bool(stored)
 
     def abandon(self) -> None:
         """Give the lease back unused; the next caller loads at once."""
         if self._held is None or self._held.closed:
             return
+        assert self._token is not None
         try:
-            self._held.call(commands.ABANDON, (_NO_VIEW, self._key, self._token), Deadline(_ABANDON_SECONDS))
-        except (Refused, Unavailable):
+            self._core.backend.abandon(self._key, self._token, self._held)
+        except ClientClosed:
             self.drop()
-        self._give_back()
 
     def drop(self) -> None:
         """The same without asking anybody, and so without waiting: its connection is closed."""
@@ -230,7 +222,7 @@ class Load:
         log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
         return self.live
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         if self._held is not None:
             self._held.release()
 
@@ -243,7 +235,7 @@ class Found(NamedTuple):
 
 
 def get_or_set(
-    core: Core,
+    core: ClientContext,
     key: bytes,
     factory: Callable[[], _T],
     terms: Terms,
@@ -265,7 +257,7 @@ def get_or_set(
 
 
 def find(
-    core: Core,
+    core: ClientContext,
     key: bytes,
     terms: Terms,
     *,
@@ -285,9 +277,9 @@ def find(
     try:
         live = None if refresh else _look(core, key, terms)
         if live is not None and not live.is_due(terms.early):
-            return Found(core.decode(live.frame), None)
+            return Found(core.decode(key, live.frame), None)
         if live is not None:
-            return _refresh_early(core, key, terms, core.decode(live.frame))
+            return _refresh_early(core, key, terms, core.decode(key, live.frame))
         return _Search(core, key, terms, refresh, given_up).run()
     except NodeUnavailable as error:
         core.missed(error, None)
@@ -311,12 +303,12 @@ class _Live(NamedTuple):
         return -self.load_seconds * early * math.log(1.0 - dice()) >= self.remaining
 
 
-def _look(core: Core, key: bytes, terms: Terms) -> _Live | None:
+def _look(core: ClientContext, key: bytes, terms: Terms) -> _Live | None:
     """The value, if there is one: most callers find it, and this is the fastest call that there is."""
     if not terms.early:
-        frame = core.router.call("get", key, deadline=core.deadline())
+        frame = core.backend.get(key, core.deadline())
         return None if frame is None else _Live(frame)
-    answer = core.router.call("get_with_times", key, deadline=core.deadline())
+    answer = core.backend.get_with_times(key, core.deadline())
     if answer is None:
         return None
     if type(answer) is not list or len(answer) != 3:
@@ -324,7 +316,7 @@ def _look(core: Core, key: bytes, terms: Terms) -> _Live | None:
     return _Live(*answer)
 
 
-def _refresh_early(core: Core, key: bytes, terms: Terms, value: Any) -> Found:
+def _refresh_early(core: ClientContext, key: bytes, terms: Terms, value: Any) -> Found:
     """The task of loading a new value, or the one that there is if somebody else loads already."""
     try:
         load = _Search(core, key, terms, IF_NOBODY_DOES, lambda: True).run().load
@@ -342,7 +334,7 @@ class _Search:
     __slots__ = ("_core", "_give_up_at", "_given_up", "_held", "_key", "_pause", "_refresh", "_terms")
 
     def __init__(
-        self, core: Core, key: bytes, terms: Terms, refresh: int, given_up: Callable[[], bool]
+        self, core: ClientContext, key: bytes, terms: Terms, refresh: int, given_up: Callable[[], bool]
     ) -> None:
         self._core = core
         self._key = key
@@ -364,33 +356,17 @@ class _Search:
 
     def _run(self) -> Found:
         core, terms = self._core, self._terms
-        recursive = (id(core.router), self._key) in _under_way.get()
+        recursive = (id(core.backend), self._key) in _under_way.get()
         while True:
             asked_at = time.monotonic()
             leg = min(LEG_SECONDS, core.timeout)
             patience = 0.0 if recursive else max(0.0, min(leg, self._give_up_at - asked_at))
             deadline = core.deadline(core.timeout + patience)
-            self._held = core.router.hold(
-                "lease",
-                self._key,
-                terms.lease_seconds,
-                patience,
-                self._refresh,
-                deadline=deadline,
-                held=self._held,
+            self._held = core.backend.lease(
+                self._key, terms.lease_seconds, patience, self._refresh, deadline, self._held
             )
-            if self._held is None:  # too many wait here: ask without waiting
-                self._held = core.router.hold(
-                    "lease",
-                    self._key,
-                    terms.lease_seconds,
-                    0.0,
-                    self._refresh,
-                    deadline=deadline,
-                    waits=False,
-                )
-                if self._held is not None and self._held.answer is None and not recursive:
-                    self._end()
+            if self._held is not None and self._held.closed and not recursive:
+                self._held = None  # too many wait here
             if self._held is None:
                 found = self._without_lease()
                 if found is not None:
@@ -423,13 +399,13 @@ class _Search:
         self._end()
         if (kind, len(told)) not in (("value", 3), ("stale", 1)):
             raise RemoteError(f"{held.member.name} answered lease with what is no answer to it.")
-        return Found(self._core.decode(told[0]), None)
+        return Found(self._core.decode(self._key, told[0]), None)
 
     def _without_lease(self) -> Found | None:
         """What to do while as many connections are held as may be: look whether there is a value by now."""
         live = _look(self._core, self._key, self._terms)
         if live is not None and self._refresh == IF_MISSING:
-            return Found(self._core.decode(live.frame), None)
+            return Found(self._core.decode(self._key, live.frame), None)
         if _under_way.get():
             return Found(
                 None, Load(self._core, self._key, self._terms)

@@ -21,7 +21,7 @@ from functools import partial
 from threading import Event
 from typing import Any, TypeVar
 
-from pyrocache.client.backend import MISSING, Core
+from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.features.load_once import IF_MISSING, Found, Terms, find
 from pyrocache.errors import WaitTimeout
 from pyrocache.runtime.places import Places
@@ -35,7 +35,7 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 
 async def get_or_set(
-    core: Core,
+    core: ClientContext,
     key: bytes,
     factory: Callable[[], Awaitable[_T]],
     terms: Terms,
@@ -77,7 +77,7 @@ async def in_thread(function: Callable[[], _T]) -> _T:
     return await _outcome_of(_submit(function))
 
 
-async def _find(core: Core, key: bytes, terms: Terms, refresh: int) -> Found:
+async def _find(core: ClientContext, key: bytes, terms: Terms, refresh: int) -> Found:
     """`loading.find`, without blocking the loop."""
     give_up_at = None if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
     at_once = replace(terms, wait_seconds=0)

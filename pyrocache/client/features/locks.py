@@ -22,16 +22,14 @@ from contextlib import suppress
 from types import EllipsisType, TracebackType
 from typing import Any, Self
 
-from pyrocache.client.backend import Core, Duration
+from pyrocache.client.backend import Backend
+from pyrocache.client.context import ClientContext, Duration
 from pyrocache.client.features.load_once import LEG_SECONDS
 from pyrocache.config import to_seconds
-from pyrocache.errors import LockLost, LockTimeout, NodeUnavailable, PyroCacheError, RemoteError
+from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.pinned import PinnedConnection
-from pyrocache.protocol import commands
 
-_NO_VIEW = 0
 _RENEWALS = 3  # in a lock's time to live
 _PAUSE_SECONDS = 0.02
 _LONGEST_TTL_SECONDS = 86400.0  # that a node gives
@@ -54,11 +52,14 @@ class Grant:
     """
 
     __slots__ = (
-        *("__weakref__", "good_until", "idle", "name", "over"),
+        *("__weakref__", "backend", "good_until", "idle", "name", "over"),
         *("process", "renew_at", "token", "ttl_seconds"),
     )
 
-    def __init__(self, name: bytes, token: int, ttl_seconds: float, held: PinnedConnection) -> None:
+    def __init__(
+        self, backend: Backend, name: bytes, token: int, ttl_seconds: float, held: PinnedConnection
+    ) -> None:
+        self.backend = backend
         self.name = name
         self.token = token
         self.ttl_seconds = min(ttl_seconds, _LONGEST_TTL_SECONDS)
@@ -95,7 +96,12 @@ class Lock:
     """
 
     def __init__(
-        self, core: Core, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Duration | None
+        self,
+        core: ClientContext,
+        name: object,
+        limit: int,
+        ttl_seconds: Duration,
+        wait_seconds: Duration | None,
     ) -> None:
         self._core = core
         self._key = core.encode_key(("lock" if limit == 1 else "semaphore", name))
@@ -195,7 +201,9 @@ def check_limit(limit: Any) -> int:
     return limit
 
 
-def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None) -> Grant:
+def _acquire(
+    core: ClientContext, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None
+) -> Grant:
     give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
     held: PinnedConnection | None = None
     try:
@@ -203,23 +211,14 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
             asked_at = time.monotonic()
             patience = max(0.0, min(LEG_SECONDS, core.timeout, give_up_at - asked_at))
             deadline = core.deadline(core.timeout + patience)
-            held = core.router.hold(
-                "acquire", name, limit, ttl_seconds, patience, deadline=deadline, held=held
-            )
-            if held is None:  # too many wait here: ask without waiting
-                held = core.router.hold(
-                    "acquire", name, limit, ttl_seconds, 0.0, deadline=deadline, waits=False
-                )
-                asked = held is not None
-                if held is not None and held.answer is None:
-                    held.release()
-                    held = None
-            else:
-                asked = True
+            held = core.backend.acquire(name, limit, ttl_seconds, patience, deadline, held)
+            asked = held is not None
+            if held is not None and held.closed:
+                held = None  # too many wait here
             if held is not None and held.answer is not None:
                 if type(held.answer) is not int:
                     raise RemoteError(f"{held.member.name} answered acquire with what is no token.")
-                return Grant(name, held.answer, ttl_seconds, held)
+                return Grant(core.backend, name, held.answer, ttl_seconds, held)
             now = time.monotonic()
             if now >= give_up_at:
                 if held is not None:
@@ -239,7 +238,7 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
         raise
 
 
-def _release(core: Core, grant: Grant) -> None:
+def _release(core: ClientContext, grant: Grant) -> None:
     """Give a lock back. Raises `LockLost`."""
     was_over, grant.over = grant.over or grant.process != os.getpid(), True
     if was_over or not _given_back(core, grant, core.deadline()):
@@ -249,24 +248,13 @@ def _release(core: Core, grant: Grant) -> None:
         )
 
 
-def _given_back(core: Core, grant: Grant, deadline: Deadline) -> bool:
+def _given_back(core: ClientContext, grant: Grant, deadline: Deadline) -> bool:
     """Tell the node; whether the lock was held until then."""
     try:
-        held = grant.idle.pop()
+        held: PinnedConnection | None = grant.idle.pop()
     except IndexError:  # it is being renewed at this moment
-        try:
-            return bool(
-                core.router.call("release", grant.name, grant.token, deadline=deadline, idempotent=False)
-            )
-        except NodeUnavailable:
-            return False
-    try:
-        released = held.call(commands.RELEASE, (_NO_VIEW, grant.name, grant.token), deadline)
-    except (Refused, Unavailable):
-        held.drop()
-        return False
-    held.release()
-    return released is True
+        held = None
+    return core.backend.release(grant.name, grant.token, deadline, held)
 
 
 class _Renewer:
@@ -347,9 +335,7 @@ class _Renewer:
         except IndexError:
             return  # it is being renewed, or released
         grant.renew_at = math.inf  # until it is answered
-        if held.closed or not held.begin(
-            commands.RENEW, (_NO_VIEW, grant.name, grant.token, grant.ttl_seconds)
-        ):
+        if not grant.backend.begin_renew(grant.name, grant.token, grant.ttl_seconds, held):
             self._finished(grant, held, lost=True)
         else:
             under_way[held.fileno()] = (grant, held, now)
@@ -369,9 +355,7 @@ class _Renewer:
                 os.read(receiver, 4096)
                 continue
             grant, held, since = under_way.pop(descriptor)
-            lost = True
-            with suppress(Refused, Unavailable):
-                lost = held.finish(Deadline(_RECEIVE_SECONDS)) is not True
+            lost = not grant.backend.finish_renew(held, Deadline(_RECEIVE_SECONDS))
             if not lost:
                 grant.renewed(since)
             self._finished(grant, held, lost=lost)

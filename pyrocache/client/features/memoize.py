@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import CodeType, MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
-from pyrocache.client.backend import Core
+from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once as loading
 from pyrocache.client.features import load_once_async as coroutines
 from pyrocache.client.features.load_once import IF_MISSING, IN_ANY_CASE, Terms
@@ -51,7 +51,7 @@ class Settings:
         tags: of the results, or what makes them of the arguments.
     """
 
-    core: Core
+    core: ClientContext
     terms: Terms
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
@@ -194,7 +194,7 @@ class _Wrapper(Generic[_P]):
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         core, encoded = self._plan.settings.core, self._plan.encoded(arguments, named)
         try:
-            return bool(core.router.call("delete", encoded, deadline=core.deadline()))
+            return core.backend.delete(encoded, core.deadline())
         except NodeUnavailable as error:
             return core.missed(error, False)
 
