@@ -17,7 +17,7 @@ from pyrocache.client.backend import Answers, ClusterBackend
 from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
-from pyrocache.client.features.load_once import checked_terms
+from pyrocache.client.features.load_once import load_options
 from pyrocache.client.features.locks import Lock, check_limit
 from pyrocache.client.features.memoize import Memoizer, Settings, Tags
 from pyrocache.client.features.scan import Items, Values
@@ -395,7 +395,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 "setdefault takes a value."
             )
         context = self._context
-        terms = checked_terms(
+        options = load_options(
             ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
@@ -403,7 +403,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             lease_seconds=lease_seconds,
         )
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
-        return load_once.get_or_set(context, encoded, factory, terms, lambda: encoded_tags)
+        return load_once.get_or_set(context, encoded, factory, options, lambda: encoded_tags)
 
     def memoize(
         self,
@@ -444,7 +444,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
-        terms = checked_terms(
+        options = load_options(
             ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
@@ -453,8 +453,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         )
         return Memoizer(
             Settings(
-                core=self._context,
-                terms=terms,
+                context=self._context,
+                options=options,
                 key=key,
                 ignore=frozenset(ignore),
                 cache_if=cache_if,

@@ -635,7 +635,7 @@ def test_waiting_takes_longer_than_any_other_call_may(
 def test_it_goes_on_waiting_call_after_call(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrocache.client.features.load_once.LEG_SECONDS", 0.05)
+    monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.05)
     slow = Slow()
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)
@@ -662,7 +662,7 @@ def test_those_who_wait_keep_no_other_call_waiting(
 
 
 def test_factories_that_load_other_values_in_turn_never_wait_for_each_other(
-    shared_cluster: LocalCluster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    shared_cluster: LocalCluster, threads: ThreadPoolExecutor
 ) -> None:
     with shared_cluster.client() as cache:
         cache.clear()

@@ -410,9 +410,8 @@ class TestOurClientOnStockDaemons:
             assert cache.get("key") == "old"
 
     def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            "pyrocache.client.features.load_once.LEG_SECONDS", 0.1
-        )  # a daemon with one thread waits with it
+        # a daemon with one thread waits with it
+        monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
         calls: list[int] = []
 
         def load() -> str:
@@ -435,7 +434,7 @@ class TestOurClientOnStockDaemons:
     def test_locks_are_held_by_one_at_a_time(
         self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
+        monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
         with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
