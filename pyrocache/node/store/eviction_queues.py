@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TypeAlias
 
 from pyrocache.node.store.use_table import (
@@ -158,7 +157,18 @@ class TwoQueues:
             if self._noted_at_rest > 4 * len(self):
                 return
             self._noted_at_rest += len(keys)
-        for key in keys:
+        segments, mask, stamp = self._uses.segments, self._uses.mask, self._stamp
+        fresh = [
+            key
+            for key, number in zip(keys, map(hash, keys), strict=True)
+            if (
+                segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK]
+                ^ number >> TAG_SHIFT & TAG_MASK
+            )
+            >> 2
+            != stamp
+        ]
+        for key in fresh:
             self.used(key)
 
     def removed(self, key: bytes, /) -> None:
@@ -233,10 +243,11 @@ class TwoQueues:
             if key in removed:
                 removed.remove(key)
                 continue
-            epoch = self._last_use(self._uses.get(key))
+            state = self._uses.get(key)
+            epoch = self._last_use(state)
             if epoch <= queue.first:
                 return key, queue
-            moved.append((epoch, key, queue))
+            moved.append((state, key, queue))
             queue.append(key, epoch)
         return self._oldest(moved)
 
@@ -257,14 +268,14 @@ class TwoQueues:
             state = uses.get(key)
             if state & 3 < (promote if queue is small else 1):
                 return key, queue
-            moved.append((self._last_use(state), key, main))
+            moved.append((state, key, main))
             main.append(key, self._epoch)
             uses.put(key, before | state - 1 & 3 if queue is main and state & 3 > 1 else 0)
         return self._oldest(moved)
 
     def _oldest(self, moved: list[tuple[int, bytes, _Queue]]) -> tuple[bytes, _Queue]:
         """Return the least recently used of the keys that were moved: to look for a better one would take too long."""
-        _, key, queue = min(moved, key=itemgetter(0))
+        _, key, queue = min(moved, key=lambda each: self._last_use(each[0]))
         self._removed.add(key)  # it is queued
         return key, queue
 
