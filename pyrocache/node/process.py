@@ -1,6 +1,6 @@
 """The life of a node process: register, serve, heartbeat, leave.
 
-The main thread lives that life; the I/O thread in `Transport` serves the data; they meet in `CacheNode`, whose lock
+The main thread lives that life; the I/O thread in `EventLoop` serves the data; they meet in `CacheNode`, whose lock
 guards the entries. The process ends cleanly on SIGTERM, SIGINT and SIGHUP, and when the process that started it is
 gone, which it notices because its standard input ends.
 """
@@ -17,11 +17,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
-
-from Pyro5.server import Daemon
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
@@ -33,11 +31,13 @@ from pyrocache.node.peers import PeerState
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
+from pyrocache.protocol.commands import COMMANDS
+from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
 from pyrocache.runtime.stop_request import StopRequest
-from pyrocache.server import unix_socket
+from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Transport
+from pyrocache.server.event_loop import EventLoop
 
 log = logging.getLogger("pyrocache.node")
 
@@ -49,23 +49,6 @@ _SETTLE_SECONDS = 0.1
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _FRAME_SLACK = 256 * 1024  # as much as the tags of an entry may take, and more
-
-
-class NodeDaemon(Daemon):  # type: ignore[misc]
-    """A Pyro5 daemon whose transport is ours, and whose handshake tells what clients must know."""
-
-    def __init__(self, transport: Transport, greeting: dict[str, Any]) -> None:
-        here, there = socket.socketpair()
-        super().__init__(connected_socket=here)  # Pyro5's one way to start without a server of its own
-        here.close()
-        there.close()
-        self.transportServer = transport
-        self.locationStr = transport.locationStr
-        self._greeting = greeting
-
-    def validateHandshake(self, conn: Any, data: Any) -> dict[str, Any]:
-        """What a new connection is told about this node."""
-        return self._greeting
 
 
 class Node:
@@ -126,22 +109,17 @@ class Node:
             on_stale=self.stop_request.wake,
             on_reset=self._reset_latencies,
         )
-        self._transport = Transport(self._listeners, config, housekeeping=self.cache_node.sweep)
-        greeting = {
-            "node": self.member.name,
-            "incarnation": self.member.incarnation,
-            "max_value_bytes": config.max_value_bytes,
-        }
-        self._daemon = NodeDaemon(self._transport, greeting)
-        self._daemon.register(self.cache_node, self.member.name)
         self._dispatcher = Dispatcher(
-            self._daemon,
-            cheap=CacheNode.CHEAP,
-            waiting=CacheNode.WAITING,
+            self.member.name,
+            self.cache_node,
+            COMMANDS,
+            greeting=Greeting(self.member.name, self.member.incarnation, config.max_value_bytes).to_wire(),
             max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
         )
-        self._transport.attach(self._dispatcher)
-        self._io_thread = threading.Thread(target=self._daemon.requestLoop, name="pyrocache-io", daemon=True)
+        self._event_loop = EventLoop(
+            self._listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep
+        )
+        self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:
         """Serve until ``stop_request`` is made; ``ready`` is called once the node can be reached.
@@ -184,7 +162,7 @@ class Node:
             log.warning("%s: the name server is back.", self.member.name)
         self._name_server_away = False
         others = [member for member in listed if member.name != self.member.name]
-        self._adopt(next_view(self._view, [*others, self.member], keep=self._is_serving))
+        self._adopt(next_view(self._view, [*others, self.member], self._serving))
 
     def _enter_again(self, entry: Member | None) -> None:
         """The name server lacks this node (it was restarted) or lists another under its name."""
@@ -216,8 +194,8 @@ class Node:
             time.sleep(_NUDGE_PAUSE_SECONDS)
         self.cache_node.set_admitted(True)
 
-    def _is_serving(self, member: Member) -> bool:
-        return self._probe(member) is PeerState.SERVING
+    def _serving(self, members: Sequence[Member]) -> list[Member]:
+        return [member for member in members if self._probe(member) is PeerState.SERVING]
 
     def _adopt(self, view: ClusterView) -> None:
         if view != self._view:
@@ -239,19 +217,19 @@ class Node:
         except NameServerUnavailable:
             pass
         unix_socket.remove(self.member.socket_path)
-        self._transport.shutdown()
+        self._event_loop.shutdown()
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)
 
     def _gauges(self) -> dict[str, Any]:
         return {
-            "connections": len(self._transport.connections),
+            "connections": len(self._event_loop.connections),
             "rss_bytes": _resident_bytes(),
-            "latencies": self._dispatcher.latencies(),
+            "latencies": self._dispatcher.latencies.as_lists(),
         }
 
     def _reset_latencies(self) -> None:
-        self._dispatcher.reset_latencies()
+        self._dispatcher.latencies.reset()
 
     # Registration ----------------------------------------------------------------------------------------
 
@@ -298,18 +276,11 @@ class Node:
 
 def _listen(config: NodeConfig) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
+        return tcp_socket.listen(config.host, config.port)
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error
-    return listener
 
 
 def _resident_bytes() -> int:

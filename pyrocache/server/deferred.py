@@ -1,7 +1,7 @@
-"""Replies that are made later: `Later`, and the `Peer` that waits for one.
+"""Replies that are made later: `Deferred`, and the `Session` that waits for one.
 
-A call that has to wait for somebody else, for a lease or a lock say, returns a `Later` instead of a result. No thread
-waits with it: whoever has the result *gives* it, on whatever thread. A `Later` has exactly one outcome: what it was
+A call that waits for another caller, for a lease or a lock say, returns a `Deferred` instead of a result. No thread
+waits with it: whoever has the result *gives* it, on whatever thread. A `Deferred` has exactly one outcome: what it was
 given, what it was refused with, what it gives by itself at its deadline, or that its peer is gone. Which of them came
 first is decided under its lock, so whoever gives is told reliably whether that was the outcome.
 
@@ -11,8 +11,8 @@ something that others have to do without takes it back when the peer closes:
     if later.give(token):  # False: it waits no longer, so the next in line can have it
         later.peer.on_close(free)  # runs at once if the peer closed in between
 
-Every method may be called on any thread. No lock of ours is held while a callback runs. `Later.give` and
-`Later.refuse` may be called under a lock of the caller's: what they call takes none. `Peer.on_close` may not be
+Every method may be called on any thread. No lock of ours is held while a callback runs. `Deferred.give` and
+`Deferred.refuse` may be called under a lock of the caller's: what they call takes none. `Session.on_close` may not be
 called under a lock that its callback takes, as that may run at once.
 """
 
@@ -36,7 +36,7 @@ _FEW = 64
 _WAITING, _GIVEN, _REFUSED = range(3)
 
 
-class Peer:
+class Session:
     """Whoever is at the other end of one connection, for as long as that lasts.
 
     Attributes:
@@ -74,7 +74,7 @@ class Peer:
             _call_safely(callback)
 
 
-class Later:
+class Deferred:
     """The result of a call that is not there yet.
 
     Args:
@@ -88,16 +88,25 @@ class Later:
         peer, deadline: as given.
     """
 
-    __slots__ = ("_at_deadline", "_callback", "_lock", "_on_lapse", "_result", "_state", "deadline", "peer")
+    __slots__ = (
+        "_at_deadline",
+        "_callback",
+        "_lock",
+        "_on_lapse",
+        "_result",
+        "_state",
+        "deadline",
+        "session",
+    )
 
     def __init__(
         self,
-        peer: Peer,
+        session: Session,
         deadline: float,
         at_deadline: Any = None,
         on_lapse: Callable[[], object] | None = None,
     ) -> None:
-        self.peer = peer
+        self.session = session
         self.deadline = deadline
         self._at_deadline = at_deadline
         self._on_lapse = on_lapse
@@ -115,7 +124,7 @@ class Later:
         """Make ``result`` the outcome; False, and nothing happens, if there is one already."""
         return self._settle(_GIVEN, result)
 
-    def refuse(self, error: PyroError) -> bool:
+    def refuse(self, error: Exception) -> bool:
         """Make it the outcome that ``error`` is raised; False if there is one already."""
         return self._settle(_REFUSED, error)
 
@@ -171,7 +180,7 @@ class Later:
 
 
 class Deadlines:
-    """The deadlines of many `Later`. For one thread.
+    """The deadlines of many `Deferred`. For one thread.
 
     Attributes:
         first: when `expire` is to be called next, at the latest (monotonic seconds), or infinity.
@@ -181,22 +190,22 @@ class Deadlines:
 
     def __init__(self) -> None:
         self.first = math.inf
-        self._heap: list[tuple[float, int, Later]] = []
+        self._heap: list[tuple[float, int, Deferred]] = []
         self._added = 0  # so that equal deadlines never compare what they are of
         self._open = 0  # added and not discarded
 
-    def add(self, later: Later) -> None:
-        """Watch over ``later``."""
+    def add(self, deferred: Deferred) -> None:
+        """Watch over ``deferred``."""
         self._added += 1
         self._open += 1
-        heapq.heappush(self._heap, (later.deadline, self._added, later))
+        heapq.heappush(self._heap, (deferred.deadline, self._added, deferred))
         self.first = self._heap[0][0]
 
-    def discard(self, later: Later) -> None:
-        """Watch over ``later`` no more: it has its outcome, or is about to be cancelled. Once for each added."""
+    def discard(self, deferred: Deferred) -> None:
+        """Watch over ``deferred`` no more: it has its outcome, or is about to be cancelled. Once for each added."""
         self._open -= 1
         if len(self._heap) > 2 * self._open + _FEW:  # most have their outcome long before: do not keep those
-            self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not later]
+            self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not deferred]
             heapq.heapify(self._heap)
 
     def expire(self, now: float) -> None:

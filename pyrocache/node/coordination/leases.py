@@ -1,16 +1,13 @@
-"""Who loads a missing value: at most one caller for each key, while the others wait or have the expired value.
+"""Leases: at most one caller loads the missing value of a key, while others wait for it or get the expired value.
 
-A lease belongs to a key, from the moment that somebody is told to load its value until the value is there, the loader
-gives up or its connection closes, or the time is over and somebody else wants it. It is void as soon as the key is
-set or deleted, or a tag of the loaded value was invalidated: what was loaded before that must not be stored after it.
-After Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), with callers that wait instead of asking again.
+A lease exists from the moment a caller is told to load a value until the value is stored, the loader gives up or its
+connection closes, or its time is over and somebody else wants it. It becomes void as soon as the key is set or
+deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
+Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
 
-Who waits, waits in a `Later`, until the lease's time is over at the longest; it is told None then and asks again, and
-whoever comes first has the lease. It keeps its place in the queue as long as it asks over the same connection. So no
-timer is needed beyond that of each `Later`.
-
-Pure, but for the locks within a `Later`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
-it under its lock. While there is no lease, `by_key` is empty, and nothing here needs to be called at all.
+Owns the leases and the recent tag invalidations. Does not look into the store: `CacheNode` passes in what it found.
+Pure: no I/O and no threads, the clock is injected. Not thread-safe: `CacheNode` calls it under its lock. While there
+is no lease, `Leases.by_key` is empty and no method needs to be called.
 """
 
 from __future__ import annotations
@@ -20,60 +17,58 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from Pyro5.errors import PyroError
-
-from pyrocache.node.coordination.quota import Holdings, Tokens
+from pyrocache.node.coordination.claims import Claim, Claims, Waiter
+from pyrocache.node.coordination.quota import SessionQuota, Tokens
 from pyrocache.node.store.store import Found
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 
 VALUE = "value"
 STALE = "stale"
 LOAD = "load"
 
 IF_MISSING = 0
+"""The caller wants to load the value if there is no live one."""
 IF_NOBODY_DOES = 1
+"""The caller wants to load it even if there is a live value, unless another caller is loading it."""
 IN_ANY_CASE = 2
-"""When a caller wants to load: if there is no live value; even if there is, unless another loads by now; or even then,
-and what that one has loaded is not to be stored."""
+"""The caller wants to load it even if another caller is loading it; that one's value will not be stored."""
 
 Answer: TypeAlias = list[Any]
 """``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` or
 ``["load", token, frame or None]``."""
 
 _MAX_INVALIDATIONS = 1024
-_LOOKED_THROUGH = 64
+_EXAMINED_FOR_ROOM = 64
 
 
-class _Waiter(NamedTuple):
-    later: Later
-    lease_seconds: float
+class _Lease(Claim):
+    __slots__ = ("deadline", "invalidations", "loader", "token")
 
-
-class _Lease:
-    __slots__ = ("deadline", "peer", "since", "token", "waiters")
-
-    def __init__(self, token: int, deadline: float, peer: Peer, since: int) -> None:
+    def __init__(self, token: int, deadline: float, loader: Session, invalidations: int) -> None:
+        super().__init__()
         self.token = token
         self.deadline = deadline
-        self.peer = peer
-        self.since = since  # the number of the last invalidation before it was granted
-        self.waiters: dict[Peer, _Waiter] = {}  # in the order in which they came
+        self.loader = loader
+        self.invalidations = invalidations  # how many tags had been invalidated when it was granted
+
+    def holders(self) -> Iterable[Session]:
+        return (self.loader,)
 
 
-class Leases:
+class Leases(Claims[_Lease]):
     """The leases of one node.
 
     Args:
-        tokens: whence the leases' numbers come.
+        tokens: numbers the leases.
         clock: monotonic seconds.
-        holdings: what bounds it all.
+        quota: bounds the leases and the waiters.
 
     Attributes:
-        by_key: the keys that are being loaded. To be looked at from outside, not changed.
-        granted, waited, passed_on: how often so far somebody became the loader, had to wait, or became the loader
-            because another one did not end well.
+        granted: how many callers became the loader.
+        waited: how many callers had to wait.
+        passed_on: how many waiters became the loader because the one before gave up or was too slow.
     """
 
     def __init__(
@@ -81,212 +76,177 @@ class Leases:
         tokens: Tokens,
         *,
         clock: Callable[[], float] = time.monotonic,
-        holdings: Holdings | None = None,
+        quota: SessionQuota | None = None,
     ) -> None:
-        self.by_key: dict[bytes, _Lease] = {}  # those granted earlier come first, roughly
+        super().__init__(quota)
         self.granted = 0
         self.waited = 0
         self.passed_on = 0
         self._tokens = tokens
         self._clock = clock
-        self._holdings = Holdings() if holdings is None else holdings
-        self._invalidation = 0  # the number of the last one
-        self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> number, the latest of them only
-        self._forgotten = 0  # the largest number that is not in there any more
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a value now."""
-        return sum(
-            waiter.later.waiting for lease in self.by_key.values() for waiter in lease.waiters.values()
-        )
+        self._invalidations = 0
+        self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> its number, for the latest ones
+        self._dropped = 0  # the largest number that is not in there any more
 
     # Who loads -------------------------------------------------------------------------------------------
 
     def request(
         self,
         key: bytes,
-        peer: Peer,
+        session: Session,
         found: Found,
         *,
         lease_seconds: float,
         wait_seconds: float,
         refresh: int = IF_MISSING,
-    ) -> Answer | Later | None:
-        """What to tell a caller that wants a value, given what the store has.
+    ) -> Answer | Deferred | None:
+        """Decide what a caller that wants a value gets, given what the store has.
 
         Args:
-            lease_seconds: how long it may load before somebody else may.
-            wait_seconds: how long it waits for another loader; 0: it does not.
+            lease_seconds: how long the caller may load before somebody else may.
+            wait_seconds: how long it waits for another loader; 0 means not at all.
             refresh: when it wants to load the value: `IF_MISSING`, `IF_NOBODY_DOES` or `IN_ANY_CASE`.
 
         Returns:
-            An answer; a `Later` of one, or of None when it is to ask again; or None: somebody else loads.
+            An answer, or a `Deferred` of an answer or of None (ask again), or None: somebody else is loading.
 
         Raises:
-            Full: there are too many leases, or this peer has too many.
+            QuotaExceeded: there are too many leases, or this session has too many.
         """
         lease = self.by_key.get(key)
         if lease is not None and refresh == IN_ANY_CASE:
-            return [LOAD, self._take_over(key, lease, peer, lease_seconds), found.value]
+            return [LOAD, self._take_over(key, lease, session, lease_seconds), found.value]
         if lease is not None and self._clock() >= lease.deadline and not self._pass_on(key, lease):
             lease = None
         if found.value is not None and not found.stale and (lease is not None or not refresh):
             return value_answer(found)
         if lease is None:
-            return [LOAD, self._grant(key, peer, lease_seconds), found.value]
+            return [LOAD, self._grant(key, session, lease_seconds), found.value]
         if found.value is not None:
             return [STALE, found.value]
         if wait_seconds <= 0:
             return None
-        return self._wait(key, lease, peer, lease_seconds, wait_seconds)
+        self._quota.check(session, key, new=False)
+        deferred = Deferred(session, min(self._clock() + wait_seconds, lease.deadline))
+        self._wait(key, lease, session, Waiter(deferred, lease_seconds))
+        self.waited += 1
+        return deferred
 
     def accepts(self, key: bytes, token: int, tags: Iterable[bytes]) -> bool:
-        """Whether the loaded value, with these tags, may be stored; then do, and call `settle`.
+        """Return whether the loaded value, with these tags, may be stored. If so, store it and call `settle`.
 
-        A loader that was slower than its lease may as well, as long as nobody wanted the lease since.
+        A loader that was slower than its lease may store its value if nobody has asked for the lease since.
         """
-        lease = self.by_key.get(key)
-        if lease is None or lease.token != token:
+        lease = self._lease(key, token)
+        if lease is None:
             return False
-        if any(self._invalidated.get(tag, self._forgotten) > lease.since for tag in tags):
+        if any(self._invalidated.get(tag, self._dropped) > lease.invalidations for tag in tags):
             self._pass_on(key, lease)
             return False
         return True
 
     def abandon(self, key: bytes, token: int) -> bool:
-        """The loader gives up, and the next waiter becomes the loader; False if the lease is not its any more."""
-        lease = self.by_key.get(key)
-        if lease is None or lease.token != token:
+        """Pass the lease on to the next waiter. Return False if the lease is no longer the caller's."""
+        lease = self._lease(key, token)
+        if lease is None:
             return False
         self._pass_on(key, lease)
         return True
 
-    def free(self, peer: Peer) -> None:
-        """A connection is closed: what it was loading goes to the next waiter, and it waits for nothing more."""
-        for key in self._holdings.of(peer):
-            lease = self.by_key.get(key)
-            if lease is None:
-                continue
-            lease.waiters.pop(peer, None)
-            if lease.peer is peer:
+    def free(self, session: Session) -> None:
+        """Pass on the leases of a connection that has closed, and drop its waiters."""
+        for key in self._quota.of(session):
+            lease = self.by_key[key]
+            lease.waiters.pop(session, None)
+            if lease.loader is session:
                 self._pass_on(key, lease)
-            self._holdings.discard(peer, key)
+            else:
+                self._strike(key, lease, session)
 
     # What happens to the entries -------------------------------------------------------------------------
 
     def settle(self, key: bytes, found: Found) -> None:
-        """``key`` has this value now, whoever set it: the lease on it is void, and who waits for it has it."""
-        lease = self.by_key.get(key)
-        if lease is not None:
-            self._drop(key, lease)
-            for waiter in lease.waiters.values():
-                waiter.later.give(value_answer(found))
+        """Void the lease on ``key``, which has a new value, and give the value to the waiters."""
+        if key in self.by_key:
+            for waiter in self._close(key).waiters.values():
+                waiter.deferred.give(value_answer(found))
 
     def void(self, key: bytes) -> None:
-        """``key`` was deleted: what is being loaded may be outdated, so the next waiter becomes the loader."""
+        """Pass the lease on ``key`` on: the entry was deleted, so the value being loaded may be outdated."""
         lease = self.by_key.get(key)
         if lease is not None:
             self._pass_on(key, lease)
 
     def void_all(self, prefix: bytes) -> None:
-        """The same for all keys that begin with ``prefix``."""
+        """Call `void` for all keys that begin with ``prefix``."""
         for key in [key for key in self.by_key if key.startswith(prefix)]:
             self.void(key)
 
     def invalidate(self, tag: bytes) -> None:
-        """What is being loaded and has this tag must not be stored."""
+        """Refuse to store values that are being loaded now and have this tag."""
         if not self.by_key:
             return
-        self._invalidation += 1
-        self._invalidated[tag] = self._invalidation
+        self._invalidations += 1
+        self._invalidated[tag] = self._invalidations
         self._invalidated.move_to_end(tag)
         if len(self._invalidated) > _MAX_INVALIDATIONS:
-            _, self._forgotten = self._invalidated.popitem(last=False)
-
-    def forget(self, belongs_elsewhere: Callable[[bytes], bool], error: PyroError) -> None:
-        """Let go of keys that other nodes look after from now on; who waits is refused with ``error``."""
-        for key in [key for key in self.by_key if belongs_elsewhere(key)]:
-            lease = self.by_key[key]
-            self._drop(key, lease)
-            for waiter in lease.waiters.values():
-                waiter.later.refuse(error)
+            _, self._dropped = self._invalidated.popitem(last=False)
 
     # Inside ----------------------------------------------------------------------------------------------
 
-    def _grant(self, key: bytes, peer: Peer, lease_seconds: float) -> int:
-        if not self._holdings.has_room(key):
-            self._make_room()
-        self._holdings.check(peer, key, new=True)
-        if not self.by_key:  # nothing was granted before any of these
-            self._invalidated.clear()
-            self._forgotten = 0
-        token = self._tokens.next()
-        self.by_key[key] = _Lease(token, self._clock() + lease_seconds, peer, self._invalidation)
-        self._holdings.opened(key)
-        self._holdings.add(peer, key)
-        self.granted += 1
-        return token
+    def _lease(self, key: bytes, token: int) -> _Lease | None:
+        lease = self.by_key.get(key)
+        return lease if lease is not None and lease.token == token else None
 
-    def _take_over(self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float) -> int:
-        """A lease for ``peer`` in place of another one's; who waits goes on waiting."""
-        self._holdings.check(peer, key, new=False)
-        if lease.peer not in lease.waiters:
-            self._holdings.discard(lease.peer, key)
-        self._holdings.add(peer, key)
-        lease.token, lease.peer = self._tokens.next(), peer
-        lease.deadline = self._clock() + lease_seconds
-        lease.since = self._invalidation
+    def _grant(self, key: bytes, session: Session, lease_seconds: float) -> int:
+        if not self._quota.has_room(key):
+            self._make_room()
+        self._quota.check(session, key, new=True)
+        if not self.by_key:  # no lease is older than these invalidations
+            self._invalidated.clear()
+            self._dropped = 0
+        lease = _Lease(self._tokens.next(), self._clock() + lease_seconds, session, self._invalidations)
+        self._open(key, lease, session)
         self.granted += 1
         return lease.token
 
-    def _wait(
-        self, key: bytes, lease: _Lease, peer: Peer, lease_seconds: float, wait_seconds: float
-    ) -> Later:
-        self._holdings.check(peer, key, new=False)
-        later = Later(peer, min(self._clock() + wait_seconds, lease.deadline))
-        lease.waiters[peer] = _Waiter(later, lease_seconds)  # one that asks again keeps its place
-        self._holdings.add(peer, key)
-        self.waited += 1
-        return later
+    def _take_over(self, key: bytes, lease: _Lease, session: Session, lease_seconds: float) -> int:
+        """Make ``session`` the loader in place of another one. The waiters go on waiting."""
+        self._quota.check(session, key, new=False)
+        lease.token = self._tokens.next()
+        self._quota.add(session, key)
+        self._hand_to(key, lease, session, lease_seconds)
+        return lease.token
 
     def _pass_on(self, key: bytes, lease: _Lease) -> bool:
-        """The next waiter becomes the loader; False if there is none and the lease is over."""
-        if lease.peer not in lease.waiters:
-            self._holdings.discard(lease.peer, key)
+        """Make the next waiter the loader. Return False if there is none; the lease is over then."""
         lease.token = self._tokens.next()
-        for peer in [peer for peer, waiter in lease.waiters.items() if waiter.later.waiting]:
-            waiter = lease.waiters.pop(peer)
-            if not peer.closed and waiter.later.give([LOAD, lease.token, None]):
-                lease.peer = peer
-                lease.deadline = self._clock() + waiter.lease_seconds
-                lease.since = self._invalidation
-                self.granted += 1
+        for session, waiter in lease.parked():
+            del lease.waiters[session]
+            if not session.closed and waiter.deferred.give([LOAD, lease.token, None]):
+                self._hand_to(key, lease, session, waiter.hold_seconds)
                 self.passed_on += 1
                 return True
-            self._holdings.discard(peer, key)
-        self._drop(key, lease)
+            self._strike(key, lease, session)
+        self._close(key)
         return False
 
-    def _drop(self, key: bytes, lease: _Lease) -> None:
-        del self.by_key[key]
-        self._holdings.closed(key)
-        self._holdings.discard(lease.peer, key)
-        for peer in lease.waiters:
-            self._holdings.discard(peer, key)
+    def _hand_to(self, key: bytes, lease: _Lease, session: Session, lease_seconds: float) -> None:
+        former, lease.loader = lease.loader, session
+        lease.deadline = self._clock() + lease_seconds
+        lease.invalidations = self._invalidations
+        self.granted += 1
+        self._strike(key, lease, former)
 
     def _make_room(self) -> None:
-        """Let go of some leases, of those granted first, whose time is over."""
+        """Drop expired leases that nobody waits for, among those that were granted first."""
         now = self._clock()
-        for key in [
-            key for key, lease in islice(self.by_key.items(), _LOOKED_THROUGH) if now >= lease.deadline
-        ]:
-            lease = self.by_key[key]
-            if not any(waiter.later.waiting for waiter in lease.waiters.values()):
-                self._drop(key, lease)
+        for key, lease in list(islice(self.by_key.items(), _EXAMINED_FOR_ROOM)):
+            if now >= lease.deadline and not lease.parked():
+                self._close(key)
 
 
 def value_answer(found: Found) -> Answer:
-    """What a caller is told when there is a live value."""
+    """Return the answer for a caller when there is a live value."""
     remaining = found.remaining if found.remaining < math.inf else None
     return [VALUE, found.value, remaining, found.load_seconds]

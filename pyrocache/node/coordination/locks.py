@@ -1,62 +1,53 @@
-"""Locks and semaphores: so many callers at once hold a name, the others wait in line.
+"""Locks and semaphores: a bounded number of callers hold a name, the others wait in order.
 
-A holder has a token, a number that only grows (Kleppmann, "How to do distributed locking", 2016): whatever a lock
-protects can refuse a holder whose token is smaller than one that it has seen. A lock is held until it is released, its
-connection closes, or it was not renewed for its time to live and somebody else wants it.
+A holder has a token, a number that only grows (Kleppmann, "How to do distributed locking", 2016): a resource that a
+lock protects can refuse a holder whose token is smaller than one that it has seen. A lock is held until it is
+released, its connection closes, or it was not renewed within its time to live and somebody else wants it.
 
-Who waits, waits in a `Later`, until the earliest of the holders' times is over at the longest; it is told None then and
-asks again. It keeps its place in the queue as long as it asks over the same connection.
-
-Pure, but for the locks within a `Later`: no I/O, no threads, the clock injected. Not thread-safe: `CacheNode` calls
-it under its lock.
+Owns the locks of one node. Pure: no I/O and no threads, the clock is injected. Not thread-safe: `CacheNode` calls it
+under its lock.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from Pyro5.errors import PyroError
+from pyrocache.node.coordination.claims import Claim, Claims, Waiter
+from pyrocache.node.coordination.quota import SessionQuota, Tokens
+from pyrocache.server.deferred import Deferred, Session
 
-from pyrocache.node.coordination.quota import Holdings, Tokens
-from pyrocache.server.deferred import Later, Peer
 
-
+@dataclass(slots=True)
 class _Holder:
-    __slots__ = ("deadline", "peer")
-
-    def __init__(self, peer: Peer, deadline: float) -> None:
-        self.peer = peer
-        self.deadline = deadline
+    session: Session
+    deadline: float
 
 
-class _Waiter(NamedTuple):
-    later: Later
-    limit: int
-    ttl_seconds: float
-
-
-class _Lock:
-    __slots__ = ("holders", "waiters")
+class _Lock(Claim):
+    __slots__ = ("by_token",)
 
     def __init__(self) -> None:
-        self.holders: dict[int, _Holder] = {}  # by token
-        self.waiters: dict[Peer, _Waiter] = {}  # in the order in which they came
+        super().__init__()
+        self.by_token: dict[int, _Holder] = {}
+
+    def holders(self) -> Iterable[Session]:
+        return (holder.session for holder in self.by_token.values())
 
 
-class Locks:
-    """The locks of one node.
+class Locks(Claims[_Lock]):
+    """The locks of one node, by name.
 
     Args:
-        tokens: whence the holders' numbers come.
+        tokens: numbers the holders.
         clock: monotonic seconds.
-        holdings: what bounds it all.
+        quota: bounds the locks and the waiters.
 
     Attributes:
-        by_name: what is held. To be looked at from outside, not changed.
-        granted, waited, expired: how often so far somebody was given a lock, had to wait, or lost one for not
-            having renewed it.
+        granted: how many callers were given a lock.
+        waited: how many had to wait.
+        expired: how many lost a lock because they had not renewed it.
     """
 
     def __init__(
@@ -64,142 +55,107 @@ class Locks:
         tokens: Tokens,
         *,
         clock: Callable[[], float] = time.monotonic,
-        holdings: Holdings | None = None,
+        quota: SessionQuota | None = None,
     ) -> None:
-        self.by_name: dict[bytes, _Lock] = {}
+        super().__init__(quota)
         self.granted = 0
         self.waited = 0
         self.expired = 0
         self._tokens = tokens
         self._clock = clock
-        self._holdings = Holdings() if holdings is None else holdings
 
     @property
     def held(self) -> int:
-        """How many are held now, each holder of a semaphore counted."""
-        return sum(len(lock.holders) for lock in self.by_name.values())
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for one now."""
-        return sum(waiter.later.waiting for lock in self.by_name.values() for waiter in lock.waiters.values())
+        """The number of holders now; a semaphore may have several."""
+        return sum(len(lock.by_token) for lock in self.by_key.values())
 
     def acquire(
-        self, name: bytes, peer: Peer, *, limit: int, ttl_seconds: float, wait_seconds: float
-    ) -> int | Later | None:
-        """Hold ``name`` together with at most ``limit`` - 1 others.
+        self, name: bytes, session: Session, *, limit: int, ttl_seconds: float, wait_seconds: float
+    ) -> int | Deferred | None:
+        """Acquire ``name`` together with at most ``limit`` - 1 other holders.
 
         Returns:
-            The holder's token; a `Later` of it, or of None when the caller is to ask again; None: it is not free.
+            The holder's token, or a `Deferred` of the token or of None (ask again), or None: the lock is not free.
 
         Raises:
-            Full: there are too many locks, or this peer has too many.
+            QuotaExceeded: there are too many locks, or this session has too many.
         """
-        lock = self.by_name.get(name)
-        self._holdings.check(peer, name, new=lock is None)
+        lock = self.by_key.get(name)
+        self._quota.check(session, name, new=lock is None)
         if lock is None:
-            lock = self.by_name[name] = _Lock()
-            self._holdings.opened(name)
-        later = Later(peer, self._clock() + wait_seconds)
-        lock.waiters[peer] = _Waiter(later, limit, ttl_seconds)  # one that asks again keeps its place
-        self._holdings.add(peer, name)
+            lock = _Lock()
+            self._open(name, lock, session)
+        deferred = Deferred(session, self._clock() + wait_seconds)
+        self._wait(name, lock, session, Waiter(deferred, ttl_seconds, limit))
         self._serve(name, lock)
-        if not later.waiting:
-            token: int = later.outcome()
+        if not deferred.waiting:
+            token: int = deferred.outcome()
             return token
         if wait_seconds <= 0:
-            del lock.waiters[peer]
-            self._strike(name, lock, peer)
+            del lock.waiters[session]
+            self._strike(name, lock, session)
             return None
-        later.deadline = min(later.deadline, *(holder.deadline for holder in lock.holders.values()))
+        deferred.deadline = min(deferred.deadline, *(holder.deadline for holder in lock.by_token.values()))
         self.waited += 1
-        return later
+        return deferred
 
     def renew(self, name: bytes, token: int, ttl_seconds: float) -> bool:
-        """Hold it for so long from now; False if it is not held with this token any more.
+        """Hold the lock for ``ttl_seconds`` from now. Return False if it is no longer held with this token.
 
-        One whose time was over is held on to as well, as long as nobody wanted it since.
+        A lock whose time is over can still be renewed if nobody has asked for it since.
         """
-        holder = self._holder(name, token)
+        lock = self.by_key.get(name)
+        holder = None if lock is None else lock.by_token.get(token)
         if holder is None:
             return False
         holder.deadline = self._clock() + ttl_seconds
         return True
 
     def release(self, name: bytes, token: int) -> bool:
-        """Hold it no more, and give it to the next; False if it was not held with this token any more."""
-        if self._holder(name, token) is None:
+        """Release the lock to the next waiter. Return False if it is no longer held with this token."""
+        lock = self.by_key.get(name)
+        if lock is None or token not in lock.by_token:
             return False
-        lock = self.by_name[name]
         self._release(name, lock, token)
         self._serve(name, lock)
         return True
 
-    def free(self, peer: Peer) -> None:
-        """A connection is closed: release what it holds, and it waits for nothing more."""
-        for name in self._holdings.of(peer):
-            lock = self.by_name.get(name)
-            if lock is None:
-                continue
-            lock.waiters.pop(peer, None)
-            for token in [token for token, holder in lock.holders.items() if holder.peer is peer]:
+    def free(self, session: Session) -> None:
+        """Release the locks of a connection that has closed, and drop its waiters."""
+        for name in self._quota.of(session):
+            lock = self.by_key[name]
+            lock.waiters.pop(session, None)
+            for token in [token for token, holder in lock.by_token.items() if holder.session is session]:
                 self._release(name, lock, token)
-            self._strike(name, lock, peer)
+            self._strike(name, lock, session)
             self._serve(name, lock)
-
-    def forget(self, belongs_elsewhere: Callable[[bytes], bool], error: PyroError) -> None:
-        """Let go of names that other nodes look after from now on; who waits is refused with ``error``."""
-        for name in [name for name in self.by_name if belongs_elsewhere(name)]:
-            lock = self.by_name.pop(name)
-            self._holdings.closed(name)
-            for peer in [*lock.waiters, *(holder.peer for holder in lock.holders.values())]:
-                self._holdings.discard(peer, name)
-            for waiter in lock.waiters.values():
-                waiter.later.refuse(error)
 
     # Inside ----------------------------------------------------------------------------------------------
 
-    def _holder(self, name: bytes, token: int) -> _Holder | None:
-        lock = self.by_name.get(name)
-        return None if lock is None else lock.holders.get(token)
-
     def _serve(self, name: bytes, lock: _Lock) -> None:
-        """Give the lock to those who wait, in their order, for as many as may hold it."""
-        for peer, waiter in list(lock.waiters.items()):
-            if not waiter.later.waiting:
-                continue  # it is about to ask again
-            if len(lock.holders) >= waiter.limit:
+        """Give the lock to the waiters in their order, as far as their limits allow."""
+        for session, waiter in lock.parked():
+            if len(lock.by_token) >= waiter.limit:
                 self._expire(name, lock)
-            if len(lock.holders) >= waiter.limit:
+            if len(lock.by_token) >= waiter.limit:
                 break
-            del lock.waiters[peer]
+            del lock.waiters[session]
             token = self._tokens.next()
-            if peer.closed or not waiter.later.give(token):
-                self._strike(name, lock, peer)
+            if session.closed or not waiter.deferred.give(token):
+                self._strike(name, lock, session)
                 continue
-            lock.holders[token] = _Holder(peer, self._clock() + waiter.ttl_seconds)
+            lock.by_token[token] = _Holder(session, self._clock() + waiter.hold_seconds)
             self.granted += 1
-        self._close_if_free(name, lock)
+        if not lock.by_token and not lock.parked():
+            self._close(name)
 
     def _expire(self, name: bytes, lock: _Lock) -> None:
-        """Release it for those whose time is over, now that somebody wants it."""
+        """Release the lock for the holders whose time is over, now that somebody wants it."""
         now = self._clock()
-        for token in [token for token, holder in lock.holders.items() if now >= holder.deadline]:
+        for token in [token for token, holder in lock.by_token.items() if now >= holder.deadline]:
             self._release(name, lock, token)
             self.expired += 1
 
     def _release(self, name: bytes, lock: _Lock, token: int) -> None:
-        peer = lock.holders.pop(token).peer
-        self._strike(name, lock, peer)
-
-    def _strike(self, name: bytes, lock: _Lock, peer: Peer) -> None:
-        """Note that ``peer`` does not have to do with ``name`` any more, if that is so."""
-        if peer not in lock.waiters and not any(holder.peer is peer for holder in lock.holders.values()):
-            self._holdings.discard(peer, name)
-
-    def _close_if_free(self, name: bytes, lock: _Lock) -> None:
-        if not lock.holders and not any(waiter.later.waiting for waiter in lock.waiters.values()):
-            for peer in lock.waiters:
-                self._holdings.discard(peer, name)
-            del self.by_name[name]
-            self._holdings.closed(name)
+        session = lock.by_token.pop(token).session
+        self._strike(name, lock, session)

@@ -1,31 +1,31 @@
-"""What each connection holds or waits for, so that it can be freed when the connection closes. Bounded.
+"""Tokens, and the quota of each session: what a connection holds or waits for, bounded, to be freed when it closes.
 
-Pure. Not thread-safe: `Leases` and `Locks` own one each, and whoever owns those serialises the calls.
+Pure. Not thread-safe: `Leases` and `Locks` own a quota each, and their owner serialises the calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyrocache.server.deferred import Peer
+from pyrocache.server.deferred import Session
 
 MAX_BYTES = 16 * 2**20
-"""Of keys, and `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
+"""Most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
 
-MAX_PER_PEER = 64
-"""How many of them any one connection may hold or wait for; our clients keep a connection for each."""
+MAX_PER_SESSION = 64
+"""Most keys that one connection may hold or wait for; our clients use a connection for each."""
 
 KEY_OVERHEAD = 512
 
 
-class Full(Exception):
-    """There is no room for one more."""
+class QuotaExceeded(Exception):
+    """There is no room for one more key."""
 
 
 class Tokens:
     """Numbers that only grow, also over restarts of the process and from node to node, as far as clocks agree.
 
-    Microseconds of wall-clock time, or the number after the last one if that is larger, as in a hybrid logical
+    A token is the wall-clock time in microseconds, or the last token plus one if that is larger, as in a hybrid logical
     clock (Kulkarni et al., "Logical Physical Clocks", OPODIS 2014).
 
     Args:
@@ -39,67 +39,72 @@ class Tokens:
         self._last = 0
 
     def next(self) -> int:
-        """A number larger than all before."""
+        """Return a number larger than all before."""
         self._last = max(self._last + 1, int(self._wall_clock() * 1_000_000))
         return self._last
 
 
-class Holdings:
-    """The keys of each peer. A key has a place here for as long as any peer holds it or waits for it.
+class SessionQuota:
+    """The keys of each session. A key counts once for as long as any session holds it or waits for it.
 
     Args:
-        max_bytes, max_per_peer: the bounds.
+        max_bytes: the bound on all keys together.
+        max_per_session: the bound on the number of keys of one session.
     """
 
-    __slots__ = ("_max_bytes", "_max_per_peer", "_of_peer", "bytes")
+    __slots__ = ("_keys", "_max_bytes", "_max_per_session", "bytes")
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_per_peer: int = MAX_PER_PEER) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, max_per_session: int = MAX_PER_SESSION) -> None:
         self._max_bytes = max_bytes
-        self._max_per_peer = max_per_peer
-        self._of_peer: dict[Peer, set[bytes]] = {}
+        self._max_per_session = max_per_session
+        self._keys: dict[Session, set[bytes]] = {}
         self.bytes = 0
 
     def __len__(self) -> int:
-        """Peers that hold something or wait."""
-        return len(self._of_peer)
+        """Return the number of sessions that hold or wait for something."""
+        return len(self._keys)
 
     def has_room(self, key: bytes) -> bool:
-        """Whether there is room for one more that is held."""
+        """Return whether one more key fits."""
         return self.bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
 
-    def check(self, peer: Peer, key: bytes, *, new: bool) -> None:
-        """Raise `Full` unless ``peer`` may hold or wait for ``key``; ``new``: nobody does yet."""
-        keys = self._of_peer.get(peer, ())
-        if len(keys) >= self._max_per_peer and key not in keys:
-            raise Full(f"A connection holds or waits for {self._max_per_peer} at a time.")
-        if new and not self.has_room(key):
-            raise Full("Too many are held or waited for at the moment.")
+    def check(self, session: Session, key: bytes, *, new: bool) -> None:
+        """Check that ``session`` may hold or wait for ``key``, which is ``new`` if no session does yet.
 
-    def add(self, peer: Peer, key: bytes) -> None:
-        """``peer`` holds ``key`` or waits for it."""
-        keys = self._of_peer.get(peer)
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        keys = self._keys.get(session, ())
+        if len(keys) >= self._max_per_session and key not in keys:
+            raise QuotaExceeded(f"A connection may hold or wait for {self._max_per_session} keys at a time.")
+        if new and not self.has_room(key):
+            raise QuotaExceeded("Too many keys are held or waited for at the moment.")
+
+    def add(self, session: Session, key: bytes) -> None:
+        """Note that ``session`` holds ``key`` or waits for it."""
+        keys = self._keys.get(session)
         if keys is None:
-            keys = self._of_peer[peer] = set()
-            peer.holds += 1
+            keys = self._keys[session] = set()
+            session.holds += 1
         keys.add(key)
 
-    def discard(self, peer: Peer, key: bytes) -> None:
-        """It does no more."""
-        keys = self._of_peer.get(peer)
+    def discard(self, session: Session, key: bytes) -> None:
+        """Note that ``session`` no longer holds ``key`` nor waits for it."""
+        keys = self._keys.get(session)
         if keys is not None:
             keys.discard(key)
             if not keys:
-                del self._of_peer[peer]
-                peer.holds -= 1
+                del self._keys[session]
+                session.holds -= 1
 
-    def of(self, peer: Peer) -> list[bytes]:
-        """The keys of ``peer``."""
-        return list(self._of_peer.get(peer, ()))
+    def of(self, session: Session) -> list[bytes]:
+        """Return the keys of ``session``."""
+        return list(self._keys.get(session, ()))
 
-    def opened(self, key: bytes) -> None:
-        """Somebody holds ``key`` now, and nobody did."""
+    def open(self, key: bytes) -> None:
+        """Count ``key``, which a session now holds and none did before."""
         self.bytes += len(key) + KEY_OVERHEAD
 
-    def closed(self, key: bytes) -> None:
-        """Nobody holds ``key`` or waits for it any more."""
+    def close(self, key: bytes) -> None:
+        """Count ``key`` no longer: no session holds it or waits for it."""
         self.bytes -= len(key) + KEY_OVERHEAD

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pyrocache.errors import ValueTooLarge
 from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Answer, value_answer
-from pyrocache.node.coordination.quota import Full
+from pyrocache.node.coordination.quota import QuotaExceeded
 from pyrocache.node.service.guard import Served, exposed
 from pyrocache.node.service.validation import (
     check_key,
@@ -24,7 +24,7 @@ from pyrocache.node.service.validation import (
 )
 from pyrocache.node.store.entry import Value
 from pyrocache.protocol.refusals import BAD_REQUEST, OVERLOADED
-from pyrocache.server.deferred import Later, Peer
+from pyrocache.server.deferred import Deferred, Session
 
 _MOST_HOLDERS = 2**20
 
@@ -64,7 +64,7 @@ class Turns(Served):
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
             another refreshes it, ``["load", token, frame or None]`` for the loader, None: ask again, or give up.
         """
-        begun = self.begin_lease(Peer(), view, key, lease_seconds, wait_seconds, refresh)
+        begun = self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh)
         answer: Answer | None = _awaited(begun, self._clock)
         return answer
 
@@ -112,33 +112,33 @@ class Turns(Served):
 
     def begin_lease(
         self,
-        peer: Peer,
+        session: Session,
         view: int,
         key: bytes,
         lease_seconds: float,
         wait_seconds: float,
         refresh: int = IF_MISSING,
-    ) -> Answer | Later | None:
+    ) -> Answer | Deferred | None:
         """`lease`, without blocking, for the peer whose connection the lease is to end with."""
         check_key(key)
         lease_seconds, wait_seconds = check_span(lease_seconds, above=0.0), check_span(wait_seconds)
         if refresh not in (IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE):
             raise refusal(BAD_REQUEST, "What to refresh is 0, 1 or 2.")
-        peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
+        session.on_close(_Freed(self, session))  # not under the lock, which that takes
         with self._lock:
             self._check_view(view)
-            if peer.closed:
+            if session.closed:
                 return None
             try:
                 return self._leases.request(
                     key,
-                    peer,
+                    session,
                     self._store.lookup(key, count=False),
                     lease_seconds=lease_seconds,
                     wait_seconds=wait_seconds,
                     refresh=refresh,
                 )
-            except Full as error:
+            except QuotaExceeded as error:
                 raise refusal(OVERLOADED, str(error)) from None
 
     # Locks -----------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Turns(Served):
         Returns:
             The holder's token, larger than all before it; None: ask again, or give up.
         """
-        begun = self.begin_acquire(Peer(), view, name, limit, ttl_seconds, wait_seconds)
+        begun = self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds)
         token: int | None = _awaited(begun, self._clock)
         return token
 
@@ -176,49 +176,49 @@ class Turns(Served):
             return self._locks.release(name, token)
 
     def begin_acquire(
-        self, peer: Peer, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
-    ) -> int | Later | None:
+        self, session: Session, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
+    ) -> int | Deferred | None:
         """`acquire`, without blocking, for the peer whose connection it is to end with."""
         check_key(name)
         if type(limit) is not int or not 1 <= limit <= _MOST_HOLDERS:
             raise refusal(BAD_REQUEST, f"A limit is an int from 1 to {_MOST_HOLDERS}.")
         ttl_seconds, wait_seconds = check_span(ttl_seconds, above=0.0), check_span(wait_seconds)
-        peer.on_close(_Freed(self, peer))  # not under the lock, which that takes
+        session.on_close(_Freed(self, session))  # not under the lock, which that takes
         with self._lock:
             self._check_view(view)
-            if peer.closed:
+            if session.closed:
                 return None
             try:
                 return self._locks.acquire(
-                    name, peer, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
+                    name, session, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
                 )
-            except Full as error:
+            except QuotaExceeded as error:
                 raise refusal(OVERLOADED, str(error)) from None
 
-    def free_held_by(self, peer: Peer) -> None:
+    def free_held_by(self, session: Session) -> None:
         """Free the leases and locks of a connection that is closed."""
         with self._lock:
-            self._leases.free(peer)
-            self._locks.free(peer)
+            self._leases.free(session)
+            self._locks.free(session)
 
 
 class _Freed:
     """Frees what a peer holds, once it is called; two of the same peer are equal, so that it is kept once."""
 
-    __slots__ = ("_node", "_peer")
+    __slots__ = ("_node", "_session")
 
-    def __init__(self, node: Turns, peer: Peer) -> None:
+    def __init__(self, node: Turns, session: Session) -> None:
         self._node = node
-        self._peer = peer
+        self._session = session
 
     def __call__(self) -> None:
-        self._node.free_held_by(self._peer)
+        self._node.free_held_by(self._session)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Freed) and other._peer is self._peer and other._node is self._node
+        return isinstance(other, _Freed) and other._session is self._session and other._node is self._node
 
     def __hash__(self) -> int:
-        return id(self._peer)
+        return id(self._session)
 
 
 def _check_token(token: Any) -> None:
@@ -228,4 +228,4 @@ def _check_token(token: Any) -> None:
 
 def _awaited(result: Any, clock: Callable[[], float]) -> Any:
     """A result, waiting for it where it is made later: under a daemon with a thread for each connection."""
-    return result.wait(clock) if isinstance(result, Later) else result
+    return result.wait(clock) if isinstance(result, Deferred) else result

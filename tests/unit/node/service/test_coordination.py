@@ -1,0 +1,301 @@
+"""Leases and locks as methods of a node: what they are asked with, views, entries that change, peers that leave."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from Pyro5.errors import PyroError
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.store.store import Store
+from pyrocache.server.deferred import Deferred, Session
+from pyrocache.testing import FakeClock
+
+NAME = "cache.node.1"
+NO_VIEW = 0
+KEY = b"\0key"
+INT = b"w\1"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(1000.0)
+
+
+@pytest.fixture
+def node(clock: FakeClock) -> CacheNode:
+    return CacheNode(Store(2**20, clock=clock), name=NAME, clock=clock)
+
+
+def ask(
+    node: CacheNode, session: Session | None = None, *, wait: float = 10.0, refresh: int = 0, **view: int
+) -> Any:
+    return node.begin_lease(session or Session(), view.get("view", NO_VIEW), KEY, 60.0, wait, refresh)
+
+
+def load(node: CacheNode, session: Session | None = None) -> int:
+    """Become the loader; the lease's token."""
+    kind, token, _ = ask(node, session)
+    assert kind == "load"
+    return token
+
+
+def refusal(method: Any, *arguments: Any) -> str:
+    """The code with which a call is refused."""
+    with pytest.raises(PyroError) as caught:
+        method(*arguments)
+    return str(caught.value.code)  # type: ignore[attr-defined]
+
+
+def view(*names: str) -> ClusterView:
+    return ClusterView([Member(name, "127.0.0.1", 1, 1.0, "incarnation") for name in names])
+
+
+# Loading -----------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_was_filled_in_is_kept_as_it_was_to_be(node: CacheNode, clock: FakeClock) -> None:
+    token, waiter = load(node), ask(node)
+    assert node.fill(NO_VIEW, KEY, token, b"value", 10.0, 5.0, 0.25, [b"\0tag"]) is True
+    assert waiter.outcome() == ["value", b"value", 10.0, 0.25]
+    assert node.get(NO_VIEW, KEY) == b"value"
+    assert node.get_with_times(NO_VIEW, KEY) == [b"value", 10.0, 0.25]
+    clock.tick(10.0)
+    assert node.get(NO_VIEW, KEY) is None
+    assert node.get_with_times(NO_VIEW, KEY) is None
+    kind, token, stale = ask(node)
+    assert (kind, stale) == ("load", b"value")
+    assert ask(node) == ["stale", b"value"]
+    assert node.abandon(NO_VIEW, KEY, token) is True
+    clock.tick(5.0)
+    assert ask(node)[::2] == ["load", None]
+    node.invalidate_tag(b"\0tag")
+
+
+def test_a_value_that_was_set_has_no_times(node: CacheNode) -> None:
+    node.set(NO_VIEW, KEY, b"value")
+    assert node.get_with_times(NO_VIEW, KEY) == [b"value", None, None]
+    assert ask(node) == ["value", b"value", None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda node: node.set(NO_VIEW, KEY, b"newer"), b"newer"),
+        (lambda node: node.set(NO_VIEW, KEY, b"newer", 7.0), b"newer"),
+        (lambda node: node.put(NO_VIEW, KEY, b"newer", None, "absent"), b"newer"),
+        (lambda node: node.put(NO_VIEW, KEY, b"newer", None, None, [b"\0tag"]), b"newer"),
+        (lambda node: node.setdefault(NO_VIEW, KEY, b"newer"), b"newer"),
+        (lambda node: node.set_many(NO_VIEW, [KEY, b"\0other"], [b"newer", b"x"]), b"newer"),
+        (lambda node: node.set_many(NO_VIEW, [KEY], [b"newer"], None, [b"\0tag"]), b"newer"),
+        (lambda node: node.incr(NO_VIEW, KEY, INT, INT), b"w\2"),
+        (lambda node: node.delete(NO_VIEW, KEY), None),
+        (lambda node: node.pop(NO_VIEW, KEY), None),
+        (lambda node: node.delete_many(NO_VIEW, [b"\0other", KEY]), None),
+        (lambda node: node.clear(b"\0"), None),
+        (lambda node: node.forget_everything(), "refused"),
+    ],
+)
+def test_whatever_changes_the_entry_voids_the_lease(node: CacheNode, change: Any, told: Any) -> None:
+    token, waiter = load(node), ask(node)
+    change(node)
+    assert node.fill(NO_VIEW, KEY, token, b"outdated") is False
+    assert node.get(NO_VIEW, KEY) == (None if told == "refused" else told)
+    if told == "refused":
+        assert refusal(waiter.outcome) == "stale-view"
+    elif told is None:
+        assert waiter.outcome()[0] == "load"
+    else:
+        assert waiter.outcome()[:2] == ["value", told]
+
+
+@pytest.mark.parametrize(
+    "leave_alone",
+    [
+        lambda node: node.put(NO_VIEW, KEY, b"x", None, "present"),
+        lambda node: node.touch(NO_VIEW, KEY, 5.0),
+        lambda node: node.get(NO_VIEW, KEY, 5.0),
+        lambda node: node.set(NO_VIEW, b"\0other", b"x"),
+        lambda node: node.clear(b"\2\1a"),
+        lambda node: node.invalidate_tag(b"\0other"),
+        lambda node: node.sweep(),
+    ],
+)
+def test_what_changes_nothing_does_not(node: CacheNode, leave_alone: Any) -> None:
+    token = load(node)
+    leave_alone(node)
+    assert node.fill(NO_VIEW, KEY, token, b"value", None, 0.0, 0.0, [b"\0tag"]) is True
+
+
+def test_a_look_counts_and_the_lease_after_it_does_not(node: CacheNode) -> None:
+    assert node.get(NO_VIEW, KEY) is None
+    token = load(node)
+    node.fill(NO_VIEW, KEY, token, b"value")
+    ask(node)
+    node.get_with_times(NO_VIEW, KEY)
+    figures = node.stats()
+    assert (figures["hits"], figures["misses"]) == (1, 1)
+
+
+def test_a_value_that_does_not_fit_leaves_the_lease_to_be_given_up(node: CacheNode) -> None:
+    token, waiter = load(node), ask(node)
+    assert refusal(node.fill, NO_VIEW, KEY, token, b"x" * 2**20) == "value-too-large"
+    assert waiter.waiting
+    node.abandon(NO_VIEW, KEY, token)
+    assert waiter.outcome()[0] == "load"
+
+
+# Peers and views ---------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_leaves_holds_nothing_any_more(node: CacheNode) -> None:
+    session = Session()
+    token = load(node, session)
+    lock = node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    assert isinstance(lock, int)
+    loader, holder = ask(node), node.begin_acquire(Session(), NO_VIEW, b"\0name", 1, 30.0, 10.0)
+    assert node.stats()["waiting"] == 2
+    session.close()
+    assert node.fill(NO_VIEW, KEY, token, b"value") is False
+    assert loader.outcome()[0] == "load"
+    assert isinstance(holder, Deferred)
+    assert holder.outcome() > lock
+    assert (node.stats()["leases"], node.stats()["locks"], node.stats()["waiting"]) == (1, 1, 0)
+
+
+def test_it_is_known_of_a_peer_whether_it_holds_something(node: CacheNode) -> None:
+    session = Session()
+    token = load(node, session)
+    lock = node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    assert session.holds
+    node.fill(NO_VIEW, KEY, token, b"value")
+    assert session.holds
+    node.release(NO_VIEW, b"\0name", lock)  # type: ignore[arg-type]
+    assert not session.holds
+
+
+def test_a_peer_that_has_left_already_gets_nothing(node: CacheNode) -> None:
+    session = Session()
+    session.close()
+    assert ask(node, session) is None
+    assert node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, 10.0) is None
+    assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
+
+
+def test_what_other_nodes_look_after_from_now_on_is_forgotten_here(node: CacheNode) -> None:
+    both, alone = view(NAME, "cache.node.2"), view(NAME)
+    node.adopt(alone)
+    keys = [b"\0%d" % number for number in range(50)]
+    ours = {key for key in keys if both.owner(key).name == NAME}
+    assert 0 < len(ours) < 50
+    loads = {key: node.begin_lease(Session(), alone.id, key, 60.0, 0.0) for key in keys}
+    locks = {key: node.begin_acquire(Session(), alone.id, key, 1, 30.0, 0.0) for key in keys}
+    waiters = {key: node.begin_lease(Session(), alone.id, key, 60.0, 10.0) for key in keys}
+    node.adopt(both)
+    for key in keys:
+        waiter = waiters[key]
+        assert isinstance(waiter, Deferred)
+        assert waiter.waiting == (key in ours)
+        if key not in ours:
+            assert refusal(waiter.outcome) == "stale-view"
+        assert node.renew(NO_VIEW, key, locks[key], 30.0) == (key in ours)  # type: ignore[arg-type]
+        assert node.fill(NO_VIEW, key, loads[key][1], b"value") == (key in ours)  # type: ignore[index]
+
+
+def test_a_node_that_leaves_sends_everybody_away(node: CacheNode) -> None:
+    node.adopt(view(NAME))
+    load(node)
+    waiter = ask(node)
+    node.redirect(view("cache.node.2"))
+    assert refusal(waiter.outcome) == "stale-view"
+    assert node.stats()["leases"] == 0
+
+
+def test_every_method_checks_the_view(node: CacheNode) -> None:
+    node.adopt(view(NAME))
+    other = view("cache.node.2").id
+    session = Session()
+    for method, arguments in [
+        (node.get_with_times, (KEY,)),
+        (node.lease, (KEY, 60.0, 0.0)),
+        (node.fill, (KEY, 1, b"value")),
+        (node.abandon, (KEY, 1)),
+        (node.acquire, (b"\0name", 1, 30.0, 0.0)),
+        (node.renew, (b"\0name", 1, 30.0)),
+        (node.release, (b"\0name", 1)),
+    ]:
+        assert refusal(method, other, *arguments) == "stale-view"
+        assert refusal(method, "no view", *arguments) == "bad-request"
+    assert refusal(node.begin_lease, session, other, KEY, 60.0, 10.0) == "stale-view"
+    assert refusal(node.begin_acquire, session, other, b"\0name", 1, 30.0, 10.0) == "stale-view"
+
+
+# Arguments ---------------------------------------------------------------------------------------------------
+
+NO_KEYS = [b"", "text", None, 5, bytearray(b"x")]
+NO_SPANS = [-1, math.nan, math.inf, "1", None, True]
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
+def test_what_is_no_key_is_refused(node: CacheNode, key: Any) -> None:
+    for method, arguments in [
+        (node.get_with_times, ()),
+        (node.lease, (60.0, 0.0)),
+        (node.fill, (1, b"value")),
+        (node.abandon, (1,)),
+        (node.acquire, (1, 30.0, 0.0)),
+        (node.renew, (1, 30.0)),
+        (node.release, (1,)),
+    ]:
+        assert refusal(method, NO_VIEW, key, *arguments) == "bad-request"
+
+
+@pytest.mark.parametrize("seconds", NO_SPANS)
+def test_what_is_no_time_is_refused(node: CacheNode, seconds: Any) -> None:
+    token = load(node)
+    assert refusal(node.lease, NO_VIEW, b"\0other", seconds, 0.0) == "bad-request"
+    assert refusal(node.lease, NO_VIEW, b"\0other", 60.0, seconds) == "bad-request"
+    assert refusal(node.fill, NO_VIEW, KEY, token, b"value", None, seconds) == "bad-request"
+    assert refusal(node.fill, NO_VIEW, KEY, token, b"value", None, 0.0, seconds) == "bad-request"
+    assert refusal(node.acquire, NO_VIEW, b"\0name", 1, seconds, 0.0) == "bad-request"
+    assert refusal(node.acquire, NO_VIEW, b"\0name", 1, 30.0, seconds) == "bad-request"
+    assert refusal(node.renew, NO_VIEW, b"\0name", 1, seconds) == "bad-request"
+    assert node.fill(NO_VIEW, KEY, token, b"value") is True
+
+
+def test_a_lease_or_a_lock_of_no_time_is_refused(node: CacheNode) -> None:
+    assert refusal(node.lease, NO_VIEW, KEY, 0, 0.0) == "bad-request"
+    assert refusal(node.acquire, NO_VIEW, b"\0name", 1, 0, 0.0) == "bad-request"
+    assert refusal(node.renew, NO_VIEW, b"\0name", 1, 0.0) == "bad-request"
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.0, True, None, 2**40])
+def test_what_is_no_limit_is_refused(node: CacheNode, limit: Any) -> None:
+    assert refusal(node.acquire, NO_VIEW, b"\0name", limit, 30.0, 0.0) == "bad-request"
+
+
+@pytest.mark.parametrize("refresh", [3, -1, "1", None, 0.5])
+def test_what_is_no_way_to_refresh_is_refused(node: CacheNode, refresh: Any) -> None:
+    assert refusal(node.lease, NO_VIEW, KEY, 60.0, 0.0, refresh) == "bad-request"
+
+
+@pytest.mark.parametrize("token", ["1", None, 1.5, True, b"1", [], {}])
+def test_what_is_no_token_is_refused(node: CacheNode, token: Any) -> None:
+    load(node)
+    node.acquire(NO_VIEW, b"\0name", 1, 30.0, 0.0)
+    assert refusal(node.fill, NO_VIEW, KEY, token, b"value") == "bad-request"
+    assert refusal(node.abandon, NO_VIEW, KEY, token) == "bad-request"
+    assert refusal(node.renew, NO_VIEW, b"\0name", token, 30.0) == "bad-request"
+    assert refusal(node.release, NO_VIEW, b"\0name", token) == "bad-request"
+
+
+def test_more_than_there_is_room_for_is_refused(node: CacheNode) -> None:
+    session = Session()
+    for number in range(64):
+        assert node.begin_lease(session, NO_VIEW, b"\0%d" % number, 60.0, 0.0)
+        assert node.begin_acquire(session, NO_VIEW, b"\0%d" % number, 1, 30.0, 0.0)
+    assert refusal(node.begin_lease, session, NO_VIEW, b"\0more", 60.0, 0.0) == "overloaded"
+    assert refusal(node.begin_acquire, session, NO_VIEW, b"\0more", 1, 30.0, 0.0) == "overloaded"
