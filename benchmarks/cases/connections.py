@@ -87,12 +87,15 @@ def _end(holder: BaseProcess, pipe: Pipe) -> None:
 
 def _hold(parent: Pipe, nameserver: str, count: int) -> None:
     from pyrocache import PyroCacheClient
-    from pyrocache.net.connection import Connection, Deadline
+    from pyrocache.net.connection import Connection
+    from pyrocache.net.deadline import Deadline
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with PyroCacheClient(nameserver, transport="tcp") as client:
         (node,) = client.nodes()
-    connections = [Connection(node, Deadline(_SECONDS)) for _ in range(count)]
+    connections = [Connection(node) for _ in range(count)]
+    for connection in connections:
+        connection.finish_opening(Deadline(_SECONDS))
     parent.send(len(connections))
     parent.poll(None)
     for connection in connections:

@@ -26,9 +26,9 @@ from pyrocache.client.routing.router import Router
 from pyrocache.client.stats import ClientStats
 from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
-from pyrocache.net.pool import Unavailable
+from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 
 log = logging.getLogger("pyrocache.client")

@@ -34,7 +34,7 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import NodeUnavailable
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
 

@@ -1,146 +1,122 @@
-"""The name server as nodes and clients see it: list the nodes, enter one, strike one out.
+"""The name server as nodes and clients see it: list the nodes, register one, remove one.
 
-Each call opens a connection with a timeout, uses it once and closes it, so that nothing here has a thread, a lock
-or state worth mentioning: any thread may call, also after a fork. The one point where Pyro5's own proxy is used,
-because the name server is Pyro5's own, and where its exceptions are turned into ours.
+Each question opens a connection, uses it once and closes it, all within one deadline, so that nothing here has a
+thread, a lock or state worth mentioning: any thread may call, also after a fork. Works with Pyro5's own name server
+and with ours. A listing has at most 512 entries, as any message's maps.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pyrocache.cluster.routing import Member, is_socket_path
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
-from pyrocache.errors import ConfigurationError, NameServerUnavailable
+from pyrocache.errors import NameServerUnavailable
+from pyrocache.net.connection import Connection
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import BROKEN, Refused
 
 PREFIX = "cache.node."
 
-_T = TypeVar("_T")
-
-# What asking can end in, garbage for an answer included; and no more: a signal handler's exception is none of ours.
-_FAILURES = (
-    *(
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        SyntaxError,
-        RecursionError,
-    ),
-    *(struct.error, zlib.error),
-)
-_ENTRY = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+)):(\d{1,5})")
+_TAKEN = object()
+_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
 class Directory(Protocol):
     """What nodes and clients need of a name server."""
 
     def members(self, timeout: float = ...) -> list[Member]:
-        """The nodes that are entered."""
+        """Return the nodes that are registered."""
 
     def add(self, member: Member) -> bool:
-        """Enter a node unless its name is taken; whether that was done."""
+        """Register a node unless its name is taken; return whether that was done."""
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
-        """Strike the node out if the entry is still this incarnation's; whether that was done."""
+        """Remove the node if the entry is still this incarnation's; return whether that was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _NameServer:
+    """The `Endpoint` of a name server."""
+
+    host: str
+    port: int
+    name: str = "Pyro.NameServer"
+    socket_path: str = ""
+
+    @property
+    def address(self) -> str:
+        return format_address(self.host, self.port)
 
 
 class NameServerDirectory:
-    """The nodes entered in the Pyro5 name server at ``address`` (``host:port``)."""
+    """The nodes registered in the name server at ``address`` (``host:port``)."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self._host, self._port = parse_address(address)
-        _import_pyro5()  # now and not on first use, when another thread may fork in the middle of it
+        self._server = _NameServer(*parse_address(address))
 
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
-        """The nodes that are entered, entries that make no sense left out."""
-        listed = self._ask(
-            lambda server: server.list(prefix=PREFIX, return_metadata=True), timeout, "list the nodes"
-        )
+        """Return the nodes that are registered, without entries that make no sense.
+
+        Raises:
+            NameServerUnavailable: no name server answered within ``timeout`` seconds.
+        """
+        return self._members(Deadline(timeout))
+
+    def add(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Register ``member``, which is a compare-and-set: return False when anybody has the name."""
+        uri = f"PYRO:{member.name}@{member.address}"
+        arguments = (member.name, uri, True, _metadata(member))
+        return self._ask(Deadline(timeout), "register a node", "register", *arguments) is not _TAKEN
+
+    def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Remove ``member``, unless another incarnation has its name by now."""
+        deadline = Deadline(timeout)
+        entry = next((entry for entry in self._members(deadline) if entry.name == member.name), None)
+        if entry is not None and entry.incarnation != member.incarnation:
+            return False
+        return bool(self._ask(deadline, "remove a node", "remove", member.name))
+
+    def _members(self, deadline: Deadline) -> list[Member]:
+        listed = self._ask(deadline, "list the nodes", "list", PREFIX, None, True)
+        if type(listed) is not dict:
+            raise self._unavailable("list the nodes", None, answered=True)
         members = (_member(name, entry) for name, entry in listed.items())
         return [member for member in members if member is not None]
 
-    def add(self, member: Member) -> bool:
-        """Enter ``member``, which is a compare-and-set: False when the name is taken, by whomsoever."""
-
-        def register(server: Any) -> bool:
-            from Pyro5.errors import NamingError
-
-            try:
-                server.register(member.name, _uri(member), safe=True, metadata=_metadata(member))
-            except NamingError:
-                return False
-            return True
-
-        return self._ask(register, DEFAULT_TIMEOUT_SECONDS, "register a node")
-
-    def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
-        """Strike ``member`` out, unless another incarnation has its name by now."""
-        current = [entry for entry in self.members(timeout) if entry.name == member.name]
-        if current and current[0].incarnation != member.incarnation:
-            return False
-        return bool(self._ask(lambda server: server.remove(name=member.name), timeout, "unregister a node"))
-
-    def _ask(self, question: Callable[[Any], _T], timeout: float, purpose: str) -> _T:
-        from Pyro5.client import Proxy
-        from Pyro5.errors import PyroError
-
-        uri = f"PYRO:Pyro.NameServer@{self.address}"
-        if ":" not in self.address.rpartition("]")[2]:
-            uri = f"PYRO:Pyro.NameServer@{format_address(self._host, self._port)}"
+    def _ask(self, deadline: Deadline, purpose: str, method: str, *arguments: Any) -> Any:
+        connection: Connection | None = None
         try:
-            with _clean_context(), Proxy(uri) as server:
-                server._pyroTimeout = timeout
-                server._pyroSerializer = "serpent"  # which every Pyro5 speaks
-                return question(server)
-        except PyroError as error:
-            raise self._unavailable(purpose, error) from error
-        except _FAILURES as error:
-            raise self._unavailable(purpose, error) from error
+            connection = Connection(self._server)
+            connection.finish_opening(deadline)
+            return connection.call(method, arguments, deadline)
+        except Refused as refused:
+            if "already registered" in refused.refusal.message:
+                return _TAKEN
+            raise self._unavailable(purpose, refused, answered=True) from refused
+        except BROKEN as error:
+            answered = connection is not None and connection.connected
+            raise self._unavailable(purpose, error, answered=answered) from error
+        finally:
+            if connection is not None:
+                connection.close()
 
-    def _unavailable(self, purpose: str, error: BaseException) -> NameServerUnavailable:
-        begin = f"No name server was found to {purpose}"
-        try:
-            with socket.create_connection((self._host, self._port), timeout=0.5):
-                remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
-        except socket.gaierror:
+    def _unavailable(
+        self, purpose: str, error: BaseException | None, *, answered: bool
+    ) -> NameServerUnavailable:
+        if answered:
+            remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
+        elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
-        except OSError:
-            remedy = f"start one with: pyrocache nameserver --host {self._host} --port {self._port}"
-        where = format_address(self._host, self._port)
-        return NameServerUnavailable(f"{begin} at {where}: {remedy}")
-
-
-def _import_pyro5() -> None:
-    try:
-        import Pyro5.client  # noqa: F401
-    except ValueError as error:  # it knows all variables that begin with PYRO_, and refuses others
-        raise ConfigurationError(f"Pyro5 does not start: {error}; unset that variable.") from error
-
-
-@contextmanager
-def _clean_context() -> Iterator[None]:
-    """Keep the calling thread's Pyro5 annotations out of our calls: they are sticky and go to every server."""
-    from Pyro5.callcontext import current_context
-
-    annotations, current_context.annotations = current_context.annotations, {}
-    try:
-        yield
-    finally:
-        current_context.annotations = annotations
-
-
-def _uri(member: Member) -> str:
-    return f"PYRO:{member.name}@{format_address(member.host, member.port)}"
+        else:
+            server = self._server
+            remedy = f"start one with: pyrocache nameserver --host {server.host} --port {server.port}"
+        return NameServerUnavailable(
+            f"No name server was found to {purpose} at {self._server.address}: {remedy}"
+        )
 
 
 def _metadata(member: Member) -> list[str]:
@@ -148,14 +124,17 @@ def _metadata(member: Member) -> list[str]:
     return [*metadata, f"unix={member.socket_path}"] if member.socket_path else metadata
 
 
-def _member(name: str, entry: Any) -> Member | None:
-    """The node of one entry, or None: anybody can write anything into a name server."""
+def _member(name: Any, entry: Any) -> Member | None:
+    """Return the node of one entry, or None: anybody can write anything into a name server."""
     try:
         uri, metadata = entry
-        match = _ENTRY.fullmatch(str(uri))
+        if type(uri) is dict:  # a Pyro5 URI in msgpack: protocol, object, socket name, host, port
+            protocol, object_id, _, host, port = uri["state"]
+            uri = f"{protocol}:{object_id}@{format_address(host, port)}"
+        match = _URI.fullmatch(uri)
         if match is None or match[1] != name:
             return None
-        host, port = parse_address(str(uri).partition("@")[2])
+        host, port = parse_address(match[2], default_port=0)
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
         incarnation, socket_path = tags.get("incarnation", ""), tags.get("unix", "")
         return Member(
@@ -166,5 +145,5 @@ def _member(name: str, entry: Any) -> Member | None:
             incarnation=incarnation,
             socket_path=socket_path if is_socket_path(socket_path, incarnation) else "",
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, LookupError):
         return None

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -184,7 +184,7 @@ class Node:
             log.warning("%s: the name server is back.", self.member.name)
         self._name_server_away = False
         others = [member for member in listed if member.name != self.member.name]
-        self._adopt(next_view(self._view, [*others, self.member], keep=self._is_serving))
+        self._adopt(next_view(self._view, [*others, self.member], self._serving))
 
     def _enter_again(self, entry: Member | None) -> None:
         """The name server lacks this node (it was restarted) or lists another under its name."""
@@ -216,8 +216,8 @@ class Node:
             time.sleep(_NUDGE_PAUSE_SECONDS)
         self.cache_node.set_admitted(True)
 
-    def _is_serving(self, member: Member) -> bool:
-        return self._probe(member) is PeerState.SERVING
+    def _serving(self, members: Sequence[Member]) -> list[Member]:
+        return [member for member in members if self._probe(member) is PeerState.SERVING]
 
     def _adopt(self, view: ClusterView) -> None:
         if view != self._view:

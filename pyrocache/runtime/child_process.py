@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from pathlib import Path
 from typing import IO, Any
 
 from pyrocache.errors import PyroCacheError
+from pyrocache.runtime import at_fork
 
 START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -58,7 +58,7 @@ class ChildProcess:
             process_group=0,
         )
         self.started_at = time.monotonic()
-        _children.add(self)
+        at_fork.in_child(self.let_go_after_fork)
 
     @property
     def pid(self) -> int:
@@ -175,15 +175,3 @@ def environment() -> dict[str, str]:
         inherited = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
     return environment
-
-
-_children: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
-
-
-def _let_go_after_fork() -> None:
-    for child in list(_children):
-        child.let_go_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_after_fork)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pyrocache.client.backend import MISSING, Core, KeptTtl, Missing, ttl_on_the_wire
 from pyrocache.client.codec import encode_value
 from pyrocache.errors import Conflict, NodeUnavailable
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 
 _T = TypeVar("_T")
 

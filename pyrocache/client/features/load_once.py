@@ -29,8 +29,10 @@ from pyrocache.client.backend import MISSING, Core, Duration, Ttl
 from pyrocache.client.codec import encode_value
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
-from pyrocache.net.connection import Deadline, Refused
-from pyrocache.net.pool import Held, Unavailable
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.net.pinned import PinnedConnection
+from pyrocache.protocol import commands
 
 log = logging.getLogger("pyrocache.client")
 
@@ -111,7 +113,7 @@ class Load:
         key: bytes,
         terms: Terms,
         token: int | None = None,
-        held: Held | None = None,
+        held: PinnedConnection | None = None,
         live: Any = MISSING,
     ) -> None:
         self._core = core
@@ -213,7 +215,7 @@ class Load:
         if self._held is None or self._held.closed:
             return
         try:
-            self._held.ask("abandon", (_NO_VIEW, self._key, self._token), Deadline(_ABANDON_SECONDS))
+            self._held.call(commands.ABANDON, (_NO_VIEW, self._key, self._token), Deadline(_ABANDON_SECONDS))
         except (Refused, Unavailable):
             self.drop()
         self._give_back()
@@ -230,7 +232,7 @@ class Load:
 
     def _give_back(self) -> None:
         if self._held is not None:
-            self._held.give_back()
+            self._held.release()
 
 
 class Found(NamedTuple):
@@ -348,7 +350,7 @@ class _Search:
         self._refresh = refresh
         self._given_up = given_up
         self._give_up_at = math.inf if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
-        self._held: Held | None = None
+        self._held: PinnedConnection | None = None
         self._pause = _FIRST_PAUSE_SECONDS
 
     def run(self) -> Found:
@@ -438,5 +440,5 @@ class _Search:
 
     def _end(self) -> None:
         if self._held is not None:
-            self._held.give_back()
+            self._held.release()
             self._held = None

@@ -26,8 +26,10 @@ from pyrocache.client.backend import Core, Duration
 from pyrocache.client.features.load_once import LEG_SECONDS
 from pyrocache.config import to_seconds
 from pyrocache.errors import LockLost, LockTimeout, NodeUnavailable, PyroCacheError, RemoteError
-from pyrocache.net.connection import Deadline, Refused
-from pyrocache.net.pool import Held, Unavailable
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.net.pinned import PinnedConnection
+from pyrocache.protocol import commands
 
 _NO_VIEW = 0
 _RENEWALS = 3  # in a lock's time to live
@@ -56,7 +58,7 @@ class Grant:
         *("process", "renew_at", "token", "ttl_seconds"),
     )
 
-    def __init__(self, name: bytes, token: int, ttl_seconds: float, held: Held) -> None:
+    def __init__(self, name: bytes, token: int, ttl_seconds: float, held: PinnedConnection) -> None:
         self.name = name
         self.token = token
         self.ttl_seconds = min(ttl_seconds, _LONGEST_TTL_SECONDS)
@@ -195,7 +197,7 @@ def check_limit(limit: Any) -> int:
 
 def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None) -> Grant:
     give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
-    held: Held | None = None
+    held: PinnedConnection | None = None
     try:
         while True:
             asked_at = time.monotonic()
@@ -210,7 +212,7 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
                 )
                 asked = held is not None
                 if held is not None and held.answer is None:
-                    held.give_back()
+                    held.release()
                     held = None
             else:
                 asked = True
@@ -221,7 +223,7 @@ def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_secon
             now = time.monotonic()
             if now >= give_up_at:
                 if held is not None:
-                    held.give_back()
+                    held.release()
                 raise LockTimeout(
                     f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
                     "Wait longer with wait_seconds."
@@ -259,11 +261,11 @@ def _given_back(core: Core, grant: Grant, deadline: Deadline) -> bool:
         except NodeUnavailable:
             return False
     try:
-        released = held.ask("release", (_NO_VIEW, grant.name, grant.token), deadline)
+        released = held.call(commands.RELEASE, (_NO_VIEW, grant.name, grant.token), deadline)
     except (Refused, Unavailable):
         held.drop()
         return False
-    held.give_back()
+    held.release()
     return released is True
 
 
@@ -308,7 +310,7 @@ class _Renewer:
         return grants
 
     def _run(self, receiver: int) -> None:
-        under_way: dict[int, tuple[Grant, Held, float]] = {}
+        under_way: dict[int, tuple[Grant, PinnedConnection, float]] = {}
         while True:
             wake_at = self._begin_those_due(under_way)
             if wake_at == math.inf and not under_way and self._end():
@@ -324,7 +326,7 @@ class _Renewer:
             self._pipe = None
             return True
 
-    def _begin_those_due(self, under_way: dict[int, tuple[Grant, Held, float]]) -> float:
+    def _begin_those_due(self, under_way: dict[int, tuple[Grant, PinnedConnection, float]]) -> float:
         """Ask for those that are to be renewed now; when the next is (monotonic seconds)."""
         now = time.monotonic()
         with self._lock:
@@ -336,19 +338,25 @@ class _Renewer:
                 self._begin(grant, under_way, now)
         return wake_at
 
-    def _begin(self, grant: Grant, under_way: dict[int, tuple[Grant, Held, float]], now: float) -> None:
+    def _begin(
+        self, grant: Grant, under_way: dict[int, tuple[Grant, PinnedConnection, float]], now: float
+    ) -> None:
         """Ask the node to renew a lock; its answer comes while others are asked."""
         try:
             held = grant.idle.pop()
         except IndexError:
             return  # it is being renewed, or released
         grant.renew_at = math.inf  # until it is answered
-        if held.closed or not held.begin("renew", (_NO_VIEW, grant.name, grant.token, grant.ttl_seconds)):
+        if held.closed or not held.begin(
+            commands.RENEW, (_NO_VIEW, grant.name, grant.token, grant.ttl_seconds)
+        ):
             self._finished(grant, held, lost=True)
         else:
             under_way[held.fileno()] = (grant, held, now)
 
-    def _wait(self, receiver: int, under_way: dict[int, tuple[Grant, Held, float]], wake_at: float) -> None:
+    def _wait(
+        self, receiver: int, under_way: dict[int, tuple[Grant, PinnedConnection, float]], wake_at: float
+    ) -> None:
         """Wait for answers, for a grant that is new, or until there is something to do."""
         poll = select.poll()
         poll.register(receiver, select.POLLIN)
@@ -375,7 +383,7 @@ class _Renewer:
                 self._finished(grant, held, lost=True)
 
     @staticmethod
-    def _finished(grant: Grant, held: Held, *, lost: bool) -> None:
+    def _finished(grant: Grant, held: PinnedConnection, *, lost: bool) -> None:
         """Put the connection back, unless the lock was released meanwhile or is lost."""
         if lost:
             grant.over = True

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
-from pyrocache.cluster.views import EMPTY, Membership
+from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
 from pyrocache.errors import (
     ClientClosed,
@@ -27,10 +28,14 @@ from pyrocache.errors import (
     RemoteError,
     ValueTooLarge,
 )
-from pyrocache.net.connection import Deadline, Refused
+from pyrocache.net.calls import Connections, Request
+from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory
-from pyrocache.net.pool import Connections, Held, Request, Unavailable
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.net.membership import Membership, serving_members
+from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol import limits, refusals
+from pyrocache.protocol.commands import COMMANDS, Command, Runs, Scope
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
 
@@ -38,7 +43,6 @@ _ENTRY_BYTES = 16  # what msgpack adds to a key and a value, at most
 _UNAVAILABLE_RETRIES = 1
 _LOOKUP_PAUSE_SECONDS = 0.05
 _LOOKUP_SECONDS = 1.0
-_PING_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.1
 
@@ -119,7 +123,7 @@ class Router:
         self._max_held = max_held
         self._connections = Connections(max_connections, transport)
         self._holding = Connections(max_held, transport)  # apart: they may be held for long
-        self._membership = Membership(directory.members, self._is_serving)
+        self._membership = Membership(directory.members, self._serving)
         self._looked_up_at = float("-inf")
         self._closed = False
 
@@ -168,6 +172,7 @@ class Router:
             NodeUnavailable: the node is away; `Overloaded` when it is at a limit.
             RemoteError: it refused.
         """
+        command = _command(method, idempotent)
         attempts: _Attempts | None = None
         while True:
             view = self._membership.view
@@ -176,12 +181,10 @@ class Router:
             member = view.owner(key)
             told = (view.id, key, *arguments)
             try:
-                return self._connections.call(
-                    member, method, told, deadline, largest_value=largest_value, careful=not idempotent
-                )
+                return self._connections.call(member, command, told, deadline, largest_value)
             except (Refused, Unavailable) as problem:
                 attempts = attempts or _Attempts(self, deadline)
-                attempts.failed(Request(member, method, told, largest_value), problem, idempotent=idempotent)
+                attempts.failed(Request(member, command, told, largest_value), problem, idempotent=idempotent)
 
     def hold(
         self,
@@ -189,11 +192,11 @@ class Router:
         key: bytes,
         *arguments: Any,
         deadline: Deadline,
-        held: Held | None = None,
+        held: PinnedConnection | None = None,
         waits: bool = True,
-    ) -> Held | None:
+    ) -> PinnedConnection | None:
         """Call ``method(view, key, *arguments)`` of the node that owns ``key``, which is done twice without harm if the
-        connection that it was done on first is closed; the result is `Held.answer`.
+        connection that it was done on first is closed; the result is its `answer`.
 
         Args:
             held: from an earlier call, to go on with if it is to the same node; not the caller's any more.
@@ -215,12 +218,12 @@ class Router:
             told = (view.id, key, *arguments)
             try:
                 reserve = self._max_held // 4 if waits else 0
-                return self._holding.hold(member, method, told, deadline, held, reserve)
+                return self._holding.pin(member, _command(method), told, deadline, held, reserve)
             except (Refused, Unavailable) as problem:
                 self._check_open()
                 held = None
                 attempts = attempts or _Attempts(self, deadline)
-                attempts.failed(Request(member, method, told), problem, idempotent=True)
+                attempts.failed(Request(member, _command(method), told), problem, idempotent=True)
 
     def batch(
         self,
@@ -251,9 +254,9 @@ class Router:
         pending: Sequence[int] = range(len(batch.keys))
         while pending:
             view = self.view(deadline)
-            round = _Round(method, view, batch, arguments, pending)
+            round = _Round(_command(method, idempotent), view, batch, arguments, pending)
             problem: tuple[Request, Refused | Unavailable] | None = None
-            outcomes = self._connections.exchange(round.requests, deadline, careful=not idempotent)
+            outcomes = self._connections.exchange(round.requests, deadline)
             with closing(outcomes):
                 for index, outcome in outcomes:
                     request, chunk = round.requests[index], round.asked[index]
@@ -303,10 +306,10 @@ class Router:
         answers: dict[Member, Any | NodeUnavailable] = {}
         attempts = _Attempts(self, deadline)
         while members:
-            requests = [Request(member, method, arguments) for member in members]
+            requests = [Request(member, _command(method, idempotent), arguments) for member in members]
             problem: tuple[Request, Refused | Unavailable] | None = None
             again: list[str] = []
-            with closing(self._connections.exchange(requests, deadline, careful=not idempotent)) as outcomes:
+            with closing(self._connections.exchange(requests, deadline)) as outcomes:
                 for index, outcome in outcomes:
                     request = requests[index]
                     if isinstance(outcome, Refused | Unavailable):
@@ -330,7 +333,7 @@ class Router:
         while True:
             view = self.fresh_view(deadline)
             away: dict[Member, NodeUnavailable] = {}
-            requests = [Request(member, "get_many", (view.id, [])) for member in view.members]
+            requests = [Request(member, COMMANDS["get_many"], (view.id, [])) for member in view.members]
             problem: tuple[Request, Refused | Unavailable] | None = None
             with closing(self._connections.exchange(requests, deadline)) as outcomes:
                 for index, outcome in outcomes:
@@ -356,10 +359,10 @@ class Router:
         attempts: _Attempts | None = None
         while True:
             try:
-                return self._connections.call(member, method, arguments, deadline)
+                return self._connections.call(member, _command(method), arguments, deadline)
             except (Refused, Unavailable) as problem:
                 attempts = attempts or _Attempts(self, deadline)
-                attempts.failed(Request(member, method, arguments), problem, idempotent=True)
+                attempts.failed(Request(member, _command(method), arguments), problem, idempotent=True)
             found = self._membership.view.member(member.name)
             if found is None:
                 raise NodeLeft(
@@ -381,7 +384,7 @@ class Router:
         self._holding.abandon()
         self._connections = Connections(self._max_connections, self._transport)
         self._holding = Connections(self._max_held, self._transport)
-        self._membership = Membership(self._directory.members, self._is_serving)
+        self._membership = Membership(self._directory.members, self._serving)
         self._membership.adopt(view)
 
     # For _Attempts ---------------------------------------------------------------------------------------
@@ -433,13 +436,13 @@ class Router:
         self._looked_up_at = self._clock()
         return self._membership.refresh(max(seconds, 0.001))
 
-    def _is_serving(self, member: Member) -> bool:
-        """Whether a node that the name server lacks says that it serves: then the name server was restarted."""
-        try:
-            answer = self._connections.call(member, "ping", (), Deadline(_PING_SECONDS))
-        except (Refused, Unavailable):
-            return False
-        return isinstance(answer, dict) and answer.get("serving") is True
+    def _serving(self, members: Sequence[Member], seconds: float) -> Collection[Member]:
+        return serving_members(self._connections, members, seconds)
+
+
+def _command(method: str, idempotent: bool = True) -> Command:
+    command = COMMANDS.get(method) or Command(method, Scope.NODE, idempotent, Runs.INLINE, False)
+    return command if command.idempotent == idempotent else replace(command, idempotent=idempotent)
 
 
 def _share(deadline: Deadline) -> float:
@@ -522,17 +525,17 @@ class _Round:
         left: for each owner those still to be asked, a message each, the next one last.
     """
 
-    __slots__ = ("_arguments", "_batch", "_method", "_view", "asked", "left", "requests")
+    __slots__ = ("_arguments", "_batch", "_command", "_view", "asked", "left", "requests")
 
     def __init__(
         self,
-        method: str,
+        command: Command,
         view: ClusterView,
         batch: Batch,
         arguments: tuple[Any, ...],
         pending: Sequence[int],
     ) -> None:
-        self._method = method
+        self._command = command
         self._view = view
         self._batch = batch
         self._arguments = arguments
@@ -554,7 +557,7 @@ class _Round:
         largest = max(map(len, columns[1])) if self._batch.values is not None else 0
         told = (self._view.id, *columns, *self._arguments)
         self.asked.append(chunk)
-        self.requests.append(Request(member, self._method, told, largest))
+        self.requests.append(Request(member, self._command, told, largest))
 
     def unanswered(self) -> list[int]:
         """The indices to ask about again, in order."""
@@ -609,7 +612,7 @@ def _node_unavailable(request: Request, problem: Refused | Unavailable) -> NodeU
 
 
 def _error_from(request: Request, refusal: Refusal) -> PyroCacheError:
-    said = f"{request.member.name} refused {request.method}: {refusal.message}"
+    said = f"{request.member.name} refused {request.command.name}: {refusal.message}"
     if refusal.code == refusals.VALUE_TOO_LARGE:
         return ValueTooLarge(said)
     if refusal.code == refusals.KEY_TOO_LARGE:

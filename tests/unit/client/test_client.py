@@ -18,8 +18,8 @@ from pyrocache.client.routing.router import Batch, NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, OnError
 from pyrocache.errors import PyroCacheError, SerializationError, ValueTooLarge
-from pyrocache.net.connection import Deadline
-from pyrocache.net.pool import Unavailable
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import Unavailable
 
 ONE = encode_value(1)
 A = b"\0sa"

@@ -23,7 +23,7 @@ from pyrocache.errors import (
     RemoteError,
     ValueTooLarge,
 )
-from pyrocache.net.connection import Deadline
+from pyrocache.net.deadline import Deadline
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
@@ -315,7 +315,7 @@ def test_what_is_no_reply_is_an_error_and_the_connection_is_dropped(
 ) -> None:
     node = start(lambda call: reply)
     router, _ = router_for(node)
-    with pytest.raises(NodeUnavailable, match="no reply"):
+    with pytest.raises(NodeUnavailable, match="not a reply"):
         get(router)
     node.script = lambda call: b"value"
     assert get(router) == b"value"

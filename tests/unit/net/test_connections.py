@@ -23,10 +23,11 @@ import pytest
 from pyrocache.client.routing.router import Router
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NameServerUnavailable, Overloaded, PyroCacheError, ValueTooLarge
-from pyrocache.net import connection as connection_module
-from pyrocache.net.connection import Deadline, Refused
-from pyrocache.net.pool import Connections, Request, Unavailable
-from pyrocache.protocol import framing, messages, refusals
+from pyrocache.net.calls import Connections, Request
+from pyrocache.net.channel import Dialing
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.protocol.framing import FrameDecoder
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
@@ -254,7 +255,7 @@ def unavailable(
 ) -> Unavailable:
     """The failure of one call, without what it refers to."""
     with pytest.raises(Unavailable) as caught:
-        connections.call(peer.member, "get", (0, b"key"), Deadline(seconds), **options)
+        connections.call(peer.member, commands.GET, (0, b"key"), Deadline(seconds), **options)
     failure = caught.value
     failure.__cause__ = failure.__context__ = None
     return failure.with_traceback(None)
@@ -293,7 +294,7 @@ class TestReplies:
 
         peer, connections = start(script), opened()
         for _ in range(len(places) + 1):
-            answer = connections.call(peer.member, "get", (0, b"key"), soon())
+            answer = connections.call(peer.member, commands.GET, (0, b"key"), soon())
             assert (type(answer), answer) == (type(result), result)
         assert peer.opened == 1
         connections.close()
@@ -317,7 +318,7 @@ class TestReplies:
         peer, connections = start(script), opened()
         kept = []
         for _ in range(len(places) + 1):
-            answer = connections.call(peer.member, "get", (0, b"key"), soon())
+            answer = connections.call(peer.member, commands.GET, (0, b"key"), soon())
             assert answer == value
             kept.append(answer)
         assert all(answer == value for answer in kept), "no reply's memory is another's"
@@ -329,14 +330,14 @@ class TestReplies:
         peer, connections = start(echo), opened()
         for size in sizes * 5:
             value = bytes([size % 251]) * size
-            assert connections.call(peer.member, "set", (0, b"key", value), soon()) == value
+            assert connections.call(peer.member, commands.SET, (0, b"key", value), soon()) == value
         assert peer.opened == 1
 
     def test_a_value_in_pieces_is_sent_whole(self, start: Start, opened: Open) -> None:
         parts = [random.Random(n).randbytes(n * 1000) for n in range(1, 60)]
         peer, connections = start(echo), opened()
         for pieces in (parts, parts * 30):  # more buffers than one system call takes
-            answer = connections.call(peer.member, "set", (0, b"key", Pieces(pieces)), soon())
+            answer = connections.call(peer.member, commands.SET, (0, b"key", Pieces(pieces)), soon())
             assert answer == b"".join(pieces)
 
     def test_sequence_numbers_begin_anew_after_the_last(self, start: Start, opened: Open) -> None:
@@ -354,12 +355,12 @@ class TestReplies:
             line.wait_until_closed()
 
         peer, connections = start(script), opened()
-        connections.call(peer.member, "get", (0, b"key"), soon())
-        connections.call(peer.member, "get", (0, b"key"), soon())
-        (connection,) = connections._pools[peer.member.name]._idle
-        connection._sequence = 0xFFFE
-        connections.call(peer.member, "get", (0, b"key"), soon())
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"last"
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        (connection,) = connections._pools[peer.member.name].idle
+        connection._protocol.sequence = 0xFFFE
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"last"
         connections.close()
 
     @pytest.mark.parametrize("place", [None, 1, 39, 40, 41, 80])
@@ -374,10 +375,10 @@ class TestReplies:
 
         peer, connections = start(script), opened()
         with pytest.raises(Refused) as caught:
-            connections.call(peer.member, "get", (0, b"key"), soon())
+            connections.call(peer.member, commands.GET, (0, b"key"), soon())
         assert caught.value.refusal == Refusal("some-code", "no")
         assert caught.value.member == peer.member
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert peer.opened == 1
 
     def test_annotations_and_a_correlation_id_are_skipped(self, start: Start, opened: Open) -> None:
@@ -388,8 +389,8 @@ class TestReplies:
             echo(line)
 
         peer, connections = start(script), opened()
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"v"
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"v"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
 
 
 LARGE_REPLY = messages.pack_plain(bytes(200_000))
@@ -439,8 +440,8 @@ class TestBrokenPeers:
         peer, connections = start(script), opened(1)
         failure = unavailable(connections, peer)
         assert (failure.maybe_executed, failure.timed_out) == (True, False)
-        assert "sent what is no reply" in str(failure)
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert "sent what is not a reply" in str(failure)
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert peer.opened == 2
 
     def test_bytes_after_a_large_reply_are_never_taken_for_the_next(self, start: Start, opened: Open) -> None:
@@ -452,10 +453,10 @@ class TestBrokenPeers:
             line.sock.recv(1000)
 
         peer, connections = start(script), opened(1)
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == bytes(200_000)
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == bytes(200_000)
         with contextlib.suppress(Unavailable):
-            assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+            assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert peer.opened == 2
 
     @pytest.mark.parametrize("sent", [0, 1, 39, 40, 41, 100, 100_000])
@@ -469,7 +470,7 @@ class TestBrokenPeers:
         peer, connections = start(script), opened(1)
         failure = unavailable(connections, peer)
         assert (failure.maybe_executed, failure.timed_out) == (True, False)
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
 
     @pytest.mark.parametrize("sent", [0, 1, 40, 57])
     def test_a_peer_that_closes_in_the_handshake(self, start: Start, opened: Open, sent: int) -> None:
@@ -506,7 +507,7 @@ class TestBrokenPeers:
 
         peer, connections = start(script), opened(1)
         with pytest.raises(Unavailable) as caught:
-            connections.call(peer.member, "set", (0, b"key", bytes(40 * MIB)), soon())
+            connections.call(peer.member, commands.SET, (0, b"key", bytes(40 * MIB)), soon())
         assert (caught.value.maybe_executed, caught.value.timed_out) == (False, False)
 
     @pytest.mark.parametrize("at_once", [False, True])
@@ -527,14 +528,13 @@ class TestBrokenPeers:
             line.sock.close()
             turned_away.set()
 
-        connect = connection_module._connect
+        channel = Dialing.channel
 
-        def connect_slowly(*arguments: Any) -> socket.socket:
-            sock = connect(*arguments)
+        def connect_slowly(dialing: Dialing) -> Any:
             assert not at_once or turned_away.wait(PATIENCE_SECONDS)
-            return sock
+            return channel(dialing)
 
-        monkeypatch.setattr(connection_module, "_connect", connect_slowly)
+        monkeypatch.setattr(Dialing, "channel", connect_slowly)
         peer, connections = start(script, greeting=False), opened(1)
         failure = unavailable(connections, peer)
         assert isinstance(failure.error, Overloaded)
@@ -546,8 +546,10 @@ class TestBrokenPeers:
         peer, connections = start(echo, greeting={"max_value_bytes": 10}), opened(1)
         for _ in range(3):
             with pytest.raises(ValueTooLarge):
-                connections.call(peer.member, "set", (0, b"key", b"v" * 11), soon(), largest_value=11)
-            assert connections.call(peer.member, "set", (0, b"key", b"v" * 10), soon(), largest_value=10)
+                connections.call(peer.member, commands.SET, (0, b"key", b"v" * 11), soon(), largest_value=11)
+            assert connections.call(
+                peer.member, commands.SET, (0, b"key", b"v" * 10), soon(), largest_value=10
+            )
         assert peer.opened == 1
 
 
@@ -563,7 +565,7 @@ class TestDeadlines:
                 time.sleep(0.02)
 
         peer, connections = start(script), opened(1)
-        connections.call(start(echo, number=2).member, "get", (0, b"key"), soon())
+        connections.call(start(echo, number=2).member, commands.GET, (0, b"key"), soon())
         failures: list[Unavailable] = []
         for seconds in (0.1, 0.55):  # with and without the patience to wait for all of it
             fresh = opened(1)
@@ -604,7 +606,7 @@ class TestDeadlines:
             def call() -> None:
                 for _ in range(3):
                     with pytest.raises(Unavailable) as caught:
-                        connections.call(member, "get", (0, b"key"), Deadline(0.1))
+                        connections.call(member, commands.GET, (0, b"key"), Deadline(0.1))
                     failures.append(caught.value)
 
             within_patience(call)
@@ -625,13 +627,15 @@ class TestDeadlines:
 
         def call() -> None:
             with pytest.raises(Unavailable) as caught:
-                connections.call(peer.member, "set", (0, b"key", Pieces([bytes(40 * MIB)])), Deadline(0.3))
+                connections.call(
+                    peer.member, commands.SET, (0, b"key", Pieces([bytes(40 * MIB)])), Deadline(0.3)
+                )
             failures.append(caught.value)
 
         try:
             within_patience(call)
             assert [(failure.maybe_executed, failure.timed_out) for failure in failures] == [(False, True)]
-            assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+            assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         finally:
             done.set()
 
@@ -647,7 +651,7 @@ class TestDeadlines:
             line.wait_until_closed()
 
         peer, connections = start(script), opened(1)
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == value
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == value
         connections.close()
 
 
@@ -668,7 +672,7 @@ class TestPool:
         peer, connections = start(script), opened(1)
         for _ in range(10):
             closed.clear()
-            assert connections.call(peer.member, "delete", (0, b"key"), soon(), careful=True) == b"v"
+            assert connections.call(peer.member, commands.DELETE, (0, b"key"), soon()) == b"v"
             assert closed.wait(PATIENCE_SECONDS)
         assert calls == list(range(1, 11))
 
@@ -685,8 +689,8 @@ class TestPool:
         connections = opened(1)
         for turn in (1, 2, 3):
             closed.clear()
-            requests = [Request(peer.member, "delete", (0, b"key")) for peer in peers]
-            assert dict(connections.exchange(requests, soon(), careful=True)) == {0: turn, 1: turn}
+            requests = [Request(peer.member, commands.DELETE, (0, b"key")) for peer in peers]
+            assert dict(connections.exchange(requests, soon())) == {0: turn, 1: turn}
             assert wait_until(lambda: not any(peer.open for peer in peers))
 
     def test_what_came_unasked_makes_a_connection_useless(self, start: Start, opened: Open) -> None:
@@ -702,9 +706,9 @@ class TestPool:
             line.wait_until_closed()
 
         peer, connections = start(script), opened(1)
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == 1
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == 1
         assert said.wait(PATIENCE_SECONDS)
-        assert connections.call(peer.member, "get", (0, b"key"), soon(), careful=True) == 2
+        assert connections.call(peer.member, commands.DELETE, (0, b"key"), soon()) == 2
         connections.close()
 
     def test_no_more_connections_than_the_limit_are_ever_open(self, start: Start, opened: Open) -> None:
@@ -716,7 +720,7 @@ class TestPool:
 
         peer, connections = start(script), opened(3)
         answers = in_threads(
-            12, lambda n: [connections.call(peer.member, "get", (n,), soon()) for _ in range(20)]
+            12, lambda n: [connections.call(peer.member, commands.GET, (n,), soon()) for _ in range(20)]
         )
         assert {number for numbers in answers for number in numbers} <= {1, 2, 3}
         assert peer.opened <= 3
@@ -740,8 +744,8 @@ class TestPool:
 
         peer, connections = start(script, greeting=not in_handshake and None), opened(1)
         with pytest.raises(Unavailable) as kept:
-            connections.call(peer.member, "get", (0, b"key"), soon())
-        assert connections.call(peer.member, "get", (0, b"key"), Deadline(1.0)) == b"key"
+            connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        assert connections.call(peer.member, commands.GET, (0, b"key"), Deadline(1.0)) == b"key"
         assert kept.value is not None
 
     def test_the_limit_holds_when_connections_fail_all_the_time(self, start: Start, opened: Open) -> None:
@@ -772,14 +776,14 @@ class TestPool:
             failed = 0
             for _ in range(20):
                 try:
-                    connections.call(peer.member, "get", (number,), soon())
+                    connections.call(peer.member, commands.GET, (number,), soon())
                 except Unavailable:
                     failed += 1
             return failed
 
         assert sum(in_threads(6, call)) > 0
         pool = connections._pools[peer.member.name]
-        assert pool._places.free + len(pool._idle) == 2, "every place is free or has a connection"
+        assert pool.permits.qsize() == 2, "every permit came back"
 
     def test_a_caller_that_finds_all_in_use_waits_no_longer_than_its_deadline(
         self, start: Start, opened: Open
@@ -796,7 +800,7 @@ class TestPool:
         peer, connections = start(script), opened(1)
         results: list[Any] = []
         first = threading.Thread(
-            target=lambda: results.append(connections.call(peer.member, "get", (0, b"key"), soon())),
+            target=lambda: results.append(connections.call(peer.member, commands.GET, (0, b"key"), soon())),
             daemon=True,
         )
         first.start()
@@ -809,7 +813,7 @@ class TestPool:
             go_on.set()
             first.join(PATIENCE_SECONDS)
         assert results == [b"at last"]
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert peer.opened == 1
 
     def test_threads_never_see_each_others_replies(self, start: Start, opened: Open) -> None:
@@ -820,9 +824,11 @@ class TestPool:
             for turn in range(60):
                 value = b"%d:%d:" % (number, turn) + bytes(70_000 if turn % 17 == 5 else turn)
                 if turn % 5:
-                    assert connections.call(peers[turn % 2].member, "set", (0, value), soon()) == value
+                    assert connections.call(peers[turn % 2].member, commands.SET, (0, value), soon()) == value
                 else:
-                    requests = [Request(peer.member, "set", (peer.member.name, value)) for peer in peers]
+                    requests = [
+                        Request(peer.member, commands.SET, (peer.member.name, value)) for peer in peers
+                    ]
                     assert dict(connections.exchange(requests, soon())) == {0: value, 1: value}
 
         in_threads(8, call)
@@ -832,13 +838,13 @@ class TestPool:
         peers = [start(echo, number=number) for number in (1, 2, 3)]
         connections = opened(1)
         for turn in range(10):
-            requests = [Request(peer.member, "set", (0, b"%d" % turn)) for peer in peers]
+            requests = [Request(peer.member, commands.SET, (0, b"%d" % turn)) for peer in peers]
             outcomes = connections.exchange(requests, soon())
             _, value = next(outcomes)
             assert value == b"%d" % turn
             outcomes.close()
             for peer in peers:
-                assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+                assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
 
     def test_one_silent_node_costs_the_others_of_an_exchange_nothing(
         self, start: Start, opened: Open
@@ -849,7 +855,7 @@ class TestPool:
 
         peers = [start(echo, number=1), start(silent, number=2), start(echo, number=3)]
         connections = opened(1)
-        requests = [Request(peer.member, "get", (0, b"key")) for peer in peers]
+        requests = [Request(peer.member, commands.GET, (0, b"key")) for peer in peers]
         outcomes = dict(connections.exchange(requests, Deadline(0.6)))
         assert (outcomes[0], outcomes[2]) == (b"key", b"key")
         assert isinstance(outcomes[1], Unavailable)
@@ -868,7 +874,7 @@ class TestPool:
         peer, connections = start(script), opened(1)
         results: list[Any] = []
         thread = threading.Thread(
-            target=lambda: results.append(connections.call(peer.member, "get", (0, b"key"), soon())),
+            target=lambda: results.append(connections.call(peer.member, commands.GET, (0, b"key"), soon())),
             daemon=True,
         )
         thread.start()
@@ -879,7 +885,7 @@ class TestPool:
         assert results == [b"v"]
         assert wait_until(lambda: peer.open == 0)
         with pytest.raises(ClientClosed):
-            connections.call(peer.member, "get", (0, b"key"), soon())
+            connections.call(peer.member, commands.GET, (0, b"key"), soon())
 
 
 class Interrupted(BaseException):
@@ -919,13 +925,13 @@ class TestInterruptions:
         before = signal.signal(signal.SIGUSR1, interrupt)
         try:
             with pytest.raises(error):
-                connections.call(peer.member, "set", (0, b"key", value), soon())
+                connections.call(peer.member, commands.SET, (0, b"key", value), soon())
         finally:
             signal.signal(signal.SIGUSR1, before)
             over.set()
-        assert connections.call(peer.member, "get", (0, b"key"), soon()) == b"key"
+        assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         pool = connections._pools[peer.member.name]
-        assert (pool._places.free, len(pool._idle)) == (0, 1)
+        assert (pool.permits.qsize(), len(pool.idle)) == (1, 1)
 
     def test_an_interrupted_exchange_loses_its_connections_and_no_place(
         self, start: Start, opened: Open
@@ -957,7 +963,7 @@ class TestInterruptions:
 
         peers = [start(script, number=number) for number in (1, 2)]
         connections = opened(1)
-        requests = [Request(peer.member, "get", (0, b"key")) for peer in peers]
+        requests = [Request(peer.member, commands.GET, (0, b"key")) for peer in peers]
         assert dict(connections.exchange(requests, soon())) == {0: b"first", 1: b"first"}
         before = signal.signal(signal.SIGUSR1, interrupt)
         try:
@@ -981,11 +987,11 @@ class TestWhichTransport:
         assert peer.failures == []
 
     def test_the_unix_socket_is_preferred(self, both: Peer, opened: Open) -> None:
-        assert opened().call(both.member, "get", (0, b"key"), soon()) == b"key"
+        assert opened().call(both.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert both.families == [socket.AF_UNIX]
 
     def test_tcp_alone_means_tcp_alone(self, both: Peer, opened: Open) -> None:
-        assert opened(transport="tcp").call(both.member, "get", (0, b"key"), soon()) == b"key"
+        assert opened(transport="tcp").call(both.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert both.families == [socket.AF_INET]
 
     @pytest.mark.parametrize(
@@ -1001,7 +1007,7 @@ class TestWhichTransport:
             elif path == "nobody listens":
                 dead.bind(lost)
             member = Member(both.member.name, both.member.host, both.member.port, socket_path=lost)
-            assert opened().call(member, "get", (0, b"key"), soon()) == b"key"
+            assert opened().call(member, commands.GET, (0, b"key"), soon()) == b"key"
         assert both.families == [socket.AF_INET]
 
     def test_a_socket_whose_queue_is_full_means_tcp(self, directory: str, both: Peer, opened: Open) -> None:
@@ -1016,7 +1022,7 @@ class TestWhichTransport:
             member = Member(
                 both.member.name, both.member.host, both.member.port, socket_path=f"{directory}/busy"
             )
-            assert opened().call(member, "get", (0, b"key"), soon()) == b"key"
+            assert opened().call(member, commands.GET, (0, b"key"), soon()) == b"key"
         assert both.families == [socket.AF_INET]
 
     def test_a_path_that_a_node_tells_is_judged_like_one_in_the_name_server(self, directory: str) -> None:
@@ -1125,29 +1131,29 @@ class TestHeldConnections:
         self, start: Start, opened: Open
     ) -> None:
         peer, connections = start(echo), opened(2)
-        held = connections.hold(peer.member, "lease", (0, b"key", 5), soon())
+        held = connections.pin(peer.member, commands.LEASE, (0, b"key", 5), soon())
         assert held is not None
         assert held.answer == 5
-        assert held.ask("abandon", (0, b"key", 6), soon()) == held.answer == 6
-        assert connections.hold(peer.member, "lease", (0, b"key", 7), soon(), held) is held
+        assert held.call(commands.ABANDON, (0, b"key", 6), soon()) == held.answer == 6
+        assert connections.pin(peer.member, commands.LEASE, (0, b"key", 7), soon(), held) is held
         assert peer.opened == 1
-        assert connections.call(peer.member, "get", (0, 8), soon()) == 8
+        assert connections.call(peer.member, commands.GET, (0, 8), soon()) == 8
         assert peer.opened == 2, "it is nobody else's meanwhile"
-        held.give_back()
-        held.give_back()
+        held.release()
+        held.release()
         assert held.closed
-        assert connections.call(peer.member, "get", (0, 9), soon()) == 9
+        assert connections.call(peer.member, commands.GET, (0, 9), soon()) == 9
         assert peer.opened == 2
-        assert not connections._held
+        assert not connections._pinned
 
     def test_when_no_more_may_be_open_nobody_waits(self, start: Start, opened: Open) -> None:
         peer, connections = start(echo), opened(2)
-        both = [connections.hold(peer.member, "lease", (0, number), soon()) for number in range(2)]
+        both = [connections.pin(peer.member, commands.LEASE, (0, number), soon()) for number in range(2)]
         assert [held.answer for held in both if held is not None] == [0, 1]
-        assert connections.hold(peer.member, "lease", (0, 2), soon()) is None
+        assert connections.pin(peer.member, commands.LEASE, (0, 2), soon()) is None
         assert both[0] is not None
         both[0].drop()
-        assert connections.hold(peer.member, "lease", (0, 3), soon()) is not None
+        assert connections.pin(peer.member, commands.LEASE, (0, 3), soon()) is not None
 
     def test_a_refusal_leaves_nothing_held_and_the_connection_good(self, start: Start, opened: Open) -> None:
         def script(line: Line) -> None:
@@ -1157,9 +1163,9 @@ class TestHeldConnections:
 
         peer, connections = start(script), opened(1)
         with pytest.raises(Refused):
-            connections.hold(peer.member, "lease", (0, b"key"), soon())
-        assert not connections._held
-        assert connections.call(peer.member, "get", (0, 1), soon()) == 1
+            connections.pin(peer.member, commands.LEASE, (0, b"key"), soon())
+        assert not connections._pinned
+        assert connections.call(peer.member, commands.GET, (0, 1), soon()) == 1
         assert peer.opened == 1
 
     @pytest.mark.parametrize("way", ["ends", "is silent"])
@@ -1171,23 +1177,22 @@ class TestHeldConnections:
                 line.wait_until_closed()
 
         peer, connections = start(script), opened(1)
-        held = connections.hold(peer.member, "lease", (0, 1), soon())
+        held = connections.pin(peer.member, commands.LEASE, (0, 1), soon())
         assert held is not None
         with pytest.raises(Unavailable) as caught:
-            held.ask("abandon", (0, 2), Deadline(0.3))
+            held.call(commands.ABANDON, (0, 2), Deadline(0.3))
         assert caught.value.maybe_executed
         assert held.closed
-        assert not connections._held
-        again = connections.hold(peer.member, "lease", (0, 3), soon(), held)
+        assert not connections._pinned
+        again = connections.pin(peer.member, commands.LEASE, (0, 3), soon(), held)
         assert again is not None
         assert again is not held
 
     def test_one_that_nobody_refers_to_any_more_is_closed(self, start: Start, opened: Open) -> None:
         peer, connections = start(echo), opened(1)
-        with pytest.warns(ResourceWarning, match="unclosed"):
-            connections.hold(peer.member, "lease", (0, 1), soon())
-        assert not connections._held
-        assert connections.hold(peer.member, "lease", (0, 2), soon()) is not None
+        connections.pin(peer.member, commands.LEASE, (0, 1), soon())
+        assert not connections._pinned
+        assert connections.pin(peer.member, commands.LEASE, (0, 2), soon()) is not None
 
     def test_closing_interrupts_who_waits(self, start: Start, opened: Open) -> None:
         waiting = threading.Event()
@@ -1202,7 +1207,7 @@ class TestHeldConnections:
 
         def wait() -> None:
             try:
-                connections.hold(peer.member, "lease", (0, 1), soon())
+                connections.pin(peer.member, commands.LEASE, (0, 1), soon())
             except Unavailable as problem:
                 problems.append(problem)
 
@@ -1213,4 +1218,4 @@ class TestHeldConnections:
         thread.join(PATIENCE_SECONDS)
         assert len(problems) == 1
         with pytest.raises(ClientClosed):
-            connections.hold(peer.member, "lease", (0, 1), soon())
+            connections.pin(peer.member, commands.LEASE, (0, 1), soon())

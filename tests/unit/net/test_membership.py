@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.views import EMPTY, Membership, next_view
+from pyrocache.cluster.views import EMPTY, next_view
 from pyrocache.errors import NameServerUnavailable
+from pyrocache.net.membership import Membership
 
 
 def member(number: int, port: int = 1) -> Member:
@@ -17,13 +18,13 @@ def member(number: int, port: int = 1) -> Member:
 
 def test_a_member_that_is_not_listed_stays_only_if_it_is_kept() -> None:
     current = ClusterView([member(1), member(2), member(3)])
-    view = next_view(current, [member(1)], keep=lambda m: m.number == 3)
+    view = next_view(current, [member(1)], lambda missing: [m for m in missing if m.number == 3])
     assert [m.number for m in view.members] == [1, 3]
 
 
 def test_a_new_address_replaces_the_old_one_and_routes_alike() -> None:
     current = ClusterView([member(1), member(2)])
-    view = next_view(current, [member(1), member(2, port=9)], keep=lambda m: True)
+    view = next_view(current, [member(1), member(2, port=9)], lambda missing: missing)
     assert view.members[1].port == 9
     assert view.id == current.id
     assert view != current
@@ -31,7 +32,7 @@ def test_a_new_address_replaces_the_old_one_and_routes_alike() -> None:
 
 def test_nothing_new_is_the_same_object() -> None:
     current = ClusterView([member(1), member(2)])
-    assert next_view(current, [member(2), member(1)], keep=lambda m: True) is current
+    assert next_view(current, [member(2), member(1)], lambda missing: missing) is current
 
 
 def test_an_empty_listing_does_not_empty_the_view() -> None:

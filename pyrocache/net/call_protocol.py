@@ -1,0 +1,134 @@
+"""The exchange of messages on one connection, from the client's end: bytes in, results out. No I/O.
+
+A driver sends what `greet` and then each `send_call` return, and hands over what it receives, by `receive_data`, or
+by `received` after it has put it where `space` says. `Connection` is the blocking driver.
+
+One request is under way at a time. After an exception other than `Refused` the next reply could be another call's:
+close the connection. Used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
+from pyrocache.errors import ProtocolError
+from pyrocache.net.channel import Endpoint
+from pyrocache.net.failures import Refused
+from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
+from pyrocache.protocol.handshake import ClientHandshake
+from pyrocache.protocol.messages import CallPacker
+
+_REPLY_SLACK = 256 * 1024
+_REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
+
+
+class Progress(Enum):
+    """What is returned instead of a result."""
+
+    PENDING = "more must come"
+    GREETED = "the handshake is done"
+
+
+PENDING, GREETED = Progress.PENDING, Progress.GREETED
+
+
+class CallProtocol:
+    """One connection's handshake, calls and replies.
+
+    Args:
+        endpoint: the peer, whose name is the id of the remote object.
+
+    Attributes:
+        sequence: number of the last call.
+        pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
+        max_value_bytes: of the largest value that the peer takes.
+    """
+
+    __slots__ = ("_decoder", "_endpoint", "_handshake", "max_value_bytes", "pack", "sequence")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._handshake: ClientHandshake | None = ClientHandshake(endpoint.name)
+        # Neither function is a method of this object: a cycle would keep large buffers alive.
+        self._decoder = FrameDecoder(self._handshake.admit, _room)
+        self.pack = CallPacker(endpoint.name).pack
+        self.sequence = 0
+        self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
+
+    def greet(self) -> bytes:
+        """Return the first message to send."""
+        assert self._handshake is not None
+        return self._handshake.request()
+
+    def send_call(self, method: str, arguments: tuple[Any, ...]) -> bytes | list[Buffer]:
+        """Return the message that makes a call, in several buffers if a value among its arguments is large."""
+        self.sequence = (self.sequence + 1) & 0xFFFF
+        return self.pack(method, arguments, self.sequence)
+
+    def receive_data(self, data: bytes) -> Any:
+        """Take what the connection brought. Return the result of the call, `GREETED` or `PENDING`.
+
+        A large value may be a `memoryview` of memory that is nobody else's.
+
+        Raises:
+            Refused: the peer refused the call; the connection is as good as before.
+            HandshakeRefused, ProtocolError, OSError: close the connection.
+        """
+        if not data:
+            raise ConnectionResetError("the node closed the connection")
+        self._decoder.feed(data)
+        return self._next_outcome()
+
+    def space(self) -> memoryview | None:
+        """Return where the rest of a long reply is to be received to; None: call `receive_data`."""
+        return self._decoder.space()
+
+    def received(self, count: int) -> Any:
+        """Take the ``count`` bytes that were put at the beginning of `space`. As `receive_data`."""
+        if not count:
+            raise ConnectionResetError("the node closed the connection")
+        self._decoder.filled(count)
+        return self._next_outcome()
+
+    def _next_outcome(self) -> Any:
+        frame = self._decoder.next_frame()
+        if frame is None:
+            return PENDING
+        if self._decoder.buffered:
+            raise ProtocolError("More than one reply came to one request.")
+        if self._handshake is not None:
+            return self._greeted(frame)
+        header, body = frame
+        if header.sequence != self.sequence:
+            raise ProtocolError("A reply came out of order.")
+        if header.flags & framing.FLAG_EXCEPTION:
+            raise Refused(self._endpoint, refusals.unpack_refusal(body))
+        return messages.unpack_plain(body)
+
+    def _greeted(self, frame: framing.Frame) -> Progress:
+        assert self._handshake is not None
+        greeting = self._handshake.receive(frame)
+        self._handshake = None
+        if greeting.max_value_bytes is not None:
+            self.max_value_bytes = greeting.max_value_bytes
+        longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
+        self._decoder.admit = lambda header: _admit_reply(header, longest)
+        return GREETED
+
+
+def _room(frame_bytes: int) -> memoryview | None:
+    """Return memory for a long reply, such that a large value in it begins at a multiple of 16."""
+    if frame_bytes <= limits.LARGE_BYTES:
+        return None
+    offset = -messages.VALUE_OFFSET % 16
+    return memoryview(bytearray(offset + frame_bytes))[offset:]
+
+
+def _admit_reply(header: Header, longest: int) -> None:
+    if header.type != framing.RESULT or header.serializer != framing.MSGPACK or header.flags & ~_REPLY_FLAGS:
+        raise ProtocolError("This is not a plain reply in msgpack.")
+    if header.frame_bytes > longest:
+        raise ProtocolError("A reply is longer than any value that the node takes.")

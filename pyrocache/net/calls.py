@@ -1,0 +1,201 @@
+"""The connections of one client or node: calls to one node, to several at once, and on pinned connections.
+
+A connection is dropped on any exception in mid-call, of whatever kind: the next reply on it could be another call's.
+Nothing here retries; `Unavailable.maybe_executed` and the command tell whether that would be safe. Thread-safe; a
+forked child makes new `Connections` and lets go of these (`abandon`) without touching the parent's streams.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from pyrocache.cluster.routing import Member
+from pyrocache.config import TransportChoice
+from pyrocache.errors import ValueTooLarge
+from pyrocache.net import multiplex
+from pyrocache.net.channel import check_supported
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import BROKEN, Refused, Unavailable, client_closed, too_large, unavailable
+from pyrocache.net.multiplex import Request
+from pyrocache.net.pinned import PinnedConnection
+from pyrocache.net.pool import Pool
+from pyrocache.protocol.commands import Command
+
+__all__ = ["Connections", "Request"]
+
+
+class Connections:
+    """Connections by node.
+
+    Args:
+        max_per_node: how many may be open to any one node; further callers wait within their deadline.
+        transport: whether nodes on this host are reached over their Unix sockets.
+
+    Raises:
+        ConfigurationError: this interpreter's sockets do not work, under eventlet.
+    """
+
+    def __init__(self, max_per_node: int, transport: TransportChoice = "auto") -> None:
+        check_supported()
+        self._max_per_node = max_per_node
+        self._transport = transport
+        self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
+        self._pools: dict[str, Pool] = {}
+        self._pinned: dict[int, weakref.ref[PinnedConnection]] = {}  # by its id; each use is one call into C
+        self._closed = False
+
+    def call(
+        self,
+        member: Member,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        largest_value: int = 0,
+    ) -> Any:
+        """Make one call and return its result.
+
+        Args:
+            member, command, arguments, largest_value: as in `Request`.
+            deadline: for all of it.
+
+        Raises:
+            Refused: the node refused.
+            Unavailable: it could not be asked, or did not answer.
+            ValueTooLarge: nothing was sent.
+        """
+        pool = self._pools.get(member.name)
+        if pool is None or pool.member is not member:
+            pool = self.pool(member)
+        try:
+            connection = pool.checkout(deadline, not command.idempotent)
+        except BROKEN as error:
+            raise unavailable(member, command.name, deadline, error, sent=False) from error
+        try:
+            if not connection.opened:
+                connection.finish_opening(deadline)
+            if largest_value > connection.max_value_bytes:
+                raise too_large(member, largest_value, connection.max_value_bytes)
+            result = connection.call(command.name, arguments, deadline)
+        except (Refused, ValueTooLarge):
+            pool.idle.append(connection)
+            raise
+        except BaseException as error:
+            pool.drop(connection)
+            if isinstance(error, BROKEN):
+                raise unavailable(member, command.name, deadline, error, sent=connection.sent) from error
+            raise
+        else:
+            pool.idle.append(connection)
+        finally:
+            pool.permits.put(None)
+            if pool.closed:  # check last: close() may have raced with us
+                pool.close()
+        return result
+
+    def pin(
+        self,
+        member: Member,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        pinned: PinnedConnection | None = None,
+        reserve: int = 0,
+    ) -> PinnedConnection | None:
+        """Make a call whose result is bound to its connection, which stays the caller's.
+
+        Args:
+            member, command, arguments, deadline: as in `call`.
+            pinned: from an earlier call, perhaps to another node; it is not the caller's any more.
+            reserve: how many more connections must be left if one is taken for this.
+
+        Returns:
+            The connection, whose ``answer`` is the result; None, without waiting, when too many are in use.
+
+        Raises:
+            Refused, Unavailable: as `call`.
+        """
+        pool = self.pool(member)
+        if pinned is not None and not pinned.is_from(pool):
+            pinned.release()
+            pinned = None
+        if pinned is None:
+            pinned = PinnedConnection(pool, self._pinned)
+        try:
+            if pinned.closed and not pinned.open(command, deadline, reserve):
+                return None
+            if self._closed:  # check last: close() may have raced with us
+                raise client_closed()
+            pinned.call(command, arguments, deadline)
+        except Refused:
+            pinned.release()
+            raise
+        except BaseException:
+            pinned.drop()
+            raise
+        return pinned
+
+    def exchange(
+        self, requests: Sequence[Request], deadline: Deadline
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Make calls, all of them sent before the first reply is read; no node keeps another waiting.
+
+        Close the generator if it is not run to its end (`contextlib.closing`).
+
+        Args:
+            requests: may grow while this runs, by further calls to nodes that have answered.
+
+        Yields:
+            As the replies come, a request's index and its result, or the `Refused`, `Unavailable` or `ValueTooLarge`
+            that `call` would have raised.
+        """
+        if len(requests) != 1:
+            yield from multiplex.exchange(self, requests, deadline)
+            return
+        begun = 0  # to one node `call` is faster
+        while begun < len(requests):
+            member, command, arguments, largest_value = requests[begun]
+            outcome: Any
+            try:
+                outcome = self.call(member, command, arguments, deadline, largest_value)
+            except (Refused, Unavailable, ValueTooLarge) as error:
+                outcome = error
+            yield begun, outcome
+            begun += 1
+
+    def close(self) -> None:
+        """Close the idle connections, and end those that are pinned; others close when their call ends."""
+        with self._lock:
+            self._closed = True
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.close()
+        for pinned in self._all_pinned():
+            pinned.interrupt()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.close()
+        for pinned in self._all_pinned():
+            pinned.drop()  # or the node would not see it end when the parent does
+
+    def _all_pinned(self) -> list[PinnedConnection]:
+        return [one for reference in list(self._pinned.values()) if (one := reference()) is not None]
+
+    def pool(self, member: Member) -> Pool:
+        """Return the connections to ``member``. Raises `ClientClosed` after `close`."""
+        pool = self._pools.get(member.name)
+        if pool is None or pool.member != member:
+            with self._lock:
+                if self._closed:
+                    raise client_closed()
+                pool = self._pools.get(member.name)
+                if pool is None or pool.member != member:
+                    if pool is not None:
+                        pool.close()
+                    pool = self._pools[member.name] = Pool(member, self._max_per_node, self._transport)
+        return pool

@@ -1,0 +1,166 @@
+"""The byte streams that connections run over: what is needed of one, and how one is opened without waiting.
+
+A `Channel` has a socket's own methods, and the plain one *is* the socket, so that it costs nothing. Encryption is
+another object with these methods.
+
+The plain channel blocks in `recv` for `PATIENCE_SECONDS` at most, which saves a system call per request;
+``MSG_DONTWAIT`` keeps a call from blocking at all. Under gevent sockets know neither: a gevent channel never blocks,
+and who must wait for it does so in `select.poll`, which gevent replaces. Both are looked up when a channel is
+opened, so that it does not matter whether gevent patches them before or after this module is imported. eventlet
+removes `select.poll` and is refused.
+"""
+
+from __future__ import annotations
+
+import _socket
+import codecs
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from pyrocache.config import TransportChoice
+from pyrocache.errors import ConfigurationError
+from pyrocache.protocol.framing import Buffer
+
+# Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
+codecs.lookup("idna")
+
+PATIENCE_SECONDS = 0.25
+"""How long a plain channel blocks at most before deadlines are looked at again."""
+
+_PATIENCE = struct.pack("ll", 0, int(PATIENCE_SECONDS * 1_000_000))  # a struct timeval
+
+
+class Endpoint(Protocol):
+    """Whom to connect to: a `Member`, or the name server."""
+
+    @property
+    def name(self) -> str:
+        """The id of the remote object."""
+
+    @property
+    def host(self) -> str:
+        """Host name or address."""
+
+    @property
+    def port(self) -> int:
+        """TCP port."""
+
+    @property
+    def socket_path(self) -> str:
+        """Its Unix socket on this host; empty when it has none."""
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+
+
+class Channel(Protocol):
+    """An open byte stream. Calls that cannot go on raise `BlockingIOError`."""
+
+    def send(self, data: Buffer, flags: int, /) -> int:
+        """Send as much of ``data`` as fits, and return how much."""
+
+    def sendmsg(self, buffers: Iterable[Buffer], ancillary: Iterable[Any], flags: int, /) -> int:
+        """The same for several buffers."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receive at most ``size`` bytes; nothing once the peer has closed its end."""
+
+    def recv_into(self, buffer: memoryview, size: int, flags: int, /) -> int:
+        """Receive into ``buffer``, and return how much."""
+
+    def fileno(self) -> int:
+        """The descriptor to wait at."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End the stream for both ends."""
+
+    def close(self) -> None:
+        """Close this end."""
+
+
+def check_supported() -> None:
+    """Raise `ConfigurationError` where channels cannot work."""
+    if not hasattr(select, "poll"):
+        raise ConfigurationError(
+            "select.poll is missing: pyrocache does not run under eventlet, which removes it; use threads or gevent."
+        )
+
+
+def is_cooperative(channel: Channel) -> bool:
+    """Whether the channel's socket is not the interpreter's own but gevent's, which must never block."""
+    return not isinstance(channel, _socket.socket)
+
+
+class Dialing:
+    """A channel that is being opened: to the Unix socket if there is one, then to each TCP address in turn.
+
+    Only resolving a host name may block.
+
+    Args:
+        endpoint: whom to connect to.
+        transport: whether its Unix socket may be used.
+
+    Attributes:
+        pending: not connected yet; call `advance` once the socket can be written to.
+        sock: the present attempt's.
+    """
+
+    __slots__ = ("_addresses", "pending", "sock")
+
+    def __init__(self, endpoint: Endpoint, transport: TransportChoice) -> None:
+        self._addresses = _addresses(endpoint, transport)
+        self._next_address(OSError("no address"))
+
+    def advance(self) -> bool:
+        """Return whether the channel is connected. Raises `OSError` after the last address."""
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.sock.close()
+            self._next_address(OSError(error, os.strerror(error)))
+        else:
+            self.pending = False
+        return not self.pending
+
+    def channel(self) -> Channel:
+        """Return the connected channel."""
+        sock = self.sock
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_cooperative(sock):
+            sock.settimeout(None)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+        return sock
+
+    def _next_address(self, problem: OSError) -> None:
+        for family, address in self._addresses:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setblocking(False)
+                error = sock.connect_ex(address)
+                if error in (0, errno.EINPROGRESS):
+                    self.sock, self.pending = sock, error != 0
+                    return
+                problem = OSError(error, os.strerror(error))
+            except OSError as failure:  # a path that is too long
+                problem = failure
+            except BaseException:
+                sock.close()
+                raise
+            sock.close()
+        raise problem
+
+
+def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple[int, Any]]:
+    if endpoint.socket_path and transport == "auto":
+        yield (
+            socket.AF_UNIX,
+            endpoint.socket_path,
+        )  # may be another host's, another user's, or of a killed node
+    for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
+        yield family, address

@@ -1,0 +1,94 @@
+"""What a call to a node can end in besides its result, and the sentences that say so.
+
+::
+
+    Refused        the node answered, with a refusal; the connection is as good as before
+    Unavailable    the node could not be asked, or did not answer
+    ValueTooLarge  nothing was sent: the node said in its greeting that it takes no value so large
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+from pyrocache.protocol.handshake import HandshakeRefused
+from pyrocache.protocol.refusals import Refusal
+
+if TYPE_CHECKING:
+    from pyrocache.net.channel import Endpoint
+    from pyrocache.net.deadline import Deadline
+
+
+class Refused(Exception):
+    """The node answered with a refusal.
+
+    Attributes:
+        member: the node.
+        refusal: what it said.
+    """
+
+    def __init__(self, member: Any, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.member = member
+        self.refusal = refusal
+
+
+class Unavailable(Exception):
+    """The node could not be asked, or did not answer.
+
+    Attributes:
+        error: what to raise to the user.
+        maybe_executed: the whole request had been sent, so the node may have acted on it.
+        timed_out: the node did not answer in time.
+    """
+
+    def __init__(self, error: NodeUnavailable, *, maybe_executed: bool, timed_out: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.maybe_executed = maybe_executed
+        self.timed_out = timed_out
+
+
+class PoolExhausted(Exception):
+    """Other callers kept all connections to the node until the deadline."""
+
+
+BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
+"""What ends a connection, or keeps one from being opened, and becomes `Unavailable`."""
+
+
+def unavailable(
+    member: Endpoint, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
+) -> Unavailable:
+    """Return the outcome of a request that ended in one of `BROKEN`; ``sent``: after all of it was sent."""
+    where = f"{member.name} at {member.address}"
+    timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
+    kind: type[NodeUnavailable] = NodeUnavailable
+    if isinstance(cause, PoolExhausted):
+        text = f"all connections to {where} were in use for {deadline.seconds:g} s"
+    elif timed_out:
+        text = f"{where} did not answer within {deadline.seconds:g} s"
+    elif isinstance(cause, HandshakeRefused):
+        text = f"{where} refused the connection ({cause})"
+        if str(cause).startswith("overloaded"):
+            kind = Overloaded
+    elif isinstance(cause, ProtocolError):
+        text = f"{where} sent what is not a reply ({cause})"
+    else:
+        text = f"{where} cannot be reached ({type(cause).__name__})"
+    error = kind(f"{operation} failed: {text}. See which nodes answer with: pyrocache status")
+    return Unavailable(error, maybe_executed=sent, timed_out=timed_out)
+
+
+def too_large(member: Endpoint, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:
+    """Return the error for a value that its node would refuse."""
+    return ValueTooLarge(
+        f"The value is {value_bytes} bytes long once encoded, and {member.name} takes "
+        f"up to {max_value_bytes}: store it in parts, or start the nodes with a larger --max-value."
+    )
+
+
+def client_closed() -> ClientClosed:
+    """Return the error for calls after `close`."""
+    return ClientClosed("This client was closed; make a new PyroCacheClient.")

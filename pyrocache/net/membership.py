@@ -1,0 +1,92 @@
+"""The latest view of the cluster, as one client holds it, and how to get a later one.
+
+The look-up is injected. Thread-safe: ``view`` is replaced whole, and one thread at a time looks up while others wait
+for its result. The permit to look up is put back by a ``finally``; see `pool` why that holds against signal handlers
+too.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import closing
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY, next_view
+from pyrocache.net.calls import Connections, Request
+from pyrocache.net.deadline import Deadline
+from pyrocache.protocol import commands
+
+_PING_SECONDS = 0.5
+_WAITING = (True,)
+
+
+class Membership:
+    """A view that is kept up to date.
+
+    Args:
+        lookup: lists the nodes within the given number of seconds, or raises.
+        serving: which of some members that are not listed any more serve, found out within so many seconds.
+
+    Attributes:
+        view: the latest; empty at first.
+    """
+
+    def __init__(
+        self,
+        lookup: Callable[[float], Iterable[Member]],
+        serving: Callable[[Sequence[Member], float], Collection[Member]] = lambda members, seconds: (),
+    ) -> None:
+        self.view = EMPTY
+        self._lookup = lookup
+        self._serving = serving
+        self._permit: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._permit.put(None)
+        self._refreshes = 0
+
+    def refresh(self, timeout: float) -> ClusterView:
+        """Look up and return the view; one that another thread got while this one waited will do.
+
+        Raises:
+            NameServerUnavailable: as the look-up does. ``view`` stays as it was.
+        """
+        deadline = Deadline(timeout)
+        seen = self._refreshes
+        try:
+            (_,) = map(self._permit.get, _WAITING, (timeout,))
+        except queue.Empty:
+            return self.view
+        try:
+            if self._refreshes == seen:
+                # An empty listing is a name server that was restarted: the nodes are still where they were.
+                listed = list(self._lookup(max(deadline.remaining(), 0.001)))
+                if listed:
+                    self.view = next_view(
+                        self.view, listed, lambda missing: self._serving(missing, deadline.remaining())
+                    )
+                self._refreshes += 1
+        finally:
+            self._permit.put(None)
+        return self.view
+
+    def adopt(self, view: ClusterView) -> None:
+        """Take over a view that a node told of."""
+        self.view = view
+
+
+def serving_members(
+    connections: Connections, members: Sequence[Member], seconds: float
+) -> Collection[Member]:
+    """Ask all members at once; return those that say within ``seconds``, or half a second, that they serve.
+
+    All of them when there is no time to ask: nobody is given up unasked.
+    """
+    if seconds <= 0:
+        return members
+    requests = [Request(member, commands.PING, ()) for member in members]
+    serving = []
+    with closing(connections.exchange(requests, Deadline(min(seconds, _PING_SECONDS)))) as outcomes:
+        for index, outcome in outcomes:
+            if isinstance(outcome, dict) and outcome.get("serving") is True:
+                serving.append(members[index])
+    return serving

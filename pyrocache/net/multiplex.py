@@ -1,0 +1,132 @@
+"""Calls to several nodes at once, on one thread: nothing here waits for one node alone.
+
+Connecting, the handshake, sending and receiving each go on as far as they can without waiting, whenever
+`select.poll` says so, until the deadline. So a node that stalls, half way through a reply even, costs the others
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyrocache.cluster.routing import Member
+from pyrocache.net.call_protocol import GREETED, PENDING
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, too_large, unavailable
+from pyrocache.net.pool import Loan, Pool
+from pyrocache.protocol.commands import Command
+
+if TYPE_CHECKING:
+    from pyrocache.net.calls import Connections
+
+_PERMIT_SECONDS = 0.002  # between two looks for a permit, while other threads have them all
+
+
+class Request(NamedTuple):
+    """One call to one node.
+
+    Attributes:
+        member: whom to call.
+        command: what to call.
+        arguments: its arguments.
+        largest_value: bytes of the largest value among them.
+    """
+
+    member: Member
+    command: Command
+    arguments: tuple[Any, ...]
+    largest_value: int = 0
+
+
+def exchange(
+    connections: Connections, requests: Sequence[Request], deadline: Deadline
+) -> Generator[tuple[int, Any], None, None]:
+    """Make calls; see `Connections.exchange`."""
+    flights: list[_Flight] = []
+    begun = 0
+    try:
+        while begun < len(requests) or flights:
+            ready = _ready(flights, deadline) if begun == len(requests) else []
+            while begun < len(requests):
+                request = requests[begun]
+                ready.append(_Flight(begun, request, connections.pool(request.member)))
+                flights.append(ready[-1])
+                begun += 1
+            for flight in ready:
+                outcome = flight.advance(deadline)
+                if outcome is not PENDING:
+                    flights.remove(flight)
+                    yield flight.index, outcome
+    finally:
+        for flight in flights:  # an exception left replies unread
+            flight.loan.end(healthy=False)
+
+
+class _Flight:
+    """A request that is under way."""
+
+    __slots__ = ("index", "loan", "request")
+
+    def __init__(self, index: int, request: Request, pool: Pool) -> None:
+        self.index = index
+        self.request = request
+        self.loan = Loan(pool)
+
+    def advance(self, deadline: Deadline) -> Any:
+        """Go on as far as possible without waiting. Return the outcome, or `PENDING`."""
+        member, command, arguments, largest_value = self.request
+        loan = self.loan
+        connection = loan.connection
+        try:
+            if connection is not None:
+                outcome = connection.advance()
+            elif (connection := loan.take(deadline, not command.idempotent)) is not None:
+                outcome = GREETED if connection.opened else PENDING
+            elif deadline.remaining() > 0:
+                return PENDING
+            else:
+                raise PoolExhausted
+            if outcome is GREETED:
+                if largest_value > connection.max_value_bytes:
+                    outcome = too_large(member, largest_value, connection.max_value_bytes)
+                else:
+                    connection.begin(command.name, arguments)
+                    return PENDING
+            if outcome is PENDING:
+                deadline.check()
+                return PENDING
+        except Refused as refused:
+            outcome = refused
+        except BaseException as error:
+            loan.end(healthy=False)
+            if not isinstance(error, BROKEN):
+                raise
+            sent = connection is not None and connection.sent
+            return unavailable(member, command.name, deadline, error, sent=sent)
+        loan.end(healthy=True)
+        return outcome
+
+
+def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
+    """Wait, and return the flights that can go on; all of them once the deadline has passed."""
+    poll = select.poll()
+    by_descriptor: dict[int, _Flight] = {}
+    without_permit = []
+    for flight in flights:
+        connection = flight.loan.connection
+        if connection is None:
+            without_permit.append(flight)
+        else:
+            by_descriptor[connection.fileno()] = flight
+            poll.register(connection.fileno(), connection.events)
+    seconds = deadline.remaining()
+    if without_permit:
+        seconds = min(seconds, _PERMIT_SECONDS)
+    milliseconds = max(1, math.ceil(seconds * 1000))  # a reply that is on its way is good even after the deadline
+    ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
+    if not ready and deadline.remaining() <= 0:
+        return list(flights)
+    return ready + without_permit

@@ -1,0 +1,150 @@
+"""A connection that stays its caller's between calls, since what a node grants on it ends when it is closed.
+
+Leases and locks are granted so. The connection keeps a permit of its pool until `release` or `drop`, also of one
+that is collected without either.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from pyrocache.cluster.routing import Member
+from pyrocache.net.connection import Connection
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import BROKEN, Refused, unavailable
+from pyrocache.net.pool import Loan, Pool
+from pyrocache.protocol.commands import Command
+
+
+class PinnedConnection:
+    """One caller's connection. Used by one thread at a time, but for `interrupt`.
+
+    An exception other than `Refused` closes the connection.
+
+    Args:
+        pool: where the connection comes from and goes back to.
+        registry: of all pinned connections that are open, for `Connections.close`.
+
+    Attributes:
+        answer: the result of the last call.
+    """
+
+    __slots__ = ("__weakref__", "_begun", "_loan", "_registry", "answer")
+
+    def __init__(self, pool: Pool, registry: dict[int, weakref.ref[PinnedConnection]]) -> None:
+        self.answer: Any = None
+        self._begun = ""
+        self._loan = Loan(pool)
+        self._registry = registry
+
+    def __del__(self) -> None:
+        self.drop()
+
+    @property
+    def member(self) -> Member:
+        """The node at the other end."""
+        return self._loan.pool.member
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or back in its pool."""
+        return self._loan.connection is None
+
+    def is_from(self, pool: Pool) -> bool:
+        """Return whether this is an open connection of ``pool``."""
+        return self._loan.pool is pool and not self.closed
+
+    def open(self, command: Command, deadline: Deadline, reserve: int) -> bool:
+        """Take a connection; False, without waiting, if there is no permit or too few would be left.
+
+        Raises:
+            Unavailable: the node cannot be reached.
+        """
+        try:
+            connection = self._loan.take(deadline, False, reserve)
+            if connection is None:
+                return False
+            self._registry[id(self)] = weakref.ref(self)
+            if not connection.opened:
+                connection.finish_opening(deadline)
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, BROKEN):
+                raise unavailable(self.member, command.name, deadline, error, sent=False) from error
+            raise
+        return True
+
+    def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
+        """Make a call over this connection, and return its result.
+
+        Raises:
+            Refused, Unavailable: as `Connections.call`; the latter closes the connection.
+        """
+        connection = self._connection()
+        try:
+            self.answer = connection.call(command.name, arguments, deadline)
+        except Refused:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, BROKEN):
+                raise unavailable(self.member, command.name, deadline, error, sent=connection.sent) from error
+            raise
+        return self.answer
+
+    def begin(self, command: Command, arguments: tuple[Any, ...]) -> bool:
+        """Send a small request without waiting; return whether that worked. If not, the connection is closed."""
+        self._begun = command.name
+        try:
+            if self._connection().begin(command.name, arguments):
+                return True
+            raise BlockingIOError
+        except BaseException as error:
+            self.drop()
+            if not isinstance(error, OSError):
+                raise
+        return False
+
+    def finish(self, deadline: Deadline) -> Any:
+        """Return the result of the call that `begin` began. Raises as `call`."""
+        try:
+            self.answer = self._connection().receive(deadline)
+        except Refused:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, BROKEN):
+                raise unavailable(self.member, self._begun, deadline, error, sent=True) from error
+            raise
+        return self.answer
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the reply to what was begun comes."""
+        return self._connection().fileno()
+
+    def usable(self) -> bool:
+        """Return whether the connection is open at both ends."""
+        connection = self._loan.connection
+        return connection is not None and connection.usable()
+
+    def release(self) -> None:
+        """Put the connection, on which nothing is granted any more, back into its pool."""
+        self._registry.pop(id(self), None)
+        self._loan.end(healthy=True)
+
+    def drop(self) -> None:
+        """Close the connection; the node frees what it had granted on it."""
+        self._registry.pop(id(self), None)
+        self._loan.end(healthy=False)
+
+    def interrupt(self) -> None:
+        """Have whoever waits for a reply on another thread see the connection end."""
+        connection = self._loan.connection
+        if connection is not None:
+            connection.interrupt()
+
+    def _connection(self) -> Connection:
+        connection = self._loan.connection
+        assert connection is not None, "it was released or dropped"
+        return connection

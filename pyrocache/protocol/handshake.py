@@ -1,0 +1,288 @@
+"""The handshake of both ends of a connection, without I/O: frames in, messages out, a state. Pure.
+
+Owns what is said before the first request: which object the client wants, which serializer it speaks, what the server
+tells of itself. Does not send or receive, and does not judge requests; `ServerHandshake.admit` hands their headers on
+once the connection is established. A handshake belongs to one connection and is used by one thread at a time.
+
+Today it is Pyro5's: one CONNECT message and one answer. `Offer` and `Greeting` have the places for authentication and
+for agreeing on capabilities; what is left empty is not sent, so that the bytes are those of Pyro5. A proof of a shared
+secret by challenge and response needs one message more: the client's proof of the server's nonce. `State` gets a
+member between `AWAITING` and `ESTABLISHED` then, and nothing else is admitted in that state.
+
+    client                                  server
+    AWAITING   -- CONNECT {Offer}        -> AWAITING
+    ESTABLISHED <- CONNECT_OK {Greeting} -- ESTABLISHED
+    REFUSED    <- CONNECT_FAIL "reason"  -- REFUSED
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from pyrocache.errors import ProtocolError
+from pyrocache.protocol import framing
+from pyrocache.protocol.framing import Buffer, Frame, Header
+from pyrocache.protocol.messages import pack_plain, unpack_plain
+
+REQUEST_BYTES = 16 * 1024
+"""Length of the longest CONNECT message that a server takes."""
+
+ANSWER_BYTES = 64 * 1024
+"""Length of the longest answer to it that a client takes."""
+
+_ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
+
+
+class State(Enum):
+    """How far a handshake has come."""
+
+    AWAITING = "awaiting"
+    """The other end has not spoken; nothing but a handshake message is admitted."""
+    ESTABLISHED = "established"
+    """Requests may follow."""
+    REFUSED = "refused"
+    """The connection is to be closed."""
+
+
+class HandshakeRefused(Exception):
+    """The server refuses the connection.
+
+    Attributes:
+        reason: one sentence, the server's.
+        reply: on the server, the message to send before closing; empty on the client.
+    """
+
+    def __init__(self, reason: str, reply: bytes = b"") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a client says of itself.
+
+    Attributes:
+        capabilities: optional parts of the protocol that it knows. None are defined yet.
+        nonce: a random challenge that the server has to answer by a proof. Not used yet.
+        identity: who the client is. Not used yet.
+    """
+
+    capabilities: tuple[str, ...] = ()
+    nonce: bytes = b""
+    identity: str = ""
+
+    def to_wire(self) -> Any:
+        """Return the plain value to send: a word if there is nothing to offer."""
+        fields = _filled(capabilities=list(self.capabilities), nonce=self.nonce, identity=self.identity)
+        return fields or "pyrocache"
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a server says of itself.
+
+    Attributes:
+        node: its name; identity, unproven.
+        incarnation: tells this start of it from the others; identity, unproven.
+        max_value_bytes: the largest value frame that it takes; None: it does not say.
+        capabilities: optional parts of the protocol that it knows. None are defined yet.
+        nonce: a random challenge that the client has to answer by a proof. Not used yet.
+        proof: the answer to the client's nonce. Not used yet.
+    """
+
+    node: str = ""
+    incarnation: str = ""
+    max_value_bytes: int | None = None
+    capabilities: tuple[str, ...] = ()
+    nonce: bytes = b""
+    proof: bytes = b""
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the plain value to send."""
+        return {
+            "node": self.node,
+            "incarnation": self.incarnation,
+            "max_value_bytes": self.max_value_bytes,
+            **_filled(capabilities=list(self.capabilities), nonce=self.nonce, proof=self.proof),
+        }
+
+    @classmethod
+    def from_wire(cls, data: Any) -> Greeting:
+        """Return what ``data`` says; what is missing or of a wrong type stays empty. A stock daemon says "hello"."""
+        if not isinstance(data, dict):
+            return cls()
+        capabilities = data.get("capabilities")
+        return cls(
+            node=_typed(data.get("node"), str, ""),
+            incarnation=_typed(data.get("incarnation"), str, ""),
+            max_value_bytes=_typed(data.get("max_value_bytes"), int, None),
+            capabilities=tuple(map(str, capabilities)) if isinstance(capabilities, list) else (),
+            nonce=_typed(data.get("nonce"), bytes, b""),
+            proof=_typed(data.get("proof"), bytes, b""),
+        )
+
+
+class ClientHandshake:
+    """The client's end.
+
+    Args:
+        object_id: the remote object that the connection is for.
+        offer: what to say of the client.
+
+    Attributes:
+        state: how far it has come.
+    """
+
+    __slots__ = ("_object_id", "_offer", "state")
+
+    def __init__(self, object_id: str, offer: Offer | None = None) -> None:
+        self._object_id = object_id
+        self._offer = Offer() if offer is None else offer
+        self.state = State.AWAITING
+
+    def request(self) -> bytes:
+        """Return the message that begins the handshake."""
+        body = pack_plain({"handshake": self._offer.to_wire(), "object": self._object_id})
+        return framing.pack_message(framing.CONNECT, 0, body)
+
+    def admit(self, header: Header) -> None:
+        """Judge the header of the answer before its body is read.
+
+        Raises:
+            ProtocolError: drop the connection.
+        """
+        if (
+            header.type not in (framing.CONNECT_OK, framing.CONNECT_FAIL)
+            or header.serializer != framing.MSGPACK
+        ):
+            raise ProtocolError("This is no answer to a handshake in msgpack.")
+        if header.flags & ~_ANSWER_FLAGS or header.frame_bytes > ANSWER_BYTES:
+            raise ProtocolError("This answer to a handshake is compressed or too long.")
+
+    def receive(self, frame: Frame) -> Greeting:
+        """Take the answer and return what the server says of itself.
+
+        Raises:
+            HandshakeRefused: the server refuses.
+            ProtocolError: the answer is none.
+        """
+        self.admit(frame.header)
+        answer = unpack_plain(frame.body)
+        if frame.header.type == framing.CONNECT_FAIL:
+            self.state = State.REFUSED
+            raise HandshakeRefused(answer if isinstance(answer, str) else "no reason was given")
+        self.state = State.ESTABLISHED
+        return Greeting.from_wire(answer.get("handshake") if isinstance(answer, dict) else None)
+
+
+class Serializer(NamedTuple):
+    """One way to write the bodies of messages.
+
+    Attributes:
+        number: its id in a message's header.
+        dumps: a plain value as bytes.
+        loads: the plain value in a body; raises ProtocolError.
+        loads_call: object, method, arguments and options in the body of a request; raises ProtocolError.
+    """
+
+    number: int
+    dumps: Callable[[Any], bytes]
+    loads: Callable[[bytes | memoryview], Any]
+    loads_call: Callable[[bytes | memoryview], tuple[str, str, list[Any], dict[str, Any]]]
+
+
+class ServerHandshake:
+    """The server's end.
+
+    Args:
+        describe: what to tell a client of the object that it wants, as the plain value of a CONNECT_OK message. Gets
+            the object's id and the client's offer; raises `HandshakeRefused` to refuse.
+        admit_request: judges the headers of requests, once the connection is established.
+        spoken: the serializers that a client may choose from, by number.
+        refusals: a sentence for clients that chose another one, written in that one, by number.
+
+    Attributes:
+        state: how far it has come.
+        serializer: what the client chose; nothing else is taken from it afterwards.
+    """
+
+    __slots__ = ("_admit_request", "_describe", "_refusals", "_spoken", "serializer", "state")
+
+    def __init__(
+        self,
+        describe: Callable[[str, Any], Any],
+        admit_request: Callable[[Header], None],
+        spoken: Mapping[int, Serializer],
+        refusals: Mapping[int, bytes],
+    ) -> None:
+        self._describe = describe
+        self._admit_request = admit_request
+        self._spoken = spoken
+        self._refusals = refusals
+        self.state = State.AWAITING
+        self.serializer: Serializer | None = None
+
+    def admit(self, header: Header) -> None:
+        """Judge a header, in any state, before its body is read.
+
+        Raises:
+            ProtocolError: drop the connection.
+            HandshakeRefused: send its reply, then drop the connection.
+        """
+        if self.serializer is None:
+            self._admit_first(header)
+        elif header.type != framing.PING and header.serializer != self.serializer.number:
+            raise ProtocolError("The peer changed its serializer.")
+        else:
+            self._admit_request(header)
+
+    def receive(self, frame: Frame) -> bytes:
+        """Take the client's handshake and return the reply that accepts it.
+
+        Raises:
+            ProtocolError: drop the connection.
+            HandshakeRefused: send its reply, then drop the connection.
+        """
+        header, body = frame
+        serializer = self._spoken[header.serializer]
+        request = serializer.loads(body)
+        if not isinstance(request, dict) or not isinstance(request.get("object"), str):
+            raise ProtocolError("A handshake names the object that it is for.")
+        try:
+            answer = self._describe(request["object"], request.get("handshake"))
+        except HandshakeRefused as refused:
+            raise self._refused(header, refused.reason, serializer.dumps(refused.reason)) from None
+        self.state, self.serializer = State.ESTABLISHED, serializer
+        return framing.pack_message(
+            framing.CONNECT_OK, header.sequence, serializer.dumps(answer), serializer=serializer.number
+        )
+
+    def _admit_first(self, header: Header) -> None:
+        if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
+            raise ProtocolError("A connection begins with a plain handshake.")
+        if header.frame_bytes > REQUEST_BYTES:
+            raise ProtocolError("A handshake is short.")
+        if header.serializer not in self._spoken:
+            body = self._refusals.get(header.serializer)
+            if body is None:
+                raise ProtocolError("An unknown serializer.")
+            raise self._refused(header, "The client chose a serializer that is not spoken here.", body)
+
+    def _refused(self, header: Header, reason: str, body: Buffer) -> HandshakeRefused:
+        self.state = State.REFUSED
+        reply = framing.pack_message(
+            framing.CONNECT_FAIL, header.sequence, bytes(body), serializer=header.serializer
+        )
+        return HandshakeRefused(reason, reply)
+
+
+def _filled(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _typed(value: Any, kind: type, default: Any) -> Any:
+    return value if type(value) is kind else default

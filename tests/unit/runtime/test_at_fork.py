@@ -1,0 +1,43 @@
+"""Hooks for forked children."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from pyrocache.runtime import at_fork
+
+
+class Owner:
+    """Notes when its hook is called."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name = name
+        self.calls = calls
+        at_fork.in_child(self.note)
+
+    def note(self) -> None:
+        self.calls.append(self.name)
+        if self.name == "fails":
+            raise RuntimeError
+
+
+def test_hooks_run_in_a_child_in_the_order_of_registration_and_one_that_fails_stops_no_other() -> None:
+    calls: list[str] = []
+    owners = [Owner(name, calls) for name in ("first", "fails", "last")]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if calls == ["first", "fails", "last"] else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert calls == []
+    assert len(owners) == 3
+
+
+def test_an_owner_is_not_kept_alive_by_its_hook() -> None:
+    calls: list[str] = []
+    before = len(at_fork._hooks)
+    owner = Owner("gone", calls)
+    assert len(at_fork._hooks) == before + 1
+    del owner
+    gc.collect()
+    assert len(at_fork._hooks) == before
