@@ -125,7 +125,9 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
     seconds = deadline.remaining()
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)
-    milliseconds = max(1, math.ceil(seconds * 1000))  # a reply that is on its way is good even after the deadline
+    milliseconds = max(
+        1, math.ceil(seconds * 1000)
+    )  # a reply that is on its way is good even after the deadline
     ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
     if not ready and deadline.remaining() <= 0:
         return list(flights)

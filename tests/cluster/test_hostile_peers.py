@@ -28,15 +28,17 @@ from Pyro5.errors import CommunicationError
 
 from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
 from pyrocache.config import NodeConfig
-from pyrocache.node.process import NodeDaemon
+from pyrocache.node.lifecycle import NodeDaemon
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.commands import COMMANDS, Runs
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import Transport
 
+INLINE = frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE)
 NAME = "cache.node.1"
 NO_VIEW = 0
 MIB = 2**20
@@ -840,7 +842,7 @@ def transport_here() -> Iterator[tuple[Transport, tuple[str, int]]]:
     transport = Transport([listener], NodeConfig())
     daemon = NodeDaemon(transport, {})
     daemon.register(CacheNode(Store(MIB)), NAME)
-    transport.attach(Dispatcher(daemon, cheap=CacheNode.CHEAP, max_frame_bytes=MIB))
+    transport.attach(Dispatcher(daemon, cheap=INLINE, max_frame_bytes=MIB))
     address = listener.getsockname()
     loop = threading.Thread(target=transport.loop, daemon=True)
     loop.start()

@@ -1,0 +1,275 @@
+"""The life of a node: register, serve, be admitted, send heartbeats, leave.
+
+The main thread runs this life; the I/O thread in the event loop serves the requests; they meet in `CacheNode`, under
+whose lock the entries are. Does not read settings or signals: see `pyrocache.node.process`.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from Pyro5.server import Daemon
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY, next_view
+from pyrocache.config import NodeConfig
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.directory import PREFIX, Directory
+from pyrocache.node.peers import Peers, PeerState
+from pyrocache.node.registration import register
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.store.eviction import POLICIES
+from pyrocache.node.store.store import Store
+from pyrocache.protocol.commands import COMMANDS, Runs
+from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
+from pyrocache.runtime.stop_request import StopRequest
+from pyrocache.server import unix_socket
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import Transport
+
+log = logging.getLogger("pyrocache.node")
+
+_NUDGE_PAUSE_SECONDS = 0.02
+_ADMISSION_SECONDS = 3.0
+_LEAVE_SECONDS = 1.0
+_NAME_SERVER_SECONDS = 2.0
+_FRAME_SLACK = 256 * 1024  # more than the tags of an entry may take
+
+
+class NodeDaemon(Daemon):  # type: ignore[misc]
+    """A Pyro5 daemon whose transport is ours, and whose handshake tells what clients must know."""
+
+    def __init__(self, transport: Transport, greeting: dict[str, Any]) -> None:
+        here, there = socket.socketpair()
+        super().__init__(connected_socket=here)  # Pyro5's one way to start without a server of its own
+        here.close()
+        there.close()
+        self.transportServer = transport
+        self.locationStr = transport.locationStr
+        self._greeting = greeting
+
+    def validateHandshake(self, conn: Any, data: Any) -> dict[str, Any]:
+        """Return what a new connection is told about this node."""
+        return self._greeting
+
+
+class Node:
+    """One node: its store, its server and its entry in the name server.
+
+    Args:
+        config: the settings.
+        directory: the name server.
+        peers: asks other nodes whether they are there.
+        clock: monotonic seconds.
+
+    Attributes:
+        member: its entry in the name server.
+        cache_node: the remote object.
+        stop_request: ends `run`.
+
+    Raises:
+        NameTaken: a live node has the configured name.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        directory: Directory,
+        *,
+        peers: Peers | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.stop_request = StopRequest()
+        self._directory = directory
+        self._peers = Peers() if peers is None else peers
+        self._clock = clock
+        self._view = EMPTY
+        self._name_server_unreachable = False
+        listeners = [_listen(config)]
+        host, port = listeners[0].getsockname()[:2]
+        incarnation = secrets.token_hex(8)
+        local = unix_socket.listen(incarnation)
+        if local is not None:
+            listeners.append(local[0])
+        unregistered = Member(
+            name=f"{PREFIX}1",
+            host=config.host if config.host != "localhost" else host,
+            port=port,
+            weight=config.weight,
+            incarnation=incarnation,
+            socket_path=local[1] if local is not None else "",
+        )
+        try:
+            self.member = register(config, directory, self._peers, unregistered)
+        except BaseException:
+            unix_socket.remove(unregistered.socket_path)
+            raise
+        self.cache_node = CacheNode(
+            Store(
+                config.max_memory,
+                policy=POLICIES[config.eviction](),
+                versions=time.time_ns(),  # no version of an earlier start of this node is given again
+            ),
+            RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
+            max_value_bytes=config.max_value_bytes,
+            gauges=self._gauges,
+            on_reset=self._reset_latencies,
+        )
+        self._start_server(listeners)
+
+    def _start_server(self, listeners: list[socket.socket]) -> None:
+        config, member = self.config, self.member
+        self._transport = Transport(listeners, config, housekeeping=self.cache_node.sweep)
+        greeting = {
+            "node": member.name,
+            "incarnation": member.incarnation,
+            "max_value_bytes": config.max_value_bytes,
+        }
+        daemon = NodeDaemon(self._transport, greeting)
+        daemon.register(self.cache_node, member.name)
+        self._dispatcher = Dispatcher(
+            daemon,
+            cheap=frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE),
+            waiting={n: f"begin_{n}" for n, command in COMMANDS.items() if command.runs is Runs.DEFERRED},
+            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
+        )
+        self._transport.attach(self._dispatcher)
+        self._io_thread = threading.Thread(target=daemon.requestLoop, name="pyrocache-io", daemon=True)
+
+    def run(self, ready: Callable[[Member], None]) -> None:
+        """Serve until ``stop_request`` is made. Call ``ready`` once the node can be reached.
+
+        Raises:
+            NameTaken: another live node has taken this one's name.
+        """
+        try:
+            self.cache_node.ownership.set_state(PartitionState.LOADING)
+            self._io_thread.start()
+            self._be_admitted()
+            ready(self.member)
+            while not self.stop_request.requested:
+                if self.stop_request.wait(self.config.heartbeat_seconds) and not self.stop_request.requested:
+                    time.sleep(_NUDGE_PAUSE_SECONDS)  # several callers with a newer view often come together
+                if not self._io_thread.is_alive():
+                    raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
+                if not self.stop_request.requested:
+                    self.heartbeat()
+        finally:
+            self._leave()
+
+    def heartbeat(self) -> None:
+        """Look into the name server: is this node registered, and which others are?
+
+        Raises:
+            NameTaken: see `run`.
+        """
+        try:
+            listed = self._directory.members(timeout=_NAME_SERVER_SECONDS)
+            entry = next((member for member in listed if member.name == self.member.name), None)
+            if entry is None or entry.incarnation != self.member.incarnation:
+                self._register_again(entry)
+        except NameServerUnavailable as error:
+            if not self._name_server_unreachable:
+                log.warning("%s: serving on without the name server. %s", self.member.name, error)
+            self._name_server_unreachable = True
+            return
+        if self._name_server_unreachable:
+            log.warning("%s: the name server is back.", self.member.name)
+        self._name_server_unreachable = False
+        others = [member for member in listed if member.name != self.member.name]
+        view = next_view(self._view, [*others, self.member], self._serving)
+        if view != self._view:
+            self._view = view
+            self.cache_node.ownership.adopt(view)
+
+    def _register_again(self, entry: Member | None) -> None:
+        """Register, as the name server lacks this node (it was restarted) or lists another under its name."""
+        if entry is not None:
+            if self._peers.states([entry]) != [PeerState.GONE]:
+                raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
+            self._directory.remove(entry)
+        if False in self._peers.know(self._others(), self.member):
+            # Another node took this one for dead, while it was stopped for example, and acts in its place.
+            self.cache_node.ownership.forget_everything()
+        self._directory.add(self.member)
+        log.warning("%s: registered again.", self.member.name)
+
+    def _be_admitted(self) -> None:
+        """Serve once every other node that answers has this one in its view."""
+        give_up_at = self._clock() + _ADMISSION_SECONDS
+        waiting = {member.name for member in self._directory.members()} - {self.member.name}
+        while not self.stop_request.requested:
+            self.heartbeat()
+            asked = [member for member in self._others() if member.name in waiting]
+            known = self._peers.know(asked, self.member, self._view.id)
+            waiting = {member.name for member, knows in zip(asked, known, strict=True) if knows is False}
+            if (self._view.members and not waiting) or self._clock() > give_up_at:
+                break
+            time.sleep(_NUDGE_PAUSE_SECONDS)
+        self.cache_node.ownership.set_state(PartitionState.SERVING)
+
+    def _serving(self, members: Sequence[Member]) -> list[Member]:
+        states = self._peers.states(members)
+        return [m for m, state in zip(members, states, strict=True) if state is PeerState.SERVING]
+
+    def _others(self) -> list[Member]:
+        return [member for member in self._view.members if member.name != self.member.name]
+
+    def _leave(self) -> None:
+        """Remove this node from the name server, redirect clients for a moment, then stop serving."""
+        try:
+            if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
+                others = ClusterView(self._others())
+                self.cache_node.ownership.redirect(others)
+                threading.Thread(target=self._peers.announce, args=(others,), daemon=True).start()
+                if others.members:
+                    time.sleep(self.config.drain_seconds)
+        except NameServerUnavailable:
+            pass
+        unix_socket.remove(self.member.socket_path)
+        self._transport.shutdown()
+        if self._io_thread.is_alive():
+            self._io_thread.join(timeout=2.0)
+
+    def _gauges(self) -> dict[str, Any]:
+        return {
+            "connections": len(self._transport.connections),
+            "rss_bytes": _resident_bytes(),
+            "latencies": self._dispatcher.latencies(),
+        }
+
+    def _reset_latencies(self) -> None:
+        self._dispatcher.reset_latencies()
+
+
+def _listen(config: NodeConfig) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
+        ) from error
+    return listener
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:  # no /proc: use the peak
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
