@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from Pyro5.server import Daemon
-
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
 from pyrocache.config import NodeConfig
@@ -28,12 +26,13 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import PartitionState, RequestGuard
 from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
-from pyrocache.protocol.commands import COMMANDS, Runs
+from pyrocache.protocol.commands import COMMANDS
+from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import unix_socket
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Transport
+from pyrocache.server.event_loop import EventLoop
 
 log = logging.getLogger("pyrocache.node")
 
@@ -42,23 +41,6 @@ _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _NAME_SERVER_SECONDS = 2.0
 _FRAME_SLACK = 256 * 1024  # more than the tags of an entry may take
-
-
-class NodeDaemon(Daemon):  # type: ignore[misc]
-    """A Pyro5 daemon whose transport is ours, and whose handshake tells what clients must know."""
-
-    def __init__(self, transport: Transport, greeting: dict[str, Any]) -> None:
-        here, there = socket.socketpair()
-        super().__init__(connected_socket=here)  # Pyro5's one way to start without a server of its own
-        here.close()
-        there.close()
-        self.transportServer = transport
-        self.locationStr = transport.locationStr
-        self._greeting = greeting
-
-    def validateHandshake(self, conn: Any, data: Any) -> dict[str, Any]:
-        """Return what a new connection is told about this node."""
-        return self._greeting
 
 
 class Node:
@@ -122,28 +104,17 @@ class Node:
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
-            on_reset=self._reset_latencies,
+            on_reset=lambda: self._dispatcher.latencies.reset(),
         )
-        self._start_server(listeners)
-
-    def _start_server(self, listeners: list[socket.socket]) -> None:
-        config, member = self.config, self.member
-        self._transport = Transport(listeners, config, housekeeping=self.cache_node.sweep)
-        greeting = {
-            "node": member.name,
-            "incarnation": member.incarnation,
-            "max_value_bytes": config.max_value_bytes,
-        }
-        daemon = NodeDaemon(self._transport, greeting)
-        daemon.register(self.cache_node, member.name)
         self._dispatcher = Dispatcher(
-            daemon,
-            cheap=frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE),
-            waiting={n: f"begin_{n}" for n, command in COMMANDS.items() if command.runs is Runs.DEFERRED},
+            self.member.name,
+            self.cache_node,
+            COMMANDS,
+            greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
             max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
         )
-        self._transport.attach(self._dispatcher)
-        self._io_thread = threading.Thread(target=daemon.requestLoop, name="pyrocache-io", daemon=True)
+        self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
+        self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:
         """Serve until ``stop_request`` is made. Call ``ready`` once the node can be reached.
@@ -236,19 +207,16 @@ class Node:
         except NameServerUnavailable:
             pass
         unix_socket.remove(self.member.socket_path)
-        self._transport.shutdown()
+        self._event_loop.shutdown()
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)
 
     def _gauges(self) -> dict[str, Any]:
         return {
-            "connections": len(self._transport.connections),
+            "connections": len(self._event_loop.connections),
             "rss_bytes": _resident_bytes(),
-            "latencies": self._dispatcher.latencies(),
+            "latencies": self._dispatcher.latencies.as_lists(),
         }
-
-    def _reset_latencies(self) -> None:
-        self._dispatcher.reset_latencies()
 
 
 def _listen(config: NodeConfig) -> socket.socket:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing
 from pyrocache.protocol.framing import Buffer, Frame, Header
-from pyrocache.protocol.messages import pack_plain, unpack_plain
+from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
 
 REQUEST_BYTES = 16 * 1024
 """Length of the longest CONNECT message that a server takes."""
@@ -187,12 +187,18 @@ class Serializer(NamedTuple):
         dumps: a plain value as bytes.
         loads: the plain value in a body; raises ProtocolError.
         loads_call: object, method, arguments and options in the body of a request; raises ProtocolError.
+        pack_result: the whole reply to the request with that sequence number.
     """
 
     number: int
     dumps: Callable[[Any], bytes]
     loads: Callable[[bytes | memoryview], Any]
     loads_call: Callable[[bytes | memoryview], tuple[str, str, list[Any], dict[str, Any]]]
+    pack_result: Callable[[int, Any], bytes | list[Buffer]]
+
+
+MSGPACK = Serializer(framing.MSGPACK, pack_plain, unpack_plain, unpack_call, pack_result)
+"""The serializer of clients and nodes."""
 
 
 class ServerHandshake:

@@ -9,9 +9,9 @@ one thread at a time.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgpack
 
@@ -28,6 +28,8 @@ from pyrocache.protocol.framing import (
     Buffer,
 )
 from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+
+_Method = TypeVar("_Method")
 
 _VARYING = struct.Struct("!10sHI24s")  # the header as a constant, sequence, bytes of the body, a constant
 _BIN32 = struct.Struct("!BI")
@@ -142,23 +144,23 @@ def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
     return _VARYING.pack(_RESULT_START, sequence, len(body), _END) + body
 
 
-class CallUnpacker:
+class CallUnpacker(Generic[_Method]):
     """Reads the calls of one remote object that are as a `CallPacker` packs them and small.
 
     Args:
         object_id: its name.
-        methods: what may be called, by name.
+        methods: what stands for each method that may be called, by name.
     """
 
     __slots__ = ("_methods", "_name_at")
 
-    def __init__(self, object_id: str, methods: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, object_id: str, methods: dict[str, _Method]) -> None:
         begin = b"\x94" + pack_plain(object_id)
         self._name_at = HEADER_BYTES + len(begin)
         self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
 
-    def unpack(self, data: bytes) -> tuple[int, Callable[..., Any], list[Any]] | None:
-        """Sequence, method and arguments, if ``data`` is one whole call without anything special; else None."""
+    def unpack(self, data: bytes) -> tuple[int, _Method, list[Any]] | None:
+        """Return sequence, method and arguments if ``data`` is one whole call without anything special, else None."""
         if not self._name_at < len(data) <= LARGE_BYTES:
             return None
         start, sequence, length, end = _VARYING.unpack_from(data)

@@ -35,16 +35,19 @@ NOT_AN_INT = "not-an-int"
 INTERNAL = "internal"
 
 
+def refusal_to_wire(refusal: Refusal, kind: str = "PyroError") -> dict[str, Any]:
+    """Return the plain value that an exception reply holds; ``kind`` is the name of a class in ``Pyro5.errors``."""
+    return {
+        "__class__": f"Pyro5.errors.{kind}",
+        "__exception__": True,
+        "args": [refusal.message],
+        "attributes": {"code": refusal.code, "detail": refusal.detail},
+    }
+
+
 def pack_refusal(refusal: Refusal) -> bytes:
-    """The body of an exception reply."""
-    return pack_plain(
-        {
-            "__class__": "Pyro5.errors.PyroError",
-            "__exception__": True,
-            "args": [refusal.message],
-            "attributes": {"code": refusal.code, "detail": refusal.detail},
-        }
-    )
+    """Return the body of an exception reply in msgpack."""
+    return pack_plain(refusal_to_wire(refusal))
 
 
 def unpack_refusal(body: bytes | memoryview) -> Refusal:

@@ -1,40 +1,44 @@
-"""One message in, one reply out: what a node answers to the Pyro5 protocol. No sockets, no threads.
+"""From a request to its reply: which method is called, on which thread, and what a failure looks like. No sockets.
 
-Owns the handshake and the table of methods that may be called. Refuses, on the header alone, every message that Pyro5
-would decompress, unmarshal, batch or run in a thread of its own. Calls that are cheap are answered at once;
-for the others the caller gets a job to run where blocking is allowed, or a `Deferred` to wait for.
+Owns the table of methods of one remote object, and what every Pyro5 server has beside it: the daemon's own object,
+which says what methods there are. Refuses, on the header alone, every message that Pyro5 would decompress, unmarshal,
+batch or run in a thread of its own.
 
-Keeps a histogram of how long calls take, from when the request is there until the reply is: of every call that may
-take long, and of a fixed share of the others. Reading the clock twice would cost a small request a tenth of its time.
+There is one way through. A request is read by `unpack` if it is whole, small and usual, by `read` otherwise; `dispatch`
+calls the method, or returns a job for a worker thread. Used by the event loop's thread; jobs run on any thread.
+
+Keeps a histogram of how long calls take, from when the request is there until the reply is: of every call that does not
+run inline, and of a fixed share of the others. Reading the clock twice would cost a small request a tenth of its time.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from Pyro5.core import DAEMON_NAME
-from Pyro5.errors import PyroError
+from Pyro5.errors import DaemonError, PyroError
 from Pyro5.serializers import serializers_by_id
 
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.commands import Command, Runs
 from pyrocache.protocol.framing import Buffer, Frame, Header
+from pyrocache.protocol.handshake import MSGPACK, HandshakeRefused, Serializer, ServerHandshake
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
 
 log = logging.getLogger("pyrocache.node")
 
-HANDSHAKE_BYTES = 16 * 1024
+SAMPLE = 101
+"""One in so many inline calls is measured: those whose sequence number leaves 1, as that of the first on a connection
+does. It is a prime, so that of calls which alternate in some pattern each has its share."""
 
-ONE_IN = 101
-"""Of so many cheap calls one is measured: that whose sequence number leaves 1, as the first on a connection does. It is
-a prime, so that of calls which alternate in some pattern each has its share."""
+_NO_OPTIONS: dict[str, Any] = {}
 
 Reply: TypeAlias = bytes | list[Buffer]
 """The bytes to send, in several buffers if a large value is among them."""
@@ -44,247 +48,241 @@ Job: TypeAlias = Callable[[], Reply]
 
 
 class PendingReply(NamedTuple):
-    """A call that waits for something.
+    """A call whose reply is deferred.
 
     Attributes:
-        later: its result.
+        deferred: its result.
         reply: makes the reply, once ``deferred`` has its outcome.
     """
 
     deferred: Deferred
-    reply: Callable[[], Reply]
+    reply: Job
 
 
 class CloseAfterReply(Exception):
-    """The connection ends here, after ``last_words`` have been sent."""
+    """The connection ends here, after ``reply`` has been sent."""
 
-    def __init__(self, last_words: bytes) -> None:
+    def __init__(self, reply: bytes) -> None:
         super().__init__("the connection is closed after a last message")
-        self.last_words = last_words
+        self.reply = reply
+
+
+class Method:
+    """A method that may be called, as one serializer's requests call it."""
+
+    __slots__ = ("call", "name", "runs", "serializer")
+
+    def __init__(self, name: str, call: Callable[..., Any], runs: Runs, serializer: Serializer) -> None:
+        self.name = name
+        self.call = call
+        self.runs = runs
+        self.serializer = serializer
 
 
 class Dispatcher:
-    """Answers messages for the objects registered in a Pyro5 daemon.
+    """Answers requests for one remote object.
 
     Args:
-        daemon: whose objects, all registered by now, are called, and which validates handshakes.
-        max_frame_bytes: the longest message that is taken once a peer has introduced itself.
-        cheap: names of methods to answer at once.
-        waiting: names of methods that may wait, each with the name of the one that is called in its place: at once,
-            with the caller's `Session` and the arguments. It returns the result, or a `Deferred`.
+        object_id: its name.
+        target: the object. A method that may defer its reply (`Runs.DEFERRED`) takes the caller's `Session` first;
+            where the object has one that blocks, for stock Pyro5 daemons, it is called ``begin_`` and the name.
+        commands: what may be called, by name; a name that the object lacks is left out.
+        greeting: what a handshake is answered, as a plain value.
+        max_frame_bytes: the longest request that is taken.
+        serializers: what clients may speak.
         timer: seconds, to measure calls with.
+
+    Attributes:
+        latencies: how long calls took.
     """
 
     def __init__(
         self,
-        daemon: Any,
+        object_id: str,
+        target: Any,
+        commands: Mapping[str, Command],
         *,
+        greeting: Any,
         max_frame_bytes: int,
-        cheap: frozenset[str],
-        waiting: Mapping[str, str] = MappingProxyType({}),
+        serializers: Sequence[Serializer] = (MSGPACK,),
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._daemon = daemon
+        self.latencies = Latencies()
+        self._object_id = object_id
+        self._greeting = greeting
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
-        self._latencies = Latencies()
+        own = (_ping, self._info, self._registered, self._get_metadata)
+        calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
+            (object_id, name): (_bound(target, command), command.runs)
+            for name, command in commands.items()
+            if hasattr(target, name)
+        }
+        names = [name for _, name in calls]
+        calls |= {(DAEMON_NAME, call.__name__.lstrip("_")): (call, Runs.INLINE) for call in own}
         self._methods = {
-            (object_id, name): method
-            for object_id in daemon.objectsById
-            for name, method in _exposed_methods(daemon, object_id).items()
+            (serializer.number, *key): Method(key[1], *call, serializer)
+            for serializer in serializers
+            for key, call in calls.items()
         }
-        self._begin = {
-            (object_id, name): getattr(daemon.objectsById[object_id], waiting[name])
-            for object_id, name in self._methods
-            if name in waiting
+        self._metadata = {
+            id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
+            for id_ in (DAEMON_NAME, object_id)
         }
-        self._at_once = {call for call in self._methods if call[1] in cheap or call[0] == DAEMON_NAME}
-        self._unpackers = [
-            messages.CallUnpacker(
-                object_id,
-                {name: self._methods[object_id, name] for id_, name in self._at_once if id_ == object_id},
-            )
-            for object_id in daemon.objectsById
-            if object_id != DAEMON_NAME
-        ]
+        self._serializers = {serializer.number: serializer for serializer in serializers}
+        self._refusals = _refusals_of_others(serializers)
+        self.unpack = messages.CallUnpacker(
+            object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in names}
+        ).unpack
 
-    def admit(self, header: Header) -> None:
+    def handshake(self) -> ServerHandshake:
+        """Return the handshake of a new connection."""
+        return ServerHandshake(self._describe, self._admit, self._serializers, self._refusals)
+
+    def read(
+        self, frame: Frame, serializer: Serializer
+    ) -> tuple[int, Method, Sequence[Any], dict[str, Any]] | bytes:
+        """Return the arguments of `dispatch` that ``frame`` holds, or a reply.
+
+        Raises:
+            ProtocolError: drop the connection.
+        """
+        header, body = frame
+        if header.type == framing.PING:
+            return framing.pack_message(framing.PING, header.sequence, b"pong", serializer=header.serializer)
+        object_id, name, arguments, options = serializer.loads_call(body)
+        method = self._methods.get((serializer.number, object_id, name))
+        if method is None:
+            refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
+            return _refuse(header.sequence, refusal, serializer)
+        return header.sequence, method, arguments, options
+
+    def dispatch(
+        self,
+        session: Session,
+        sequence: int,
+        method: Method,
+        arguments: Sequence[Any],
+        options: dict[str, Any] = _NO_OPTIONS,
+        since: float | None = None,
+    ) -> Reply | Job | PendingReply:
+        """Call ``method``, and return the reply; or what makes it, on a worker or once it is there.
+
+        Args:
+            since: when the request came, if this is the job on a worker or the outcome of a deferred call.
+        """
+        runs = method.runs
+        if since is None and (runs is not Runs.INLINE or sequence % SAMPLE == 1):
+            since = self._timer()
+            if runs is Runs.WORKER:
+                job: Any = partial(self.dispatch, session, sequence, method, arguments, options, since)
+                return job  # type: ignore[no-any-return]
+        try:
+            if runs is Runs.DEFERRED:
+                arguments = (session, *arguments)
+            result = method.call(*arguments, **options) if options else method.call(*arguments)
+            if type(result) is Deferred:
+                outcome = Method(method.name, result.outcome, Runs.INLINE, method.serializer)
+                reply: Any = partial(self.dispatch, session, sequence, outcome, (), _NO_OPTIONS, since)
+                return PendingReply(result, reply)
+            answer = method.serializer.pack_result(sequence, result)
+        except Exception as error:
+            answer = _failed(sequence, method, error)
+        if since is not None:
+            self.latencies.add(method.name, self._timer() - since)
+        return answer
+
+    @staticmethod
+    def overloaded(sequence: int, serializer: Serializer | None) -> bytes:
+        """Return the reply to a request that there is no room for now."""
+        refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
+        return _refuse(sequence, refusal, serializer or MSGPACK)
+
+    @staticmethod
+    def rejected() -> bytes:
+        """Return what a connection too many is told."""
+        text = "overloaded: the node has as many connections as it takes"
+        return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
+
+    def _admit(self, header: Header) -> None:
         """Judge the header of a request before its body is read.
 
         Raises:
             ProtocolError: drop the connection.
-            CloseAfterReply: say this, then drop it.
+            CloseAfterReply: send its reply, then drop the connection.
         """
-        if header.serializer != framing.MSGPACK and header.type != framing.PING:
-            raise ProtocolError("The peer changed its serializer.")
         if header.type not in (framing.INVOKE, framing.PING):
             raise ProtocolError(f"A message of type {header.type} is no request.")
         if header.flags & framing.FLAG_ONEWAY:
             raise ProtocolError("Oneway calls are not served.")
         if header.flags & ~framing.FLAG_CORRELATION_ID:
-            raise self._unserved(header, refusals.BAD_REQUEST, "Compressed and batched calls are not served.")
+            self._turn_down(header, refusals.BAD_REQUEST, "Compressed and batched calls are not served.")
         if header.frame_bytes > self._max_frame_bytes:
             text = f"A request of {header.frame_bytes} bytes is too long; {self._max_frame_bytes} are taken."
-            raise self._unserved(header, refusals.VALUE_TOO_LARGE, text)
+            self._turn_down(header, refusals.VALUE_TOO_LARGE, text)
 
-    def admit_stranger(self, header: Header) -> None:
-        """The same for the first message on a connection, which must be a handshake."""
-        if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
-            raise ProtocolError("A connection begins with a plain handshake.")
-        if header.frame_bytes > HANDSHAKE_BYTES:
-            raise ProtocolError("A handshake is short.")
-        if header.serializer != framing.MSGPACK:
-            serializer = serializers_by_id.get(header.serializer)
-            if serializer is None:
-                raise ProtocolError("An unknown serializer.")
-            body = serializer.dumps("this node speaks msgpack only: set the proxy's _pyroSerializer to it")
-            raise CloseAfterReply(
-                framing.pack_message(
-                    framing.CONNECT_FAIL, header.sequence, body, serializer=header.serializer
-                )
-            )
+    def _turn_down(self, header: Header, code: str, text: str) -> None:
+        serializer = self._serializers.get(header.serializer, MSGPACK)
+        raise CloseAfterReply(_refuse(header.sequence, Refusal(code, text), serializer))
 
-    def handle_at_once(self, data: bytes) -> Reply | None:
-        """The reply to ``data`` if it is one whole, small and usual request for a cheap call; None: see `handle`."""
-        for unpacker in self._unpackers:
-            call = unpacker.unpack(data)
-            if call is not None:
-                sequence, method, arguments = call
-                if sequence % ONE_IN == 1:
-                    return self._measured(method.__name__, self._timer(), sequence, method, arguments, {})
-                try:  # as `_call` does, which would cost more than measuring may
-                    return messages.pack_result(sequence, method(*arguments))
-                except Exception as error:
-                    return _failed(sequence, method.__name__, error)
-        return None
-
-    def handle(self, frame: Frame, greeted: bool, session: Session) -> Reply | Job | PendingReply:
-        """The reply to ``frame``, a job that makes it, or what it has to wait for.
-
-        Args:
-            greeted: whether the handshake is over.
-            peer: who sent it.
-
-        Raises:
-            ProtocolError, CloseAfterReply: as `admit` does.
-        """
-        header, body = frame
-        if not greeted:
-            return self._connect(header, body)
-        if header.type == framing.PING:
-            return framing.pack_message(framing.PING, header.sequence, b"pong", serializer=header.serializer)
-        object_id, name, arguments, options = messages.unpack_call(body)
-        method = self._methods.get((object_id, name))
-        if method is None:
-            return _refuse(
-                header.sequence, Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
-            )
-        begin = self._begin.get((object_id, name))
-        if begin is not None:
-            return self._begin_call(name, header.sequence, begin, [session, *arguments], options)
-        at_once = (object_id, name) in self._at_once
-        if at_once and header.sequence % ONE_IN != 1:
-            return _call(header.sequence, method, arguments, options)
-        job = partial(self._measured, name, self._timer(), header.sequence, method, arguments, options)
-        return job() if at_once else job
-
-    def latencies(self) -> list[list[Any]]:
-        """``[method, counts]`` for each that was measured; `Latencies` says of what the counts are."""
-        return self._latencies.as_lists()
-
-    def reset_latencies(self) -> None:
-        """Begin to measure anew."""
-        self._latencies.reset()
-
-    @staticmethod
-    def overloaded(sequence: int) -> bytes:
-        """The reply to a request that there is no room for now."""
-        return _refuse(sequence, Refusal(refusals.OVERLOADED, "The node has too much to do; try again."))
-
-    @staticmethod
-    def turned_away() -> bytes:
-        """What a connection too many is told."""
-        text = "overloaded: the node has as many connections as it takes"
-        return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
-
-    def _connect(self, header: Header, body: bytes | memoryview) -> bytes:
-        request = messages.unpack_plain(body)
-        if not isinstance(request, dict) or not isinstance(request.get("object"), str):
-            raise ProtocolError("A handshake names the object that it is for.")
+    def _describe(self, object_id: str, offer: Any) -> dict[str, Any]:
         try:
-            metadata = self._daemon.objectsById[DAEMON_NAME].get_metadata(request["object"])
-            greeting = self._daemon.validateHandshake(None, request.get("handshake"))
+            return {"handshake": self._greeting, "meta": self._get_metadata(object_id)}
         except PyroError as error:
-            text = messages.pack_plain(str(error))
-            raise CloseAfterReply(framing.pack_message(framing.CONNECT_FAIL, header.sequence, text)) from None
-        answer = messages.pack_plain({"handshake": greeting, "meta": metadata})
-        return framing.pack_message(framing.CONNECT_OK, header.sequence, answer)
+            raise HandshakeRefused(str(error)) from None
 
-    def _measured(
-        self,
-        name: str,
-        since: float,
-        sequence: int,
-        method: Callable[..., Any],
-        arguments: Sequence[Any],
-        options: dict[str, Any],
-    ) -> Reply:
-        reply = _call(sequence, method, arguments, options)
-        self._latencies.add(name, self._timer() - since)
-        return reply
+    # The object that every Pyro5 daemon has --------------------------------------------------------------
 
-    def _begin_call(
-        self,
-        name: str,
-        sequence: int,
-        begin: Callable[..., Any],
-        arguments: Sequence[Any],
-        options: dict[str, Any],
-    ) -> Reply | PendingReply:
-        """Answer a call that may have to wait, or say what it waits for."""
-        since = self._timer()
-        try:
-            result = begin(*arguments, **options)
-            if isinstance(result, Deferred):
-                reply = partial(self._measured, name, since, sequence, result.outcome, (), {})
-                return PendingReply(result, reply)
-            answer = messages.pack_result(sequence, result)
-        except Exception as error:
-            answer = _failed(sequence, name, error)
-        self._latencies.add(name, self._timer() - since)
-        return answer
+    def _get_metadata(self, objectId: str) -> dict[str, list[str]]:
+        if objectId not in self._metadata:
+            raise DaemonError("unknown object")
+        return self._metadata[objectId]
 
-    def _unserved(self, header: Header, code: str, text: str) -> CloseAfterReply:
-        return CloseAfterReply(_refuse(header.sequence, Refusal(code, text)))
+    def _registered(self) -> list[str]:
+        return list(self._metadata)
+
+    def _info(self) -> str:
+        return f"{DAEMON_NAME} of {self._object_id}"
 
 
-def _exposed_methods(daemon: Any, object_id: str) -> dict[str, Callable[..., Any]]:
-    names = daemon.objectsById[DAEMON_NAME].get_metadata(object_id)["methods"]
-    target = daemon.objectsById[object_id]
-    return {name: getattr(target, name) for name in names if "stream" not in name}  # none is ever opened here
+def _ping() -> None:
+    """Do nothing: `ping` of Pyro5's daemon object."""
 
 
-def _call(
-    sequence: int, method: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]
-) -> Reply:
-    try:
-        return messages.pack_result(sequence, method(*arguments, **options))
-    except Exception as error:
-        return _failed(sequence, method.__name__, error)
+def _bound(target: Any, command: Command) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(target, command.name)
+    if command.runs is Runs.DEFERRED:
+        method = getattr(target, f"begin_{command.name}", method)
+    return method
 
 
-def _failed(sequence: int, name: str, error: Exception) -> bytes:
-    """The reply to a call that raised ``error``."""
+def _refusals_of_others(spoken: Iterable[Serializer]) -> dict[int, bytes]:
+    """Return what clients are told that speak another serializer, each in its own, by number."""
+    numbers = {serializer.number for serializer in spoken}
+    names = " and ".join(type(serializers_by_id[number]).__name__[:-10].lower() for number in sorted(numbers))
+    text = f"this server speaks {names} only: set the proxy's _pyroSerializer to it"
+    return {number: other.dumps(text) for number, other in serializers_by_id.items() if number not in numbers}
+
+
+def _failed(sequence: int, method: Method, error: Exception) -> bytes:
+    """Return the reply to a call that raised ``error``."""
+    kind = "PyroError"
     if isinstance(error, PyroError):
-        code, detail = getattr(error, "code", refusals.BAD_REQUEST), getattr(error, "detail", None)
-        return _refuse(sequence, Refusal(code, str(error), detail))
-    if isinstance(error, TypeError):
-        return _refuse(sequence, Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method."))
-    # Not the traceback, nor the error's text: they could hold a key or a value.
-    log.error("%s failed with %s", name, type(error).__name__)
-    return _refuse(sequence, Refusal(refusals.INTERNAL, f"The node failed with {type(error).__name__}."))
+        kind = type(error).__name__
+        refusal = Refusal(
+            getattr(error, "code", refusals.BAD_REQUEST), str(error), getattr(error, "detail", None)
+        )
+    elif isinstance(error, TypeError):
+        refusal = Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method.")
+    else:
+        # Not the traceback, nor the error's text: they could hold a key or a value.
+        log.error("%s failed with %s", method.name, type(error).__name__)
+        refusal = Refusal(refusals.INTERNAL, f"The node failed with {type(error).__name__}.")
+    return _refuse(sequence, refusal, method.serializer, kind)
 
 
-def _refuse(sequence: int, refusal: Refusal) -> bytes:
-    body = refusals.pack_refusal(refusal)
-    return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
+def _refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
+    body = serializer.dumps(refusals.refusal_to_wire(refusal, kind))
+    return framing.pack_message(
+        framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION, serializer=serializer.number
+    )

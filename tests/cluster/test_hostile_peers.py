@@ -28,17 +28,15 @@ from Pyro5.errors import CommunicationError
 
 from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
 from pyrocache.config import NodeConfig
-from pyrocache.node.lifecycle import NodeDaemon
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, messages, refusals
-from pyrocache.protocol.commands import COMMANDS, Runs
+from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Transport
+from pyrocache.server.event_loop import EventLoop
 
-INLINE = frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE)
 NAME = "cache.node.1"
 NO_VIEW = 0
 MIB = 2**20
@@ -833,18 +831,16 @@ def seconds_until_closed(peers: Iterable[Peer], begun: float) -> list[float]:
 
 
 @contextmanager
-def transport_here() -> Iterator[tuple[Transport, tuple[str, int]]]:
+def transport_here() -> Iterator[tuple[EventLoop, tuple[str, int]]]:
     """Our transport in this process, with socket buffers so small that replies soon wait in the node."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen(10)
-    transport = Transport([listener], NodeConfig())
-    daemon = NodeDaemon(transport, {})
-    daemon.register(CacheNode(Store(MIB)), NAME)
-    transport.attach(Dispatcher(daemon, cheap=INLINE, max_frame_bytes=MIB))
+    dispatcher = Dispatcher(NAME, CacheNode(Store(MIB)), COMMANDS, greeting={}, max_frame_bytes=MIB)
+    transport = EventLoop([listener], dispatcher, NodeConfig())
     address = listener.getsockname()
-    loop = threading.Thread(target=transport.loop, daemon=True)
+    loop = threading.Thread(target=transport.run, daemon=True)
     loop.start()
     try:
         yield transport, address

@@ -1,4 +1,4 @@
-"""One suite for `CacheNode`, however it is reached: called directly, under our transport, under a stock daemon.
+"""One suite for `CacheNode`, however it is reached: called directly, under our server, under a stock daemon.
 
 Whoever serves it, a caller gets the same results and the same refusals. The clock is a fake one throughout, as all
 three live in this process.
@@ -19,21 +19,19 @@ from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
-from pyrocache.node.lifecycle import NodeDaemon
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import DEFAULT_POLICY
 from pyrocache.node.store.store import Store
-from pyrocache.protocol.commands import COMMANDS, Runs
+from pyrocache.protocol.commands import COMMANDS
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Transport
+from pyrocache.server.event_loop import EventLoop
 
 NAME = "cache.node.1"
 MIB = 2**20
 MAX_VALUE_BYTES = 8 * MIB
 MAX_MEMORY = 32 * MIB
 NO_VIEW = 0
-INLINE = frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE)
 ROOT = b"\0"  # what keys without a namespace begin with
 SHOP = b"\x04shop"
 KEEP_TTL = -1
@@ -89,27 +87,31 @@ Register = Callable[[CacheNode], str]
 
 
 @pytest.fixture(scope="module")
-def our_transport() -> Iterator[Register]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    transport = Transport([listener], NodeConfig(max_value_bytes=MAX_VALUE_BYTES))
-    daemon = NodeDaemon(transport, {"max_value_bytes": MAX_VALUE_BYTES})
-    served: list[CacheNode] = []
+def our_server() -> Iterator[Register]:
+    loops: list[tuple[EventLoop, threading.Thread]] = []
+
+    def stop() -> None:
+        loop, thread = loops.pop()
+        loop.shutdown()
+        thread.join(5)
 
     def serve(node: CacheNode) -> str:
-        while served:
-            daemon.unregister(served.pop())
-        served.append(node)
-        uri = str(daemon.register(node))
-        # It knows the objects that are registered by now. The connection that asks for the new one is yet to come.
-        transport.attach(Dispatcher(daemon, cheap=INLINE, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024))
-        return uri
+        while loops:
+            stop()
+        listener = socket.create_server(("127.0.0.1", 0))
+        limits = NodeConfig(max_value_bytes=MAX_VALUE_BYTES)
+        dispatcher = Dispatcher(
+            NAME, node, COMMANDS, greeting={}, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024
+        )
+        loop = EventLoop([listener], dispatcher, limits)
+        thread = threading.Thread(target=loop.run, daemon=True)
+        thread.start()
+        loops.append((loop, thread))
+        return f"PYRO:{NAME}@127.0.0.1:{listener.getsockname()[1]}"
 
-    serve(CacheNode(Store(MAX_MEMORY)))
-    loop = threading.Thread(target=transport.loop, daemon=True)
-    loop.start()
     yield serve
-    transport.shutdown()
-    loop.join(5)
+    while loops:
+        stop()
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,8 @@ def stock_daemon() -> Iterator[Register]:
     loop.join(5)
 
 
-@pytest.fixture(params=["called directly", "under our transport", "under a stock daemon"])
-def peer(request: pytest.FixtureRequest, our_transport: Register, stock_daemon: Register) -> Iterator[Peer]:
+@pytest.fixture(params=["called directly", "under our server", "under a stock daemon"])
+def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Register) -> Iterator[Peer]:
     """A caller of a fresh node that holds no view."""
     clock = Clock()
     stale: list[bool] = []
@@ -136,7 +138,7 @@ def peer(request: pytest.FixtureRequest, our_transport: Register, stock_daemon: 
     if request.param == "called directly":
         yield Peer(node, node, clock, stale)
         return
-    register = our_transport if request.param == "under our transport" else stock_daemon
+    register = our_server if request.param == "under our server" else stock_daemon
     with Pyro5.api.Proxy(register(node)) as proxy:
         proxy._pyroSerializer = "msgpack"
         proxy._pyroTimeout = 20

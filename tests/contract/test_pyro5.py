@@ -660,62 +660,6 @@ class TestTheSeamsOfPyro5:
         assert refusal == ("a-code", "A sentence.", {"some": b"detail"})
         assert refusals.unpack_refusal(serializers["msgpack"].dumps(SystemExit(3))).code == ""
 
-    def test_a_daemon_takes_a_transport_server_of_ours(self) -> None:
-        looped: list[bool] = []
-
-        class Transport:
-            sock = None
-            locationStr = "127.0.0.1:1"
-
-            def loop(self, loopCondition: Any) -> None:
-                looped.append(loopCondition())
-
-            def shutdown(self) -> None:
-                looped.append(False)
-
-            def close(self) -> None:
-                pass
-
-        here, there = socket.socketpair()
-        with here, there:
-            daemon = Pyro5.server.Daemon(connected_socket=here)
-            transport = Transport()
-            daemon.transportServer = transport
-            daemon.locationStr = transport.locationStr
-            uri = daemon.register(CacheNode(Store(2**20)), "cache.node.1")
-            assert str(uri) == "PYRO:cache.node.1@127.0.0.1:1"
-            daemon.requestLoop()
-            assert looped == [True], "requestLoop runs the transport's loop in the calling thread"
-            daemon.shutdown()
-            assert looped == [True, False]
-
-    def test_a_daemon_tells_its_objects_and_their_methods(self) -> None:
-        here, there = socket.socketpair()
-        with here, there:
-            daemon = Pyro5.server.Daemon(connected_socket=here)
-            node = CacheNode(Store(2**20))
-            daemon.register(node, "cache.node.1")
-            assert daemon.objectsById["cache.node.1"] is node
-            assert set(daemon.objectsById) == {DAEMON_NAME, "cache.node.1"}
-            metadata = daemon.objectsById[DAEMON_NAME].get_metadata("cache.node.1")
-            assert set(metadata) == {"methods", "oneway", "attrs"}
-            assert set(metadata["methods"]) == METHODS
-            with pytest.raises(PyroError, match="unknown object"):
-                daemon.objectsById[DAEMON_NAME].get_metadata("no such object")
-            assert daemon.validateHandshake(None, "hello") == "hello"
-
-    def test_the_daemons_streaming_methods_are_known_by_their_name(self) -> None:
-        here, there = socket.socketpair()
-        with here, there:
-            daemon = Pyro5.server.Daemon(connected_socket=here)
-            own = daemon.objectsById[DAEMON_NAME].get_metadata(DAEMON_NAME)["methods"]
-        assert {name for name in own if "stream" not in name} == {
-            "registered",
-            "ping",
-            "info",
-            "get_metadata",
-        }
-
     def test_exposing_changes_nothing_for_local_callers(self) -> None:
         node = CacheNode(Store(2**20))
         assert node.set(NO_VIEW, b"key", b"value") is True

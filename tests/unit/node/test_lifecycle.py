@@ -83,7 +83,7 @@ def start(peers: ScriptedPeers, clock: FakeClock) -> Iterator[Callable[..., Node
 
     yield start
     for node in nodes:
-        node._transport._close_all()
+        node._event_loop.close()
 
 
 def names(node: Node) -> list[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from Pyro5.core import DAEMON_NAME
+from Pyro5.errors import PyroError
 
 from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol.commands import Command, Runs, Scope
 from pyrocache.protocol.framing import Frame
+from pyrocache.protocol.handshake import MSGPACK
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
-from pyrocache.server.dispatcher import ONE_IN, Dispatcher, PendingReply
+from pyrocache.server.dispatcher import SAMPLE, Dispatcher, PendingReply
 from pyrocache.server.histogram import BUCKETS, Latencies
 from pyrocache.testing import FakeClock
 
@@ -37,19 +39,25 @@ class Target:
     def wait(self, seconds: float) -> None:
         raise AssertionError("the dispatcher calls another in its place")
 
+    def defer(self) -> Deferred:
+        return Deferred(Session(), 1e9)
+
     def begin_wait(self, session: Session, seconds: float, result: Any = None) -> Any:
         self.clock.tick(seconds)
         return result if result is not None else Deferred(session, 1e9)
 
 
-class FakeDaemon:
-    """What a dispatcher needs of Pyro5's."""
-
-    def __init__(self, target: Target) -> None:
-        self.objectsById = {NAME: target, DAEMON_NAME: self}
-
-    def get_metadata(self, object_id: str) -> dict[str, Any]:
-        return {"methods": ["quick", "rare", "long", "wait"] if object_id == NAME else []}
+COMMANDS = {
+    name: Command(name, Scope.NODE, False, runs, False)
+    for name, runs in (
+        ("quick", Runs.INLINE),
+        ("rare", Runs.INLINE),
+        ("defer", Runs.INLINE),
+        ("long", Runs.WORKER),
+        ("wait", Runs.DEFERRED),
+        ("missing", Runs.INLINE),
+    )
+}
 
 
 @pytest.fixture
@@ -60,11 +68,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def dispatcher(clock: FakeClock) -> Dispatcher:
     return Dispatcher(
-        FakeDaemon(Target(clock)),
-        cheap=frozenset({"quick", "rare"}),
-        waiting={"wait": "begin_wait"},
-        max_frame_bytes=2**20,
-        timer=clock,
+        NAME, Target(clock), COMMANDS, greeting={"node": NAME}, max_frame_bytes=2**20, timer=clock
     )
 
 
@@ -73,6 +77,12 @@ def call(method: str, *arguments: Any, sequence: int = 1, options: Any = None) -
         framing.INVOKE, sequence, messages.pack_plain((NAME, method, list(arguments), options or {}))
     )
     return Frame(framing.parse_header(data), data[framing.HEADER_BYTES :])
+
+
+def handle(dispatcher: Dispatcher, frame: Frame, session: Session | None = None) -> Any:
+    """What becomes of a message on a connection that is established."""
+    request = dispatcher.read(frame, MSGPACK)
+    return request if isinstance(request, bytes) else dispatcher.dispatch(session or Session(), *request)
 
 
 def result_of(reply: Any) -> Any:
@@ -90,14 +100,14 @@ def latencies_of(dispatcher: Dispatcher) -> dict[str, dict[int, int]]:
     """By method, the buckets that are not empty."""
     return {
         method: {bucket: count for bucket, count in enumerate(counts) if count}
-        for method, counts in dispatcher.latencies()
+        for method, counts in dispatcher.latencies.as_lists()
     }
 
 
 class TestWaitingCalls:
     def test_one_that_waits_is_answered_with_the_outcome(self, dispatcher: Dispatcher) -> None:
         session = Session()
-        pending = dispatcher.handle(call("wait", 0.0, sequence=7), True, session)
+        pending = handle(dispatcher, call("wait", 0.0, sequence=7), session)
         assert isinstance(pending, PendingReply)
         assert pending.deferred.session is session
         pending.deferred.give([b"outcome", 5])
@@ -106,10 +116,13 @@ class TestWaitingCalls:
         assert messages.sequence_of(reply) == 7
 
     def test_one_that_need_not_wait_is_answered_at_once(self, dispatcher: Dispatcher) -> None:
-        assert result_of(dispatcher.handle(call("wait", 0.0, b"there"), True, Session())) == b"there"
-        data = messages.CallPacker(NAME).pack("wait", (0.0, b"there"), 1)
-        assert isinstance(data, bytes)
-        assert dispatcher.handle_at_once(data) is None, "that one knows no peer"
+        assert result_of(handle(dispatcher, call("wait", 0.0, b"there"))) == b"there"
+
+    def test_an_inline_call_may_be_deferred_too(self, dispatcher: Dispatcher) -> None:
+        pending = handle(dispatcher, call("defer", sequence=7))
+        assert isinstance(pending, PendingReply)
+        pending.deferred.refuse(PyroError("No result."))
+        assert result_of(pending.reply()) == Refusal(refusals.BAD_REQUEST, "No result.")
 
     @pytest.mark.parametrize(
         "frame",
@@ -121,7 +134,7 @@ class TestWaitingCalls:
         ],
     )
     def test_arguments_that_do_not_fit_are_refused(self, dispatcher: Dispatcher, frame: Frame) -> None:
-        refusal = result_of(dispatcher.handle(frame, True, Session()))
+        refusal = result_of(handle(dispatcher, frame))
         assert isinstance(refusal, Refusal)
         assert refusal.code == refusals.BAD_REQUEST
 
@@ -152,15 +165,17 @@ class TestLatencies:
         self, dispatcher: Dispatcher, at_once: bool
     ) -> None:
         packer = messages.CallPacker(NAME)
-        for sequence in range(1, 3 * ONE_IN + 1):
+        for sequence in range(1, 3 * SAMPLE + 1):
             # The two alternate, as they do in a program that reads and then writes.
             method, seconds = ("quick", 0.001) if sequence % 2 else ("rare", 0.1)
             if at_once:
                 data = packer.pack(method, (seconds,), sequence)
                 assert isinstance(data, bytes)
-                reply = dispatcher.handle_at_once(data)
+                request = dispatcher.unpack(data)
+                assert request is not None
+                reply: Any = dispatcher.dispatch(Session(), *request)
             else:
-                reply = dispatcher.handle(call(method, seconds, sequence=sequence), True, Session())  # type: ignore[assignment]
+                reply = handle(dispatcher, call(method, seconds, sequence=sequence))  # type: ignore[assignment]
             assert result_of(reply) == b"result"
             assert sequence > 1 or latencies_of(dispatcher) == {"quick": {10: 1}}
         assert latencies_of(dispatcher) == {"quick": {10: 2}, "rare": {17: 1}}
@@ -169,7 +184,7 @@ class TestLatencies:
         self, dispatcher: Dispatcher, clock: FakeClock
     ) -> None:
         for sequence in range(5):
-            job = dispatcher.handle(call("long", 0.001, sequence=sequence), True, Session())
+            job = handle(dispatcher, call("long", 0.001, sequence=sequence))
             assert callable(job)
             clock.tick(1.0)
             assert result_of(job()) == b"result"
@@ -178,27 +193,27 @@ class TestLatencies:
     def test_each_waiting_call_is_measured_until_its_outcome(
         self, dispatcher: Dispatcher, clock: FakeClock
     ) -> None:
-        pending = dispatcher.handle(call("wait", 0.001, sequence=5), True, Session())
+        pending = handle(dispatcher, call("wait", 0.001, sequence=5))
         assert isinstance(pending, PendingReply)
         clock.tick(1.0)
         assert latencies_of(dispatcher) == {}
         pending.deferred.give(b"outcome")
         pending.reply()
-        dispatcher.handle(call("wait", 0.001, b"there", sequence=5), True, Session())
-        dispatcher.handle(call("wait", sequence=5), True, Session())
+        handle(dispatcher, call("wait", 0.001, b"there", sequence=5))
+        handle(dispatcher, call("wait", sequence=5))
         assert latencies_of(dispatcher) == {"wait": {20: 1, 10: 1, 0: 1}}
 
     def test_they_are_plain_and_can_be_reset(self, dispatcher: Dispatcher) -> None:
-        dispatcher.handle(call("quick", 0.001), True, Session())
-        told = dispatcher.latencies()
+        handle(dispatcher, call("quick", 0.001))
+        told = dispatcher.latencies.as_lists()
         assert messages.unpack_plain(messages.pack_plain(told)) == told
-        dispatcher.handle(call("quick", 0.001), True, Session())
-        assert told != dispatcher.latencies(), "a copy"
-        dispatcher.reset_latencies()
-        assert dispatcher.latencies() == []
+        handle(dispatcher, call("quick", 0.001))
+        assert told != dispatcher.latencies.as_lists(), "a copy"
+        dispatcher.latencies.reset()
+        assert dispatcher.latencies.as_lists() == []
         assert told[0][0] == "quick"
 
     def test_methods_that_do_not_exist_are_not_kept(self, dispatcher: Dispatcher) -> None:
         for number in range(100):
-            dispatcher.handle(call(f"method {number}"), True, Session())
-        assert dispatcher.latencies() == []
+            handle(dispatcher, call(f"method {number}"))
+        assert dispatcher.latencies.as_lists() == []

@@ -30,20 +30,19 @@ from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
 from pyrocache.config import NodeConfig
-from pyrocache.node.lifecycle import NodeDaemon
 from pyrocache.node.service.cache_node import CacheNode, exposed
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
-from pyrocache.protocol.commands import COMMANDS, Runs
+from pyrocache.protocol.commands import COMMANDS, Command, Runs, Scope
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.server import event_loop as transport_module
+from pyrocache.server import event_loop as event_loop_module
+from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.dispatcher import Dispatcher
-from pyrocache.server.event_loop import Connection, Transport
+from pyrocache.server.event_loop import EventLoop
 
-INLINE = frozenset(name for name, command in COMMANDS.items() if command.runs is Runs.INLINE)
 NAME = "cache.node.1"
 NO_VIEW = 0
 KIB, MIB = 2**10, 2**20
@@ -58,10 +57,18 @@ CLOSED = "closed"
 class Gated(CacheNode):
     """A node whose `count` takes until the gate is opened, with calls that wait for others."""
 
-    TO_WAIT: ClassVar = {"pause": "begin_pause", "hold": "begin_hold", "take_turn": "begin_turn"}
+    MORE_COMMANDS: ClassVar = {
+        name: Command(name, Scope.NODE, False, runs, False)
+        for name, runs in (
+            ("pause", Runs.DEFERRED),
+            ("hold", Runs.DEFERRED),
+            ("take_turn", Runs.DEFERRED),
+            ("end_turn", Runs.INLINE),
+        )
+    }
 
-    def __init__(self, store: Store, **options: Any) -> None:
-        super().__init__(store, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.gate = threading.Event()
         self.gate.set()
         self.held: dict[bytes, Deferred] = {}
@@ -91,7 +98,7 @@ class Gated(CacheNode):
 
     take_turn = pause
 
-    def begin_turn(self, session: Session, seconds: float) -> Deferred:
+    def begin_take_turn(self, session: Session, seconds: float) -> Deferred:
         deferred: Deferred = self.turns.begin(session, time.monotonic() + seconds)
         return deferred
 
@@ -123,43 +130,42 @@ class Server:
         self.address = listener.getsockname()
         self.miscounted: list[tuple[int, int]] = []
         tcp = [] if listener.family != socket.AF_UNIX else [socket.create_server(("127.0.0.1", 0))]
-        self.transport = Transport([*tcp, listener], config)
-        daemon = NodeDaemon(self.transport, {"max_value_bytes": config.max_value_bytes})
-        daemon.register(self.node, NAME)
-        self.transport.attach(
-            Dispatcher(
-                daemon,
-                cheap=INLINE | {"end_turn"},
-                waiting=Gated.TO_WAIT,
-                max_frame_bytes=max_frame_bytes,
-            )
+        dispatcher = Dispatcher(
+            NAME,
+            self.node,
+            COMMANDS | Gated.MORE_COMMANDS,
+            greeting={"max_value_bytes": config.max_value_bytes},
+            max_frame_bytes=max_frame_bytes,
         )
-        self._loop = threading.Thread(target=self.transport.loop, args=(self._recount,), daemon=True)
+        self.event_loop = EventLoop([*tcp, listener], dispatcher, config)
+        poll = self.event_loop.poller.poll
+        self.event_loop.poller.poll = lambda seconds: self._recount() and poll(seconds)  # type: ignore[method-assign]
+        self._loop = threading.Thread(target=self.event_loop.run, daemon=True)
 
     def start(self) -> None:
         self._loop.start()
 
     def stop(self) -> None:
         self.node.gate.set()
-        self.transport.shutdown()
+        self.event_loop.shutdown()
         self._loop.join(PATIENCE_SECONDS)
         assert not self._loop.is_alive()
 
     def connection(self) -> Connection:
         """The only one that there is."""
-        assert wait_until(lambda: len(self.transport.connections) == 1)
-        return next(iter(self.transport.connections))
+        assert wait_until(lambda: len(self.event_loop.connections) == 1)
+        return next(iter(self.event_loop.connections))
 
     def at_rest(self, connections: int = 0) -> bool:
         """Whether so many connections are left and nothing is kept for them."""
         return wait_until(
-            lambda: len(self.transport.connections) == connections and self.transport.buffered == 0
+            lambda: len(self.event_loop.connections) == connections and self.event_loop.buffers.used == 0
         )
 
     def _recount(self) -> bool:
-        kept = sum(connection.held for connection in self.transport.connections)
-        if kept != self.transport.buffered:
-            self.miscounted.append((self.transport.buffered, kept))
+        kept = sum(connection.held for connection in self.event_loop.connections)
+        if kept != self.event_loop.buffers.used:
+            self.miscounted.append((self.event_loop.buffers.used, kept))
         return True
 
 
@@ -193,7 +199,7 @@ def running(
         stack.callback(server.stop)
         yield server
         assert server.miscounted == []
-    assert server.transport._deadlines._open == 0
+    assert server.event_loop._calls.deadlines._open == 0
 
 
 @pytest.fixture(scope="module", params=["tcp", "unix"])
@@ -696,7 +702,7 @@ class TestMemory:
             before = resident_bytes()
             for peer in peers:
                 peer.sock.sendall(claim)
-            assert wait_until(lambda: server.transport.buffered == count * len(claim))
+            assert wait_until(lambda: server.event_loop.buffers.used == count * len(claim))
             grown = resident_bytes() - before
             with Peer(server) as bystander:
                 assert bystander.call("set", NO_VIEW, b"a", b"v") is True
@@ -713,7 +719,7 @@ class TestMemory:
             before = resident_bytes()
             for peer in peers:
                 peer.sock.sendall(claim)
-            assert wait_until(lambda: server.transport.buffered == count * len(claim))
+            assert wait_until(lambda: server.event_loop.buffers.used == count * len(claim))
             assert resident_bytes() - before < 100 * MIB
             for peer in peers:
                 peer.sock.close()
@@ -768,7 +774,7 @@ class TestLargeValues:
         with Peer(server, receive_buffer=4096) as slow, Peer(server) as writer:
             assert writer.call("set", NO_VIEW, b"large", old) is True
             slow.sock.sendall(call(1, "get", NO_VIEW, b"large"))
-            assert wait_until(lambda: server.transport.buffered > 0)
+            assert wait_until(lambda: server.event_loop.buffers.used > 0)
             assert writer.call("set", NO_VIEW, b"large", new) is True
             assert writer.call("delete", NO_VIEW, b"large") is True
             assert writer.call("set", NO_VIEW, b"other", new) is True
@@ -794,13 +800,26 @@ class TestSlowReaders:
             assert writer.call("set", NO_VIEW, b"a", value) is True
             with Peer(server, receive_buffer=4096) as deaf:
                 deaf.sock.sendall(b"".join(call(number, "get", NO_VIEW, b"a") for number in range(count)))
-                assert wait_until(lambda: server.transport.buffered > MIB)
+                assert wait_until(lambda: server.event_loop.buffers.used > MIB)
                 assert writer.call("ping")["name"] == NAME
-                most = max(connection.held for connection in server.transport.connections)
+                most = max(connection.held for connection in server.event_loop.connections)
                 assert most < 2 * MIB, "no more is answered than is read"
                 assert [deaf.answer() for _ in range(count)] == [(number, value) for number in range(count)]
                 assert deaf.call("get", NO_VIEW, b"a") == value
             assert server.at_rest(1)
+
+    def test_one_that_has_read_a_large_reply_is_idle_again(self) -> None:
+        with running(send_buffer=4096) as server, Peer(server) as writer:
+            assert writer.call("set", NO_VIEW, b"a", content(2 * MIB)) is True
+            with Peer(server, receive_buffer=4096) as reader:
+                reader.sock.sendall(call(0, "contains", NO_VIEW, b"a") + call(1, "get", NO_VIEW, b"a"))
+                assert wait_until(lambda: server.event_loop.buffers.used > MIB)
+                assert reader.answer() == (0, True)
+                assert reader.answer() == (1, content(2 * MIB))
+                assert wait_until(lambda: all(c.idle for c in server.event_loop.connections))
+                assert {c.events for c in server.event_loop.connections} == {select.POLLIN}, (
+                    "or the loop spins"
+                )
 
     def test_small_replies_are_held_back_too(self) -> None:
         with running(send_buffer=4096) as server, Peer(server, receive_buffer=4096) as deaf:
@@ -820,7 +839,7 @@ class TestSlowReaders:
             assert other.call("set", NO_VIEW, b"a", content(300_000)) is True
             with Peer(server, receive_buffer=4096) as deaf:
                 deaf.sock.sendall(call(1, "get", NO_VIEW, b"a") * 20)
-                while len(server.transport.connections) > 1:
+                while len(server.event_loop.connections) > 1:
                     assert other.call("get", NO_VIEW, b"a") == content(300_000)
             assert other.call("ping")["serving"] is True
             assert server.at_rest(1)
@@ -835,7 +854,7 @@ class TestSlowReaders:
             if sys._getframe(1).f_code.co_name != "_answer":  # there the socket is still full
                 send(connection)
 
-        monkeypatch.setattr(transport_module.Connection, "send", send_later)
+        monkeypatch.setattr(event_loop_module.Connection, "send", send_later)
         value = content(300_000)
         with running() as server, Peer(server) as peer:
             assert peer.call("set", NO_VIEW, b"a", value) is True
@@ -862,11 +881,11 @@ class TestBounds:
             large = call(5, "set", NO_VIEW, b"large", content(12 * MIB))
             small = call(6, "set", NO_VIEW, b"small", content(3 * MIB))
             modest.sock.sendall(small[: 2 * MIB])
-            assert wait_until(lambda: server.transport.buffered == 2 * MIB)
+            assert wait_until(lambda: server.event_loop.buffers.used == 2 * MIB)
             hog.sock.sendall(large[: 7 * MIB])
             sequence, refusal = hog.answer()
             assert (sequence, refusal.code) == (5, refusals.OVERLOADED)
-            assert wait_until(lambda: server.transport.buffered == 2 * MIB)
+            assert wait_until(lambda: server.event_loop.buffers.used == 2 * MIB)
             hog.sock.sendall(large[7 * MIB :] + call(7, "contains", NO_VIEW, b"large"))
             assert hog.answer() == (7, False)
             modest.sock.sendall(small[2 * MIB :])
@@ -907,7 +926,7 @@ class TestBounds:
                 assert wait_until(lambda: connection.unread > 200_000)
                 peer.sock.sendall(call(3, "set", NO_VIEW, b"large", content(12 * MIB)))
                 assert wait_until(lambda: connection.decoder.between_frames)
-                assert server.transport.buffered == connection.held
+                assert server.event_loop.buffers.used == connection.held
                 assert [peer.answer() for _ in range(2)] == [(1, content(300_000)), (2, content(300_000))]
                 sequence, refusal = peer.answer()
                 assert (sequence, refusal.code) == (3, refusals.OVERLOADED)
@@ -919,7 +938,7 @@ class TestBounds:
             assert other.call("set", NO_VIEW, b"a", content(2 * MIB)) is True
             with Peer(server, receive_buffer=4096) as deaf:
                 deaf.sock.sendall(call(1, "get", NO_VIEW, b"a"))
-                assert wait_until(lambda: server.transport.buffered > MIB)
+                assert wait_until(lambda: server.event_loop.buffers.used > MIB)
                 refused = other.call("get", NO_VIEW, b"a")
                 assert isinstance(refused, Refusal)
                 assert refused.code == refusals.OVERLOADED
@@ -935,8 +954,8 @@ class TestBounds:
                 deaf = [stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(5)]
                 for peer in deaf:
                     peer.sock.sendall(b"".join(call(number, "get", NO_VIEW, b"a") for number in range(60)))
-                assert wait_until(lambda: len(server.transport.connections) < 6)
-                assert wait_until(lambda: server.transport.buffered <= 3 * MIB)
+                assert wait_until(lambda: len(server.event_loop.connections) < 6)
+                assert wait_until(lambda: server.event_loop.buffers.used <= 3 * MIB)
                 assert other.call("contains", NO_VIEW, b"a") is True
                 fates = [peer.fate() for peer in deaf]
             assert CLOSED in fates
@@ -1155,8 +1174,10 @@ class TestWaitingCalls:
                 peer.sock.sendall(call(1, "hold", b"%d" % number))
             for number in range(10):
                 server.node.waiting(b"%d" % number).give(content(MIB))
-            assert wait_until(lambda: not any(connection.busy for connection in server.transport.connections))
-            assert server.transport.buffered <= 4 * MIB
+            assert wait_until(
+                lambda: not any(connection.busy for connection in server.event_loop.connections)
+            )
+            assert server.event_loop.buffers.used <= 4 * MIB
             answers = [peer.answer()[1] for peer in peers]
             refused = [answer for answer in answers if isinstance(answer, Refusal)]
             assert {answer.code for answer in refused} == {refusals.OVERLOADED}
@@ -1176,9 +1197,9 @@ class TestWaitingCalls:
             deferred = server.node.waiting(b"it")
             given: list[bool] = []
             deferred.session.on_close(lambda: given.append(deferred.give(None)))
-            assert wait_until(lambda: server.transport.buffered > 500_000)
+            assert wait_until(lambda: server.event_loop.buffers.used > 500_000)
             if end == "the node stops":
-                server.transport.shutdown()
+                server.event_loop.shutdown()
             elif end == "it leaves too much unread":
                 other.sock.sendall(call(1, "set", NO_VIEW, b"b", content(600_000))[:-100_000])
             assert wait_until(lambda: given == [False]), "nothing can be given any more when the peer closes"
@@ -1197,7 +1218,7 @@ class TestWaitingCalls:
             if end == "it leaves":
                 peer.sock.close()
             elif end == "the node stops":
-                server.transport.shutdown()
+                server.event_loop.shutdown()
             elif end != "idle":
                 peer.sock.sendall(bytes(100) if end == "garbage" else GARBAGE["a batch"][0])
             assert wait_until(lambda: deferred.session.closed)
@@ -1236,7 +1257,7 @@ def check_hang_up(server: Server, way: str) -> None:
         assert wait_until(lambda: deferred.session.closed, 1.0)
         assert deferred.give(b"result") is False
         assert other.call("ping")["serving"] is True
-        assert wait_until(lambda: len(server.transport.connections) == 1)
+        assert wait_until(lambda: len(server.event_loop.connections) == 1)
 
 
 def readable(sock: socket.socket) -> bool:
@@ -1255,7 +1276,7 @@ class TestConnections:
                     assert third.fate() == CLOSED
                 assert second.call("ping")["serving"] is True
                 second.sock.close()
-                assert wait_until(lambda server=server: len(server.transport.connections) == 1)
+                assert wait_until(lambda server=server: len(server.event_loop.connections) == 1)
                 with Peer(server) as fourth:
                     assert fourth.call("ping")["serving"] is True
 
@@ -1272,8 +1293,8 @@ class TestConnections:
     def test_a_stop_closes_everything(self) -> None:
         with running() as server, Peer(server) as peer, Peer(server) as half:
             half.sock.sendall(call(1, "set", NO_VIEW, b"a", content(MIB + 9))[:-1])
-            assert wait_until(lambda: server.transport.buffered > MIB)
-            server.transport.shutdown()
+            assert wait_until(lambda: server.event_loop.buffers.used > MIB)
+            server.event_loop.shutdown()
             assert peer.fate() == CLOSED
             assert half.fate() == CLOSED
             assert server.at_rest()

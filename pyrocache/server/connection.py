@@ -1,0 +1,196 @@
+"""One incoming connection: its channel, its handshake, and the bytes that wait in either direction.
+
+Owns what is kept for the connection and since when. Does not decide what is answered (`Dispatcher`), nor when it is
+read or closed (`EventLoop`, whose thread alone uses it).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from pyrocache.config import NodeConfig
+from pyrocache.protocol.framing import Buffer, FrameDecoder
+from pyrocache.protocol.handshake import ServerHandshake, State
+from pyrocache.protocol.limits import MOST_SECONDS
+from pyrocache.server.deferred import Deferred, Session
+from pyrocache.server.poller import HANG_UP, READ, WRITE
+
+_SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
+_MAX_UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests have to wait too
+_BUFFERS_AT_ONCE = 16
+_OWN_MEMORY_BYTES = (
+    2**20
+)  # a request of this size gets memory pages of its own, which it takes only as it arrives
+_HUGE_PAGE_BYTES = 2 * 2**20
+
+
+class Channel(Protocol):
+    """What is needed of a connected, non-blocking socket. A plain connection's channel is the socket itself.
+
+    TLS would be a class with these methods around an ``ssl.SSLObject`` and its memory buffers, made where the event
+    loop accepts. It raises BlockingIOError where ``SSLWantReadError`` comes, and has to be read until it does so, as
+    decrypted bytes that it holds make no descriptor readable.
+    """
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receive into ``buffer``, and return how many bytes: 0 at the end of the stream."""
+
+    def send(self, data: bytes, /) -> int:
+        """Send the beginning of ``data``, and return how many bytes."""
+
+    def sendmsg(self, buffers: Iterable[Buffer], /) -> int:
+        """Send the beginning of ``buffers``, and return how many bytes."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction of the stream."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Connection:
+    """One peer: what it sent, what it is still to get, and since when.
+
+    Attributes:
+        session: what calls know of the connection.
+        idle: established, and nothing is under way or kept: a whole request may be answered without a buffer.
+        busy: one of its calls is on a worker or deferred; it is not read meanwhile.
+        deferred: what that waits for.
+        events: what the poller watches it for; 0: it is not registered.
+        unread: bytes of replies that are not sent yet.
+        throttled: it left so much unread that requests were left waiting.
+        accounted: bytes that the `BufferLimit` counts for it.
+        active_at: when it did something last.
+        partial_since: when the request that is not yet whole began.
+        ending_at: None, or when it is closed. Input is thrown away until then.
+    """
+
+    __slots__ = (
+        "accounted",
+        "active_at",
+        "busy",
+        "channel",
+        "decoder",
+        "deferred",
+        "ending_at",
+        "events",
+        "handshake",
+        "idle",
+        "outgoing",
+        "partial_since",
+        "queued_at",
+        "sent",
+        "session",
+        "throttled",
+        "unread",
+    )
+
+    def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
+        self.channel = channel
+        self.handshake = handshake
+        self.decoder = FrameDecoder(handshake.admit, _room)
+        self.session = Session()
+        self.idle = False
+        self.busy = False
+        self.deferred: Deferred | None = None
+        self.throttled = False
+        self.events = 0
+        self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray
+        self.queued_at: deque[float] = deque()  # when each of them was begun
+        self.sent = 0  # bytes of the first of them that are sent
+        self.unread = 0
+        self.accounted = 0
+        self.active_at = self.partial_since = now
+        self.ending_at: float | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept for it."""
+        return self.decoder.buffered + self.unread
+
+    def may_ask(self) -> bool:
+        """Return whether its next request may be answered: replies keep the requests' order, and must be read."""
+        return not self.busy and self.unread < _MAX_UNREAD_BYTES
+
+    def queue(self, reply: bytes | list[Buffer], now: float) -> None:
+        """Keep a reply until the peer reads it."""
+        for data in (reply,) if isinstance(reply, bytes) else reply:
+            self.unread += len(data)
+            last = self.outgoing[-1] if self.outgoing else None
+            if isinstance(last, bytearray) and len(last) + len(data) <= _SHARED_BYTES:
+                last += data
+            else:
+                self.outgoing.append(bytearray(data) if len(data) < _SHARED_BYTES // 4 else data)
+                self.queued_at.append(now)
+
+    def send(self) -> None:
+        """Send what the peer takes for now."""
+        while self.outgoing:
+            buffers = [memoryview(self.outgoing[i]) for i in range(min(len(self.outgoing), _BUFFERS_AT_ONCE))]
+            buffers[0] = buffers[0][self.sent :]
+            try:
+                sent = self.channel.sendmsg(buffers)
+            except BlockingIOError:
+                return
+            finally:
+                for buffer in buffers:  # else `queue` could not extend the bytearray below
+                    buffer.release()
+            self.unread -= sent
+            self.sent += sent
+            while self.outgoing and self.sent >= len(self.outgoing[0]):
+                self.sent -= len(self.outgoing.popleft())
+                self.queued_at.popleft()
+
+    def throttle(self) -> None:
+        """Note whether further requests have to wait until the peer has read."""
+        self.throttled = self.unread >= _MAX_UNREAD_BYTES
+
+    def update(self) -> int:
+        """Bring `idle` up to date, and return the events to watch for now."""
+        ending = self.ending_at is not None
+        self.idle = not (
+            self.busy
+            or self.outgoing
+            or self.throttled
+            or ending
+            or self.handshake.state is not State.ESTABLISHED
+            or not self.decoder.between_frames
+        )
+        events = READ if self.may_ask() else 0
+        if self.outgoing or (self.throttled and not ending):
+            events |= WRITE  # also when only requests are left: they go on when the peer could read
+        if self.deferred is not None:
+            events |= HANG_UP  # the only way to learn that a peer is gone which is not read
+        return events
+
+    def deadline(self, limits: NodeConfig) -> float:
+        """Return when it is to be closed unless something happens (monotonic seconds)."""
+        if self.ending_at is not None:
+            return self.ending_at
+        if self.handshake.state is State.AWAITING:
+            return self.active_at + limits.handshake_seconds
+        if self.queued_at:
+            return self.queued_at[0] + limits.request_seconds
+        if self.busy:
+            return float("inf")
+        if not self.decoder.between_frames:
+            return self.partial_since + limits.request_seconds
+        if self.session.holds:
+            return self.active_at + max(limits.idle_seconds, MOST_SECONDS)
+        return self.active_at + limits.idle_seconds
+
+
+def _room(frame_bytes: int) -> memoryview | None:
+    """Return memory for a long request that costs nothing before the request has come, whatever its header claims."""
+    if frame_bytes < _OWN_MEMORY_BYTES:
+        return None
+    memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if frame_bytes > 2 * _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE_BYTES, frame_bytes - _HUGE_PAGE_BYTES)
+    return memoryview(memory)

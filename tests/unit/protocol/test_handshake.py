@@ -1,0 +1,152 @@
+"""Both ends of the handshake, without a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyrocache.errors import ProtocolError
+from pyrocache.protocol import framing, messages
+from pyrocache.protocol.framing import Frame, Header
+from pyrocache.protocol.handshake import (
+    ANSWER_BYTES,
+    MSGPACK,
+    REQUEST_BYTES,
+    ClientHandshake,
+    Greeting,
+    HandshakeRefused,
+    Offer,
+    ServerHandshake,
+    State,
+)
+
+GREETING = Greeting("cache.node.1", "abc", 1000)
+
+
+def frame_of(message: bytes) -> Frame:
+    return Frame(framing.parse_header(message), message[framing.HEADER_BYTES :])
+
+
+def describe(object_id: str, offer: Any) -> Any:
+    if object_id != "cache.node.1":
+        raise HandshakeRefused("unknown object")
+    return {"handshake": GREETING.to_wire(), "meta": {}}
+
+
+@pytest.fixture
+def requests() -> list[Header]:
+    """Headers that the server's handshake handed on."""
+    return []
+
+
+@pytest.fixture
+def server(requests: list[Header]) -> ServerHandshake:
+    return ServerHandshake(describe, requests.append, {framing.MSGPACK: MSGPACK}, {1: b"speak msgpack"})
+
+
+def header(kind: int, serializer: int = framing.MSGPACK, flags: int = 0, body_bytes: int = 10) -> Header:
+    return Header(kind, serializer, flags, 7, body_bytes, 0)
+
+
+def test_both_ends_establish_a_connection(server: ServerHandshake) -> None:
+    client = ClientHandshake("cache.node.1")
+    assert (client.state, server.state) == (State.AWAITING, State.AWAITING)
+    request = frame_of(client.request())
+    server.admit(request.header)
+    answer = frame_of(server.receive(request))
+    client.admit(answer.header)
+    assert client.receive(answer) == GREETING
+    assert (client.state, server.state) == (State.ESTABLISHED, State.ESTABLISHED)
+
+
+def test_the_bytes_of_the_request_are_those_of_pyro5() -> None:
+    body = messages.pack_plain({"handshake": "pyrocache", "object": "cache.node.1"})
+    assert ClientHandshake("cache.node.1").request() == framing.pack_message(framing.CONNECT, 0, body)
+
+
+def test_a_refusal_is_the_servers_sentence_on_both_ends(server: ServerHandshake) -> None:
+    client = ClientHandshake("cache.node.2")
+    request = frame_of(client.request())
+    server.admit(request.header)
+    with pytest.raises(HandshakeRefused) as refused:
+        server.receive(request)
+    with pytest.raises(HandshakeRefused, match="unknown object"):
+        client.receive(frame_of(refused.value.reply))
+    assert (client.state, server.state) == (State.REFUSED, State.REFUSED)
+
+
+def test_another_serializer_is_refused_in_its_own_words(server: ServerHandshake) -> None:
+    with pytest.raises(HandshakeRefused) as refused:
+        server.admit(header(framing.CONNECT, serializer=1))
+    answer = frame_of(refused.value.reply)
+    assert answer.header[:2] == (framing.CONNECT_FAIL, 1)
+    assert answer.body == b"speak msgpack"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        header(framing.INVOKE),
+        header(framing.CONNECT, flags=framing.FLAG_COMPRESSED),
+        header(framing.CONNECT, serializer=77),
+        header(framing.CONNECT, body_bytes=REQUEST_BYTES),
+    ],
+)
+def test_anything_else_before_the_handshake_ends_the_connection(
+    server: ServerHandshake, first: Header
+) -> None:
+    with pytest.raises(ProtocolError):
+        server.admit(first)
+
+
+@pytest.mark.parametrize("request_value", [None, [], {}, {"object": 7}])
+def test_a_handshake_must_name_an_object(server: ServerHandshake, request_value: Any) -> None:
+    message = framing.pack_message(framing.CONNECT, 0, messages.pack_plain(request_value))
+    with pytest.raises(ProtocolError):
+        server.receive(frame_of(message))
+
+
+def test_once_established_headers_are_handed_on_unless_the_serializer_changes(
+    server: ServerHandshake, requests: list[Header]
+) -> None:
+    server.receive(frame_of(ClientHandshake("cache.node.1").request()))
+    server.admit(header(framing.INVOKE))
+    server.admit(header(framing.PING, serializer=42))
+    assert [kind for kind, *_ in requests] == [framing.INVOKE, framing.PING]
+    with pytest.raises(ProtocolError):
+        server.admit(header(framing.INVOKE, serializer=1))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        header(framing.RESULT),
+        header(framing.CONNECT_OK, serializer=1),
+        header(framing.CONNECT_OK, flags=framing.FLAG_COMPRESSED),
+        header(framing.CONNECT_OK, body_bytes=ANSWER_BYTES),
+    ],
+)
+def test_a_client_takes_nothing_but_a_plain_answer(answer: Header) -> None:
+    with pytest.raises(ProtocolError):
+        ClientHandshake("cache.node.1").admit(answer)
+
+
+@pytest.mark.parametrize(
+    ("data", "greeting"),
+    [
+        ("hello", Greeting()),
+        ({"max_value_bytes": "much", "node": 7}, Greeting()),
+        (
+            Greeting(capabilities=("a",), nonce=b"n", proof=b"p").to_wire(),
+            Greeting(capabilities=("a",), nonce=b"n", proof=b"p"),
+        ),
+    ],
+)
+def test_a_greeting_is_what_can_be_understood_of_it(data: Any, greeting: Greeting) -> None:
+    assert Greeting.from_wire(data) == greeting
+
+
+def test_what_a_client_offers_is_sent_only_if_there_is_something() -> None:
+    assert Offer().to_wire() == "pyrocache"
+    assert Offer(nonce=b"n").to_wire() == {"nonce": b"n"}
