@@ -18,8 +18,8 @@ from pyrocache.errors import ConfigurationError, InsecureAddress
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
-EVICTION_POLICIES = ("adaptive", "s3fifo", "lru")
-DEFAULT_EVICTION = "adaptive"
+EVICTION_POLICIES = ("s3fifo", "lru")
+DEFAULT_EVICTION = "s3fifo"
 
 MAX_NAMESPACE_BYTES = 255
 """Bytes of a namespace's name in UTF-8, at most."""
@@ -264,9 +264,13 @@ class NodeConfig:
             raise ConfigurationError(
                 f"A node needs at least 64KiB of memory for entries, not {self.max_memory}."
             )
+        if self.eviction == "adaptive":
+            raise ConfigurationError(
+                f"The eviction policy 'adaptive' is gone: the default is {DEFAULT_EVICTION!r}, which needs no option."
+            )
         if self.eviction not in EVICTION_POLICIES:
             raise ConfigurationError(
-                f"{self.eviction!r} is no eviction policy; there are {', '.join(EVICTION_POLICIES)}."
+                f"{self.eviction!r} is not an eviction policy; choose one of {', '.join(EVICTION_POLICIES)}."
             )
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
             check_seconds(field, getattr(self, field))

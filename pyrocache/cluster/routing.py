@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.config import check_node_name, check_weight, format_address
+from pyrocache.protocol.partition import PARTITIONS, partition_of
 
-PARTITIONS = 16384
+__all__ = ["PARTITIONS", "ClusterView", "Member", "is_socket_path", "partition_of"]
 
 _UNKNOWN = -1
 _MOST_MEMBERS = 2**15 - 1
@@ -165,8 +166,3 @@ class ClusterView:
             -weight / math.log((xxh3_64_intdigest(salt + name) // 4096 + 0.5) / 2**52)
             for name, weight in self._weighted
         ]
-
-
-def partition_of(key: bytes) -> int:
-    """The virtual partition, 0 to `PARTITIONS` - 1, that ``key`` belongs to."""
-    return xxh3_64_intdigest(key) % PARTITIONS

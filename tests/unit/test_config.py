@@ -177,3 +177,9 @@ def test_a_namespace_is_a_path_of_any_names(path: tuple[str, ...]) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         ClientConfig().timeout = 1  # type: ignore[misc]
+
+
+def test_the_adaptive_eviction_policy_is_gone_and_the_error_says_so() -> None:
+    with pytest.raises(ConfigurationError, match="'adaptive' is gone: the default is 's3fifo'"):
+        NodeConfig(eviction="adaptive")
+    assert NodeConfig().eviction == "s3fifo"

@@ -460,7 +460,7 @@ class CacheNode:
     def sweep(self) -> bool:
         """Free some expired entries. Return whether there may be more. Not exposed."""
         with self._lock:
-            return self._store.sweep(SLICE)
+            return self._store.reclaim(SLICE)
 
     # Inside ----------------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from Pyro5.errors import PyroError
 
-from pyrocache.cluster.routing import PARTITIONS, ClusterView, partition_of
+from pyrocache.cluster.routing import ClusterView
 from pyrocache.node.service.validation import refusal
+from pyrocache.protocol.partition import PARTITIONS, partition_of
 from pyrocache.protocol.refusals import BAD_REQUEST, STALE_VIEW
 
 NO_VIEW = 0

@@ -57,7 +57,7 @@ class NodeMetrics:
             figures = {
                 **store.counters.as_dict(),
                 "entries": len(store),
-                "bytes": store.bytes,
+                "bytes": store.used_bytes,
                 "max_bytes": store.max_bytes,
                 "policy": store.policy.name,
             }

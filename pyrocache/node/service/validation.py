@@ -164,7 +164,7 @@ class ValueLimits:
     def __init__(self, max_value_bytes: int, max_bytes: int) -> None:
         self._max_value_bytes = max_value_bytes
         self._max_bytes = max_bytes
-        self.surely_fits = min(max_value_bytes, max_bytes - MAX_KEY_BYTES - _OVERHEADS)
+        self.surely_fits = min(max_value_bytes, max_bytes - 2 * MAX_KEY_BYTES - _OVERHEADS)
 
     def accept(self, key: bytes, value: Any, *, expires: bool) -> Value:
         """Return ``value`` as it is to be stored, or refuse it."""
@@ -187,7 +187,7 @@ class ValueLimits:
             for key, value in zip(keys, values, strict=True):
                 self.accept(key, value, expires=expires)
         if tags and values:
-            largest = max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
+            largest = 3 * max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
             if largest > self._max_bytes:
                 raise self.no_room()
 

@@ -1,40 +1,45 @@
-"""What a store holds under a key, and how many bytes that is accounted for. Pure.
+"""What a store has under a key, and how many bytes that is accounted for.
 
-An entry that never expires and of which nothing else is known is its value and nothing else: an object for each would
-be half as much again. `Expiring` is one with a TTL, `Detailed` one with whatever else there can be.
+An entry has one of two shapes: a value that never expires and of which nothing else is known is just its bytes, because
+an object for each would take half as much memory again. Every other entry is an `Entry`. Pure.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 ENTRY_OVERHEAD = 224
 """Bytes that an entry takes beyond its key and value: objects, table slots, the policy's notes, malloc's slack."""
 
 EXPIRY_OVERHEAD = 144
-"""Bytes that it takes besides when it expires."""
+"""Bytes that it takes in addition when it expires."""
 
-DETAILS_OVERHEAD = 96
-"""Bytes that it takes besides when it is `Detailed`."""
+DETAILS_OVERHEAD = 160
+"""Bytes that its `Details` take in addition."""
 
 TAG_OVERHEAD = 128
 """Bytes that each of its tags takes."""
 
+SHORT_KEY = 64
+"""A longer key is accounted for once more if its entry expires, and if it has tags: an entry that is overwritten keeps
+the key object that it had, while its bucket and its tags refer to the one that came with the request."""
+
 Value: TypeAlias = bytes | memoryview
 """A large value is the part of the message that brought it."""
 
-Peers: TypeAlias = set[bytes]
-"""The keys that leave in one tick."""
+Bucket: TypeAlias = set[bytes]
+"""The keys that expire in one tick."""
 
 
 class Tag:
-    """A name that entries share, by which all of them go at once.
+    """A name that entries share, by which all of them can be invalidated at once.
 
     Attributes:
         name: as the client writes it.
-        keys: of the entries that have it.
-        invalid: whether its entries are gone, though perhaps not swept yet.
+        keys: of the entries that have the tag.
+        invalid: its entries are gone, though some may not be reclaimed yet.
     """
 
     __slots__ = ("invalid", "keys", "name")
@@ -45,78 +50,102 @@ class Tag:
         self.invalid = False
 
 
-class Expiring:
-    """A value that expires.
+class Details:
+    """What is known of few entries.
 
     Attributes:
-        value: the bytes.
-        expires_at: monotonic seconds; infinite for one that does not, which is `Detailed` then.
-        peers: the keys that leave in the same tick; None for one that never does.
-    """
-
-    __slots__ = ("expires_at", "peers", "value")
-
-    def __init__(self, value: Value, expires_at: float, peers: Peers | None) -> None:
-        self.value = value
-        self.expires_at = expires_at
-        self.peers = peers
-
-
-class Detailed(Expiring):
-    """A value of which more is known.
-
-    Attributes:
-        stale_until: until when it is kept for those who take an expired value while a new one is made.
-        load_seconds: how long it took to make, None when nobody said.
+        stale_until: until when an expired entry is kept for callers that take a stale value meanwhile; or 0.
+        load_seconds: how long its value took to make, None when nobody said.
         tags: those it has.
-        version: what tells this state of the entry from all others; 0 until somebody asks.
+        version: differs from that of every other state of the key; 0 until somebody asks.
     """
 
     __slots__ = ("load_seconds", "stale_until", "tags", "version")
 
     def __init__(
         self,
-        value: Value,
-        expires_at: float = math.inf,
-        peers: Peers | None = None,
-        *,
         stale_until: float = 0.0,
         load_seconds: float | None = None,
         tags: tuple[Tag, ...] = (),
         version: int = 0,
     ) -> None:
-        super().__init__(value, expires_at, peers)
         self.stale_until = stale_until
         self.load_seconds = load_seconds
         self.tags = tags
         self.version = version
 
 
-Held: TypeAlias = bytes | memoryview | Expiring
+class Entry:
+    """A value of which more is known.
+
+    Attributes:
+        value: the bytes.
+        expires_at: monotonic seconds; infinite if it never expires.
+        bucket: the keys that leave the store in the same tick; None if it never expires.
+        details: see there, or None.
+    """
+
+    __slots__ = ("bucket", "details", "expires_at", "value")
+
+    def __init__(
+        self,
+        value: Value,
+        expires_at: float = math.inf,
+        bucket: Bucket | None = None,
+        details: Details | None = None,
+    ) -> None:
+        self.value = value
+        self.expires_at = expires_at
+        self.bucket = bucket
+        self.details = details
+
+    @property
+    def leaves_at(self) -> float:
+        """When it is of no use to anybody."""
+        return max(self.expires_at, self.details.stale_until) if self.details else self.expires_at
+
+    @property
+    def invalid(self) -> bool:
+        """Whether one of its tags was invalidated."""
+        return self.details is not None and any(tag.invalid for tag in self.details.tags)
 
 
-def value_of(held: Held) -> Value:
-    """The value alone."""
-    return held.value if isinstance(held, Expiring) else held
+Stored: TypeAlias = bytes | memoryview | Entry
+
+
+def value_of(stored: Stored) -> Value:
+    """Return the value alone."""
+    return stored.value if isinstance(stored, Entry) else stored
 
 
 def entry_cost(key: bytes, value: Value, *, expires: bool, details: bool = False, tags: int = 0) -> int:
-    """The bytes that an entry is accounted for."""
+    """Return the bytes that an entry is accounted for."""
     cost = len(key) + len(value) + ENTRY_OVERHEAD
+    again = len(key) if len(key) > SHORT_KEY else 0
     if expires:
-        cost += EXPIRY_OVERHEAD
+        cost += EXPIRY_OVERHEAD + again
     if details:
-        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * tags
+        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * tags + (again if tags else 0)
     return cost
 
 
-def cost_of(key: bytes, held: Held) -> int:
-    """The bytes that what is held under ``key`` is accounted for."""
-    if not isinstance(held, Expiring):
-        return len(key) + len(held) + ENTRY_OVERHEAD
-    cost = len(key) + len(held.value) + ENTRY_OVERHEAD
-    if held.peers is not None:
-        cost += EXPIRY_OVERHEAD
-    if isinstance(held, Detailed):
-        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * len(held.tags)
+def cost_of(key: bytes, stored: Stored) -> int:
+    """Return the bytes that what is stored under ``key`` is accounted for."""
+    if not isinstance(stored, Entry):
+        return len(key) + len(stored) + ENTRY_OVERHEAD
+    details = stored.details
+    return entry_cost(
+        key,
+        stored.value,
+        expires=stored.bucket is not None,
+        details=details is not None,
+        tags=len(details.tags) if details is not None else 0,
+    )
+
+
+def plain_costs(keys: Collection[bytes], values: Sequence[Value], *, expire: bool = False) -> int:
+    """Return the bytes that many entries without details are accounted for."""
+    cost = sum(map(len, keys)) + sum(map(len, values)) + ENTRY_OVERHEAD * len(keys)
+    if expire:
+        cost += EXPIRY_OVERHEAD * len(keys) + sum(len(key) for key in keys if len(key) > SHORT_KEY)
     return cost

@@ -1,9 +1,11 @@
-"""Which keys leave when: a timing wheel. Pure.
+"""Which keys expire when: buckets of keys by time.
 
-Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", SOSP 1987: the keys that leave within the same tick are
-in one set, and the ticks, which are the wider the longer the TTL, in a heap. A key leaves its set when it is
-overwritten or removed, so nothing outdated piles up, and finding those that are due takes time proportional to
-their number.
+The keys that expire within the same tick are in one set, and the ticks, which are the wider the longer the TTL, in a
+heap. A key leaves its bucket when it is overwritten or removed, so nothing outdated piles up, and finding the keys that
+are due takes time proportional to their number. (A timing wheel, without the wheel: Varghese and Lauck, "Hashed and
+Hierarchical Timing Wheels", SOSP 1987.)
+
+Does no I/O. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -11,55 +13,57 @@ from __future__ import annotations
 import math
 from heapq import heappop, heappush
 
-from pyrocache.node.store.entry import Peers
+from pyrocache.node.store.entry import Bucket
 
 _FAR_SECONDS = 1e12
-"""Beyond this an expiry is never planned exactly; it is thirty thousand years."""
+"""No expiry is planned beyond this: thirty thousand years."""
 
 
-class TimingWheel:
-    """Keys by the tick in which they leave.
+class ExpiryBuckets:
+    """Keys by the tick in which they expire.
 
     Args:
-        tick_seconds: how long a key that is due may wait before it is found; for a TTL of more than 64 ticks, up to a
+        tick_seconds: how long a key that is due may wait before it is found; with a TTL of more than 64 ticks, up to a
             thirtieth of the TTL.
 
     Attributes:
-        ticks: a heap of the ends of those that are in use. To be looked at from outside, not changed.
+        ticks: a heap of the ends of the ticks in use. Read it; do not change it.
     """
 
-    __slots__ = ("_last", "_last_asked", "_tick_seconds", "_wheel", "ticks")
+    __slots__ = ("_after", "_buckets", "_last", "_longest", "_shortest", "_tick_seconds", "_until", "ticks")
 
     def __init__(self, tick_seconds: float) -> None:
         self._tick_seconds = tick_seconds
-        self._last_asked: tuple[int, float] | None = (
-            None  # the last answer: of many entries it is that of the next
-        )
-        self._last: Peers = set()
-        self._wheel: dict[int, Peers] = {}  # by the end of their tick
-        self.ticks: list[int] = []  # the wheel's keys, also those whose set has become empty
+        self._buckets: dict[int, Bucket] = {}  # by the end of their tick
+        # The last answer, which is often the next one too, and the times and TTLs that it is right for.
+        self._last: Bucket = set()
+        self._after = self._until = self._shortest = self._longest = 0.0
+        self.ticks: list[int] = []  # the keys of `_buckets`, also of those that have become empty
 
-    def peers(self, leaves_at: float, ttl_seconds: float) -> Peers:
-        """The keys that leave in the same tick as one that does at ``leaves_at``, ``ttl_seconds`` from now."""
-        ends = math.ceil(min(leaves_at, _FAR_SECONDS) / self._tick_seconds)
-        if (ends, ttl_seconds) == self._last_asked:
-            return self._last  # of a tick to come: it is in use
+    def bucket(self, expires_at: float, ttl_seconds: float) -> Bucket:
+        """Return the keys that expire in the same tick as one that does so at ``expires_at``."""
+        if self._after < expires_at <= self._until and self._shortest <= ttl_seconds < self._longest:
+            return self._last
+        seconds = self._tick_seconds
         # The longer the TTL, the wider its ticks: at most 128 are in use for each doubling, however TTLs vary.
-        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / self._tick_seconds / 64).bit_length()
-        tick = -(-ends // width) * width
-        peers = self._wheel.get(tick)
-        if peers is None:
-            peers = self._wheel[tick] = set()
+        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / seconds / 64).bit_length()
+        tick = -(-math.ceil(min(expires_at, _FAR_SECONDS) / seconds) // width) * width
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = set()
             heappush(self.ticks, tick)
-        self._last_asked, self._last = (ends, ttl_seconds), peers
-        return peers
+        self._last = bucket
+        self._after, self._until = (tick - width) * seconds, tick * seconds
+        self._shortest, self._longest = width // 2 * 64 * seconds, width * 64 * seconds
+        return bucket
 
-    def due(self, now: float) -> Peers | None:
-        """The keys of a tick that is over, some at least; None when there are none."""
+    def due(self, now: float) -> Bucket | None:
+        """Return the keys, at least one, of a tick that is over, or None."""
         while self.ticks and self.ticks[0] * self._tick_seconds <= now:
-            peers = self._wheel[self.ticks[0]]
-            if peers:
-                return peers
-            # Emptied sets stay until their tick, or the heap would fill with the same tick again and again.
-            del self._wheel[heappop(self.ticks)]
+            bucket = self._buckets[self.ticks[0]]
+            if bucket:
+                return bucket
+            # Emptied buckets stay until their tick, or the heap would fill with the same tick again and again.
+            del self._buckets[heappop(self.ticks)]
+            self._until = self._after  # the last answer is not right for anything any more
         return None

@@ -1,7 +1,7 @@
-"""The slices of the keys, each with a table and figures of its own. Pure.
+"""The namespaces of a store, each with a table and counters of its own.
 
-A key begins with its namespace (see ``docs/wire-format.md``): a length and so many bytes. So a namespace is counted,
-walked and cleared without a look at any other one.
+A key begins with its namespace (see ``docs/wire-format.md``): a length and that many bytes. So a namespace is counted,
+walked and cleared without looking at the others. Does no I/O. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from pyrocache.node.store.entry import Held
+from pyrocache.node.store.entry import Stored
 from pyrocache.node.store.table import Table
 
 ROOT = b"\0"
@@ -22,14 +22,14 @@ _MOST_EMPTY = 1000
 _LOOKED_AT = 8
 
 
-class Namespace(Table[Held]):
+class Namespace(Table[Stored]):
     """The entries of one namespace.
 
     Attributes:
         prefix: what its keys begin with.
-        overhead: the bytes that it is accounted for while it has entries; the root, which is always there, is not.
-        expiring: how many of the entries expire some day.
-        hits, misses: of `get`.
+        overhead: the bytes that it is accounted for while it has entries; 0 for the root, which is always there.
+        expiring: how many of the entries have a TTL.
+        hits, misses: of `Store.get`.
     """
 
     __slots__ = ("expiring", "hits", "misses", "overhead", "prefix")
@@ -44,12 +44,12 @@ class Namespace(Table[Held]):
 
 
 class Namespaces:
-    """All namespaces of a store.
+    """All namespaces of a store. A key is in one namespace object at most, cleared ones included.
 
     Attributes:
-        root: that of the keys without one.
-        cleared: by prefix, those that were cleared and are not swept yet.
-        hits, misses: of namespaces that are empty and forgotten.
+        root: the namespace of the keys without one.
+        cleared: by prefix, those that were cleared and still have entries to reclaim.
+        hits, misses: of namespaces that were empty and are forgotten.
     """
 
     __slots__ = ("_by_prefix", "cleared", "hits", "misses", "root")
@@ -65,16 +65,26 @@ class Namespaces:
         return iter(self._by_prefix.values())
 
     def of(self, key: bytes) -> Namespace:
-        """The namespace that ``key`` belongs to."""
+        """Return the namespace of ``key``, which is made if it is unknown."""
         prefix = prefix_of(key)
         return self._by_prefix.get(prefix) or self._new(prefix)
 
     def get(self, prefix: bytes) -> Namespace | None:
-        """The namespace with that prefix, if it is known."""
+        """Return the namespace with that prefix, if it is known."""
         return self._by_prefix.get(prefix)
 
+    def find(self, key: bytes) -> tuple[Namespace, Stored]:
+        """Return where a key is that is stored somewhere, and what is stored."""
+        prefix = prefix_of(key)
+        spaces = [self._by_prefix[prefix]] if prefix in self._by_prefix else []
+        for space in (*spaces, *self.cleared.get(prefix, ())):
+            stored = space.get(key)
+            if stored is not None:
+                return space, stored
+        raise LookupError("No namespace has the key.")
+
     def clear(self, namespace: Namespace) -> None:
-        """Have an empty one in its place; its entries are to be swept."""
+        """Replace a namespace by an empty one; its entries are to be reclaimed."""
         fresh = Namespace(namespace.prefix)
         fresh.hits, fresh.misses = namespace.hits, namespace.misses
         self._by_prefix[fresh.prefix] = fresh
@@ -82,8 +92,8 @@ class Namespaces:
             self.root = fresh
         self.cleared.setdefault(fresh.prefix, deque()).append(namespace)
 
-    def swept(self, namespace: Namespace) -> None:
-        """A cleared one is empty now."""
+    def reclaimed(self, namespace: Namespace) -> None:
+        """Forget a cleared namespace, which is empty now."""
         waiting = self.cleared[namespace.prefix]
         waiting.remove(namespace)
         if not waiting:
@@ -96,7 +106,7 @@ class Namespaces:
         return namespace
 
     def _forget_some(self) -> None:
-        """Let go of those that are empty, among the few that have been looked at longest ago."""
+        """Forget the empty ones among the few that were examined longest ago."""
         for _ in range(_LOOKED_AT):
             namespace = self._by_prefix.pop(next(iter(self._by_prefix)))
             if namespace.count or namespace is self.root:
@@ -107,7 +117,7 @@ class Namespaces:
 
 
 def prefix_of(key: bytes) -> bytes:
-    """The namespace with which ``key`` begins; nothing, which is one too, if it is shorter than it says."""
+    """Return the namespace with which ``key`` begins, or b"" for a key shorter than the length that it begins with."""
     size = key[0]
     if not size:
         return ROOT
@@ -116,7 +126,7 @@ def prefix_of(key: bytes) -> bytes:
 
 
 def _long_end(key: bytes) -> int:
-    """Where the namespace ends whose length takes two bytes or three."""
+    """Return where the namespace ends; its length takes two bytes or three."""
     size = 0
     for at, byte in enumerate(key[:3]):
         size |= (byte & 0x7F) << 7 * at

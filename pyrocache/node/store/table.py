@@ -1,44 +1,49 @@
-"""A mapping from bytes that grows, is walked and is emptied a little at a time. Pure.
+"""A mapping from keys that grows, is walked and is emptied in small steps.
 
-Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979): the keys lie by the
-first bits of their hash in shards, which are small dicts, and a directory says which. A shard that has become too
-large is split, in eight, so that few keys are moved more than once; no insertion takes longer than that, and none
-costs more as the table grows. Since a shard holds an interval of hashes, a walk in the order of hashes needs nothing
-remembered but how far it has come: a key that is there throughout comes exactly once, however often shards are split
-meanwhile.
+Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979) by the bits of the
+partition number. A table begins as one dict. A dict that has become too large is split into eight, each with the keys
+of an interval of partitions; a directory says which dict has which interval. So
 
-Not thread-safe. Hashes are those of this process: a position means nothing to another one.
+- no insertion takes longer than such a split, however many keys there are: a dict of a million keys stops the node for
+  50 ms when it grows;
+- a walk in the order of partitions needs to remember its position only: a key that is present throughout comes exactly
+  once, however often dicts are split meanwhile, and a position means the same to every node;
+- a partition can be walked without looking at the others.
+
+A table with one dict, as most namespaces have, hashes no key with xxh3. A partition that alone is too large for a dict
+is not split. Does no I/O. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-_Held = TypeVar("_Held")
+from xxhash import xxh3_64_intdigest
 
-_BITS = sys.hash_info.width
-_POSITIONS = 1 << _BITS
+from pyrocache.protocol.partition import PARTITION_BITS, PARTITION_MASK
+
+_Stored = TypeVar("_Stored")
+
+_POSITIONS = 1 << 64
+_WITHIN_BITS = 64 - PARTITION_BITS  # of a position: where in its partition a key is
 
 _SPLIT_BITS = 3
-_PARTS = 1 << _SPLIT_BITS
 
 SHARD_KEYS = 1364
-"""The most that a shard holds; with one more, its dict would be about to double."""
+"""The most keys of a dict that can be split; with one more, it would be about to double."""
 
 _EMPTY_BYTES = 1024
 _MOST_BYTES_PER_KEY = 72
-"""Of a shard before it shrinks. One that only grew takes 27 to 54, one that did shrink as well, so neither comes soon
-to where it shrinks again."""
+"""Of a dict before it is copied to shrink it. One that only grew takes 27 to 54, so does a copy."""
 
 
-class Table(Generic[_Held]):
+class Table(Generic[_Stored]):
     """The mapping.
 
     Attributes:
-        shards: the directory. The shard of ``key`` is ``shards[hash(key) >> shift]``: a hash is signed, and a negative
-            index counts from the end, which is where the upper half of the unsigned hashes belongs.
+        shards: the directory. A key of partition ``p`` is in ``shards[p >> shift]``.
         shift: see there.
         count: how many keys there are. Whoever changes a shard keeps it true.
     """
@@ -46,132 +51,126 @@ class Table(Generic[_Held]):
     __slots__ = ("count", "shards", "shift")
 
     def __init__(self) -> None:
-        self.shards: list[dict[bytes, _Held]] = [{}]
-        self.shift = _BITS
+        self.shards: list[dict[bytes, _Stored]] = [{}]
+        self.shift = PARTITION_BITS
         self.count = 0
 
-    def get(self, key: bytes) -> _Held | None:
-        """What is held under ``key``, or None."""
-        return self.shards[hash(key) >> self.shift].get(key)
+    def shard(self, key: bytes) -> dict[bytes, _Stored]:
+        """Return the dict that ``key`` belongs to, until the next `split` or `pop`."""
+        shards = self.shards
+        if len(shards) == 1:
+            return shards[0]
+        return shards[(xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift]
 
-    def same(self, key: bytes) -> bytes:
-        """The object that is held for ``key``, or ``key`` if none is: whoever keeps it keeps no second one."""
-        seeker = _Seeker(key)
-        self.shards[hash(key) >> self.shift].get(seeker)  # type: ignore[call-overload]
-        return seeker.found
+    def shards_at(self, partitions: Sequence[int]) -> list[dict[bytes, _Stored]]:
+        """Return the dict for each of ``partitions``, until the next `split` or `pop`."""
+        shards, shift = self.shards, self.shift
+        if len(shards) == 1:
+            return shards * len(partitions)
+        return [shards[partition >> shift] for partition in partitions]
 
-    def put(self, key: bytes, held: _Held) -> None:
-        """Hold ``held``, which is not None, under ``key``."""
-        shard = self.shards[hash(key) >> self.shift]
+    def get(self, key: bytes) -> _Stored | None:
+        """Return what is stored under ``key``, or None."""
+        return self.shard(key).get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[_Stored | None]:
+        """Return `get` of each of ``keys``."""
+        if len(self.shards) == 1:
+            return list(map(self.shards[0].get, keys))
+        shards, shift, mask = self.shards, self.shift, PARTITION_MASK
+        return [
+            shards[(number & mask) >> shift].get(key)
+            for number, key in zip(map(xxh3_64_intdigest, keys), keys, strict=True)
+        ]
+
+    def put(self, key: bytes, stored: _Stored) -> None:
+        """Store ``stored``, which is not None, under ``key``."""
+        shard = self.shard(key)
         if key not in shard:
             self.count += 1
-        shard[key] = held
+        shard[key] = stored
         if len(shard) > SHARD_KEYS:
             self.split(key)
 
-    def get_many(self, keys: Sequence[bytes]) -> list[_Held | None]:
-        """`get` of each of ``keys``."""
-        if len(self.shards) == 1:
-            return list(map(self.shards[0].get, keys))
-        shards, shift = self.shards, self.shift
-        return [shards[hash(key) >> shift].get(key) for key in keys]
-
-    def places(self, keys: Sequence[bytes]) -> list[dict[bytes, _Held]]:
-        """The shard of each of ``keys``, until the next `split` or `shrink`."""
-        shards, shift = self.shards, self.shift
-        if len(shards) == 1:
-            return shards * len(keys)
-        return [shards[number >> shift] for number in map(hash, keys)]
-
-    def put_many(
-        self,
-        places: Sequence[dict[bytes, _Held]],
-        keys: Sequence[bytes],
-        held: Sequence[_Held],
-        new: Sequence[bytes],
-    ) -> None:
-        """`put` each of ``held`` under its key, in its place; ``new`` are those of the keys that are not there yet."""
-        for place, key, one in zip(places, keys, held, strict=True):
-            place[key] = one
-        self.count += len(new)
-        for key in new:
-            if len(self.shards[hash(key) >> self.shift]) > SHARD_KEYS:
-                self.split(key)
-
-    def remove(self, key: bytes) -> _Held | None:
-        """Hold nothing under ``key`` any more; what was held."""
-        held = self.shards[hash(key) >> self.shift].pop(key, None)
-        if held is not None:
+    def pop(self, key: bytes) -> _Stored | None:
+        """Remove ``key``. Return what was stored, or None."""
+        shard = self.shard(key)
+        stored = shard.pop(key, None)
+        if stored is not None:
             self.count -= 1
-        return held
+            if sys.getsizeof(shard) > _EMPTY_BYTES + _MOST_BYTES_PER_KEY * len(shard):
+                self._shrink(key)
+        return stored
 
     def split(self, key: bytes) -> None:
-        """Spread the keys of ``key``'s shard over eight."""
-        first, last = self._run((hash(key) >> self.shift) % len(self.shards))
+        """Divide the dict of ``key`` by the next bits of the partition, if it has more than one partition."""
+        first, last = self._run((xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift)
         if first == last:
-            self.shards = [shard for shard in self.shards for _ in range(_PARTS)]
-            self.shift -= _SPLIT_BITS
-            first, last = first * _PARTS, first * _PARTS + _PARTS - 1
-        places = (last - first + 1) // _PARTS  # in the directory, for each part
-        shift = self.shift + places.bit_length() - 1
-        parts: list[dict[bytes, _Held]] = [{} for _ in range(_PARTS)]
-        for each, held in self.shards[first].items():
-            parts[hash(each) >> shift & _PARTS - 1][each] = held
-        self.shards[first : last + 1] = [part for part in parts for _ in range(places)]
+            bits = min(_SPLIT_BITS, self.shift)
+            if not bits:
+                return
+            self.shards = [shard for shard in self.shards for _ in range(1 << bits)]
+            self.shift -= bits
+            first, last = first << bits, (first + 1 << bits) - 1
+        bits = min(_SPLIT_BITS, (last - first).bit_length())
+        width = last - first + 1 >> bits  # of each part, in the directory
+        shift = self.shift + width.bit_length() - 1
+        parts: list[dict[bytes, _Stored]] = [{} for _ in range(1 << bits)]
+        for each, stored in self.shards[first].items():
+            parts[xxh3_64_intdigest(each) >> shift & (1 << bits) - 1][each] = stored
+        self.shards[first : last + 1] = [part for part in parts for _ in range(width)]
+
+    # Walking ----------------------------------------------------------------------------------------------
 
     def page(self, position: int, limit: int, room: int = _POSITIONS) -> tuple[list[bytes], int]:
-        """Some keys, from ``position`` on, and the position of what comes after them.
-
-        0 is the first position, and what comes after the end.
+        """Return some keys from ``position`` on, and the position after them.
 
         Args:
-            position: where to begin.
+            position: where to begin; 0 is the beginning, and is returned at the end.
             limit: the most keys.
-            room: the most bytes of keys, but for the first one.
+            room: the most bytes of keys, except for the first key.
         """
-        first, last = self._run(position >> self.shift)
+        first, last = self._run(position >> _WITHIN_BITS >> self.shift)
+        end = last + 1 << self.shift + _WITHIN_BITS
         keys = list(self.shards[first])
-        end = (last + 1) << self.shift
-        if position > first << self.shift:
-            keys = [key for key in keys if hash(key) % _POSITIONS >= position]
+        if position > first << self.shift + _WITHIN_BITS:
+            keys = [key for key in keys if _position(key) >= position]
         if len(keys) > limit or sum(map(len, keys)) > room:
             keys.sort(key=_position)
             limit = min(limit, _fitting(keys, room))
             if limit < len(keys):
-                end = hash(keys[limit]) % _POSITIONS
+                end = _position(keys[limit])
                 del keys[limit:]
         return keys, end % _POSITIONS
 
-    def part(self, position: int) -> tuple[Collection[_Held], int]:
-        """What is held from ``position`` to the end of its shard, and the position of that end, 0 after the last."""
-        first, last = self._run(position >> self.shift)
-        shard, end = self.shards[first], (last + 1) << self.shift
-        if position > first << self.shift:
-            return [held for key, held in shard.items() if _position(key) >= position], end % _POSITIONS
-        return shard.values(), end % _POSITIONS
+    def part(self, position: int) -> tuple[list[_Stored], int]:
+        """Return what is stored from ``position`` to the end of its dict, and the position of that end, or 0."""
+        first, last = self._run(position >> _WITHIN_BITS >> self.shift)
+        shard, end = self.shards[first], last + 1 << self.shift + _WITHIN_BITS
+        if position > first << self.shift + _WITHIN_BITS:
+            return [stored for key, stored in shard.items() if _position(key) >= position], end % _POSITIONS
+        return list(shard.values()), end % _POSITIONS
 
-    def remaining(self) -> Iterator[bytes]:
-        """A key that is held, and another one, until none is; whoever is told one removes it before the next."""
-        at = 0
-        while at < _POSITIONS:
-            first, last = self._run(at >> self.shift)
-            while shard := self.shards[first]:
-                yield next(reversed(shard))
-            at = (last + 1) << self.shift
+    def partition(self, partition: int) -> list[bytes]:
+        """Return the keys of one partition; looks at no more than one dict."""
+        shard = self.shards[partition >> self.shift]
+        if not self.shift:
+            return list(shard)
+        return [key for key in shard if xxh3_64_intdigest(key) & PARTITION_MASK == partition]
 
-    def shrink(self, key: bytes) -> None:
-        """Give back memory if much is unused of what ``key``'s shard takes, as keys that came and went leave it.
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield each key. Keys may be removed meanwhile, and may be yielded nevertheless; none may be added."""
+        for shard in {id(shard): shard for shard in self.shards}.values():
+            yield from list(shard)
 
-        The shard is another object then.
-        """
-        index = hash(key) >> self.shift
-        shard = self.shards[index]
-        if sys.getsizeof(shard) > _EMPTY_BYTES + _MOST_BYTES_PER_KEY * len(shard):
-            first, last = self._run(index % len(self.shards))
-            self.shards[first : last + 1] = [dict(shard)] * (last - first + 1)
+    def _shrink(self, key: bytes) -> None:
+        """Give back the memory that the dict of ``key`` does not use, as keys that come and go leave it."""
+        index = (xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift
+        first, last = self._run(index)
+        self.shards[first : last + 1] = [dict(self.shards[index])] * (last - first + 1)
 
     def _run(self, index: int) -> tuple[int, int]:
-        """The first and the last place in the directory of the shard that has this one."""
+        """Return the first and the last index in the directory of the dict at ``index``."""
         shards = self.shards
         shard, first, last = shards[index], index, index
         while first and shards[first - 1] is shard:
@@ -181,30 +180,14 @@ class Table(Generic[_Held]):
         return first, last
 
 
-class _Seeker:
-    """Equal to a key, and remembers which object it was equal to."""
-
-    __slots__ = ("found",)
-
-    def __init__(self, key: bytes) -> None:
-        self.found = key
-
-    def __hash__(self) -> int:
-        return hash(self.found)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, bytes) or other != self.found:
-            return False
-        self.found = other
-        return True
-
-
 def _position(key: bytes) -> int:
-    return hash(key) % _POSITIONS
+    """Return the place of a key in the order of walks: its hash, the bits of the partition first."""
+    number = xxh3_64_intdigest(key)
+    return (number & PARTITION_MASK) << _WITHIN_BITS | number >> PARTITION_BITS
 
 
 def _fitting(keys: list[bytes], room: int) -> int:
-    """How many of ``keys``, from the first on, have at most ``room`` bytes; at least one."""
+    """Return how many of ``keys``, from the first on, have at most ``room`` bytes; at least one."""
     for count, key in enumerate(keys):
         room -= len(key)
         if room < 0 and count:

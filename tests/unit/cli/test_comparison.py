@@ -126,9 +126,9 @@ def test_the_text(trace: Trace, lines: Iterable[object], options: list[str]) -> 
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
     header = next(line for line in out.splitlines() if "capacity" in line)
-    assert header.split()[1:4] == list(POLICIES)
+    assert header.split()[1:3] == list(POLICIES)
     assert header.endswith(("best possible  ", "upper bound  "))
-    assert "o adaptive" in out
+    assert "o s3fifo" in out
 
 
 def test_the_best_is_marked(trace: Trace) -> None:

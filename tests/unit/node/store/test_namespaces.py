@@ -67,9 +67,9 @@ class TestNamespaces:
         assert (spaces.root is new) == (key[0] == 0)
         assert list(spaces.cleared[old.prefix]) == [old]
         spaces.clear(new)
-        spaces.swept(old)
+        spaces.reclaimed(old)
         assert list(spaces.cleared[old.prefix]) == [new]
-        spaces.swept(new)
+        spaces.reclaimed(new)
         assert not spaces.cleared
 
     def test_of_many_that_are_empty_only_the_figures_are_kept(self) -> None:

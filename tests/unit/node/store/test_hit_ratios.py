@@ -71,8 +71,8 @@ def test_hit_ratios_on_references_to_a_databases_pages(
     assert hit_ratio(OLTP, capacity, seeds=seeds) >= wanted
 
 
-# Where recency is best, the default needs some time to know.
-BEHIND = 0.003
+# Where recency is best, S3-FIFO costs some hits.
+BEHIND = 0.01
 
 
 @pytest.mark.parametrize("capacity", [100, 200, 400, 800, 1000, 2000])

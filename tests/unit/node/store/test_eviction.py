@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.config import DEFAULT_EVICTION, EVICTION_POLICIES
-from pyrocache.node.store.eviction import DEFAULT_POLICY, LRU, POLICIES, S3FIFO, Adaptive, EvictionPolicy
+from pyrocache.node.store.eviction import DEFAULT_POLICY, LRU, POLICIES, S3FIFO, EvictionPolicy
 
 all_policies = pytest.mark.parametrize("policy", POLICIES)
 
@@ -259,8 +259,9 @@ def test_lru_evicts_in_the_order_of_use_to_the_precision_of_an_epoch() -> None:
     for key in keys:
         order.used(key)
     place = {key: number for number, key in enumerate(keys)}
-    # Two epochs, and what one eviction leaves to the next ones.
-    assert max(abs(place[key] - number) for number, key in enumerate(drain(order))) <= 200 + 128
+    off = sorted(abs(place[key] - number) for number, key in enumerate(drain(order)))
+    # Two epochs, and what one eviction leaves to the next ones; of some keys the use is forgotten.
+    assert off[len(off) * 8 // 10] <= 200 + 128
 
 
 def test_s3fifo_lets_pass_what_is_used_once() -> None:
@@ -282,68 +283,3 @@ def test_s3fifo_knows_who_comes_again() -> None:
     cache.hits(again)
     cache.hits(numbered("t", 0, 5000))
     assert len(cache.held.intersection(again)) >= 40  # two keys may have shared a place
-
-
-# The default -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("capacity", [500, 3000])
-def test_the_default_finds_out_that_recency_is_better(capacity: int) -> None:
-    keys = passing(20 * capacity, 1.6 * capacity)
-    exact = Cache(ExactLRU(), capacity).hits(keys)
-    assert Cache(S3FIFO(), capacity).hits(keys) < 0.85 * exact, "the accesses tell them apart"
-    assert Cache(Adaptive(), capacity).hits(keys) > 0.85 * exact
-
-
-@pytest.mark.parametrize("capacity", [500, 3000])
-def test_the_default_finds_out_that_frequency_is_better(capacity: int) -> None:
-    often, once = popular(6 * capacity, 40 * capacity), numbered("o", 0, 40 * capacity)
-    keys = [key for pair in zip(often, once, strict=True) for key in pair]
-    exact = Cache(ExactLRU(), capacity).hits(keys)
-    simple = Cache(S3FIFO(), capacity).hits(keys)
-    assert exact < 0.9 * simple, "the accesses tell them apart"
-    assert Cache(Adaptive(), capacity).hits(keys) > 0.96 * simple
-
-
-def test_the_default_changes_its_mind() -> None:
-    cache = Cache(Adaptive(), 500)
-    once = numbered("o", 0, 30_000)
-    by_frequency = [key for pair in zip(popular(3000, 30_000), once, strict=True) for key in pair]
-    by_recency = passing(20_000, 800)
-    for keys in (by_recency, by_frequency, by_recency, by_frequency):
-        alone = max(Cache(ExactLRU(), 500).hits(keys), Cache(S3FIFO(), 500).hits(keys))
-        assert cache.hits(keys) > 0.8 * alone
-
-
-@pytest.mark.parametrize("capacity", [1000, pytest.param(3000, marks=pytest.mark.full)])
-@pytest.mark.parametrize("uses_per_scanned", [0, 0.1, 0.33, 1, 3])
-@pytest.mark.parametrize("skew", [0.0, 0.9])
-def test_a_scan_costs_few_hits_also_when_recency_was_better_before(
-    capacity: int, uses_per_scanned: float, skew: float
-) -> None:
-    """The working set takes two thirds of the cache, the scan is ten times the cache.
-
-    Either it comes at once, and the working set is used after it, or in between uses. What is still believed of recency
-    may cost a little more than when nothing was known (`test_eviction`).
-    """
-    draw = random.Random(3)
-    working = numbered("w", 0, capacity * 2 // 3)
-    weights = [(rank + 1) ** -skew for rank in range(len(working))]
-
-    def uses(count: float) -> list[bytes]:
-        return draw.choices(working, weights, k=int(count))
-
-    cache = Cache(Adaptive(), capacity)
-    cache.hits(passing(10 * capacity, 1.6 * capacity))
-    cache.hits(uses(10 * capacity))
-    undisturbed = cache.hits(uses(2 * capacity)) / (2 * capacity)
-    hits = accesses = 0
-    for number, key in enumerate(numbered("s", 0, 10 * capacity)):
-        cache.access(key)
-        due = uses((number + 1) * uses_per_scanned - accesses)
-        hits += cache.hits(due)
-        accesses += len(due)
-    if not uses_per_scanned:
-        accesses = len(working)
-        hits = cache.hits(uses(accesses))
-    assert hits / accesses >= 0.8 * undisturbed

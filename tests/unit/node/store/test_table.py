@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.node.store.table import SHARD_KEYS, Table
+from pyrocache.protocol.partition import PARTITIONS, partition_of
 
 
 def filled(count: int) -> Table[int]:
@@ -44,11 +46,12 @@ def check(table: Table[int]) -> None:
     assert len(set(map(id, shards))) == len(shards), "each comes once"
     assert {id(shard) for shard in table.shards} == set(map(id, shards))
     assert sum(map(len, shards)) == table.count
-    assert max(map(len, shards)) <= SHARD_KEYS
-    assert len(table.shards) == 1 << 64 - table.shift
+    if table.shift:
+        assert max(map(len, shards)) <= SHARD_KEYS
+    assert len(table.shards) == 1 << 14 - table.shift
     for place, shard in enumerate(table.shards):
         if table.shards.index(shard) == place:
-            assert all(table.shards[hash(key) >> table.shift] is shard for key in shard)
+            assert all(table.shards[partition_of(key) >> table.shift] is shard for key in shard)
 
 
 class TestMapping:
@@ -57,17 +60,8 @@ class TestMapping:
         table.put(b"key", 1)
         table.put(b"key", 2)
         assert (table.get(b"key"), table.get(b"other"), table.count) == (2, None, 1)
-        assert (table.remove(b"key"), table.remove(b"key"), table.count) == (2, None, 0)
+        assert (table.pop(b"key"), table.pop(b"key"), table.count) == (2, None, 0)
         assert table.get(b"key") is None
-
-    def test_it_tells_the_object_that_it_holds_for_a_key(self) -> None:
-        table = filled(5000)
-        held = {key: key for shard in parts(table) for key in shard}
-        for number in range(5000):
-            assert table.same(b"%d" % number) is held[b"%d" % number]
-        other = b"other"
-        assert table.same(other) is other
-        assert table.count == 5000
 
     @pytest.mark.parametrize("count", [0, 1, SHARD_KEYS, SHARD_KEYS + 1, 40_000])
     def test_it_holds_any_number(self, count: int) -> None:
@@ -76,7 +70,7 @@ class TestMapping:
         assert all(table.get(b"%d" % number) == number for number in range(count))
         assert table.get(b"%d" % count) is None
         for number in range(count):
-            assert table.remove(b"%d" % number) == number
+            assert table.pop(b"%d" % number) == number
         check(table)
         assert table.count == 0
 
@@ -90,7 +84,7 @@ class TestMapping:
                 table.put(key, -number - 1)
                 model[key] = -number - 1
             else:
-                assert table.remove(key) == model.pop(key, None)
+                assert table.pop(key) == model.pop(key, None)
         check(table)
         assert {key: held for shard in parts(table) for key, held in shard.items()} == model
 
@@ -113,12 +107,62 @@ class TestMapping:
         assert all(table.get(b"%d" % number) == number for number in range(100))
 
 
+def in_partition(partition: int, count: int) -> list[bytes]:
+    """Keys of one partition."""
+    found: list[bytes] = []
+    number = 0
+    while len(found) < count:
+        key = b"%d" % number
+        if partition_of(key) == partition:
+            found.append(key)
+        number += 1
+    return found
+
+
+def test_a_partition_has_its_own_keys_and_all_of_them() -> None:
+    table = filled(50_000)
+    by_partition: dict[int, set[bytes]] = {}
+    for number in range(50_000):
+        by_partition.setdefault(partition_of(b"%d" % number), set()).add(b"%d" % number)
+    for partition in (0, 1, 77, PARTITIONS - 1):
+        keys = table.partition(partition)
+        assert len(set(keys)) == len(keys)
+        assert set(keys) == by_partition.get(partition, set())
+
+
+def test_a_dict_is_an_interval_of_partitions() -> None:
+    table = filled(50_000)
+    intervals = sorted(
+        (min(map(partition_of, shard)), max(map(partition_of, shard))) for shard in parts(table) if shard
+    )
+    assert len(intervals) > 30
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(intervals))
+
+
+def test_a_walk_has_the_partitions_in_order() -> None:
+    found = [partition_of(key) for key in walked(filled(5000), 300)]
+    pages = [sorted(found[at : at + 300]) for at in range(0, 5000, 300)]
+    assert all(max(one) <= min(other) for one, other in itertools.pairwise(pages[:1] + pages[-1:]))
+
+
+def test_a_partition_too_large_for_a_dict_is_not_split() -> None:
+    table: Table[int] = Table()
+    keys = in_partition(5, 12)
+    for key in keys:
+        table.put(key, 1)
+    for _ in range(10):
+        table.split(keys[0])
+    check(table)
+    assert table.shift == 0
+    assert sorted(walked(table, 5)) == sorted(table.partition(5)) == sorted(keys)
+
+
 def test_a_table_is_emptied_one_by_one_whatever_else_goes() -> None:
     table = filled(5000)
     told = 0
-    for key in table.remaining():
-        table.remove(key)
-        table.remove(b"%d" % told)
+    for key in table:
+        table.pop(key)
+        table.pop(b"%d" % told)
         told += 1
     check(table)
     assert table.count == 0
@@ -129,8 +173,7 @@ def test_what_keys_leave_behind_that_come_and_go_is_given_back() -> None:
     table = filled(20_000)
     for number in range(100_000):
         key = b"%d" % number
-        table.remove(key)
-        table.shrink(key)
+        table.pop(key)
         table.put(b"%d" % (number + 20_000), number + 20_000)
         if number % 10_000 == 0:
             check(table)
@@ -157,7 +200,7 @@ class TestWalks:
             for number in range(1000 if pages <= 20 else 0):
                 table.put(b"new %d %d" % (pages, number), 0)
             for number in range(1, 2 * pages, 2):
-                table.remove(b"%d" % number)
+                table.pop(b"%d" % number)
 
         found = walked(table, limit, disturb)
         check(table)
@@ -192,7 +235,7 @@ class TestWalks:
         for position in (0, 1, 2**63 - 1, 2**63, 2**64 - 1):
             page, _ = table.page(position, 10)
             found.update(page)
-            assert all(hash(key) % 2**64 >= position for key in page)
+            assert all(partition_of(key) >= position >> 50 for key in page)
         assert found
 
 

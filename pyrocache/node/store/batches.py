@@ -1,0 +1,149 @@
+"""Batches of keys of one namespace, read and stored column by column instead of key by key.
+
+That is three to five times as fast as a call for each key, since C code loops over the columns. Both functions do
+exactly what the calls one by one would do, or return None and leave the batch to those. Does no I/O. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from types import NoneType
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from pyrocache.node.store.contents import Contents
+from pyrocache.node.store.entry import Entry, Stored, Value, cost_of, plain_costs
+from pyrocache.node.store.mutation import SetMany
+from pyrocache.node.store.namespaces import Namespace
+from pyrocache.node.store.table import SHARD_KEYS
+from pyrocache.protocol.partition import PARTITION_MASK
+
+_PLAIN = frozenset({bytes})
+_PLAIN_OR_NONE = frozenset({bytes, NoneType})
+
+
+def get_many(contents: Contents, keys: Sequence[bytes], room: int, now: float) -> list[Any] | None:
+    """Return the values of ``keys``, None for a miss, and count hits and misses.
+
+    Returns:
+        None if the keys are of several namespaces, have over ``room`` bytes, or some entry may be dead or has details.
+    """
+    space = contents.namespaces.of(keys[0])
+    found: list[Any] = space.get_many(keys)
+    if not _PLAIN_OR_NONE.issuperset(map(type, found)):
+        values_alone = _values(found, now)
+        if values_alone is None:
+            return None
+        found = values_alone
+    hits, values = keys, found
+    if None in found:
+        hits, values = _present(keys, found)
+        # Only keys that are found here are known to belong here.
+        if _common(contents, _absent(keys, found)) is not space:
+            return None
+    if sum(map(len, values)) > room:
+        return None
+    space.hits += len(hits)
+    space.misses += len(found) - len(hits)
+    contents.policy.used_many(hits)
+    return found
+
+
+def set_many(contents: Contents, change: SetMany, now: float) -> bool:
+    """Store distinct keys of one namespace, which fit together. Return False if they are not that: nothing changed."""
+    keys, values = change.keys, change.values
+    space = contents.namespaces.of(keys[0])
+    batch = set(keys)
+    expire = change.expires_at < math.inf
+    cost = plain_costs(keys, values, expire=expire)
+    if len(batch) < len(keys) or cost + space.overhead > contents.max_bytes:
+        return False
+    if contents.bytes + cost + space.overhead > contents.max_bytes:
+        contents.reclaim_for(cost + space.overhead)
+    partitions = [number & PARTITION_MASK for number in map(xxh3_64_intdigest, keys)]
+    shards = space.shards_at(partitions)
+    before: list[Any] = list(map(dict.get, shards, keys))
+    known, new = keys, list[bytes]()
+    if None in before:
+        new = _absent(keys, before)
+        known, before = _present(keys, before)
+    if new and (space.prefix in contents.namespaces.cleared or _common(contents, new) is not space):
+        return False
+    plain = _PLAIN.issuperset(map(type, before))
+    freed = plain_costs(known, before) if plain else sum(map(cost_of, known, before))
+    growth = cost - freed
+    if contents.bytes + growth + space.overhead > contents.max_bytes:
+        contents.evict_for(growth + space.overhead, keep=batch)
+        shards = space.shards_at(partitions)  # some may have been copied meanwhile
+    # From here on everything succeeds.
+    contents.bytes += growth + (0 if space.count else space.overhead)
+    contents.counters.sets += len(keys)
+    counts = contents.mutations
+    for partition in partitions:
+        counts[partition] += 1
+    if not plain:
+        for key, stored in zip(known, before, strict=True):
+            if isinstance(stored, Entry):
+                contents.unlink(space, key, stored)
+    _put(space, shards, keys, _entries(contents, space, change, now) if expire else values)
+    space.count += len(new)
+    for key in new:
+        if len(space.shard(key)) > SHARD_KEYS:
+            space.split(key)
+    contents.policy.used_many(known)
+    if new:
+        contents.policy.added_many(new)
+    return True
+
+
+def _put(
+    space: Namespace, shards: list[dict[bytes, Stored]], keys: Sequence[bytes], stored: Sequence[Stored]
+) -> None:
+    if len(space.shards) == 1:
+        space.shards[0].update(zip(keys, stored, strict=True))
+        return
+    for shard, key, one in zip(shards, keys, stored, strict=True):
+        shard[key] = one
+
+
+def _entries(contents: Contents, space: Namespace, change: SetMany, now: float) -> list[Entry]:
+    """Return the entries of a batch that expires, which are in their bucket."""
+    bucket = contents.expiry.bucket(change.expires_at, change.expires_at - now)
+    bucket.update(change.keys)
+    space.expiring += len(change.keys)
+    return [Entry(value, change.expires_at, bucket) for value in change.values]
+
+
+def _values(stored: Iterable[Stored | None], now: float) -> list[Value | None] | None:
+    """Return the values alone, or None if one is dead or has details, which may say that it is dead."""
+    values: list[Value | None] = []
+    for one in stored:
+        if not isinstance(one, Entry):
+            values.append(one)
+        elif now >= one.expires_at or one.details is not None:
+            return None
+        else:
+            values.append(one.value)
+    return values
+
+
+def _common(contents: Contents, keys: Sequence[bytes]) -> Namespace | None:
+    """Return the one namespace of all of ``keys``; None if there are several."""
+    low, high = min(keys), max(keys)
+    space = contents.namespaces.of(low)
+    prefix = space.prefix
+    # What lies between two keys that begin with the prefix begins with it as well.
+    return space if prefix and low != prefix and high.startswith(prefix) else None
+
+
+def _present(keys: Sequence[bytes], stored: Sequence[Any]) -> tuple[list[bytes], list[Any]]:
+    """Return those of ``keys`` for which something is stored, and that."""
+    found = [key for key, one in zip(keys, stored, strict=True) if one is not None]
+    return found, [one for one in stored if one is not None]
+
+
+def _absent(keys: Sequence[bytes], stored: Sequence[Any]) -> list[bytes]:
+    """Return those of ``keys`` for which nothing is stored."""
+    return [key for key, one in zip(keys, stored, strict=True) if one is None]

@@ -1,0 +1,100 @@
+"""The changes that a store can undergo: `Store.apply` executes each of them, and nothing else changes an entry.
+
+A mutation is the effect of a command, not the command: conditions are decided and sums are computed before. Applied in
+the same order, the mutations of a partition have the same effect on another store, so they are what can be sent to a
+copy. Times are those of the monotonic clock of the store. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pyrocache.node.store.entry import Value
+
+
+@dataclass(slots=True)
+class Extras:
+    """What few values come with.
+
+    Attributes:
+        stale_until: until when the entry is kept, once it has expired, for callers that take a stale value; or 0.
+        load_seconds: how long the value took to make, if that is known.
+        tags: names by which it can be invalidated, each once.
+    """
+
+    stale_until: float = 0.0
+    load_seconds: float | None = None
+    tags: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class Set:
+    """Store a value. The result is None.
+
+    Attributes:
+        key, value: the entry.
+        expires_at: monotonic seconds; infinite if it never expires.
+        extras: what else is known of it, if anything.
+    """
+
+    key: bytes
+    value: Value
+    expires_at: float = math.inf
+    extras: Extras | None = None
+
+
+@dataclass(slots=True)
+class SetMany:
+    """Store each of ``values``, all of which fit, under its key. The result is None."""
+
+    keys: Sequence[bytes]
+    values: Sequence[Value]
+    expires_at: float = math.inf
+
+
+@dataclass(slots=True)
+class Touch:
+    """Set the expiry of an entry. The result says whether there is one. A stale period moves along."""
+
+    key: bytes
+    expires_at: float = math.inf
+
+
+@dataclass(slots=True)
+class Delete:
+    """Remove an entry, and count it as deleted. The result is None."""
+
+    key: bytes
+
+
+@dataclass(slots=True)
+class Discard:
+    """Remove what is stored under a key, uncounted: it is stale, or another node owns it. The result is None."""
+
+    key: bytes
+
+
+@dataclass(slots=True)
+class Clear:
+    """Remove all entries of a namespace in constant time. The result is their number.
+
+    Expired entries that were not reclaimed yet are included.
+    """
+
+    namespace: bytes
+
+
+@dataclass(slots=True)
+class InvalidateTag:
+    """Remove all entries with a tag in constant time. The result is their number.
+
+    Entries that had expired, or whose namespace was cleared, and that were not reclaimed yet are included.
+    """
+
+    tag: bytes
+
+
+Mutation: TypeAlias = Set | SetMany | Touch | Delete | Discard | Clear | InvalidateTag

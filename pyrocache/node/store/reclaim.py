@@ -1,0 +1,87 @@
+"""Which entries are dead but still in memory: those of cleared namespaces, with an invalid tag, or expired.
+
+Such entries are invisible to readers at once and are reclaimed one by one, so that no call takes long. The `Reclaimer`
+finds the next one; removing and accounting are up to the store. Does no I/O. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pyrocache.node.store.entry import Stored
+from pyrocache.node.store.expiry import ExpiryBuckets
+from pyrocache.node.store.namespaces import Namespace, Namespaces
+from pyrocache.node.store.tags import Tags
+
+
+class Dead(NamedTuple):
+    """An entry to remove: its namespace, its key, what is stored there, and whether it has expired."""
+
+    space: Namespace
+    key: bytes
+    stored: Stored
+    expired: bool
+
+
+class Reclaimer:
+    """Finds dead entries.
+
+    Attributes:
+        cleared: cleared namespaces that still have entries, each with the keys that are to be removed.
+    """
+
+    __slots__ = ("_clock", "_expiry", "_namespaces", "_tags", "cleared")
+
+    def __init__(
+        self, namespaces: Namespaces, tags: Tags, expiry: ExpiryBuckets, clock: Callable[[], float]
+    ) -> None:
+        self._namespaces = namespaces
+        self._tags = tags
+        self._expiry = expiry
+        self._clock = clock
+        self.cleared: deque[tuple[Namespace, Iterator[bytes]]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is dead, and nothing will be."""
+        return not (self.cleared or self._tags.invalid or self._expiry.ticks)
+
+    def clear(self, space: Namespace) -> None:
+        """Put an empty namespace in the place of this one; its entries are dead."""
+        self._namespaces.clear(space)
+        self.cleared.append((space, iter(space)))
+
+    def next(self) -> Dead | None:
+        """Return a dead entry, which the caller must remove, or None when there is none."""
+        return self._next_cleared() or self._next_invalid() or self._next_expired()
+
+    def _next_cleared(self) -> Dead | None:
+        while self.cleared:
+            space, keys = self.cleared[0]
+            for key in keys:
+                stored = space.get(key)  # None if it was set again meanwhile
+                if stored is not None:
+                    return Dead(space, key, stored, False)
+            self.cleared.popleft()
+            self._namespaces.reclaimed(space)
+        return None
+
+    def _next_invalid(self) -> Dead | None:
+        invalid = self._tags.invalid
+        while invalid:
+            if invalid[0].keys:
+                key = invalid[0].keys.pop()
+                space, stored = self._namespaces.find(key)
+                return Dead(space, key, stored, False)
+            invalid.popleft()
+        return None
+
+    def _next_expired(self) -> Dead | None:
+        bucket = self._expiry.due(self._clock())
+        if bucket is None:
+            return None
+        key = bucket.pop()
+        space, stored = self._namespaces.find(key)
+        return Dead(space, key, stored, True)

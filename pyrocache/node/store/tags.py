@@ -1,0 +1,65 @@
+"""The tags of a store: names by which entries can be invalidated together.
+
+Keeps which keys have which tag, and which tags are invalid. Removing the entries is up to the store. Does no I/O. Not
+thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pyrocache.node.store.entry import Tag
+
+TAG_BYTES = 512
+"""Bytes that a tag is accounted for in addition to its name and its entries."""
+
+
+class Tags:
+    """All tags that entries have.
+
+    Attributes:
+        invalid: tags that were invalidated, oldest first, until their entries are reclaimed.
+    """
+
+    __slots__ = ("_by_name", "invalid")
+
+    def __init__(self) -> None:
+        self._by_name: dict[bytes, Tag] = {}
+        self.invalid: deque[Tag] = deque()
+
+    def __len__(self) -> int:
+        """Return how many valid tags there are."""
+        return len(self._by_name)
+
+    def attach(self, key: bytes, names: tuple[bytes, ...]) -> tuple[tuple[Tag, ...], int]:
+        """Give ``key`` the tags of these names. Return the tags, and the bytes that new ones are accounted for."""
+        cost = 0
+        tags = []
+        for name in names:
+            tag = self._by_name.get(name)
+            if tag is None:
+                tag = self._by_name[name] = Tag(name)
+                cost += len(name) + TAG_BYTES
+            tag.keys.add(key)
+            tags.append(tag)
+        return tuple(tags), cost
+
+    def detach(self, key: bytes, tags: tuple[Tag, ...]) -> int:
+        """Take the tags from ``key``. Return the bytes that those were accounted for that have no keys any more."""
+        freed = 0
+        for tag in tags:
+            tag.keys.discard(key)
+            if not tag.keys:
+                freed += len(tag.name) + TAG_BYTES
+                if not tag.invalid:
+                    del self._by_name[tag.name]
+        return freed
+
+    def invalidate(self, name: bytes) -> int:
+        """Mark the tag as invalid; an entry that gets the name later has another tag. Return the number of its keys."""
+        tag = self._by_name.pop(name, None)
+        if tag is None:
+            return 0
+        tag.invalid = True
+        self.invalid.append(tag)
+        return len(tag.keys)
