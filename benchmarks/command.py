@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.cases import CASES
+from benchmarks.lab.command import replay_command
 from benchmarks.machine import machine, versions
 from benchmarks.report import DOCUMENT, markdown
 from benchmarks.results import Results, newest
@@ -87,6 +88,9 @@ def report(
         raise typer.BadParameter("there are no results; run the benchmarks first.")
     DOCUMENT.write_text(markdown(Results.from_json(file.read_text())))
     _console().print(f"{DOCUMENT} is written from {file}.")
+
+
+app.command("replay")(replay_command)
 
 
 def _run_cases(results: Results, names: list[str]) -> bool:

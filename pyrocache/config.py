@@ -1,7 +1,9 @@
-"""Settings: frozen, validated when made, and never read from the environment here.
+"""Settings of nodes and clients: frozen, validated when made.
 
-Also owns the three small notations that settings are written in: an address (``host:port``), a size
-(``256MiB``) and the rule which addresses are safe to bind to. Immutable, so safe to share among threads.
+Also owns the notations of an address (``host:port``) and a size (``256MiB``), the checks of durations, and the rule for
+which addresses are safe to bind to. Nothing here reads the environment.
+
+Threading: everything is immutable, so it can be shared among threads.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ EVICTION_POLICIES = ("s3fifo", "lru")
 DEFAULT_EVICTION = "s3fifo"
 
 MAX_NAMESPACE_BYTES = 255
-"""Bytes of a namespace's name in UTF-8, at most."""
+"""The longest name of a namespace, in bytes of UTF-8."""
 
 MAX_NAMESPACE_PATH_BYTES = 512
-"""Bytes of all names of a nested namespace together, at most."""
+"""The longest path of a nested namespace: the bytes of all names, and one byte for each."""
 
 MAX_SECONDS = 1_000_000
 """The longest timeout or deadline, eleven days; a TTL may be longer."""
@@ -39,27 +41,27 @@ TransportChoice = Literal["auto", "tcp"]
 
 
 def parse_size(size: int | str) -> int:
-    """A number of bytes from ``1048576``, ``"1MiB"``, ``"1.5 GB"``, ``"64k"``.
+    """Return a number of bytes from ``1048576``, ``"1MiB"``, ``"1.5 GB"`` or ``"64k"``.
 
     ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ``Mi``, ``Gi``, ``Ti`` of 1024.
 
     Raises:
-        ConfigurationError: it is no size, or not positive.
+        ConfigurationError: it is not a valid size, or not positive.
     """
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         if match is None:
-            raise ConfigurationError(f"{size!r} is no size; write it like 256MiB or 1GiB.")
+            raise ConfigurationError(f"{size!r} is not a valid size. Examples: 256MiB, 1GiB.")
         number, letter, binary = match.groups()
         power = " kmgt".index(letter.lower() or " ")
         size = int(float(number) * (1024 if binary else 1000) ** power)
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
-        raise ConfigurationError(f"A size is a positive number of bytes, not {size!r}.")
+        raise ConfigurationError(f"A size must be a positive number of bytes, not {size!r}.")
     return size
 
 
 def format_size(size: float) -> str:
-    """``size`` bytes as a short text: ``"256.0 MiB"``."""
+    """Return a number of bytes as a short text, such as ``"256.0 MiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -68,12 +70,12 @@ def format_size(size: float) -> str:
 
 
 def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
-    """``("127.0.0.1", 9090)`` from ``"127.0.0.1:9090"``, ``"127.0.0.1"`` or ``"[::1]:9090"``.
+    """Return host and port from ``"127.0.0.1:9090"``, ``"127.0.0.1"`` or ``"[::1]:9090"``.
 
     Raises:
-        ConfigurationError: it is no address.
+        ConfigurationError: it is not a valid address.
     """
-    problem = ConfigurationError(f"{address!r} is no address; write it like {DEFAULT_NAMESERVER}.")
+    problem = ConfigurationError(f"{address!r} is not a valid address. Example: {DEFAULT_NAMESERVER}.")
     if not isinstance(address, str):
         raise problem
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?", address)
@@ -86,7 +88,7 @@ def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
 
 
 def format_address(host: str, port: int) -> str:
-    """The opposite of `parse_address`."""
+    """Return ``host:port``, from which `parse_address` returns the same host and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -99,7 +101,7 @@ def _is_host(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -107,58 +109,61 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind_host(host: str, *, insecure: bool) -> None:
-    """Refuse to bind to an address that other hosts reach, unless the user asked for that.
+    """Refuse to bind to an address that other hosts can reach, unless the user asked for it.
 
     Raises:
-        ConfigurationError: ``host`` is no host name or address.
+        ConfigurationError: ``host`` is not a valid host name or address.
         InsecureAddress: ``host`` is not loopback and ``insecure`` is not set.
     """
     if not isinstance(host, str) or not _is_host(host):
-        raise ConfigurationError(f"{host!r} is no host name or address.")
+        raise ConfigurationError(f"{host!r} is not a valid host name or address.")
     if not is_loopback(host) and not insecure:
         raise InsecureAddress(
-            f"{host} can be reached from other hosts and there is no authentication yet: "
-            "bind to 127.0.0.1, or give --insecure if you trust everybody on that network."
+            f"Other hosts can reach {host}, and there is no authentication yet. "
+            "Bind to 127.0.0.1, or give --insecure if you trust everybody on that network."
         )
 
 
 def check_node_name(name: str) -> None:
     """Raise `ConfigurationError` unless ``name`` is ``cache.node.N``."""
     if not isinstance(name, str) or not _NODE_NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} is no node name; nodes are called cache.node.1, cache.node.2, …")
+        raise ConfigurationError(f"{name!r} is not a valid node name. Examples: cache.node.1, cache.node.2.")
 
 
 def check_namespace(path: tuple[str, ...]) -> None:
     """Raise `ConfigurationError` unless ``path`` is a tuple of names that are not too long."""
     if not isinstance(path, tuple):
-        raise ConfigurationError(f"A namespace is a path, a tuple of names, not {type(path).__name__}.")
+        raise ConfigurationError(f"A namespace must be a tuple of names, not {type(path).__name__}.")
     sizes = []
     for name in path:
         if not isinstance(name, str):
-            raise ConfigurationError(f"A namespace's name is a str, not {type(name).__name__}.")
+            raise ConfigurationError(f"A namespace's name must be a str, not {type(name).__name__}.")
         sizes.append(len(name.encode("utf-8", "surrogatepass")))
     if max(sizes, default=0) > MAX_NAMESPACE_BYTES:
         raise ConfigurationError(
-            f"A namespace's name takes at most {MAX_NAMESPACE_BYTES} bytes in UTF-8, not {max(sizes)}."
+            f"A namespace's name has {max(sizes)} bytes in UTF-8; the limit is {MAX_NAMESPACE_BYTES}."
         )
     if sum(sizes) + len(sizes) > MAX_NAMESPACE_PATH_BYTES:
         raise ConfigurationError(
-            f"This namespace is nested too deeply: its {len(sizes)} names take more than "
-            f"{MAX_NAMESPACE_PATH_BYTES} bytes in all, with one for each."
+            f"This namespace is nested too deeply: its {len(sizes)} names, with one byte for each, take more than "
+            f"{MAX_NAMESPACE_PATH_BYTES} bytes."
         )
 
 
 def check_seconds(what: str, seconds: float) -> None:
     """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= MAX_SECONDS:
+    if not _is_number(seconds) or not 0 < seconds <= MAX_SECONDS:
         raise ConfigurationError(
-            f"{what} is a number of seconds above 0 and up to {MAX_SECONDS}, not {seconds!r}."
+            f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
         )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
-    """A TTL, the argument called ``name``, as the wire carries it: float seconds, or None for no expiry.
+    """Return a TTL as the wire carries it: float seconds, or None for no expiry. ``name`` is the argument's.
 
     Raises:
         TypeError: not an int, float, timedelta or None.
@@ -168,9 +173,9 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
         return None
     if isinstance(ttl_seconds, timedelta):
         ttl_seconds = ttl_seconds.total_seconds()
-    elif isinstance(ttl_seconds, bool) or not isinstance(ttl_seconds, int | float):
+    elif not _is_number(ttl_seconds):
         kind = type(ttl_seconds).__name__
-        raise TypeError(f"{name} is an int, a float, a timedelta or None, not {kind}.")
+        raise TypeError(f"{name} must be an int, a float, a timedelta or None, not {kind}.")
     if not ttl_seconds > 0:
         raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
     try:
@@ -181,7 +186,7 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
 
 
 def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
-    """The seconds of a finite duration, the argument called ``name``, which may be 0 or not.
+    """Return the seconds of a finite duration, the argument called ``name``; ``zero``: it may be 0.
 
     Raises:
         TypeError: not an int, float or timedelta.
@@ -194,38 +199,38 @@ def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> 
 
 def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "an int or a float") -> None:
     """Raise `TypeError` or `ValueError` unless the argument called ``name`` is a finite number, not negative."""
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{name} is {kinds}, not {type(number).__name__}.")
+    if not _is_number(number):
+        raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
     if not 0 <= number < math.inf or (number == 0 and not zero):
         raise ValueError(
-            f"{name} is finite, and {'not negative' if zero else 'above 0'}; this is {number!r}."
+            f"{name} must be finite and {'not negative' if zero else 'above 0'}, not {number!r}."
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """How one node runs.
+    """The settings of one node.
 
     Attributes:
         nameserver: the name server's ``host:port``.
         name: ``cache.node.N``, or None to take the first free one.
-        host: the address to bind to and to be reached at.
+        host: the address to bind to, and to announce.
         port: the port; 0 for a free one.
         insecure: allow a ``host`` that is not loopback.
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
-        eviction: the policy that decides which entry goes when they are taken, one of `EVICTION_POLICIES`.
-        max_value_bytes: the largest value frame that is taken.
-        max_connections: connections at once; one more is turned away.
-        handshake_seconds: how long a new connection may take to introduce itself.
+        eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
+        max_value_bytes: the largest value frame that is accepted.
+        max_connections: connections at once; further ones are refused.
+        handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
-        idle_seconds: how long a connection may rest between requests.
-        workers: threads for calls that take long.
-        max_queued_calls: long calls that may run or wait for a worker; one more is answered `Overloaded`.
-        max_buffered_bytes: bytes of requests not yet complete and of replies not yet read, over all connections;
-            beyond it the largest unfinished request is answered `Overloaded`, or whoever leaves most unread is cut off.
-        heartbeat_seconds: time between two looks into the name server.
-        drain_seconds: how long a leaving node still redirects clients.
+        idle_seconds: how long a connection may be idle between requests.
+        workers: threads for calls that may block or take long.
+        max_queued_calls: calls that may run on a worker or wait for one; further ones are answered `Overloaded`.
+        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections. Beyond it, the
+            largest incomplete request is answered `Overloaded`, or the connection with the most unread bytes is closed.
+        heartbeat_seconds: time between two look-ups at the name server.
+        drain_seconds: how long a leaving node redirects clients.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -252,13 +257,13 @@ class NodeConfig:
         check_bind_host(self.host, insecure=self.insecure)
         if self.host in ("0.0.0.0", "::"):
             raise ConfigurationError(
-                f"A node cannot be reached at {self.host}: give --host the address of this machine "
+                f"{self.host} is not an address that clients can connect to: give --host the address of this machine "
                 "that the other hosts use."
             )
         if self.name is not None:
             check_node_name(self.name)
         if not 0 <= self.port < 65536:
-            raise ConfigurationError(f"A port is a number from 0 to 65535, not {self.port!r}.")
+            raise ConfigurationError(f"A port must be a number from 0 to 65535, not {self.port!r}.")
         check_weight(self.weight)
         if self.max_memory < 64 * 1024:
             raise ConfigurationError(
@@ -274,35 +279,29 @@ class NodeConfig:
             )
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
             check_seconds(field, getattr(self, field))
-        for field in (
-            "max_value_bytes",
-            "max_connections",
-            "workers",
-            "max_queued_calls",
-            "max_buffered_bytes",
-        ):
+        counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
+        for field in counts.split():
             if getattr(self, field) < 1:
                 raise ConfigurationError(f"{field} must be at least 1, not {getattr(self, field)!r}.")
 
 
 def check_weight(weight: float) -> None:
     """Raise `ConfigurationError` unless ``weight`` is a number from 0.01 to 100."""
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not number or not 0.01 <= weight <= 100:
-        raise ConfigurationError(f"A weight is a number from 0.01 to 100, not {weight!r}.")
+    if not _is_number(weight) or not 0.01 <= weight <= 100:
+        raise ConfigurationError(f"A weight must be a number from 0.01 to 100, not {weight!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """How one client behaves.
+    """The settings of one client.
 
     Attributes:
         nameserver: the name server's ``host:port``.
-        namespace: the slice of the keys that this client sees, as a path of names; the empty one is the root.
-        timeout: seconds that any one call may take, connecting and retries included.
-        on_error: ``"raise"`` `NodeUnavailable`, or count it and behave as on a ``"miss"``.
-        max_connections: connections to any one node; more threads than that wait for each other.
-        transport: ``"auto"`` reaches a node on this host over its Unix socket, ``"tcp"`` none.
+        namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
+        timeout: seconds that a call may take, connecting and retries included.
+        on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        max_connections: connections to each node; further threads wait for a free one.
+        transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -317,8 +316,8 @@ class ClientConfig:
         check_namespace(self.namespace)
         check_seconds("timeout", self.timeout)
         if self.on_error not in ("raise", "miss"):
-            raise ConfigurationError(f"on_error is 'raise' or 'miss', not {self.on_error!r}.")
+            raise ConfigurationError(f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
         if self.max_connections < 1:
             raise ConfigurationError(f"max_connections must be at least 1, not {self.max_connections!r}.")
         if self.transport not in ("auto", "tcp"):
-            raise ConfigurationError(f"transport is 'auto' or 'tcp', not {self.transport!r}.")
+            raise ConfigurationError(f"transport must be 'auto' or 'tcp', not {self.transport!r}.")

@@ -4,24 +4,24 @@
 
     PyroCacheError
     ├── ConfigurationError (ValueError)      a setting is wrong; nothing was started
-    │   └── InsecureAddress                  an address other hosts reach, without leave to use it
-    ├── NameServerUnavailable                nobody answers at the name server's address
+    │   └── InsecureAddress                  other hosts can reach the address, and that was not allowed
+    ├── NameServerUnavailable                no name server answers at the address
     │   (ConnectionError)
-    ├── NoNodes (ConnectionError)            the name server answers, but knows no node
-    ├── NameTaken                            a live node holds that node name already
-    ├── NodeUnavailable (ConnectionError)    a node does not answer, or not within the deadline
-    │   ├── Overloaded                       it answers, but is at one of its limits
-    │   └── PartialFailure                   a call about many keys failed for some; it says which and why
-    ├── Conflict                             others changed an entry again and again while `update` tried to
-    ├── NotAnInt (TypeError)                 the entry that was to be counted up is no int
-    ├── WaitTimeout (TimeoutError)           another caller did not load a value in the time that there was
-    ├── LockTimeout (TimeoutError)           others held a lock for longer than there was time to wait
-    ├── LockLost                             a lock was not held to its end; another one may have had it meanwhile
-    ├── RemoteError                          a node refused or failed; it says why
-    ├── ProtocolError                        bytes on a connection that are not ours to understand
+    ├── NoNodes (ConnectionError)            the name server answers, but no node is registered
+    ├── NameTaken                            a live node has that node name already
+    ├── NodeUnavailable (ConnectionError)    a node does not answer within the deadline
+    │   ├── Overloaded                       a node answers, but is at one of its limits
+    │   └── PartialFailure                   a call for many keys failed for some; says which and why
+    ├── Conflict                             others changed the entry each time before `compute` could
+    ├── NotAnInt (TypeError)                 the entry to count up is not an int
+    ├── WaitTimeout (TimeoutError)           another caller did not load the value in time
+    ├── LockTimeout (TimeoutError)           others held the lock for longer than the caller waited
+    ├── LockLost                             a lock was lost before its release; another caller may have held it
+    ├── RemoteError                          a node refused a request or failed; says why
+    ├── ProtocolError                        bytes on a connection that are not a valid message
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
     │   └── KeyTooLarge                      longer than 64 KiB once encoded
-    ├── ValueTooLarge (ValueError)           larger than the node takes; the old value stays
+    ├── ValueTooLarge (ValueError)           larger than the node accepts; the old value stays
     ├── SerializationError (ValueError)      a value that does not pickle or unpickle
     │   └── CorruptValue                     stored bytes that are not a value frame
     └── ClientClosed                         the client was closed
@@ -69,11 +69,11 @@ class ConfigurationError(PyroCacheError, ValueError):
 
 
 class InsecureAddress(ConfigurationError):
-    """An address that other hosts can reach, without the user's explicit leave."""
+    """Other hosts can reach the address, and the user did not allow that."""
 
 
 class NameServerUnavailable(PyroCacheError, ConnectionError):
-    """Nobody answers as a name server at the address."""
+    """No name server answers at the address."""
 
 
 class NoNodes(PyroCacheError, ConnectionError):
@@ -81,23 +81,23 @@ class NoNodes(PyroCacheError, ConnectionError):
 
 
 class NameTaken(PyroCacheError):
-    """A live node holds the node name already."""
+    """A live node has the node name already."""
 
 
 class NodeUnavailable(PyroCacheError, ConnectionError):
-    """A node does not answer, or not within the deadline."""
+    """A node does not answer within the deadline."""
 
 
 class Overloaded(NodeUnavailable):
-    """A node answers, but is at one of its limits (connections, long calls)."""
+    """A node answers, but is at one of its limits, such as connections or queued calls."""
 
 
 class PartialFailure(NodeUnavailable):
-    """A call about many keys failed for some of them, and did its work for the others.
+    """A call for many keys failed for some of them and succeeded for the others.
 
     Attributes:
-        results: what the call would have returned for those others.
-        errors: why it failed, by key.
+        results: what the call would have returned for the keys that succeeded.
+        errors: the error of each key that failed.
     """
 
     def __init__(self, message: str = "", results: Any = None, errors: Mapping[Any, Exception] | None = None):
@@ -107,38 +107,38 @@ class PartialFailure(NodeUnavailable):
 
 
 class Conflict(PyroCacheError):
-    """Others changed an entry each time before `update` could; what they stored stays."""
+    """Others changed the entry each time before `compute` could; what they stored stays."""
 
 
 class NotAnInt(PyroCacheError, TypeError):
-    """An entry that is no int cannot be counted up; it is unchanged."""
+    """The entry to count up is not an int; it is unchanged."""
 
 
 class WaitTimeout(PyroCacheError, TimeoutError):
-    """Another caller was loading a value, and had not by the time that this one did not want to wait any longer."""
+    """Another caller was loading the value, and did not finish in the time that this caller waited."""
 
 
 class LockTimeout(PyroCacheError, TimeoutError):
-    """Others held a lock for longer than this caller wanted to wait."""
+    """Others held the lock for longer than this caller waited."""
 
 
 class LockLost(PyroCacheError):
-    """A lock was not held until it was released: its node went away, or it could not be renewed in time.
+    """A lock was lost before its release: its node became unreachable, or it was not renewed in time.
 
-    Another holder may have done its work meanwhile. Where that matters, have what the lock protects compare tokens.
+    Another caller may have held it meanwhile. Where that matters, let the protected resource compare fencing tokens.
     """
 
 
 class RemoteError(PyroCacheError):
-    """A node refused a request or failed at it, and said why."""
+    """A node refused a request or failed to run it; the message says why."""
 
 
 class ProtocolError(PyroCacheError):
-    """Bytes on a connection that are no message of this protocol. The connection is dropped."""
+    """Bytes on a connection that are not a valid message of the protocol. The connection is closed."""
 
 
 class InvalidKey(PyroCacheError, ValueError):
-    """A key that has no canonical bytes, so that it could not be found again."""
+    """A key that has no canonical bytes, and so could not be found again."""
 
 
 class KeyTooLarge(InvalidKey):
@@ -146,7 +146,7 @@ class KeyTooLarge(InvalidKey):
 
 
 class ValueTooLarge(PyroCacheError, ValueError):
-    """A value larger than the node takes; nothing was stored and the old value stays."""
+    """A value larger than the node accepts; nothing was stored and the old value stays."""
 
 
 class SerializationError(PyroCacheError, ValueError):
@@ -154,8 +154,8 @@ class SerializationError(PyroCacheError, ValueError):
 
 
 class CorruptValue(SerializationError):
-    """Stored bytes that are no value frame of a version known here."""
+    """Stored bytes that are not a value frame known here."""
 
 
 class ClientClosed(PyroCacheError):
-    """The client was closed; make a new one."""
+    """The client was closed; create a new one."""

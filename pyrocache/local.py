@@ -1,6 +1,8 @@
 """`LocalCluster`: a name server and nodes as child processes, for notebooks, tests and demos.
 
-Real processes on free loopback ports, which end with this process whatever ends it. Use it from one thread.
+The processes listen on free loopback ports and end with this process, however it ends.
+
+Threading: use a `LocalCluster` from one thread.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ class LocalNode:
     """One node of a `LocalCluster`.
 
     Attributes:
-        name: ``cache.node.N``, the same after a restart.
-        pid: its process id; another one after a restart.
-        address: its ``host:port``; another one after a restart.
+        name: ``cache.node.N``; the same after a restart.
+        pid: its process id; changes with a restart.
+        address: its ``host:port``; changes with a restart.
     """
 
     name: str
@@ -36,29 +38,29 @@ class LocalNode:
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs (or is paused)."""
+        """Return whether its process runs or is paused."""
         return self._process.exit_status is None
 
 
-_BACK_SECONDS = 3.0
+_REGISTER_AGAIN_SECONDS = 3.0
 
 
 class LocalCluster:
     """A cluster on this machine: ``with LocalCluster(nodes=3) as cluster: cache = cluster.client()``.
 
     Args:
-        nodes: how many to start.
-        replicas: copies of each entry; only 1 so far.
-        max_memory: bytes of entries *each* node holds, as a number or like ``"256MiB"``.
-        eviction: what goes when they are taken, one of `pyrocache.config.EVICTION_POLICIES`.
+        nodes: the number of nodes to start.
+        replicas: copies of each entry; must be 1 for now.
+        max_memory: bytes of entries that *each* node stores, as a number or like ``"256MiB"``.
+        eviction: the eviction policy, one of `pyrocache.config.EVICTION_POLICIES`.
 
     Attributes:
-        nameserver: ``host:port`` of its name server.
-        nodes: a `LocalNode` each; indices in the methods count in this list.
+        nameserver: ``host:port`` of the name server.
+        nodes: a list of `LocalNode`. Methods take indices in this list.
 
     Raises:
-        ConfigurationError: an argument makes no sense.
-        PyroCacheError: a process did not start; those that did are gone again.
+        ConfigurationError: an argument is not valid.
+        PyroCacheError: a process did not start. The others were stopped.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class LocalCluster:
         eviction: str = DEFAULT_EVICTION,
     ) -> None:
         if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
-            raise ConfigurationError(f"nodes is how many nodes to start, not {nodes!r}.")
+            raise ConfigurationError(f"nodes must be the number of nodes to start, not {nodes!r}.")
         if replicas != 1:
-            raise ConfigurationError("Entries are kept in one copy so far: replicas can only be 1.")
+            raise ConfigurationError("There is one copy of each entry for now: replicas must be 1.")
         self._settings: dict[str, Any] = {"max_memory": parse_size(max_memory), "eviction": eviction}
-        NodeConfig(**self._settings)  # raises now if they are wrong
+        NodeConfig(**self._settings)  # raises before any process is started
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
@@ -95,25 +97,25 @@ class LocalCluster:
         self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))
 
     def client(self, **options: Any) -> PyroCacheClient:
-        """A new client of this cluster; `stop` closes it. ``options`` are those of `PyroCacheClient`."""
+        """Return a new client of this cluster. `stop` closes it. ``options`` are those of `PyroCacheClient`."""
         client = PyroCacheClient(self.nameserver, **options)
         self._clients[id(client)] = client
         return client
 
     def kill(self, i: int) -> None:
-        """End node ``i`` by SIGKILL: it has no time to unregister."""
+        """Kill node ``i`` with SIGKILL. It does not unregister."""
         self.nodes[i]._process.kill()
 
     def pause(self, i: int) -> None:
-        """Stop node ``i`` by SIGSTOP: it is there, and does nothing."""
+        """Stop node ``i`` with SIGSTOP. Its connections stay open, and it does not answer."""
         self.nodes[i]._process.pause()
 
     def resume(self, i: int) -> None:
-        """Let node ``i`` go on after `pause`."""
+        """Continue node ``i`` after `pause`."""
         self.nodes[i]._process.signal(signal.SIGCONT)
 
     def restart(self, i: int) -> LocalNode:
-        """Start node ``i`` again under its name, empty; if it still runs, it leaves gracefully first."""
+        """Start node ``i`` again under its name, empty. If it still runs, it shuts down first."""
         node = self.nodes[i]
         node._process.terminate()
         node._process.wait()
@@ -122,13 +124,13 @@ class LocalCluster:
         return node
 
     def add_node(self) -> LocalNode:
-        """Start one more node; it is the last of ``nodes``."""
+        """Start one more node, and append it to ``nodes``."""
         node = self._started(self._start_node())
         self.nodes.append(node)
         return node
 
     def remove_node(self, i: int) -> None:
-        """Have node ``i`` leave gracefully, and forget it."""
+        """Shut down node ``i``, and remove it from ``nodes``."""
         process = self.nodes[i]._process
         process.terminate()
         process.wait()
@@ -138,27 +140,27 @@ class LocalCluster:
             if (entry.name, entry.address) == (
                 node.name,
                 node.address,
-            ):  # it had no time to unregister itself
+            ):  # it was killed, and did not unregister
                 directory.remove(entry)
 
     def kill_nameserver(self) -> None:
-        """End the name server by SIGKILL."""
+        """Kill the name server with SIGKILL."""
         self._nameserver_process.kill()
 
     def restart_nameserver(self) -> None:
-        """Start the name server again, empty, at its old address; returns when the nodes are back in it."""
+        """Start the name server again at its address, empty, and wait until the nodes have registered again."""
         self._nameserver_process.kill()
         host, _, port = self.nameserver.rpartition(":")
         self._nameserver_process = start_nameserver(host=host, port=int(port), quiet=True)
         self._nameserver_process.wait_until_ready()
         directory = NameServerDirectory(self.nameserver)
         alive = {node.name for node in self.nodes if node.alive}
-        give_up_at = time.monotonic() + _BACK_SECONDS  # paused nodes do not come back
+        give_up_at = time.monotonic() + _REGISTER_AGAIN_SECONDS  # paused nodes do not register
         while alive - {entry.name for entry in directory.members()} and time.monotonic() < give_up_at:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End everything. Doing so again does nothing."""
+        """Close the clients and end all processes. A second call does nothing."""
         for client in list(self._clients.values()):
             client.close()
         self._clients.clear()

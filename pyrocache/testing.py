@@ -1,10 +1,10 @@
-"""What tests of code that uses the cache need."""
+"""Helpers for tests of code that uses the cache."""
 
 from __future__ import annotations
 
 
 class FakeClock:
-    """A clock that stands still until told otherwise.
+    """A clock that only advances when told to. Pass it where a function such as ``time.monotonic`` is expected.
 
     Example:
         >>> clock = FakeClock(100.0)
@@ -17,9 +17,9 @@ class FakeClock:
         self.now = now
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         return self.now
 
     def tick(self, seconds: float) -> None:
-        """Let ``seconds`` pass."""
+        """Advance the clock."""
         self.now += seconds

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.nodes import private_cluster
+from tests.support.processes import default_signals
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
@@ -24,8 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full",
         action="store_true",
         default=bool(os.environ.get("CI")),
-        help="count as high and as often as is promised, which takes minutes more; the default where $CI is set",
+        help="run the tests marked `full` too, which takes minutes more; the default where $CI is set",
     )
+
+
+def pytest_configure() -> None:
+    default_signals()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LocalCluster]:
     """Three nodes for tests that do no harm to them."""
-    with LocalCluster(nodes=3) as cluster:
+    with private_cluster(nodes=3) as cluster:
         yield cluster
 
 
@@ -52,6 +58,6 @@ def cache(shared_cluster: LocalCluster) -> Iterator[PyroCacheClient]:
 
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
-    """Three nodes of one's own, to harm."""
-    with LocalCluster(nodes=3) as cluster:
+    """Three nodes that the test may harm."""
+    with private_cluster(nodes=3) as cluster:
         yield cluster

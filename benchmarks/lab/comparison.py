@@ -1,4 +1,4 @@
-"""What ``pyrocache replay --policy`` does: compare eviction policies on a trace, simulated in this process.
+"""What ``python -m benchmarks replay --policy`` does: compare eviction policies on a trace, simulated in this process.
 
 Reads the trace into memory, runs it through a cache of each capacity under each policy, and shows the hit ratios
 beside the best possible ones: as a table, as a curve, into a file, or as JSON. How a cache is simulated, and what the

@@ -107,7 +107,7 @@ def check_plot(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise ConfigurationError(f"There is no directory {path.parent} to write the plot to.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigurationError("A plot needs matplotlib; get it with: pip install 'pyrocache[plot]'")
+        raise ConfigurationError("A plot needs matplotlib; get it with: pip install '.[bench]'")
 
 
 def plot(

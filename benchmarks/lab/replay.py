@@ -1,4 +1,4 @@
-"""What ``pyrocache replay`` does: use a cluster beside a real trace, as a look-aside cache.
+"""What ``python -m benchmarks replay`` does: use a cluster beside a real trace, as a look-aside cache.
 
 The parent reads the trace and deals it out in blocks, in order, to whichever client process has room for one more;
 so the order is nearly kept, and exactly with one client. Each access is a `get` and, on a miss, a `set`. Values
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.lab.traces import Access, read_trace, trace_format
-from pyrocache.cli.workers import Crew
+from benchmarks.lab.workers import WorkerPool
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
@@ -87,8 +87,8 @@ def run(
         who = _count(clients, "client process", "client processes")
         name = trace.name.encode(console.encoding, "backslashreplace").decode(console.encoding)
         console.print(f"Replaying {name} ({written}) from {who}\non {cluster.what}.", soft_wrap=True)
-        with Crew(clients, _work, cluster.cache, value_size) as crew:
-            figures, seconds = _replay(crew, blocks, _Meter(console, limit))
+        with WorkerPool(clients, _work, cluster.cache, value_size) as pool:
+            figures, seconds = _replay(pool, blocks, _Meter(console, limit))
         results = _results(figures, seconds, cluster)
     if as_json:
         print(json.dumps({"trace": str(trace), "format": written, "clients": clients, **results}), flush=True)
@@ -307,31 +307,31 @@ def _blocks(accesses: Iterator[Access]) -> Iterator[list[Access]]:
         yield block
 
 
-def _replay(crew: Crew, blocks: Iterator[list[Access]], meter: _Meter) -> tuple[Figures, float]:
+def _replay(pool: WorkerPool, blocks: Iterator[list[Access]], meter: _Meter) -> tuple[Figures, float]:
     """The figures of the whole trace, and the seconds that it took once all clients were ready."""
     figures = Figures()
-    for link in crew.links:
-        crew.receive(link)
+    for link in pool.links:
+        pool.receive(link)
     with meter:
         begin = time.monotonic()
-        for report in _deal(crew, blocks):
+        for report in _deal(pool, blocks):
             figures.add(report)
             meter.show(figures)
         return figures, time.monotonic() - begin
 
 
-def _deal(crew: Crew, blocks: Iterator[list[Access]]) -> Iterator[Figures]:
+def _deal(pool: WorkerPool, blocks: Iterator[list[Access]]) -> Iterator[Figures]:
     """Hand out the blocks, never more than `_BLOCKS_AHEAD` to a process, and yield what comes back."""
     given = 0
-    for link, block in zip(crew.links * _BLOCKS_AHEAD, blocks):  # noqa: B905 - either may be the shorter one
-        crew.send(link, block)
+    for link, block in zip(pool.links * _BLOCKS_AHEAD, blocks):  # noqa: B905 - either may be the shorter one
+        pool.send(link, block)
         given += 1
     while given:
-        for link in crew.ready():
-            report: Figures = crew.receive(link)
+        for link in pool.ready():
+            report: Figures = pool.receive(link)
             given -= 1
             if more := next(blocks, []):
-                crew.send(link, more)
+                pool.send(link, more)
                 given += 1
             yield report
 

@@ -1,41 +1,39 @@
-"""What ``pyrocache demo`` does: start a cluster, and show from a client process of its own that it does what it should.
+"""``pyrocache demo``: start a cluster, use it as a client, and check every answer.
 
-Run as a module it is that client process, with its settings as JSON in its first argument. It ignores Ctrl-C, which a
-terminal sends to both: `run` takes it and ends the client by SIGTERM, and so does the client's watch on its parent.
+Owns what the demo does and how it looks. The command's own process is the client; four more client processes write and
+read many keys. Runs in the main thread. Ctrl-C ends the demo with status 130: the nodes are in process groups of their
+own, and the client processes block the signal, so neither prints a traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import math
+import multiprocessing.resource_tracker
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Barrier
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from pyrocache.cli.workers import Crew, interrupts_put_off
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.errors import PyroCacheError
 from pyrocache.local import LocalCluster
-from pyrocache.runtime.child_process import environment
 
 _NODES = 3
 _PROCESSES = 4
-_REPORT_EVERY = 100
+_CHUNK_KEYS = 100
 _BAR_WIDTH = 40
 _TICK_SECONDS = 0.05
-_LEAVE_SECONDS = 5.0
+_START_SECONDS = 30.0
 _INTERRUPTED = 130
 
 
@@ -48,42 +46,26 @@ def run(*, ttl: float = 2.0, keys: int = 10_000) -> int:
     """
     try:
         with LocalCluster(_NODES) as cluster:
-            return _run_client({"nameserver": cluster.nameserver, "ttl": ttl, "keys": keys})
+            return play(cluster.client(), ttl, keys)
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
-def _run_client(settings: dict[str, Any]) -> int:
-    command = [sys.executable, "-P", "-m", "pyrocache.cli.demo", json.dumps(settings)]
-    client = None
-    try:
-        with interrupts_put_off():
-            client = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment())
-        status = client.wait()
-    finally:
-        if client is not None:
-            _end(client)
-    if status < 0:
-        raise PyroCacheError(f"The client process was killed by signal {-status}.")
-    return status
+def play(cache: PyroCacheClient, ttl: float, keys: int) -> int:
+    """Play the demo with ``cache`` and return the exit status."""
+    stage = Stage(Console(highlight=False, markup=False, emoji=False))
+    names = ", ".join(member.name for member in cache.nodes())
+    stage.print(f"Nodes: {names}. Client: process {os.getpid()}.")
+    stage.print()
+    _play_single_keys(stage, cache, ttl)
+    stage.print()
+    _play_many_keys(stage, cache, keys)
+    stage.print()
+    return stage.end()
 
 
-def _end(client: subprocess.Popen[bytes]) -> None:
-    client.terminate()  # does nothing to one that has ended
-    try:
-        client.wait(_LEAVE_SECONDS)
-    except subprocess.TimeoutExpired:
-        client.kill()
-        client.wait()
-    if client.stdin is not None:
-        client.stdin.close()
-
-
-# The client process ----------------------------------------------------------------------------------------
-
-
-class _Stage:
-    """Where the steps are shown and counted."""
+class Stage:
+    """Shows the steps and counts the checks."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -94,7 +76,7 @@ class _Stage:
         self._block = "█" if fancy else "#"
 
     def step(self, node: str, call: str, answer: str, *, good: bool, expected: str) -> None:
-        """Show one step and what came back."""
+        """Show one step and its answer."""
         line = Text()
         line.append(f"{self._good if good else self._bad} ", style="bold green" if good else "bold red")
         line.append(f"{node:<12} ", style="cyan")
@@ -105,22 +87,22 @@ class _Stage:
             line.append(f" instead of {expected}", style="red")
         self.passed += good
         self.failed += not good
-        self.say(line)
+        self.print(line)
 
-    def say(self, text: str | Text = "") -> None:
+    def print(self, text: str | Text = "") -> None:
         """Show a line."""
         self.console.print(text, soft_wrap=True)
 
     def bar(self, node: str, entries: int, share: float, largest: int) -> None:
-        """Show how much one node holds beside the one that holds most."""
+        """Show how much one node holds, relative to the one that holds most."""
         line = Text(f"  {node:<12}  ")
         line.append(f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}", style="cyan")
         line.append(f"{entries:>9,} {share:>7.1%}")
-        self.say(line)
+        self.print(line)
 
     @contextlib.contextmanager
     def progress(self, what: str, total: float) -> Iterator[Callable[[float], None]]:
-        """A bar for as long as the block lasts, on a terminal; what comes from it makes the bar longer."""
+        """Show a progress bar while the block runs, on a terminal; yield the function that advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH))
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
@@ -128,28 +110,27 @@ class _Stage:
             yield lambda amount: progress.advance(task, amount)
 
     def end(self) -> int:
-        """Say how it went, and return the exit status."""
+        """Show the result and return the exit status."""
         checks = self.passed + self.failed
         if self.failed:
-            self.say(Text(f"{self.failed} of {checks} checks failed.", style="bold red"))
+            self.print(Text(f"{self.failed} of {checks} checks failed.", style="bold red"))
             return 1
-        self.say(Text(f"All {checks} checks passed.", style="bold green"))
+        self.print(Text(f"All {checks} checks passed.", style="bold green"))
         return 0
 
 
-def _play(cache: PyroCacheClient, ttl: float, keys: int) -> int:
-    stage = _Stage(Console(highlight=False, markup=False, emoji=False))
-    names = ", ".join(member.name for member in cache.nodes())
-    stage.say(f"Nodes: {names}. Client: process {os.getpid()}.")
-    stage.say()
-    _play_single_keys(stage, cache, ttl)
-    stage.say()
-    _play_many_keys(stage, cache, keys)
-    stage.say()
-    return stage.end()
+def _can_write(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
-def _play_single_keys(stage: _Stage, cache: PyroCacheClient, ttl: float) -> None:
+# Single keys -----------------------------------------------------------------------------------------------
+
+
+def _play_single_keys(stage: Stage, cache: PyroCacheClient, ttl: float) -> None:
     alice, laptop, bob = {"name": "Alice", "age": 30}, {"name": "Laptop", "price": 1200}, {"name": "Bob"}
 
     def step(call: str, key: str, answer: object, expected: object) -> None:
@@ -169,9 +150,9 @@ def _play_single_keys(stage: _Stage, cache: PyroCacheClient, ttl: float) -> None
     step("get product:abc", "product:abc", cache.get("product:abc"), None)
 
 
-def _wait(stage: _Stage, seconds: float) -> None:
+def _wait(stage: Stage, seconds: float) -> None:
     if not stage.console.is_terminal:
-        stage.say(f"  Waiting {max(seconds, 0.0):.1f} s until product:abc expires")
+        stage.print(f"  Waiting {max(seconds, 0.0):.1f} s until product:abc expires")
     begin = now = time.monotonic()
     with stage.progress("Waiting until product:abc expires", seconds) as advance:
         while (left := begin + seconds - now) > 0:
@@ -180,52 +161,79 @@ def _wait(stage: _Stage, seconds: float) -> None:
             advance(now - before)
 
 
-def _play_many_keys(stage: _Stage, cache: PyroCacheClient, keys: int) -> None:
+# Many keys, from several processes -------------------------------------------------------------------------
+
+
+def _play_many_keys(stage: Stage, cache: PyroCacheClient, keys: int) -> None:
     before = _entries(cache)
-    with Crew(_PROCESSES, _work, cache, keys) as crew:
-        for link in crew.links:
-            crew.receive(link)
-        for verb, shift, what in (
-            ("set", 0, f"{_PROCESSES} processes set {keys:,} keys"),
-            ("get", 1, f"{_PROCESSES} processes get what another one set"),
-        ):
+    with _client_processes(cache) as pool:
+        for verb, work in (("set", _set_keys), ("get", _get_keys)):
             begin = time.monotonic()
-            good = _do(stage, crew, verb, shift, keys)
-            seconds = time.monotonic() - begin
-            answer = f"{good:,} right in {seconds:.1f} s"
+            good = _run_chunks(stage, pool, verb, work, keys)
+            answer = f"{good:,} right in {time.monotonic() - begin:.1f} s"
+            what = f"{_PROCESSES} processes {verb} {keys:,} keys"
             stage.step("all nodes", what, answer, good=good == keys, expected=f"{keys:,}")
     after = _entries(cache)
     _show_balance(stage, {node: after[node] - before.get(node, 0) for node in after}, keys)
 
 
-def _do(stage: _Stage, crew: Crew, verb: str, shift: int, keys: int) -> int:
-    """Have each process ``set`` or ``get`` one part of the keys; how many of them came out right."""
-    for part, link in enumerate(crew.links):
-        crew.send(link, (verb, (part + shift) % _PROCESSES))
-    done = right = 0
+@contextlib.contextmanager
+def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
+    """Start the client processes; yield when all are connected.
+
+    Raises:
+        PyroCacheError: one of them died.
+    """
+    context = multiprocessing.get_context("spawn")
+    arguments = (cache, context.Barrier(_PROCESSES))
+    pool = ProcessPoolExecutor(_PROCESSES, context, _connect, arguments)
+    # Processes inherit the signal mask. Ignoring Ctrl-C in them would be too late: it could hit their imports.
+    multiprocessing.resource_tracker.ensure_running()  # would unblock the signal if it started later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        # As none is idle before all are connected, the pool starts one process for each of these calls.
+        connected = [pool.submit(int) for _ in range(_PROCESSES)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        for each in connected:
+            each.result()
+        yield pool
+    except BrokenProcessPool:
+        raise PyroCacheError("A client process ended before its work was done.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_chunks(
+    stage: Stage, pool: ProcessPoolExecutor, verb: str, work: Callable[[range], int], keys: int
+) -> int:
+    """Run ``work`` on chunks of the keys and return how many came out right."""
+    chunks: dict[Future[int], int] = {}
+    for begin in range(0, keys, _CHUNK_KEYS):
+        chunk = range(begin, min(begin + _CHUNK_KEYS, keys))
+        chunks[pool.submit(work, chunk)] = len(chunk)
+    right = 0
     with stage.progress(f"Keys {verb}", keys) as advance:
-        while done < keys:
-            for link in crew.ready():
-                more, more_right = crew.receive(link)
-                done, right = done + more, right + more_right
-                advance(more)
+        for done in as_completed(chunks):
+            right += done.result()
+            advance(chunks[done])
     return right
 
 
-def _show_balance(stage: _Stage, entries: dict[str, int], keys: int) -> None:
-    """Show how many entries each node got; for good, they are all there, and each node has its share of them."""
+def _show_balance(stage: Stage, entries: dict[str, int], keys: int) -> None:
+    """Show how many entries each node got. The check passes if none is missing and each node has its share."""
     total, largest = max(sum(entries.values()), 1), max(*entries.values(), 1)
     shares = [count / total for count in entries.values()]
     fair = 1 / len(entries)
-    # Shares of the partitions differ by a per cent or so; the rest is chance, four standard deviations of it.
+    # Shares of the partitions differ by about one per cent; the rest is chance: allow four standard deviations.
     tolerance = 0.03 + 4 * math.sqrt(fair * (1 - fair) / keys)
     good = sum(entries.values()) == keys and all(abs(share - fair) <= tolerance for share in shares)
     answer = f"{min(shares):.1%} to {max(shares):.1%} each"
     expected = f"{keys:,} entries, {fair - tolerance:.1%} to {fair + tolerance:.1%} each"
-    stage.step(
-        "all nodes", f"hold {sum(entries.values()):,} entries more", answer, good=good, expected=expected
-    )
-    stage.say()
+    what = f"hold {sum(entries.values()):,} entries more"
+    stage.step("all nodes", what, answer, good=good, expected=expected)
+    stage.print()
     for (node, count), share in zip(entries.items(), shares, strict=True):
         stage.bar(node, count, share, largest)
 
@@ -234,75 +242,34 @@ def _entries(cache: PyroCacheClient) -> dict[str, int]:
     return {node: figures.entries for node, figures in cache.stats().nodes.items()}
 
 
-def _can_write(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+# In the client processes -----------------------------------------------------------------------------------
+
+_client: PyroCacheClient
 
 
-# Its four processes ----------------------------------------------------------------------------------------
+def _connect(cache: PyroCacheClient, others: Barrier) -> None:
+    """Prepare a client process, and wait until the others are ready too."""
+    global _client
+    _client = cache
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cache.nodes()
+    others.wait(_START_SECONDS)
 
 
-def _work(link: Connection, cache: PyroCacheClient, keys: int) -> None:
-    """Use the verb it is told on the part of the keys it is told; say how many are done, and how many right."""
-    verbs = {"set": _set, "get": _get}
-    with cache:
-        cache.nodes()
-        link.send(None)
-        while True:
-            verb, part = link.recv()
-            numbers = iter(range(part, keys, _PROCESSES))
-            while some := list(itertools.islice(numbers, _REPORT_EVERY)):
-                link.send((len(some), sum(verbs[verb](cache, number) for number in some)))
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _set(cache: PyroCacheClient, number: int) -> bool:
-    return cache.set(f"item:{number}", _item(number)) is True
+def _set_keys(numbers: range) -> int:
+    return sum(_client.set(f"item:{number}", _item(number)) is True for number in numbers)
 
 
-def _get(cache: PyroCacheClient, number: int) -> bool:
-    return bool(cache.get(f"item:{number}") == _item(number))
+def _get_keys(numbers: range) -> int:
+    return sum(_client.get(f"item:{number}") == _item(number) for number in numbers)
 
 
 def _item(number: int) -> dict[str, Any]:
     return {"number": number, "name": f"Item {number}"}
-
-
-# Its life --------------------------------------------------------------------------------------------------
-
-
-def _stop_with_parent() -> None:
-    """Have this process end when its standard input does: the parent holds its other end."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="pyrocache-parent-watch", daemon=True).start()
-
-
-def main(argv: list[str]) -> NoReturn:
-    """Be the client process; ``argv[0]`` is a JSON object with ``nameserver``, ``ttl`` and ``keys``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    status = _INTERRUPTED
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            _stop_with_parent()
-            settings = json.loads(argv[0])
-            with PyroCacheClient(settings["nameserver"]) as cache:
-                status = _play(cache, settings["ttl"], settings["keys"])
-        except PyroCacheError as error:
-            print(error, file=sys.stderr)
-            status = 1
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # it may come once more, and there is nothing left to interrupt
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

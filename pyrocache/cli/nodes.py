@@ -1,14 +1,14 @@
-"""What ``pyrocache nodes`` does: start a name server if asked, start nodes, keep them, end them."""
+"""``pyrocache nodes``: start a name server if asked, start nodes, keep them running, end them together.
+
+Each process has a `Supervisor`. Runs in the main thread, which alone receives the signals that end the command.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
-from pyrocache.cli.supervisor import Keeper, node_settings
+from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
@@ -16,61 +16,82 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.stop_request import StopRequest
 
-_LOOK_SECONDS = 0.2
-_FORGOTTEN_SECONDS = 1.3  # a node's heartbeat and some
+_POLL_SECONDS = 0.2
+_REGISTER_SECONDS = 1.3  # a node's heartbeat and some
 
 
 def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
-    """Start ``count`` nodes and keep them until a signal ends this process; the exit status."""
+    """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
     stop = StopRequest()
     stop.on_signals()
-    keepers: list[Keeper] = []
+    nameservers: list[Supervisor] = []
+    nodes: list[Supervisor] = []
     try:
         if not with_nameserver:
-            _wait_for_those_it_forgot(config.nameserver)
+            _wait_for_registrations(config.nameserver)
         elif not _answers(config.nameserver):
-            keepers += _start_nameserver(config)
-        nodes = _start_nodes(config, count, keepers)
-        if nodes is None:
+            nameservers += _start_nameserver(config)
+        # The first one alone: what is wrong with it would be wrong with all.
+        if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
-        print_nodes([node.answer for node in nodes if node.answer], config.max_memory)
+        answers = sorted((node.answer for node in nodes), key=lambda answer: _number(answer["name"]))
+        print_nodes(answers, config.max_memory)
         print("ready", flush=True)
         while not stop.requested:
-            stop.wait(_LOOK_SECONDS)
-            if all(node.ended.is_set() for node in nodes):
+            stop.wait(_POLL_SECONDS)
+            if all(node.gave_up for node in nodes):
                 return 1
         return 0
     finally:
-        _end(keepers)
+        _end(nodes)
+        _end(nameservers)  # after the nodes, which unregister there
 
 
-def _start_nodes(config: NodeConfig, count: int, keepers: list[Keeper]) -> list[Keeper] | None:
-    """Start the nodes, the first one alone: what is wrong with it would be wrong with all. None when one fails."""
-    nodes = [
-        Keeper(
-            "a node",
-            lambda answer: start_node(node_settings(config, answer), quiet=False),
-            _report,
-            renamable=config.name is None,
-        )
-        for _ in range(count)
-    ]
-    for group in (nodes[:1], nodes[1:]):
-        for node in group:
-            keepers.append(node)
-            node.start()
-        for node in group:
-            try:
-                node.wait_until_ready()
-            except PyroCacheError as error:
-                if node.was_killed:
-                    _report(str(error))
-                return None  # else it has said why itself
-    return sorted(nodes, key=_number)
+def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> bool:
+    """Start ``count`` nodes at once and add them to ``nodes``. Return False when one fails."""
+
+    def start(name: str | None) -> ChildProcess:
+        settings = {field: getattr(config, field) for field in config.__slots__}
+        return start_node({**settings, "name": name or config.name}, quiet=False)
+
+    begin = len(nodes)
+    for _ in range(count):
+        nodes.append(Supervisor("a node", start, _report, renamable=config.name is None))
+    for node in nodes[begin:]:
+        try:
+            node.wait_until_ready()
+        except PyroCacheError as error:
+            if node.killed:
+                _report(str(error))
+            return False  # otherwise the node has said why itself
+    return True
 
 
-def _number(node: Keeper) -> int:
-    return int(node.what.rpartition(".")[2])
+def _start_nameserver(config: NodeConfig) -> list[Supervisor]:
+    """Start a name server; return none if another command started one at the same time."""
+    host, port = parse_address(config.nameserver)
+    first = True
+
+    def start(_: str | None) -> ChildProcess:
+        nonlocal first
+        quiet, first = first, False
+        return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
+
+    nameserver = Supervisor("the name server", start, _report)
+    try:
+        nameserver.wait_until_ready()
+    except PyroCacheError:
+        nameserver.join()
+        for _ in range(10):
+            if _answers(config.nameserver):
+                return []
+            time.sleep(_POLL_SECONDS)
+        raise
+    except BaseException:
+        _end([nameserver])
+        raise
+    _report(f"Name server ready at {config.nameserver}.")
+    return [nameserver]
 
 
 def _answers(nameserver: str) -> bool:
@@ -81,48 +102,25 @@ def _answers(nameserver: str) -> bool:
     return True
 
 
-def _wait_for_those_it_forgot(nameserver: str) -> None:
-    """A name server that lists nobody may just have been restarted: leave nodes that run the time to enter themselves.
+def _wait_for_registrations(nameserver: str) -> None:
+    """Give running nodes time to register again at a name server that may just have been restarted.
 
     Raises:
         NameServerUnavailable: there is none.
     """
     if not NameServerDirectory(nameserver).members():
-        time.sleep(_FORGOTTEN_SECONDS)
+        time.sleep(_REGISTER_SECONDS)
 
 
-def _start_nameserver(config: NodeConfig) -> list[Keeper]:
-    """Start a name server; none when another command was quicker."""
-    host, port = parse_address(config.nameserver)
-    start = partial(_nameserver_process, host, port, config.insecure)
-    keeper = Keeper("the name server", start, _report)
-    keeper.start()
-    try:
-        keeper.wait_until_ready()
-    except PyroCacheError:
-        keeper.join()
-        for _ in range(10):
-            if _answers(config.nameserver):
-                return []
-            time.sleep(_LOOK_SECONDS)
-        raise
-    _report(f"Name server ready at {config.nameserver}.")
-    return [keeper]
+def _end(supervisors: list[Supervisor]) -> None:
+    for supervisor in supervisors:
+        supervisor.stop()
+    for supervisor in supervisors:
+        supervisor.join()
 
 
-def _nameserver_process(host: str, port: int, insecure: bool, answer: dict[str, Any] | None) -> ChildProcess:
-    return start_nameserver(host=host, port=port, insecure=insecure, quiet=answer is None)
-
-
-def _end(keepers: Sequence[Keeper]) -> None:
-    """End the nodes, then the name server that they leave by."""
-    nodes = [keeper for keeper in keepers if keeper.what != "the name server"]
-    rest = [keeper for keeper in keepers if keeper.what == "the name server"]
-    for group in (nodes, rest):
-        for keeper in group:
-            keeper.stop()
-        for keeper in group:
-            keeper.join()
+def _number(name: str) -> int:
+    return int(name.rpartition(".")[2])
 
 
 def _report(text: str) -> None:

@@ -16,7 +16,7 @@ from pyrocache.config import format_address, format_size
 
 
 def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
-    """What ``pyrocache nodes`` has started."""
+    """Print the nodes that ``pyrocache nodes`` has started."""
     table = _table("node", "pid", "address", "memory")
     for answer in answers:
         address = format_address(answer["host"], answer["port"])
@@ -25,8 +25,8 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
 
 
 def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
-    """What ``pyrocache status`` has found."""
-    table = _table("node", "address", "entries", "memory", "hits", "peers", "up")
+    """Print what ``pyrocache status`` has found."""
+    table = _table("node", "address", "entries", "memory", "eviction", "hits", "peers", "up")
     for member in members:
         figures = stats.nodes.get(member.name)
         if figures is None:
@@ -37,6 +37,7 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> No
             member.address,
             f"{figures.entries:,}",
             f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
+            figures.policy,
             "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
             str(figures.connections),
             _duration(figures.uptime_seconds),
@@ -49,13 +50,13 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> No
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        text = column in ("node", "address")
+        text = column in ("node", "address", "eviction")
         table.add_column(column, no_wrap=True, justify="left" if text else "right")
     return table
 
 
 def _console() -> Console:
-    """A narrow terminal folds lines; nothing that is not one has a width."""
+    """Return a console that folds lines on a terminal only."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
 

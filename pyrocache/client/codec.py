@@ -1,7 +1,7 @@
 """Values to frames and back; the only module that imports pickle.
 
-It owns the frame in which a value is stored, and the two pickle calls that `pyrocache.client.keys.objects` needs.
-The first byte of a frame is its kind, and the rest what it holds::
+Owns `Codec`, the frame in which a value is stored, and the two pickle calls that `pyrocache.client.keys` needs.
+The first byte of a frame is its kind, and the rest is what it holds::
 
     0x80                         this byte and all after it are a pickle, protocol 5
     n None, m False, y True      nothing
@@ -14,17 +14,17 @@ The first byte of a frame is its kind, and the rest what it holds::
                                  (all little-endian), then the pickle, then the buffers, each at the next
                                  multiple of 64
 
-No pickle begins with one of these letters: none is an opcode.
+No pickle begins with one of these letters, because none of them is an opcode.
 
-A kind stands for the exact type. Subclasses (an IntEnum's members, numpy.float64) are pickled, so that they
-come back as what they were; values of the simple kinds never meet pickle at all. Large buffers are neither copied here
-nor on the way back: what comes back is a view into the message, if that may be written to, and a copy otherwise.
+A kind stands for the exact type. Subclasses (an IntEnum's members, numpy.float64) are pickled, so that they come back
+with their own type; values of the simple kinds never meet pickle. Large buffers are not copied when a value is encoded.
+Decoding returns views into the message if it is writable, and copies if not.
 
-It refuses values that do not pickle (`SerializationError`, naming the type and never the content) and bytes
-that are no frame (`CorruptValue`). It does not ask who wrote a frame: unpickling runs code of the writer's
-choice, so whoever cannot trust the writer checks a signature first.
+Refused: values that do not pickle (`SerializationError`, which names the type and never the content) and bytes that are
+not a frame (`CorruptValue`). The codec does not check who wrote a frame. Unpickling runs code of the writer's choice:
+if the writer is not trusted, a signature must be checked first.
 
-Threading: functions of their arguments alone, safe from any thread. Pickling runs the value's own code.
+Threading: a Codec has no state; safe from any thread. Pickling runs the value's own code.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
 
 __all__ = [
+    "Codec",
     "canonical_pickle",
     "canonical_unpickle",
     "decode_value",
@@ -59,60 +60,111 @@ _NONE, _FALSE, _TRUE = b"n", b"m", b"y"
 _FLOAT, _BYTES, _STR, _OUT_OF_BAND = b"f", b"z", b"x", b"v"
 _PICKLE_FIRST = pickle.PROTO[0]
 _first_byte = itemgetter(0)
+_BYTES_LIKE = (bytes, bytearray, memoryview)
 
-_LARGE = 64 * 1024  # bytes from which a buffer is worth a place of its own
+_LARGE = 64 * 1024  # bytes from which a buffer is kept beside the pickle
 _ALIGNMENT = 64
 _OUT_OF_BAND_HEAD = struct.Struct("<c7xII")
 
 
+class Codec:
+    """Values to frames and back.
+
+    Every method is given the key, in canonical bytes, that the value is stored under. This codec ignores it; one that
+    signs frames needs it, to bind a value to its key. Such a codec wraps this one.
+    """
+
+    __slots__ = ()
+
+    def encode(self, key: bytes, value: object) -> bytes | Pieces:
+        """Return the frame of a value, a large one in pieces.
+
+        Raises:
+            SerializationError: the value does not pickle.
+        """
+        return _ENCODERS.get(type(value), _encode_pickle)(value)
+
+    def decode(self, key: bytes, frame: bytes | memoryview) -> object:
+        """Return the value in a frame.
+
+        Raises:
+            CorruptValue: the bytes are not a frame.
+            SerializationError: what they hold does not unpickle here, for instance because its class cannot be
+                imported.
+        """
+        if not isinstance(frame, _BYTES_LIKE) or not frame:
+            raise CorruptValue("a stored value is empty, or not bytes")
+        if frame[0] == _PICKLE_FIRST:
+            try:
+                return loads(frame)
+            except Exception as error:
+                raise _unpicklable(error) from error
+        decoder = _DECODERS.get(frame[0])
+        if decoder is None:
+            raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
+        return decoder(frame)
+
+    def encode_many(self, keys: Sequence[bytes], values: Iterable[object]) -> list[bytes | Pieces]:
+        """Return what `encode` makes of each key and value. Faster than one by one."""
+        values = list(values)
+        if _ENCODERS.keys().isdisjoint(map(type, values)):
+            frames: list[bytes | Pieces] = []
+            pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
+            dump, forget = pickler.dump, pickler.clear_memo
+            value: object = None
+            try:
+                for value in values:
+                    dump(value)
+                    forget()
+            except _LargeBuffer:
+                frames.clear()
+            except Exception as error:  # the value's own code may raise anything
+                raise _unpickled(value, error) from error
+            # The pickler writes a large value in several parts, or in one that has to become Pieces.
+            if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
+                return frames
+        return [_ENCODERS.get(type(value), _encode_pickle)(value) for value in values]
+
+    def decode_many(self, keys: Sequence[bytes], frames: Sequence[Any], missing: Any) -> list[Any]:
+        """Return what `decode` makes of each key and frame, and ``missing`` for each None. Faster than one by one."""
+        try:
+            pickles = set(map(_first_byte, frames)) == {_PICKLE_FIRST}
+        except (TypeError, IndexError):  # None, or not a frame
+            pickles = False
+        if not pickles:
+            decode = self.decode
+            return [missing if frame is None else decode(b"", frame) for frame in frames]
+        try:
+            return list(map(loads, frames))
+        except Exception as error:
+            raise _unpicklable(error) from error
+
+
 def encode_value(value: object) -> bytes | Pieces:
-    """The frame of a value, a large one in pieces. Raises `SerializationError` if the value does not pickle."""
-    return _ENCODERS.get(type(value), _encode_pickle)(value)
+    """Return the frame of a value that belongs to no key."""
+    return _PLAIN.encode(b"", value)
 
 
 def decode_value(frame: bytes | memoryview) -> object:
-    """The value in a frame.
-
-    Raises `CorruptValue` if the bytes are no frame, and `SerializationError` if what they hold does not
-    unpickle here, for instance because its class cannot be imported.
-    """
-    if not isinstance(frame, bytes | bytearray | memoryview) or not frame:
-        raise CorruptValue("a stored value is not bytes, or none at all")
-    if frame[0] == _PICKLE_FIRST:
-        try:
-            return loads(frame)
-        except Exception as error:
-            raise _unpicklable(error) from error
-    decoder = _DECODERS.get(frame[0])
-    if decoder is None:
-        raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
-    return decoder(frame)
+    """Return the value in a frame that belongs to no key."""
+    return _PLAIN.decode(b"", frame)
 
 
 def encode_values(values: Iterable[object]) -> list[bytes | Pieces]:
-    """What `encode_value` makes of each of ``values``; the same, faster for many."""
-    values = list(values)
-    if _ENCODERS.keys().isdisjoint(map(type, values)):
-        frames: list[bytes | Pieces] = []
-        pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
-        dump, forget = pickler.dump, pickler.clear_memo
-        value: object = None
-        try:
-            for value in values:
-                dump(value)
-                forget()
-        except _LargeBuffer:
-            frames.clear()
-        except Exception as error:  # the value's own code may raise anything
-            raise _unpickled(value, error) from error
-        # A large one comes in several parts, or in one that has to become Pieces.
-        if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
-            return frames
-    return [encode_value(value) for value in values]
+    """Return the frames of values that belong to no key."""
+    return _PLAIN.encode_many((), values)
+
+
+def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
+    """Return the values in frames that belong to no key, and ``missing`` for each None."""
+    return _PLAIN.decode_many((), frames, missing)
+
+
+_PLAIN = Codec()
 
 
 class _Sink:
-    """The file that a pickler writes to: each part goes to a list."""
+    """A file for a pickler that appends each write to a list."""
 
     __slots__ = ("write",)
 
@@ -120,64 +172,34 @@ class _Sink:
         self.write = parts.append
 
 
-def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
-    """What `decode_value` makes of each of ``frames``, and ``missing`` of each None; the same, faster for many."""
-    try:
-        pickles = set(map(_first_byte, frames)) == {_PICKLE_FIRST}
-    except (TypeError, IndexError):  # None, or no frame at all
-        pickles = False
-    if not pickles:
-        return [missing if frame is None else decode_value(frame) for frame in frames]
-    try:
-        return list(map(loads, frames))
-    except Exception as error:
-        raise _unpicklable(error) from error
+def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
+    """Write a pickle to ``file`` that depends on what ``obj`` holds, not on which of its parts are the same object.
 
-
-def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None]) -> bytes:
-    """A pickle that depends on what `obj` holds and not on which of its parts are the same object.
-
-    `persistent_id` is called with every object on the way, `obj` included. What it returns is written in that
+    ``persistent_id`` is called with every object on the way, ``obj`` included. What it returns is written in that
     object's place; None lets pickle go on into the object. Raises whatever pickling raises.
     """
-    file = io.BytesIO()
-    _CanonicalPickler(file, persistent_id).dump(obj)
-    return file.getvalue()
+    pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
+    # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
+    pickler.fast = True
+    pickler.persistent_id = persistent_id  # type: ignore[method-assign]
+    pickler.dump(obj)
 
 
-def canonical_unpickle(data: bytes, persistent_load: Callable[[object], object]) -> object:
-    """The way back from `canonical_pickle`. Raises whatever unpickling raises, also for bytes left over."""
+def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
+    """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
     file = io.BytesIO(data)
-    loaded: object = _CanonicalUnpickler(file, persistent_load).load()
+    unpickler = pickle.Unpickler(file)
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    loaded: object = unpickler.load()
     if file.read(1):
         raise pickle.UnpicklingError("bytes left over after a pickle")
     return loaded
 
 
 def type_name(value: object) -> str:
-    """The qualified name of a value's type, the most that an error shows of a value."""
+    """Return the qualified name of a value's type. An error never shows more of a value than this."""
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
-class _CanonicalPickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, persistent_id: Callable[[object], object | None]) -> None:
-        super().__init__(file, _PICKLE_PROTOCOL)
-        # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
-        self.fast = True
-        self._persistent_id = persistent_id
-
-    def persistent_id(self, obj: Any) -> Any:
-        return self._persistent_id(obj)
-
-
-class _CanonicalUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, persistent_load: Callable[[object], object]) -> None:
-        super().__init__(file)
-        self._persistent_load = persistent_load
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._persistent_load(pid)
 
 
 def _encode_bytes(value: bytes) -> bytes | Pieces:
@@ -207,7 +229,7 @@ def _unpickled(value: object, error: Exception) -> SerializationError:
 
 
 class _LargeBuffer(Exception):
-    """A value has a buffer that is to stand beside its pickle."""
+    """A value has a buffer that must stand beside its pickle."""
 
 
 def _in_band(found: pickle.PickleBuffer) -> bool:
@@ -218,7 +240,7 @@ def _in_band(found: pickle.PickleBuffer) -> bool:
 
 
 def _keep_large(found: pickle.PickleBuffer, buffers: list[memoryview]) -> bool:
-    """Whether ``found`` stays in the pickle; if not, it is in ``buffers``."""
+    """Return whether ``found`` stays in the pickle; if not, append it to ``buffers``."""
     with memoryview(found) as view:
         if view.nbytes < _LARGE or not view.contiguous:
             return True
@@ -279,7 +301,7 @@ def _decode_str(frame: bytes | memoryview) -> str:
 
 
 def _unpicklable(error: Exception) -> SerializationError:
-    if isinstance(error, ImportError | AttributeError):
+    if isinstance(error, (ImportError, AttributeError)):
         return SerializationError(f"a stored value's class cannot be imported here ({type_name(error)})")
     # Broken pickles and the value's own code may raise anything.
     return SerializationError(f"a stored value does not unpickle ({type_name(error)})")
@@ -299,7 +321,7 @@ def _decode_out_of_band(frame: bytes | memoryview) -> object:
     for size in sizes:
         start = end + -end % _ALIGNMENT
         end = start + size
-        # What was stored could be written to, so what comes back can.
+        # The stored array was writable, so the decoded one must be.
         buffers.append(bytearray(view[start:end]) if view.readonly else view[start:end])
     if end != len(view):
         raise CorruptValue("a stored value with buffers is not as long as it says")

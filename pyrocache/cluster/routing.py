@@ -1,12 +1,13 @@
-"""Which node owns a key. Pure: the same answer in every process that holds the same view.
+"""Which node owns a key. Pure: every process with the same view gets the same answer.
 
-A key's bytes hash to one of `PARTITIONS` virtual partitions (xxh3_64 modulo their number). A partition's
-nodes are ranked by weighted rendezvous hashing, highest random weight first (Thaler and Ravishankar,
-"Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 1998; the weighted score after Schindelhauer
-and Schomaker, "Weighted Distributed Hash Tables", SPAA 2005). Only a node's *name* and weight count, so one
-that restarts elsewhere under its name keeps its keys, and the n-th node takes 1/n of them, from everybody.
+A key's bytes hash to one of `PARTITIONS` partitions: xxh3_64 modulo their number. The nodes of a partition are ranked
+by weighted rendezvous hashing, highest random weight first (Thaler and Ravishankar, "Using Name-Based Mappings to
+Increase Hit Rates", IEEE/ACM ToN 1998; the weighted score after Schindelhauer and Schomaker, "Weighted Distributed Hash
+Tables", SPAA 2005). Only the *names* and weights of the nodes count. So a node that restarts at another address under
+its name keeps its keys, and the n-th node to join takes 1/n of the keys, evenly from all others.
 
-A `ClusterView` is immutable; its memo of owners is filled by racing threads with equal values, so it needs no lock.
+Threading: a `ClusterView` is immutable, except for its cache of owners. Racing threads store equal values there, so it
+needs no lock.
 """
 
 from __future__ import annotations
@@ -27,26 +28,25 @@ __all__ = ["PARTITIONS", "ClusterView", "Member", "is_socket_path", "partition_o
 _UNKNOWN = -1
 _MOST_MEMBERS = 2**15 - 1
 
-
 _SOCKET_PATH = re.compile(r"/[^\0]*/pyrocache-\d+/([0-9a-f]{16})\.sock")
 
 
 def is_socket_path(path: str, incarnation: str) -> bool:
-    """Whether a node of that incarnation may have its Unix socket there; no other socket of a host is spoken to."""
+    """Return whether this is a path for the Unix socket of that incarnation. Clients connect to no other socket."""
     match = _SOCKET_PATH.fullmatch(path)
     return match is not None and match[1] == incarnation
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Member:
-    """One node as the name server lists it.
+    """One node, as the name server lists it.
 
     Attributes:
         name: ``cache.node.N``.
         host, port: where it listens.
-        weight: its share of the keys, relative to the others'.
-        incarnation: differs from one start of the node to the next.
-        socket_path: its Unix socket, for clients on its host; empty when it has none.
+        weight: its share of the keys, relative to the weights of the others.
+        incarnation: changes with each start of the node.
+        socket_path: its Unix socket, for clients on its host; empty if it has none.
     """
 
     name: str
@@ -62,21 +62,21 @@ class Member:
 
     @property
     def address(self) -> str:
-        """``host:port``."""
+        """Return ``host:port``."""
         return format_address(self.host, self.port)
 
     @property
     def number(self) -> int:
-        """N of ``cache.node.N``."""
+        """Return N of ``cache.node.N``."""
         return int(self.name.rpartition(".")[2])
 
 
 class ClusterView:
-    """The nodes that share the keys at one moment, and who owns which.
+    """The nodes of a cluster at one moment, and which of them owns which key.
 
     Attributes:
-        members: sorted by number.
-        id: the same for two views iff they route alike; 0 is never an id.
+        members: the nodes, sorted by number.
+        id: equal for two views iff they route alike; never 0.
     """
 
     __slots__ = ("_by_name", "_owners", "_weighted", "id", "members")
@@ -100,7 +100,7 @@ class ClusterView:
         return name in self._by_name
 
     def __eq__(self, other: object) -> bool:
-        """Equal members, addresses included (``id`` ignores addresses)."""
+        """Compare the members, addresses included (``id`` ignores addresses)."""
         return isinstance(other, ClusterView) and self.members == other.members
 
     def __hash__(self) -> int:
@@ -110,11 +110,11 @@ class ClusterView:
         return f"<ClusterView {self.id:016x}: {', '.join(member.name for member in self.members) or 'empty'}>"
 
     def member(self, name: str) -> Member | None:
-        """The member of that name, or None."""
+        """Return the member with that name, or None."""
         return self._by_name.get(name)
 
     def owner(self, key: bytes) -> Member:
-        """The node that ``key`` belongs to.
+        """Return the node that owns a key.
 
         Raises:
             LookupError: the view is empty.
@@ -124,12 +124,12 @@ class ClusterView:
         return self.members[owner if owner >= 0 else self._first(partition)]
 
     def owner_of_partition(self, partition: int) -> Member:
-        """The node that ``partition`` belongs to; `LookupError` when the view is empty."""
+        """Return the node that owns a partition. Raises `LookupError` if the view is empty."""
         owner = self._owners[partition]
         return self.members[owner if owner >= 0 else self._first(partition)]
 
     def split(self, keys: Sequence[bytes], indices: Sequence[int]) -> list[list[int]]:
-        """For each member, in the order of ``members``, those of ``indices`` whose key belongs to it.
+        """Return, for each member in the order of ``members``, those of ``indices`` whose keys it owns.
 
         Raises:
             LookupError: the view is empty.
@@ -142,12 +142,12 @@ class ClusterView:
             indices, map(xxh3_64_intdigest, map(keys.__getitem__, indices)), strict=True
         ):
             add[owners[hashed % PARTITIONS]](index)
-        for index in owned.pop():  # the last list is that of _UNKNOWN
+        for index in owned.pop():  # the last list is that of index -1, _UNKNOWN
             owned[self._first(partition_of(keys[index]))].append(index)
         return owned
 
     def ranked(self, partition: int) -> Sequence[Member]:
-        """All nodes in the order in which they would own ``partition``."""
+        """Return all nodes in the order in which they would own a partition."""
         scores = self._scores(partition)
         order = sorted(range(len(scores)), key=lambda index: scores[index], reverse=True)
         return [self.members[index] for index in order]
@@ -161,7 +161,7 @@ class ClusterView:
 
     def _scores(self, partition: int) -> list[float]:
         salt = partition.to_bytes(2, "little")
-        # The hash becomes a number strictly between 0 and 1, of which -1/log is larger for luckier nodes.
+        # The hash becomes a number strictly between 0 and 1; -1/log grows with it.
         return [
             -weight / math.log((xxh3_64_intdigest(salt + name) // 4096 + 0.5) / 2**52)
             for name, weight in self._weighted

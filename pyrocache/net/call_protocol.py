@@ -45,15 +45,21 @@ class CallProtocol:
         sequence: number of the last call.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
         max_value_bytes: of the largest value that the peer takes.
+        space: returns where the rest of a long reply is to be received to; None: call `receive_data`.
     """
 
-    __slots__ = ("_decoder", "_endpoint", "_handshake", "max_value_bytes", "pack", "sequence")
+    __slots__ = (
+        *("_decoder", "_endpoint", "_handshake", "_partial"),
+        *("max_value_bytes", "pack", "sequence", "space"),
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._handshake: ClientHandshake | None = ClientHandshake(endpoint.name)
         # Neither function is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(self._handshake.admit, _room)
+        self._partial = False  # whether the decoder holds a part of a frame
+        self.space = self._decoder.space
         self.pack = CallPacker(endpoint.name).pack
         self.sequence = 0
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
@@ -79,12 +85,13 @@ class CallProtocol:
         """
         if not data:
             raise ConnectionResetError("the node closed the connection")
+        if not self._partial and self._handshake is None:
+            result = messages.unpack_result(data, self.sequence)
+            if result is not messages.UNUSUAL:
+                return result
+        self._partial = True
         self._decoder.feed(data)
         return self._next_outcome()
-
-    def space(self) -> memoryview | None:
-        """Return where the rest of a long reply is to be received to; None: call `receive_data`."""
-        return self._decoder.space()
 
     def received(self, count: int) -> Any:
         """Take the ``count`` bytes that were put at the beginning of `space`. As `receive_data`."""
@@ -97,6 +104,7 @@ class CallProtocol:
         frame = self._decoder.next_frame()
         if frame is None:
             return PENDING
+        self._partial = False
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:

@@ -111,12 +111,22 @@ class Connection:
         except BlockingIOError:
             return self.receive(deadline)
         result = unpack_result(data, sequence)
-        return result if result is not UNUSUAL else self.receive(deadline, data)
+        return result if result is not UNUSUAL else self.receive(deadline, data)  # large, cut, or a refusal
 
     def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
         """Send as much of a request as fits now. Return whether that was all; if not, `advance` sends more."""
         self.sent = False
-        return self._begin_sending(self._protocol.send_call(method, arguments))
+        message = self._protocol.send_call(method, arguments)
+        count = 0
+        if isinstance(message, bytes):
+            try:
+                count = self._channel.send(message, _NOW)
+            except BlockingIOError:
+                pass
+            if count == len(message):
+                self.sent = True
+                return True
+        return self._begin_sending(message, count)
 
     def advance(self) -> Any:
         """Go on as far as possible without waiting: connect, shake hands, send, receive.

@@ -120,8 +120,9 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
         if connection is None:
             without_permit.append(flight)
         else:
-            by_descriptor[connection.fileno()] = flight
-            poll.register(connection.fileno(), connection.events)
+            descriptor = connection.fileno()
+            by_descriptor[descriptor] = flight
+            poll.register(descriptor, connection.events)
     seconds = deadline.remaining()
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)

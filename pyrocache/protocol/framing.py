@@ -1,7 +1,10 @@
-"""Pyro5 messages (protocol 502) as bytes: the 40-byte header and `FrameDecoder`. Pure.
+"""Pyro5 messages (protocol 502) as bytes: the 40-byte header, and `FrameDecoder`. Pure.
 
-A header is checked before any of its body is kept. A `FrameDecoder` belongs to one connection and is used by one
-thread at a time. The format is described in ``docs/wire-format.md``; Pyro5's is in its ``protocol.py``.
+Owns the header's format and the collection of frames from received bytes. Bodies are `messages`' business. A header is
+checked before any of its body is buffered. ``docs/wire-format.md`` describes the format; Pyro5's own is in its
+``protocol.py``.
+
+Threading: a `FrameDecoder` belongs to one connection and is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ FLAG_BATCH = 1 << 3
 FLAG_CORRELATION_ID = 1 << 6
 
 MSGPACK = 4
-"""The serializer that carries bytes as they are, and the only one spoken here."""
+"""The serializer that carries bytes unchanged, and the only one supported here."""
 
 HEADER_BYTES = 40
 
@@ -31,12 +34,11 @@ _VERSION = 502
 _MAGIC = 0x4DC5
 _NO_CORRELATION = bytes(16)
 
-
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class Header(NamedTuple):
-    """What the first 40 bytes of a message say."""
+    """The fields of a message's first 40 bytes."""
 
     type: int
     serializer: int
@@ -47,53 +49,51 @@ class Header(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Length of the whole message."""
+        """Return the length of the whole message."""
         return HEADER_BYTES + self.annotation_bytes + self.body_bytes
 
 
 class Frame(NamedTuple):
-    """One whole message; annotations are skipped."""
+    """One complete message, without its annotations."""
 
     header: Header
     body: bytes | memoryview
 
 
-def parse_header(data: bytes | bytearray | memoryview) -> Header:
-    """The header in the first 40 bytes of ``data``.
+def parse_header(data: Buffer) -> Header:
+    """Return the header in the first 40 bytes of ``data``.
 
     Raises:
-        ProtocolError: they are no header of protocol 502.
+        ProtocolError: they are not a header of protocol 502.
     """
-    tag, version, kind, serializer, flags, sequence, body, annotations, _, _, magic = _HEADER.unpack_from(
-        data
-    )
+    tag, version, *fields, _, _, magic = _HEADER.unpack_from(data)
     if tag != b"PYRO" or version != _VERSION or magic != _MAGIC:
-        raise ProtocolError("These bytes are no Pyro5 message of protocol 502.")
-    return Header(kind, serializer, flags, sequence, body, annotations)
+        raise _not_a_message()
+    return Header(*fields)
+
+
+def _not_a_message() -> ProtocolError:
+    return ProtocolError("These bytes are not a valid Pyro5 message of protocol 502.")
 
 
 def pack_message(
     kind: int, sequence: int, body: bytes, *, flags: int = 0, serializer: int = MSGPACK
 ) -> bytes:
-    """A whole message without annotations."""
-    length = len(body)
-    return (
-        _HEADER.pack(
-            b"PYRO", _VERSION, kind, serializer, flags, sequence, length, 0, _NO_CORRELATION, 0, _MAGIC
-        )
-        + body
-    )
+    """Return a complete message without annotations."""
+    size = len(body)
+    fields = (kind, serializer, flags, sequence, size, 0, _NO_CORRELATION, 0, _MAGIC)
+    return _HEADER.pack(b"PYRO", _VERSION, *fields) + body
 
 
 class FrameDecoder:
-    """Bytes in as they come, whole frames out.
+    """Takes received bytes and returns complete frames.
 
-    A short frame is collected from what is fed. Once a long one is under way, `space` is where the rest of it
-    belongs, so that it is received to where it stays.
+    A short frame is collected from what is fed. A long frame is received into memory of its own, which `space`
+    returns, so that it is not copied.
 
     Args:
-        admit: judges each header before any of its body is kept; raises to refuse it. May be set anew.
-        room: gives memory for a frame of so many bytes, of which none has come, or None to have it collected.
+        admit: called with each header before any of its body is buffered; raises to refuse it. May be replaced.
+        room: called with a frame's length; returns memory for the whole frame, or None to collect it from feeds.
     """
 
     __slots__ = ("_buffer", "_filled", "_header", "_large", "_room", "_skip", "admit")
@@ -109,16 +109,16 @@ class FrameDecoder:
 
     @property
     def buffered(self) -> int:
-        """Bytes held."""
+        """Return the number of bytes buffered."""
         return len(self._buffer) + self._filled
 
     @property
     def between_frames(self) -> bool:
-        """Whether nothing is held and the next byte begins a frame."""
+        """Return whether nothing is buffered and the next byte begins a frame."""
         return not self._buffer and self._header is None and not self._skip
 
     def feed(self, data: bytes) -> None:
-        """Take what the connection has brought."""
+        """Add bytes that were received."""
         if self._skip:
             skipped = min(len(data), self._skip)
             self._skip -= skipped
@@ -132,18 +132,19 @@ class FrameDecoder:
         self._buffer += data[taken:]
 
     def space(self) -> memoryview | None:
-        """Where the rest of a long frame is to be received to; say how much came by `filled`. None: `feed`."""
+        """Return the memory to receive the rest of a long frame into; then call `filled`. None: call `feed`."""
         return None if self._large is None else self._large[self._filled :]
 
     def filled(self, count: int) -> None:
-        """``count`` bytes have been put at the beginning of `space`."""
+        """Note that ``count`` bytes were received into the beginning of `space`."""
         self._filled += count
 
     def next_frame(self) -> Frame | None:
-        """The next whole frame, or None until more has come.
+        """Return the next complete frame, or None if more bytes are needed.
 
         Raises:
-            ProtocolError: the bytes are no message, or whatever ``admit`` raises; drop the connection then.
+            ProtocolError: the bytes are not a valid message. Close the connection.
+            Exception: whatever ``admit`` raises. Close the connection.
         """
         buffer = self._buffer
         header = self._header
@@ -151,7 +152,7 @@ class FrameDecoder:
         if header is None:
             if len(buffer) < HEADER_BYTES:
                 if buffer and not b"PYRO".startswith(buffer[:4]):
-                    raise ProtocolError("These bytes are no Pyro5 message of protocol 502.")
+                    raise _not_a_message()
                 return None
             header = parse_header(buffer)
             self.admit(header)
@@ -166,7 +167,7 @@ class FrameDecoder:
             return Frame(header, body)
         if len(buffer) >= total:
             self._header = None
-            if len(buffer) == total > LARGE_BYTES:  # handed over, not copied
+            if len(buffer) == total > LARGE_BYTES:  # give the buffer away instead of copying it
                 self._buffer = bytearray()
                 return Frame(header, memoryview(buffer)[start:])
             with memoryview(buffer) as view:
@@ -181,7 +182,7 @@ class FrameDecoder:
         return None
 
     def discard(self) -> Header | None:
-        """Throw away the frame under way, what is still to come of it too, and return its header if that has come."""
+        """Discard the current frame and the rest of it when it comes. Return its header; None if that is incomplete."""
         header = self._header
         if header is not None:
             missing = header.frame_bytes - self.buffered

@@ -1,4 +1,4 @@
-"""The frame of an int, the one kind of value that a node looks into: it counts without asking the client. Pure.
+"""The frame of an int, the only kind of value that a node reads: `incr` adds on the node. Pure.
 
 A frame is its kind, ``w``, and the number in big-endian two's complement of one byte or more.
 """
@@ -9,13 +9,13 @@ INT_KIND = b"w"
 
 
 def pack_int(number: int) -> bytes:
-    """The frame of ``number``."""
+    """Return the frame of an int."""
     magnitude = number if number >= 0 else ~number
     return INT_KIND + number.to_bytes(magnitude.bit_length() // 8 + 1, "big", signed=True)
 
 
 def unpack_int(frame: bytes | memoryview) -> int | None:
-    """The int in a frame; None if the frame holds none."""
+    """Return the int in a frame; None if the frame does not hold one."""
     if len(frame) < 2 or frame[0] != INT_KIND[0]:
         return None
     return int.from_bytes(frame[1:], "big", signed=True)

@@ -1,27 +1,27 @@
-"""The limits and constants that both ends of the wire know. Pure."""
+"""Limits and constants that both ends of a connection know. Pure."""
 
 from __future__ import annotations
 
 MAX_KEY_BYTES = 64 * 1024
-"""Length of the longest encoded key, its namespace included."""
+"""The longest encoded key, its namespace included."""
 
 MAX_BATCH = 1000
-"""Keys or entries in one message; more go into further messages."""
+"""Keys or entries in one message. A larger batch is sent as several messages."""
 
 BATCH_BYTES = 4 * 2**20
-"""Bytes of entries after which a batch is continued in a further message."""
+"""Bytes of entries in one message, after which a batch continues in another message."""
 
 MAX_TAGS = 64
-"""Tags of one entry."""
+"""The most tags of one entry."""
 
 MAX_TAG_BYTES = 2048
-"""Length of the longest tag, its namespace included."""
+"""The longest tag, its namespace included."""
 
 KEEP_TTL = -1
-"""As a TTL: the one that the entry has."""
+"""As a TTL: keep the entry's TTL."""
 
 LARGE_BYTES = 64 * 1024
-"""Length from which a message or a binary value in it is kept apart, instead of joined and copied."""
+"""Size from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""
 
 MOST_SECONDS = 86400.0
-"""Of a lease, a lock's time to live, or a wait; longer ones are cut."""
+"""The longest lease, lock TTL or wait. Longer ones are shortened to this."""

@@ -1,9 +1,10 @@
-"""Calls and results as the bodies of Pyro5 messages: plain msgpack, without hooks. Pure.
+"""Calls and results as the bodies of Pyro5 messages: plain msgpack. Pure.
 
-Only plain types come out. Small messages, which are nearly all, are made and read in a few calls into C: of a header
-only the fields that vary are looked at. Large binary values are neither joined to the rest of their message nor copied
-out of it: `Pieces` on the way out, `memoryview` on the way in. A `CallPacker` belongs to one connection and is used by
-one thread at a time.
+Unpacking returns plain types only; no hook builds objects. Small messages, which are nearly all, are packed and
+unpacked in a few calls into C. Of their headers, only the fields that vary are examined. Large binary values are not
+copied: they are `Pieces` when packed, and a `memoryview` when unpacked.
+
+Threading: a `CallPacker` belongs to one connection and is used by one thread at a time. The rest has no state.
 """
 
 from __future__ import annotations
@@ -16,27 +17,17 @@ from typing import Any, Generic, NoReturn, TypeVar
 import msgpack
 
 from pyrocache.errors import ProtocolError
-from pyrocache.protocol.framing import (
-    _HEADER,
-    _MAGIC,
-    _NO_CORRELATION,
-    _VERSION,
-    HEADER_BYTES,
-    INVOKE,
-    MSGPACK,
-    RESULT,
-    Buffer,
-)
+from pyrocache.protocol.framing import HEADER_BYTES, INVOKE, RESULT, Buffer, pack_message
 from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
 
 _Method = TypeVar("_Method")
 
-_VARYING = struct.Struct("!10sHI24s")  # the header as a constant, sequence, bytes of the body, a constant
+_VARYING = struct.Struct("!10sHI24s")  # a header: constant, sequence, length of the body, constant
 _BIN32 = struct.Struct("!BI")
 _BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
 
 VALUE_OFFSET = HEADER_BYTES + _BIN32.size
-"""Where a large value begins in a message that holds nothing else."""
+"""Offset of a large value in a message that holds nothing else."""
 
 _SMALL_BODY = 64 * 1024
 _MAX_ARRAY = MAX_BATCH + 24
@@ -45,10 +36,10 @@ _MAX_CONTAINERS = 2 * _MAX_ARRAY
 
 
 class Pieces:
-    """A large binary value that lies in several buffers, which are sent one after the other.
+    """A large binary value in several buffers, which are sent one after the other.
 
     Attributes:
-        buffers: in their order.
+        buffers: the buffers, in order.
     """
 
     __slots__ = ("_length", "buffers")
@@ -58,7 +49,7 @@ class Pieces:
         self._length = sum(map(len, self.buffers))
 
     def __len__(self) -> int:
-        """Bytes, all together."""
+        """Return the number of bytes in all."""
         return self._length
 
     def __bytes__(self) -> bytes:
@@ -66,18 +57,17 @@ class Pieces:
 
 
 def pack_plain(value: Any) -> bytes:
-    """``value``, of plain types only, as msgpack; a set becomes an array, as Pyro5 does it."""
+    """Return a value of plain types as msgpack. A set becomes an array, as in Pyro5."""
     return msgpack.packb(value, use_bin_type=True, default=_set_as_list)  # type: ignore[no-any-return]
 
 
 def _set_as_list(value: Any) -> list[Any]:
-    if isinstance(value, set | frozenset):
+    if isinstance(value, (set, frozenset)):
         return list(value)
     raise TypeError(f"{type(value).__name__} is not plain")
 
 
-_PLAIN_CALL = _HEADER.pack(b"PYRO", _VERSION, INVOKE, MSGPACK, 0, 0, 0, 0, _NO_CORRELATION, 0, _MAGIC)
-_PLAIN_RESULT = _HEADER.pack(b"PYRO", _VERSION, RESULT, MSGPACK, 0, 0, 0, 0, _NO_CORRELATION, 0, _MAGIC)
+_PLAIN_CALL, _PLAIN_RESULT = pack_message(INVOKE, 0, b""), pack_message(RESULT, 0, b"")
 _CALL_START, _RESULT_START, _END = _PLAIN_CALL[:10], _PLAIN_RESULT[:10], _PLAIN_CALL[16:]
 _NO_OPTIONS = b"\x80"
 
@@ -86,7 +76,7 @@ class CallPacker:
     """Packs calls of one remote object.
 
     Args:
-        object_id: its name on the node.
+        object_id: the object's name on the node.
     """
 
     __slots__ = ("_begin", "_heads", "_pack")
@@ -97,24 +87,24 @@ class CallPacker:
         self._pack = msgpack.Packer(use_bin_type=True).pack
 
     def pack(self, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes | list[Buffer]:
-        """The message that calls ``method``, in several buffers if a value among its arguments is large."""
+        """Return the message that calls ``method``, in several buffers if one of its arguments is a large value."""
         head = self._heads.get(method)
         if head is None:
             head = self._heads[method] = self._begin + pack_plain(method)
         try:
             body: bytes = self._pack(arguments)
-        except TypeError:  # it knows no Pieces
+        except TypeError:  # msgpack does not know Pieces
             buffers = [head, *_pack_with_pieces(arguments), _NO_OPTIONS]
             length = sum(map(len, buffers))
             return [_VARYING.pack(_CALL_START, sequence, length, _END), *buffers]
-        if len(body) > LARGE_BYTES:  # a packer never gives its memory back
+        if len(body) > LARGE_BYTES:  # a packer never frees its buffer
             self._pack = msgpack.Packer(use_bin_type=True).pack
         length = len(head) + len(body) + 1
         return _VARYING.pack(_CALL_START, sequence, length, _END) + head + body + _NO_OPTIONS
 
 
 def _pack_with_pieces(value: Any) -> Iterable[Buffer]:
-    """``value`` as msgpack, `Pieces` within it as what they are made of."""
+    """Yield a value as msgpack, with the buffers of each `Pieces` in it."""
     if type(value) is Pieces:
         yield _BIN32.pack(_BIN32_TYPE, len(value))
         yield from value.buffers
@@ -127,15 +117,11 @@ def _pack_with_pieces(value: Any) -> Iterable[Buffer]:
 
 
 def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
-    """The reply that a call returned ``result``, in several buffers if that is a large value."""
+    """Return the reply with a call's result, in several buffers if the result is a large value."""
     if type(result) is bytes and len(result) < 256:
         length = len(result)
-        return b"%b%c%c%b" % (
-            _VARYING.pack(_RESULT_START, sequence, length + 2, _END),
-            _BIN8_TYPE,
-            length,
-            result,
-        )
+        header = _VARYING.pack(_RESULT_START, sequence, length + 2, _END)
+        return b"%b%c%c%b" % (header, _BIN8_TYPE, length, result)
     if type(result) is memoryview or (type(result) is bytes and len(result) >= LARGE_BYTES):
         length = len(result)
         header = _VARYING.pack(_RESULT_START, sequence, _BIN32.size + length, _END)
@@ -145,10 +131,10 @@ def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
 
 
 class CallUnpacker(Generic[_Method]):
-    """Reads the calls of one remote object that are as a `CallPacker` packs them and small.
+    """Unpacks small calls of one remote object, if they look as a `CallPacker` packs them.
 
     Args:
-        object_id: its name.
+        object_id: the object's name.
         methods: what stands for each method that may be called, by name.
     """
 
@@ -160,13 +146,12 @@ class CallUnpacker(Generic[_Method]):
         self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
 
     def unpack(self, data: bytes) -> tuple[int, _Method, list[Any]] | None:
-        """Return sequence, method and arguments if ``data`` is one whole call without anything special, else None."""
+        """Return sequence, method and arguments; None if ``data`` is not exactly one usual call."""
         if not self._name_at < len(data) <= LARGE_BYTES:
             return None
         start, sequence, length, end = _VARYING.unpack_from(data)
-        arguments_at = (
-            self._name_at + 1 + (data[self._name_at] & 0x1F)
-        )  # the name is a short string, if it is known
+        # The name of a known method is a short string: one byte with its length, then the text.
+        arguments_at = self._name_at + 1 + (data[self._name_at] & 0x1F)
         method = self._methods.get(data[HEADER_BYTES:arguments_at])
         if (
             method is None
@@ -178,23 +163,23 @@ class CallUnpacker(Generic[_Method]):
             return None
         try:
             arguments = _unpack_small(data[arguments_at:-1])
-        except Exception:  # no options were no options
+        except Exception:  # the last byte was not an empty map of options
             return None
         return (sequence, method, arguments) if type(arguments) is list else None
 
 
 def sequence_of(message: bytes | list[Buffer]) -> int:
-    """The sequence number of a message that was packed here."""
+    """Return the sequence number of a message that was packed here."""
     head = message if isinstance(message, bytes) else message[0]
     return int.from_bytes(head[10:12], "big")
 
 
 UNUSUAL: Any = object()
-"""What `unpack_result` returns for all that needs a `FrameDecoder`."""
+"""What `unpack_result` returns for a reply that needs a `FrameDecoder`."""
 
 
 def unpack_result(data: bytes, sequence: int) -> Any:
-    """The result, if ``data`` is one whole and small reply to that request without anything special; else `UNUSUAL`.
+    """Return the result, or `UNUSUAL` if ``data`` is not exactly one small and usual reply to that request.
 
     Raises:
         ProtocolError: the body is not plain msgpack.
@@ -210,13 +195,13 @@ def unpack_result(data: bytes, sequence: int) -> Any:
 
 
 def unpack_plain(body: bytes | memoryview) -> Any:
-    """The plain value (None, bool, int, float, bytes, str, list, dict) that ``body`` holds.
+    """Return the plain value (None, bool, int, float, bytes, str, list, dict) in a body.
 
-    No hook builds objects, and memory stays within a small multiple of the body's length: the arrays' lengths are
-    bounded, and in a large body, where a byte can stand for an object of 50, their number too.
+    Memory stays within a small multiple of the body's length: the lengths of arrays and maps are bounded. In a large
+    body, their number is bounded too, because one byte can stand for an object of 50 bytes.
 
     Raises:
-        ProtocolError: it holds anything else.
+        ProtocolError: the body holds anything else.
     """
     try:
         if body[0] == _BIN32_TYPE and len(body) == _BIN32.size + _BIN32.unpack_from(body)[1]:
@@ -230,10 +215,10 @@ def unpack_plain(body: bytes | memoryview) -> Any:
 
 
 def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str, Any]]:
-    """Object id, method, arguments and options of a call; a large value among the arguments stays in ``body``.
+    """Return object id, method, arguments and options of a call. A large argument is a view into ``body``.
 
     Raises:
-        ProtocolError: it is no call.
+        ProtocolError: the body is not a call.
     """
     call: Any = None
     if len(body) > LARGE_BYTES:
@@ -243,21 +228,21 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
             call = _unpack_with_large_value(view, _LONGEST_HEAD)
     if not call:
         call = unpack_plain(body)
-    if isinstance(call, list | tuple) and len(call) == 4:
+    if isinstance(call, (list, tuple)) and len(call) == 4:
         object_id, name, arguments, options = call
         if type(object_id) is str and type(name) is str and type(arguments) is list and type(options) is dict:
             return object_id, name, arguments, options
-    raise ProtocolError("A call is an object, a method, arguments and options.")
+    raise ProtocolError("A call must be an array of object, method, arguments and options.")
 
 
-_BEFORE_VALUE = 2  # arguments: the view and the key
+_BEFORE_VALUE = 2  # arguments before a large value: the view and the key
 _USUAL_HEAD, _LONGEST_HEAD = 512, MAX_KEY_BYTES + 1024  # bytes before a large value
 
 
 def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ...] | None:
-    """The call in ``body`` with its first large argument left in place.
+    """Return the call in ``body``, with its first large argument as a view into it.
 
-    Empty if there is no such argument, None if that cannot be seen from so many bytes.
+    Empty: there is no such argument. None: the first ``head_bytes`` do not tell.
     """
     head = msgpack.Unpacker(**_STRICTLY)
     head.feed(body[:head_bytes])
@@ -296,7 +281,7 @@ def _refuse_ext(code: int, data: bytes) -> NoReturn:
 _STRICTLY: dict[str, Any] = {
     "raw": False,
     "ext_hook": _refuse_ext,
-    "timestamp": 1,  # the one extension that no hook sees becomes a float
+    "timestamp": 1,  # the one extension that never reaches ext_hook becomes a float
     "max_array_len": _MAX_ARRAY,
     "max_map_len": _MAX_MAP,
 }
@@ -304,7 +289,7 @@ _unpack_small = partial(msgpack.unpackb, **_STRICTLY)
 
 
 class _Budget:
-    """Counts the containers of one body."""
+    """Bounds the number of containers in one body."""
 
     __slots__ = ("left",)
 

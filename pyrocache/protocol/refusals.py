@@ -1,7 +1,7 @@
-"""The form in which a refusal crosses the wire. Pure.
+"""Refusals as they cross the wire. Pure.
 
-A method that refuses raises Pyro5's PyroError, which every Pyro5 peer knows, with two attributes: a code for programs
-and a detail. On the wire it is the map that Pyro5 makes of any exception.
+A method that refuses a call raises Pyro5's PyroError, which every Pyro5 peer knows, with two attributes: a code for
+programs, and a detail. On the wire it is the map that Pyro5 makes of any exception.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pyrocache.protocol.messages import pack_plain, unpack_plain
 
 
 class Refusal(NamedTuple):
-    """What a peer said instead of a result.
+    """A peer's reply in place of a result.
 
     Attributes:
-        code: one of the codes of ``docs/wire-format.md``, ``""`` when the peer gave none.
+        code: one of the codes in ``docs/wire-format.md``; ``""`` if the peer gave none.
         message: one sentence.
-        detail: what the code says it is, or None.
+        detail: depends on the code; may be None.
     """
 
     code: str
@@ -51,10 +51,10 @@ def pack_refusal(refusal: Refusal) -> bytes:
 
 
 def unpack_refusal(body: bytes | memoryview) -> Refusal:
-    """The refusal in the body of an exception reply, whoever sent it."""
+    """Return the refusal in the body of an exception reply of any Pyro5 peer. Raises `ProtocolError`."""
     data = unpack_plain(body)
     if not isinstance(data, dict):
-        raise ProtocolError("An exception reply holds no exception.")
+        raise ProtocolError("An exception reply does not hold an exception.")
     attributes, arguments = data.get("attributes"), data.get("args")
     if not isinstance(attributes, dict):
         attributes = {}

@@ -1,11 +1,11 @@
 """Child processes that never outlive their parent.
 
-A child's standard input is a pipe whose other end only this process holds: when it is gone, by whatever means, the
-child reads the end of file and leaves. Each child has a process group of its own, so that Ctrl-C in a terminal
-reaches the parent alone, and so that a child which is *stopped* (SIGSTOP) when its parent dies is continued and
-hung up by the kernel, as POSIX demands for process groups that become orphaned.
+A child's standard input is a pipe whose other end only the parent has open. When the parent ends, for whatever reason,
+the child reads the end of file and exits. Each child has its own process group: Ctrl-C in a terminal reaches only the
+parent, and a child that is *stopped* (SIGSTOP) when its parent dies receives SIGHUP and SIGCONT from the kernel, as
+POSIX requires for orphaned process groups.
 
-A `ChildProcess` may be used by one thread at a time.
+Threading: a `ChildProcess` is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -30,24 +30,19 @@ _STOP_SECONDS = 5.0
 
 
 class ChildProcess:
-    """A module of this package run as a process of its own.
+    """A module of this package, run in a process of its own.
 
     Args:
-        module: what to run; it prints one line of JSON when it is ready.
-        settings: its settings, handed over as JSON.
-        quiet: keep what it writes to its standard error to ourselves, for the error message if it fails.
+        module: the module; it prints one line of JSON when it is ready.
+        settings: its settings, passed as JSON.
+        quiet: capture its standard error, for the error message if it does not start.
     """
 
     def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
         self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                module,
-                json.dumps(settings),
-            ],  # -P: no module from the working directory
+            # -P: import no module from the working directory
+            [sys.executable, "-P", "-m", module, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -59,19 +54,19 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return the process id."""
         return self._process.pid
 
     @property
     def exit_status(self) -> int | None:
-        """None while it lives; minus the signal that killed it, if one did."""
+        """Return the exit status: None while it runs, minus the signal's number if a signal killed it."""
         return self._process.poll()
 
     def wait_until_ready(self, timeout: float = START_SECONDS) -> dict[str, Any]:
-        """What it says when it is ready.
+        """Wait until it is ready, and return what it printed.
 
         Raises:
-            PyroCacheError: it ended, or took longer than ``timeout`` seconds; it is gone then.
+            PyroCacheError: it ended, or was not ready after ``timeout`` seconds and was killed.
         """
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout
@@ -82,35 +77,35 @@ class ChildProcess:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     self.kill()
                     raise PyroCacheError(
-                        f"A process did not start within {timeout:g} s; is the machine busy?"
+                        f"A process did not start within {timeout:g} s. Is the machine busy?"
                     )
                 data = os.read(self._process.stdout.fileno(), 4096)
                 if not data:
                     self._process.wait()
-                    raise PyroCacheError(self._last_words())
+                    raise PyroCacheError(self._failure())
                 line += data
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self._process.poll() is None:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Stop it by SIGSTOP; returns when it has stopped, as it runs on for a moment."""
+        """Stop it with SIGSTOP, and wait until it has stopped."""
         self.signal(signal.SIGSTOP)
-        if hasattr(os, "waitid"):  # macOS has none before Python 3.13
+        if hasattr(os, "waitid"):  # not on macOS before Python 3.13
             with contextlib.suppress(ChildProcessError):  # it has ended
                 os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def terminate(self) -> None:
-        """Ask it to leave; `wait` for it then."""
+        """Ask it to exit, by SIGTERM. Call `wait` afterwards."""
         self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)  # a stopped process acts on nothing else
+        self.signal(signal.SIGCONT)  # a stopped process does not handle SIGTERM until it continues
 
     def wait(self, timeout: float = _STOP_SECONDS) -> None:
-        """Wait until it has ended; after ``timeout`` seconds it is killed."""
+        """Wait until it has ended. Kill it after ``timeout`` seconds."""
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -119,18 +114,19 @@ class ChildProcess:
         self._release()
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Kill it with SIGKILL, and wait until it has ended."""
         self.signal(signal.SIGKILL)
         self._process.wait()
         self._release()
 
-    def _last_words(self) -> str:
-        words = ""
+    def _failure(self) -> str:
+        """Return the last line of its standard error, if that was captured and is not empty."""
+        text = ""
         if self._errors is not None:
             self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip()
+            text = self._errors.read().decode(errors="replace").strip()
         self._release()
-        last_line = words.splitlines()[-1] if words else ""
+        last_line = text.splitlines()[-1] if text else ""
         return last_line or f"A process ended with status {self._process.returncode} before it was ready."
 
     def _release(self) -> None:
@@ -149,19 +145,19 @@ class ChildProcess:
 def start_nameserver(
     *, host: str = "127.0.0.1", port: int = 0, storage: str = "memory", insecure: bool = False, quiet: bool
 ) -> ChildProcess:
-    """A name server process; port 0 is a free one."""
+    """Start a name server process. Port 0 takes a free port."""
     settings = {"host": host, "port": port, "storage": storage, "insecure": insecure}
     return ChildProcess("pyrocache.nameserver.process", settings, quiet=quiet)
 
 
 def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
-    """A node process; ``settings`` are fields of `NodeConfig`."""
+    """Start a node process. ``settings`` are fields of `NodeConfig`."""
     return ChildProcess("pyrocache.node.process", settings, quiet=quiet)
 
 
 def environment() -> dict[str, str]:
-    """The environment to run a module of this package in."""
-    # Pyro5 refuses to be imported when it does not know a PYRO_ variable, and known ones would change the protocol.
+    """Return the environment for running a module of this package."""
+    # Pyro5 fails to import if it does not know a PYRO_ variable, and those it knows would change the protocol.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYRO_")}
     root = Path(__file__).resolve().parent.parent.parent
     if "site-packages" not in root.parts:  # run from a source tree, perhaps not installed

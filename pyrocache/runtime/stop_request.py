@@ -1,4 +1,7 @@
-"""How a process of ours learns that it is to end."""
+"""The request to stop a process, from a signal or a thread.
+
+Threading: any thread or signal handler may request the stop; only one thread waits for it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Tells the main thread to stop; set by signals or by any thread.
+    """Tells the main thread to stop.
 
-    Unlike `threading.Event` it may be set by a signal handler that interrupts `wait` anywhere: ``SimpleQueue.put`` is
-    reentrant, while the event's lock would then be held by the very thread that waits for it.
+    Unlike a `threading.Event`, it can be set by a signal handler that interrupts `wait`: ``SimpleQueue.put`` is
+    reentrant, whereas the event's lock may be held by the thread that the handler interrupts.
     """
 
     def __init__(self) -> None:
@@ -20,17 +23,17 @@ class StopRequest:
         self._wakeups: SimpleQueue[None] = SimpleQueue()
 
     def request(self) -> None:
-        """Stop."""
+        """Request the stop, and end the current or the next `wait`."""
         self.requested = True
         self._wakeups.put(None)
 
     def wake(self) -> None:
-        """End the present `wait`, or the next one, without stopping."""
+        """End the current or the next `wait`, without requesting the stop."""
         if self._wakeups.empty():
             self._wakeups.put(None)
 
     def wait(self, timeout: float) -> bool:
-        """Wait until woken, or for ``timeout`` seconds; whether it was before that."""
+        """Wait for at most ``timeout`` seconds. Return whether it was woken before that."""
         try:
             self._wakeups.get(timeout=timeout)
         except Empty:
@@ -40,6 +43,6 @@ class StopRequest:
         return True
 
     def on_signals(self) -> None:
-        """Have SIGINT, SIGTERM and SIGHUP request the stop. Only the main thread may call this."""
+        """Request the stop on SIGINT, SIGTERM and SIGHUP. Only the main thread may call this."""
         for number in ENDING:
             signal.signal(number, lambda *_: self.request())

@@ -3,119 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from pyrocache import Overloaded, PartialFailure, PyroCacheClient
-from pyrocache.protocol import framing, messages, refusals
-from pyrocache.protocol.framing import FrameDecoder
+from pyrocache.protocol import refusals
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.runtime.child_process import start_nameserver, start_node
+from tests.support.nodes import running_node
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.wire import NO_VIEW, Peer, call
 
-NAME = "cache.node.1"
-NO_VIEW = 0
 OUR_NAMESPACE = b"\4\3our"
 MIB = 2**20
-PATIENCE_SECONDS = 15.0
-"""How long a test waits for what should come at once."""
-
-CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Running:
-    """A node process, alone in its cluster."""
-
-    nameserver: str
-    address: tuple[str, int]
-
-    def connections(self) -> int:
-        """How many it has, the asking one not counted."""
-        with Peer(self) as peer:
-            return int(peer.call("stats")["connections"]) - 1
-
-
-@contextmanager
-def running_node(**settings: Any) -> Iterator[Running]:
-    """A name server and one node with these settings."""
-    with ExitStack() as stack:
-        nameserver = start_nameserver(quiet=True)
-        stack.callback(nameserver.kill)
-        address = nameserver.wait_until_ready()["address"]
-        process = start_node({"nameserver": address, "name": NAME, **settings}, quiet=True)
-        stack.callback(process.kill)
-        ready = process.wait_until_ready()
-        yield Running(address, (ready["host"], ready["port"]))
-        assert process.exit_status is None
-
-
-class Peer:
-    """A raw connection to a node."""
-
-    def __init__(self, node: Running, *, receive_buffer: int | None = None) -> None:
-        self.sock = socket.socket()
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(PATIENCE_SECONDS)
-        self.sock.connect(node.address)
-        self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
-        hello = messages.pack_plain({"handshake": "hello", "object": NAME})
-        self.sock.sendall(framing.pack_message(framing.CONNECT, 0, hello))
-        assert self._frame().header.type == framing.CONNECT_OK
-
-    def _frame(self) -> framing.Frame:
-        while (frame := self._decoder.next_frame()) is None:
-            data = self.sock.recv(256 * 1024)
-            if not data:
-                raise ConnectionResetError
-            self._decoder.feed(data)
-        return frame
-
-    def answer(self) -> tuple[int, Any]:
-        """The next reply's sequence number, and its result or refusal."""
-        header, body = self._frame()
-        if header.flags & framing.FLAG_EXCEPTION:
-            return header.sequence, refusals.unpack_refusal(body)
-        return header.sequence, messages.unpack_plain(body)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        self.sock.sendall(call(1, method, *arguments))
-        return self.answer()[1]
-
-    def fate(self) -> Any:
-        """The next result or refusal, or `CLOSED`."""
-        try:
-            return self.answer()[1]
-        except ConnectionError:
-            return CLOSED
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-
-def call(sequence: int, method: str, *arguments: Any) -> bytes:
-    body = messages.pack_plain((NAME, method, arguments, {}))
-    return framing.pack_message(framing.INVOKE, sequence, body)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Whether it came true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.fixture(params=["auto", "tcp"])
@@ -152,7 +55,7 @@ class TestReaders:
 
             def cut_off() -> bool:
                 assert cache.get("key") == bytes(MIB)
-                return node.connections() <= client_alone
+                return node.connections <= client_alone
 
             assert wait_until(cut_off)
 

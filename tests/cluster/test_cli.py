@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,61 +10,29 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+from unittest.mock import patch
 
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.cli import main
 from pyrocache.net.directory import NameServerDirectory
+from tests.support.nodes import private_cluster
+from tests.support.processes import ROOT, environment, free_address, is_stopped, state
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
-PYROCACHE = ("-m", "pyrocache")
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
-    return result
-
-
-def state(pid: int) -> str:
-    """The letter that the system has for a process's state; ``""`` when it is gone, be it buried or not."""
-    try:
-        os.kill(pid, 0)
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return ""
-    return letter.strip("ZX")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process does nothing any more after a SIGSTOP; its threads stop one by one."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-
-def free_address() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+NOWHERE = "127.0.0.1:1"
+"""An address where nobody listens."""
 
 
 def names(nameserver: str) -> list[str]:
     """The nodes that are registered, in their order."""
     return [member.name for member in sorted(NameServerDirectory(nameserver).members())]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "PYROCACHE_NAMESERVER"}
-    return {**inherited, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **variables}
 
 
 @dataclass
@@ -105,6 +74,21 @@ def run_all(commands: Sequence[tuple[str, ...]], **variables: str) -> list[Outco
     finally:
         for process in started:
             process.kill()
+
+
+def call(*command: str, **variables: str) -> Outcome:
+    """Run a command to its end in this process, which it must not start anything in."""
+    script, *arguments = command
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment(**variables), clear=True),
+        patch.object(sys, "argv", [script, *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main({"run_nameserver.py": "nameserver", "run_nodes.py": "nodes"}.get(script))
+    return Outcome(ended.value.code, out.getvalue(), err.getvalue())  # type: ignore[arg-type]
 
 
 class Running:
@@ -178,7 +162,7 @@ def start_nodes(start: Start, nameserver: str, *options: str) -> tuple[Running, 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Two nodes for commands that do no harm to them."""
-    with LocalCluster(nodes=2) as cluster:
+    with private_cluster(nodes=2) as cluster:
         yield cluster
 
 
@@ -295,8 +279,12 @@ def test_a_port_that_is_taken_is_named(cluster: LocalCluster) -> None:
 def test_where_no_name_server_is_the_command_that_starts_one_is_named() -> None:
     address = free_address()
     host, _, port = address.rpartition(":")
-    commands = [("run_nodes.py",), (*PYROCACHE, "get", "key"), (*PYROCACHE, "status")]
-    for refused in run_all([(*command, "--nameserver", address) for command in commands]):
+    refusals = [
+        run("run_nodes.py", "--nameserver", address),
+        call("pyrocache", "get", "key", "--nameserver", address),
+        call("pyrocache", "status", "--nameserver", address),
+    ]
+    for refused in refusals:
         assert refused.status == 1
         assert address in refused.sentence
         assert f"pyrocache nameserver --host {host} --port {port}" in refused.sentence
@@ -312,98 +300,114 @@ def test_a_name_that_a_live_node_holds_is_refused(cluster: LocalCluster) -> None
 
 
 def test_an_address_that_other_hosts_reach_is_refused() -> None:
-    scripts = ["run_nameserver.py", "run_nodes.py"]
-    for refused in run_all([(script, "--host", "192.0.2.1") for script in scripts]):
+    for refused in (
+        run("run_nameserver.py", "--host", "192.0.2.1"),
+        call("run_nodes.py", "--host", "192.0.2.1"),
+    ):
         assert refused.status == 1
-        assert refused.sentence.startswith("192.0.2.1 can be reached from other hosts")
+        assert refused.sentence.startswith("Other hosts can reach 192.0.2.1")
         assert "--insecure" in refused.sentence
 
 
 def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
     warning = "Warning: --insecure: whoever reaches this address can read, change and delete every entry.\n"
-    nameserver = start(
-        "run_nameserver.py", "--host", "127.0.0.1", "--port", "0", "--insecure", ready="ready at"
-    )
-    assert nameserver.err == warning
-    address = nameserver.out.partition("ready at ")[2].partition(". ")[0]
-    nodes, _ = start_nodes(start, address, "--nodes", "1", "--insecure")
-    assert nodes.err == warning
+    address = free_address()
+    command = ("run_nodes.py", "--with-nameserver", "--nameserver", address, "--nodes", "1", "--insecure")
+    assert start(*command, ready="ready").err == warning + f"Name server ready at {address}.\n"
 
 
-def test_a_setting_that_makes_no_sense_is_refused_in_one_sentence() -> None:
-    wrong = {
-        ("run_nodes.py", "--max-memory", "lots"): "'lots' is no size",
-        ("run_nodes.py", "--max-memory", "1KiB"): "at least 64KiB",
-        ("run_nodes.py", "--host", "not a host"): "'not a host' is no host name",
-        ("run_nodes.py", "--nameserver", "127.0.0.1:99999"): "'127.0.0.1:99999' is no address",
-        ("run_nodes.py", "--name", "cache.node.1"): "--nodes 1",
-        ("run_nameserver.py", "--port", "99999"): "99999",
-        ("run_nameserver.py", "--port", "0", "--storage", "sql:/nowhere/names"): "/nowhere/names",
-        (*PYROCACHE, "get", "key", "--nameserver", "a:b:c"): "'a:b:c' is no address",
-        (*PYROCACHE, "set", "key", "value", "--ttl", "0"): "--ttl",
-        (*PYROCACHE, "status", "--timeout", "-1"): "timeout",
-    }
-    outcomes = run_all(list(wrong), PYROCACHE_NAMESERVER=free_address())
-    for (command, about), refused in zip(wrong.items(), outcomes, strict=True):
+def test_a_port_and_a_storage_that_make_no_sense_are_refused_in_one_sentence() -> None:
+    commands = [("--port", "99999"), ("--port", "0", "--storage", "sql:/nowhere/names")]
+    outcomes = run_all([("run_nameserver.py", *command) for command in commands])
+    for command, refused in zip(commands, outcomes, strict=True):
         assert refused.status == 1, command
-        assert about in refused.sentence, command
+        assert command[-1].removeprefix("sql:") in refused.sentence, command
 
 
-# python -m pyrocache -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("command", "about"),
+    [
+        ("run_nodes.py --max-memory lots", "'lots'"),
+        ("run_nodes.py --max-memory 1KiB", "at least 64KiB"),
+        ("run_nodes.py --host not.a/host", "'not.a/host'"),
+        ("run_nodes.py --nameserver 127.0.0.1:99999", "'127.0.0.1:99999'"),
+        ("run_nodes.py --name cache.node.1", "--nodes 1"),
+        ("run_nodes.py --eviction mru", "'mru'"),
+        ("run_nodes.py --eviction adaptive", "adaptive' is gone"),
+        ("pyrocache get key --nameserver a:b:c", "'a:b:c'"),
+        ("pyrocache set key value --ttl 0", "--ttl"),
+        ("pyrocache status --timeout -1", "timeout"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_sentence(command: str, about: str) -> None:
+    refused = call(*command.split(), PYROCACHE_NAMESERVER=NOWHERE)
+    assert refused.status == 1
+    assert about in refused.sentence
+
+
+@pytest.mark.parametrize("arguments", ["", "trace --policy all --json", "--help"])
+def test_replay_says_where_it_went(arguments: str) -> None:
+    refused = call("pyrocache", "replay", *arguments.split())
+    assert refused.status == 2
+    assert "python -m benchmarks replay" in refused.sentence
+
+
+# pyrocache -----------------------------------------------------------------------------------------------------
 
 
 def test_set_get_and_delete(cluster: LocalCluster) -> None:
-    def pyrocache(*commands: tuple[str, ...]) -> list[Outcome]:
-        whole = [(*PYROCACHE, *command) for command in commands]
-        return run_all(whole, PYROCACHE_NAMESERVER=cluster.nameserver)
+    def pyrocache(*command: str) -> Outcome:
+        return call("pyrocache", *command, PYROCACHE_NAMESERVER=cluster.nameserver)
 
     with cluster.client() as cache, cluster.client(namespace="other") as other:
         cache.set("object", {"list": [1, None]})
-        done = pyrocache(
-            ("set", "a key", "a 'quoted' value"),
-            ("set", "brief", "value", "--ttl", "60", "--namespace", "other"),
-        )
-        assert done == [Outcome(0, "", "")] * 2
+        assert pyrocache("set", "a key", "a 'quoted' value") == Outcome(0, "", "")
+        brief = ("set", "brief", "value", "--ttl", "60", "--namespace", "other")
+        assert pyrocache(*brief) == Outcome(0, "", "")
         assert cache.get("a key") == "a 'quoted' value"
         assert 50 < other.ttl("brief") <= 60
 
-        got = pyrocache(("get", "a key"), ("get", "object"), ("get", "brief", "--namespace", "other"))
-        assert [(one.status, one.err) for one in got] == [(0, "")] * 3
-        assert [one.out for one in got] == [
-            "\"a 'quoted' value\"\n",
-            "{'list': [1, None]}\n",
-            "'value'\n",
-        ]
+        assert pyrocache("get", "a key") == Outcome(0, "\"a 'quoted' value\"\n", "")
+        assert pyrocache("get", "object") == Outcome(0, "{'list': [1, None]}\n", "")
+        assert pyrocache("get", "brief", "--namespace", "other") == Outcome(0, "'value'\n", "")
 
-        assert pyrocache(("delete", "a key")) == [Outcome(0, "", "")]
+        assert pyrocache("delete", "a key") == Outcome(0, "", "")
         assert "a key" not in cache
-        for missed in pyrocache(("get", "a key"), ("delete", "a key"), ("get", "brief")):
+        for command in ("get", "a key"), ("delete", "a key"), ("get", "brief"):
+            missed = pyrocache(*command)
             assert missed.status == 1
             assert missed.sentence == "There is no entry under this key."
 
 
+def test_the_command_as_a_module(cluster: LocalCluster) -> None:
+    command = ("-m", "pyrocache", "set", "module", "value", "--nameserver", cluster.nameserver)
+    with cluster.client() as cache:
+        assert run(*command) == Outcome(0, "", "")
+        assert cache.get("module") == "value"
+
+
 def test_an_option_counts_more_than_the_environment(cluster: LocalCluster) -> None:
-    nowhere = free_address()
-    command = (*PYROCACHE, "set", "key", "value")
-    commands = [command, (*command, "--nameserver", cluster.nameserver)]
-    without, with_option = run_all(commands, PYROCACHE_NAMESERVER=nowhere)
-    assert nowhere in without.sentence
-    assert with_option.status == 0
+    command = ("pyrocache", "set", "key", "value")
+    assert NOWHERE in call(*command, PYROCACHE_NAMESERVER=NOWHERE).sentence
+    assert call(*command, "--nameserver", cluster.nameserver, PYROCACHE_NAMESERVER=NOWHERE).status == 0
 
 
 def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
     with cluster.client() as cache:
         cache.set_many({number: number for number in range(50)})
-        entries = {name: figures.entries for name, figures in cache.stats().nodes.items()}
+        nodes = cache.stats().nodes
+    entries = {name: figures.entries for name, figures in nodes.items()}
+    command = ("pyrocache", "status", "--nameserver", cluster.nameserver)
 
-    command = (*PYROCACHE, "status", "--nameserver", cluster.nameserver)
-    shown, told = run_all([command, (*command, "--json")])
+    shown = call(*command)
     assert (shown.status, shown.err) == (0, "")
     assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes\n")
     rows = {row.split()[0]: row.split() for row in shown.out.splitlines() if "cache.node." in row}
     assert {name: int(row[2]) for name, row in rows.items()} == entries
+    assert all(nodes[name].policy in row for name, row in rows.items())
     assert [row[1] for row in rows.values()] == [node.address for node in cluster.nodes]
 
+    told = call(*command, "--json")
     assert (told.status, told.err) == (0, "")
     figures = json.loads(told.out)
     assert figures["nameserver"] == cluster.nameserver
@@ -414,10 +418,10 @@ def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
 
 
 def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None:
-    command = (*PYROCACHE, "status", "--timeout", "0.5", "--nameserver", cluster.nameserver)
+    command = ("pyrocache", "status", "--timeout", "0.3", "--nameserver", cluster.nameserver)
     cluster.pause(0)
     try:
-        shown, told = run_all([command, (*command, "--json")])
+        shown, told = call(*command), call(*command, "--json")
     finally:
         cluster.resume(0)
     assert (shown.status, told.status) == (1, 1)
@@ -427,20 +431,20 @@ def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None
 
 
 def test_every_command_explains_itself() -> None:
-    commands = ["nameserver", "nodes", "status", "get", "set", "delete", "demo", "replay"]
-    usages = {(*PYROCACHE, command): f"Usage: pyrocache {command}" for command in commands}
+    commands = ["nameserver", "nodes", "status", "get", "set", "delete", "demo"]
+    usages = {("pyrocache", command): f"Usage: pyrocache {command}" for command in commands}
     usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}
-    explained = run_all([(*command, "--help") for command in usages])
-    for usage, told in zip(usages.values(), explained, strict=True):
+    for command, usage in usages.items():
+        told = call(*command, "--help")
         assert (told.status, told.err) == (0, "")
         assert usage in told.out
 
-    listed, version = run_all([(*PYROCACHE, "--help"), (*PYROCACHE, "--version")])
+    listed, version = call("pyrocache", "--help"), call("pyrocache", "--version")
     assert (listed.status, version.status) == (0, 0)
     assert set(re.findall(r"^[│|]? *([a-z]+)  +[A-Z]", listed.out, re.MULTILINE)) == set(commands)
     assert re.fullmatch(r"pyrocache \d+\.\d+\.\d+\n", version.out)
 
 
-def test_a_wrong_command_line_has_another_status() -> None:
-    wrong = [(*PYROCACHE, "get"), (*PYROCACHE, "fetch", "key"), ("run_nodes.py", "--nodes", "0")]
-    assert [refused.status for refused in run_all(wrong)] == [2, 2, 2]
+@pytest.mark.parametrize("command", ["pyrocache get", "pyrocache fetch key", "run_nodes.py --nodes 0"])
+def test_a_wrong_command_line_has_another_status(command: str) -> None:
+    assert call(*command.split()).status == 2

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pyrocache.cli.demo import _show_balance, _Stage, run
+from pyrocache import LocalCluster, PyroCacheError
+from pyrocache.cli.demo import Stage, _client_processes, _show_balance, run
+from tests.support.processes import environment
 
 CALLS = [
     "set user:123 {'name': 'Alice', 'age': 30} → True",
@@ -28,8 +32,7 @@ CALLS = [
 ]
 
 
-def test_all_checks_pass(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+def test_all_checks_pass(capfd: pytest.CaptureFixture[str]) -> None:
     begin = time.monotonic()
     status = run(ttl=0.5, keys=400)
     out, err = capfd.readouterr()
@@ -50,21 +53,10 @@ def test_all_checks_pass(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert max(map(len, lines)) <= 80
 
 
-def test_a_standard_output_that_knows_no_check_marks(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    assert run(ttl=0.1, keys=40) == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    assert len(re.findall(r"^ok ", out, re.MULTILINE)) == 11
-    assert out.isascii()
-
-
 @pytest.mark.parametrize(("encoding", "mark"), [("utf-8", "✗"), ("latin-1", "FAILED")])
 def test_a_check_that_fails(encoding: str, mark: str) -> None:
     written = io.BytesIO()
-    stage = _Stage(Console(file=io.TextIOWrapper(written, encoding, write_through=True), width=80))
+    stage = Stage(Console(file=io.TextIOWrapper(written, encoding, write_through=True), width=80))
     stage.step("cache.node.1", "get user:123", "None", good=True, expected="None")
     stage.step("cache.node.1", "get user:456", "None", good=False, expected="{'name': 'Bob'}")
     assert stage.end() == 1
@@ -85,57 +77,63 @@ def test_a_check_that_fails(encoding: str, mark: str) -> None:
     ],
 )
 def test_the_balance_of_a_thousand_keys(entries: list[int], good: bool) -> None:
-    stage = _Stage(Console(file=io.StringIO()))
+    stage = Stage(Console(file=io.StringIO()))
     _show_balance(stage, {f"cache.node.{n}": count for n, count in enumerate(entries, 1)}, 1000)
     assert (stage.passed, stage.failed) == (good, not good)
 
 
-def test_an_error_in_the_client_is_one_sentence() -> None:
-    settings = json.dumps({"nameserver": "127.0.0.1:1", "ttl": 1.0, "keys": 4})
-    stays_open, keep = os.pipe()  # its end would be the end of the client
-    process = subprocess.run(
-        [sys.executable, "-m", "pyrocache.cli.demo", settings],
-        stdin=stays_open,
-        capture_output=True,
-        text=True,
-        timeout=15,
-        check=False,
-    )
-    os.close(stays_open)
-    os.close(keep)
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (1, "", 1)
-    assert "No name server was found" in process.stderr
+PLAY = (
+    "import sys; from pyrocache.cli.demo import run\n"
+    "if __name__ == '__main__': sys.exit(run(ttl={ttl}, keys={keys}))\n"
+)
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
-def test_ctrl_c(to_all: bool) -> None:
-    code = "import sys; from pyrocache.cli.demo import run; sys.exit(run(ttl=60.0, keys=40))"
+@contextmanager
+def running(tmp_path: Path, ready: bytes, **options: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A demo in a process group of its own that has said ``ready``."""
+    script = tmp_path / "play.py"  # its client processes import it
+    script.write_text(PLAY.format(**options))
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env=environment(PYTHONUNBUFFERED="1"),
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        while b"Waiting" not in (line := process.stdout.readline()):
+        while ready not in (line := process.stdout.readline()):
             assert line
+        yield process
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
+def test_ctrl_c(tmp_path: Path, to_all: bool) -> None:
+    with running(tmp_path, b"Waiting", ttl=60.0, keys=40) as process:
         (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=10)  # to the end of both pipes, which the client has too
+        _, err = process.communicate(timeout=10)  # to the end of both pipes
     assert (process.returncode, err) == (130, b"")
 
 
-def test_a_demo_that_is_killed_takes_its_client_along() -> None:
-    code = "import sys; from pyrocache.cli.demo import run; sys.exit(run(ttl=60.0, keys=40))"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
-        while b"Waiting" not in (line := process.stdout.readline()):
-            assert line
-        process.kill()
+def test_ctrl_c_while_the_client_processes_work(tmp_path: Path) -> None:
+    with running(tmp_path, b"processes set", ttl=0.1, keys=30_000) as process:
+        os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=10)
-    assert err == b""
+    assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.parametrize("ready", [b"Waiting", b"processes set"])
+def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path, ready: bytes) -> None:
+    ttl, keys = (60.0, 40) if ready == b"Waiting" else (0.1, 30_000)
+    with running(tmp_path, ready, ttl=ttl, keys=keys) as process:
+        process.kill()
+        process.communicate(timeout=10)  # to the end of the pipes, which all its processes have
+
+
+def test_a_client_process_that_dies_is_reported_in_one_sentence(shared_cluster: LocalCluster) -> None:
+    with (
+        shared_cluster.client() as cache,
+        pytest.raises(PyroCacheError, match="client process ended") as caught,
+        _client_processes(cache) as pool,
+    ):
+        pool.submit(os._exit, 1).result()
+    assert "\n" not in str(caught.value)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +23,10 @@ import pytest
 from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
 from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
+from tests.support.processes import ROOT, free_port, is_gone
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = [f"key {number}" for number in range(300)]
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0, pause: float = 0.01) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(pause)
-    return result
 
 
 def value_of(key: str, generation: int = 1) -> str:
@@ -78,20 +69,6 @@ def nudge(node: LocalNode) -> None:
     """Have ``node`` look into the name server soon, as one does that meets a caller with another view."""
     with remote(node) as proxy:
         proxy.ping(1)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-        return True
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Start(Protocol):

@@ -17,7 +17,6 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,171 +29,27 @@ from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClie
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
-from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol import framing, messages
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from tests.support.nodes import RunningNode, running_node
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.wire import (
+    CLOSED,
+    NAME,
+    NO_VIEW,
+    Peer,
+    call_body,
+    handshake,
+    header,
+    invoke,
+    pack_call,
+    result_of,
+)
 
-NAME = "cache.node.1"
-NO_VIEW = 0
 MIB = 2**20
-PATIENCE_SECONDS = 15.0
-"""How long a test waits for what should come at once."""
-
-CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class RunningNode:
-    """A node process, alone in its cluster."""
-
-    process: ChildProcess
-    nameserver: str
-    address: tuple[str, int]
-
-    def stats(self) -> dict[str, Any]:
-        """The node's figures, once it has room for the question."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        with Peer(self) as peer:
-            while isinstance(figures := peer.call("stats"), Refusal) and time.monotonic() < deadline:
-                assert figures.code == "overloaded"
-        return dict(figures)
-
-    @property
-    def rss(self) -> int:
-        """Resident bytes, as the node says."""
-        return int(self.stats()["rss_bytes"])
-
-    @property
-    def connections(self) -> int:
-        """Connections that the node has, the asking one not counted."""
-        return int(self.stats()["connections"]) - 1
-
-    def identity(self) -> tuple[int, str]:
-        """What changes when the node is started again."""
-        with Peer(self) as peer:
-            return self.stats()["pid"], peer.call("ping")["incarnation"]
-
-
-@contextmanager
-def running_node(**settings: Any) -> Iterator[RunningNode]:
-    """A name server and one node with these settings."""
-    with ExitStack() as stack:
-        nameserver = start_nameserver(quiet=True)
-        stack.callback(nameserver.kill)
-        address = nameserver.wait_until_ready()["address"]
-        process = start_node({"nameserver": address, "name": NAME, **settings}, quiet=True)
-        stack.callback(process.kill)
-        ready = process.wait_until_ready()
-        yield RunningNode(process, address, (ready["host"], ready["port"]))
-
-
-def pack_call(target: str, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes:
-    """The message of a call."""
-    message = messages.CallPacker(target).pack(method, arguments, sequence)
-    return message if isinstance(message, bytes) else b"".join(message)
-
-
-class Peer:
-    """A raw connection to a node that says what it likes."""
-
-    def __init__(self, node: RunningNode, *, greet: bool = True, receive_buffer: int | None = None) -> None:
-        self.sock = socket.socket()
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(PATIENCE_SECONDS)
-        self.sock.connect(node.address)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
-        if greet:
-            self.send(handshake())
-            assert self.receive().header.type == framing.CONNECT_OK
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def send_as_far_as_taken(self, data: bytes) -> None:
-        """Send, unless the node closes the connection meanwhile."""
-        with contextlib.suppress(ConnectionError):
-            self.sock.sendall(data)
-
-    def receive(self) -> framing.Frame:
-        """The next message."""
-        while (frame := self._decoder.next_frame()) is None:
-            data = self.sock.recv(65536)
-            if not data:
-                raise ConnectionResetError("the node closed the connection")
-            self._decoder.feed(data)
-        return frame
-
-    def call(self, method: str, *arguments: Any, target: str = NAME) -> Any:
-        """The result, or the refusal, of one call."""
-        self.send(pack_call(target, method, arguments, 1))
-        return result_of(self.receive())
-
-    def fate(self) -> str | Refusal | Any:
-        """What comes next: a result, a refusal, or `CLOSED`."""
-        try:
-            return result_of(self.receive())
-        except ConnectionError:
-            return CLOSED
-
-    def close(self) -> None:
-        self.sock.close()
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def result_of(frame: framing.Frame) -> Any:
-    if frame.header.flags & framing.FLAG_EXCEPTION:
-        return refusals.unpack_refusal(frame.body)
-    return messages.unpack_plain(frame.body)
-
-
-def handshake(target: str = NAME, **options: Any) -> bytes:
-    body = messages.pack_plain({"handshake": "hello", "object": target})
-    return framing.pack_message(framing.CONNECT, 0, body, **options)
-
-
-def invoke(body: bytes, **options: Any) -> bytes:
-    return framing.pack_message(framing.INVOKE, 1, body, **options)
-
-
-def call_body(method: str, *arguments: Any, target: str = NAME) -> bytes:
-    return messages.pack_plain((target, method, arguments, {}))
-
-
-def header(
-    kind: int = framing.INVOKE,
-    *,
-    body: int = 0,
-    annotations: int = 0,
-    flags: int = 0,
-    version: int = 502,
-    magic: int = 0x4DC5,
-    serializer: int = framing.MSGPACK,
-) -> bytes:
-    """A header alone, with any claims."""
-    return struct.pack(
-        "!4sHBBHHII16sHH",
-        b"PYRO", version, kind, serializer, flags, 1, body, annotations, bytes(16), 0, magic,
-    )  # fmt: skip
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Whether it came true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def p99(seconds: list[float]) -> float:

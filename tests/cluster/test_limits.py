@@ -10,14 +10,13 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import PyroCacheClient
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import (
     KeyTooLarge,
@@ -28,92 +27,15 @@ from pyrocache.errors import (
     SerializationError,
     ValueTooLarge,
 )
-from pyrocache.protocol import framing, messages, refusals
-from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from pyrocache.runtime.child_process import start_node
+from tests.support.nodes import RunningNode, private_cluster, running_nameserver, running_node
+from tests.support.wire import NAME, NO_VIEW, Peer
 
-NAME = "cache.node.1"
-NO_VIEW = 0
 KIB = 1024
 MIB = 2**20
 YEAR_SECONDS = 365 * 86400.0
 NOBODY = "127.0.0.1:1"
 """An address where nothing listens."""
-
-
-@dataclass(frozen=True)
-class RunningNode:
-    """A node process, alone in its cluster."""
-
-    process: ChildProcess
-    nameserver: str
-    address: tuple[str, int]
-
-
-@contextmanager
-def running_nameserver() -> Iterator[str]:
-    process = start_nameserver(quiet=True)
-    try:
-        yield process.wait_until_ready()["address"]
-    finally:
-        process.kill()
-
-
-@contextmanager
-def running_node(**settings: Any) -> Iterator[RunningNode]:
-    """A name server and one node with these settings."""
-    with running_nameserver() as nameserver:
-        process = start_node({"nameserver": nameserver, "name": NAME, **settings}, quiet=True)
-        try:
-            ready = process.wait_until_ready()
-            yield RunningNode(process, nameserver, (ready["host"], ready["port"]))
-        finally:
-            process.kill()
-
-
-def pack_call(target: str, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes:
-    """The message of a call."""
-    message = messages.CallPacker(target).pack(method, arguments, sequence)
-    return message if isinstance(message, bytes) else b"".join(message)
-
-
-class Caller:
-    """Calls a node's methods with bytes as they are, which is faster than a client's encoding."""
-
-    def __init__(self, node: RunningNode) -> None:
-        self._sock = socket.create_connection(node.address, 60)
-        self._decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
-        body = messages.pack_plain({"handshake": "hello", "object": NAME})
-        self._exchange(framing.pack_message(framing.CONNECT, 0, body))
-
-    def __call__(self, method: str, *arguments: Any) -> Any:
-        frame = self._exchange(pack_call(NAME, method, arguments, 1))
-        assert not frame.header.flags & framing.FLAG_EXCEPTION, refusals.unpack_refusal(frame.body)
-        return messages.unpack_plain(frame.body)
-
-    def all_at_once(self, method: str, argument_lists: Iterable[tuple[Any, ...]]) -> None:
-        """Make many calls, all sent before the first reply is read."""
-        calls = [pack_call(NAME, method, arguments, 1) for arguments in argument_lists]
-        self._sock.sendall(b"".join(calls))
-        for _ in calls:
-            frame = self._next_frame()
-            assert not frame.header.flags & framing.FLAG_EXCEPTION, refusals.unpack_refusal(frame.body)
-
-    def _exchange(self, message: bytes) -> framing.Frame:
-        self._sock.sendall(message)
-        return self._next_frame()
-
-    def _next_frame(self) -> framing.Frame:
-        while (frame := self._decoder.next_frame()) is None:
-            data = self._sock.recv(MIB)
-            assert data, "the node closed the connection"
-            self._decoder.feed(data)
-        return frame
-
-    def __enter__(self) -> Caller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
 
 
 def counters(cache: PyroCacheClient) -> dict[str, int]:
@@ -249,7 +171,7 @@ class TestValues:
         assert small.stats().total.connections == before
 
     def test_by_default_a_value_may_be_64_mib_and_not_a_byte_more(self) -> None:
-        with LocalCluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:
+        with private_cluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:
             largest = bytes(64 * MIB - 1)
             assert cache.set("key", largest) is True
             assert cache.get("key") == largest
@@ -378,7 +300,7 @@ class TestWhoIsThere:
         assert node.exit_status not in (None, 0)
 
     def test_max_memory_of_a_local_cluster_is_for_each_node(self) -> None:
-        with LocalCluster(nodes=2, max_memory="3MiB") as cluster, cluster.client() as cache:
+        with private_cluster(nodes=2, max_memory="3MiB") as cluster, cluster.client() as cache:
             figures = cache.stats()
             assert [node.max_bytes for node in figures.nodes.values()] == [3 * MIB, 3 * MIB]
             assert figures.total.max_bytes == 6 * MIB
@@ -450,7 +372,10 @@ MIXES = {
 }
 
 
-def churn(call: Caller, mix: Mix) -> Iterator[None]:
+QUICK_MIXES = ("values of 1 to 200 kB with TTLs", "long keys with a TTL")
+
+
+def churn(peer: Peer, mix: Mix) -> Iterator[None]:
     """Write what the mix says; yields now and then."""
     dice = random.Random(1)
     noise = dice.randbytes(2 * MIB)
@@ -470,21 +395,27 @@ def churn(call: Caller, mix: Mix) -> Iterator[None]:
             size += len(key) + len(value) + 400
             number += 1
         keys, values = [key for key, _ in batch], [value for _, value in batch]
-        call("set_many", NO_VIEW, keys, values, dice.choice(mix.ttl) if mix.ttl else None)
+        peer.call("set_many", NO_VIEW, keys, values, dice.choice(mix.ttl) if mix.ttl else None)
         written += size
         yield
 
 
 class TestMemory:
-    @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+    @pytest.mark.parametrize(
+        "mix",
+        [
+            pytest.param(mix, id=name, marks=() if name in QUICK_MIXES else pytest.mark.full)
+            for name, mix in MIXES.items()
+        ],
+    )
     def test_a_full_node_evicts_and_its_process_stays_within_the_bound(self, mix: Mix) -> None:
         bound = 1.3 * mix.max_memory + 64 * MIB
-        with running_node(max_memory=mix.max_memory) as node, Caller(node) as call:
+        with running_node(max_memory=mix.max_memory) as node, Peer(node) as peer:
             peak = 0
-            for batches, _ in enumerate(churn(call, mix)):
+            for batches, _ in enumerate(churn(peer, mix)):
                 if batches % 4 == 0:
-                    peak = max(peak, call("stats")["rss_bytes"])
-            figures = call("stats")
+                    peak = max(peak, peer.call("stats")["rss_bytes"])
+            figures = peer.call("stats")
         peak = max(peak, figures["rss_bytes"])
         print(
             f"{mix.times * mix.max_memory / MIB:.0f} MiB through {mix.max_memory / MIB:.0f} MiB: the process took "
@@ -498,13 +429,13 @@ class TestMemory:
         max_memory = 96 * MIB
         bound = 1.3 * max_memory + 64 * MIB
         dice = random.Random(1)
-        with running_node(max_memory=max_memory) as node, Caller(node) as call:
+        with running_node(max_memory=max_memory) as node, Peer(node) as peer:
             for start in range(0, 320_000, 1000):
                 numbers = range(start, start + 1000)
-                call.all_at_once(
+                peer.call_all(
                     "set", [(NO_VIEW, b"key:%d" % n, b"", dice.uniform(60, YEAR_SECONDS)) for n in numbers]
                 )
-            figures = call("stats")
+            figures = peer.call("stats")
         rss = figures["rss_bytes"]
         print(f"each with a TTL of its own: the process takes {rss / MIB:.0f} MiB of {bound / MIB:.0f} MiB")
         assert figures["bytes"] <= max_memory
@@ -512,13 +443,13 @@ class TestMemory:
         assert rss <= bound
 
     def test_a_few_keys_that_are_overwritten_with_ever_other_ttls_take_no_memory(self) -> None:
-        with running_node(max_memory=MIB) as node, Caller(node) as call:
-            before = call("stats")["rss_bytes"]
+        with running_node(max_memory=MIB) as node, Peer(node) as peer:
+            before = peer.call("stats")["rss_bytes"]
             for start in range(0, 100_000, 500):
-                call.all_at_once(
+                peer.call_all(
                     "set", [(NO_VIEW, b"key", b"value", 3600.0 + n) for n in range(start, start + 500)]
                 )
-            figures = call("stats")
+            figures = peer.call("stats")
         grown = figures["rss_bytes"] - before
         print(f"100,000 TTLs for one key: the process grew by {grown / MIB:.1f} MiB")
         assert figures["entries"] == 1
@@ -527,12 +458,12 @@ class TestMemory:
     def test_scans_that_nobody_finishes_do_not_keep_what_was_evicted(self) -> None:
         max_memory = 64 * MIB
         bound = 1.3 * max_memory + 64 * MIB
-        with running_node(max_memory=max_memory) as node, Caller(node) as call:
+        with running_node(max_memory=max_memory) as node, Peer(node) as peer:
             for scan in range(8):
                 for start in range(0, 27_000, 1000):
                     keys = [b"%d:%d:" % (scan, number) + bytes(KIB) for number in range(start, start + 1000)]
-                    call("set_many", NO_VIEW, keys, [bytes(KIB)] * 1000)
-                call("scan", b"", b"", 0, 1)
-            rss = call("stats")["rss_bytes"]
+                    peer.call("set_many", NO_VIEW, keys, [bytes(KIB)] * 1000)
+                peer.call("scan", b"", b"", 0, 1)
+            rss = peer.call("stats")["rss_bytes"]
         print(f"8 unfinished scans: the process takes {rss / MIB:.0f} MiB of {bound / MIB:.0f} MiB")
         assert rss <= bound

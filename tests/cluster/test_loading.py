@@ -28,17 +28,10 @@ from pyrocache import (
     ValueTooLarge,
     WaitTimeout,
 )
+from tests.support.nodes import private_cluster
+from tests.support.waiting import eventually
 
 SOON = 5.0  # far longer than it takes, and far shorter than any lease
-
-
-def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.005)
-    return result
 
 
 class Slow:
@@ -742,7 +735,7 @@ def test_a_node_that_is_away_is_an_error_or_the_factory_is_called() -> None:
         calls.append(1)
         return "loaded"
 
-    with LocalCluster(nodes=1) as cluster:
+    with private_cluster(nodes=1) as cluster:
         strict, lenient = cluster.client(timeout=1), cluster.client(timeout=1, on_error="miss")
         strict.get("key"), lenient.get("key")
         cluster.kill(0)
@@ -756,7 +749,7 @@ def test_a_node_that_is_away_is_an_error_or_the_factory_is_called() -> None:
 
 @pytest.mark.parametrize("on_error", ["raise", "miss"])
 def test_what_was_loaded_while_the_node_went_away_is_returned(on_error: Any) -> None:
-    with LocalCluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:
+    with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:
         cache = cluster.client(timeout=1, on_error=on_error)
         slow = Slow()
         first = threads.submit(cache.get_or_set, "key", slow)
@@ -775,7 +768,7 @@ def test_what_was_loaded_while_the_node_went_away_is_returned(on_error: Any) -> 
 
 
 def test_those_who_wait_follow_a_key_to_its_new_owner() -> None:
-    with LocalCluster(nodes=1) as cluster, ThreadPoolExecutor(50) as threads:
+    with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(50) as threads:
         cache = cluster.client()
         factories = {number: Slow(number) for number in range(12)}
         loaders = [threads.submit(cache.get_or_set, number, slow) for number, slow in factories.items()]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,34 +23,10 @@ from pyrocache import (
     PyroCacheClient,
     PyroCacheError,
 )
+from tests.support.processes import ROOT, is_stopped, state
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = [f"key {number}" for number in range(100)]
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
-    return result
-
-
-def state(pid: int) -> str:
-    """The letter that the system has for a process's state; ``""`` when it is gone, be it buried or not."""
-    try:
-        os.kill(pid, 0)
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return ""
-    return letter.strip("ZX")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process does nothing any more after a SIGSTOP; its threads stop one by one."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def pids(cluster: LocalCluster) -> list[int]:
@@ -159,7 +134,7 @@ def test_when_a_node_does_not_start_nothing_is_left(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pyrocache.local, "start_node", start)
 
-    with pytest.raises(PyroCacheError, match=r"192\.0\.2\.1 can be reached from other hosts"):
+    with pytest.raises(PyroCacheError, match=r"Other hosts can reach 192\.0\.2\.1"):
         LocalCluster(nodes=3)
 
     assert len(started) == 3

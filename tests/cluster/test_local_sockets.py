@@ -6,22 +6,19 @@ import os
 import socket
 import stat
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pyrocache import LocalCluster, NodeUnavailable, PyroCacheClient
 from pyrocache.cluster.routing import Member
 from pyrocache.net.directory import NameServerDirectory
-from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
-
-NAME = "cache.node.1"
-PATIENCE_SECONDS = 15.0
-"""How long a test waits for what should come at once."""
+from pyrocache.runtime.child_process import start_node
+from tests.support.nodes import private_cluster, running_nameserver, running_node
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.wire import NAME
 
 
 @pytest.fixture
@@ -41,22 +38,8 @@ def sockets(temporary: Path) -> Path:
 @pytest.fixture
 def nameserver() -> Iterator[str]:
     """The address of a name server."""
-    process = start_nameserver(quiet=True)
-    try:
-        yield process.wait_until_ready()["address"]
-    finally:
-        process.kill()
-
-
-@contextmanager
-def running_node(nameserver: str, **settings: Any) -> Iterator[ChildProcess]:
-    """A node, killed in the end unless it has ended."""
-    process = start_node({"nameserver": nameserver, "name": NAME, **settings}, quiet=True)
-    try:
-        process.wait_until_ready()
-        yield process
-    finally:
-        process.kill()
+    with running_nameserver() as address:
+        yield address
 
 
 def families(client: PyroCacheClient) -> set[int]:
@@ -80,19 +63,9 @@ def members(nameserver: str) -> list[Member]:
     return NameServerDirectory(nameserver).members()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Whether it came true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(nodes=2) as cluster:
+    with private_cluster(nodes=2) as cluster:
         yield cluster
 
 
@@ -206,9 +179,9 @@ class TestPaths:
     def test_a_graceful_end_removes_the_path(self, nameserver: str, sockets: Path) -> None:
         with running_node(nameserver) as node:
             assert len(list(sockets.iterdir())) == 1
-            node.terminate()
-            node.wait(PATIENCE_SECONDS)
-            assert node.exit_status == 0
+            node.process.terminate()
+            node.process.wait(PATIENCE_SECONDS)
+            assert node.process.exit_status == 0
         assert list(sockets.iterdir()) == []
 
     def test_a_node_whose_name_is_taken_leaves_no_path(self, nameserver: str, sockets: Path) -> None:
@@ -226,7 +199,7 @@ class TestPaths:
             with running_node(nameserver) as node:
                 assert use(client) == {socket.AF_UNIX}
                 (killed,) = [member for member in members(nameserver) if member.name == NAME]
-                node.kill()
+                node.process.kill()
             assert Path(killed.socket_path).exists()
             with running_node(nameserver):
                 assert not Path(killed.socket_path).exists()
@@ -281,7 +254,7 @@ class TestForeignPaths:
             running_node(nameserver) as node,
             ExitStack() as stack,
         ):
-            assert node.exit_status is None
+            assert node.process.exit_status is None
             (member,) = members(nameserver)
             path = path.format(directory=directory, incarnation=member.incarnation)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -27,17 +27,10 @@ from pyrocache import (
     NodeUnavailable,
     PyroCacheClient,
 )
+from tests.support.nodes import private_cluster
+from tests.support.waiting import eventually
 
 SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that is not renewed
-
-
-def eventually(condition: Callable[[], Any], seconds: float = SOON) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.005)
-    return result
 
 
 def waiting(cache: PyroCacheClient) -> int:
@@ -437,7 +430,7 @@ def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster
 
 @pytest.mark.parametrize("inner", ["lock", "load"])
 def test_however_many_wait_for_a_lock_its_holder_gets_what_else_it_needs(inner: str) -> None:
-    with LocalCluster(nodes=1) as cluster, cluster.client() as cache, ThreadPoolExecutor(300) as many:
+    with private_cluster(nodes=1) as cluster, cluster.client() as cache, ThreadPoolExecutor(300) as many:
         others_wait = threading.Event()
 
         def outer_and_inner(number: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from pyrocache import InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
+from tests.support.nodes import private_cluster
 
 SOON = 5.0
 
@@ -754,7 +755,7 @@ def test_a_coroutine_does_not_wait_any_longer_than_it_may(cache: PyroCacheClient
 
 
 def test_a_coroutine_whose_node_is_away(called: Counted) -> None:
-    with LocalCluster(nodes=1) as cluster:
+    with private_cluster(nodes=1) as cluster:
         strict, lenient = cluster.client(timeout=1), cluster.client(timeout=1, on_error="miss")
 
         async def function() -> str:

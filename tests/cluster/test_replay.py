@@ -1,4 +1,4 @@
-"""``pyrocache replay`` on real processes: what it counts, which cluster it takes, and how it ends."""
+"""``python -m benchmarks replay`` on real processes: what it counts, which cluster it takes, and how it ends."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.lab.replay import Latencies, _LookAside, value_of
 from benchmarks.lab.replay import run as replay
 from benchmarks.lab.traces import TraceError
-from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient, PyroCacheError
+from pyrocache import LocalCluster, NameServerUnavailable, PyroCacheClient, PyroCacheError
 from pyrocache.client.codec import encode_value
 from pyrocache.client.keys.encoding import encode_key, namespace_prefix
 from pyrocache.node.store.store import entry_cost
+from tests.support.processes import environment
 
 NOWHERE = "127.0.0.1:1"
 
@@ -148,6 +148,7 @@ def test_one_client_and_room_for_all(
         assert latencies == sorted(latencies)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("clients", [1, 3])
 def test_little_room_is_like_one_lru(
     trace: Callable[..., Path], figures: Callable[..., dict[str, Any]], clients: int
@@ -166,6 +167,7 @@ def test_little_room_is_like_one_lru(
     assert found["max_bytes"] == max_bytes
 
 
+@pytest.mark.full
 def test_sizes_from_the_trace_and_values_that_do_not_fit(
     trace: Callable[..., Path], figures: Callable[..., dict[str, Any]]
 ) -> None:
@@ -175,6 +177,7 @@ def test_sizes_from_the_trace_and_values_that_do_not_fit(
     assert (found["bytes_read"], found["bytes_written"]) == (10, 10)
 
 
+@pytest.mark.full
 def test_a_limit(trace: Callable[..., Path], figures: Callable[..., dict[str, Any]]) -> None:
     found = figures(trace(range(1000)), max_memory="1MiB", limit=450, clients=2)
     assert found["accesses"] == found["misses"] == found["entries"] == 450
@@ -193,61 +196,6 @@ def test_the_text(trace: Callable[..., Path], capfd: pytest.CaptureFixture[str])
     assert "p99.9" in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
-
-
-class Liar(dict[object, object]):
-    """A cache whose every answer is a part of the value."""
-
-    def set(self, key: object, value: bytes) -> None:
-        self[key] = value
-
-    def get(self, key: object, default: object = None) -> object:
-        value = super().get(key, default)
-        return value[:-1] if isinstance(value, bytes) else value
-
-
-def test_a_wrong_value_is_a_mismatch() -> None:
-    user = _LookAside(Liar(), 100)  # type: ignore[arg-type]
-    figures = user.replay([(1, None), (2, 50), (1, None), (2, 50)])
-    assert (figures.hits, figures.mismatches, figures.bytes_read) == (2, 2, 0)
-
-
-class Away(Liar):
-    """A cache that only answers when the key is a multiple of ``step``."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def get(self, key: object, default: object = None) -> object:
-        assert isinstance(key, int)
-        if key % self.step:
-            raise NodeUnavailable("cache.node.1 is away.")
-        return None
-
-
-def test_some_errors_are_counted_and_nothing_but_errors_is_the_end() -> None:
-    block = [(key, None) for key in range(200)]
-    figures = _LookAside(Away(40), 100).replay(block)  # type: ignore[arg-type]
-    assert (figures.accesses, figures.errors, figures.misses) == (200, 195, 5)
-    assert figures.last_error == "cache.node.1 is away."
-    with pytest.raises(NodeUnavailable):
-        _LookAside(Away(60), 100).replay(block)  # type: ignore[arg-type]
-
-
-def test_values_tell_key_and_length() -> None:
-    values = [value_of(key, size) for key in (1, 11, "1x") for size in (20, 21, 1000)]
-    assert [len(value) for value in values] == [20, 21, 1000] * 3
-    assert len({value[:20] for value in values}) == 9
-    assert value_of("x", 0) == b""
-
-
-def test_percentiles() -> None:
-    latencies = Latencies()
-    for microseconds in range(1, 1001):
-        latencies.add(microseconds * 1000)
-    expected = {"p50": 500, "p90": 900, "p99": 990, "p99_9": 999}
-    assert latencies.percentiles() == pytest.approx(expected, rel=0.002)
-    assert set(Latencies().percentiles().values()) == {None}
 
 
 # Which cluster it takes ------------------------------------------------------------------------------------
@@ -269,6 +217,7 @@ def test_a_running_cluster_is_left_as_it_was(
         cache.clear()
 
 
+@pytest.mark.full
 def test_the_default_address(
     trace: Callable[..., Path],
     figures: Callable[..., dict[str, Any]],
@@ -298,6 +247,7 @@ def test_no_cluster_is_started_for_a_trace_that_cannot_be_read(
         run(trace([]), max_memory="1MiB")
 
 
+@pytest.mark.full
 def test_a_trace_that_breaks_off(trace: Callable[..., Path]) -> None:
     with pytest.raises(TraceError, match="line 2001"):
         run(trace([*("1 1 0 0" for _ in range(2000)), "x"]), max_memory="1MiB", clients=2)
@@ -333,6 +283,7 @@ def test_a_client_process_that_dies(trace: Callable[..., Path]) -> None:
         run(path, max_memory="1MiB", clients=2)
 
 
+@pytest.mark.full
 def test_a_cluster_that_dies(trace: Callable[..., Path], cluster: LocalCluster) -> None:
     path = trace(["0 10000000 0 0"])
 
@@ -346,6 +297,7 @@ def test_a_cluster_that_dies(trace: Callable[..., Path], cluster: LocalCluster) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.full
 def test_a_cluster_that_lost_a_node(
     trace: Callable[..., Path], cluster: LocalCluster, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,15 +310,17 @@ def test_a_cluster_that_lost_a_node(
     assert "cache.node.1" in found["last_error"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("own", [True, False], ids=["own cluster", "running cluster"])
 def test_ctrl_c(trace: Callable[..., Path], shared_cluster: LocalCluster, own: bool) -> None:
     cluster = ["--max-memory", "1MiB"] if own else ["--nameserver", shared_cluster.nameserver]
     arguments = ["replay", str(trace(["0 10000000 0 0"])), "--json", *cluster]
     with subprocess.Popen(
-        [sys.executable, "-c", "from pyrocache.cli import main; main()", *arguments],
+        [sys.executable, "-m", "benchmarks", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment(),
         start_new_session=True,
     ) as process:
         assert process.stderr is not None

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.nodes import private_cluster
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 KEYS = 1_000_000 if THOROUGH else 200_000
@@ -113,7 +114,7 @@ def meanwhile(program: str, cluster: LocalCluster, keys: int = KEYS) -> Iterator
 @pytest.fixture(scope="module")
 def full_cluster() -> Iterator[LocalCluster]:
     """Three nodes, with as many entries as these tests are about."""
-    with LocalCluster(nodes=3, max_memory="512MiB") as cluster:
+    with private_cluster(nodes=3, max_memory="512MiB") as cluster:
         with cluster.client(namespace="scan", timeout=30.0) as cache:
             for start in range(0, KEYS, 20_000):
                 cache.set_many({("stay", number): number for number in range(start, start + 20_000)})
@@ -228,7 +229,7 @@ def test_gets_are_not_held_up_by_a_scan(full: PyroCacheClient, full_cluster: Loc
 
 @pytest.mark.timeout(120)
 def test_what_is_not_evicted_during_a_scan_comes_once() -> None:
-    with LocalCluster(nodes=3, max_memory="4MiB") as cluster, cluster.client() as cache:
+    with private_cluster(nodes=3, max_memory="4MiB") as cluster, cluster.client() as cache:
         for start in range(0, 100_000, 10_000):
             cache.set_many(dict.fromkeys(range(start, start + 10_000)))
         evicted = cache.stats().total.evictions

@@ -42,6 +42,7 @@ from hypothesis.stateful import (
 from pyrocache import LocalCluster, LockTimeout, PyroCacheClient, SerializationError, WaitTimeout
 from pyrocache.client.features.locks import Lock
 from pyrocache.client.stats import NamespaceStats
+from tests.support.nodes import private_cluster
 
 STEPS = 50
 EXAMPLES = 500 if os.environ.get("CI") else 60
@@ -1140,7 +1141,7 @@ class Loading:
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[LocalCluster]:
     """Three nodes that nobody else uses, so that their figures are known."""
-    with LocalCluster(nodes=3) as cluster:
+    with private_cluster(nodes=3) as cluster:
         yield cluster
 
 

@@ -32,17 +32,9 @@ from pyrocache import (
     ValueTooLarge,
 )
 from pyrocache.client.codec import encode_value
+from tests.support.waiting import eventually
 
 HUGE = 10**400
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What ``condition`` returns once that is true."""
-    give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < give_up_at, f"still not so after {seconds:g} s"
-        time.sleep(0.01)
-    return result
 
 
 def lives(cache: PyroCacheClient, key: object, seconds: float) -> bool:

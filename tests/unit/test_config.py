@@ -77,7 +77,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
     ["", ":9090", "host:", "host:0", "host:65536", "a b:1", "::1:5", "x@y:1", "http://h:1", None, "h:-1"],
 )
 def test_no_addresses(text: Any) -> None:
-    with pytest.raises(ConfigurationError, match="no address"):
+    with pytest.raises(ConfigurationError, match="not a valid address"):
         parse_address(text)
 
 

@@ -1,1 +1,1 @@
-"""Any key to canonical bytes and back. Pure."""
+"""Any key to canonical bytes and back. Pure: no I/O, no thread. `encoding` is the way in and out."""

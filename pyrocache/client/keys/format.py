@@ -1,9 +1,9 @@
-"""What the canonical bytes of all kinds of keys share: varints, nesting, ints, texts, and two errors.
+"""The grammar of encoded keys: varints, nesting, ints, texts; and two errors.
 
-It owns the grammar below the table of `encoding`: how a length, an int and a text are written, how one
-key stands inside another, and how each of them is read. It knows no kind of key; tags pass through it unread.
+Owns how a length, an int and a text are written and read, and how one key stands inside another. It knows no kind of
+key and does not look at tags.
 
-It refuses, as `InvalidKey`, a length that is cut off or longer than it need be, and a nested key that is cut off.
+Refused with `InvalidKey`: a length that is cut off or longer than need be, and a nested key that is cut off.
 
 Threading: functions of their arguments alone, safe from any thread.
 """
@@ -14,24 +14,11 @@ from pyrocache.client.codec import type_name
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = [
-    "int_bytes",
-    "nest",
-    "own_code_failed",
-    "read_int",
-    "read_text",
-    "read_varint",
-    "split",
-    "too_large",
-    "utf8",
-    "varint",
-]
-
 _ONE_BYTE = [bytes((size,)) for size in range(0x80)]
 
 
 def varint(number: int) -> bytes:
-    """A length in LEB128."""
+    """Return a length in LEB128."""
     if number < 0x80:
         return _ONE_BYTE[number]
     out = bytearray()
@@ -43,7 +30,7 @@ def varint(number: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The length at an index, and the index behind it."""
+    """Return the length at an index, and the index behind it."""
     number = 0
     for shift in range(0, 21, 7):  # enough for every length up to MAX_KEY_BYTES
         if at >= len(data):
@@ -59,7 +46,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def nest(encoded: bytes) -> bytes:
-    """An encoded key (tag, payload) as it stands inside another: tag, length, payload."""
+    """Return an encoded key (tag, payload) as it stands inside another: tag, length, payload."""
     size = len(encoded) - 1
     if size < 0x80:
         return encoded[:1] + _ONE_BYTE[size] + encoded[1:]
@@ -67,7 +54,7 @@ def nest(encoded: bytes) -> bytes:
 
 
 def split(payload: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The nested keys of a payload: as they stand there, and each as it would be on its own."""
+    """Return the nested keys of a payload: as they stand there, and each as it would be on its own."""
     nested, alone = [], []
     at = 0
     while at < len(payload):
@@ -82,31 +69,28 @@ def split(payload: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def int_bytes(number: int) -> bytes:
-    """An int in minimal big-endian two's complement."""
-    magnitude = number if number >= 0 else ~number
+    """Return an int in minimal big-endian two's complement."""
+    magnitude = number if number >= 0 else -1 - number  # an IntFlag has a ~ of its own
     return number.to_bytes(magnitude.bit_length() // 8 + 1, "big", signed=True)
 
 
 def read_int(payload: bytes) -> int:
-    """The int in big-endian two's complement, minimal or not."""
+    """Return the int in big-endian two's complement, minimal or not."""
     return int.from_bytes(payload, "big", signed=True)
 
 
 def utf8(text: str) -> bytes:
-    """A text in UTF-8, lone surrogates passed."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+    """Return a text in UTF-8, lone surrogates passed."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_text(payload: bytes) -> str:
-    """The text in UTF-8, lone surrogates passed. Raises `UnicodeDecodeError` for other bytes."""
+    """Return the text in UTF-8, lone surrogates passed. Raises `UnicodeDecodeError` for other bytes."""
     return payload.decode("utf-8", "surrogatepass")
 
 
 def too_large(key: object) -> KeyTooLarge:
-    """The error for a key that takes more than `MAX_KEY_BYTES`."""
+    """Return the error for a key that takes more than `MAX_KEY_BYTES`."""
     name = type_name(key)
     return KeyTooLarge(
         f"a key takes at most {MAX_KEY_BYTES} bytes once encoded; this one, a {name}, takes more"
@@ -114,6 +98,6 @@ def too_large(key: object) -> KeyTooLarge:
 
 
 def own_code_failed(key: object, error: Exception) -> InvalidKey:
-    """The error for a key whose own ``==``, ``hash`` or pickling code raised another."""
+    """Return the error for a key whose own code raised another error."""
     name = type_name(key)
     return InvalidKey(f"a key of type {name} cannot be made canonical: encoding it raised {type_name(error)}")

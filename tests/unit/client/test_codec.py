@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import io
 import math
 import operator
 import pickle
@@ -10,7 +12,7 @@ import struct
 import threading
 import tracemalloc
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,18 +22,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.client.codec import (
-    canonical_pickle,
-    canonical_unpickle,
-    decode_value,
-    decode_values,
-    encode_value,
-    encode_values,
-    type_name,
-)
+from pyrocache.client.codec import Codec, canonical_pickle, canonical_unpickle, type_name
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.messages import Pieces
+
+CODEC = Codec()
+
+
+def encode_value(value: Any) -> Any:
+    return CODEC.encode(b"key", value)
+
+
+def decode_value(frame: Any) -> Any:
+    return CODEC.decode(b"key", frame)
+
+
+def encode_values(values: Iterable[Any]) -> list[Any]:
+    values = list(values)
+    return CODEC.encode_many([b"key"] * len(values), values)
+
+
+def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
+    return CODEC.decode_many([b"key"] * len(frames), frames, missing)
+
 
 any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 simple = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | any_text
@@ -578,7 +592,7 @@ def test_a_value_that_does_not_pickle_is_refused(value: object, named: str) -> N
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (b"", "none at all"),
+        (b"", "empty"),
         (b"\0", "kind 0"),
         (b"\1N", "kind 1"),
         (b"N", "kind 78"),
@@ -764,12 +778,16 @@ def test_damaged_frames_give_a_value_or_one_of_two_errors(value: object, data: s
 # The two pickle calls for keys.
 
 
+def canonical(obj: object, persistent_id: Callable[[object], object | None] = lambda part: None) -> bytes:
+    file = io.BytesIO()
+    canonical_pickle(obj, persistent_id, file)
+    return file.getvalue()
+
+
 def test_canonical_pickle_does_not_see_identity() -> None:
     one, other = "".join(["ab", "cd"]), "".join(["abc", "d"])
     assert one is not other
-    assert canonical_pickle([one, one], lambda part: None) == canonical_pickle(
-        [one, other], lambda part: None
-    )
+    assert canonical([one, one]) == canonical([one, other])
 
 
 def test_persistent_ids_stand_for_the_parts_they_were_given_for() -> None:
@@ -779,7 +797,7 @@ def test_persistent_ids_stand_for_the_parts_they_were_given_for() -> None:
         seen.append(part)
         return b"five" if part == 5 else None
 
-    data = canonical_pickle([5, "x"], persistent_id)
+    data = canonical([5, "x"], persistent_id)
     assert seen[:2] == [[5, "x"], 5]
     assert canonical_unpickle(data, lambda pid: (pid, "loaded")) == [(b"five", "loaded"), "x"]
 
@@ -788,13 +806,48 @@ def test_canonical_pickle_fails_on_what_contains_itself() -> None:
     loop: list[object] = []
     loop.append(loop)
     with pytest.raises((ValueError, RecursionError)):
-        canonical_pickle(loop, lambda part: None)
+        canonical(loop)
 
 
 def test_canonical_unpickle_takes_one_pickle_and_no_more() -> None:
-    data = canonical_pickle("x", lambda part: None)
     with pytest.raises(pickle.UnpicklingError, match="left over"):
-        canonical_unpickle(data + b".", lambda pid: pid)
+        canonical_unpickle(canonical("x") + b".", lambda pid: pid)
+
+
+# A codec that needs the key.
+
+
+class SigningCodec:
+    """Binds each frame to its key, by wrapping the plain codec."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._plain, self._secret = Codec(), secret
+
+    def encode(self, key: bytes, value: object) -> bytes:
+        frame = bytes(self._plain.encode(key, value))
+        return self._signature(key, frame) + frame
+
+    def decode(self, key: bytes, frame: bytes) -> object:
+        if frame[:32] != self._signature(key, frame[32:]):
+            raise CorruptValue("a stored value is not signed for its key")
+        return self._plain.decode(key, frame[32:])
+
+    def _signature(self, key: bytes, frame: bytes) -> bytes:
+        return hashlib.blake2b(len(key).to_bytes(4) + key + frame, key=self._secret, digest_size=32).digest()
+
+
+def test_a_codec_that_signs_can_wrap_the_plain_one() -> None:
+    codec = SigningCodec(b"secret")
+    frame = codec.encode(b"key", [1, "x"])
+    assert codec.decode(b"key", frame) == [1, "x"]
+    with pytest.raises(CorruptValue):
+        codec.decode(b"other key", frame)
+
+
+def test_the_key_makes_no_difference_to_the_plain_codec() -> None:
+    frames = [CODEC.encode(key, [1]) for key in (b"", b"key")]
+    assert frames[0] == frames[1]
+    assert [CODEC.decode(key, frames[0]) for key in (b"", b"key")] == [[1], [1]]
 
 
 class CountsItsPickling:

@@ -56,11 +56,15 @@ def test_durations_are_seconds_or_timedeltas() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"lease_seconds": 0}, ValueError, "lease_seconds is finite, and above 0; this is 0"),
-        ({"stale_seconds": -1}, ValueError, "stale_seconds is finite, and not negative; this is -1"),
-        ({"wait_seconds": math.nan}, ValueError, "wait_seconds is finite"),
-        ({"early": "1"}, TypeError, "early is an int or a float, not str"),
-        ({"stale_seconds": True}, TypeError, "stale_seconds is an int, a float or a timedelta, not bool"),
+        ({"lease_seconds": 0}, ValueError, "lease_seconds must be finite and above 0, not 0"),
+        ({"stale_seconds": -1}, ValueError, "stale_seconds must be finite and not negative, not -1"),
+        ({"wait_seconds": math.nan}, ValueError, "wait_seconds must be finite"),
+        ({"early": "1"}, TypeError, "early must be an int or a float, not str"),
+        (
+            {"stale_seconds": True},
+            TypeError,
+            "stale_seconds must be an int, a float or a timedelta, not bool",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], text: str) -> None:

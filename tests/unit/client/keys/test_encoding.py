@@ -1,4 +1,4 @@
-"""Keys: one iff ``==`` says so, the same bytes everywhere, a way back, and a clear refusal of everything else."""
+"""Keys: compared as dict keys, the same bytes in every process, decoded to equal keys; all others are refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import subprocess
 import sys
 import threading
 import types
-import typing
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -33,9 +32,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import pyrocache
-from pyrocache.client.codec import canonical_pickle, type_name
+from pyrocache.client.codec import type_name
 from pyrocache.client.keys.encoding import (
-    MAX_KEY_BYTES,
     decode_key,
     encode_key,
     encode_keys,
@@ -45,6 +43,7 @@ from pyrocache.client.keys.encoding import (
 )
 from pyrocache.client.keys.format import varint
 from pyrocache.errors import InvalidKey, KeyTooLarge
+from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 PARIS, NEW_YORK = ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York")
 
@@ -202,20 +201,6 @@ class StrictDict(dict[Any, Any]):
         return type(other) is StrictDict and dict.__eq__(self, other)
 
 
-class Frozen(Mapping[Any, Any]):
-    def __init__(self, **items: Any) -> None:
-        self._items = items
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-
 class Misbehaving:
     """Raises, with what must not show, from the method that it is told to."""
 
@@ -243,13 +228,6 @@ class Misbehaving:
     def __reduce_ex__(self, protocol: Any) -> Any:
         self._raise_in("__reduce_ex__")
         return super().__reduce_ex__(protocol)
-
-
-class RaisingStr(str):
-    def __eq__(self, other: object) -> bool:
-        raise OSError("the secret content")
-
-    __hash__ = str.__hash__
 
 
 class RaisingZone(tzinfo):
@@ -342,7 +320,6 @@ hashable_leaves = st.one_of(
     st.times(timezones=st.sampled_from([None, UTC, hours(14), hours(-23.5), PARIS])),
     st.timedeltas(),
     st.uuids(),
-    st.builds(range, st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 4) | st.integers(-4, -1)),
     any_text.map(PurePosixPath),
     st.text(max_size=8).map(PureWindowsPath),
     st.sampled_from(
@@ -368,7 +345,6 @@ keys = st.recursive(
     hashables | numpy_leaves,
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(collections.deque)
         | st.dictionaries(hashables, inner, max_size=4)
         | st.sets(hashables, max_size=4)
         | st.tuples(inner, inner)
@@ -452,7 +428,6 @@ def text_pairs(draw: st.DrawFn) -> tuple[Any, Any]:
         str,
         Name,
         np.str_,
-        collections.UserString,
         repr,
         list,
         tuple,
@@ -497,9 +472,9 @@ def container_pairs(draw: st.DrawFn, inner: st.SearchStrategy[tuple[Any, Any]]) 
         [pair[1] for pair in draw(st.sampled_from([members, shuffled]))],
     )
     kinds: list[Callable[[list[Any]], Any]] = [
-        list, tuple, collections.deque, collections.UserList, Box, Own, lambda of: Box(tuple(of)),
+        list, tuple, Box, Own, lambda of: Box(tuple(of)),
         lambda of: dict(enumerate(of)), lambda of: dict(reversed(list(enumerate(of)))),
-        lambda of: collections.OrderedDict(enumerate(of)), lambda of: Frozen(**{str(i): x for i, x in enumerate(of)}),
+        lambda of: collections.OrderedDict(enumerate(of)),
     ]  # fmt: skip
     kind = draw(st.sampled_from(kinds))
     return kind(left), draw(st.sampled_from([kind, *kinds]))(right)
@@ -511,7 +486,7 @@ def unordered_pairs(draw: st.DrawFn) -> tuple[Any, Any]:
     members = draw(st.lists(hashable_pairs, max_size=5))
     shuffled = draw(st.permutations(members))
     kinds: list[Callable[[list[Any]], Any]] = [
-        set, frozenset, lambda of: dict.fromkeys(of).keys(), dict.fromkeys,
+        set, frozenset, dict.fromkeys,
         lambda of: Box(frozenset(of)), lambda of: [set(of)],
     ]  # fmt: skip
     kind, other = draw(st.sampled_from(kinds)), draw(st.sampled_from(kinds))
@@ -561,28 +536,24 @@ GROUPS: list[list[Any]] = [
     [math.inf, Decimal("Infinity"), np.float32("inf"), complex(math.inf)],
     [-math.inf, Decimal("-Infinity")],
     [1j, np.complex64(1j), np.complex128(1j)],
-    ["1", np.str_("1"), Name("1"), collections.UserString("1")],
-    ["apple", Fruit.APPLE, OldFruit.APPLE, Caseless("apple")],
-    [b"apple", bytearray(b"apple"), memoryview(b"apple"), memoryview(b"a.p.p.l.e")[::2], np.bytes_(b"apple")],
-    ["", collections.UserString("")],
-    [b"", memoryview(array("i"))],
+    ["1", np.str_("1"), Name("1")],
+    ["apple", Fruit.APPLE, OldFruit.APPLE],
+    [b"apple", bytearray(b"apple"), np.bytes_(b"apple")],
+    ["", np.str_("")],
+    [b"", bytearray()],
     [(), collections.namedtuple("Nothing", [])()],
     [(1, 2), Point(1, 2.0), Point(True, 2)],
-    [[1, 2], collections.UserList([1, 2])],
-    [collections.deque([1, 2]), collections.deque([1.0, 2], maxlen=5)],
-    [array("i", [1, 2]), array("d", [1, 2]), array("B", [1, 2])],
-    [array("d", [0.5, 2]), array("f", [0.5, 2])],
-    [set(), frozenset(), {}.keys()],
-    [{1, 2}, frozenset([2, 1.0]), dict.fromkeys([2, 1]).keys()],
-    [{}, collections.ChainMap(), collections.UserDict()],
+    [[1, 2]],
+    [set(), frozenset()],
+    [{1, 2}, frozenset([2, 1.0])],
+    [{}, Ordered()],
     [
-        {"a": 1, "b": 2}, {"b": 2, "a": 1}, Ordered(b=2, a=1), collections.Counter(b=2, a=1), Frozen(b=2, a=1.0),
-        collections.defaultdict(int, a=1, b=2), types.MappingProxyType({"a": 1, "b": 2}),
-        collections.ChainMap({"a": 1}, {"b": 2}), collections.UserDict(a=1, b=2),
+        {"a": 1, "b": 2}, {"b": 2, "a": 1}, Ordered(b=2, a=1), collections.Counter(b=2, a=1),
+        collections.defaultdict(int, a=1, b=2),
     ],
-    [range(0), range(5, 5), range(5, 1, 2), range(0, 10, -1)],
-    [range(5, 6), range(5, 9, 4), range(5, 4, -9)],
-    [range(0, 3, 2), range(0, 4, 2)],
+    [collections.deque([1, 2])],
+    [array("i", [1, 2])],
+    [range(5)],
     [date(2024, 2, 29)],
     [datetime(2024, 2, 29), datetime(2024, 2, 29, fold=1), at(OffsetlessZone(), 2024, 2, 29)],
     [at(UTC, 2024, 2, 29, 12), at(PARIS, 2024, 2, 29, 13), at(hours(-11), 2024, 2, 29, 1)],
@@ -593,8 +564,8 @@ GROUPS: list[list[Any]] = [
     [time(1, 2, tzinfo=UTC), time(2, 2, tzinfo=hours(1)), time(0, 2, tzinfo=hours(-1))],
     [time(0, 0, tzinfo=hours(1))],
     [timedelta(hours=24), timedelta(days=1)],
-    [UTC, hours(0), timezone(timedelta(0), "Nullarbor")],
-    [hours(1), timezone(timedelta(hours=1), "Elsewhere")],
+    [UTC, hours(0)],
+    [hours(1)],
     [UUID(int=5)],
     [Path("a/b"), PurePosixPath("a//b/")],
     [PureWindowsPath("A/b"), PureWindowsPath("a\\B")],
@@ -605,16 +576,16 @@ GROUPS: list[list[Any]] = [
     [Mode(0)],
     [Box(1), Box(True, note="other")],
     [SlottedBox(1)],
-    [WholeBox(1)],
-    [WholeBox(1, "note")],
+    [CaselessBox("a")],
     [StrictList([1])],
     [Priority(1, cost=1), Priority(1, ["log"], cost=2)],
     [SubPriority(1, cost=1), SubPriority(1, ["log"], cost=2)],
     [InheritsEquality(1, cost=1), InheritsEquality(1, ["log"], cost=2, extra=3)],
     [Own({1, 2}), Own(frozenset([2, 1.0]))],
     [Strict("apple")],
-    [int | str, str | int, typing.Union[int, str], typing.Union[str, int]],  # noqa: UP007
-    [typing.Literal["a", "b"], typing.Literal["b", "a"]],
+    [int | str],
+    [np.datetime64("2024-02-29")],
+    [np.timedelta64(1, "s")],
     [re.compile("a")],
     [ipaddress.ip_address("1.2.3.4")],
     [slice(1, 2)],
@@ -636,7 +607,7 @@ def test_equal_keys_of_different_types_are_one(group: list[Any]) -> None:
     "plain",
     [
         5, 0.5, 0.5j, "text", b"bytes", bytearray(b"bytes"), (1, 2), [1, 2], {1, 2}, frozenset([1, 2]), {1: 2},
-        collections.deque([1, 2]), array("i", [1, 2]), Decimal("0.1"), Fraction(1, 3), datetime(2024, 2, 29),
+        Decimal("0.1"), Fraction(1, 3), datetime(2024, 2, 29),
         at(PARIS, 2024, 2, 29), date(2024, 2, 29), time(1, 2), time(1, 2, tzinfo=UTC), timedelta(1), UUID(int=1),
         PurePosixPath("a/b"), PureWindowsPath("A/b"),
     ],
@@ -646,15 +617,9 @@ def test_a_subclass_with_the_equality_of_its_builtin_is_one_with_it(plain: Any) 
     def misleading(*_: object) -> Any:
         raise AssertionError("a builtin's == would not call this")
 
-    overridden = dict.fromkeys(
-        ["__iter__", "__int__", "__float__", "__complex__", "__str__", "__bytes__"], misleading
-    )
-    if isinstance(plain, (UUID, PurePosixPath, PureWindowsPath, collections.deque)):  # theirs would
-        overridden = {}
+    overridden = {} if isinstance(plain, (UUID, PurePosixPath, PureWindowsPath)) else {"__iter__": misleading}
     sub = type("Sub", (type(plain),), overridden)
-    if isinstance(plain, array):
-        key = sub(plain.typecode, plain)
-    elif isinstance(plain, datetime):
+    if isinstance(plain, datetime):
         key = sub.combine(plain.date(), plain.timetz())
     elif isinstance(plain, date):
         key = sub(plain.year, plain.month, plain.day)
@@ -673,91 +638,7 @@ def test_keys_that_are_not_equal_have_different_bytes() -> None:
     assert len(set(representatives)) == len(GROUPS)
 
 
-@pytest.mark.parametrize(
-    "units",
-    [
-        [
-            np.datetime64("2024-02-29"),
-            np.datetime64("2024-02-29T00:00", "ns"),
-            np.datetime64("2024-02-29", "25s"),
-        ],
-        [np.datetime64("2024", "Y"), np.datetime64("2024-01", "M"), np.datetime64("2024-01-01", "ms")],
-        [np.datetime64(-1, "as")],
-        [np.datetime64(10**16, "Y")],
-        [np.datetime64(2**62, "W")],
-        [np.timedelta64(7, "D"), np.timedelta64(1, "W"), np.timedelta64(7 * 86_400, "s")],
-        [np.timedelta64(-1500, "ps"), np.timedelta64(-1_500_000_000, "as")],
-        [np.timedelta64(2, "Y"), np.timedelta64(24, "M")],
-        [np.timedelta64(0, "Y")],
-        [np.timedelta64(0, "D")],
-    ],
-)
-def test_numpy_times_do_not_depend_on_their_unit(units: list[Any]) -> None:
-    assert len({encode_key(key) for key in units}) == 1
-    for key in units:
-        again = decode_key(encode_key(key))
-        assert type(again) is type(key)
-        assert again == key
-
-
-def test_numpy_times_and_other_times_stay_apart() -> None:
-    moment = np.datetime64("2024-02-29T00:00:00")
-    span = np.timedelta64(1, "s")
-    apart = [moment, moment.item(), date(2024, 2, 29), span, span.item(), np.timedelta64(1, "M"), 1]
-    assert len({encode_key(key) for key in apart}) == len(apart)
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        [
-            np.array([[1, 2], [3, 4]]),
-            np.array([[1, 2], [3, 4]], order="F"),
-            np.array([[1, 0, 2], [3, 0, 4]])[:, ::2],
-        ],
-        [np.array([1, 2], "<i4"), np.array([1, 2], ">i4")],
-        [np.array(["ab"])],
-        [np.array([True])],
-        [np.array(["2024-02-29"], "M8[ns]")],
-        [np.array([], "f4")],
-        [np.array(1.5)],
-    ],
-)
-def test_arrays_are_kept_by_dtype_shape_and_bytes(same: list[Any]) -> None:
-    assert len({encode_key(key) for key in same}) == 1
-    again: Any = decode_key(encode_key(same[0]))
-    assert again.shape == same[0].shape
-    assert np.array_equal(again, same[0])
-    assert encode_key(same[0]) != encode_key(same[0].reshape(-1, 1, 1))
-    assert encode_key((1, same[0])) == encode_key((1, same[0].copy()))
-
-
-def test_pandas_times() -> None:
-    pd = pytest.importorskip("pandas")
-    assert encode_key(pd.Timestamp("2024-02-29")) == encode_key(datetime(2024, 2, 29))
-    assert encode_key(pd.Timestamp("2024-02-29", tz="Europe/Paris")) == encode_key(at(PARIS, 2024, 2, 29))
-    assert encode_key(pd.Timedelta("1s")) == encode_key(timedelta(seconds=1))
-    precise = [pd.Timestamp(1, tz="UTC"), pd.Timestamp(1, tz="Europe/Paris"), pd.Timestamp(1, tz=UTC)]
-    assert len({encode_key(key) for key in precise}) == 1
-    for key in (*precise, pd.Timestamp(1), pd.Timedelta(1), pd.Period("2024-02"), pd.Interval(0, 1.5)):
-        assert decode_key(encode_key(key)) == key
-    with pytest.raises(InvalidKey):
-        encode_key(pd.NaT)
-
-
-def test_pydantic_models_do_not_depend_on_which_fields_were_given() -> None:
-    pydantic = pytest.importorskip("pydantic")
-    Model = pydantic.create_model("Model", size=(int, 1), __module__=__name__)
-    globals()["Model"] = Model
-    assert Model(size=1) == Model()
-    assert encode_key(Model(size=1)) == encode_key(Model())
-    assert encode_key(Model(size=2)) != encode_key(Model())
-    given_size = Model(size=1)
-    assert decode_key(encode_key(given_size)) == given_size
-    assert given_size.model_fields_set == {"size"}  # the caller's object is as it was
-
-
-# Objects without an == of their own are kept by class and state.
+# Other objects are their class and state.
 
 
 @pytest.mark.parametrize(
@@ -771,6 +652,14 @@ def test_pydantic_models_do_not_depend_on_which_fields_were_given() -> None:
         (lambda: operator.itemgetter(1, 2), operator.itemgetter(2, 1)),
         (lambda: ValueError("x"), ValueError("y")),
         (lambda: Record(1, {"x", "y"}), Record(1, {"x"})),
+        (lambda: collections.deque([1, {"x", "y"}]), collections.deque([1])),
+        (lambda: array("d", [1, 2]), array("i", [1, 2])),
+        (lambda: range(3), range(4)),
+        (lambda: np.datetime64("2024-02-29", "ns"), np.datetime64("2024-02-29", "D")),
+        (lambda: np.arange(4), np.arange(4).reshape(2, 2)),
+        (lambda: collections.UserList([1]), [1]),
+        (lambda: StrictList([1]), StrictList([2])),
+        (lambda: NeverEqual(), Plain()),
         (lambda: nested(40, lambda inner: Plain(inner=inner)), nested(39, lambda inner: Plain(inner=inner))),
     ],
 )
@@ -922,23 +811,14 @@ GOLDEN: list[tuple[Any, str]] = [
     ((), "74"),
     (("a", 1, None), "74" "730161" "690101" "4e00"),
     ([[], "x" * 200], "6c" "6c00" "73c801" + "78" * 200),
-    (collections.deque([1]), "71" "690101"),
-    (array("d", [1, 0.5]), "41" "690101" "66083fe0000000000000"),
     ({"b", "a", 3}, "53" "690103" "730161" "730162"),
     ({"b": 1, "a": [2]}, "64" "730161" "6c03690102" "730162" "690101"),
-    (range(0), "52" "690100"),
-    (range(7, 8), "52" "690101" "690107"),
-    (range(7, 12, 2), "52" "690103" "690107" "690102"),
     (date(1970, 1, 1), "790af93b"),
     (datetime(1970, 1, 1), "6e00dcbffeff2bc000"),
     (datetime(1970, 1, 1, tzinfo=UTC), "6100dcbffeff2bc000"),
     (time(0, 0, 1), "680f4240"),
     (time(0, 0, 1, tzinfo=UTC), "480f4240"),
     (timedelta(seconds=-1), "54f0bdc0"),
-    (UTC, "7a00"),
-    (np.datetime64("1970-01-01T00:00:01"), "4d0de0b6b3a7640000"),
-    (np.timedelta64(1, "s"), "6d0de0b6b3a7640000"),
-    (np.timedelta64(1, "Y"), "6f0c"),
     (UUID(int=1), "7500000000000000000000000000000001"),
     (PurePosixPath("/tmp"), "702f746d70"),
     (PureWindowsPath("C:/Tmp"), "77633a5c746d70"),
@@ -1009,7 +889,6 @@ for key in [
     Plain(one=made, other=sys.intern(made)),
     SimpleNamespace(words=words, more=deque([words])),
     {Box(word): Plain(word=word) for word in words},
-    int | str | bytes,
     len,
     Plain,
 ]:
@@ -1033,7 +912,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
         ).stdout
         for seed in ("0", "1", "4711")
     ]
-    assert len(printed[0].splitlines()) == 13
+    assert len(printed[0].splitlines()) == 12
     assert printed[0] == printed[1] == printed[2]
 
 
@@ -1101,52 +980,31 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "nan in a tuple": (lambda: (SECRET, math.nan), "NaN"),
     "nan in a dataclass": (lambda: Box(math.nan), "NaN"),
     "nan in an object": (lambda: Plain(secret=SECRET, x=math.nan), "NaN"),
-    "nan in an array": (lambda: array("d", [math.nan]), "NaN"),
     "numpy not a time": (lambda: np.datetime64("NaT", "s"), "NaT"),
     "numpy no time span": (lambda: np.timedelta64("NaT", "s"), "NaT"),
-    "numpy span without unit": (lambda: np.timedelta64(5), "without a unit"),
-    "numpy time far away": (lambda: np.datetime64(10**17, "Y"), "too far away"),
-    "numpy array of objects": (lambda: np.array([SECRET, 1], dtype=object), "ObjectDType"),
-    "numpy array of records": (lambda: np.zeros(2, [("x", "i4")]), "VoidDType"),
-    "memoryview of ints": (lambda: memoryview(array("i", [1, 2])), "memoryview"),
     "lambda": (lambda: lambda: None, "type function"),
     "lock": (lambda: LOCK, "type _thread.lock"),
     "lock in a tuple": (lambda: (SECRET, LOCK), "type _thread.lock"),
     "lock in an object": (lambda: Plain(lock=LOCK), "type _thread.lock"),
     "generator": (lambda: (x for x in SECRET), "type generator"),
-    "bound method": (lambda: Plain().__init__, "type method does not equal its own copy"),  # type: ignore[misc]
+    "memoryview": (lambda: memoryview(b"bytes"), "type memoryview"),
     "unimportable class": (lambda: Unimportable(), "nowhere"),
     "local dataclass": (lambda: local_dataclass(), "cannot be imported by its name"),
     "local enum": (lambda: local_enum(), "cannot be imported by its name"),
     "local flag": (lambda: local_flag(), "cannot be imported by its name"),
-    "own eq and hash": (lambda: Caseless("Apple"), "equals a str but hashes differently"),
-    "set with own eq": (lambda: StrictSet([1]), "order cannot be settled"),
-    "dict with own eq": (lambda: StrictDict(a=1), "order cannot be settled"),
-    "set with own eq in an object": (lambda: Plain(x=StrictSet([1])), "order cannot be settled"),
     "two objects in one state": (lambda: {Plain(), Plain()}, "same canonical bytes"),
     "two objects in one state as keys": (lambda: {Plain(): 1, Plain(): 2}, "same canonical bytes"),
-    "unstable": (lambda: Unstable(), "does not pickle the same way twice"),
-    "never equal": (lambda: NeverEqual(), "does not equal its own copy"),
-    "eq that minds bool": (lambda: typing.Literal[True], "does not equal its own copy"),
-    "raising eq": (lambda: Misbehaving("__eq__"), "OSError"),
     "raising getstate": (lambda: Misbehaving("__getstate__"), "OSError"),
-    "raising setstate": (lambda: Misbehaving("__setstate__"), "OSError"),
     "raising reduce": (lambda: Misbehaving("__reduce_ex__"), "OSError"),
-    "raising eq of a str": (lambda: RaisingStr("x"), "OSError"),
     "raising time zone": (lambda: at(RaisingZone(), 2024, 1, 1), "OSError"),
     "too deep": (lambda: nested(100_000), "nested too deeply"),
     "too deep objects": (lambda: nested(10_000, lambda inner: Plain(x=inner)), "nested too deeply"),
     "list in itself": (lambda: looped(list[Any](), lambda key: key.append(key)), "contains itself"),
     "dict in itself": (lambda: looped({}, lambda key: key.update(x=key)), "contains itself"),
     "object in itself": (lambda: looped(Plain(), lambda key: setattr(key, "x", key)), "contains itself"),
-    "deque in itself": (
-        lambda: looped(collections.deque[Any](), lambda key: key.append(key)),
-        "contains itself",
-    ),
 }
 
 
-@pytest.mark.filterwarnings("ignore:The 'generic' unit")
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_key_without_canonical_bytes_is_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(InvalidKey, match=re.escape(message)) as caught:
@@ -1165,12 +1023,6 @@ def test_a_longdouble_is_a_key_only_if_a_float_holds_it() -> None:
         encode_key(np.clongdouble(precise))
 
 
-def test_an_equality_that_is_looser_than_the_pickle_is_not_seen() -> None:
-    """What cannot be found out is at least kept as it always was: by class and state."""
-    assert CaselessBox("a") == CaselessBox("A")
-    assert encode_key(CaselessBox("a")) != encode_key(CaselessBox("A"))
-
-
 # Sizes.
 
 ROOM = MAX_KEY_BYTES - 2  # a byte each for the namespace and the tag
@@ -1182,7 +1034,7 @@ ROOM = MAX_KEY_BYTES - 2  # a byte each for the namespace and the tag
         lambda size: "x" * size,
         lambda size: "é" * (size // 2) + "x" * (size % 2),
         lambda size: b"x" * size,
-        lambda size: memoryview(b"x" * size),
+        lambda size: bytearray(b"x" * size),
         lambda size: 1 << 8 * size - 2,
         lambda size: -1 << 8 * size - 1,
         lambda size: ("x" * (size - 4),),
@@ -1360,13 +1212,6 @@ NOT_CANONICAL = [
     b"di\1\1",
     b"di\1\2N\0i\1\1N\0",
     b"di\1\1N\0i\1\1i\1\1",
-    b"Ri\1\0i\1\1",
-    b"Ri\1\1",
-    b"Ri\1\2i\1\0i\1\0",
-    b"Ri\1\xff",
-    b"Rs\1x",
-    b"As\2xy",
-    b"AN\0",
     b"y\0",
     b"h\xff",
     b"h\0\xff\xff\xff\xff\xff",
@@ -1374,14 +1219,9 @@ NOT_CANONICAL = [
     b"a\0" + b"\xff" * 8,
     b"n" + b"\xff" * 9,
     b"T\0" + b"\xff" * 20,
-    b"z\0" + b"\xff" * 9,
-    b"M\0" + b"\xff" * 40,
-    b"o\0" + b"\xff" * 9,
     b"u" + bytes(15),
     b"pa//b",
     b"wA",
-    b"Xs\3<i8ti\1\1b\1x",
-    b"Xs\1Ot\0b\0",
     b"es\4enums\4Enums\1x",
     b"es\2res\0s\1x",
     b"es\0s\1xs\1y",
@@ -1391,10 +1231,9 @@ NOT_CANONICAL = [
     b"Ds\x08builtinss\3int",
     b"P",
     b"P\x80\x05.",
-    b"P" + canonical_pickle(1, lambda part: None),
-    b"P" + canonical_pickle(1, lambda part: 1),
-    b"P" + canonical_pickle(len, lambda part: None),  # its names are not in canonical form
-    b"P" + canonical_pickle(len, lambda part: None) + b".",
+    b"P\x80\x05C\x02sxQ..",  # bytes left over
+    b"P\x80\x05K\x01Q.",  # a persistent id that is not bytes
+    b"P\x80\x05C\x01?Q.",  # a part of an unknown kind
 ]
 
 
@@ -1429,15 +1268,11 @@ def check_harmless(data: bytes) -> None:
     except InvalidKey:
         return
     path, encoded = split_namespace(data)
-    try:
-        again = encode_key(key, namespace_prefix(*path))
-    except InvalidKey:  # an object that was damaged so that its == fails
-        assert b"P" in encoded
-    else:
-        assert again == data
+    if b"P" not in encoded:  # pickles need not be reproducible
+        assert encode_key(key, namespace_prefix(*path)) == data
 
 
-tags = st.sampled_from([bytes((tag,)) for tag in b"NifrcstblqASdRynahHTzMmouXpweFDP"])
+tags = st.sampled_from([bytes((tag,)) for tag in b"NifrcstblSdynahHTupweFDP"])
 parts = st.recursive(
     st.binary(max_size=6),
     lambda inner: st.lists(

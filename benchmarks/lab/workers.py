@@ -1,7 +1,7 @@
 """Client processes of a command: started together, told what to do over pipes, gone with the command.
 
 Each has a pipe of its own, so one that is killed holds no lock that others need, and whichever side ends, the other
-reads the end of the pipe. A `Crew` belongs to one thread.
+reads the end of the pipe. A `WorkerPool` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyrocache.errors import PyroCacheError
 _LEAVE_SECONDS = 5.0
 
 
-class Crew:
+class WorkerPool:
     """Processes that each run ``target(link, *arguments)``, ``link`` being their end of a pipe to this process.
 
     A context manager: left without an error, it gives its processes time to see their pipes end; with one, it ends them
@@ -110,7 +110,7 @@ class _Failure:
 
 
 def _begin(target: Callable[..., None], link: Connection, *arguments: Any) -> None:
-    """What a process of a `Crew` runs."""
+    """What a process of a `WorkerPool` runs."""
     with link:
         try:
             target(link, *arguments)
