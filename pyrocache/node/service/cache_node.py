@@ -5,45 +5,26 @@ argument, since a peer can send anything, then takes the node's lock, has the gu
 routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
 
 Every method may run on any thread. Those that run inline hold the lock briefly; the others walk over entries in slices
-between which the lock is free. Every change of the store that a caller asks for goes through `CacheNode._apply`, except
-for `set` and `get`, which repeat its few lines for speed. There is no backup copy today; with replicas, this is where
-each change would be sent to them.
+between which the lock is free. Every change that a caller asks for goes through `CacheNode._apply`; only `set`, and
+`get` with ``touch_seconds``, repeat its few lines for speed. With replicas, this is where mutations would be copied.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from Pyro5.server import expose
-
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import ValueTooLarge
 from pyrocache.node.coordination.leases import Answer, value_answer
+from pyrocache.node.service import validation
 from pyrocache.node.service.coordination import Coordination
+from pyrocache.node.service.exposing import exposed, forwarded
 from pyrocache.node.service.guard import NO_VIEW, RequestGuard
 from pyrocache.node.service.metrics import NodeMetrics
 from pyrocache.node.service.ownership import Ownership
-from pyrocache.node.service.validation import (
-    ValueLimits,
-    check_batch,
-    check_condition,
-    check_cursor,
-    check_int,
-    check_key,
-    check_keys,
-    check_limit,
-    check_namespace,
-    check_seconds,
-    check_tag,
-    check_tags,
-    check_token,
-    check_ttl,
-    check_ttl_or_keep,
-    refusal,
-)
+from pyrocache.node.service.validation import ValueLimits
 from pyrocache.node.store.entry import Value
 from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.int_frame import pack_int, unpack_int
@@ -55,36 +36,7 @@ SLICE = 500
 
 _PAGES_PER_CALL = 16  # of a scan that finds little
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
-
-
-def exposed(method: _Method) -> _Method:
-    """Apply Pyro5's ``expose``, with a type."""
-    expose(method)
-    return method
-
-
-def _forwarded(method: _Method, *, expose: bool = True) -> _Method:
-    """Return a method that calls ``method`` of the node's `Coordination`."""
-
-    @functools.wraps(method)
-    def forwarded(self: CacheNode, *arguments: Any, **options: Any) -> Any:
-        return method(self._coordination, *arguments, **options)
-
-    return exposed(forwarded) if expose else forwarded  # type: ignore[return-value]
-
-
-def _always(result: Any) -> bool:
-    return True
-
-
-def _never(result: Any) -> bool:
-    return False
-
-
-def _is_none(result: Any) -> bool:
-    return result is None
 
 
 class CacheNode:
@@ -130,9 +82,9 @@ class CacheNode:
     def get(self, view: int, key: bytes, touch_seconds: float | None = None) -> Value | None:
         """Return the value frame, or None. With ``touch_seconds``, set the time to live, counted from now."""
         if type(key) is not bytes or not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
+            validation.check_key(key)
         if touch_seconds is not None:
-            check_ttl(touch_seconds)
+            validation.check_ttl(touch_seconds)
         with self._lock:
             if view != self._guard.open_view:
                 self._guard.check(view, (key,))
@@ -170,12 +122,12 @@ class CacheNode:
         A value that is most of a message is kept as that part of it, and must not change.
         """
         if type(key) is not bytes or type(value) is not bytes or len(value) > self._limits.surely_fits:
-            check_key(key)
+            validation.check_key(key)
             value = self._limits.accept(key, value, expires=ttl_seconds is not None)
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
+            validation.check_key(key)
         if ttl_seconds is not None:
-            check_ttl(ttl_seconds)
+            validation.check_ttl(ttl_seconds)
         with self._lock:  # the same as `_apply`, without its call
             if view != self._guard.open_view:
                 self._guard.check(view, (key,))
@@ -201,31 +153,32 @@ class CacheNode:
             condition: None, ``"absent"``, ``"present"`` or a version.
             tags: each with its namespace.
         """
-        check_key(key)
-        check_ttl_or_keep(ttl_seconds)
-        check_condition(condition)
-        check_tags(tags)
+        validation.check_key(key)
+        validation.check_ttl_or_keep(ttl_seconds)
+        validation.check_condition(condition)
+        validation.check_tags(tags)
         value = self._limits.accept(key, value, expires=ttl_seconds is not None)
-        stored: bool = self._apply(
+        return self._apply(
             view,
             (key,),
             lambda store: store.put(key, value, ttl_seconds, condition=condition, tags=tags),
             settles=bool,
         )
-        return stored
 
     @exposed
     def setdefault(
         self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None
     ) -> Value | None:
         """Return the value that is there. If there is none, store ``value`` and return None."""
-        check_key(key)
-        check_ttl(ttl_seconds)
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
         value = self._limits.accept(key, value, expires=ttl_seconds is not None)
-        there: Value | None = self._apply(
-            view, (key,), lambda store: store.setdefault(key, value, ttl_seconds), settles=_is_none
+        return self._apply(
+            view,
+            (key,),
+            lambda store: store.setdefault(key, value, ttl_seconds),
+            settles=lambda there: there is None,
         )
-        return there
 
     @exposed
     def incr(
@@ -235,9 +188,9 @@ class CacheNode:
 
         All are frames of ints. An existing entry keeps its TTL and its tags.
         """
-        check_key(key)
-        check_ttl(ttl_seconds)
-        increment, start = check_int(delta), check_int(default)
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        increment, start = validation.check_int(delta), validation.check_int(default)
 
         def add(store: Store) -> Value:
             total = store.change(key, lambda frame: plus_increment(unpack_int(frame)))
@@ -248,7 +201,7 @@ class CacheNode:
 
         def plus_increment(number: int | None) -> Value:
             if number is None:
-                raise refusal(NOT_AN_INT, "The value there is not an int.")
+                raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
             return self._limits.accept(key, pack_int(number + increment), expires=True)
 
         return bytes(self._apply(view, (key,), add))
@@ -256,24 +209,21 @@ class CacheNode:
     @exposed
     def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
         """Set the time to live, counted from now (None: no expiry). Return whether the key exists."""
-        check_key(key)
-        check_ttl(ttl_seconds)
-        exists: bool = self._apply(view, (key,), lambda store: store.touch(key, ttl_seconds), settles=_never)
-        return exists
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        return self._apply(view, (key,), lambda store: store.touch(key, ttl_seconds), settles=lambda _: False)
 
     @exposed
     def delete(self, view: int, key: bytes) -> bool:
         """Remove the entry. Return whether there was one."""
-        check_key(key)
-        removed: bool = self._apply(view, (key,), lambda store: store.delete(key))
-        return removed
+        validation.check_key(key)
+        return self._apply(view, (key,), lambda store: store.delete(key))
 
     @exposed
     def pop(self, view: int, key: bytes) -> Value | None:
         """Remove the entry and return its value, or None."""
-        check_key(key)
-        value: Value | None = self._apply(view, (key,), lambda store: store.pop(key))
-        return value
+        validation.check_key(key)
+        return self._apply(view, (key,), lambda store: store.pop(key))
 
     # Many keys -------------------------------------------------------------------------------------------
 
@@ -283,7 +233,7 @@ class CacheNode:
 
         Ends early, after at least one, when the reply has become large: ask again for the rest.
         """
-        check_keys(keys)
+        validation.check_keys(keys)
         with self._lock:
             self._guard.check(view, keys)
             return self._store.get_many(keys, BATCH_BYTES)
@@ -298,12 +248,12 @@ class CacheNode:
         tags: list[bytes] | None = None,
     ) -> int:
         """Store each of ``values`` under its key. Return their number. All are checked before any is stored."""
-        check_keys(keys)
-        check_batch(values)
-        check_ttl(ttl_seconds)
-        check_tags(tags)
+        validation.check_keys(keys)
+        validation.check_batch(values)
+        validation.check_ttl(ttl_seconds)
+        validation.check_tags(tags)
         if len(keys) != len(values):
-            raise refusal(BAD_REQUEST, "There must be as many values as keys.")
+            raise validation.refusal(BAD_REQUEST, "There must be as many values as keys.")
         self._limits.check_all(keys, values, tags or (), expires=ttl_seconds is not None)
 
         def store_all(store: Store) -> None:
@@ -319,29 +269,30 @@ class CacheNode:
     @exposed
     def delete_many(self, view: int, keys: list[bytes]) -> int:
         """Remove the entries. Return how many there were."""
-        check_keys(keys)
-        removed: int = self._apply(view, keys, lambda store: sum(map(store.delete, keys)))
-        return removed
+        validation.check_keys(keys)
+        return self._apply(view, keys, lambda store: sum(map(store.delete, keys)))
 
     @exposed
     def touch_many(self, view: int, keys: list[bytes], ttl_seconds: float | None) -> int:
         """Call `touch` for each of ``keys``. Return how many exist."""
-        check_keys(keys)
-        check_ttl(ttl_seconds)
-        touched: int = self._apply(
-            view, keys, lambda store: sum(store.touch(key, ttl_seconds) for key in keys), settles=_never
+        validation.check_keys(keys)
+        validation.check_ttl(ttl_seconds)
+        return self._apply(
+            view,
+            keys,
+            lambda store: sum(store.touch(key, ttl_seconds) for key in keys),
+            settles=lambda _: False,
         )
-        return touched
 
     # Leases and locks ------------------------------------------------------------------------------------
 
-    lease = _forwarded(Coordination.lease)
-    begin_lease = _forwarded(Coordination.begin_lease, expose=False)
-    abandon = _forwarded(Coordination.abandon)
-    acquire = _forwarded(Coordination.acquire)
-    begin_acquire = _forwarded(Coordination.begin_acquire, expose=False)
-    renew = _forwarded(Coordination.renew)
-    release = _forwarded(Coordination.release)
+    lease = forwarded(Coordination.lease)
+    begin_lease = forwarded(Coordination.begin_lease, remote=False)
+    abandon = forwarded(Coordination.abandon)
+    acquire = forwarded(Coordination.acquire)
+    begin_acquire = forwarded(Coordination.begin_acquire, remote=False)
+    renew = forwarded(Coordination.renew)
+    release = forwarded(Coordination.release)
 
     @exposed
     def fill(
@@ -356,12 +307,12 @@ class CacheNode:
         tags: list[bytes] | None = None,
     ) -> bool:
         """Store what the holder of a lease has loaded. Return False if it is outdated or the lease is lost."""
-        check_key(key)
-        check_ttl(ttl_seconds)
-        check_tags(tags)
-        check_seconds(stale_seconds)
-        check_seconds(load_seconds)
-        check_token(token)
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        validation.check_tags(tags)
+        validation.check_seconds(stale_seconds)
+        validation.check_seconds(load_seconds)
+        validation.check_token(token)
         value = self._limits.accept(key, value, expires=ttl_seconds is not None)
 
         def store_loaded(store: Store) -> bool:
@@ -369,8 +320,7 @@ class CacheNode:
                 key, value, ttl_seconds, tags=tags, stale_seconds=stale_seconds, load_seconds=load_seconds
             )
 
-        stored: bool = self._apply(view, (key,), store_loaded, settles=bool)
-        return stored
+        return self._apply(view, (key,), store_loaded, settles=bool)
 
     # A whole namespace -----------------------------------------------------------------------------------
 
@@ -378,13 +328,12 @@ class CacheNode:
     def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
         """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. 0 is the end.
 
-        Over all cursors, each key that exists from beginning to end comes exactly once. There may be no keys before
-        the end. The node keeps no state between two calls.
+        Over all cursors, each key that exists throughout comes exactly once. A page may be empty before the end.
         """
-        check_namespace(namespace)
-        check_namespace(prefix)
-        check_cursor(cursor)
-        check_limit(limit, MAX_BATCH)
+        validation.check_namespace(namespace)
+        validation.check_namespace(prefix)
+        validation.check_cursor(cursor)
+        validation.check_limit(limit, MAX_BATCH)
         found: list[bytes] = []
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
@@ -402,9 +351,9 @@ class CacheNode:
     @exposed
     def count(self, namespace: bytes, enough: int | None = None) -> int:
         """Return the number of entries of the namespace, or any number from ``enough`` up if it has as many."""
-        check_namespace(namespace)
+        validation.check_namespace(namespace)
         if enough is not None and (type(enough) is not int or enough < 1):
-            raise refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
+            raise validation.refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
         total = cursor = 0
         while True:
             with self._lock:
@@ -420,18 +369,24 @@ class CacheNode:
 
         Expired entries that have not been reclaimed yet are counted too.
         """
-        check_namespace(namespace)
-        with self._lock:
+        validation.check_namespace(namespace)
+
+        def clear(store: Store) -> int:
             self._coordination.leases.void_all(namespace)
-            return self._store.clear(namespace)
+            return store.clear(namespace)
+
+        return self._apply(NO_VIEW, (), clear)
 
     @exposed
     def invalidate_tag(self, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
-        check_tag(tag)
-        with self._lock:
+        validation.check_tag(tag)
+
+        def invalidate(store: Store) -> int:
             self._coordination.leases.invalidate(tag)
-            return self._store.invalidate(tag)
+            return store.invalidate(tag)
+
+        return self._apply(NO_VIEW, (), invalidate)
 
     # The node --------------------------------------------------------------------------------------------
 
@@ -465,7 +420,7 @@ class CacheNode:
     # Inside ----------------------------------------------------------------------------------------------
 
     def _read(self, view: int, key: bytes, read: Callable[[bytes], _Result]) -> _Result:
-        check_key(key)
+        validation.check_key(key)
         with self._lock:
             if view != self._guard.open_view:
                 self._guard.check(view, (key,))
@@ -476,7 +431,7 @@ class CacheNode:
         view: int,
         keys: Iterable[bytes],
         change: Callable[[Store], _Result],
-        settles: Callable[[_Result], bool] = _always,
+        settles: Callable[[Any], bool] = lambda _: True,
     ) -> _Result:
         """Check the request, change the store, and settle the leases on ``keys``. Return the result of the change.
 

@@ -17,15 +17,8 @@ from typing import Any
 from pyrocache.node.coordination.leases import IF_MISSING, Answer, Leases
 from pyrocache.node.coordination.locks import Locks
 from pyrocache.node.coordination.quota import QuotaExceeded, Tokens
+from pyrocache.node.service import validation
 from pyrocache.node.service.guard import RequestGuard
-from pyrocache.node.service.validation import (
-    check_key,
-    check_limit,
-    check_refresh,
-    check_span,
-    check_token,
-    refusal,
-)
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.refusals import OVERLOADED
 from pyrocache.server.deferred import Deferred, Session
@@ -92,12 +85,13 @@ class Coordination:
         refresh: int = IF_MISSING,
     ) -> Answer | Deferred | None:
         """Call `lease` without blocking. The lease ends with ``session``."""
-        check_key(key)
-        lease_seconds, wait_seconds = check_span(lease_seconds, above=0.0), check_span(wait_seconds)
-        check_refresh(refresh)
-        session.on_close(
-            _Free(self, session)
-        )  # not under the lock: if the session is closed, it is freed at once
+        validation.check_key(key)
+        lease_seconds, wait_seconds = (
+            validation.check_span(lease_seconds, above=0.0),
+            validation.check_span(wait_seconds),
+        )
+        validation.check_refresh(refresh)
+        session.on_close(_Free(self, session))  # not under the lock, which it takes
         with self._lock:
             self._guard.check(view, (key,))
             if session.closed:
@@ -112,12 +106,12 @@ class Coordination:
                     refresh=refresh,
                 )
             except QuotaExceeded as error:
-                raise refusal(OVERLOADED, str(error)) from None
+                raise validation.refusal(OVERLOADED, str(error)) from None
 
     def abandon(self, view: int, key: bytes, token: int) -> bool:
         """Give a lease up: the next waiter becomes the loader. Return False if it was no longer held."""
-        check_key(key)
-        check_token(token)
+        validation.check_key(key)
+        validation.check_token(token)
         with self._lock:
             self._guard.check(view, (key,))
             return self.leases.abandon(key, token)
@@ -138,12 +132,13 @@ class Coordination:
         self, session: Session, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
     ) -> int | Deferred | None:
         """Call `acquire` without blocking. The lock is released when ``session`` closes."""
-        check_key(name)
-        check_limit(limit, _MAX_HOLDERS)
-        ttl_seconds, wait_seconds = check_span(ttl_seconds, above=0.0), check_span(wait_seconds)
-        session.on_close(
-            _Free(self, session)
-        )  # not under the lock: if the session is closed, it is freed at once
+        validation.check_key(name)
+        validation.check_limit(limit, _MAX_HOLDERS)
+        ttl_seconds, wait_seconds = (
+            validation.check_span(ttl_seconds, above=0.0),
+            validation.check_span(wait_seconds),
+        )
+        session.on_close(_Free(self, session))  # not under the lock, which it takes
         with self._lock:
             self._guard.check(view, (name,))
             if session.closed:
@@ -153,21 +148,21 @@ class Coordination:
                     name, session, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
                 )
             except QuotaExceeded as error:
-                raise refusal(OVERLOADED, str(error)) from None
+                raise validation.refusal(OVERLOADED, str(error)) from None
 
     def renew(self, view: int, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold the lock for ``ttl_seconds`` from now. Return False if it is no longer held with this token."""
-        check_key(name)
-        check_token(token)
-        ttl_seconds = check_span(ttl_seconds, above=0.0)
+        validation.check_key(name)
+        validation.check_token(token)
+        ttl_seconds = validation.check_span(ttl_seconds, above=0.0)
         with self._lock:
             self._guard.check(view, (name,))
             return self.locks.renew(name, token, ttl_seconds)
 
     def release(self, view: int, name: bytes, token: int) -> bool:
         """Release the lock. Return False if it was no longer held with this token."""
-        check_key(name)
-        check_token(token)
+        validation.check_key(name)
+        validation.check_token(token)
         with self._lock:
             self._guard.check(view, (name,))
             return self.locks.release(name, token)

@@ -51,17 +51,17 @@ class NodeMetrics:
     def collect(self) -> dict[str, Any]:
         """Return the figures by name. Counters count since the start or `reset`."""
         store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
-        hits, misses, namespaces = self._namespaces()
+        entries, hits, misses, namespaces = self._namespaces()
         now = self._clock()
         with self._lock:
             figures = {
                 **store.counters.as_dict(),
-                "entries": len(store),
                 "bytes": store.used_bytes,
                 "max_bytes": store.max_bytes,
                 "policy": store.policy.name,
             }
         return {
+            "entries": entries,
             "hits": hits,
             "misses": misses,
             **figures,
@@ -82,13 +82,15 @@ class NodeMetrics:
             self._store.reset_counters()
             self._counted_since = self._clock()
 
-    def _namespaces(self) -> tuple[int, int, list[list[Any]]]:
-        """Return all hits, all misses, and ``[prefix, hits, misses, entries]`` of the namespaces most read."""
+    def _namespaces(self) -> tuple[int, int, int, list[list[Any]]]:
+        """Return all entries, hits and misses, and ``[prefix, hits, misses, entries]`` of the namespaces most read."""
         spaces = list(self._store.namespaces)  # one call into C
         hits, misses = self._store.namespaces.hits, self._store.namespaces.misses
+        entries = sum(space.count for space, _ in list(self._store.contents.reclaimer.cleared))
         top: list[list[Any]] = []
         for start in range(0, len(spaces), _SLICE):
             part = spaces[start : start + _SLICE]
+            entries += sum(s.count for s in part)
             hits += sum(s.hits for s in part)
             misses += sum(s.misses for s in part)
             rows = top + [
@@ -96,7 +98,7 @@ class NodeMetrics:
             ]
             top = heapq.nlargest(MAX_NAMESPACES, rows, key=_reads) if len(rows) > MAX_NAMESPACES else rows
             time.sleep(0)  # let a waiting I/O thread have the interpreter
-        return hits, misses, top
+        return entries, hits, misses, top
 
 
 def _reads(row: list[Any]) -> int:

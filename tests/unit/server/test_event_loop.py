@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
 from pyrocache.config import NodeConfig
-from pyrocache.node.service.cache_node import CacheNode, exposed
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.exposing import exposed
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
