@@ -10,7 +10,12 @@ import gc, sys
 from pyrocache.node.process import tune
 tune()
 print(gc.get_threshold()[1], sys.getswitchinterval())
-blocks = [bytes(2 * 2**20) for _ in range(64)]
+one = b"x" * 20 * 2**20
+del one  # by default, glibc takes blocks of up to this size from the heap from now on
+blocks, between = [], []
+for _ in range(64):
+    blocks.append(b"x" * 2**21)
+    between.append(b"x" * 1000)
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
 before = resident()
