@@ -1,9 +1,14 @@
-"""What all verbs of one client share: settings, a router, the prefix of its keys, deadlines, ``on_error``, figures.
+"""The door: every request of a client leaves through a `Backend`, as a typed command on encoded keys and frames.
 
-`PyroCacheClient` is a facade over one `Core`, and so is each namespace made from it: a core of its own over the same
-router, hence the same connections. Closing a core closes those made from it; only the first one closes the connections.
+`Backend` says what the client and its features may ask for. `ClusterBackend` implements it with the router and its
+connections. Whatever wraps a `Backend` and implements the same methods can stand in its place, for instance a near
+cache. A backend knows no values, no namespaces and no ``on_error``: that is `ClientContext`'s.
 
-Thread-safe, and good for a child after a fork.
+Every method takes the deadline of the whole call and raises `NodeUnavailable` when the owner does not answer,
+`RemoteError` when it refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`. Which
+commands are retried after a lost reply is in ``protocol/commands.py``.
+
+Thread-safe, except that one thread at a time uses a `PinnedConnection`.
 """
 
 from __future__ import annotations
@@ -12,26 +17,276 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from enum import Enum
 from types import EllipsisType
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from pyrocache.client.codec import decode_value, encode_value
 from pyrocache.client.keys.encoding import encode_key, namespace_prefix
 from pyrocache.client.keys.format import utf8
 from pyrocache.client.routing.router import Router
 from pyrocache.client.stats import ClientStats
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, ttl_to_seconds
-from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
+from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable, PyroCacheError
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Unavailable
+from pyrocache.net.pinned import PinnedConnection as Held
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
+from pyrocache.protocol.messages import Pieces
 
 log = logging.getLogger("pyrocache.client")
+
+_R = TypeVar("_R")
+
+Frame: TypeAlias = bytes | memoryview | Pieces
+"""An encoded value. Replies hold `bytes`, or a `memoryview` of memory that nobody else uses."""
+
+Replies: TypeAlias = Iterator[tuple[Sequence[int], _R | PyroCacheError]]
+"""As the replies come: the indices of some of the keys, and what the owner answered about them, or why it did not."""
+
+Answers: TypeAlias = list[tuple[Member, Any]]
+"""Each node with its answer, or the `NodeUnavailable` that says why there is none."""
+
+
+class Backend(Protocol):
+    """The commands of ``protocol/commands.py``, on canonical keys and encoded values.
+
+    ``ttl`` is in seconds, None for no expiry, `KEEP_TTL` for the one that the entry has.
+    """
+
+    # One key
+
+    def get(self, key: bytes, deadline: Deadline, touch_seconds: float | None = None) -> Frame | None:
+        """Return the value's frame, or None. ``touch_seconds`` sets the time to live of an entry that exists."""
+        ...
+
+    def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
+        """Return the frame and the version of an entry, or None."""
+        ...
+
+    def get_with_times(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
+        """Return the frame, the remaining seconds (None: no expiry) and the seconds that loading took; or None."""
+        ...
+
+    def contains(self, key: bytes, deadline: Deadline) -> bool:
+        """Return whether there is an entry."""
+        ...
+
+    def ttl(self, key: bytes, deadline: Deadline) -> float | None:
+        """Return the seconds until the entry expires, infinity if it never does, None if there is no entry."""
+        ...
+
+    def set(self, key: bytes, frame: Frame, ttl: float | None, deadline: Deadline) -> None:
+        """Store an entry. Raises `ValueTooLarge`."""
+        ...
+
+    def put(
+        self,
+        key: bytes,
+        frame: Frame,
+        ttl: float | None,
+        condition: str | int | None,
+        tags: Sequence[bytes] | None,
+        deadline: Deadline,
+    ) -> bool:
+        """Store an entry if the one that exists is as ``condition`` says, and return whether it was stored.
+
+        Args:
+            condition: ``"absent"``, ``"present"``, a version, or None for no condition.
+            tags: of the entry; None for none, or with `KEEP_TTL` for those that it has.
+        """
+        ...
+
+    def setdefault(self, key: bytes, frame: Frame, ttl: float | None, deadline: Deadline) -> Frame | None:
+        """Return the frame of the entry, or store ``frame`` and return None."""
+        ...
+
+    def incr(
+        self, key: bytes, delta: bytes, default: bytes, ttl: float | None, deadline: Deadline
+    ) -> Frame | None:
+        """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
+        ...
+
+    def touch(self, key: bytes, ttl: float | None, deadline: Deadline) -> bool:
+        """Set the time to live of an entry and return whether it exists."""
+        ...
+
+    def delete(self, key: bytes, deadline: Deadline) -> bool:
+        """Remove an entry and return whether it existed."""
+        ...
+
+    def pop(self, key: bytes, deadline: Deadline) -> Frame | None:
+        """Remove an entry and return its frame, or None."""
+        ...
+
+    # Many keys. Each owner is asked about its own keys, all owners at once.
+
+    def get_many(
+        self, keys: Sequence[bytes], deadline: Deadline, *, one_reply: bool = False
+    ) -> Replies[Sequence[Frame | None]]:
+        """Yield the frames of the entries, None where there is no entry.
+
+        Args:
+            one_reply: ask no node again that has answered, although its answer was about the first of its keys only,
+                as it is when the values are large.
+        """
+        ...
+
+    def set_many(
+        self,
+        keys: Sequence[bytes],
+        frames: Sequence[Frame],
+        ttl: float | None,
+        tags: Sequence[bytes] | None,
+        deadline: Deadline,
+    ) -> Replies[int]:
+        """Store entries and yield how many were stored. Runs while it is iterated, as do the others."""
+        ...
+
+    def delete_many(self, keys: Sequence[bytes], deadline: Deadline) -> Replies[int]:
+        """Remove entries and yield how many existed."""
+        ...
+
+    def touch_many(self, keys: Sequence[bytes], ttl: float | None, deadline: Deadline) -> Replies[int]:
+        """Set the time to live of entries and yield how many exist."""
+        ...
+
+    # Leases and locks. What a node grants ends when the connection that it was granted on is closed, so that one stays
+    # with the caller, who ends with `PinnedConnection.release` (nothing is granted on it) or `drop` (whatever is).
+
+    def lease(
+        self,
+        key: bytes,
+        lease_seconds: float,
+        wait_seconds: float,
+        refresh: int,
+        deadline: Deadline,
+        pinned: Held | None = None,
+    ) -> Held | None:
+        """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait_seconds``.
+
+        Args:
+            refresh: 0 to load if there is no value, 1 even if there is one unless another caller loads, 2 always.
+            pinned: from the call before; it is the backend's from now on.
+
+        Returns:
+            The connection; its ``answer`` is None if the wait was over. When too many calls of this client wait for
+            that node, it is asked without waiting: then the connection is released already (``closed``) unless a
+            lease was granted. None: it could not be asked, since this client has too many pinned connections.
+        """
+        ...
+
+    def fill(
+        self,
+        key: bytes,
+        token: int,
+        frame: Frame,
+        ttl: float | None,
+        stale_seconds: float,
+        load_seconds: float,
+        tags: Sequence[bytes] | None,
+        deadline: Deadline,
+    ) -> bool:
+        """Store what was loaded under a lease and return whether it was stored. The lease has ended if so."""
+        ...
+
+    def abandon(self, key: bytes, token: int, pinned: Held) -> None:
+        """End a lease unused and give up its connection. Takes a second at most, and raises nothing."""
+        ...
+
+    def acquire(
+        self,
+        name: bytes,
+        limit: int,
+        ttl: float,
+        wait_seconds: float,
+        deadline: Deadline,
+        pinned: Held | None = None,
+    ) -> Held | None:
+        """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the token."""
+        ...
+
+    def begin_renew(self, name: bytes, token: int, ttl: float, pinned: Held) -> bool:
+        """Send a renewal without waiting. Return whether it was sent; if not, the connection is closed.
+
+        When `PinnedConnection.fileno` is readable, the answer is there for `finish_renew`.
+        """
+        ...
+
+    def finish_renew(self, pinned: Held, deadline: Deadline) -> bool:
+        """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
+        ...
+
+    def release(self, name: bytes, token: int, deadline: Deadline, pinned: Held | None = None) -> bool:
+        """Release a lock and return whether it was held. Gives up the connection, if given.
+
+        Returns False when the node does not answer.
+        """
+        ...
+
+    # Namespaces: every node is asked.
+
+    def count(self, prefix: bytes, deadline: Deadline, most: int | None = None) -> Answers:
+        """Count the entries of a namespace, up to ``most``."""
+        ...
+
+    def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
+        """Remove the entries of a namespace; each node answers how many there were."""
+        ...
+
+    def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
+        """Remove the entries with a tag; each node answers how many there were."""
+        ...
+
+    def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
+        """Return the view that all nodes which answer use at this moment, and why the others do not answer."""
+        ...
+
+    def scan(
+        self,
+        member: Member,
+        namespace: bytes,
+        prefix: bytes,
+        cursor: int,
+        batch: int,
+        deadline: Deadline,
+    ) -> tuple[int, Sequence[bytes]]:
+        """Return the next cursor (0: no more) and a page of a node's keys that begin with ``prefix``.
+
+        Raises:
+            NodeLeft: the node is no longer a member.
+        """
+        ...
+
+    # The cluster
+
+    def nodes(self, deadline: Deadline) -> Sequence[Member]:
+        """Return the nodes that the name server lists now."""
+        ...
+
+    def owner(self, key: bytes, deadline: Deadline) -> Member:
+        """Return the node that owns a key."""
+        ...
+
+    def stats(self, deadline: Deadline) -> Answers:
+        """Return the figures of every node, as it sends them."""
+        ...
+
+    def reset_stats(self, deadline: Deadline) -> Answers:
+        """Set the counters of every node to 0."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections. Every later call raises `ClientClosed`."""
+        ...
+
+
+# To be replaced by ClientContext
 
 _T = TypeVar("_T")
 

@@ -178,22 +178,36 @@ def canonical_pickle(obj: object, persistent_id: Callable[[object], object | Non
     ``persistent_id`` is called with every object on the way, ``obj`` included. What it returns is written in that
     object's place; None lets pickle go on into the object. Raises whatever pickling raises.
     """
-    pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
+    pickler = _CanonicalPickler(file, _PICKLE_PROTOCOL)
     # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
     pickler.fast = True
-    pickler.persistent_id = persistent_id  # type: ignore[method-assign]
+    pickler.id_of = persistent_id
     pickler.dump(obj)
+
+
+class _CanonicalPickler(pickle.Pickler):
+    id_of: Callable[[object], object | None]
+
+    def persistent_id(self, obj: Any) -> Any:
+        return self.id_of(obj)
 
 
 def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
     """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
     file = io.BytesIO(data)
-    unpickler = pickle.Unpickler(file)
-    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    unpickler = _CanonicalUnpickler(file)
+    unpickler.part_of = persistent_load
     loaded: object = unpickler.load()
     if file.read(1):
         raise pickle.UnpicklingError("bytes left over after a pickle")
     return loaded
+
+
+class _CanonicalUnpickler(pickle.Unpickler):
+    part_of: Callable[[Any], object]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.part_of(pid)
 
 
 def type_name(value: object) -> str:

@@ -1,7 +1,8 @@
-"""The name server process: Pyro5's own name server, started, announced and ended in our way.
+"""The name server process: Pyro5's name server object on our event loop.
 
-The main thread waits for the end, Pyro5's threads serve. Run as a module it is a child of `LocalCluster` or of
+The main thread waits for the end; a thread runs the event loop. Run as a module it is a child of `LocalCluster` or of
 ``pyrocache nodes``: it takes its settings as JSON, says in one line of JSON that it is ready, and ends with its parent.
+Does not broadcast and does not clean up: nodes look after their own entries.
 """
 
 from __future__ import annotations
@@ -14,13 +15,29 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from pyrocache.config import check_bind_host, format_address
-from pyrocache.errors import ConfigurationError, PyroCacheError
-from pyrocache.runtime.stop_request import StopRequest
+from Pyro5.core import NAMESERVER_NAME
+from Pyro5.errors import PyroError
+from Pyro5.nameserver import MemoryStorage, NameServer, SqlStorage
 
-_THREADS = 200
-_SILENT_SECONDS = 10.0
-_LOOK_SECONDS = 0.2
+from pyrocache.config import NodeConfig, check_bind_host, format_address
+from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.nameserver.names import COMMANDS, Names
+from pyrocache.nameserver.serpent import SERPENT
+from pyrocache.protocol.handshake import MSGPACK
+from pyrocache.runtime.stop_request import StopRequest
+from pyrocache.server import tcp_socket
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import EventLoop
+
+_POLL_SECONDS = 0.2
+_MAX_REQUEST_BYTES = 16 * 1024
+_LIMITS = NodeConfig(
+    max_connections=500,
+    request_seconds=10.0,
+    idle_seconds=60.0,
+    workers=2,
+    max_buffered_bytes=64 * 2**20,
+)
 
 
 def serve(
@@ -46,31 +63,44 @@ def serve(
     if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 
-    from Pyro5 import config
-    from Pyro5.nameserver import NameServerDaemon
-
-    config.THREADPOOL_SIZE = _THREADS
-    config.COMMTIMEOUT = _SILENT_SECONDS  # else whoever connects and says nothing holds a thread for ever
-    config.SERVERTYPE = "thread"
     try:
-        daemon = NameServerDaemon(host, port, storage=storage)
+        entries = NameServer(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
+        entries.count()
+    except (sqlite3.Error, PyroError, ValueError) as error:
+        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
+    try:
+        listener = tcp_socket.listen(host, port)
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
             "there already, use that one; else give another --port."
         ) from error
-    except (sqlite3.Error, ValueError) as error:
-        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
-    loop = threading.Thread(target=daemon.requestLoop, name="pyrocache-nameserver", daemon=True)
-    loop.start()
+    address = format_address(host, listener.getsockname()[1])
+    uri = f"PYRO:{NAMESERVER_NAME}@{address}"
+    entries.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
+    loop = EventLoop([listener], _dispatcher(entries), _LIMITS)
+    thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
+    thread.start()
     try:
-        ready(format_address(host, daemon.sock.getsockname()[1]))
+        ready(address)
         while not stop.wait(
-            _LOOK_SECONDS
+            _POLL_SECONDS
         ):  # a signal can reach another thread, and then wakes no endless wait
             pass
     finally:
-        daemon.shutdown()
+        loop.shutdown()
+        thread.join(2.0)
+
+
+def _dispatcher(entries: NameServer) -> Dispatcher:
+    return Dispatcher(
+        NAMESERVER_NAME,
+        Names(entries),
+        COMMANDS,
+        greeting="hello",  # as Pyro5's says
+        max_frame_bytes=_MAX_REQUEST_BYTES,
+        serializers=(MSGPACK, SERPENT),
+    )
 
 
 def main(argv: list[str]) -> NoReturn:

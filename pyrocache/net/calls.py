@@ -21,7 +21,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, Unavailable, client_closed, too_large, unavailable
 from pyrocache.net.multiplex import Request
 from pyrocache.net.pinned import PinnedConnection
-from pyrocache.net.pool import Pool
+from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
 __all__ = ["Connections", "Request"]
@@ -44,7 +44,7 @@ class Connections:
         self._transport = transport
         self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
         self._pools: dict[str, Pool] = {}
-        self._pinned: dict[int, weakref.ref[PinnedConnection]] = {}  # by its id; each use is one call into C
+        self._pinned: dict[int, weakref.ref[Loan]] = {}  # each use is one call into C
         self._closed = False
 
     def call(
@@ -172,19 +172,20 @@ class Connections:
             pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
-        for pinned in self._all_pinned():
-            pinned.interrupt()
+        for loan in self._pinned_loans():
+            if (connection := loan.connection) is not None:
+                connection.interrupt()
 
     def abandon(self) -> None:
         """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
-        for pinned in self._all_pinned():
-            pinned.drop()  # or the node would not see it end when the parent does
+        for loan in self._pinned_loans():
+            loan.end(healthy=False)  # or the node would not see it end when the parent does
 
-    def _all_pinned(self) -> list[PinnedConnection]:
-        return [one for reference in list(self._pinned.values()) if (one := reference()) is not None]
+    def _pinned_loans(self) -> list[Loan]:
+        return [loan for reference in list(self._pinned.values()) if (loan := reference()) is not None]
 
     def pool(self, member: Member) -> Pool:
         """Return the connections to ``member``. Raises `ClientClosed` after `close`."""

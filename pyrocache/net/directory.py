@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from pyrocache.cluster.routing import Member, is_socket_path
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
-from pyrocache.errors import NameServerUnavailable
+from pyrocache.errors import NameServerUnavailable, ProtocolError
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused
 
 PREFIX = "cache.node."
 
-_TAKEN = object()
+_REFUSED = object()
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
@@ -70,7 +70,8 @@ class NameServerDirectory:
         """Register ``member``, which is a compare-and-set: return False when anybody has the name."""
         uri = f"PYRO:{member.name}@{member.address}"
         arguments = (member.name, uri, True, _metadata(member))
-        return self._ask(Deadline(timeout), "register a node", "register", *arguments) is not _TAKEN
+        answer = self._ask(Deadline(timeout), "register a node", "register", *arguments, if_refused=_REFUSED)
+        return answer is not _REFUSED
 
     def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Remove ``member``, unless another incarnation has its name by now."""
@@ -81,21 +82,30 @@ class NameServerDirectory:
         return bool(self._ask(deadline, "remove a node", "remove", member.name))
 
     def _members(self, deadline: Deadline) -> list[Member]:
-        listed = self._ask(deadline, "list the nodes", "list", PREFIX, None, True)
-        if type(listed) is not dict:
-            raise self._unavailable("list the nodes", None, answered=True)
+        purpose = "list the nodes"
+        listed = self._ask(deadline, purpose, "list", PREFIX, None, True, if_refused=_REFUSED)
+        if listed is _REFUSED:  # Pyro5 fails to write entries that somebody made without metadata in msgpack
+            addresses = self._ask(deadline, purpose, "list", PREFIX, None, False)
+            listed = {name: (uri, ()) for name, uri in addresses.items()}
+            listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
         members = (_member(name, entry) for name, entry in listed.items())
         return [member for member in members if member is not None]
 
-    def _ask(self, deadline: Deadline, purpose: str, method: str, *arguments: Any) -> Any:
+    def _ask(
+        self, deadline: Deadline, purpose: str, method: str, *arguments: Any, if_refused: Any = None
+    ) -> Any:
+        """Call a method; a listing is a dict. Return ``if_refused``, unless it is None, when that is refused."""
         connection: Connection | None = None
         try:
             connection = Connection(self._server)
             connection.finish_opening(deadline)
-            return connection.call(method, arguments, deadline)
+            answer = connection.call(method, arguments, deadline)
+            if method in ("list", "yplookup") and type(answer) is not dict:
+                raise ProtocolError("a listing is a dict")
+            return answer
         except Refused as refused:
-            if "already registered" in refused.refusal.message:
-                return _TAKEN
+            if if_refused is not None:
+                return if_refused
             raise self._unavailable(purpose, refused, answered=True) from refused
         except BROKEN as error:
             answered = connection is not None and connection.connected
@@ -104,9 +114,7 @@ class NameServerDirectory:
             if connection is not None:
                 connection.close()
 
-    def _unavailable(
-        self, purpose: str, error: BaseException | None, *, answered: bool
-    ) -> NameServerUnavailable:
+    def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
         if answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):

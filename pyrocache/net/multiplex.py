@@ -73,7 +73,7 @@ class _Flight:
     def __init__(self, index: int, request: Request, pool: Pool) -> None:
         self.index = index
         self.request = request
-        self.loan = Loan(pool)
+        self.loan = Loan(pool, {})
 
     def advance(self, deadline: Deadline) -> Any:
         """Go on as far as possible without waiting. Return the outcome, or `PENDING`."""

@@ -1,7 +1,6 @@
 """A connection that stays its caller's between calls, since what a node grants on it ends when it is closed.
 
-Leases and locks are granted so. The connection keeps a permit of its pool until `release` or `drop`, also of one
-that is collected without either.
+Leases and locks are granted so. The connection has a permit of its pool until `release` or `drop`.
 """
 
 from __future__ import annotations
@@ -18,28 +17,24 @@ from pyrocache.protocol.commands import Command
 
 
 class PinnedConnection:
-    """One caller's connection. Used by one thread at a time, but for `interrupt`.
+    """One caller's connection. Used by one thread at a time.
 
     An exception other than `Refused` closes the connection.
 
     Args:
         pool: where the connection comes from and goes back to.
-        registry: of all pinned connections that are open, for `Connections.close`.
+        registry: see `Loan`.
 
     Attributes:
         answer: the result of the last call.
     """
 
-    __slots__ = ("__weakref__", "_begun", "_loan", "_registry", "answer")
+    __slots__ = ("_begun", "_loan", "answer")
 
-    def __init__(self, pool: Pool, registry: dict[int, weakref.ref[PinnedConnection]]) -> None:
+    def __init__(self, pool: Pool, registry: dict[int, weakref.ref[Loan]]) -> None:
         self.answer: Any = None
         self._begun = ""
-        self._loan = Loan(pool)
-        self._registry = registry
-
-    def __del__(self) -> None:
-        self.drop()
+        self._loan = Loan(pool, registry)
 
     @property
     def member(self) -> Member:
@@ -65,7 +60,6 @@ class PinnedConnection:
             connection = self._loan.take(deadline, False, reserve)
             if connection is None:
                 return False
-            self._registry[id(self)] = weakref.ref(self)
             if not connection.opened:
                 connection.finish_opening(deadline)
         except BaseException as error:
@@ -130,19 +124,11 @@ class PinnedConnection:
 
     def release(self) -> None:
         """Put the connection, on which nothing is granted any more, back into its pool."""
-        self._registry.pop(id(self), None)
         self._loan.end(healthy=True)
 
     def drop(self) -> None:
         """Close the connection; the node frees what it had granted on it."""
-        self._registry.pop(id(self), None)
         self._loan.end(healthy=False)
-
-    def interrupt(self) -> None:
-        """Have whoever waits for a reply on another thread see the connection end."""
-        connection = self._loan.connection
-        if connection is not None:
-            connection.interrupt()
 
     def _connection(self) -> Connection:
         connection = self._loan.connection

@@ -15,6 +15,7 @@ Thread-safe without a lock: ``list`` appends and pops are atomic.
 from __future__ import annotations
 
 import queue
+import weakref
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
@@ -48,7 +49,7 @@ class Pool:
         self.member = member
         self.closed = False
         self.idle: list[Connection] = []
-        self.permits: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.permits: queue.SimpleQueue[object] = queue.SimpleQueue()
         for _ in range(limit):
             self.permits.put(None)
         self._take = self.permits.get
@@ -121,27 +122,36 @@ class Pool:
 class Loan:
     """A connection taken from a pool until it is given back, exactly once, with its permit.
 
+    Args:
+        pool: where the connection comes from.
+        registry: of all loans that are taken. It sees to the permit of one that is collected without its end; the
+            connection is closed then, with a `ResourceWarning`.
+
     Attributes:
         pool: as given.
         connection: None before `take`, and after the end.
     """
 
-    __slots__ = ("connection", "pool")
+    __slots__ = ("__weakref__", "_number", "_registry", "connection", "pool")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, registry: dict[int, weakref.ref[Loan]]) -> None:
         self.pool = pool
         self.connection: Connection | None = None
+        self._number = id(self)
+        self._registry = registry
 
     def take(self, deadline: Deadline, careful: bool, reserve: int = 0) -> Connection | None:
         """Take a connection, which may have to be opened yet, without waiting for a permit.
 
         Return None if there is no permit, or fewer than ``reserve`` would be left. Raises `OSError`, `UnicodeError`.
         """
+        permits = self.pool.permits
         try:
             self.connection = self.pool.checkout(deadline, careful, False)
         except PoolExhausted:
             return None
-        if self.pool.permits.qsize() < reserve:  # check last: others may have taken some at the same moment
+        self._registry[self._number] = weakref.ref(self, permits.put)
+        if permits.qsize() < reserve:  # check last: others may have taken some at the same moment
             self.end(healthy=self.connection.opened)
         return self.connection
 
@@ -150,6 +160,7 @@ class Loan:
         connection, self.connection = self.connection, None
         if connection is not None:
             try:
+                self._registry.pop(self._number, None)
                 if healthy:
                     self.pool.checkin(connection)
                 else:

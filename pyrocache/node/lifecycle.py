@@ -30,7 +30,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
 from pyrocache.runtime.stop_request import StopRequest
-from pyrocache.server import unix_socket
+from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -221,18 +221,11 @@ class Node:
 
 def _listen(config: NodeConfig) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
+        return tcp_socket.listen(config.host, config.port)
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error
-    return listener
 
 
 def _resident_bytes() -> int:

@@ -201,7 +201,7 @@ class Dispatcher:
     @staticmethod
     def rejected() -> bytes:
         """Return what a connection too many is told."""
-        text = "overloaded: the node has as many connections as it takes"
+        text = "overloaded: this server has as many connections as it takes"
         return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
 
     def _admit(self, header: Header) -> None:

@@ -358,7 +358,7 @@ def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> 
         assert readable(cache) == set(KEYS)
 
 
-@pytest.mark.parametrize("transport", ["auto", "tcp"])
+@pytest.mark.parametrize("transport", ["auto", pytest.param("tcp", marks=pytest.mark.full)])
 def test_a_paused_node_keeps_no_other_from_the_rest_of_a_batch(cluster: LocalCluster, transport: Any) -> None:
     """Neither by a large message that it does not read, nor by those that were to follow for the others."""
     many, large = range(5000), {number: bytes(300_000) for number in range(40)}

@@ -425,6 +425,7 @@ class TestMemory:
         assert figures["evictions"] + figures["expirations"] > 0 or mix.keys == 100_000
         assert peak <= bound
 
+    @pytest.mark.full
     def test_entries_that_all_expire_at_other_times_stay_within_the_bound_too(self) -> None:
         max_memory = 96 * MIB
         bound = 1.3 * max_memory + 64 * MIB
@@ -455,6 +456,7 @@ class TestMemory:
         assert figures["entries"] == 1
         assert grown < 10 * MIB
 
+    @pytest.mark.full
     def test_scans_that_nobody_finishes_do_not_keep_what_was_evicted(self) -> None:
         max_memory = 64 * MIB
         bound = 1.3 * max_memory + 64 * MIB

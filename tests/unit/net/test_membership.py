@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 
 import pytest
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
 from pyrocache.errors import NameServerUnavailable
-from pyrocache.net.membership import Membership
+from pyrocache.net.calls import Connections
+from pyrocache.net.membership import Membership, serving_members
+from tests.support.scripted_peer import Line, ScriptedPeer
 
 
 def member(number: int, port: int = 1) -> Member:
@@ -95,3 +99,61 @@ def test_whoever_cannot_wait_for_a_look_up_gets_the_view_as_it_is() -> None:
     assert membership.refresh(0.001) is EMPTY
     release.set()
     thread.join(10)
+
+
+@pytest.mark.parametrize("error", [NameServerUnavailable("away"), KeyboardInterrupt()])
+def test_an_exception_that_somebody_keeps_does_not_keep_others_from_looking_up(error: BaseException) -> None:
+    """As a Future, a circuit breaker or an error reporter does."""
+    outcomes: list[BaseException | list[Member]] = [error, error, [member(1)]]
+
+    def lookup(timeout: float) -> list[Member]:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    membership = Membership(lookup)
+    kept: list[BaseException] = []
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            membership.refresh(1.0)
+        kept.append(caught.value)
+    assert len(membership.refresh(0.05)) == 1
+    assert len(kept) == 2
+
+
+def test_all_missing_members_are_asked_about_at_once_in_the_time_that_is_left() -> None:
+    asked: list[tuple[list[int], bool]] = []
+
+    def serving(members: Sequence[Member], seconds: float) -> list[Member]:
+        asked.append(([one.number for one in members], 0 < seconds <= 1.0))
+        return [one for one in members if one.number == 3]
+
+    membership = Membership(lambda timeout: [member(1)], serving)
+    membership.adopt(ClusterView([member(1), member(2), member(3), member(4)]))
+    assert [one.number for one in membership.refresh(1.0).members] == [1, 3]
+    assert asked == [([2, 3, 4], True)]
+
+
+def test_silent_members_are_asked_in_parallel_within_the_time_that_there_is() -> None:
+    def silent(line: Line) -> None:
+        line.request()
+        line.wait_until_closed()
+
+    def serving(line: Line) -> None:
+        line.request()
+        line.send(line.reply({"serving": True}))
+
+    peers = [ScriptedPeer(silent if number > 1 else serving, number=number) for number in range(1, 9)]
+    connections = Connections(2)
+    try:
+        began = time.monotonic()
+        members = serving_members(connections, [peer.member for peer in peers], 0.2)
+        assert time.monotonic() - began < 0.6
+        assert [one.number for one in members] == [1]
+        everybody = [peer.member for peer in peers]
+        assert serving_members(connections, everybody, 0.0) == everybody
+    finally:
+        connections.close()
+        for peer in peers:
+            peer.close()

@@ -1,0 +1,196 @@
+"""What the features of one client share: settings, the key prefix, codec, deadlines, ``on_error`` and figures.
+
+`PyroCacheClient` is a facade over one `ClientContext`; so is each namespace made from it, with a context of its own
+over the same backend. Features (bulk, scan, load_once, ...) know the context and its `Backend` and nothing below.
+Closing a context closes those made from it; only the first one closes the backend.
+
+Thread-safe, and usable in a child after a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from enum import Enum
+from types import EllipsisType
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from pyrocache.client.backend import Answers, Backend, Frame
+from pyrocache.client.codec import decode_value, encode_value
+from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.client.keys.format import utf8
+from pyrocache.client.stats import ClientStats
+from pyrocache.config import ClientConfig, ttl_to_seconds
+from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
+from pyrocache.net.deadline import Deadline
+from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
+
+log = logging.getLogger("pyrocache.client")
+
+_T = TypeVar("_T")
+
+
+class Missing(Enum):
+    """The type of `MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+MISSING: Final = Missing.MISSING
+"""No default was given, or there is no value: None is a value like any other."""
+
+Duration: TypeAlias = float | timedelta
+"""Seconds, or a timedelta."""
+
+Ttl: TypeAlias = Duration | None
+"""Time to live: seconds or a timedelta above 0; None for no expiry."""
+
+KeptTtl: TypeAlias = Ttl | EllipsisType
+"""The same; ``...`` keeps the expiry that the entry has."""
+
+
+class ClientContext:
+    """What one client, or one namespace of it, works with.
+
+    Args:
+        config: settings; the namespace among them.
+        backend: the door to the nodes.
+        root: whether `close` closes the backend; namespaces share it and leave it open.
+
+    Attributes:
+        config, backend: as given; once closed, every method of the backend raises `ClientClosed`.
+        prefix: begins every key.
+        timeout: seconds for a call.
+    """
+
+    def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
+        self.config = config
+        self.backend = backend
+        self.prefix = namespace_prefix(*config.namespace)
+        self.timeout = config.timeout
+        self._root = root
+        self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
+        self._lock = threading.Lock()  # guards: _figures
+        self._figures = ClientStats()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.backend is _CLOSED
+
+    def namespace(self, name: str) -> ClientContext:
+        """Return the context of a namespace within this one."""
+        config = replace(self.config, namespace=(*self.config.namespace, name))
+        inner = ClientContext(config, self.backend, root=False)
+        self._namespaces.add(inner)
+        if self.closed:  # check now: `close` may have raced with us
+            inner.close()
+            raise _client_closed()
+        return inner
+
+    def close(self) -> None:
+        """Refuse every later call, here and in the namespaces made from this."""
+        backend, self.backend = self.backend, _CLOSED
+        if self._root and backend is not _CLOSED:
+            backend.close()
+        for inner in list(self._namespaces):
+            inner.close()
+
+    def deadline(self, seconds: float | None = None) -> Deadline:
+        """Return the deadline of a call that begins now."""
+        return Deadline(self.timeout if seconds is None else seconds)
+
+    def encode_key(self, key: object) -> bytes:
+        """Return the canonical bytes of a key of this namespace."""
+        return encode_key(key, self.prefix)
+
+    def encode(self, key: bytes, value: object) -> Frame:
+        """Return the frame of a value that is to be stored under a canonical key. Raises `SerializationError`."""
+        return encode_value(value)
+
+    def decode(self, key: bytes, frame: Any) -> Any:
+        """Return the value in a frame. Counts a corrupt one."""
+        try:
+            return decode_value(frame)
+        except CorruptValue:
+            self.count("corrupt_values")
+            raise
+
+    def encode_tag(self, tag: str) -> bytes:
+        """Return a tag as the nodes know it: each namespace has tags of its own."""
+        if not isinstance(tag, str):
+            raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
+        encoded = self.prefix + utf8(tag)
+        if len(encoded) > MAX_TAG_BYTES:
+            most = MAX_TAG_BYTES - len(self.prefix)
+            raise ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}.")
+        return encoded
+
+    def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
+        """Return the tags of an entry, each once; None when ``tags`` is None."""
+        if tags is None:
+            return None
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise TypeError(f"tags is a list of texts, not one {type(tags).__name__}.")
+        encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
+        if len(encoded) > MAX_TAGS:
+            raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")
+        return encoded
+
+    def missed(self, error: NodeUnavailable, value: _T) -> _T:
+        """Do what ``on_error`` says: raise, or count a miss, log it and return ``value``."""
+        if self.config.on_error == "raise":
+            raise error
+        self.count("misses_on_error")
+        log.warning("Counted as a miss: %s", error)
+        return value
+
+    def sum_of(self, answers: Answers) -> int:
+        """Return the sum of the nodes' answers; a node that is unreachable is treated as ``on_error`` says."""
+        total = 0
+        for _, answer in answers:
+            if isinstance(answer, NodeUnavailable):
+                self.missed(answer, None)
+            else:
+                total += answer
+        return total
+
+    def count(self, figure: str, by: int = 1) -> None:
+        """Add to one of this client's own figures, a field of `ClientStats`."""
+        with self._lock:
+            self._figures = replace(self._figures, **{figure: getattr(self._figures, figure) + by})
+
+    def figures(self) -> ClientStats:
+        """Return this client's own figures."""
+        return self._figures
+
+    def reset_figures(self) -> None:
+        """Set this client's own figures to 0."""
+        with self._lock:
+            self._figures = ClientStats()
+
+
+def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
+    """Return a time to live as the nodes take it. Raises as `ttl_to_seconds`."""
+    return KEEP_TTL if ttl_seconds is ... else ttl_to_seconds(ttl_seconds)
+
+
+class _ClosedBackend:
+    """The backend of a closed context: any method of it raises `ClientClosed`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _client_closed()
+
+
+_CLOSED = cast(Backend, _ClosedBackend())
+
+
+def _client_closed() -> ClientClosed:
+    return ClientClosed("This client was closed; make a new PyroCacheClient.")

@@ -1,0 +1,234 @@
+"""The name server on our event loop, as stock Pyro5 clients and raw connections see it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import Pyro5.api
+import pytest
+import serpent
+from Pyro5 import nsc
+from Pyro5.core import NAMESERVER_NAME
+from Pyro5.errors import NamingError, PyroError
+
+from pyrocache.cluster.routing import Member
+from pyrocache.errors import ConfigurationError, ProtocolError
+from pyrocache.nameserver.process import serve
+from pyrocache.nameserver.serpent import SERPENT
+from pyrocache.net.directory import NameServerDirectory
+from pyrocache.protocol import framing
+from pyrocache.runtime.stop_request import StopRequest
+
+
+def start(storage: str = "memory", **settings: Any) -> tuple[str, StopRequest, threading.Thread]:
+    stop, ready = StopRequest(), threading.Event()
+    told: list[str] = []
+
+    def is_ready(address: str) -> None:
+        told.append(address)
+        ready.set()
+
+    thread = threading.Thread(
+        target=serve,
+        kwargs={
+            "host": "127.0.0.1",
+            "port": 0,
+            "storage": storage,
+            "insecure": False,
+            "stop": stop,
+            "ready": is_ready,
+            **settings,
+        },
+        daemon=True,
+    )
+    thread.start()
+    assert ready.wait(10)
+    return told[0], stop, thread
+
+
+@pytest.fixture(params=["memory", "sql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    storage = "memory" if request.param == "memory" else f"sql:{tmp_path / 'names'}"
+    address, stop, thread = start(storage)
+    yield address
+    stop.request()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(params=["serpent", "msgpack"])
+def names(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
+    """A stock proxy."""
+    with Pyro5.api.Proxy(f"PYRO:{NAMESERVER_NAME}@{address}") as proxy:
+        proxy._pyroSerializer = request.param
+        proxy._pyroTimeout = 10
+        yield proxy
+
+
+def test_stock_clients_find_it(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    with Pyro5.api.locate_ns(host, int(port)) as names:
+        assert names.ping() is None
+        assert names.lookup(NAMESERVER_NAME) == Pyro5.api.URI(f"PYRO:{NAMESERVER_NAME}@{address}")
+
+
+def test_entries_are_registered_listed_and_removed(names: Any) -> None:
+    uri = Pyro5.api.URI("PYRO:object@127.0.0.1:9")
+    names.register("a.b", uri, metadata={"one", "two"})
+    names.register("a.c", "PYRO:other@[::1]:9", safe=True)
+    with pytest.raises(NamingError, match="already registered"):
+        names.register("a.b", uri, safe=True)
+    assert names.count() == 3
+    assert names.lookup("a.b") == uri
+    found, metadata = names.lookup("a.b", return_metadata=True)
+    assert (found, set(metadata)) == (uri, {"one", "two"})
+    assert names.list(prefix="a.") == {"a.b": str(uri), "a.c": "PYRO:other@[::1]:9"}
+    text, metadata = names.list(prefix="a.b", return_metadata=True)["a.b"]
+    assert (text, set(metadata)) == (str(uri), {"one", "two"})
+    assert set(names.yplookup(meta_all=["one"])) == {"a.b"}
+    assert set(names.yplookup(meta_any={"two", "three"})) == {"a.b"}
+    names.set_metadata("a.b", {"three"})
+    assert set(names.yplookup(meta_any=["one"])) == set()
+    assert names.remove("a.b") == 1
+    assert names.remove("a.b") == 0
+    assert names.remove(prefix="a.") == 1
+    assert set(names.list()) == {NAMESERVER_NAME}
+    with pytest.raises(NamingError, match="unknown name"):
+        names.lookup("a.b")
+
+
+def test_what_makes_no_sense_is_refused(names: Any) -> None:
+    for method, arguments in (
+        ("list", {"regex": "(a+)+$"}),
+        ("remove", {"regex": "a"}),
+        ("register", {"name": 7, "uri": "PYRO:a@b:1"}),
+        ("register", {"name": "a", "uri": "no URI"}),
+        ("register", {"name": "a", "uri": 7}),
+        ("register", {"name": "a", "uri": {"__class__": "x"}}),
+        ("register", {"name": "a", "uri": "PYRO:a@b:1", "metadata": "text"}),
+        ("register", {"name": "a", "uri": "PYRO:a@b:1", "metadata": [7]}),
+        ("yplookup", {"meta_all": ["a"], "meta_any": ["b"]}),
+        ("lookup", {"name": "unknown"}),
+        ("lookup", {"no_such_argument": 1}),
+    ):
+        with pytest.raises(PyroError):
+            getattr(names, method)(**arguments)
+    assert names.count() == 1
+
+
+def test_the_name_server_control_tool_works(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    host, _, port = address.rpartition(":")
+    nsc.main(["-n", host, "-p", port, "register", "a.b", "PYRO:object@127.0.0.1:9"])
+    nsc.main(["-n", host, "-p", port, "list"])
+    nsc.main(["-n", host, "-p", port, "lookup", "a.b"])
+    printed = capsys.readouterr().out
+    assert "Registered a.b" in printed
+    assert "a.b --> PYRO:object@127.0.0.1:9" in printed
+
+
+def test_our_directory_works(address: str) -> None:
+    directory = NameServerDirectory(address)
+    member = Member("cache.node.3", "127.0.0.1", 9, 2.0, "abc")
+    assert directory.add(member) is True
+    assert directory.add(member) is False
+    assert directory.members() == [member]
+    assert directory.remove(member) is True
+    assert directory.members() == []
+
+
+@pytest.mark.parametrize("serializer", ["json", "marshal"])
+def test_other_serializers_get_a_sentence(address: str, serializer: str) -> None:
+    with Pyro5.api.Proxy(f"PYRO:{NAMESERVER_NAME}@{address}") as proxy:
+        proxy._pyroSerializer = serializer
+        with pytest.raises(PyroError, match="serpent and msgpack"):
+            proxy.ping()
+
+
+def test_silent_and_hostile_peers_disturb_nobody(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    greeting = serpent.dumps({"handshake": "hello", "object": NAMESERVER_NAME})
+    bodies = (
+        b"[" * 16_000,
+        b"-" * 16_000 + b"1",
+        b"[1," * 4000,
+        b"\xff" * 100,
+        b"(1,2)",
+        b"{}" * 8000,
+        b"9" * 15_000,
+    )
+    sockets = [socket.create_connection((host, int(port)), timeout=10) for _ in range(300)]
+    try:
+        for number, sock in enumerate(sockets[:100]):
+            sock.sendall(framing.pack_message(framing.CONNECT, 0, greeting, serializer=1))
+            sock.sendall(framing.pack_message(framing.INVOKE, 1, bodies[number % len(bodies)], serializer=1))
+        for sock in sockets[100:150]:
+            sock.sendall(framing.pack_message(framing.CONNECT, 0, bodies[0], serializer=1)[:50])
+        with Pyro5.api.Proxy(f"PYRO:{NAMESERVER_NAME}@{address}") as proxy:
+            proxy._pyroTimeout = 10
+            begun = time.monotonic()
+            assert proxy.ping() is None
+            assert time.monotonic() - begun < 5
+            assert proxy.count() == 1
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def test_long_requests_are_refused(names: Any) -> None:
+    with pytest.raises(PyroError):
+        names.lookup("n" * 20_000)
+    names._pyroRelease()
+    assert names.count() == 1
+
+
+@pytest.mark.parametrize("address", ["memory"], indirect=True)
+def test_long_listings_are_not(names: Any) -> None:
+    for number in range(600):
+        names.register(f"a.{number}", "PYRO:object@127.0.0.1:9", metadata=["text" * 20])
+    assert len(names.list(prefix="a.", return_metadata=True)) == 600
+
+
+def test_entries_in_a_file_outlive_it(tmp_path: Path) -> None:
+    storage = f"sql:{tmp_path / 'names'}"
+    for count in 1, 2:
+        address, stop, thread = start(storage)
+        with Pyro5.api.Proxy(f"PYRO:{NAMESERVER_NAME}@{address}") as proxy:
+            assert proxy.count() == count
+            proxy.register("a", "PYRO:object@127.0.0.1:9")
+        stop.request()
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"storage": "sql:/nowhere/names"}, "Cannot keep the entries in 'sql:/nowhere/names'"),
+        ({"storage": "sql::memory:"}, "Cannot keep the entries"),
+        ({"storage": "redis"}, "'redis' is no storage"),
+        ({"port": 99_999}, "A port is a number"),
+        ({"host": "no.such.host.invalid", "insecure": True}, "Cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_a_sentence(settings: dict[str, Any], sentence: str) -> None:
+    usual = {"host": "127.0.0.1", "port": 0, "storage": "memory", "insecure": False}
+    with pytest.raises(ConfigurationError, match=sentence):
+        serve(**{**usual, **settings}, stop=StopRequest(), ready=lambda address: None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"(", b"-" * 50_000 + b"1", b"[" * 50_000, b"__import__('os')", b"\0", b"a" * 9]
+)
+def test_a_body_that_is_not_serpent_is_a_protocol_error(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        SERPENT.loads(body)
+
+
+@pytest.mark.parametrize("call", [1, (1, 2), ("a", "b", {}, {}), ("a", 7, [], {}), ("a", "b", [], [])])
+def test_a_call_in_serpent_has_four_parts(call: Any) -> None:
+    with pytest.raises(ProtocolError):
+        SERPENT.loads_call(serpent.dumps(call))

@@ -1,0 +1,165 @@
+"""The name server, Pyro5's own and everything else that may listen at its address."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from Pyro5.core import URI
+from Pyro5.nameserver import NameServerDaemon
+
+from pyrocache.cluster.routing import Member
+from pyrocache.errors import NameServerUnavailable
+from pyrocache.net.directory import NameServerDirectory
+from pyrocache.protocol import framing, messages
+from tests.support.scripted_peer import Line, ScriptedPeer
+
+
+@pytest.fixture
+def name_server() -> Iterator[NameServerDaemon]:
+    """Pyro5's own."""
+    daemon = NameServerDaemon(host="127.0.0.1", port=0)
+    thread = threading.Thread(target=daemon.requestLoop, daemon=True)
+    thread.start()
+    yield daemon
+    daemon.shutdown()
+    thread.join(10.0)
+    daemon.close()
+
+
+def directory_of(daemon: NameServerDaemon) -> NameServerDirectory:
+    return NameServerDirectory(daemon.locationStr)
+
+
+ONE = Member("cache.node.1", "127.0.0.1", 4001, weight=2.5, incarnation="0" * 16)
+TWO = Member("cache.node.2", "::1", 4002, 1.0, "1" * 16, f"/run/pyrocache-0/{'1' * 16}.sock")
+
+
+def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    assert directory.members() == []
+    assert directory.add(ONE)
+    assert directory.add(TWO)
+    assert sorted(directory.members()) == [ONE, TWO]
+    assert directory.remove(ONE)
+    assert directory.members() == [TWO]
+    assert not directory.remove(ONE)
+
+
+def test_a_name_that_is_taken_is_not_overwritten(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    other = Member("cache.node.1", "127.0.0.1", 4003, incarnation="2" * 16)
+    assert directory.add(ONE)
+    assert not directory.add(other)
+    assert not directory.remove(other), "another incarnation has the name"
+    assert directory.members() == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "metadata"),
+    [
+        ("cache.node.3", "PYRO:cache.node.4@127.0.0.1:1", {"pyrocache"}),
+        ("cache.node.x", "PYRO:cache.node.x@127.0.0.1:1", {"pyrocache"}),
+        ("cache.node.3", "PYRO:cache.node.3@./u:/tmp/s", {"pyrocache"}),
+        ("cache.node.3", "PYRO:cache.node.3@127.0.0.1:1", {"weight=much"}),
+        ("cache.node.3", "PYRO:cache.node.3@127.0.0.1:1", {"weight=0"}),
+        ("cache.node.3", "PYRO:cache.node.3@./u:/tmp/s", None),
+    ],
+)
+def test_entries_that_make_no_sense_are_left_out(
+    name_server: NameServerDaemon, name: str, uri: str, metadata: Any
+) -> None:
+    name_server.nameserver.register(name, uri, metadata=metadata)
+    directory = directory_of(name_server)
+    directory.add(ONE)
+    assert directory.members() == [ONE]
+
+
+def test_an_entry_without_metadata_is_a_node_and_hides_no_other(name_server: NameServerDaemon) -> None:
+    name_server.nameserver.register("cache.node.3", "PYRO:cache.node.3@127.0.0.1:1")
+    directory = directory_of(name_server)
+    directory.add(ONE)
+    assert sorted(directory.members()) == [ONE, Member("cache.node.3", "127.0.0.1", 1)]
+
+
+def test_a_socket_path_of_another_incarnation_is_not_believed(name_server: NameServerDaemon) -> None:
+    metadata = {"incarnation=" + "3" * 16, f"unix=/run/pyrocache-0/{'4' * 16}.sock"}
+    name_server.nameserver.register("cache.node.3", "PYRO:cache.node.3@127.0.0.1:1", metadata=metadata)
+    assert [member.socket_path for member in directory_of(name_server).members()] == [""]
+
+
+def test_an_address_may_be_a_uri_object_as_pyro5_writes_it() -> None:
+    uri = URI("PYRO:cache.node.1@[::1]:4001")
+    as_sent = {"__class__": "Pyro5.core.URI", "state": list(uri.__getstate__())}
+
+    def script(line: Line) -> None:
+        assert line.request() == ("list", ["cache.node.", None, True])
+        line.send(line.reply({"cache.node.1": [as_sent, ["pyrocache"]]}))
+
+    with answering(script) as directory:
+        assert directory.members() == [Member("cache.node.1", "::1", 4001)]
+
+
+@contextmanager
+def answering(script: Callable[[Line], None], **options: Any) -> Iterator[NameServerDirectory]:
+    peer = ScriptedPeer(script, **options)
+    try:
+        yield NameServerDirectory(peer.member.address)
+    finally:
+        peer.close()
+    assert peer.failures == []
+
+
+def drips(line: Line) -> None:
+    line.request()
+    for byte in line.reply({"cache.node.1": ["PYRO:cache.node.1@127.0.0.1:1", ["pyrocache"]]}):
+        line.send(bytes([byte]))
+        time.sleep(0.05)
+
+
+def silent(line: Line) -> None:
+    line.request()
+    line.wait_until_closed()
+
+
+def garbage(line: Line) -> None:
+    line.request()
+    line.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def nonsense(line: Line) -> None:
+    line.request()
+    line.send(line.reply([1, 2]))
+
+
+def refuses(line: Line) -> None:
+    line.frame()
+    body = messages.pack_plain("unknown object")
+    line.send(framing.pack_message(framing.CONNECT_FAIL, 0, body))
+
+
+@pytest.mark.parametrize("script", [drips, silent, garbage, nonsense, refuses])
+def test_what_is_not_a_name_server_is_told_within_the_deadline(script: Callable[[Line], None]) -> None:
+    options = {"greeting": False} if script is refuses else {}
+    with answering(script, **options) as directory:
+        began = time.monotonic()
+        with pytest.raises(NameServerUnavailable, match="did not answer as a Pyro5 name server"):
+            directory.members(timeout=0.3)
+        assert time.monotonic() - began < 0.5
+
+
+def test_who_finds_nobody_there_is_told_how_to_start_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    with pytest.raises(NameServerUnavailable, match=f"start one with: pyrocache nameserver .* --port {port}"):
+        NameServerDirectory(f"127.0.0.1:{port}").members(timeout=1.0)
+
+
+def test_a_host_name_that_cannot_be_resolved_is_named() -> None:
+    with pytest.raises(NameServerUnavailable, match="cannot be resolved"):
+        NameServerDirectory("no-such-host.invalid:9090").members(timeout=1.0)
