@@ -77,30 +77,20 @@ class Node:
         self._view = EMPTY
         self._name_server_unreachable = False
         listeners = [_listen(config)]
-        host, port = listeners[0].getsockname()[:2]
         incarnation = secrets.token_hex(8)
         local = unix_socket.listen(incarnation)
         if local is not None:
             listeners.append(local[0])
-        unregistered = Member(
-            name=f"{PREFIX}1",
-            host=config.host if config.host != "localhost" else host,
-            port=port,
-            weight=config.weight,
-            incarnation=incarnation,
-            socket_path=local[1] if local is not None else "",
-        )
+        unregistered = _unregistered(config, listeners[0], incarnation, local[1] if local is not None else "")
         try:
             self.member = register(config, directory, self._peers, unregistered)
         except BaseException:
             unix_socket.remove(unregistered.socket_path)
             raise
+        # The versions begin at the time, so that none of an earlier start of this node is given again.
+        store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
         self.cache_node = CacheNode(
-            Store(
-                config.max_memory,
-                policy=POLICIES[config.eviction](),
-                versions=time.time_ns(),  # no version of an earlier start of this node is given again
-            ),
+            store,
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
@@ -226,6 +216,13 @@ def _listen(config: NodeConfig) -> socket.socket:
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error
+
+
+def _unregistered(config: NodeConfig, listener: socket.socket, incarnation: str, socket_path: str) -> Member:
+    """Return the entry of a node whose name is not known yet."""
+    host, port = listener.getsockname()[:2]
+    host = config.host if config.host != "localhost" else host
+    return Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
 
 
 def _resident_bytes() -> int:
