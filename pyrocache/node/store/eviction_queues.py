@@ -124,7 +124,7 @@ class TwoQueues:
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.added_many`."""
-        if self._removed or self._ghosts is not None:
+        if self._removed or self._ghosts is not None or not keys:
             for key in keys:
                 self.added(key)
             return
@@ -138,6 +138,10 @@ class TwoQueues:
 
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
+        if self._rests:
+            self._noted_at_rest += 1
+            if self._noted_at_rest > self._enough:
+                return
         # `UseTable.get` and `put`, written out: this runs for every read.
         number = hash(key)
         uses = self._uses
@@ -153,22 +157,10 @@ class TwoQueues:
     def used_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
         if self._rests:
-            # By then nearly every key has been noted, and noting it again would change nothing.
-            if self._noted_at_rest > 4 * len(self):
-                return
             self._noted_at_rest += len(keys)
-        segments, mask, stamp = self._uses.segments, self._uses.mask, self._stamp
-        fresh = [
-            key
-            for key, number in zip(keys, map(hash, keys), strict=True)
-            if (
-                segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK]
-                ^ number >> TAG_SHIFT & TAG_MASK
-            )
-            >> 2
-            != stamp
-        ]
-        for key in fresh:
+            if self._noted_at_rest > self._enough:
+                return
+        for key in keys:
             self.used(key)
 
     def removed(self, key: bytes, /) -> None:
@@ -188,6 +180,7 @@ class TwoQueues:
             self._left = max(_LARGEST_EPOCH, 2 * keys)
         self._added = False
         self._noted_at_rest = 0
+        self._enough = 3 * keys  # by then most keys have been noted, and noting them again changes nothing
         self._uses.step(keys)
         if self._ghosts is not None and not self._ghosts.fits(keys):
             self._ghosts = GhostTable(keys)
