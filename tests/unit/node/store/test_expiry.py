@@ -92,5 +92,5 @@ def test_a_bucket_stays_small_and_those_that_were_emptied_are_used_again() -> No
     (row,) = buckets._buckets.values()
     assert sum(map(len, row)) == 10_000
     assert len(row) <= 6
-    assert max(map(len, row)) <= 4096
+    assert max(map(len, row)) <= 3900
     assert len(due(buckets, NOW + 4000)) == 10_000
