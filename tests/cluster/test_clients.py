@@ -118,7 +118,7 @@ for round in range(400):
         signal.setitimer(signal.ITIMER_REAL, 0)
 assert struck == 400
 assert cache.get_many(values) == values
-pools = cache._core.router._connections._pools.values()
+pools = cache._context.backend._router._connections._pools.values()
 lost = [64 - pool.permits.qsize() for pool in pools]
 assert max(lost) == 0, lost
 """

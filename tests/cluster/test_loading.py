@@ -354,7 +354,7 @@ def test_a_lease_is_over_after_its_time_though_its_loader_lives(
         (lambda cache: cache.set_many({"key": "newer"}), "newer"),
         (lambda cache: cache.setdefault("key", "newer"), "newer"),
         (lambda cache: cache.incr("key", 7), 7),
-        (lambda cache: cache.update("key", lambda _: "newer", default=0), "newer"),
+        (lambda cache: cache.compute("key", lambda _: "newer", default=0), "newer"),
     ],
 )
 def test_what_was_loaded_before_the_key_changed_is_returned_but_not_stored(
@@ -635,7 +635,7 @@ def test_waiting_takes_longer_than_any_other_call_may(
 def test_it_goes_on_waiting_call_after_call(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrocache.client.features.load_once.LEG_SECONDS", 0.05)
+    monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.05)
     slow = Slow()
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)
@@ -662,11 +662,11 @@ def test_those_who_wait_keep_no_other_call_waiting(
 
 
 def test_factories_that_load_other_values_in_turn_never_wait_for_each_other(
-    shared_cluster: LocalCluster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    shared_cluster: LocalCluster, threads: ThreadPoolExecutor
 ) -> None:
     with shared_cluster.client() as cache:
         cache.clear()
-        cache._core.router._holding._max_per_node = 3
+        cache._context.backend._router._pinning._max_per_node = 3
 
         def outer(number: int) -> tuple[int, int]:
             return number, cache.get_or_set(("inner", number % 7), lambda: inner(number % 7))

@@ -146,7 +146,7 @@ def test_it_goes_on_waiting_call_after_call_and_keeps_its_place(
         with cache.lock("name"):
             order.append(name)
 
-    monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
+    monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
     with cache.lock("name"):
         early = threads.submit(work, "early")
         eventually(lambda: waiting(cache) == 1)
@@ -283,10 +283,56 @@ def test_releasing_and_renewing_at_the_same_time_harms_nobody(
     assert all(is_free(cache, number) for number in range(8))
 
 
-def test_a_lock_that_nobody_refers_to_any_more_is_free(cache: PyroCacheClient) -> None:
-    with pytest.warns(ResourceWarning, match="unclosed"):
-        cache.lock("name").acquire()
+def test_a_lock_that_nobody_refers_to_is_free(cache: PyroCacheClient) -> None:
+    cache.lock("name").acquire()
     eventually(lambda: is_free(cache))
+
+
+def in_a_thread_of_its_own(function: Callable[[], Any]) -> Any:
+    """Return what a function returns in a new thread, after the thread has ended."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(30)
+    assert results, "the thread raised, or did not end"
+    return results[0]
+
+
+@pytest.mark.parametrize("ttl_seconds", [3600, 0.3])
+def test_a_lock_is_free_when_the_thread_that_holds_it_ends(
+    cache: PyroCacheClient, ttl_seconds: float
+) -> None:
+    lock = cache.lock("name", ttl_seconds)
+
+    def acquire_and_outlive_a_renewal() -> int:
+        token = lock.acquire()
+        time.sleep(0.5 if ttl_seconds < 1 else 0)
+        assert lock.held
+        return token
+
+    token = in_a_thread_of_its_own(acquire_and_outlive_a_renewal)
+    assert not lock.held
+    assert cache.lock("name", wait_seconds=SOON).acquire() > token
+
+
+def test_a_thread_does_not_hold_what_an_ended_thread_with_its_identifier_held(cache: PyroCacheClient) -> None:
+    lock = cache.lock("name", 3600, wait_seconds=SOON)
+    held_before: set[int] = set()
+
+    def acquire_unless_the_identifier_is_used_again() -> bool:
+        again = threading.get_ident() in held_before
+        held_before.add(threading.get_ident())
+        assert not lock.held
+        assert lock.token is None
+        with pytest.raises(RuntimeError, match="does not hold"):
+            lock.release()
+        assert lock.acquire()
+        return again
+
+    for _ in range(1000):
+        if in_a_thread_of_its_own(acquire_unless_the_identifier_is_used_again):
+            return
+    pytest.skip("this system does not use identifiers of threads again")
 
 
 # Holders that are gone ---------------------------------------------------------------------------------------
@@ -464,7 +510,7 @@ def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
 
 def test_who_holds_as_many_as_may_be_held_is_told_so(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as cache:
-        cache._core.router._holding._max_per_node = 1
+        cache._context.backend._router._pinning._max_per_node = 1
         semaphore = [cache.semaphore("name", 2, wait_seconds=0.1) for _ in range(2)]
         semaphore[0].acquire()
         with pytest.raises(LockTimeout):

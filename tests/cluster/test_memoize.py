@@ -16,11 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from pyrocache import InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
+from pyrocache.client.features import load_once_async
 from tests.support.nodes import private_cluster
 
 SOON = 5.0
@@ -680,14 +682,19 @@ def test_who_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCache
     assert asyncio.run(main()) == ("third", "third")
 
 
+def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[None]:
+    """Let so many coroutines have a thread to wait in; return the permits."""
+    permits: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        permits.put(None)
+    monkeypatch.setattr(load_once_async._threads, "permits", permits)
+    return permits
+
+
 def test_more_coroutines_wait_than_there_are_threads(
     cache: PyroCacheClient, called: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client.features import load_once_async as coroutines
-    from pyrocache.runtime.places import Places
-
-    places = Places(3)
-    monkeypatch.setattr(coroutines._threads, "waiting", places)
+    permits = few_permits(3, monkeypatch)
 
     @cache.memoize()
     async def outer(number: int) -> int:
@@ -707,17 +714,13 @@ def test_more_coroutines_wait_than_there_are_threads(
 
     assert asyncio.run(main()) == [number % 10 + number % 10 % 3 for number in range(100)]
     assert len(called) == 13
-    assert places.free == 3
+    assert permits.qsize() == 3
 
 
-def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
+def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
     cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client.features import load_once_async as coroutines
-    from pyrocache.runtime.places import Places
-
-    places = Places(10)
-    monkeypatch.setattr(coroutines._threads, "waiting", places)
+    permits = few_permits(10, monkeypatch)
 
     @cache.memoize(key=lambda who: "the same", wait_seconds=0.2)
     async def slow(who: int) -> None:
@@ -727,7 +730,7 @@ def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
     async def main() -> None:
         tasks = [asyncio.create_task(slow(number)) for number in range(10)]
         await asyncio.sleep(0.1)
-        assert places.free == 1
+        assert permits.qsize() == 1
         tasks.pop().cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         del tasks
@@ -736,7 +739,7 @@ def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
     gc.disable()  # whatever an exception refers to is not looked for
     try:
         asyncio.run(main())
-        assert places.free == 10
+        assert permits.qsize() == 10
     finally:
         gc.enable()
 
