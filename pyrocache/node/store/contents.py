@@ -23,7 +23,7 @@ from pyrocache.node.store.expiry import ExpiryBuckets
 from pyrocache.node.store.mutation import Clear, Delete, Discard, InvalidateTag, Set, Touch
 from pyrocache.node.store.namespaces import Namespace, Namespaces
 from pyrocache.node.store.reclaim import Reclaimer
-from pyrocache.node.store.table import SHARD_KEYS
+from pyrocache.node.store.table import FEW_KEYS, too_large
 from pyrocache.node.store.tags import TAG_BYTES, Tags
 from pyrocache.protocol.partition import PARTITION_MASK, PARTITIONS
 
@@ -113,7 +113,7 @@ class Contents:
         plain = change.expires_at == _NEVER and change.extras is None
         cost = len(key) + len(value) + ENTRY_OVERHEAD if plain else self._cost(space, change)
         if cost + space.overhead > self.max_bytes:
-            raise too_large(self.max_bytes)
+            raise value_too_large(self.max_bytes)
         partition = xxh3_64_intdigest(key) & PARTITION_MASK
         self.mutations[partition] += 1
         self.counters.sets += 1
@@ -136,7 +136,7 @@ class Contents:
         if before is None:
             space.count += 1
             self._added(key)
-            if len(shard) > SHARD_KEYS:
+            if len(shard) > FEW_KEYS and too_large(shard):
                 space.split(key)
         else:
             self._used(key)
@@ -201,7 +201,7 @@ class Contents:
         names = extras.tags
         cost = entry_cost(change.key, change.value, expires=expires, details=True, tags=len(names))
         if cost + sum(map(len, names)) + TAG_BYTES * len(names) + space.overhead > self.max_bytes:
-            raise too_large(self.max_bytes)
+            raise value_too_large(self.max_bytes)
         return cost
 
     def _entry(self, space: Namespace, change: Set) -> Entry:
@@ -318,6 +318,6 @@ class Contents:
         return True
 
 
-def too_large(max_bytes: int) -> ValueTooLarge:
+def value_too_large(max_bytes: int) -> ValueTooLarge:
     """Return the error for a value that does not fit at all."""
     return ValueTooLarge(f"The value does not fit into the node's {max_bytes} bytes of memory.")

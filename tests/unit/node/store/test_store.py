@@ -660,9 +660,11 @@ class StoreAgainstModel(RuleBasedStateMachine):
             for _, key, held in self.everything()
             if isinstance(held, StoredEntry) and held.bucket is not None
         }
-        assert sorted(key for keys in buckets._buckets.values() for key in keys) == sorted(leaving)
+        assert sorted(key for row in buckets._buckets.values() for keys in row for key in keys) == sorted(
+            leaving
+        )
         assert sorted(buckets.ticks) == sorted(buckets._buckets)
-        for tick, bucket in buckets._buckets.items():
+        for tick, bucket in ((tick, bucket) for tick, row in buckets._buckets.items() for bucket in row):
             for key in bucket:
                 held = leaving[key]
                 assert held.bucket is bucket
@@ -853,7 +855,7 @@ class TestExpiry:
             store.set(b"\0%d" % number, b"v", 3600.0)
             store.delete(b"\0%d" % number)
         assert len(store.contents.expiry.ticks) == len(store.contents.expiry._buckets) < 20
-        assert sum(map(len, store.contents.expiry._buckets.values())) == 1
+        assert sum(len(bucket) for row in store.contents.expiry._buckets.values() for bucket in row) == 1
 
     def test_overwriting_batches_with_a_ttl_does_not_pile_up_anything(
         self, store: Store, clock: FakeClock
@@ -862,7 +864,7 @@ class TestExpiry:
             store.set_many([b"\0one", b"\0two"], [b"v", b"w"], 3600.0)
             clock.tick(0.001)
         assert len(store.contents.expiry.ticks) == len(store.contents.expiry._buckets) < 20
-        assert sum(map(len, store.contents.expiry._buckets.values())) == 2
+        assert sum(len(bucket) for row in store.contents.expiry._buckets.values() for bucket in row) == 2
 
     def test_a_ttl_of_centuries_is_fine(self, store: Store, clock: FakeClock) -> None:
         store.set(b"\0k", b"v", 1e300)
