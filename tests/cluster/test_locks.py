@@ -436,14 +436,17 @@ def test_a_forked_child_does_not_hold_what_its_parent_holds(
     with lock:
         pid = os.fork()
         if pid == 0:
-            good = not lock.held and not is_free(cache)
-            with contextlib.suppress(LockLost):
-                lock.release()
-                good = False
-            with cache.lock("child", ttl_seconds=0.3) as own:
-                time.sleep(0.5)
-                good = good and own.held
-            os._exit(0 if good else 1)
+            good = False
+            try:
+                good = not lock.held and not is_free(cache)
+                with contextlib.suppress(LockLost):
+                    lock.release()
+                    good = False
+                with cache.lock("child", ttl_seconds=0.3) as own:
+                    time.sleep(0.5)
+                    good = good and own.held
+            finally:  # or the child would go on with the tests
+                os._exit(0 if good else 1)
         assert os.waitpid(pid, 0)[1] == 0
         time.sleep(0.5)
         assert lock.held
