@@ -46,6 +46,7 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
+from tests.support.wire import frame_decoder
 
 NO_VIEW = 0
 PREFIX = b"\x08contract"  # a namespace
@@ -636,7 +637,7 @@ class TestTheSeamsOfPyro5:
             ).data
         finally:
             current_context.correlation_id = None
-        decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        decoder = frame_decoder()
         decoder.feed(data)
         frame = decoder.next_frame()
         assert frame is not None

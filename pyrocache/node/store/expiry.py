@@ -30,23 +30,31 @@ class ExpiryBuckets:
         ticks: a heap of the ends of the ticks in use. Read it; do not change it.
     """
 
-    __slots__ = ("_buckets", "_tick_seconds", "ticks")
+    __slots__ = ("_after", "_buckets", "_last", "_longest", "_shortest", "_tick_seconds", "_until", "ticks")
 
     def __init__(self, tick_seconds: float) -> None:
         self._tick_seconds = tick_seconds
         self._buckets: dict[int, Bucket] = {}  # by the end of their tick
+        # The last answer, which is often the next one too, and the times and TTLs that it is right for.
+        self._last: Bucket = set()
+        self._after = self._until = self._shortest = self._longest = 0.0
         self.ticks: list[int] = []  # the keys of `_buckets`, also of those that have become empty
 
     def bucket(self, expires_at: float, ttl_seconds: float) -> Bucket:
         """Return the keys that expire in the same tick as one that does so at ``expires_at``."""
-        ends = math.ceil(min(expires_at, _FAR_SECONDS) / self._tick_seconds)
+        if self._after < expires_at <= self._until and self._shortest <= ttl_seconds < self._longest:
+            return self._last
+        seconds = self._tick_seconds
         # The longer the TTL, the wider its ticks: at most 128 are in use for each doubling, however TTLs vary.
-        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / self._tick_seconds / 64).bit_length()
-        tick = -(-ends // width) * width
+        width = 1 << int(min(ttl_seconds, _FAR_SECONDS) / seconds / 64).bit_length()
+        tick = -(-math.ceil(min(expires_at, _FAR_SECONDS) / seconds) // width) * width
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = set()
             heappush(self.ticks, tick)
+        self._last = bucket
+        self._after, self._until = (tick - width) * seconds, tick * seconds
+        self._shortest, self._longest = width // 2 * 64 * seconds, width * 64 * seconds
         return bucket
 
     def due(self, now: float) -> Bucket | None:
@@ -57,4 +65,5 @@ class ExpiryBuckets:
                 return bucket
             # Emptied buckets stay until their tick, or the heap would fill with the same tick again and again.
             del self._buckets[heappop(self.ticks)]
+            self._until = self._after  # the last answer is not right for anything any more
         return None

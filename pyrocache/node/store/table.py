@@ -102,6 +102,12 @@ class Table(Generic[_Stored]):
                 self._shrink(key)
         return stored
 
+    def split_large(self, keys: Sequence[bytes]) -> None:
+        """`split` the dicts that have become too large by adding ``keys``."""
+        for key in keys:
+            if len(self.shard(key)) > SHARD_KEYS:
+                self.split(key)
+
     def split(self, key: bytes) -> None:
         """Divide the dict of ``key`` by the next bits of the partition, if it has more than one partition."""
         first, last = self._run((xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift)

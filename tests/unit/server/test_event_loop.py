@@ -34,13 +34,15 @@ from pyrocache.node.service.cache_node import CacheNode, exposed
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.commands import COMMANDS, Command, Runs, Scope
-from pyrocache.protocol.framing import Frame, FrameDecoder
+from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server import event_loop as event_loop_module
 from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from tests.support.waiting import wait_until
+from tests.support.wire import frame_decoder
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -228,7 +230,7 @@ class Peer:
         self.sock.connect(server.address)
         if server.family != socket.AF_UNIX:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        self._decoder = frame_decoder()
         if greet:
             self.sock.sendall(handshake())
             assert self.receive().header.type == framing.CONNECT_OK
@@ -344,7 +346,7 @@ def converse(
         The replies, and whether the node closed the connection before it had heard that.
     """
     sock, waiting = peer.sock, list(pieces)
-    decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+    decoder = frame_decoder()
     replies: list[Frame] = []
     sock.setblocking(False)
     poll = select.poll()
@@ -383,16 +385,6 @@ def converse(
         "the last reply is not whole"
     )
     return replies, not said_so
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Whether it came true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def resident_bytes() -> int:
