@@ -1,4 +1,4 @@
-"""Functions, methods and coroutines whose results are kept."""
+"""Memoized functions, methods and coroutine functions."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_arguments_that_do_not_fit_are_an_error_as_ever(cache: PyroCacheClient) 
             call()
 
 
-def test_equal_arguments_of_different_types_are_told_apart_if_that_is_wanted(
+def test_typed_tells_equal_arguments_of_different_types_apart(
     cache: PyroCacheClient, called: Counted
 ) -> None:
     def kinds(*things: object) -> list[str]:
@@ -107,7 +107,7 @@ def test_equal_arguments_of_different_types_are_told_apart_if_that_is_wanted(
     assert len(called) == 5
 
 
-def test_what_does_not_matter_is_ignored(cache: PyroCacheClient, called: Counted) -> None:
+def test_ignored_arguments_are_not_part_of_the_key(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(ignore=("verbose", "debug"))
     def double(number: int, verbose: bool = False, **options: object) -> int:
         called()
@@ -119,7 +119,7 @@ def test_what_does_not_matter_is_ignored(cache: PyroCacheClient, called: Counted
     assert len(called) == 2
 
 
-def test_one_may_say_what_identifies_a_call(cache: PyroCacheClient, called: Counted) -> None:
+def test_key_returns_what_identifies_a_call(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(key=lambda text: text.lower())
     def length(text: str) -> int:
         called()
@@ -134,7 +134,7 @@ def test_one_may_say_what_identifies_a_call(cache: PyroCacheClient, called: Coun
     assert first("Text") == "T", "another function's results are its own"
 
 
-def test_an_argument_that_is_no_key_is_named(cache: PyroCacheClient) -> None:
+def test_the_error_names_an_argument_that_is_not_a_valid_key(cache: PyroCacheClient) -> None:
     @cache.memoize()
     def handle(first: int, handler: object) -> None: ...
 
@@ -160,7 +160,7 @@ def test_none_is_a_result(cache: PyroCacheClient, called: Counted) -> None:
     assert len(called) == 1
 
 
-def test_a_result_is_kept_only_if_it_is_to_be(cache: PyroCacheClient, called: Counted) -> None:
+def test_a_result_is_cached_only_if_cache_if_returns_true(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(cache_if=lambda result: result is not None)
     def find(number: int) -> int | None:
         called()
@@ -171,7 +171,7 @@ def test_a_result_is_kept_only_if_it_is_to_be(cache: PyroCacheClient, called: Co
     assert len(called) == 3
 
 
-def test_what_it_raises_is_raised_each_time(cache: PyroCacheClient, called: Counted) -> None:
+def test_exceptions_are_not_cached(cache: PyroCacheClient, called: Counted) -> None:
     problem = LookupError("no such thing")
 
     @cache.memoize()
@@ -250,7 +250,7 @@ def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -
     assert slow() == "fresh"
 
 
-def test_invalidating_makes_what_is_being_loaded_void(cache: PyroCacheClient) -> None:
+def test_invalidate_discards_a_load_under_way(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
     @cache.memoize()
@@ -424,7 +424,7 @@ def test_a_bound_method_can_be_memoized(cache: PyroCacheClient) -> None:
 
 
 @pytest.mark.parametrize("what", [Shop, (n for n in ()), "text", 5, None])
-def test_what_is_no_function_is_refused(cache: PyroCacheClient, what: Any) -> None:
+def test_only_functions_can_be_memoized(cache: PyroCacheClient, what: Any) -> None:
     with pytest.raises(TypeError, match="memoize is for functions"):
         cache.memoize()(what)
 
@@ -445,7 +445,7 @@ def test_a_key_function_has_the_arguments_in_full_however_they_are_given(cache: 
         add()  # type: ignore[call-arg]
 
 
-def test_uses_that_make_no_sense_are_refused(cache: PyroCacheClient) -> None:
+def test_invalid_uses_are_refused(cache: PyroCacheClient) -> None:
     anything: Any = cache
 
     def generator() -> Any:
@@ -611,7 +611,7 @@ def test_a_coroutine_has_what_a_function_has(cache: PyroCacheClient, called: Cou
     asyncio.run(main())
 
 
-def test_what_a_coroutine_raises_reaches_its_caller_and_another_one_is_awaited(
+def test_an_exception_of_a_coroutine_reaches_its_caller_and_another_caller_loads(
     cache: PyroCacheClient,
 ) -> None:
     problem = LookupError("the database is away")
@@ -636,7 +636,7 @@ def test_what_a_coroutine_raises_reaches_its_caller_and_another_one_is_awaited(
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.0002, 0.0005, 0.001, 0.002, 0.1])
-def test_who_is_cancelled_at_any_moment_frees_the_lease_at_once(cache: PyroCacheClient, delay: float) -> None:
+def test_a_cancelled_coroutine_frees_its_lease_at_once(cache: PyroCacheClient, delay: float) -> None:
     @cache.memoize(lease_seconds=3600, key=lambda who: "the same")
     async def slow(who: str) -> str:
         await asyncio.sleep(60 if who == "first" else 0)
@@ -654,7 +654,7 @@ def test_who_is_cancelled_at_any_moment_frees_the_lease_at_once(cache: PyroCache
     assert asyncio.run(main()) == "second"
 
 
-def test_who_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCacheClient) -> None:
+def test_a_coroutine_that_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCacheClient) -> None:
     release = threading.Event()
     loading = threading.Event()
 
@@ -744,7 +744,7 @@ def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
         gc.enable()
 
 
-def test_a_coroutine_does_not_wait_any_longer_than_it_may(cache: PyroCacheClient) -> None:
+def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
     @cache.memoize(wait_seconds=0.2, lease_seconds=3600)
     async def slow() -> None:
         await asyncio.sleep(1)
@@ -757,7 +757,7 @@ def test_a_coroutine_does_not_wait_any_longer_than_it_may(cache: PyroCacheClient
     assert results.count(None) == 1
 
 
-def test_a_coroutine_whose_node_is_away(called: Counted) -> None:
+def test_a_coroutine_whose_node_is_unreachable(called: Counted) -> None:
     with private_cluster(nodes=1) as cluster:
         strict, lenient = cluster.client(timeout=1), cluster.client(timeout=1, on_error="miss")
 

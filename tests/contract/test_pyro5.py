@@ -43,6 +43,7 @@ from pyrocache.errors import (
     ValueTooLarge,
 )
 from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
@@ -343,7 +344,7 @@ def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
         stack.enter_context(pyro5_server_type(request.param))
         for name in ("cache.node.1", "cache.node.2"):
             daemon = Pyro5.api.Daemon(host="127.0.0.1")
-            node = CacheNode(Store(64 * 2**20), name=name, max_value_bytes=2**20)
+            node = CacheNode(Store(64 * 2**20), RequestGuard(name), max_value_bytes=2**20)
             name_server.register(name, daemon.register(node, name))
             stack.enter_context(running(daemon))
         yield address

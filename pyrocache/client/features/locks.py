@@ -247,9 +247,14 @@ def _acquire(
 
 def _release(context: ClientContext, grant: Grant) -> None:
     """Release a lock. Raises `LockLost`."""
-    was_over, grant.over = grant.over or grant.inherited, True
-    # While its connection is in use to renew it, another connection will do.
-    if was_over or not context.backend.release(grant.name, grant.token, context.deadline(), grant.take()):
+    was_over = grant.over or grant.inherited
+    # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over after
+    # that: the renewing thread closes the connection of one that is over, and if it did so before the node knows of the
+    # release, the lock would seem to have been lost.
+    pinned, deadline = grant.take(), context.deadline()
+    released = not was_over and context.backend.release(grant.name, grant.token, deadline, pinned)
+    grant.over = True
+    if not released:
         raise LockLost(
             "The lock was lost before it was released: its node went away, or it could not be renewed in time. "
             "Another holder may have done its work meanwhile."
