@@ -160,8 +160,15 @@ class TwoQueues:
             self._noted_at_rest += len(keys)
             if self._noted_at_rest > self._enough:
                 return
-        for key in keys:
-            self.used(key)
+        # Look at all of them first: `used` may begin an epoch, which may change the segments.
+        segments, mask, stamp = self._uses.segments, self._uses.mask, self._stamp
+        states = [
+            segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK] ^ number >> TAG_SHIFT & TAG_MASK
+            for number in map(hash, keys)
+        ]
+        for key, state in zip(keys, states, strict=True):
+            if state >> 2 != stamp:
+                self.used(key)
 
     def removed(self, key: bytes, /) -> None:
         """See `EvictionPolicy.removed`."""

@@ -9,6 +9,8 @@ Does no I/O. Not thread-safe.
 
 from __future__ import annotations
 
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
 SEGMENT_BITS = 18
 SEGMENT_MASK = (1 << SEGMENT_BITS) - 1
 STATES = 1 << 16
@@ -24,7 +26,7 @@ class UseTable:
     """A state of 16 bits for each key: the caller says what it means; 0 is the initial one.
 
     A slot of 32 bits has the state and above it a tag: sixteen further bits of the hash, which tell whose state it is.
-    Slots lie in segments of 1 MiB, which the system backs with memory as they are written to. To grow, the table doubles its list of segments, so that two indices share each
+    Slots lie in segments of 1 MiB. To grow, the table doubles its list of segments, so that two indices share each
     segment; `step` then gives the second index a copy, one segment at a time. So no call moves much memory.
 
     Attributes:
@@ -36,7 +38,7 @@ class UseTable:
     __slots__ = ("_shared", "mask", "segments")
 
     def __init__(self) -> None:
-        self.segments = [_segment()]
+        self.segments = [_zeros(_SEGMENT_BYTES).cast("I")]
         self.mask = 0
         self._shared = 1  # the first index whose segment may still be that of another index
 
@@ -64,9 +66,11 @@ class UseTable:
         """Adapt the size to that many keys, in a small step."""
         segments = self.segments
         if self._shared < len(segments):
-            shared = segments[self._shared]
-            # Do not copy zeros: an empty segment takes no memory.
-            segments[self._shared] = _segment() if shared.obj == _EMPTY else _segment(shared)
+            content = segments[self._shared].tobytes()
+            copy = _zeros(_SEGMENT_BYTES)
+            if content != _EMPTY:  # zeros need not be copied, and take no memory then
+                copy[:] = content
+            segments[self._shared] = copy.cast("I")
             self._shared += 1
         elif keys * _SLOTS_PER_KEY > len(segments) << SEGMENT_BITS:
             segments += segments
@@ -87,8 +91,7 @@ class GhostTable:
     def __init__(self, keys: int) -> None:
         slots = 1 << max(keys, 15).bit_length()
         self._mask = slots - 1
-        # The system backs this with memory as it is written to: a large one takes no time to make.
-        self._table = memoryview(bytearray(2 * slots)).cast("H")
+        self._table = _zeros(2 * slots).cast("H")
 
     def fits(self, keys: int) -> bool:
         """Return whether the table has the right size to remember that many keys."""
@@ -109,9 +112,10 @@ class GhostTable:
         return True
 
 
-def _segment(content: memoryview | None = None) -> memoryview:
-    return memoryview(bytearray(_SEGMENT_BYTES if content is None else content)).cast("B").cast("I")
+def _zeros(size: int) -> memoryview:
+    """Return zeroed memory that the system provides page by page, as it is written to (a `bytearray` writes zeros)."""
+    return memoryview(mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS))
 
 
 _SEGMENT_BYTES = 4 << SEGMENT_BITS
-_EMPTY = bytearray(_SEGMENT_BYTES)
+_EMPTY = bytes(_SEGMENT_BYTES)
