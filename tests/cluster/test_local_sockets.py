@@ -45,7 +45,7 @@ def nameserver() -> Iterator[str]:
 def families(client: PyroCacheClient) -> set[int]:
     """Over what a client's connections go."""
     pools = client._context.backend._router._connections._pools.values()
-    return {connection._sock.family for pool in pools for connection in pool._idle}
+    return {connection._channel.family for pool in pools for connection in pool.idle}
 
 
 def use(client: PyroCacheClient) -> set[int]:
