@@ -1,7 +1,8 @@
-"""`PyroCacheClient`: the verbs of the cache.
+"""`PyroCacheClient`: the public methods of the cache.
 
-Encodes keys and values before anything is sent, has the router find the owner, decodes what comes back, and
-applies ``on_error``. Thread-safe, fork-safe and picklable; it starts no thread and connects on first use.
+A thin facade: checks and encodes arguments, sends a command through the `Backend` of its `ClientContext`, decodes what
+comes back and applies ``on_error``. What is more than one command is in ``features/``. Thread-safe, fork-safe and
+picklable; it starts no thread and connects on first use.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client.backend import MISSING, Core, Duration, KeptTtl, Missing, Ttl, ttl_on_the_wire
-from pyrocache.client.codec import encode_value
-from pyrocache.client.features import bulk as batches
-from pyrocache.client.features import compute as updates
-from pyrocache.client.features import load_once as loading
-from pyrocache.client.features import scan as scanning
-from pyrocache.client.features.load_once import checked_terms
+from pyrocache.client.backend import Answers, ClusterBackend
+from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
+from pyrocache.client.features import bulk, load_once, scan
+from pyrocache.client.features.compute import compute
+from pyrocache.client.features.load_once import load_options
 from pyrocache.client.features.locks import Lock, check_limit
 from pyrocache.client.features.memoize import Memoizer, Settings, Tags
 from pyrocache.client.features.scan import Items, Values
@@ -33,7 +32,7 @@ from pyrocache.config import (
     TransportChoice,
     ttl_to_seconds,
 )
-from pyrocache.errors import NodeUnavailable
+from pyrocache.errors import CorruptValue, NodeUnavailable
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -47,29 +46,27 @@ NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
 
 
 class PyroCacheClient(MutableMapping[Any, Any]):
-    """A cache of Python objects that lives in the memory of several node processes, and reads like a dict.
+    """A cache of Python objects in the memory of several node processes, with the interface of a dict.
 
     Args:
-        nameserver: ``host:port`` of the name server; by default what ``$PYROCACHE_NAMESERVER`` says, else
-            ``127.0.0.1:9090``.
-        namespace: the slice of the keys that this client sees, as by `namespace`: a name, or a path of names.
-        timeout: seconds that any one call may take, looking nodes up, connecting and retries included.
-        on_error: what to do when a node is away: ``"raise"`` `NodeUnavailable`, or count it, log it, and behave as on
-            a ``"miss"``. Nothing else is ever turned into a miss.
-        transport: ``"auto"`` reaches nodes on this host over their Unix sockets where they have one, ``"tcp"`` none.
+        nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
+        namespace: the part of the keys that this client works on, as by `namespace`: a name, or a path of names.
+        timeout: seconds that any one call may take, including looking nodes up, connecting and retries.
+        on_error: what to do when a node is unreachable: ``"raise"`` `NodeUnavailable`, or count it, log it, and behave
+            as on a ``"miss"``. No other error becomes a miss.
+        transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
 
-    Keys may be anything picklable, and two are one iff ``==`` says so, as in a dict. Values may be anything picklable.
-    An entry expires the instant its TTL is over, by its node's clock.
+    Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
+    the exceptions. An entry expires when its time to live is over, by its node's clock.
 
-    What changes an entry is decided on the node that owns it, in one step, so two callers never undo each other's work.
-    Only what may be done twice is tried again after a reply was lost; a `NodeUnavailable` from any other call (those
-    with a condition, `incr`, `pop`, `setdefault`, `delete`) leaves open whether it was done.
+    What changes an entry is executed by the node that owns it, in one step, so concurrent callers do not undo each
+    other's changes. After a lost reply, only idempotent calls are sent again. A `NodeUnavailable` from any other call
+    (those with a condition, `incr`, `pop`, `setdefault`, `delete`) leaves open whether it was executed.
 
-    As a mapping it is that of its namespace: `len`, iteration, ``==`` and being true (not empty) ask all nodes. It has
-    no hash, as nothing has that changes and compares by its content.
+    As a mapping it is that of its namespace: `len`, iteration, ``==`` and ``bool`` ask all nodes. It is not hashable.
 
-    Raises, from every method: `NameServerUnavailable` and `NoNodes` until nodes have been found, `NodeUnavailable` as
-    ``on_error`` says, `InvalidKey`, `KeyTooLarge`, `ClientClosed`.
+    Every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, `NodeUnavailable` as
+    ``on_error`` says, `InvalidKey` or `KeyTooLarge` for a key that cannot be one, and `ClientClosed`.
 
     Example:
         >>> cache = PyroCacheClient()                                        # doctest: +SKIP
@@ -88,15 +85,21 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> None:
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
-        self._core = Core(
-            ClientConfig(
-                nameserver=nameserver,
-                namespace=(namespace,) if isinstance(namespace, str) else namespace,
-                timeout=timeout,
-                on_error=on_error,
-                transport=transport,
-            )
+        config = ClientConfig(
+            nameserver=nameserver,
+            namespace=(namespace,) if isinstance(namespace, str) else namespace,
+            timeout=timeout,
+            on_error=on_error,
+            transport=transport,
         )
+        self._context = ClientContext(config, ClusterBackend.of(config))
+
+    @classmethod
+    def _of(cls, context: ClientContext) -> Self:
+        """Return the client of a context, whose backend may be any."""
+        client = object.__new__(cls)
+        client._context = context
+        return client
 
     # One key ---------------------------------------------------------------------------------------------
 
@@ -112,191 +115,201 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Store ``value`` under ``key``.
 
         Args:
-            ttl_seconds: how long it lives, in seconds or as a timedelta; None for good, ``...`` for as long as what it
-                replaces had to live.
-            tags: names by which `invalidate_tag` finds it. Those of what it replaces are gone, unless ``ttl_seconds``
-                is ``...`` and this is None: then it keeps them, too.
-            if_version: store it only in place of this version, from `get_with_version`.
+            ttl_seconds: the time to live, in seconds or as a timedelta; None for no expiry, ``...`` to keep the expiry
+                of the entry that is replaced.
+            tags: names by which `invalidate_tag` finds the entry. They replace those of the old entry, unless
+                ``ttl_seconds`` is ``...`` and this is None: then the entry keeps its tags.
+            if_version: store only if the entry has this version, from `get_with_version`.
 
         Returns:
-            Whether it was stored: True but for another version, or when the node is away and ``on_error`` is
+            True if it was stored. False if the version differs, or if the node is unreachable and ``on_error`` is
             ``"miss"``.
 
         Raises:
-            ValueError, TypeError: ``ttl_seconds`` is not above 0, or no duration; the same for the other arguments.
+            ValueError, TypeError: ``ttl_seconds`` is not above 0 or not a duration; the same for the other arguments.
             SerializationError: the value does not pickle; nothing was sent.
-            ValueTooLarge: the node takes no value of that size; the old value stays.
+            ValueTooLarge: the node does not accept a value of that size; the old value stays.
         """
         if tags is not None or if_version is not None or ttl_seconds is ...:
             condition = None if if_version is None else _version(if_version)
-            return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition=condition, tags=tags)
-        core = self._core
-        encoded = encode_key(key, core.prefix)
-        seconds = ttl_to_seconds(ttl_seconds)
-        frame = encode_value(value)
+            return self._put(key, value, ttl_on_the_wire(ttl_seconds), condition, tags)
+        context = self._context
+        encoded = encode_key(key, context.prefix)
+        seconds = None if ttl_seconds is None else ttl_to_seconds(ttl_seconds)
+        frame = context.codec.encode(encoded, value)
         try:
-            core.router.call(
-                "set", encoded, frame, seconds, deadline=Deadline(core.timeout), largest_value=len(frame)
-            )
+            context.backend.set(encoded, frame, seconds, Deadline(context.timeout))
         except NodeUnavailable as error:
-            return core.missed(error, False)
+            return context.missed(error, False)
         return True
 
     def add(
         self, key: object, value: object, ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
     ) -> bool:
-        """Store ``value`` if there is no entry; whether it was stored. Arguments and errors as for `set`."""
-        return self._core.put(key, value, ttl_to_seconds(ttl_seconds), condition="absent", tags=tags)
+        """Store ``value`` if there is no entry. Return whether it was stored. Arguments and errors as for `set`."""
+        return self._put(key, value, ttl_to_seconds(ttl_seconds), "absent", tags)
 
     def replace(
         self, key: object, value: object, ttl_seconds: KeptTtl = None, *, tags: Iterable[str] | None = None
     ) -> bool:
-        """Store ``value`` if there is an entry; whether it was stored. Arguments and errors as for `set`."""
-        return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition="present", tags=tags)
+        """Store ``value`` if there is an entry. Return whether it was stored. Arguments and errors as for `set`."""
+        return self._put(key, value, ttl_on_the_wire(ttl_seconds), "present", tags)
+
+    def _put(
+        self,
+        key: object,
+        value: object,
+        ttl: float | None,
+        condition: str | int | None,
+        tags: Iterable[str] | None = None,
+    ) -> bool:
+        context = self._context
+        encoded_tags = context.encode_tags(tags)
+        encoded = context.encode_key(key)
+        frame = context.codec.encode(encoded, value)
+        return self._answer(context.backend.put, encoded, False, frame, ttl, condition, encoded_tags)
 
     @overload
     def get(self, key: object, default: None = None, *, touch_seconds: Ttl = None) -> Any | None: ...
     @overload
     def get(self, key: object, default: _T, *, touch_seconds: Ttl = None) -> Any | _T: ...
     def get(self, key: object, default: Any = None, *, touch_seconds: Ttl = None) -> Any:
-        """The value stored under ``key``; ``default`` when there is none, or it has expired.
+        """Return the value stored under ``key``, or ``default`` if there is none or it has expired.
 
         Args:
-            touch_seconds: how long from now the entry lives on if there is one, whatever TTL it had (sliding expiry).
+            touch_seconds: set the time to live of the entry, if there is one, counted from now (sliding expiry).
 
         Raises:
-            SerializationError: the value does not unpickle here; `CorruptValue`: it is none of ours.
+            SerializationError: the value does not unpickle here.
+            CorruptValue: what is stored is not a value of pyrocache.
         """
-        core = self._core
-        encoded = encode_key(key, core.prefix)
+        context = self._context
+        encoded = encode_key(key, context.prefix)
         try:
             if touch_seconds is None:
-                frame = core.router.call("get", encoded, deadline=Deadline(core.timeout))
+                frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
                 seconds = _finite(touch_seconds)
-                frame = core.router.call("get", encoded, seconds, deadline=Deadline(core.timeout))
+                frame = context.backend.get(encoded, context.deadline(), seconds)
         except NodeUnavailable as error:
-            return core.missed(error, default)
-        return default if frame is None else core.decode(frame)
+            return context.missed(error, default)
+        if frame is None:
+            return default
+        try:
+            return context.codec.decode(encoded, frame)  # as `ClientContext.decode`, one function call less
+        except CorruptValue:
+            context.count("corrupt_values")
+            raise
 
     def get_with_version(self, key: object) -> tuple[Any, int] | None:
-        """The value stored under ``key`` and its version, for `compare_and_set`; None when there is none.
+        """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
 
-        A version is of one entry as it was stored at one time; the key never has it again.
+        Every change of an entry gives it another version, which the key never has again.
         """
-        found = self._core.call("get_with_version", key, away=None)
-        if found is None:
-            return None
-        frame, version = found
-        return self._core.decode(frame), version
+        context = self._context
+        encoded = context.encode_key(key)
+        found = self._answer(context.backend.get_with_version, encoded, None)
+        return None if found is None else (context.decode(encoded, found[0]), found[1])
 
     def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
-        """Store ``value`` if the entry still has this ``version``, from `get_with_version`; whether it was stored.
+        """Store ``value`` if the entry still has this ``version``. Return whether it was stored.
 
-        The entry keeps the time that it had to live, and its tags; with another ``ttl_seconds`` it has no tags.
+        By default the entry keeps its expiry and its tags; with another ``ttl_seconds`` it has no tags.
         """
-        return self._core.put(key, value, ttl_on_the_wire(ttl_seconds), condition=_version(version))
+        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version))
 
-    @overload
-    def update(
+    def compute(
         self,
-        /,
         key: object,
         function: Callable[[Any], _T],
         default: Any = MISSING,
         ttl_seconds: KeptTtl = ...,
-    ) -> _T: ...
+    ) -> _T:
+        """Replace the value stored under ``key`` by ``function(value)``, in one step: nobody's change is lost.
+
+        If another caller has changed the entry meanwhile, this begins again, so ``function`` may run several times. It
+        runs here, and its time does not count towards the timeout. By default the entry keeps its expiry and its tags;
+        with another ``ttl_seconds`` it has no tags.
+
+        Args:
+            default: given to ``function`` if there is no entry.
+
+        Returns:
+            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, what ``function`` makes of
+            ``default``; it is not stored.
+
+        Raises:
+            KeyError: there is no entry, and no ``default``.
+            Conflict: other callers changed the entry each time, until the timeout.
+            SerializationError, ValueTooLarge: as `set`.
+        """
+        if not callable(function):
+            raise TypeError("compute takes a key and a function of its value; set stores a value.")
+        return compute(self._context, key, function, default, ttl_seconds)
+
     @overload
     def update(self, entries: SupportsKeysAndGetItem[Any, Any], /, **more: Any) -> None: ...
     @overload
     def update(self, entries: Iterable[tuple[Any, Any]] = (), /, **more: Any) -> None: ...
-    def update(self, /, *arguments: Any, **named: Any) -> Any:
-        """Change an entry by a function; or, given entries as `dict.update` takes them, store those as `set_many` does.
-
-        ``update(key, function, default=MISSING, ttl_seconds=...)`` stores ``function(value)`` if nobody has changed the
-        entry meanwhile, and otherwise begins again, so ``function`` may run several times; its own time does not count
-        to the call's. Without an entry it is given ``default``. The entry keeps the time that it had to live,
-        and its tags; with another ``ttl_seconds`` it has no tags.
-
-        Returns:
-            The new value; when the node is away and ``on_error`` is ``"miss"``, what ``function`` makes of ``default``,
-            which is not stored. None in the other form.
+    def update(self, /, *arguments: Any, **named: Any) -> None:
+        """Store entries, given as `dict.update` takes them, without expiry; as `set_many` does.
 
         Raises:
-            KeyError: there is no entry, and no ``default``.
-            Conflict: others were faster until the time was over.
+            TypeError: these are not entries. `compute` changes one entry by a function.
         """
-        if len(arguments) > 1 or "function" in named:
-            return self._update_by(*arguments, **named)
-        if "ttl_seconds" in named:
+        looks_like_compute = len(arguments) > 1 or callable(named.get("function"))
+        if looks_like_compute or "ttl_seconds" in named:
             raise TypeError(
-                "update stores entries for good: set_many takes a ttl_seconds, and an entry of that name "
-                "goes in a dict."
+                "update stores entries, as dict.update does: to change one by a function there is compute, to store "
+                "with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
             )
         self.set_many(dict(*arguments, **named))
-        return None
-
-    def _update_by(
-        self,
-        key: object,
-        function: Callable[[Any], _T],
-        default: Any | Missing = MISSING,
-        ttl_seconds: KeptTtl = ...,
-    ) -> _T:
-        if not callable(function):
-            raise TypeError(
-                "update takes a key and a function of its value, or entries to store: set_many stores them with a "
-                "TTL, and set a single one."
-            )
-        return updates.update(self._core, key, function, default, ttl_seconds)
 
     def incr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
-        """Add ``delta`` to an int, of any size; the sum. Without an entry, ``default`` is added to.
+        """Add ``delta`` to the int stored under ``key``, which may have any size. Return the sum.
 
         Args:
-            ttl_seconds: how long an entry lives that is new; one that there is keeps its TTL.
+            default: what ``delta`` is added to if there is no entry.
+            ttl_seconds: the time to live of a new entry; one that exists keeps its own.
 
         Returns:
-            The new value; when the node is away and ``on_error`` is ``"miss"``, that of a new entry.
+            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, that of a new entry.
 
         Raises:
-            TypeError: the entry is no int, and unchanged (`NotAnInt`); or ``delta`` or ``default`` is none.
+            NotAnInt: the value is not an int, and unchanged.
+            TypeError: ``delta`` or ``default`` is not an int.
         """
         by, start = _int(delta, "delta"), _int(default, "default")
-        frames = pack_int(by), pack_int(start)
         seconds = ttl_to_seconds(ttl_seconds)
-        frame = self._core.call(
-            "incr",
-            key,
-            *frames,
-            seconds,
-            away=None,
-            idempotent=False,
-            largest_value=max(map(len, frames)),
-        )
-        return start + by if frame is None else int(self._core.decode(frame))
+        context = self._context
+        encoded = context.encode_key(key)
+        frame = self._answer(context.backend.incr, encoded, None, pack_int(by), pack_int(start), seconds)
+        return start + by if frame is None else int(context.decode(encoded, frame))
 
     def decr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
-        """`incr` by ``-delta``."""
+        """Subtract ``delta``; as `incr` with ``-delta``."""
         return self.incr(key, -_int(delta, "delta"), default, ttl_seconds)
 
     def touch(self, key: object, ttl_seconds: Ttl) -> bool:
-        """Have the entry live for ``ttl_seconds`` from now, or with None for good; whether there is one."""
-        return bool(self._core.call("touch", key, ttl_to_seconds(ttl_seconds), away=False))
+        """Set the time to live of an entry, counted from now (None: no expiry). Return whether the entry exists."""
+        seconds = ttl_to_seconds(ttl_seconds)
+        return self._answer(self._context.backend.touch, self._context.encode_key(key), False, seconds)
 
     @overload
     def pop(self, key: object) -> Any: ...
     @overload
     def pop(self, key: object, default: _T) -> Any | _T: ...
     def pop(self, key: object, default: Any = MISSING) -> Any:
-        """Remove the entry and return its value; without one ``default``, or `KeyError` if that is not given.
+        """Remove the entry and return its value; if there is none, return ``default`` or raise `KeyError`.
 
         Raises:
             SerializationError: the value does not unpickle here; the entry is removed all the same.
         """
-        frame = self._core.call("pop", key, away=None, idempotent=False)
+        context = self._context
+        encoded = context.encode_key(key)
+        frame = self._answer(context.backend.pop, encoded, None)
         if frame is not None:
-            return self._core.decode(frame)
+            return context.decode(encoded, frame)
         if default is MISSING:
             raise KeyError(key)
         return default
@@ -306,29 +319,37 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     @overload
     def setdefault(self, key: object, default: _T, ttl_seconds: Ttl = None) -> Any | _T: ...
     def setdefault(self, key: object, default: Any = None, ttl_seconds: Ttl = None) -> Any:
-        """The value stored under ``key``; without one, ``default`` is stored and returned. Errors as for `set`."""
+        """Return the value stored under ``key``; if there is none, store and return ``default``. Errors as `set`."""
         seconds = ttl_to_seconds(ttl_seconds)
-        frame = encode_value(default)
-        found = self._core.call(
-            "setdefault", key, frame, seconds, away=None, idempotent=False, largest_value=len(frame)
-        )
-        return default if found is None else self._core.decode(found)
+        context = self._context
+        encoded = context.encode_key(key)
+        frame = context.codec.encode(encoded, default)
+        found = self._answer(context.backend.setdefault, encoded, None, frame, seconds)
+        return default if found is None else context.decode(encoded, found)
 
     def delete(self, key: object) -> bool:
-        """Remove the entry; whether there was one.
+        """Remove the entry. Return whether it existed.
 
-        Not retried once the request was sent: a `NodeUnavailable` then means that it may or may not be removed.
+        Not retried once the request was sent: after a `NodeUnavailable` the entry may or may not be removed.
         """
-        return bool(self._core.call("delete", key, away=False, idempotent=False))
+        return self._answer(self._context.backend.delete, self._context.encode_key(key), False)
 
     def contains(self, key: object) -> bool:
-        """Whether there is an entry; it does not become more recent by that."""
-        return bool(self._core.call("contains", key, away=False))
+        """Return whether there is an entry. Does not count as a use of it, neither for eviction nor in `stats`."""
+        return self._answer(self._context.backend.contains, self._context.encode_key(key), False)
 
     def ttl(self, key: object) -> float | None:
-        """Seconds until the entry expires: ``math.inf`` when it never does, None when there is none."""
-        seconds = self._core.call("ttl", key, away=None)
+        """Return the seconds until the entry expires, ``math.inf`` if it never does, None if there is no entry."""
+        seconds = self._answer(self._context.backend.ttl, self._context.encode_key(key), None)
         return None if seconds is None else float(seconds)
+
+    def _answer(self, method: Callable[..., _T], key: bytes, missed: Any, *arguments: Any) -> _T:
+        """Return what a method of the backend returns; ``missed`` if the node is unreachable and that is a miss."""
+        try:
+            return method(key, *arguments, self._context.deadline())
+        except NodeUnavailable as error:
+            result: _T = self._context.missed(error, missed)
+            return result
 
     # Loading once ----------------------------------------------------------------------------------------
 
@@ -344,44 +365,45 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         lease_seconds: Duration = 60,
         tags: Iterable[str] | None = None,
     ) -> _T:
-        """The value stored under ``key``; without one, what ``factory()`` returns, which is stored.
+        """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
-        However many threads, processes and hosts ask for a missing key together, one calls its factory; the others wait
-        for the value. If the factory raises, that reaches its caller unchanged, and another one's factory is called; so
-        too if the caller's process ends. What was loaded is returned, but not stored, if the key was set or deleted
-        meanwhile, or one of ``tags`` invalidated: it may be older than that.
+        However many threads, processes and hosts ask for a missing key at the same time, one of them calls its factory;
+        the others wait for the value. If the factory raises, that caller gets the exception, and another caller's
+        factory is called; so too if the caller's process ends. A loaded value is returned but not stored if the key was
+        set or deleted meanwhile, or one of ``tags`` invalidated, because it may be outdated.
 
         Args:
-            stale_seconds: for so long after it has expired, a value is returned to others while one caller loads
-                a new one.
-            early: refresh a value before it expires, each caller with a chance that grows as that comes near and with
-                the time that loading takes; 1.0 is a good choice, more is earlier (XFetch). Should the factory then
-                raise, the value that there is is returned.
-            wait_seconds: how long to wait for another caller; None waits as long as it takes, 0 does not wait.
+            ttl_seconds, tags: of the stored value, as for `set`.
+            stale_seconds: how long after its expiry a value is still returned to others while one caller loads a new
+                one.
+            early: refresh a value before it expires. Each caller does so with a probability that grows as the expiry
+                comes near, and with the time that loading takes; 1.0 is a good choice, more is earlier (XFetch). If
+                the factory then raises, the existing value is returned.
+            wait_seconds: how long to wait for another caller; None for no limit, 0 for not at all.
             lease_seconds: how long a factory may take before another caller's is called too.
 
         Raises:
             WaitTimeout: another caller was still loading after ``wait_seconds``.
-            NodeUnavailable: the key's node is away. When ``on_error`` is ``"miss"``, what the factory returns is
-                returned, not stored; and so it is, whatever ``on_error`` says, if the node went away while it ran.
-            SerializationError, ValueTooLarge: what the factory returned cannot be stored.
-            TypeError: ``factory`` cannot be called: `setdefault` takes a value.
+            NodeUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called and its value is
+                returned, not stored; so too, whatever ``on_error`` says, if the node fails while the factory runs.
+            SerializationError, ValueTooLarge: the loaded value cannot be stored.
+            TypeError: ``factory`` is not callable.
         """
         if not callable(factory):
             raise TypeError(
                 "get_or_set takes a function that makes the value, and calls it if there is none; "
                 "setdefault takes a value."
             )
-        core = self._core
-        terms = checked_terms(
+        context = self._context
+        options = load_options(
             ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
             wait_seconds=wait_seconds,
             lease_seconds=lease_seconds,
         )
-        encoded, encoded_tags = core.encode_key(key), core.encode_tags(tags)
-        return loading.get_or_set(core, encoded, factory, terms, lambda: encoded_tags)
+        encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
+        return load_once.get_or_set(context, encoded, factory, options, lambda: encoded_tags)
 
     def memoize(
         self,
@@ -397,32 +419,32 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         wait_seconds: Duration | None = None,
         lease_seconds: Duration = 60,
     ) -> Memoizer:
-        """Keep a function's results: ``@cache.memoize(ttl_seconds=60)``, as by `get_or_set`.
+        """Cache a function's results: ``@cache.memoize(ttl_seconds=60)``. Loads as `get_or_set` does.
 
-        For functions, methods and ``async def`` functions, whose loop never waits for a node. Above ``@staticmethod``
-        and ``@classmethod``, or below. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
+        For functions, methods and ``async def`` functions, whose event loop is never blocked. Put it above or below
+        ``@staticmethod`` and ``@classmethod``. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
         ``.key(...)``, each called with the function's own arguments, and ``.original``.
 
-        A result belongs to the function's module and qualified name, in ``__main__`` also to its source, and to its
-        arguments, of which it does not matter how they are given or whether defaults are left out. What a function
-        refers to otherwise does not count, the variables around a nested one neither: have ``key`` name them.
+        The key of a result is the function's module and qualified name (in ``__main__`` also its source) and its
+        arguments, defaults included, however they are passed. Other things that a function refers to, such as the
+        variables around a nested function, are not part of the key: name them with ``key``.
 
         Args:
-            key: called with all arguments, by position and defaults included; what it returns stands for them.
-            ignore: names of arguments that do not matter, like ``("self",)``. A method's ``self`` is part of the key
-                otherwise, by what it pickles.
-            cache_if: called with a result; whether to keep it.
+            key: called with all arguments, by position and defaults included; its result replaces them in the key.
+            ignore: names of arguments that are left out of the key, like ``("self",)``. A method's ``self`` is
+                otherwise part of it, by what it pickles.
+            cache_if: called with a result; the result is stored if this returns true.
             typed: whether equal arguments of different types, like 1 and 1.0, have results of their own.
-            tags: of the results; or what makes them, called in the same way.
+            tags: of the results, or a function that makes them, called like ``key``.
             stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
 
-        Raises, when the function is called: as `get_or_set`; `InvalidKey` if an argument is no key.
+        Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument cannot be a key.
         """
         if callable(ttl_seconds):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
-        terms = checked_terms(
+        options = load_options(
             ttl_seconds=ttl_seconds,
             stale_seconds=stale_seconds,
             early=early,
@@ -431,8 +453,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         )
         return Memoizer(
             Settings(
-                core=self._core,
-                terms=terms,
+                context=self._context,
+                options=options,
                 key=key,
                 ignore=frozenset(ignore),
                 cache_if=cache_if,
@@ -444,143 +466,146 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     # Locks -----------------------------------------------------------------------------------------------
 
     def lock(self, name: object, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None) -> Lock:
-        """A lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
+        """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
 
-        It is renewed in the background while it is held, and free at once when the holder releases it or its process
-        ends. A holder that cannot renew it, as its host is gone or it is stopped, loses it after ``ttl_seconds``.
+        A held lock is renewed in the background. It is free at once when the holder releases it or its process ends. A
+        holder that cannot renew it, because its host failed or it is stopped, loses it after ``ttl_seconds``.
 
-        What this promises: as long as the name's node runs and the view of the nodes does not change, there is one
-        holder at a time whose ``ttl_seconds`` are not over. A node keeps its locks in its memory, in one copy: when it
-        ends, or nodes join or leave so that another one looks after the name, the lock is free, though its holder has
-        it for up to a third of ``ttl_seconds`` before it notices. Copies of entries do not change this. So a lock saves
-        work that need not be done twice; where doing it twice would do harm, hand `Lock.token` on to what the lock
-        protects, and have that refuse a token smaller than one that it has seen: tokens only grow (from node to
-        node as far as their clocks agree).
+        The promise: while the name's node runs and the view of the nodes does not change, there is at most one holder
+        whose ``ttl_seconds`` are not over. A node keeps its locks in memory, in one copy: if the node ends, or nodes
+        join or leave so that another one owns the name, the lock is free, although its holder notices only after up to
+        a third of ``ttl_seconds``. So a lock avoids duplicate work; where duplicate work would do harm, pass
+        `Lock.token` on to what the lock protects, and have that refuse a token smaller than one that it has seen.
+        Tokens only grow (from node to node as far as their clocks agree).
 
         Args:
-            wait_seconds: how long to wait for it; None waits as long as it takes, 0 does not wait.
+            name: any key. A lock and an entry of the same name are independent.
+            ttl_seconds: as above, in seconds or as a timedelta.
+            wait_seconds: how long to wait for it; None for no limit, 0 for not at all.
 
         Raises, when it is acquired: `LockTimeout`; `NodeUnavailable` whatever ``on_error`` says. When it is released:
-        `LockLost` if it was lost before, unless the body of a ``with`` raised already.
+        `LockLost` if it was lost before, unless the body of a ``with`` has raised already.
         """
-        return Lock(self._core, name, 1, ttl_seconds, wait_seconds)
+        return Lock(self._context, name, 1, ttl_seconds, wait_seconds)
 
     def semaphore(
         self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
     ) -> Lock:
-        """As `lock`, for up to ``n`` holders at a time; everybody is to give the same ``n``."""
-        return Lock(self._core, name, check_limit(n), ttl_seconds, wait_seconds)
+        """Return a lock that up to ``n`` callers hold at a time; all must pass the same ``n``. Otherwise as `lock`."""
+        return Lock(self._context, name, check_limit(n), ttl_seconds, wait_seconds)
 
     # Many keys -------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
-        """The values of those ``keys`` that have one, by key, in the keys' order.
+        """Return the values of those ``keys`` that have one, by key, in the order of the keys.
 
         Raises:
-            TypeError: a key is not hashable, like a list; `get` takes those.
-            PartialFailure: a node is away, or a value does not unpickle here; it has the other values.
+            TypeError: a key is not hashable, like a list; `get` accepts those.
+            PartialFailure: a node is unreachable, or a value does not unpickle here; it has the other values.
         """
-        return batches.get_many(self._core, keys)
+        return bulk.get_many(self._context, keys)
 
     def set_many(
         self, mapping: Mapping[Any, Any], ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
     ) -> int:
-        """Store every entry of ``mapping``, each with these ``tags``; how many were stored.
+        """Store every entry of ``mapping``, each with these ``tags``. Return how many were stored.
 
         All keys and values are encoded before anything is sent.
 
         Raises:
             ValueError, TypeError, SerializationError: as `set`.
-            PartialFailure: a node is away, or a value is too large for its node; the other entries are stored.
+            PartialFailure: a node is unreachable, or a value is too large for its node; the other entries are stored.
         """
-        return batches.set_many(self._core, mapping, ttl_seconds, tags)
+        return bulk.set_many(self._context, mapping, ttl_seconds, tags)
 
     def delete_many(self, keys: Iterable[object]) -> int:
-        """Remove the entries of ``keys``; how many there were.
+        """Remove the entries of ``keys``. Return how many existed.
 
         Raises:
-            PartialFailure: a node is away; the other entries are removed. Where a key is not hashable, only why.
+            PartialFailure: a node is unreachable; the other entries are removed. If a key is not hashable, the reason
+                itself is raised.
         """
-        return batches.delete_many(self._core, keys)
+        return bulk.delete_many(self._context, keys)
 
     def touch_many(self, keys: Iterable[object], ttl_seconds: Ttl) -> int:
-        """Have the entries of ``keys`` live for ``ttl_seconds`` from now, or with None for good; how many there are.
+        """Set the time to live of the entries of ``keys``, counted from now (None: no expiry). Return how many exist.
 
         Raises:
-            PartialFailure: a node is away; the other entries are touched. Where a key is not hashable, only why.
+            PartialFailure: a node is unreachable; the other entries are touched. If a key is not hashable, the reason
+                itself is raised.
         """
-        return batches.touch_many(self._core, keys, ttl_seconds)
+        return bulk.touch_many(self._context, keys, ttl_seconds)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
     def namespace(self, name: str) -> Self:
-        """A client of its own over a slice of the keys, which nothing else sees: neither `len` nor `clear` of this one.
+        """Return a client for a part of the keys that no other client sees, not even `len` and `clear` of this one.
 
         It shares this one's settings and connections. Closing it leaves this one open; closing this one closes it.
         ``PyroCacheClient(namespace="shop")`` is one too, and so is ``namespace("shop").namespace("eu")``.
 
         Raises:
-            ConfigurationError: it is no str, longer than 255 bytes in UTF-8, or all names together than 512.
+            ConfigurationError: ``name`` is not a str, or longer than 255 bytes in UTF-8, or the path than 512.
         """
-        inner = object.__new__(type(self))
-        inner._core = self._core.namespace(name)
-        return inner
+        return self._of(self._context.namespace(name))
 
     def invalidate_tag(self, tag: str) -> int:
-        """Remove every entry of this namespace that was stored with ``tag``, on every node; how many there were.
+        """Remove every entry of this namespace that was stored with ``tag``, on every node. Return how many there were.
 
-        No later read returns one of them. It takes no longer for many than for one, which is why those are counted too
-        that were gone, but not swept yet: expired, cleared, or invalidated by another tag.
+        No later read returns one of them. It takes the same time for one entry and for a million. The count includes
+        entries that were expired or cleared but not reclaimed yet.
         """
-        return self._core.sum_of("invalidate_tag", self._core.encode_tag(tag), idempotent=True)
+        return self._total(self._context.backend.invalidate_tag, self._context.encode_tag(tag))
 
     def clear(self) -> int:  # type: ignore[override]  # a dict's returns nothing
-        """Remove every entry of this client's namespace; how many there were, some that had expired included."""
-        return self._core.sum_of("clear", self._core.prefix)
+        """Remove every entry of this namespace. Return how many there were, including some that had expired."""
+        return self._total(self._context.backend.clear, self._context.prefix)
 
     def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
-        """The keys of this namespace, node by node, in no order.
+        """Return an iterator over the keys of this namespace, node by node, in no order.
 
-        No key comes twice. Each that is there throughout comes once; of those that come or go meanwhile, some do. A key
-        leaves, too, when a node joins or leaves and another owns it then.
+        No key comes twice. A key that exists throughout comes once; one that is stored or removed meanwhile may or may
+        not come. When a node joins or leaves, keys that change their owner are removed.
 
         Args:
             prefix: only keys that are texts which begin with this text, or tuples which begin with these items.
-            batch: how many to ask a node for at a time, 1,000 at most. Each time is a call with a deadline of its own.
+            batch: how many keys to ask a node for at a time, at most 1,000. Each time is a call with its own timeout.
 
         Raises:
             TypeError: ``prefix`` is neither a text nor a tuple.
         """
-        return scanning.scan(self._core, prefix, batch)
+        return scan.scan(self._context, prefix, batch)
 
     def __iter__(self) -> Iterator[Any]:
-        return scanning.scan(self._core)
+        return scan.scan(self._context)
 
     def items(self) -> Items:
-        """The entries as a view, like a dict's. Values are fetched page by page, as it is walked over."""
+        """Return a view of the entries, like a dict's. Values are fetched page by page during iteration."""
         return Items(self)
 
     def values(self) -> Values:
-        """The values as a view, like a dict's; fetched page by page, as it is walked over."""
+        """Return a view of the values, like a dict's. They are fetched page by page during iteration."""
         return Values(self)
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove some entry and return its key and value; `KeyError` without any. No two callers get the same one.
+        """Remove some entry and return its key and value. No two callers get the same entry.
 
-        It is removed even if it does not unpickle here.
+        Raises:
+            KeyError: there is no entry.
+            SerializationError: the value does not unpickle here; the entry is removed all the same.
         """
-        return scanning.pop_any(self._core)
+        return scan.pop_any(self._context)
 
     def __len__(self) -> int:
-        """Entries in this client's namespace, over all nodes."""
-        return self._core.sum_of("count", self._core.prefix, idempotent=True)
+        """Return the number of entries in this namespace, over all nodes."""
+        return self._total(self._context.backend.count, self._context.prefix, None)
 
     def __bool__(self) -> bool:
-        """Whether there is any entry in this client's namespace."""
-        return bool(self._core.sum_of("count", self._core.prefix, 1, idempotent=True))
+        """Return whether there is any entry in this namespace."""
+        return bool(self._total(self._context.backend.count, self._context.prefix, 1))
 
     def __eq__(self, other: object) -> bool:
-        """Whether another mapping has the same entries; all of them are fetched."""
+        """Return whether another mapping has the same entries. Fetches all of them."""
         if self is other or not isinstance(other, Mapping):
             return self is other or NotImplemented
         try:
@@ -609,38 +634,49 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     # The cluster -----------------------------------------------------------------------------------------
 
     def nodes(self) -> list[Member]:
-        """The nodes that share the keys, as the name server lists them now."""
-        core = self._core
-        return list(core.router.fresh_view(core.deadline()).members)
+        """Return the nodes that share the keys, as the name server lists them now."""
+        return list(self._context.backend.nodes(self._context.deadline()))
 
     def node_for(self, key: object) -> Member:
-        """The node that owns ``key``."""
-        core = self._core
-        encoded = core.encode_key(key)
-        return core.router.view(core.deadline()).owner(encoded)
+        """Return the node that owns ``key``."""
+        context = self._context
+        return context.backend.owner(context.encode_key(key), context.deadline())
 
     def stats(self) -> Stats:
-        """Figures of every node, their sums, and this client's own. A node that is away is named, not an error."""
-        core = self._core
+        """Return figures of every node, their sums, and this client's own.
+
+        An unreachable node is not an error: its name is in `Stats.away`.
+        """
+        context = self._context
         nodes: dict[str, NodeStats] = {}
         away: list[str] = []
-        for member, answer in core.router.everywhere("stats", deadline=core.deadline(), idempotent=True):
+        for member, answer in context.backend.stats(context.deadline()):
             if isinstance(answer, NodeUnavailable):
                 away.append(member.name)
             else:
                 nodes[member.name] = NodeStats.from_wire(answer)
-        return Stats.of(nodes, core.figures(), away)
+        return Stats.of(nodes, context.figures(), away)
 
     def reset_stats(self) -> None:
-        """Have every node and this client count from 0; what there is now (entries, bytes) stays."""
-        self._core.sum_of("reset_stats", idempotent=True)
-        self._core.reset_figures()
+        """Set the counters of every node and of this client to 0. Figures of the present (entries, bytes) stay."""
+        self._total(self._context.backend.reset_stats)
+        self._context.reset_figures()
+
+    def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
+        """Return the sum of the nodes' answers; what to do about an unreachable node is up to ``on_error``."""
+        total = 0
+        for _, answer in method(*arguments, self._context.deadline()):
+            if isinstance(answer, NodeUnavailable):
+                self._context.missed(answer, None)
+            else:
+                total += answer
+        return total
 
     # Life ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""
-        self._core.close()
+        self._context.close()
 
     def __enter__(self) -> Self:
         return self
@@ -651,18 +687,18 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self.close()
 
     def __repr__(self) -> str:
-        config = self._core.config
+        config = self._context.config
         parts = [repr(config.nameserver)]
         if config.namespace:
             path = config.namespace
             parts.append(f"namespace={(path[0] if len(path) == 1 else path)!r}")
-        return f"<PyroCacheClient {' '.join(parts)}{' closed' if self._core.closed else ''}>"
+        return f"<PyroCacheClient {' '.join(parts)}{' closed' if self._context.closed else ''}>"
 
     def __getstate__(self) -> ClientConfig:
-        return self._core.config
+        return self._context.config
 
     def __setstate__(self, config: ClientConfig) -> None:
-        self._core = Core(config)
+        self._context = ClientContext(config, ClusterBackend.of(config))
 
 
 def _version(version: int) -> int:
@@ -674,7 +710,7 @@ def _version(version: int) -> int:
 
 
 def _int(number: object, name: str) -> int:
-    """The argument called ``name`` as an int, of those that are one (numpy's, too)."""
+    """Return an argument as an int; other integral types, as numpy's, are accepted."""
     try:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
@@ -684,5 +720,5 @@ def _int(number: object, name: str) -> int:
 def _finite(touch_seconds: Ttl) -> float:
     seconds = ttl_to_seconds(touch_seconds, "touch_seconds")
     if seconds is None:
-        raise ValueError("touch_seconds is finite: touch(key, None) has an entry live for good.")
+        raise ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry.")
     return seconds

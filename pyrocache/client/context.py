@@ -19,8 +19,8 @@ from enum import Enum
 from types import EllipsisType
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
-from pyrocache.client.backend import Answers, Backend, Frame
-from pyrocache.client.codec import decode_value, encode_value
+from pyrocache.client.backend import Backend
+from pyrocache.client.codec import Codec
 from pyrocache.client.keys.encoding import encode_key, namespace_prefix
 from pyrocache.client.keys.format import utf8
 from pyrocache.client.stats import ClientStats
@@ -28,6 +28,7 @@ from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
+from pyrocache.runtime import at_fork
 
 log = logging.getLogger("pyrocache.client")
 
@@ -66,6 +67,7 @@ class ClientContext:
 
     Attributes:
         config, backend: as given; once closed, every method of the backend raises `ClientClosed`.
+        codec: encodes and decodes values.
         prefix: begins every key.
         timeout: seconds for a call.
     """
@@ -73,12 +75,14 @@ class ClientContext:
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
         self.config = config
         self.backend = backend
+        self.codec = Codec()
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
         self._root = root
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards: _figures
         self._figures = ClientStats()
+        at_fork.in_child(self._reset_after_fork)
 
     @property
     def closed(self) -> bool:
@@ -111,14 +115,10 @@ class ClientContext:
         """Return the canonical bytes of a key of this namespace."""
         return encode_key(key, self.prefix)
 
-    def encode(self, key: bytes, value: object) -> Frame:
-        """Return the frame of a value that is to be stored under a canonical key. Raises `SerializationError`."""
-        return encode_value(value)
-
     def decode(self, key: bytes, frame: Any) -> Any:
         """Return the value in a frame. Counts a corrupt one."""
         try:
-            return decode_value(frame)
+            return self.codec.decode(key, frame)
         except CorruptValue:
             self.count("corrupt_values")
             raise
@@ -152,16 +152,6 @@ class ClientContext:
         log.warning("Counted as a miss: %s", error)
         return value
 
-    def sum_of(self, answers: Answers) -> int:
-        """Return the sum of the nodes' answers; a node that is unreachable is treated as ``on_error`` says."""
-        total = 0
-        for _, answer in answers:
-            if isinstance(answer, NodeUnavailable):
-                self.missed(answer, None)
-            else:
-                total += answer
-        return total
-
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's own figures, a field of `ClientStats`."""
         with self._lock:
@@ -170,6 +160,9 @@ class ClientContext:
     def figures(self) -> ClientStats:
         """Return this client's own figures."""
         return self._figures
+
+    def _reset_after_fork(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def reset_figures(self) -> None:
         """Set this client's own figures to 0."""

@@ -77,9 +77,10 @@ class ClusterView:
     Attributes:
         members: the nodes, sorted by number.
         id: equal for two views iff they route alike; never 0.
+        owners: by partition, the index in ``members`` of its owner, or -1 until `owner` was asked for it.
     """
 
-    __slots__ = ("_by_name", "_owners", "_weighted", "id", "members")
+    __slots__ = ("_by_name", "_weighted", "id", "members", "owners")
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))
@@ -91,7 +92,7 @@ class ClusterView:
         routed = "\n".join(f"{member.name} {float(member.weight)!r}" for member in self.members)
         self.id: int = xxh3_64_intdigest(routed.encode()) or 1
         self._weighted = [(member.name.encode(), float(member.weight)) for member in self.members]
-        self._owners = array("h", [_UNKNOWN]) * PARTITIONS  # indices in members; small, to stay in caches
+        self.owners = array("h", [_UNKNOWN]) * PARTITIONS  # indices in members; small, to stay in caches
 
     def __len__(self) -> int:
         return len(self.members)
@@ -120,12 +121,12 @@ class ClusterView:
             LookupError: the view is empty.
         """
         partition = xxh3_64_intdigest(key) % PARTITIONS
-        owner = self._owners[partition]
+        owner = self.owners[partition]
         return self.members[owner if owner >= 0 else self._first(partition)]
 
     def owner_of_partition(self, partition: int) -> Member:
         """Return the node that owns a partition. Raises `LookupError` if the view is empty."""
-        owner = self._owners[partition]
+        owner = self.owners[partition]
         return self.members[owner if owner >= 0 else self._first(partition)]
 
     def split(self, keys: Sequence[bytes], indices: Sequence[int]) -> list[list[int]]:
@@ -137,7 +138,7 @@ class ClusterView:
         if len(self.members) == 1:
             return [list(indices)]
         owned: list[list[int]] = [[] for _ in range(len(self.members) + 1)]
-        add, owners = [own.append for own in owned], self._owners
+        add, owners = [own.append for own in owned], self.owners
         for index, hashed in zip(
             indices, map(xxh3_64_intdigest, map(keys.__getitem__, indices)), strict=True
         ):
@@ -156,7 +157,7 @@ class ClusterView:
         scores = self._scores(partition)
         if not scores:
             raise LookupError("The view has no nodes.")
-        owner = self._owners[partition] = scores.index(max(scores))
+        owner = self.owners[partition] = scores.index(max(scores))
         return owner
 
     def _scores(self, partition: int) -> list[float]:

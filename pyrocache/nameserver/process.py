@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
-from Pyro5.nameserver import MemoryStorage, NameServer, SqlStorage
+from Pyro5.nameserver import MemoryStorage, SqlStorage
 
 from pyrocache.config import NodeConfig, check_bind_host, format_address
 from pyrocache.errors import ConfigurationError, PyroCacheError
@@ -64,8 +64,8 @@ def serve(
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 
     try:
-        entries = NameServer(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
-        entries.count()
+        names = Names(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
+        names.count()
     except (sqlite3.Error, PyroError, ValueError) as error:
         raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
     try:
@@ -77,8 +77,16 @@ def serve(
         ) from error
     address = format_address(host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
-    entries.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
-    loop = EventLoop([listener], _dispatcher(entries), _LIMITS)
+    names.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
+    dispatcher = Dispatcher(
+        NAMESERVER_NAME,
+        names,
+        COMMANDS,
+        greeting="hello",  # as Pyro5's says
+        max_frame_bytes=_MAX_REQUEST_BYTES,
+        serializers=(MSGPACK, SERPENT),
+    )
+    loop = EventLoop([listener], dispatcher, _LIMITS)
     thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
     thread.start()
     try:
@@ -90,17 +98,6 @@ def serve(
     finally:
         loop.shutdown()
         thread.join(2.0)
-
-
-def _dispatcher(entries: NameServer) -> Dispatcher:
-    return Dispatcher(
-        NAMESERVER_NAME,
-        Names(entries),
-        COMMANDS,
-        greeting="hello",  # as Pyro5's says
-        max_frame_bytes=_MAX_REQUEST_BYTES,
-        serializers=(MSGPACK, SERPENT),
-    )
 
 
 def main(argv: list[str]) -> NoReturn:

@@ -13,6 +13,7 @@ import serpent
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing
 from pyrocache.protocol.handshake import Serializer
+from pyrocache.protocol.messages import as_call
 
 _NUMBER = 1
 
@@ -29,17 +30,10 @@ def _loads(body: bytes | memoryview) -> Any:
 
 
 def _loads_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str, Any]]:
-    call = _loads(body)
-    if isinstance(call, tuple) and len(call) == 4:
-        object_id, name, arguments, options = call
-        if (
-            type(object_id) is str
-            and type(name) is str
-            and type(arguments) in (list, tuple)
-            and type(options) is dict
-        ):
-            return object_id, name, list(arguments), options
-    raise ProtocolError("A call is an object, a method, arguments and options.")
+    call = _loads(body)  # its arguments are a tuple, or a list
+    return as_call(
+        [list(part) if type(part) is tuple else part for part in call] if type(call) is tuple else call
+    )
 
 
 def _pack_result(sequence: int, result: Any) -> bytes:

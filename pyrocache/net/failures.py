@@ -41,13 +41,17 @@ class Unavailable(Exception):
         error: what to raise to the user.
         maybe_executed: the whole request had been sent, so the node may have acted on it.
         timed_out: the node did not answer in time.
+        gone: something at its address answered, but no such node: by a refused or reset connection or handshake.
     """
 
-    def __init__(self, error: NodeUnavailable, *, maybe_executed: bool, timed_out: bool) -> None:
+    def __init__(
+        self, error: NodeUnavailable, *, maybe_executed: bool, timed_out: bool, gone: bool = False
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.maybe_executed = maybe_executed
         self.timed_out = timed_out
+        self.gone = gone
 
 
 class PoolExhausted(Exception):
@@ -78,7 +82,8 @@ def unavailable(
     else:
         text = f"{where} cannot be reached ({type(cause).__name__})"
     error = kind(f"{operation} failed: {text}. See which nodes answer with: pyrocache status")
-    return Unavailable(error, maybe_executed=sent, timed_out=timed_out)
+    gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
+    return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
 
 
 def too_large(member: Endpoint, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:

@@ -1,19 +1,23 @@
-"""How a node speaks to another node: rarely, briefly, and only to learn whether it is there.
+"""How a node asks other nodes whether they are there. Rare, brief, and all of them at once.
 
-Uses Pyro5's own proxy, one connection a question. Any thread may call.
+Each question opens connections of its own and closes them afterwards, so that nothing is held open between nodes. All
+peers are asked in parallel and share one deadline. Thread-safe: a `Peers` has no state.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from Pyro5.client import Proxy
-from Pyro5.errors import CommunicationError, PyroError, TimeoutError
-
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import Overloaded
+from pyrocache.net.calls import Connections, Request
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.protocol.commands import MEMBERS, PING
+from pyrocache.protocol.refusals import OVERLOADED
 
 PROBE_SECONDS = 0.5
 
@@ -23,70 +27,73 @@ class PeerState(enum.Enum):
 
     SERVING = "serving"
     SILENT = "silent"
-    """Something listens and does not answer: it may be stopped, or cut off, and come back."""
+    """Something listens and does not answer: it may be stopped or cut off, and come back."""
     GONE = "gone"
-    """Nobody of that name is there, or it is on its way out."""
+    """No node of that name is there, or it is leaving."""
 
 
-def probe(member: Member, *, view_id: int = 0, timeout: float = PROBE_SECONDS) -> PeerState:
-    """Ask whether ``member`` is there.
-
-    Args:
-        member: whom to ask, at its address.
-        view_id: the asker's view: a peer that holds another looks into the name server soon.
-        timeout: seconds that it may take.
-    """
-    try:
-        answer = _ping(member, view_id, timeout)
-    except CommunicationError as error:
-        return _state_from(error)
-    except PyroError:
-        return PeerState.GONE
-    except OSError:
-        return PeerState.SILENT
-    return PeerState.SERVING if answer.get("serving") is True else PeerState.GONE
-
-
-def _state_from(error: CommunicationError) -> PeerState:
-    if isinstance(error, TimeoutError):
-        return PeerState.SILENT
-    if "overloaded" in str(error):  # it turns connections away, so it is there
-        return PeerState.SERVING
-    cause = error.__cause__
-    answered = cause is None or isinstance(cause, ConnectionError)  # by a reset, or by not knowing the name
-    return PeerState.GONE if answered else PeerState.SILENT
-
-
-def knows(peer: Member, member: Member, *, view_id: int = 0, timeout: float = PROBE_SECONDS) -> bool | None:
-    """Whether ``peer`` has this incarnation of ``member`` in its view; None when it does not answer.
+class Peers:
+    """Asks other nodes.
 
     Args:
-        view_id: the asker's view: a peer that holds another looks into the name server soon.
+        timeout: seconds that each question may take, for all peers together.
     """
-    try:
-        with _proxy(peer, timeout) as proxy:
-            proxy.ping(view_id)
-            members = proxy.members()
-        return any(name == member.name and tag == member.incarnation for name, _, _, _, tag, *_ in members)
-    except (PyroError, OSError, TypeError, ValueError):
-        return None
 
+    def __init__(self, timeout: float = PROBE_SECONDS) -> None:
+        self._timeout = timeout
 
-def tell_view(members: Iterable[Member], view: ClusterView) -> None:
-    """Have ``members`` look into the name server soon if they do not hold ``view``. Best effort."""
-    for member in members:
+    def states(self, members: Sequence[Member], view_id: int = 0) -> list[PeerState]:
+        """Return whether each of ``members`` is there.
+
+        Args:
+            view_id: the asker's view: a peer that holds another looks into the name server soon.
+        """
+        requests = [Request(member, PING, (view_id,)) for member in members]
+        return [_state(answer) for answer in self._ask(requests)]
+
+    def know(self, peers: Sequence[Member], member: Member, view_id: int = 0) -> list[bool | None]:
+        """Return whether each of ``peers`` has this incarnation of ``member`` in its view; None: it does not answer.
+
+        Args:
+            view_id: as in `states`.
+        """
+        requests = [
+            Request(peer, command, arguments)
+            for command, arguments in ((PING, (view_id,)), (MEMBERS, ()))
+            for peer in peers
+        ]
+        return [_lists(answer, member) for answer in self._ask(requests)[len(peers) :]]
+
+    def announce(self, view: ClusterView) -> None:
+        """Make the members of ``view`` look into the name server soon if they do not hold it. Best effort."""
         with contextlib.suppress(Exception):
-            probe(member, view_id=view.id)
+            self.states(view.members, view.id)
+
+    def _ask(self, requests: Sequence[Request]) -> list[Any]:
+        """Return the outcome of each request, in order."""
+        connections = Connections(max_per_node=2, transport="tcp")  # over TCP, as most callers reach a node
+        outcomes: list[Any] = [None] * len(requests)
+        try:
+            for index, outcome in connections.exchange(requests, Deadline(self._timeout)):
+                outcomes[index] = outcome
+        finally:
+            connections.close()
+        return outcomes
 
 
-def _ping(member: Member, view_id: int, timeout: float) -> dict[str, Any]:
-    with _proxy(member, timeout) as proxy:
-        answer = proxy.ping(view_id)
-        return answer if isinstance(answer, dict) else {}
+def _state(answer: Any) -> PeerState:
+    if isinstance(answer, Unavailable):
+        if isinstance(answer.error, Overloaded):  # it turns connections away, so it is there
+            return PeerState.SERVING
+        return PeerState.GONE if answer.gone else PeerState.SILENT
+    if isinstance(answer, Refused):
+        return PeerState.SERVING if answer.refusal.code == OVERLOADED else PeerState.GONE
+    serving = isinstance(answer, dict) and answer.get("serving") is True
+    return PeerState.SERVING if serving else PeerState.GONE
 
 
-def _proxy(member: Member, timeout: float) -> Any:
-    proxy = Proxy(f"PYRO:{member.name}@{member.address}")
-    proxy._pyroTimeout = timeout
-    proxy._pyroSerializer = "msgpack"
-    return proxy
+def _lists(answer: Any, member: Member) -> bool | None:
+    try:
+        return any(name == member.name and tag == member.incarnation for name, _, _, _, tag, *_ in answer)
+    except (TypeError, ValueError):  # it is a failure, or not a list of members
+        return None

@@ -4,14 +4,14 @@ Owns what is said before the first request: which object the client wants, which
 tells of itself. Does not send or receive, and does not judge requests; `ServerHandshake.admit` hands their headers on
 once the connection is established. A handshake belongs to one connection and is used by one thread at a time.
 
-Today it is Pyro5's: one CONNECT message and one answer. `Offer` and `Greeting` have the places for authentication and
+Today it is Pyro5's: one CONNECT message and one answer. `Greeting` has the places for authentication and
 for agreeing on capabilities; what is left empty is not sent, so that the bytes are those of Pyro5. A proof of a shared
 secret by challenge and response needs one message more: the client's proof of the server's nonce. `State` gets a
 member between `AWAITING` and `ESTABLISHED` then, and nothing else is admitted in that state.
 
     client                                  server
-    AWAITING   -- CONNECT {Offer}        -> AWAITING
-    ESTABLISHED <- CONNECT_OK {Greeting} -- ESTABLISHED
+    AWAITING   -- CONNECT {greeting}     -> AWAITING
+    ESTABLISHED <- CONNECT_OK {greeting} -- ESTABLISHED
     REFUSED    <- CONNECT_FAIL "reason"  -- REFUSED
 """
 
@@ -62,36 +62,16 @@ class HandshakeRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a client says of itself.
-
-    Attributes:
-        capabilities: optional parts of the protocol that it knows. None are defined yet.
-        nonce: a random challenge that the server has to answer by a proof. Not used yet.
-        identity: who the client is. Not used yet.
-    """
-
-    capabilities: tuple[str, ...] = ()
-    nonce: bytes = b""
-    identity: str = ""
-
-    def to_wire(self) -> Any:
-        """Return the plain value to send: a word if there is nothing to offer."""
-        fields = _filled(capabilities=list(self.capabilities), nonce=self.nonce, identity=self.identity)
-        return fields or "pyrocache"
-
-
-@dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a server says of itself.
+    """What one end says of itself. A client says nothing yet.
 
     Attributes:
-        node: its name; identity, unproven.
-        incarnation: tells this start of it from the others; identity, unproven.
-        max_value_bytes: the largest value frame that it takes; None: it does not say.
-        capabilities: optional parts of the protocol that it knows. None are defined yet.
-        nonce: a random challenge that the client has to answer by a proof. Not used yet.
-        proof: the answer to the client's nonce. Not used yet.
+        node: the name of the node; identity, unproven.
+        incarnation: tells this start of the node from the others; identity, unproven.
+        max_value_bytes: the largest value frame that the node takes; None: it does not say.
+        capabilities: optional parts of the protocol that this end knows. None are defined yet.
+        nonce: a random challenge that the other end has to answer by a proof. Not used yet.
+        proof: the answer to the other end's nonce. Not used yet.
     """
 
     node: str = ""
@@ -102,28 +82,26 @@ class Greeting:
     proof: bytes = b""
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the plain value to send."""
-        return {
-            "node": self.node,
-            "incarnation": self.incarnation,
-            "max_value_bytes": self.max_value_bytes,
-            **_filled(capabilities=list(self.capabilities), nonce=self.nonce, proof=self.proof),
-        }
+        """Return the plain value to send: what is not empty."""
+        return {name: value for name in _KINDS if (value := getattr(self, name))}
 
     @classmethod
     def from_wire(cls, data: Any) -> Greeting:
         """Return what ``data`` says; what is missing or of a wrong type stays empty. A stock daemon says "hello"."""
         if not isinstance(data, dict):
             return cls()
-        capabilities = data.get("capabilities")
-        return cls(
-            node=_typed(data.get("node"), str, ""),
-            incarnation=_typed(data.get("incarnation"), str, ""),
-            max_value_bytes=_typed(data.get("max_value_bytes"), int, None),
-            capabilities=tuple(map(str, capabilities)) if isinstance(capabilities, list) else (),
-            nonce=_typed(data.get("nonce"), bytes, b""),
-            proof=_typed(data.get("proof"), bytes, b""),
-        )
+        said = {name: data[name] for name, kind in _KINDS.items() if type(data.get(name)) is kind}
+        return cls(**said | {"capabilities": tuple(map(str, said.get("capabilities", ())))})
+
+
+_KINDS = {
+    "node": str,
+    "incarnation": str,
+    "max_value_bytes": int,
+    "capabilities": list,
+    "nonce": bytes,
+    "proof": bytes,
+}
 
 
 class ClientHandshake:
@@ -131,22 +109,22 @@ class ClientHandshake:
 
     Args:
         object_id: the remote object that the connection is for.
-        offer: what to say of the client.
+        greeting: what to say of the client, if anything.
 
     Attributes:
         state: how far it has come.
     """
 
-    __slots__ = ("_object_id", "_offer", "state")
+    __slots__ = ("_greeting", "_object_id", "state")
 
-    def __init__(self, object_id: str, offer: Offer | None = None) -> None:
+    def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
         self._object_id = object_id
-        self._offer = Offer() if offer is None else offer
+        self._greeting = "pyrocache" if greeting is None else greeting.to_wire()
         self.state = State.AWAITING
 
     def request(self) -> bytes:
         """Return the message that begins the handshake."""
-        body = pack_plain({"handshake": self._offer.to_wire(), "object": self._object_id})
+        body = pack_plain({"handshake": self._greeting, "object": self._object_id})
         return framing.pack_message(framing.CONNECT, 0, body)
 
     def admit(self, header: Header) -> None:
@@ -206,7 +184,7 @@ class ServerHandshake:
 
     Args:
         describe: what to tell a client of the object that it wants, as the plain value of a CONNECT_OK message. Gets
-            the object's id and the client's offer; raises `HandshakeRefused` to refuse.
+            the object's id and the client's greeting; raises `HandshakeRefused` to refuse.
         admit_request: judges the headers of requests, once the connection is established.
         spoken: the serializers that a client may choose from, by number.
         refusals: a sentence for clients that chose another one, written in that one, by number.
@@ -284,11 +262,3 @@ class ServerHandshake:
             framing.CONNECT_FAIL, header.sequence, bytes(body), serializer=header.serializer
         )
         return HandshakeRefused(reason, reply)
-
-
-def _filled(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value}
-
-
-def _typed(value: Any, kind: type, default: Any) -> Any:
-    return value if type(value) is kind else default

@@ -17,6 +17,9 @@ MAX_TAGS = 64
 MAX_TAG_BYTES = 2048
 """The longest tag, its namespace included."""
 
+NO_VIEW = 0
+"""As a view id: of no view; such a request is not refused for its view."""
+
 KEEP_TTL = -1
 """As a TTL: keep the entry's TTL."""
 

@@ -226,8 +226,15 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
         call = _unpack_with_large_value(view, _USUAL_HEAD)
         if call is None:
             call = _unpack_with_large_value(view, _LONGEST_HEAD)
-    if not call:
-        call = unpack_plain(body)
+    return as_call(call or unpack_plain(body))
+
+
+def as_call(call: Any) -> tuple[str, str, list[Any], dict[str, Any]]:
+    """Return ``call`` if it is object id, method, arguments and options.
+
+    Raises:
+        ProtocolError: it is not.
+    """
     if isinstance(call, (list, tuple)) and len(call) == 4:
         object_id, name, arguments, options = call
         if type(object_id) is str and type(name) is str and type(arguments) is list and type(options) is dict:

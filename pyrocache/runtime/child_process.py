@@ -35,13 +35,10 @@ class ChildProcess:
     Args:
         module: the module; it prints one line of JSON when it is ready.
         settings: its settings, passed as JSON.
-        variables: environment variables for it, unless the user has set them.
         quiet: capture its standard error, for the error message if it does not start.
     """
 
-    def __init__(
-        self, module: str, settings: dict[str, Any], *, quiet: bool, variables: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
         self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
         self._process = subprocess.Popen(
             # -P: import no module from the working directory
@@ -49,7 +46,7 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**(variables or {}), **environment()},
+            env=environment(),
             process_group=0,
         )
         self.started_at = time.monotonic()
@@ -155,11 +152,7 @@ def start_nameserver(
 
 def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
     """Start a node process. ``settings`` are fields of `NodeConfig`."""
-    # Large values are then given back to the system one by one. By default glibc raises this threshold as it sees fit,
-    # and a node that holds values of megabytes takes twice its memory and more.
-    # Neither is the end of the heap given back and taken anew with every request.
-    variables = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20)}
-    return ChildProcess("pyrocache.node.process", settings, quiet=quiet, variables=variables)
+    return ChildProcess("pyrocache.node.process", settings, quiet=quiet)
 
 
 def environment() -> dict[str, str]:

@@ -1,19 +1,20 @@
-"""Replies that are made later: `Deferred`, and the `Session` that waits for one.
+"""Deferred replies: `Deferred`, the promise of a result, and the `Session` of the connection that waits for it.
 
-A call that waits for another caller, for a lease or a lock say, returns a `Deferred` instead of a result. No thread
-waits with it: whoever has the result *gives* it, on whatever thread. A `Deferred` has exactly one outcome: what it was
-given, what it was refused with, what it gives by itself at its deadline, or that its peer is gone. Which of them came
-first is decided under its lock, so whoever gives is told reliably whether that was the outcome.
+A call that has to wait for another caller, for a lease or a lock say, returns a `Deferred` instead of a result. No
+thread
+waits with it: whoever has the result gives it, on whatever thread. A `Deferred` has exactly one outcome: what it was
+given, what it was refused with, its default at its deadline, or a cancellation because its connection closed. Which of
+them came first is decided under its lock, so that `give` tells reliably whether it was the outcome.
 
-What was given may still never arrive: the connection may die before the reply is sent, or on the way. So whoever gives
-something that others have to do without takes it back when the peer closes:
+A result that was given may still never arrive: the connection may die before or while the reply is sent. Whoever gives
+something that others have to do without takes it back when the session closes:
 
-    if later.give(token):  # False: it waits no longer, so the next in line can have it
-        later.peer.on_close(free)  # runs at once if the peer closed in between
+    if deferred.give(token):  # False: it waits no longer, so the next in line can have the token
+        deferred.session.on_close(free)  # runs at once if the session closed in between
 
-Every method may be called on any thread. No lock of ours is held while a callback runs. `Deferred.give` and
-`Deferred.refuse` may be called under a lock of the caller's: what they call takes none. `Session.on_close` may not be
-called under a lock that its callback takes, as that may run at once.
+Every method may be called on any thread. No lock of this module is held while a callback runs. `Deferred.give` and
+`Deferred.refuse` may be called under a lock of the caller's, as their callback takes none. `Session.on_close` may not
+be called under a lock that its callback takes, as that may run at once.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _WAITING, _GIVEN, _REFUSED = range(3)
 
 
 class Session:
-    """Whoever is at the other end of one connection, for as long as that lasts.
+    """One connection, as the calls that come over it know it.
 
     Attributes:
-        closed: whether it is over; never False again.
-        holds: of how many kinds of things, leases and locks, it has any; it is not closed for being idle then.
+        closed: whether the connection is closed; never False again.
+        holds: how many kinds of things, leases and locks, it has. While there are any it may be idle for longer.
     """
 
     __slots__ = ("_callbacks", "_lock", "closed", "holds")
@@ -60,13 +61,8 @@ class Session:
                 return
         _call_safely(callback)
 
-    def forget(self, callback: Callable[[], object]) -> None:
-        """Do not call ``callback`` (one that equals it) any more. It may be running just now."""
-        with self._lock:
-            self._callbacks.pop(callback, None)
-
     def close(self) -> None:
-        """The connection is closed: call everybody who wants to know. A second time does nothing."""
+        """Call everybody who wants to know that the connection is closed. A second time does nothing."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, {}
             self.closed = True
@@ -75,42 +71,24 @@ class Session:
 
 
 class Deferred:
-    """The result of a call that is not there yet.
+    """The promise of a result.
 
     Args:
-        peer: who waits for it.
-        deadline: when it gives ``at_deadline`` by itself (monotonic seconds).
-        at_deadline: the result then.
-        on_lapse: called once if it came to nothing: its deadline passed or its peer is gone. Never from within
-            `give` or `refuse`, so it may take a lock that those are called under.
+        session: whose call waits for it.
+        deadline: when it gets its default by itself (monotonic seconds).
+        default: the result then.
 
     Attributes:
-        peer, deadline: as given.
+        session, deadline: as given.
     """
 
-    __slots__ = (
-        "_at_deadline",
-        "_callback",
-        "_lock",
-        "_on_lapse",
-        "_result",
-        "_state",
-        "deadline",
-        "session",
-    )
+    __slots__ = ("_callback", "_default", "_lock", "_result", "_state", "deadline", "session")
 
-    def __init__(
-        self,
-        session: Session,
-        deadline: float,
-        at_deadline: Any = None,
-        on_lapse: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, session: Session, deadline: float, default: Any = None) -> None:
         self.session = session
         self.deadline = deadline
-        self._at_deadline = at_deadline
-        self._on_lapse = on_lapse
-        self._lock = threading.Lock()  # guards: _state, _result, _callback, _on_lapse
+        self._default = default
+        self._lock = threading.Lock()  # guards: _state, _result, _callback
         self._state = _WAITING
         self._result: Any = None
         self._callback: Callable[[], object] | None = None
@@ -121,20 +99,20 @@ class Deferred:
         return self._state == _WAITING
 
     def give(self, result: Any) -> bool:
-        """Make ``result`` the outcome; False, and nothing happens, if there is one already."""
+        """Make ``result`` the outcome. Return False, and do nothing, if there is one already."""
         return self._settle(_GIVEN, result)
 
     def refuse(self, error: Exception) -> bool:
-        """Make it the outcome that ``error`` is raised; False if there is one already."""
+        """Make it the outcome that ``error`` is raised. Return False if there is one already."""
         return self._settle(_REFUSED, error)
 
     def expire(self, now: float) -> bool:
-        """Give what it gives at its deadline, if ``now`` is not before that; False if it waits on or does no more."""
-        return now >= self.deadline and self._settle(_GIVEN, self._at_deadline, lapsed=True)
+        """Make the default the outcome if ``now`` is not before the deadline. Return whether that was done."""
+        return now >= self.deadline and self._settle(_GIVEN, self._default)
 
     def cancel(self) -> bool:
-        """Nobody waits for it any more; False if there is an outcome already."""
-        return self._settle(_REFUSED, PyroError("Nobody waits for this call any more."), lapsed=True)
+        """Make it the outcome that nobody waits any more. Return False if there is one already."""
+        return self._settle(_REFUSED, PyroError("Nobody waits for this call any more."))
 
     def take(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once there is an outcome: on the thread that brings it, or now. There is one taker."""
@@ -145,10 +123,10 @@ class Deferred:
         _call_safely(callback)
 
     def outcome(self) -> Any:
-        """What was given.
+        """Return what was given.
 
         Raises:
-            PyroError: it was refused with this, or cancelled.
+            Exception: what it was refused with, or PyroError: it was cancelled, or waits.
         """
         with self._lock:
             state, result = self._state, self._result
@@ -157,7 +135,7 @@ class Deferred:
         raise result if state == _REFUSED else PyroError("This call has no outcome yet.")
 
     def wait(self, clock: Callable[[], float] = time.monotonic) -> Any:
-        """Block until there is an outcome, which is at the deadline at the latest; returns or raises as `outcome`."""
+        """Block until there is an outcome, at the deadline at the latest, and return or raise it as `outcome` does."""
         settled = threading.Event()
         self.take(settled.set)
         while not settled.wait(min(max(0.0, self.deadline - clock()), _LONGEST_WAIT_SECONDS)):
@@ -165,22 +143,22 @@ class Deferred:
                 break
         return self.outcome()
 
-    def _settle(self, state: int, result: Any, *, lapsed: bool = False) -> bool:
+    def _settle(self, state: int, result: Any) -> bool:
         with self._lock:
             if self._state != _WAITING:
                 return False
             self._state, self._result = state, result
-            callback, on_lapse = self._callback, self._on_lapse
-            self._callback = self._on_lapse = None  # they refer to this, and a cycle would stay for long
+            callback, self._callback = (
+                self._callback,
+                None,
+            )  # it refers to this, and a cycle would stay for long
         if callback is not None:
             _call_safely(callback)
-        if lapsed and on_lapse is not None:
-            _call_safely(on_lapse)
         return True
 
 
 class Deadlines:
-    """The deadlines of many `Deferred`. For one thread.
+    """The deadlines of many `Deferred`, for one thread.
 
     Attributes:
         first: when `expire` is to be called next, at the latest (monotonic seconds), or infinity.
@@ -195,29 +173,29 @@ class Deadlines:
         self._open = 0  # added and not discarded
 
     def add(self, deferred: Deferred) -> None:
-        """Watch over ``deferred``."""
+        """Expire ``deferred`` in time."""
         self._added += 1
         self._open += 1
         heapq.heappush(self._heap, (deferred.deadline, self._added, deferred))
         self.first = self._heap[0][0]
 
     def discard(self, deferred: Deferred) -> None:
-        """Watch over ``deferred`` no more: it has its outcome, or is about to be cancelled. Once for each added."""
+        """Forget ``deferred``: it has its outcome, or is about to be cancelled. Call this once for each added."""
         self._open -= 1
         if len(self._heap) > 2 * self._open + _FEW:  # most have their outcome long before: do not keep those
             self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not deferred]
             heapq.heapify(self._heap)
 
     def expire(self, now: float) -> None:
-        """Have each whose deadline has come give what it gives then."""
+        """Expire each whose deadline has come."""
         while self._heap and self._heap[0][0] <= now:
             heapq.heappop(self._heap)[2].expire(now)
         self.first = self._heap[0][0] if self._heap else math.inf
 
 
 def _call_safely(callback: Callable[[], object]) -> None:
-    """Whatever a callback raises, the others are called too, and whoever gave goes on."""
+    """Call ``callback``; if it raises, the others are called all the same, and whoever gave a result goes on."""
     try:
         callback()
     except Exception as error:
-        log.error("What was to happen after a wait failed with %s.", type(error).__name__)
+        log.error("A callback of a deferred call failed with %s.", type(error).__name__)

@@ -108,18 +108,22 @@ class Dispatcher:
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.latencies = Latencies()
-        self._object_id = object_id
         self._greeting = greeting
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
-        own = (_ping, self._info, self._registered, self._get_metadata)
+        own: dict[str, Callable[..., Any]] = {  # what a stock proxy may ask of any Pyro5 daemon
+            "ping": lambda: None,
+            "info": lambda: f"{DAEMON_NAME} of {object_id}",
+            "registered": lambda: list(self._metadata),
+            "get_metadata": self._get_metadata,
+        }
         calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
             (object_id, name): (_bound(target, command), command.runs)
             for name, command in commands.items()
             if hasattr(target, name)
         }
         names = [name for _, name in calls]
-        calls |= {(DAEMON_NAME, call.__name__.lstrip("_")): (call, Runs.INLINE) for call in own}
+        calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
         self._methods = {
             (serializer.number, *key): Method(key[1], *call, serializer)
             for serializer in serializers
@@ -231,22 +235,10 @@ class Dispatcher:
         except PyroError as error:
             raise HandshakeRefused(str(error)) from None
 
-    # The object that every Pyro5 daemon has --------------------------------------------------------------
-
     def _get_metadata(self, objectId: str) -> dict[str, list[str]]:
         if objectId not in self._metadata:
             raise DaemonError("unknown object")
         return self._metadata[objectId]
-
-    def _registered(self) -> list[str]:
-        return list(self._metadata)
-
-    def _info(self) -> str:
-        return f"{DAEMON_NAME} of {self._object_id}"
-
-
-def _ping() -> None:
-    """Do nothing: `ping` of Pyro5's daemon object."""
 
 
 def _bound(target: Any, command: Command) -> Callable[..., Any]:

@@ -1,12 +1,15 @@
-"""How long calls take on a node: a histogram for each method, in powers of two of a microsecond. Pure, thread-safe."""
+"""How long calls take: a histogram for each method, in powers of two of a microsecond. Pure.
+
+Any thread may call.
+"""
 
 from __future__ import annotations
 
 import threading
 
 BUCKETS = 32
-"""Counts in a histogram. The first is of durations below 1 µs, the one at ``i`` of those from 2**(i - 1) to below
-2**i µs, the last also of all that are longer."""
+"""Counts in a histogram. The first one counts durations below 1 µs, the one at ``i`` those from 2**(i - 1) to below
+2**i µs, the last one also all longer ones."""
 
 
 class Latencies:
@@ -26,11 +29,11 @@ class Latencies:
             counts[bucket] += 1
 
     def as_lists(self) -> list[list[object]]:
-        """``[method, counts]`` for each that was called since the last `reset`."""
+        """Return ``[method, counts]`` for each method that was called since the last `reset`."""
         with self._lock:
             return [[method, counts.copy()] for method, counts in self._counts.items()]
 
     def reset(self) -> None:
-        """Forget all of them."""
+        """Count from 0 on again."""
         with self._lock:
             self._counts.clear()

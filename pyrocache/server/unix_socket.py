@@ -1,9 +1,9 @@
-"""The Unix socket of a node: where it lies, and what is left of those of dead nodes.
+"""The Unix socket of a node: where its path is, and how the paths of dead nodes are removed.
 
-Clients on the node's host take it instead of TCP. It lies in a directory of this user alone (mode 0700), so that
-nobody else reaches it, and its name is the node's incarnation, so that it is never another node's. A node that is
-killed leaves its path behind; the next one that starts removes every path that nobody answers on. To make that safe,
-a socket gets its lasting name only when it listens.
+Clients on the node's host use it instead of TCP. It is in a directory of this user alone (mode 0700), so that nobody
+else can connect, and its name is the node's incarnation, so that it never becomes another node's. A node that is
+killed leaves its path behind; the next one that starts removes every path that nobody answers on. To make that safe, a
+socket gets its final name only when it listens. Any thread may call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIX = ".sock"
 
 
 def listen(incarnation: str) -> tuple[socket.socket, str] | None:
-    """A listening socket and its path, to be removed when the node ends; None where there can be none."""
+    """Return a listening socket and its path, to be removed when the node ends; None where there can be none."""
     try:
         path = _directory() / f"{incarnation}{_SUFFIX}"
         return _listen(path), os.fspath(path)
@@ -33,7 +33,7 @@ def listen(incarnation: str) -> tuple[socket.socket, str] | None:
 
 
 def remove(path: str) -> None:
-    """Remove the path of a socket; one that is not there does no harm."""
+    """Remove the path of a socket, if it is there."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
@@ -55,10 +55,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _directory() -> Path:
-    """This user's directory for sockets, made if need be, without the sockets of dead nodes.
+    """Return this user's directory for sockets, after removing those of dead nodes. It is made if need be.
 
     Raises:
-        OSError: it cannot be made, or is not this user's alone.
+        OSError: it cannot be made, or others may enter it.
     """
     directory = Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)

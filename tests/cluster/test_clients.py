@@ -98,8 +98,12 @@ from pyrocache import PyroCacheClient
 class Interrupt(BaseException):
     pass
 
+armed = []
+
 def interrupt(*_):
-    raise Interrupt
+    if armed:
+        armed.clear()
+        raise Interrupt
 
 cache = PyroCacheClient(sys.argv[1], timeout=3.0)
 values = {number: number for number in range(50)}
@@ -107,18 +111,18 @@ cache.set_many(values)
 signal.signal(signal.SIGALRM, interrupt)
 struck = 0
 for round in range(400):
-    signal.setitimer(signal.ITIMER_REAL, 0.0005 + round % 40 * 0.0001, 0.01)  # again if a finaliser swallowed it
     try:
-        while True:
+        armed.append(True)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + round % 40 * 0.0001, 0.01)
+        while armed:  # a finaliser may swallow the exception
             assert cache.get(7) == 7
             assert cache.get_many(values) == values
     except Interrupt:
         struck += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-assert struck == 400
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert struck > 380
 assert cache.get_many(values) == values
-pools = cache._core.router._connections._pools.values()
+pools = cache._context.backend._router._connections._pools.values()
 lost = [64 - pool.permits.qsize() for pool in pools]
 assert max(lost) == 0, lost
 """

@@ -70,12 +70,12 @@ def waiting(cache: PyroCacheClient) -> int:
 # Once --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_returned_and_the_factory_not_called(cache: PyroCacheClient) -> None:
+def test_an_existing_value_is_returned_and_the_factory_is_not_called(cache: PyroCacheClient) -> None:
     cache.set("there", "value")
     assert cache.get_or_set("there", lambda: pytest.fail("called")) == "value"
 
 
-def test_what_is_missing_is_loaded_and_stored_for_so_long(cache: PyroCacheClient) -> None:
+def test_a_missing_value_is_loaded_and_stored_with_its_ttl(cache: PyroCacheClient) -> None:
     assert cache.get_or_set("missing", lambda: "loaded", ttl_seconds=60) == "loaded"
     assert cache.get("missing") == "loaded"
     assert 50 < (cache.ttl("missing") or 0) <= 60
@@ -160,7 +160,7 @@ def test_two_hundred_callers_in_eight_processes_load_once(
 # Loaders that do not end well --------------------------------------------------------------------------------
 
 
-def test_what_a_factory_raises_reaches_its_caller_and_another_one_loads(
+def test_an_exception_of_the_factory_reaches_its_caller_and_another_caller_loads(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     problem = LookupError("the database is away")
@@ -242,9 +242,7 @@ def test_a_loader_that_is_interrupted_frees_the_lease_at_once(
     assert second.result(SOON) == "loaded"
 
 
-def test_a_waiter_that_is_interrupted_is_waited_for_by_nobody(
-    cache: PyroCacheClient, threads: ThreadPoolExecutor
-) -> None:
+def test_an_interrupted_waiter_leaves_the_queue(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
     factory = Slow()
     first = threads.submit(cache.get_or_set, "key", factory)
     assert factory.began.wait(SOON)
@@ -354,10 +352,10 @@ def test_a_lease_is_over_after_its_time_though_its_loader_lives(
         (lambda cache: cache.set_many({"key": "newer"}), "newer"),
         (lambda cache: cache.setdefault("key", "newer"), "newer"),
         (lambda cache: cache.incr("key", 7), 7),
-        (lambda cache: cache.update("key", lambda _: "newer", default=0), "newer"),
+        (lambda cache: cache.compute("key", lambda _: "newer", default=0), "newer"),
     ],
 )
-def test_what_was_loaded_before_the_key_changed_is_returned_but_not_stored(
+def test_a_value_that_was_loaded_before_its_key_changed_is_returned_but_not_stored(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, change: Callable[[Any], object], afterwards: object
 ) -> None:
     slow = Slow("outdated")
@@ -383,7 +381,7 @@ def test_what_was_loaded_before_the_key_changed_is_returned_but_not_stored(
         lambda cache: cache.namespace("inner").invalidate_tag("tag"),
     ],
 )
-def test_what_does_not_change_the_key_does_not_matter(
+def test_a_load_is_stored_if_its_key_did_not_change(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, leave_alone: Callable[[Any], object]
 ) -> None:
     slow = Slow()
@@ -396,7 +394,7 @@ def test_what_does_not_change_the_key_does_not_matter(
     assert cache.get("key") == "loaded"
 
 
-def test_who_waits_has_a_value_that_is_set_at_once(
+def test_waiting_callers_get_a_value_as_soon_as_it_is_set(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     slow = Slow("outdated")
@@ -410,7 +408,7 @@ def test_who_waits_has_a_value_that_is_set_at_once(
     assert first.result(SOON) == "outdated"
 
 
-def test_after_a_delete_one_of_those_who_wait_loads_anew(
+def test_after_a_delete_one_of_the_waiting_callers_loads_again(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     slow = Slow("outdated")
@@ -425,7 +423,7 @@ def test_after_a_delete_one_of_those_who_wait_loads_anew(
     assert cache.get("key") == "loaded"
 
 
-def test_nobody_gets_what_was_invalidated_before_it_asked(
+def test_no_caller_gets_a_value_that_was_invalidated_before_its_call(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     versions = [0] * 3  # in the database, so to speak
@@ -571,7 +569,7 @@ def test_a_value_is_refreshed_the_earlier_the_longer_that_takes_and_never_unless
     assert early_loads(cache, 1e6, 0.001) > 10
 
 
-def test_an_early_refresh_that_fails_costs_nobody_the_value_that_there_is(
+def test_an_early_refresh_that_fails_returns_the_existing_value(
     cache: PyroCacheClient,
 ) -> None:
     def fail() -> None:
@@ -602,7 +600,7 @@ def test_a_value_is_refreshed_early_by_one_caller_at_a_time(
 # Waiting -----------------------------------------------------------------------------------------------------
 
 
-def test_who_does_not_want_to_wait_any_longer_is_told_so(
+def test_a_caller_that_waited_for_wait_seconds_gets_a_wait_timeout(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     slow = Slow()
@@ -632,10 +630,10 @@ def test_waiting_takes_longer_than_any_other_call_may(
     assert first.result(SOON) == second.result(SOON) == "loaded"
 
 
-def test_it_goes_on_waiting_call_after_call(
+def test_a_wait_spans_several_poll_intervals(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrocache.client.features.load_once.LEG_SECONDS", 0.05)
+    monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.05)
     slow = Slow()
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)
@@ -645,7 +643,7 @@ def test_it_goes_on_waiting_call_after_call(
     assert first.result(SOON) == second.result(SOON) == "loaded"
 
 
-def test_those_who_wait_keep_no_other_call_waiting(
+def test_waiting_callers_do_not_block_other_calls(
     shared_cluster: LocalCluster, threads: ThreadPoolExecutor
 ) -> None:
     with shared_cluster.client() as cache:
@@ -662,11 +660,11 @@ def test_those_who_wait_keep_no_other_call_waiting(
 
 
 def test_factories_that_load_other_values_in_turn_never_wait_for_each_other(
-    shared_cluster: LocalCluster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    shared_cluster: LocalCluster, threads: ThreadPoolExecutor
 ) -> None:
     with shared_cluster.client() as cache:
         cache.clear()
-        cache._core.router._holding._max_per_node = 3
+        cache._context.backend._router._pinning._max_per_node = 3
 
         def outer(number: int) -> tuple[int, int]:
             return number, cache.get_or_set(("inner", number % 7), lambda: inner(number % 7))
@@ -725,10 +723,10 @@ def test_a_forked_child_loads_for_itself(cache: PyroCacheClient, threads: Thread
     assert os.waitpid(pid, 0)[1] == 0
 
 
-# Nodes that are away -----------------------------------------------------------------------------------------
+# Unreachable nodes -------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_is_away_is_an_error_or_the_factory_is_called() -> None:
+def test_an_unreachable_node_is_an_error_or_the_factory_is_called() -> None:
     calls = []
 
     def factory() -> str:
@@ -748,7 +746,7 @@ def test_a_node_that_is_away_is_an_error_or_the_factory_is_called() -> None:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "miss"])
-def test_what_was_loaded_while_the_node_went_away_is_returned(on_error: Any) -> None:
+def test_a_value_whose_node_died_during_the_load_is_returned(on_error: Any) -> None:
     with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:
         cache = cluster.client(timeout=1, on_error=on_error)
         slow = Slow()
@@ -767,7 +765,7 @@ def test_what_was_loaded_while_the_node_went_away_is_returned(on_error: Any) -> 
         assert cache.stats().client.misses_on_error >= 1
 
 
-def test_those_who_wait_follow_a_key_to_its_new_owner() -> None:
+def test_waiting_callers_follow_a_key_to_its_new_owner() -> None:
     with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(50) as threads:
         cache = cluster.client()
         factories = {number: Slow(number) for number in range(12)}
@@ -805,14 +803,14 @@ def test_those_who_wait_follow_a_key_to_its_new_owner() -> None:
         ({"tags": [b"bytes"]}, TypeError),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_before_anything_is_loaded(
+def test_invalid_arguments_are_refused_before_anything_is_loaded(
     cache: PyroCacheClient, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         cache.get_or_set("key", lambda: pytest.fail("called"), **options)
 
 
-def test_a_coroutine_is_no_value(cache: PyroCacheClient) -> None:
+def test_a_coroutine_is_not_a_valid_value(cache: PyroCacheClient) -> None:
     async def load() -> int:
         return 1
 

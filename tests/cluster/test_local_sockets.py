@@ -44,7 +44,7 @@ def nameserver() -> Iterator[str]:
 
 def families(client: PyroCacheClient) -> set[int]:
     """Over what a client's connections go."""
-    pools = client._core.router._connections._pools.values()
+    pools = client._context.backend._router._connections._pools.values()
     return {connection._sock.family for pool in pools for connection in pool._idle}
 
 
@@ -221,7 +221,7 @@ class TestPaths:
             assert {Path(member.socket_path) for member in listed} == set(sockets.iterdir())
             with PyroCacheClient(nameserver) as client:
                 assert use(client) == {socket.AF_UNIX}
-                assert len(client._core.router._connections._pools) == 4
+                assert len(client._context.backend._router._connections._pools) == 4
 
 
 def uses_unix_sockets_again(client: PyroCacheClient) -> bool:

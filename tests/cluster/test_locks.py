@@ -1,4 +1,4 @@
-"""Locks that callers in several processes share, and holders that are killed, stopped, cut off or forked."""
+"""Locks that several processes share, and holders that are killed, stopped, cut off or forked."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that
 
 
 def waiting(cache: PyroCacheClient) -> int:
-    """How many wait at nodes just now."""
+    """Return how many calls wait at nodes."""
     return cache.stats().total.waiting
 
 
 def is_free(cache: PyroCacheClient, name: object = "name") -> bool:
-    """Whether a lock can be had at once."""
+    """Return whether a lock can be acquired at once."""
     try:
         with cache.lock(name, wait_seconds=0):
             return True
@@ -57,7 +57,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 # Holding and waiting -----------------------------------------------------------------------------------------
 
 
-def test_one_holds_a_lock_and_others_have_it_afterwards(cache: PyroCacheClient) -> None:
+def test_a_lock_has_one_holder_and_is_free_afterwards(cache: PyroCacheClient) -> None:
     with cache.lock("name") as lock:
         assert lock.held
         assert not is_free(cache)
@@ -105,7 +105,7 @@ def test_threads_take_turns_with_one_lock_object(cache: PyroCacheClient, threads
     assert len(tokens) == 160
 
 
-def test_those_who_wait_have_it_in_the_order_in_which_they_came(
+def test_waiting_callers_acquire_in_the_order_of_their_calls(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     order: list[int] = []
@@ -124,7 +124,7 @@ def test_those_who_wait_have_it_in_the_order_in_which_they_came(
     assert order == list(range(8))
 
 
-def test_who_waits_in_vain_is_told_so(cache: PyroCacheClient) -> None:
+def test_a_caller_that_waited_in_vain_gets_a_lock_timeout(cache: PyroCacheClient) -> None:
     with cache.lock("name"):
         for seconds in (0, 0.2):
             since = time.monotonic()
@@ -137,7 +137,7 @@ def test_who_waits_in_vain_is_told_so(cache: PyroCacheClient) -> None:
     assert cache.lock("name", wait_seconds=0).acquire(wait_seconds=None)
 
 
-def test_it_goes_on_waiting_call_after_call_and_keeps_its_place(
+def test_a_wait_spans_several_poll_intervals_and_keeps_its_place_in_the_queue(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -146,7 +146,7 @@ def test_it_goes_on_waiting_call_after_call_and_keeps_its_place(
         with cache.lock("name"):
             order.append(name)
 
-    monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
+    monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
     with cache.lock("name"):
         early = threads.submit(work, "early")
         eventually(lambda: waiting(cache) == 1)
@@ -187,7 +187,7 @@ def test_a_thread_that_waited_in_vain_releases_nothing(
     assert not is_free(cache)
 
 
-def test_a_semaphore_has_so_many_holders(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+def test_a_semaphore_has_up_to_n_holders(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
     semaphore = cache.semaphore("name", 3)
     inside, most = 0, 0
     counting = threading.Lock()
@@ -215,7 +215,7 @@ def test_a_semaphore_and_a_lock_of_the_same_name_are_two(cache: PyroCacheClient)
             cache.semaphore("name", 2, wait_seconds=0).acquire()
 
 
-def test_what_a_body_raises_is_what_one_sees(cache: PyroCacheClient) -> None:
+def test_an_exception_of_the_body_is_raised(cache: PyroCacheClient) -> None:
     with pytest.raises(LookupError), cache.lock("name"):
         raise LookupError
     assert is_free(cache)
@@ -234,7 +234,7 @@ def test_what_a_body_raises_is_what_one_sees(cache: PyroCacheClient) -> None:
         (lambda cache: cache.lock(float("nan")), ValueError),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(
+def test_invalid_arguments_are_refused(
     cache: PyroCacheClient, make: Callable[[PyroCacheClient], object], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -267,7 +267,7 @@ def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cac
     assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
 
 
-def test_releasing_and_renewing_at_the_same_time_harms_nobody(
+def test_a_release_during_a_renewal_releases_the_lock(
     cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
     def work(number: int) -> None:
@@ -283,13 +283,59 @@ def test_releasing_and_renewing_at_the_same_time_harms_nobody(
     assert all(is_free(cache, number) for number in range(8))
 
 
-def test_a_lock_that_nobody_refers_to_any_more_is_free(cache: PyroCacheClient) -> None:
-    with pytest.warns(ResourceWarning, match="unclosed"):
-        cache.lock("name").acquire()
+def test_a_lock_that_nobody_refers_to_is_free(cache: PyroCacheClient) -> None:
+    cache.lock("name").acquire()
     eventually(lambda: is_free(cache))
 
 
-# Holders that are gone ---------------------------------------------------------------------------------------
+def in_a_thread_of_its_own(function: Callable[[], Any]) -> Any:
+    """Return what a function returns in a new thread, after the thread has ended."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(30)
+    assert results, "the thread raised, or did not end"
+    return results[0]
+
+
+@pytest.mark.parametrize("ttl_seconds", [3600, 0.3])
+def test_a_lock_is_free_when_the_thread_that_holds_it_ends(
+    cache: PyroCacheClient, ttl_seconds: float
+) -> None:
+    lock = cache.lock("name", ttl_seconds)
+
+    def acquire_and_outlive_a_renewal() -> int:
+        token = lock.acquire()
+        time.sleep(0.5 if ttl_seconds < 1 else 0)
+        assert lock.held
+        return token
+
+    token = in_a_thread_of_its_own(acquire_and_outlive_a_renewal)
+    assert not lock.held
+    assert cache.lock("name", wait_seconds=SOON).acquire() > token
+
+
+def test_a_thread_does_not_hold_what_an_ended_thread_with_its_identifier_held(cache: PyroCacheClient) -> None:
+    lock = cache.lock("name", 3600, wait_seconds=SOON)
+    held_before: set[int] = set()
+
+    def acquire_unless_the_identifier_is_used_again() -> bool:
+        again = threading.get_ident() in held_before
+        held_before.add(threading.get_ident())
+        assert not lock.held
+        assert lock.token is None
+        with pytest.raises(RuntimeError, match="does not hold"):
+            lock.release()
+        assert lock.acquire()
+        return again
+
+    for _ in range(1000):
+        if in_a_thread_of_its_own(acquire_unless_the_identifier_is_used_again):
+            return
+    pytest.skip("this system does not use identifiers of threads again")
+
+
+# Holders that ended ------------------------------------------------------------------------------------------
 
 HOLDER = """
     import os, sys, time
@@ -344,7 +390,7 @@ def test_a_lock_that_was_lost_is_an_error_when_it_is_released(cluster: LocalClus
         lock.release()
 
 
-def test_a_lock_that_was_lost_does_not_hide_what_the_body_raised(cluster: LocalCluster) -> None:
+def test_a_lost_lock_does_not_hide_an_exception_of_the_body(cluster: LocalCluster) -> None:
     def body() -> None:
         with cluster.client(timeout=1).lock("name"):
             for index in range(3):
@@ -355,7 +401,7 @@ def test_a_lock_that_was_lost_does_not_hide_what_the_body_raised(cluster: LocalC
         body()
 
 
-def test_a_lock_whose_node_is_away_cannot_be_had_whatever_a_miss_is(cluster: LocalCluster) -> None:
+def test_a_lock_of_an_unreachable_node_cannot_be_acquired_whatever_on_error_is(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=1, on_error="miss")
     cache.get("something")
     for index in range(3):
@@ -364,7 +410,7 @@ def test_a_lock_whose_node_is_away_cannot_be_had_whatever_a_miss_is(cluster: Loc
         cache.lock("name").acquire()
 
 
-def test_a_lock_that_moved_to_another_node_is_lost_and_those_who_wait_have_it(cluster: LocalCluster) -> None:
+def test_a_lock_that_moved_to_another_node_is_lost_and_can_be_acquired_there(cluster: LocalCluster) -> None:
     cache = cluster.client()
     names = range(40)
     locks = {name: cache.lock(name, ttl_seconds=1) for name in names}
@@ -390,14 +436,17 @@ def test_a_forked_child_does_not_hold_what_its_parent_holds(
     with lock:
         pid = os.fork()
         if pid == 0:
-            good = not lock.held and not is_free(cache)
-            with contextlib.suppress(LockLost):
-                lock.release()
-                good = False
-            with cache.lock("child", ttl_seconds=0.3) as own:
-                time.sleep(0.5)
-                good = good and own.held
-            os._exit(0 if good else 1)
+            good = False
+            try:
+                good = not lock.held and not is_free(cache)
+                with contextlib.suppress(LockLost):
+                    lock.release()
+                    good = False
+                with cache.lock("child", ttl_seconds=0.3) as own:
+                    time.sleep(0.5)
+                    good = good and own.held
+            finally:  # or the child would go on with the tests
+                os._exit(0 if good else 1)
         assert os.waitpid(pid, 0)[1] == 0
         time.sleep(0.5)
         assert lock.held
@@ -429,7 +478,7 @@ def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster
 
 
 @pytest.mark.parametrize("inner", ["lock", "load"])
-def test_however_many_wait_for_a_lock_its_holder_gets_what_else_it_needs(inner: str) -> None:
+def test_waiting_callers_do_not_use_up_the_connections_that_the_holder_needs(inner: str) -> None:
     with private_cluster(nodes=1) as cluster, cluster.client() as cache, ThreadPoolExecutor(300) as many:
         others_wait = threading.Event()
 
@@ -462,9 +511,9 @@ def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
         pickle.dumps(cache.lock("name"))
 
 
-def test_who_holds_as_many_as_may_be_held_is_told_so(shared_cluster: LocalCluster) -> None:
+def test_a_client_with_too_many_pinned_connections_gets_a_lock_timeout(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as cache:
-        cache._core.router._holding._max_per_node = 1
+        cache._context.backend._router._pinning._max_per_node = 1
         semaphore = [cache.semaphore("name", 2, wait_seconds=0.1) for _ in range(2)]
         semaphore[0].acquire()
         with pytest.raises(LockTimeout):

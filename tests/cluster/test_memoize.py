@@ -1,4 +1,4 @@
-"""Functions, methods and coroutines whose results are kept."""
+"""Memoized functions, methods and coroutine functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from pyrocache import InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
+from pyrocache.client.features import load_once_async
 from tests.support.nodes import private_cluster
 
 SOON = 5.0
@@ -91,7 +93,7 @@ def test_arguments_that_do_not_fit_are_an_error_as_ever(cache: PyroCacheClient) 
             call()
 
 
-def test_equal_arguments_of_different_types_are_told_apart_if_that_is_wanted(
+def test_typed_tells_equal_arguments_of_different_types_apart(
     cache: PyroCacheClient, called: Counted
 ) -> None:
     def kinds(*things: object) -> list[str]:
@@ -105,7 +107,7 @@ def test_equal_arguments_of_different_types_are_told_apart_if_that_is_wanted(
     assert len(called) == 5
 
 
-def test_what_does_not_matter_is_ignored(cache: PyroCacheClient, called: Counted) -> None:
+def test_ignored_arguments_are_not_part_of_the_key(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(ignore=("verbose", "debug"))
     def double(number: int, verbose: bool = False, **options: object) -> int:
         called()
@@ -117,7 +119,7 @@ def test_what_does_not_matter_is_ignored(cache: PyroCacheClient, called: Counted
     assert len(called) == 2
 
 
-def test_one_may_say_what_identifies_a_call(cache: PyroCacheClient, called: Counted) -> None:
+def test_key_returns_what_identifies_a_call(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(key=lambda text: text.lower())
     def length(text: str) -> int:
         called()
@@ -132,7 +134,7 @@ def test_one_may_say_what_identifies_a_call(cache: PyroCacheClient, called: Coun
     assert first("Text") == "T", "another function's results are its own"
 
 
-def test_an_argument_that_is_no_key_is_named(cache: PyroCacheClient) -> None:
+def test_the_error_names_an_argument_that_is_not_a_valid_key(cache: PyroCacheClient) -> None:
     @cache.memoize()
     def handle(first: int, handler: object) -> None: ...
 
@@ -158,7 +160,7 @@ def test_none_is_a_result(cache: PyroCacheClient, called: Counted) -> None:
     assert len(called) == 1
 
 
-def test_a_result_is_kept_only_if_it_is_to_be(cache: PyroCacheClient, called: Counted) -> None:
+def test_a_result_is_cached_only_if_cache_if_returns_true(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize(cache_if=lambda result: result is not None)
     def find(number: int) -> int | None:
         called()
@@ -169,7 +171,7 @@ def test_a_result_is_kept_only_if_it_is_to_be(cache: PyroCacheClient, called: Co
     assert len(called) == 3
 
 
-def test_what_it_raises_is_raised_each_time(cache: PyroCacheClient, called: Counted) -> None:
+def test_exceptions_are_not_cached(cache: PyroCacheClient, called: Counted) -> None:
     problem = LookupError("no such thing")
 
     @cache.memoize()
@@ -248,7 +250,7 @@ def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -
     assert slow() == "fresh"
 
 
-def test_invalidating_makes_what_is_being_loaded_void(cache: PyroCacheClient) -> None:
+def test_invalidate_discards_a_load_under_way(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
     @cache.memoize()
@@ -422,7 +424,7 @@ def test_a_bound_method_can_be_memoized(cache: PyroCacheClient) -> None:
 
 
 @pytest.mark.parametrize("what", [Shop, (n for n in ()), "text", 5, None])
-def test_what_is_no_function_is_refused(cache: PyroCacheClient, what: Any) -> None:
+def test_only_functions_can_be_memoized(cache: PyroCacheClient, what: Any) -> None:
     with pytest.raises(TypeError, match="memoize is for functions"):
         cache.memoize()(what)
 
@@ -443,7 +445,7 @@ def test_a_key_function_has_the_arguments_in_full_however_they_are_given(cache: 
         add()  # type: ignore[call-arg]
 
 
-def test_uses_that_make_no_sense_are_refused(cache: PyroCacheClient) -> None:
+def test_invalid_uses_are_refused(cache: PyroCacheClient) -> None:
     anything: Any = cache
 
     def generator() -> Any:
@@ -609,7 +611,7 @@ def test_a_coroutine_has_what_a_function_has(cache: PyroCacheClient, called: Cou
     asyncio.run(main())
 
 
-def test_what_a_coroutine_raises_reaches_its_caller_and_another_one_is_awaited(
+def test_an_exception_of_a_coroutine_reaches_its_caller_and_another_caller_loads(
     cache: PyroCacheClient,
 ) -> None:
     problem = LookupError("the database is away")
@@ -634,7 +636,7 @@ def test_what_a_coroutine_raises_reaches_its_caller_and_another_one_is_awaited(
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.0002, 0.0005, 0.001, 0.002, 0.1])
-def test_who_is_cancelled_at_any_moment_frees_the_lease_at_once(cache: PyroCacheClient, delay: float) -> None:
+def test_a_cancelled_coroutine_frees_its_lease_at_once(cache: PyroCacheClient, delay: float) -> None:
     @cache.memoize(lease_seconds=3600, key=lambda who: "the same")
     async def slow(who: str) -> str:
         await asyncio.sleep(60 if who == "first" else 0)
@@ -652,7 +654,7 @@ def test_who_is_cancelled_at_any_moment_frees_the_lease_at_once(cache: PyroCache
     assert asyncio.run(main()) == "second"
 
 
-def test_who_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCacheClient) -> None:
+def test_a_coroutine_that_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCacheClient) -> None:
     release = threading.Event()
     loading = threading.Event()
 
@@ -680,14 +682,19 @@ def test_who_is_cancelled_while_it_waits_does_not_get_the_lease(cache: PyroCache
     assert asyncio.run(main()) == ("third", "third")
 
 
+def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[None]:
+    """Let so many coroutines have a thread to wait in; return the permits."""
+    permits: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        permits.put(None)
+    monkeypatch.setattr(load_once_async._threads, "permits", permits)
+    return permits
+
+
 def test_more_coroutines_wait_than_there_are_threads(
     cache: PyroCacheClient, called: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client.features import load_once_async as coroutines
-    from pyrocache.runtime.places import Places
-
-    places = Places(3)
-    monkeypatch.setattr(coroutines._threads, "waiting", places)
+    permits = few_permits(3, monkeypatch)
 
     @cache.memoize()
     async def outer(number: int) -> int:
@@ -707,17 +714,13 @@ def test_more_coroutines_wait_than_there_are_threads(
 
     assert asyncio.run(main()) == [number % 10 + number % 10 % 3 for number in range(100)]
     assert len(called) == 13
-    assert places.free == 3
+    assert permits.qsize() == 3
 
 
-def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
+def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
     cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyrocache.client.features import load_once_async as coroutines
-    from pyrocache.runtime.places import Places
-
-    places = Places(10)
-    monkeypatch.setattr(coroutines._threads, "waiting", places)
+    permits = few_permits(10, monkeypatch)
 
     @cache.memoize(key=lambda who: "the same", wait_seconds=0.2)
     async def slow(who: int) -> None:
@@ -727,7 +730,7 @@ def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
     async def main() -> None:
         tasks = [asyncio.create_task(slow(number)) for number in range(10)]
         await asyncio.sleep(0.1)
-        assert places.free == 1
+        assert permits.qsize() == 1
         tasks.pop().cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         del tasks
@@ -736,12 +739,12 @@ def test_a_thread_that_waited_is_another_ones_whatever_it_waited_for_came_to(
     gc.disable()  # whatever an exception refers to is not looked for
     try:
         asyncio.run(main())
-        assert places.free == 10
+        assert permits.qsize() == 10
     finally:
         gc.enable()
 
 
-def test_a_coroutine_does_not_wait_any_longer_than_it_may(cache: PyroCacheClient) -> None:
+def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
     @cache.memoize(wait_seconds=0.2, lease_seconds=3600)
     async def slow() -> None:
         await asyncio.sleep(1)
@@ -754,7 +757,7 @@ def test_a_coroutine_does_not_wait_any_longer_than_it_may(cache: PyroCacheClient
     assert results.count(None) == 1
 
 
-def test_a_coroutine_whose_node_is_away(called: Counted) -> None:
+def test_a_coroutine_whose_node_is_unreachable(called: Counted) -> None:
     with private_cluster(nodes=1) as cluster:
         strict, lenient = cluster.client(timeout=1), cluster.client(timeout=1, on_error="miss")
 

@@ -24,7 +24,7 @@ from benchmarks.lab.traces import TraceError
 from pyrocache import LocalCluster, NameServerUnavailable, PyroCacheClient, PyroCacheError
 from pyrocache.client.codec import encode_value
 from pyrocache.client.keys.encoding import encode_key, namespace_prefix
-from pyrocache.node.store.store import entry_cost
+from pyrocache.node.store.entry import entry_cost
 from tests.support.processes import environment
 
 NOWHERE = "127.0.0.1:1"

@@ -515,7 +515,7 @@ class Machine(RuleBasedStateMachine):
         return (True, new()) if live is not None and live.version == version else (False, SAME)
 
     @rule(at=ATS, key=KEYS, default=FLAGS, ttl=KEPT_TTLS)
-    def update(self, at: At, key: Any, default: bool, ttl: Any) -> None:
+    def compute(self, at: At, key: Any, default: bool, ttl: Any) -> None:
         number = next(self.numbers)
 
         def changed(value: Any) -> Any:
@@ -529,8 +529,8 @@ class Machine(RuleBasedStateMachine):
 
         def call(cache: PyroCacheClient) -> Any:
             if default:
-                return cache.update(key, changed, "the default", ttl)
-            return cache.update(key, function=changed, ttl_seconds=ttl)
+                return cache.compute(key, changed, "the default", ttl)
+            return cache.compute(key, function=changed, ttl_seconds=ttl)
 
         self.one(at, key, call, effect, reads=1)
         if not self.sure:  # it may have expired in the middle, and been read again

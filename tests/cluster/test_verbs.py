@@ -91,7 +91,7 @@ def test_a_version_is_good_until_the_entry_changes(cache: PyroCacheClient) -> No
         lambda cache: cache.set("key", 1),
         lambda cache: cache.set_many({"key": 1}),
         lambda cache: cache.replace("key", 1),
-        lambda cache: cache.update("key", lambda value: value),
+        lambda cache: cache.compute("key", lambda value: value),
         lambda cache: cache.incr("key", 0),
         lambda cache: cache.delete("key") and cache.set("key", 1),
         lambda cache: cache.pop("key") and cache.add("key", 1),
@@ -152,7 +152,7 @@ def test_a_conditional_write_refuses_what_set_refuses(cache: PyroCacheClient) ->
     for call in (
         lambda: cache.add("key", bytes(65 * 2**20)),
         lambda: cache.setdefault("key", bytes(65 * 2**20)),
-        lambda: cache.update("key", lambda _: bytes(65 * 2**20), default=0),
+        lambda: cache.compute("key", lambda _: bytes(65 * 2**20), default=0),
     ):
         with pytest.raises(ValueTooLarge):
             call()
@@ -222,30 +222,30 @@ def test_only_an_int_can_be_added(cache: PyroCacheClient, delta: Any) -> None:
     assert dict(cache) == {"key": 1}
 
 
-# Update ------------------------------------------------------------------------------------------------------
+# Compute -----------------------------------------------------------------------------------------------------
 
 
-def test_update_applies_a_function(cache: PyroCacheClient) -> None:
+def test_compute_applies_a_function(cache: PyroCacheClient) -> None:
     cache.set("key", [1], ttl_seconds=100)
-    assert cache.update("key", lambda value: [*value, 2]) == [1, 2]
+    assert cache.compute("key", lambda value: [*value, 2]) == [1, 2]
     assert cache.get("key") == [1, 2]
     assert lives(cache, "key", 100)
-    cache.update("key", function=lambda value: value, ttl_seconds=None)
+    cache.compute("key", function=lambda value: value, ttl_seconds=None)
     assert cache.ttl("key") == math.inf
-    cache.update("key", lambda value: value, ttl_seconds=50)
+    cache.compute("key", lambda value: value, ttl_seconds=50)
     assert lives(cache, "key", 50)
 
 
-def test_update_without_an_entry_is_given_the_default_or_fails(cache: PyroCacheClient) -> None:
+def test_compute_without_an_entry_is_given_the_default_or_fails(cache: PyroCacheClient) -> None:
     with pytest.raises(KeyError, match="'key'"):
-        cache.update("key", lambda value: value)
-    assert cache.update("key", lambda value: (value, "new"), None) == (None, "new")
+        cache.compute("key", lambda value: value)
+    assert cache.compute("key", lambda value: (value, "new"), None) == (None, "new")
     assert cache.ttl("key") == math.inf
-    assert cache.update("other", lambda value: value + 1, default=1, ttl_seconds=60) == 2
+    assert cache.compute("other", lambda value: value + 1, default=1, ttl_seconds=60) == 2
     assert lives(cache, "other", 60)
 
 
-def test_update_begins_again_when_somebody_was_faster(cache: PyroCacheClient) -> None:
+def test_compute_begins_again_when_somebody_was_faster(cache: PyroCacheClient) -> None:
     cache.set("key", 0)
     seen: list[Any] = []
 
@@ -259,7 +259,7 @@ def test_update_begins_again_when_somebody_was_faster(cache: PyroCacheClient) ->
             cache.add("key", 20)
         return value + 1
 
-    assert cache.update("key", disturbed, default=100) == 21
+    assert cache.compute("key", disturbed, default=100) == 21
     assert seen == [0, 10, 100, 20]
     assert cache.get("key") == 21
     assert cache.stats().client.conflicts == 3
@@ -268,9 +268,9 @@ def test_update_begins_again_when_somebody_was_faster(cache: PyroCacheClient) ->
 def test_an_exception_of_the_function_reaches_the_caller_and_changes_nothing(cache: PyroCacheClient) -> None:
     cache.set("key", 0)
     with pytest.raises(ZeroDivisionError):
-        cache.update("key", lambda value: 1 // value)
+        cache.compute("key", lambda value: 1 // value)
     with pytest.raises(SerializationError):
-        cache.update("key", lambda value: threading.Lock())
+        cache.compute("key", lambda value: threading.Lock())
     assert cache.get("key") == 0
 
 
@@ -282,7 +282,7 @@ def test_a_function_may_take_longer_than_a_call(shared_cluster: LocalCluster, ca
         return value + 1
 
     with shared_cluster.client(timeout=0.5) as hurried:
-        assert hurried.update("key", slow) == 2
+        assert hurried.compute("key", slow) == 2
 
 
 def test_update_takes_entries_like_that_of_a_dict(cache: PyroCacheClient) -> None:
@@ -300,8 +300,8 @@ def test_update_takes_entries_like_that_of_a_dict(cache: PyroCacheClient) -> Non
     assert cache == model
     with pytest.raises(TypeError, match="set_many"):
         cache.update({"a": 1}, ttl_seconds=60)
-    with pytest.raises(TypeError):
-        cache.update({"a": 1}, {"b": 2}, {}, {}, {})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="compute"):
+        cache.update("a", lambda value: value)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="sequence"):
         cache.update("no pairs")  # type: ignore[call-overload]
     assert cache == model
@@ -410,7 +410,7 @@ def add_up(number: int, nameserver: str, start: Any, threads: int, rounds: int, 
                 if how == "incr":
                     cache.incr(key)
                 elif how == "update":
-                    cache.update(key, lambda value: value + 1, default=0)
+                    cache.compute(key, lambda value: value + 1, default=0)
                 else:
                     compare_and_add(cache, key)
 
@@ -570,8 +570,8 @@ def test_a_corrupt_value_among_many_counts(cache: PyroCacheClient) -> None:
 
 
 def put_bytes(cache: PyroCacheClient, key: object, frame: bytes) -> None:
-    core = cache._core
-    core.router.call("set", core.encode_key(key), frame, None, deadline=core.deadline())
+    context = cache._context
+    context.backend.set(context.encode_key(key), frame, None, context.deadline())
 
 
 def test_calls_about_many_keys_say_which_failed_when_a_node_is_away(cluster: LocalCluster) -> None:
@@ -620,7 +620,7 @@ def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalClu
         (lambda client, key: client.get(key, "default", touch_seconds=60), "default"),
         (lambda client, key: client.get_with_version(key), None),
         (lambda client, key: client.compare_and_set(key, 1, 1), False),
-        (lambda client, key: client.update(key, lambda value: value + 1, default=5), 6),
+        (lambda client, key: client.compute(key, lambda value: value + 1, default=5), 6),
         (lambda client, key: client.incr(key, 2, default=5), 7),
         (lambda client, key: client.decr(key, 2, default=5), 3),
         (lambda client, key: client.touch(key, 60), False),
@@ -645,7 +645,7 @@ def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalClu
         for fails in (
             lambda: lenient.pop(key),
             lambda: lenient[key],
-            lambda: lenient.update(key, lambda value: value),
+            lambda: lenient.compute(key, lambda value: value),
             lambda: lenient.popitem(),
         ):
             with pytest.raises(KeyError):
@@ -829,21 +829,16 @@ def test_the_values_of_a_scan_come_a_few_mebibytes_at_a_time(cache: PyroCacheCli
     cache.set_many({number: number.to_bytes(1) * 2**20 for number in range(60)})
     peak = 0
     asked: list[int] = []
-    batch = cache._core.router.batch
+    get_many = cache._context.backend.get_many
 
-    def watched(method: str, keys: Any, *arguments: Any, on_reply: Any, **options: Any) -> Any:
+    def watched(*arguments: Any, **options: Any) -> Any:
         received = 0
-
-        def take(indices: Any, frames: Any) -> Any:
-            nonlocal received
+        for indices, frames in get_many(*arguments, **options):
             received += sum(len(frame) for frame in frames if frame is not None)
-            return on_reply(indices, frames)
-
-        errors = batch(method, keys, *arguments, on_reply=take, **options)
+            yield indices, frames
         asked.append(received)
-        return errors
 
-    cache._core.router.batch = watched  # type: ignore[method-assign]
+    cache._context.backend.get_many = watched  # type: ignore[method-assign]
     seen = {key: value[0] for key, value in cache.items()}
     peak = max(asked)
     assert seen == {number: number for number in range(60)}
@@ -1025,7 +1020,7 @@ def test_an_entry_has_the_tags_of_what_stored_it_last(cache: PyroCacheClient) ->
         lambda key: cache.set(key, 2, tags=[]),
         lambda key: cache.set(key, 2, tags=["b"]),
         lambda key: cache.set(key, 2, ..., tags=["b"]),
-        lambda key: cache.update(key, lambda value: value, ttl_seconds=60),
+        lambda key: cache.compute(key, lambda value: value, ttl_seconds=60),
         lambda key: cache.pop(key) and cache.setdefault(key, 2),
     ]
     for number, change in enumerate(changes):
@@ -1043,7 +1038,7 @@ def test_an_entry_that_lives_on_keeps_its_tags(cache: PyroCacheClient) -> None:
         lambda key: cache.incr(key),
         lambda key: cache.set(key, 2, ...),
         lambda key: cache.replace(key, 2, ...),
-        lambda key: cache.update(key, lambda value: value),
+        lambda key: cache.compute(key, lambda value: value),
         lambda key: cache.compare_and_set(key, 2, (cache.get_with_version(key) or (0, 0))[1]),
         lambda key: cache.setdefault(key, 2),
         lambda key: cache.add(key, 2),
@@ -1149,17 +1144,18 @@ def test_figures_follow_what_is_done(cluster: LocalCluster) -> None:
 def test_get_and_set_ask_for_no_more_than_they_need(cache: PyroCacheClient) -> None:
     """The two calls that must be fast send what they always have."""
     sent: list[tuple[Any, ...]] = []
-    call = cache._core.router.call
+    backend: Any = cache._context.backend
+    call = backend._call
 
-    def watched(*arguments: Any, **options: Any) -> Any:
-        sent.append(arguments)
-        return call(*arguments, **options)
+    def watched(command: Any, key: bytes, arguments: Any, *rest: Any) -> Any:
+        sent.append((command.name, key, *arguments))
+        return call(command, key, arguments, *rest)
 
-    cache._core.router.call = watched  # type: ignore[method-assign]
+    backend._call = watched
     cache.set("key", 1)
     cache.get("key")
     cache.set("key", 1, 60)
-    key = cache._core.encode_key("key")
+    key = cache._context.encode_key("key")
     frame = encode_value(1)
     assert sent == [("set", key, frame, None), ("get", key), ("set", key, frame, 60.0)]
 

@@ -20,6 +20,7 @@ from Pyro5.errors import PyroError
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import DEFAULT_POLICY
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
@@ -130,10 +131,8 @@ def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Reg
     stale: list[bool] = []
     node = CacheNode(
         Store(MAX_MEMORY, clock=clock),
-        name=NAME,
-        incarnation="the first",
+        RequestGuard(NAME, "the first", on_stale=lambda: stale.append(True)),
         max_value_bytes=MAX_VALUE_BYTES,
-        on_stale=lambda: stale.append(True),
         clock=clock,
     )
     if request.param == "called directly":
@@ -144,7 +143,7 @@ def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Reg
         proxy._pyroSerializer = "msgpack"
         proxy._pyroTimeout = 20
         yield Peer(proxy, node, clock, stale)
-    node.forget_everything()
+    node.ownership.forget_everything()
 
 
 def two_members() -> ClusterView:
@@ -938,7 +937,7 @@ class TestViews:
         assert peer.ping() == {"name": NAME, "incarnation": "the first", "serving": True}
 
     def test_a_node_tells_its_view(self, peer: Peer) -> None:
-        peer.node.adopt(two_members())
+        peer.node.ownership.adopt(two_members())
         assert peer.members() == [
             [NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"],
             ["cache.node.2", "127.0.0.1", 2, 2.0, "other", ""],
@@ -946,7 +945,7 @@ class TestViews:
 
     def test_the_right_view_and_none_are_served(self, peer: Peer) -> None:
         view = two_members()
-        peer.node.adopt(view)
+        peer.node.ownership.adopt(view)
         key = owned_by(view, NAME, 1)[0]
         assert peer.set(view.id, key, b"value") is True
         assert peer.get(view.id, key) == b"value"
@@ -981,7 +980,7 @@ class TestViews:
         self, peer: Peer, method: str, arguments: tuple[Any, ...]
     ) -> None:
         view = ClusterView([Member(NAME, "127.0.0.1", 1)])
-        peer.node.adopt(view)
+        peer.node.ownership.adopt(view)
         peer.set(view.id, b"key", b"old")
         before = peer.stats()
         with pytest.raises(Refused) as caught:
@@ -997,13 +996,13 @@ class TestViews:
         assert peer.contains(view.id, b"other") is False
 
     def test_a_stale_view_seen_in_a_ping_is_noted(self, peer: Peer) -> None:
-        peer.node.adopt(two_members())
+        peer.node.ownership.adopt(two_members())
         assert peer.ping(12345)["name"] == NAME
         assert peer.stale == [True]
 
     def test_a_node_that_is_not_in_its_own_view_says_that_it_is_leaving(self, peer: Peer) -> None:
         others = ClusterView([Member("cache.node.2", "127.0.0.1", 2)])
-        peer.node.adopt(others)
+        peer.node.ownership.adopt(others)
         assert peer.ping()["serving"] is False
         with pytest.raises(Refused) as caught:
             peer.get(two_members().id, b"key")
@@ -1013,7 +1012,7 @@ class TestViews:
         view = two_members()
         mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
         peer.set_many(NO_VIEW, *columns([[key, b"value"] for key in mine + theirs]))
-        peer.node.adopt(view)
+        peer.node.ownership.adopt(view)
         assert peer.get_many(view.id, mine) == [b"value"] * 20
         assert peer.get_many(view.id, theirs) == [None] * 20
         assert peer.stats()["entries"] == 20
@@ -1026,12 +1025,12 @@ class TestViews:
         token = answer[1]
         assert peer.node.fill(NO_VIEW, key, token, b"value", 10, 100) is True
         peer.clock.now += 10
-        peer.node.adopt(view)
+        peer.node.ownership.adopt(view)
         assert peer.stats()["entries"] == 0
 
     @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)
     def test_a_view_is_given_by_its_id(self, peer: Peer, view: Any) -> None:
-        peer.node.adopt(two_members())
+        peer.node.ownership.adopt(two_members())
         assert peer.refusal("get", view, b"key") == "bad-request"
         assert peer.refusal("set", view, b"key", b"value") == "bad-request"
         assert peer.refusal("get_many", view, [b"key"]) == "bad-request"

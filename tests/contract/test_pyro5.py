@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import Pyro5
@@ -42,9 +43,11 @@ from pyrocache.errors import (
     ValueTooLarge,
 )
 from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
-from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
+from tests.support.wire import frame_decoder
 
 NO_VIEW = 0
 PREFIX = b"\x08contract"  # a namespace
@@ -341,7 +344,7 @@ def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
         stack.enter_context(pyro5_server_type(request.param))
         for name in ("cache.node.1", "cache.node.2"):
             daemon = Pyro5.api.Daemon(host="127.0.0.1")
-            node = CacheNode(Store(64 * 2**20), name=name, max_value_bytes=2**20)
+            node = CacheNode(Store(64 * 2**20), RequestGuard(name), max_value_bytes=2**20)
             name_server.register(name, daemon.register(node, name))
             stack.enter_context(running(daemon))
         yield address
@@ -400,17 +403,16 @@ class TestOurClientOnStockDaemons:
                 cache.set("key", threading.Lock())
             assert cache.get("key") == "old"
             member = cache.node_for("key")
-            deadline = cache._core.deadline()
+            router, deadline = cache._context.backend._router, cache._context.deadline()  # type: ignore[attr-defined]
             with pytest.raises(RemoteError, match="bytes"):
-                cache._core.router.ask(member, "get", NO_VIEW, "no bytes", deadline=deadline)
+                router.ask(member, commands.GET, (NO_VIEW, "no bytes"), deadline)
             with pytest.raises(RemoteError):
-                cache._core.router.ask(member, "no_such_method", deadline=deadline)
+                router.ask(member, replace(commands.GET, name="no_such_method"), (), deadline)
             assert cache.get("key") == "old"
 
     def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            "pyrocache.client.features.load_once.LEG_SECONDS", 0.1
-        )  # a daemon with one thread waits with it
+        # a daemon with one thread waits with it
+        monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
         calls: list[int] = []
 
         def load() -> str:
@@ -433,7 +435,7 @@ class TestOurClientOnStockDaemons:
     def test_locks_are_held_by_one_at_a_time(
         self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pyrocache.client.features.locks.LEG_SECONDS", 0.1)
+        monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
         with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
@@ -636,7 +638,7 @@ class TestTheSeamsOfPyro5:
             ).data
         finally:
             current_context.correlation_id = None
-        decoder = framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        decoder = frame_decoder()
         decoder.feed(data)
         frame = decoder.next_frame()
         assert frame is not None

@@ -57,10 +57,10 @@ def more(basket: Basket) -> Basket:
     return basket
 
 
-assert_type(cache.update("key", more), Basket)
-assert_type(cache.update("key", more, Basket()), Basket)
-assert_type(cache.update("key", function=more, default=None, ttl_seconds=60), Basket)
-assert_type(cache.update("key", lambda value: int(value) + 1, default=0), int)
+assert_type(cache.compute("key", more), Basket)
+assert_type(cache.compute("key", more, Basket()), Basket)
+assert_type(cache.compute("key", function=more, default=None, ttl_seconds=60), Basket)
+assert_type(cache.compute("key", lambda value: int(value) + 1, default=0), int)
 cache.update({"key": 1})
 cache.update({"key": 1}, other=2)
 cache.update([("key", 1)])

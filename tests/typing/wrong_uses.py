@@ -24,8 +24,9 @@ cache.compare_and_set("key", 1, None)  # wrong
 cache.incr("key", 1.5)  # wrong
 cache.incr("key", "1")  # wrong
 cache.touch("key")  # wrong
-cache.update("key", 5)  # wrong
-cache.update("key", lambda: 5)  # wrong
+cache.compute("key", 5)  # wrong
+cache.update("key", len)  # wrong
+cache.compute("key", lambda: 5)  # wrong
 cache.set_many([("key", 1)])  # wrong
 cache.get_many(5)  # wrong
 cache.touch_many(["key"])  # wrong

@@ -1,6 +1,7 @@
-"""Read, apply a function, store if nothing has changed since, else begin again: optimistic concurrency control.
+"""Change an entry by a function: read, apply, store if nothing has changed since, else begin again.
 
-The function runs in the caller's thread, perhaps several times, and its time does not count to the call's.
+Optimistic concurrency control. The function runs in the caller's thread, perhaps several times; its own time does not
+count towards the call's timeout.
 """
 
 from __future__ import annotations
@@ -8,74 +9,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyrocache.client.backend import MISSING, Core, KeptTtl, Missing, ttl_on_the_wire
-from pyrocache.client.codec import encode_value
+from pyrocache.client.context import MISSING, ClientContext, KeptTtl, Missing, ttl_on_the_wire
 from pyrocache.errors import Conflict, NodeUnavailable
-from pyrocache.net.deadline import Deadline
+from pyrocache.net.backoff import Backoff
 
 _T = TypeVar("_T")
 
-_FIRST_BACKOFF_SECONDS = 0.002
-_LONGEST_BACKOFF_SECONDS = 0.064
+_FIRST_PAUSE_SECONDS = 0.004
+_LONGEST_PAUSE_SECONDS = 0.064
 
 
-def update(
-    core: Core, key: object, function: Callable[[Any], _T], default: Any | Missing, ttl_seconds: KeptTtl
+def compute(
+    context: ClientContext,
+    key: object,
+    function: Callable[[Any], _T],
+    default: Any | Missing,
+    ttl_seconds: KeptTtl,
+    *,
+    sleep: Callable[[float], None] | None = None,
 ) -> _T:
-    """What `PyroCacheClient.update` returns when it is given a function."""
-    encoded, ttl = core.encode_key(key), ttl_on_the_wire(ttl_seconds)
-    deadline = core.deadline()
+    """Return what `PyroCacheClient.compute` returns. ``sleep`` waits between two attempts."""
+    encoded, ttl = context.encode_key(key), ttl_on_the_wire(ttl_seconds)
+    deadline = context.deadline()
+    backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, sleep=sleep)
     attempts = 0
     while True:
-        old, condition = _read(core, encoded, default, deadline)
+        old: Any = default
+        condition: str | int = "absent"
+        try:
+            found = context.backend.get_with_version(encoded, deadline)
+        except NodeUnavailable as error:
+            found = context.missed(error, None)
+        if found is not None:
+            old, condition = context.decode(encoded, found[0]), found[1]
         if old is MISSING:
             raise KeyError(key)
-        value, frame = _apply(function, old, deadline)
+        deadline.remaining()
+        begun = deadline.seen_at
+        value = function(old)
+        frame = context.codec.encode(encoded, value)
+        deadline.remaining()
+        deadline.at += deadline.seen_at - begun
         attempts += 1
         try:
-            stored = core.call_owner(
-                "put",
-                encoded,
-                frame,
-                ttl,
-                condition,
-                None,
-                deadline=deadline,
-                idempotent=False,
-                largest_value=len(frame),
-            )
+            if context.backend.put(encoded, frame, ttl, condition, None, deadline):
+                return value
         except NodeUnavailable as error:
-            return core.missed(error, value)
-        if stored:
-            return value
-        core.count("conflicts")
-        pause = min(_FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 10), _LONGEST_BACKOFF_SECONDS)
-        if deadline.remaining() <= pause:
+            return context.missed(error, value)
+        context.count("conflicts")
+        if deadline.remaining() <= backoff.longest_next:
             raise Conflict(
-                f"update failed: others changed the entry each of the {attempts} times that this tried to, for "
-                f"{deadline.seconds:g} s. Try again, or spread what is changed this often over several keys."
+                f"compute failed: other callers changed the entry each of the {attempts} times that this tried to, "
+                f"for {deadline.seconds:g} s. Try again, or spread what is changed this often over several keys."
             )
-        core.router.back_off(pause)
-
-
-def _read(core: Core, encoded: bytes, default: Any | Missing, deadline: Deadline) -> tuple[Any, str | int]:
-    """The value that there is and its version, or ``default`` and that there must be none."""
-    try:
-        found = core.call_owner("get_with_version", encoded, deadline=deadline)
-    except NodeUnavailable as error:
-        found = core.missed(error, None)
-    if found is None:
-        return default, "absent"
-    frame, version = found
-    return core.decode(frame), version
-
-
-def _apply(function: Callable[[Any], _T], old: Any, deadline: Deadline) -> tuple[_T, Any]:
-    """The new value and its frame, the deadline put off by the time that this takes."""
-    deadline.remaining()
-    begun = deadline.seen_at
-    value = function(old)
-    frame = encode_value(value)
-    deadline.remaining()
-    deadline.at += deadline.seen_at - begun
-    return value, frame
+        backoff.pause()

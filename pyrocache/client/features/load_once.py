@@ -1,15 +1,16 @@
-"""Loading once: a value that is missing is loaded by one caller, wherever callers are; the others wait for it.
+"""Load a missing value once: one caller of all processes runs the factory, the others wait for its result.
 
-The node that owns a key grants a *lease* to load its value; see ``node/leases.py`` for what makes it void. It ends with
-the connection that it was granted on, which the loader therefore keeps: when its process dies, the node sees the
-connection end and has the next caller load at once. Who waits has a call under way that the node answers when there is
-something to say, so nobody polls, and no thread of the node waits.
+`find` returns the value or a `LoadTask`, and a `LoadTask` takes what the factory made. Both are used by the blocking
+`get_or_set` here and by the one for coroutines in ``load_once_async.py``, which differ only in who runs the factory.
 
-Waiting and loading have connections of their own, so they never keep an ordinary call waiting. When too many of these
-are held, asking again every few milliseconds takes their place, and a factory that loads another value in turn does
-so without a lease: callers never wait for each other's connections.
+The node that owns a key grants the *lease* to load its value; ``node/coordination/leases.py`` says what revokes it. A
+lease ends with the connection that it was granted on, which the `LoadTask` owns: when a loader's process dies, the node
+sees the connection end and lets the next caller load at once.
 
-No thread is started here; ``coroutines.py`` is the same for coroutines.
+A caller never waits for its own thread: a factory that asks for its own key, or for another one while too many calls
+wait for that node, loads without a lease, and its result is not stored.
+
+Starts no thread. A `LoadTask` is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -22,47 +23,36 @@ import random
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self, TypeVar
 
-from pyrocache.client.backend import MISSING, Core, Duration, Ttl
-from pyrocache.client.codec import encode_value
+from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
+from pyrocache.client.features.pinned_wait import PinnedWait
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.pinned import PinnedConnection
-from pyrocache.protocol import commands
 
 log = logging.getLogger("pyrocache.client")
 
 _T = TypeVar("_T")
 
-LEG_SECONDS = 10.0
-"""How long one call waits at most, and no longer than the client's timeout; then it is made again, lest a node that
-vanished is waited for."""
+IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
+"""When to load: if there is no value; even if there is one, unless another caller loads; always."""
 
-IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE = range(3)
-"""When to load: if there is no value, even if there is one unless another loads by now, or even then."""
-
-_ABANDON_SECONDS = 1.0
-_FIRST_PAUSE_SECONDS = 0.002
-_LONGEST_PAUSE_SECONDS = 0.05
-_NO_VIEW = 0
-
-_under_way: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loads", default=frozenset())
-"""What is being loaded here, by router and key: a factory that asks for its own key must not wait for itself."""
+_loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
+"""What the factories that are running here load, by backend and key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class LoadOptions:
     """How a value is loaded and kept.
 
     Attributes:
-        ttl_seconds: as `set` takes it, by now a number or None.
-        stale_seconds: for how long, once expired, it is good enough while another one is loaded.
+        ttl_seconds: its time to live; None for no expiry.
+        stale_seconds: how long after its expiry it is still returned while a new one is loaded.
         early: XFetch's beta; 0 for no early refresh.
-        wait_seconds: how long to wait for another loader; None: as long as it takes.
+        wait_seconds: how long to wait for another loader; None for no limit.
         lease_seconds: how long a loader may take before somebody else loads.
     """
 
@@ -73,17 +63,12 @@ class Terms:
     lease_seconds: float = 60.0
 
 
-def checked_terms(
-    *,
-    ttl_seconds: Ttl,
-    stale_seconds: Duration,
-    early: float,
-    wait_seconds: Duration | None,
-    lease_seconds: Duration,
-) -> Terms:
-    """Terms as a user gives them. Raises `TypeError` or `ValueError` where that makes no sense."""
+def load_options(
+    *, ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
+) -> LoadOptions:
+    """Return the options that a user gave. Raises `TypeError` or `ValueError` if one is not valid."""
     check_number(early, "early")
-    return Terms(
+    return LoadOptions(
         ttl_seconds=ttl_to_seconds(ttl_seconds),
         stale_seconds=to_seconds(stale_seconds, "stale_seconds"),
         early=early,
@@ -92,353 +77,277 @@ def checked_terms(
     )
 
 
-class Load:
-    """The task of loading a value: one calls `load`, or `begin`, `end`, and then `store`, `abandon` or `drop`.
+class LoadTask:
+    """The task of loading a value.
+
+    The factory runs in a ``with`` block that ends with `loaded`; `settle`, which may block, gives the outcome::
+
+        with task:
+            task.loaded(tags, factory())
+        return task.settle()
+
+    An exception of the factory leaves the block silently, and `settle` raises it once the lease has ended. Any other
+    exception, as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
 
     Args:
-        core, key, terms: whose, the value's canonical key, and how it is kept.
-        token: of the lease; None: there is none, and what is loaded is not stored.
-        held: the connection that the lease ends with.
-        live: the value that there is, if this is an early refresh of it.
+        context, key, options: the client's, the canonical key, and how the value is kept.
+        pinned: the connection that the lease was granted on; None for no lease: the value is not stored.
+        token: of the lease.
 
     Attributes:
-        live: as given.
+        live: the value that exists, if this is an early refresh of it.
     """
 
-    __slots__ = ("_began", "_core", "_held", "_key", "_process", "_terms", "_token", "live")
+    __slots__ = (
+        *("_backend", "_context", "_error", "_keep", "_key", "_load_seconds", "_mark", "_options", "_pinned"),
+        *("_process", "_started_at", "_tags", "_token", "_value", "live"),
+    )
 
     def __init__(
         self,
-        core: Core,
+        context: ClientContext,
         key: bytes,
-        terms: Terms,
-        token: int | None = None,
-        held: PinnedConnection | None = None,
-        live: Any = MISSING,
+        options: LoadOptions,
+        pinned: PinnedConnection | None = None,
+        token: int = 0,
     ) -> None:
-        self._core = core
+        self._context = context
+        self._backend = context.backend  # also once the context is closed
         self._key = key
-        self._terms = terms
+        self._options = options
+        self._pinned = pinned
         self._token = token
-        self._held = held
-        self.live = live
         self._process = os.getpid()  # of the lease; a forked child has none
-        self._began = time.monotonic()
+        self._error: Exception | None = None
+        self.live: Any = MISSING
 
-    def load(
-        self,
-        factory: Callable[[], _T],
-        tags: Callable[[], list[bytes] | None],
-        keep: Callable[[_T], object] | None = None,
-    ) -> Any:
-        """What ``factory`` returns, stored unless ``keep`` says no or it is outdated by now; or what it raises."""
-        mark = self.begin()
-        try:
-            told = tags()
-            value = factory()
-            if inspect.iscoroutine(value):
-                value.close()
-                raise TypeError(
-                    "get_or_set takes a function that returns the value; for async def there is memoize."
-                )
-            kept = keep is None or bool(keep(value))
-        except Exception as error:
-            self.abandon()
-            if self.live is MISSING:
-                raise
-            return self.instead_of(error)
-        except BaseException:
+    def __enter__(self) -> Self:
+        self._started_at = time.monotonic()
+        self._mark: Token[Any] = _loading.set(_loading.get() | {(id(self._backend), self._key)})
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        _loading.reset(self._mark)
+        if isinstance(error, Exception):
+            self._error = error
+            return True
+        if error is not None:
             self.drop()
-            raise
-        finally:
-            self.end(mark)
-        if kept:
-            self.store(value, told)
-        else:
-            self.abandon()
-        return value
+        return False
 
-    def begin(self) -> Token[frozenset[tuple[int, bytes]]]:
-        """From now on time is taken, and what is called here can know that this value is being loaded; until `end`."""
-        self._began = time.monotonic()
-        return _under_way.set(_under_way.get() | {(id(self._core.router), self._key)})
+    def loaded(self, tags: list[bytes] | None, value: _T, keep: Callable[[_T], object] | None = None) -> None:
+        """Take what the factory returned and its encoded tags. It is stored unless ``keep`` returns false for it."""
+        self._load_seconds = time.monotonic() - self._started_at
+        self._tags = tags
+        self._value = value
+        self._keep = keep is None or bool(keep(value))
 
-    @staticmethod
-    def end(mark: Token[frozenset[tuple[int, bytes]]]) -> None:
-        """The loading that `begin` began has ended."""
-        _under_way.reset(mark)
+    def settle(self) -> Any:
+        """Store what was loaded, or end the lease without. Return the value, or raise what the factory raised.
 
-    def store(self, value: object, tags: list[bytes] | None = None) -> bool:
-        """Store the loaded value; False when it was not, as it is outdated, or its node is away.
+        A value that is outdated by now is not stored, nor one whose node is unreachable; it is returned all the same.
 
         Raises:
-            SerializationError, ValueTooLarge: it cannot be stored; the next caller loads.
+            SerializationError, ValueTooLarge: the value cannot be stored; the next caller loads.
         """
-        if self._token is None or self._process != os.getpid():
-            return False
-        seconds = time.monotonic() - self._began
+        error, self._error = self._error, None
+        if error is None:
+            self._store() if self._keep else self._abandon()
+            return self._value
         try:
-            frame = encode_value(value)
-            terms = self._terms
-            stored = self._core.router.call(
-                "fill",
-                self._key,
-                self._token,
-                frame,
-                terms.ttl_seconds,
-                terms.stale_seconds,
-                seconds,
-                tags,
-                deadline=Deadline(self._core.timeout),
-                largest_value=len(frame),
-            )
+            self._abandon()
+            if self.live is MISSING:
+                raise error
+            log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
+            return self.live
+        finally:
+            del error  # or this frame and its traceback would keep each other alive
+
+    def drop(self) -> None:
+        """End the lease without waiting, by closing its connection."""
+        if self._pinned is not None:
+            self._pinned.drop()
+
+    def _store(self) -> None:
+        if self._pinned is None or self._process != os.getpid():
+            return
+        context, options = self._context, self._options
+        try:
+            frame = context.codec.encode(self._key, self._value)
+            times = (options.ttl_seconds, options.stale_seconds, self._load_seconds)
+            deadline = context.deadline()
+            stored = context.backend.fill(self._key, self._token, frame, *times, self._tags, deadline)
         except NodeUnavailable as error:
             self.drop()
-            self._core.count("misses_on_error")
+            context.count("misses_on_error")
             log.warning("A value was loaded but not stored: %s", error)
-            return False
         except Exception:
-            self.abandon()
-            if self._core.closed:  # while it was being loaded: the caller has the value all the same
-                return False
-            raise
+            self._abandon()
+            if not context.closed:  # if it was closed during the load, the caller gets the value all the same
+                raise
         except BaseException:
             self.drop()
             raise
-        if not stored:
-            self.drop()  # if the key moved, its former owner may hold on to the lease
-        self._give_back()
-        return bool(stored)
+        else:
+            if not stored:
+                self.drop()  # if the key moved, its former owner may still hold the lease
+            self._pinned.release()
 
-    def abandon(self) -> None:
-        """Give the lease back unused; the next caller loads at once."""
-        if self._held is None or self._held.closed:
-            return
-        try:
-            self._held.call(commands.ABANDON, (_NO_VIEW, self._key, self._token), Deadline(_ABANDON_SECONDS))
-        except (Refused, Unavailable):
-            self.drop()
-        self._give_back()
-
-    def drop(self) -> None:
-        """The same without asking anybody, and so without waiting: its connection is closed."""
-        if self._held is not None:
-            self._held.drop()
-
-    def instead_of(self, error: Exception) -> Any:
-        """The live value that this was to refresh early: it is good until it expires."""
-        log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
-        return self.live
-
-    def _give_back(self) -> None:
-        if self._held is not None:
-            self._held.release()
+    def _abandon(self) -> None:
+        """End the lease; the next caller loads at once."""
+        if self._pinned is not None and not self._pinned.closed:
+            self._backend.abandon(self._key, self._token, self._pinned)
 
 
 class Found(NamedTuple):
-    """What `find` has found: a value, or that it is the caller's task to load it."""
+    """What `find` found: a value, or the task of loading it."""
 
     value: Any
-    load: Load | None
+    task: LoadTask | None
 
 
 def get_or_set(
-    core: Core,
+    context: ClientContext,
     key: bytes,
     factory: Callable[[], _T],
-    terms: Terms,
+    options: LoadOptions,
     tags: Callable[[], list[bytes] | None],
     *,
     keep: Callable[[_T], object] | None = None,
     refresh: int = IF_MISSING,
 ) -> _T:
-    """The value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`.
+    """Return the value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`.
 
     Args:
-        tags: makes the value's encoded tags, if it is to be loaded.
+        tags: makes the value's encoded tags; called if it is to be loaded.
         keep: whether a value that was loaded is to be stored.
         refresh: when to load although there is a value.
     """
-    value, load = find(core, key, terms, refresh=refresh)
-    result: _T = value if load is None else load.load(factory, tags, keep)
+    value, task = find(context, key, options, refresh=refresh)
+    if task is not None:
+        with task:
+            task.loaded(tags(), _no_coroutine(factory()), keep)
+        value = task.settle()
+    result: _T = value
     return result
 
 
 def find(
-    core: Core,
+    context: ClientContext,
     key: bytes,
-    terms: Terms,
+    options: LoadOptions,
     *,
     refresh: int = IF_MISSING,
-    given_up: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Found:
-    """The value, waiting for another loader if there is one; or the task of loading it.
+    """Return the value, after waiting for another loader if there is one; or the task of loading it.
 
     Args:
         refresh: when to load although there is a value.
-        given_up: looked at from time to time while waiting; True ends it as if the time were over.
+        cancelled: called between two requests while waiting; true ends the wait as if its time were over.
 
     Raises:
-        WaitTimeout: another one was still loading when ``wait_seconds`` were over.
+        WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
         NodeUnavailable: if ``on_error`` is ``"raise"``.
     """
     try:
-        live = None if refresh else _look(core, key, terms)
-        if live is not None and not live.is_due(terms.early):
-            return Found(core.decode(live.frame), None)
-        if live is not None:
-            return _refresh_early(core, key, terms, core.decode(live.frame))
-        return _Search(core, key, terms, refresh, given_up).run()
+        if options.early and not refresh:
+            found = _find_or_refresh_early(context, key, options)
+            if found is not None:
+                return found
+        elif not refresh:
+            frame = context.backend.get(key, context.deadline())
+            if frame is not None:
+                return Found(context.decode(key, frame), None)
+        return _wait_or_load(context, key, options, refresh, cancelled)
     except NodeUnavailable as error:
-        core.missed(error, None)
-        return Found(None, Load(core, key, terms))
+        context.missed(error, None)
+        return Found(None, LoadTask(context, key, options))
 
 
-class _Live(NamedTuple):
-    """A value that there is, with how long it will be, and how long loading it took."""
-
-    frame: Any
-    remaining: float | None = None
-    load_seconds: float | None = None
-
-    def is_due(self, early: float, dice: Callable[[], float] = random.random) -> bool:
-        """Whether it is this caller's turn to refresh the value, which is about to expire.
-
-        Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
-        """
-        if not early or self.remaining is None or not self.load_seconds:
-            return False
-        return -self.load_seconds * early * math.log(1.0 - dice()) >= self.remaining
-
-
-def _look(core: Core, key: bytes, terms: Terms) -> _Live | None:
-    """The value, if there is one: most callers find it, and this is the fastest call that there is."""
-    if not terms.early:
-        frame = core.router.call("get", key, deadline=core.deadline())
-        return None if frame is None else _Live(frame)
-    answer = core.router.call("get_with_times", key, deadline=core.deadline())
+def _find_or_refresh_early(context: ClientContext, key: bytes, options: LoadOptions) -> Found | None:
+    """Return the value, or the task of refreshing it if that is due and no other caller does; None: no value."""
+    answer = context.backend.get_with_times(key, context.deadline())
     if answer is None:
         return None
-    if type(answer) is not list or len(answer) != 3:
-        raise RemoteError("A node answered get_with_times with what is no answer to it.")
-    return _Live(*answer)
-
-
-def _refresh_early(core: Core, key: bytes, terms: Terms, value: Any) -> Found:
-    """The task of loading a new value, or the one that there is if somebody else loads already."""
+    if len(answer) != 3:
+        raise RemoteError("A node answered get_with_times with an invalid reply.")
+    frame, remaining, load_seconds = answer
+    value = context.decode(key, frame)
+    if not refresh_is_due(options.early, remaining, load_seconds):
+        return Found(value, None)
     try:
-        load = _Search(core, key, terms, IF_NOBODY_DOES, lambda: True).run().load
-    except (PyroCacheError, ConnectionError):
+        options = replace(options, wait_seconds=0.0)
+        task = _wait_or_load(context, key, options, UNLESS_LOADING, lambda: False).task
+    except PyroCacheError:
+        task = None
+    if task is None:
         return Found(value, None)
-    if load is None:
-        return Found(value, None)
-    load.live = value
-    return Found(None, load)
+    task.live = value
+    return Found(None, task)
 
 
-class _Search:
-    """One call of `find`, and the connection that it waits over."""
+def refresh_is_due(
+    early: float,
+    remaining: float | None,
+    load_seconds: float | None,
+    dice: Callable[[], float] = random.random,
+) -> bool:
+    """Return whether this caller is to refresh a value that expires in ``remaining`` seconds.
 
-    __slots__ = ("_core", "_give_up_at", "_given_up", "_held", "_key", "_pause", "_refresh", "_terms")
+    Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
+    """
+    if not early or remaining is None or not load_seconds:
+        return False
+    return -load_seconds * early * math.log(1.0 - dice()) >= remaining
 
-    def __init__(
-        self, core: Core, key: bytes, terms: Terms, refresh: int, given_up: Callable[[], bool]
-    ) -> None:
-        self._core = core
-        self._key = key
-        self._terms = terms
-        self._refresh = refresh
-        self._given_up = given_up
-        self._give_up_at = math.inf if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
-        self._held: PinnedConnection | None = None
-        self._pause = _FIRST_PAUSE_SECONDS
 
-    def run(self) -> Found:
-        """The outcome. Raises as `find`."""
-        try:
-            return self._run()
-        except BaseException:
-            if self._held is not None:
-                self._held.drop()
-            raise
+def _wait_or_load(
+    context: ClientContext, key: bytes, options: LoadOptions, refresh: int, cancelled: Callable[[], bool]
+) -> Found:
+    """Ask the node for the lease, until it grants it or there is a value. Raises as `find`."""
+    recursive = (id(context.backend), key) in _loading.get()
 
-    def _run(self) -> Found:
-        core, terms = self._core, self._terms
-        recursive = (id(core.router), self._key) in _under_way.get()
+    def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
+        return context.backend.lease(key, options.lease_seconds, seconds, refresh, deadline, pinned)
+
+    with PinnedWait(context, ask, 0.0 if recursive else options.wait_seconds) as wait:
         while True:
-            asked_at = time.monotonic()
-            leg = min(LEG_SECONDS, core.timeout)
-            patience = 0.0 if recursive else max(0.0, min(leg, self._give_up_at - asked_at))
-            deadline = core.deadline(core.timeout + patience)
-            self._held = core.router.hold(
-                "lease",
-                self._key,
-                terms.lease_seconds,
-                patience,
-                self._refresh,
-                deadline=deadline,
-                held=self._held,
-            )
-            if self._held is None:  # too many wait here: ask without waiting
-                self._held = core.router.hold(
-                    "lease",
-                    self._key,
-                    terms.lease_seconds,
-                    0.0,
-                    self._refresh,
-                    deadline=deadline,
-                    waits=False,
-                )
-                if self._held is not None and self._held.answer is None and not recursive:
-                    self._end()
-            if self._held is None:
-                found = self._without_lease()
-                if found is not None:
-                    return found
-            else:
-                answer = self._held.answer
-                if answer is not None:
-                    return self._understood(answer)
-                if recursive:
-                    self._end()
-                    return Found(None, Load(core, self._key, terms))
-                if time.monotonic() - asked_at < min(_FIRST_PAUSE_SECONDS, patience):
-                    time.sleep(_FIRST_PAUSE_SECONDS)  # whatever made the node answer at once, do not spin
-            if time.monotonic() >= self._give_up_at or self._given_up():
-                self._end()
-                raise WaitTimeout(
-                    f"get_or_set failed: another caller was still loading the value after {terms.wait_seconds:g} s. "
-                    "Wait longer with wait_seconds, or take expired values meanwhile with stale_seconds."
-                    if terms.wait_seconds is not None
-                    else "get_or_set was given up while another caller was loading the value."
-                )
+            match wait.ask():
+                case None:
+                    pass
+                case ["load", token, _]:
+                    return Found(None, LoadTask(context, key, options, wait.take(), token))
+                case ["value", frame, _, _] | ["stale", frame]:
+                    return Found(context.decode(key, frame), None)
+                case _:
+                    raise RemoteError("A node answered lease with an invalid reply.")
+            if recursive or (wait.crowded and _loading.get()):
+                return Found(None, LoadTask(context, key, options))
+            if (
+                wait.pinned is None and not refresh
+            ):  # the node could not be asked: see whether the value is there
+                frame = context.backend.get(key, context.deadline())
+                if frame is not None:
+                    return Found(context.decode(key, frame), None)
+            if wait.is_over() or cancelled():
+                wait.release()
+                raise still_loading(options)
+            wait.pause()
 
-    def _understood(self, answer: Any) -> Found:
-        held = self._held
-        assert held is not None
-        kind, *told = answer if type(answer) is list and answer else [None]
-        if kind == "load" and len(told) == 2:
-            self._held = None
-            return Found(None, Load(self._core, self._key, self._terms, told[0], held))
-        self._end()
-        if (kind, len(told)) not in (("value", 3), ("stale", 1)):
-            raise RemoteError(f"{held.member.name} answered lease with what is no answer to it.")
-        return Found(self._core.decode(told[0]), None)
 
-    def _without_lease(self) -> Found | None:
-        """What to do while as many connections are held as may be: look whether there is a value by now."""
-        live = _look(self._core, self._key, self._terms)
-        if live is not None and self._refresh == IF_MISSING:
-            return Found(self._core.decode(live.frame), None)
-        if _under_way.get():
-            return Found(
-                None, Load(self._core, self._key, self._terms)
-            )  # others may be waiting for this thread
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
-        return None
+def still_loading(options: LoadOptions) -> WaitTimeout:
+    """Return the error of a caller that waited in vain for another loader."""
+    if options.wait_seconds is None:
+        return WaitTimeout("get_or_set was cancelled while another caller was loading the value.")
+    return WaitTimeout(
+        f"get_or_set failed: another caller was still loading the value after {options.wait_seconds:g} s. "
+        "Wait longer with wait_seconds, or take expired values meanwhile with stale_seconds."
+    )
 
-    def _end(self) -> None:
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+
+def _no_coroutine(value: _T) -> _T:
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError("get_or_set takes a function that returns the value; for async def there is memoize.")
+    return value

@@ -1,30 +1,30 @@
-"""`loading.get_or_set` for coroutines: the factory is awaited in its caller's loop, which never waits for a node.
+"""`load_once.get_or_set` for coroutines: the factory is awaited in its caller's event loop, which never blocks.
 
-Calls to nodes are made in threads: short ones in a few that are always there, and those that wait for another loader
-in one of their own each. When as many wait as may, the others ask again every few milliseconds; so the calls that end
-the waiting, which store what was loaded, never wait for a thread that waits.
+Calls to nodes run in threads: short ones in a pool of `_THREADS`, and each call that waits for another loader in a
+thread of its own, of which there are up to `_WAITING_THREADS`. Further callers poll meanwhile. So the calls that end a
+wait, which store what was loaded, never queue behind those that wait.
 
-Whoever is cancelled while it loads, or while it is being told to, gives the lease back at once.
+A coroutine that is cancelled while it loads, or waits, gives its lease back at once.
 """
 
 from __future__ import annotations
 
-import _thread
 import asyncio
-import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from threading import Event
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from pyrocache.client.backend import MISSING, Core
-from pyrocache.client.features.load_once import IF_MISSING, Found, Terms, find
+from pyrocache.client.context import ClientContext
+from pyrocache.client.features.load_once import IF_MISSING, Found, LoadOptions, find, still_loading
 from pyrocache.errors import WaitTimeout
-from pyrocache.runtime.places import Places
+from pyrocache.net.backoff import Backoff
+from pyrocache.runtime import at_fork
 
 _T = TypeVar("_T")
 
@@ -35,123 +35,119 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 
 async def get_or_set(
-    core: Core,
+    context: ClientContext,
     key: bytes,
     factory: Callable[[], Awaitable[_T]],
-    terms: Terms,
+    options: LoadOptions,
     tags: Callable[[], list[bytes] | None],
     *,
     keep: Callable[[_T], object] | None = None,
     refresh: int = IF_MISSING,
 ) -> _T:
-    """The value under a canonical key, loaded if need be. Arguments as for `loading.get_or_set`."""
-    found, load = await _find(core, key, terms, refresh)
-    result: _T = found
-    if load is None:
-        return result
-    mark = load.begin()
-    try:
-        told = tags()
-        result = await factory()
-        kept = keep is None or bool(keep(result))
-    except Exception as error:
-        await in_thread(load.abandon)
-        if load.live is MISSING:
-            raise
-        result = load.instead_of(error)
-        return result
-    except BaseException:
-        load.drop()
-        raise
-    finally:
-        load.end(mark)
-    if kept:
-        await in_thread(lambda: load.store(result, told))
-    else:
-        await in_thread(load.abandon)
+    """Return the value under a canonical key, loaded if need be. Takes the arguments of `load_once.get_or_set`."""
+    value, task = await _find(context, key, options, refresh)
+    if task is not None:
+        with task:
+            task.loaded(tags(), await factory(), keep)
+        value = await in_thread(task.settle)
+    result: _T = value
     return result
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:
-    """What ``function``, which does not take long, returns on another thread."""
-    return await _outcome_of(_submit(function))
+    """Run a function that does not take long in another thread and return its result."""
+    return await _result_of(_threads.calls.submit(copy_context().run, function))
 
 
-async def _find(core: Core, key: bytes, terms: Terms, refresh: int) -> Found:
-    """`loading.find`, without blocking the loop."""
-    give_up_at = None if terms.wait_seconds is None else time.monotonic() + terms.wait_seconds
-    at_once = replace(terms, wait_seconds=0)
-    pause = _FIRST_PAUSE_SECONDS
+async def _find(context: ClientContext, key: bytes, options: LoadOptions, refresh: int) -> Found:
+    """Return what `load_once.find` does, without blocking the event loop."""
+    give_up_at = None if options.wait_seconds is None else time.monotonic() + options.wait_seconds
+    backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+    left: float | None = None
     while True:
         try:
-            return await in_thread(lambda: find(core, key, at_once, refresh=refresh))
+            at_once = replace(options, wait_seconds=0.0)
+            return await in_thread(partial(find, context, key, at_once, refresh=refresh))
         except WaitTimeout:
-            left = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
-            place = _threads.waiting.take(0.0)
-            if left == 0 or place is not None:
-                break
-            await asyncio.sleep(pause if left is None else min(pause, left))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    future: Future[Found] = Future()
-    cancelled = Event()
-    rest = replace(terms, wait_seconds=left)
-    search = partial(find, core, key, rest, refresh=refresh, given_up=cancelled.is_set)
-    _thread.start_new_thread(_run, (future, place, partial(copy_context().run, search)))
-    del place  # or it would be taken as long as an exception refers to this frame
+            if give_up_at is not None and (left := give_up_at - time.monotonic()) <= 0:
+                raise still_loading(options) from None
+        if _threads.take_permit():
+            break
+        pause = backoff.next_pause()
+        await asyncio.sleep(pause if left is None else min(pause, left))
+    cancelled = threading.Event()
+    rest = replace(options, wait_seconds=left)
+    search = partial(find, context, key, rest, refresh=refresh, cancelled=cancelled.is_set)
     try:
-        return await _outcome_of(future)
+        return await _result_of(_threads.start_waiting(search))
     except asyncio.CancelledError:
         cancelled.set()
         raise
 
 
-async def _outcome_of(future: Future[_T]) -> _T:
+async def _result_of(future: Future[_T]) -> _T:
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        future.add_done_callback(_give_back)  # a lease that nobody is there to take
+        future.add_done_callback(_drop_lease)
         raise
     finally:
         del future  # its exception refers to this frame
 
 
-def _give_back(future: Future[Any]) -> None:
+def _drop_lease(future: Future[Any]) -> None:
+    """End the lease that a cancelled caller was granted."""
     if not future.cancelled() and future.exception() is None:
         result = future.result()
-        if isinstance(result, Found) and result.load is not None:
-            result.load.drop()
-
-
-def _run(future: Future[_T], place: object, function: Callable[[], _T]) -> None:
-    """Make ``function``'s outcome that of ``future``; ``place`` is taken as long as this lasts."""
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-    del future, place  # the exception refers to this frame
+        if isinstance(result, Found) and result.task is not None:
+            result.task.drop()
 
 
 class _Threads:
-    """The threads of this process."""
+    """The threads of this process. The pool makes its threads when they are needed first."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: a forked child has none."""
-        self.waiting = Places(_WAITING_THREADS)
-        self.short: ThreadPoolExecutor | None = None
+        """Begin anew: a forked child has none of the threads."""
+        self.calls = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
+        self.permits: SimpleQueue[None] = SimpleQueue()  # one for each thread that may wait
+        for _ in range(_WAITING_THREADS):
+            self.permits.put(None)
+
+    def take_permit(self) -> bool:
+        """Take the permit for `start_waiting`, if there is one left."""
+        try:
+            self.permits.get_nowait()
+        except Empty:
+            return False
+        return True
+
+    def start_waiting(self, function: Callable[[], _T]) -> Future[_T]:
+        """Run a function in a thread of its own, which gives the permit back."""
+        future: Future[_T] = Future()
+        future.set_running_or_notify_cancel()  # so that nobody can cancel it
+        permits, context = self.permits, copy_context()
+
+        def run() -> None:
+            try:
+                try:
+                    result = context.run(function)
+                finally:
+                    permits.put(None)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        try:
+            threading.Thread(target=run, name="pyrocache-wait", daemon=True).start()
+        except RuntimeError:  # the process may have no more threads
+            permits.put(None)
+            raise
+        return future
 
 
 _threads = _Threads()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.reset)
-
-
-def _submit(function: Callable[[], _T]) -> Future[_T]:
-    if _threads.short is None:
-        _threads.short = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
-    context = copy_context()
-    return _threads.short.submit(lambda: context.run(function))
+at_fork.in_child(_threads.reset)

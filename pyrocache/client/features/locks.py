@@ -1,12 +1,15 @@
-"""Locks and semaphores that callers in different threads, processes and hosts share.
+"""Locks and semaphores that threads, processes and hosts share.
 
-A lock is a name. Its owner node grants it to one caller at a time, or to so many, until it is given back, the
-connection that it was granted on closes, or it was not renewed for its time to live. While any lock is held, one daemon
-thread of this process renews all of them; it starts with the first and ends soon after the last.
+A lock is a name. Its owner node grants it to one caller at a time (a semaphore to several), until it is released, the
+connection that it was granted on closes, or it was not renewed for its time to live. While any lock is held, one
+daemon thread of this process renews all of them; it starts with the first and ends soon after the last.
 
-Each `Grant` has its connection in a list of one: whoever takes it out, the renewing thread or the one that releases
-the lock, uses it alone. So nobody waits for a lock of this process, which an exception raised by a signal handler
-could leave held for ever.
+A `Grant` belongs to the thread that acquired the lock and is kept in a `threading.local`: a thread that ends without
+releasing loses its grants, which closes their connections, so the locks are free. Nothing else may refer to a grant for
+long; the renewing thread has weak references and holds a grant while it waits for the node's answer.
+
+The renewing thread and the thread that releases a lock both use its connection. Whoever takes it out of the grant has
+it alone, so that nobody waits for a mutex here.
 """
 
 from __future__ import annotations
@@ -18,150 +21,177 @@ import select
 import threading
 import time
 import weakref
-from contextlib import suppress
-from types import EllipsisType, TracebackType
-from typing import Any, Self
+from types import EllipsisType
+from typing import Any, Self, TypeAlias
 
-from pyrocache.client.backend import Core, Duration
-from pyrocache.client.features.load_once import LEG_SECONDS
+from pyrocache.client.backend import Backend
+from pyrocache.client.context import ClientContext, Duration, Ttl
+from pyrocache.client.features.pinned_wait import PinnedWait
 from pyrocache.config import to_seconds
-from pyrocache.errors import LockLost, LockTimeout, NodeUnavailable, PyroCacheError, RemoteError
+from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.pinned import PinnedConnection
-from pyrocache.protocol import commands
+from pyrocache.protocol.limits import MOST_SECONDS
+from pyrocache.runtime import at_fork
 
-_NO_VIEW = 0
 _RENEWALS = 3  # in a lock's time to live
-_PAUSE_SECONDS = 0.02
-_LONGEST_TTL_SECONDS = 86400.0  # that a node gives
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
-_FEW = 64
-_LONGEST_REST_SECONDS = 2.0  # after the last lock was released, the thread is there for so long
+_LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
 
 
 class Grant:
     """A lock that is held, or was.
 
     Attributes:
-        token: its number.
-        idle: its connection, unless somebody uses it.
-        good_until: when the node may give the lock to another one, unless it was renewed (monotonic seconds).
-        renew_at: when to do so.
+        backend: the client's.
+        name, token: of the lock, and the grant's number.
+        ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
+        good_until: when the node may grant the lock to another holder, unless it is renewed (monotonic seconds).
+        renew_at: when to renew it.
         over: it was released, or lost.
-        process: the process that holds it; a forked child does not.
     """
 
     __slots__ = (
-        *("__weakref__", "good_until", "idle", "name", "over"),
-        *("process", "renew_at", "token", "ttl_seconds"),
+        *("__weakref__", "_idle", "_process", "backend", "good_until"),
+        *("name", "over", "renew_at", "token", "ttl_seconds"),
     )
 
-    def __init__(self, name: bytes, token: int, ttl_seconds: float, held: PinnedConnection) -> None:
+    def __init__(
+        self, backend: Backend, name: bytes, token: int, ttl_seconds: float, pinned: PinnedConnection
+    ) -> None:
+        self.backend = backend
         self.name = name
         self.token = token
-        self.ttl_seconds = min(ttl_seconds, _LONGEST_TTL_SECONDS)
-        self.idle = [held]
+        self.ttl_seconds = min(ttl_seconds, MOST_SECONDS)
         self.over = False
-        self.process = os.getpid()
+        self._idle = [pinned]  # empty while a thread uses the connection
+        self._process = os.getpid()  # a forked child does not hold its parent's locks
         self.renewed(time.monotonic())
 
     def renewed(self, at: float) -> None:
-        """The time to live begins anew."""
+        """Begin the time to live again."""
         self.good_until = at + self.ttl_seconds
         self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
     @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that holds the lock."""
+        return self._process != os.getpid()
+
+    @property
     def held(self) -> bool:
-        """Whether nobody else can have the lock, as far as is known here."""
-        if self.over or self.process != os.getpid() or time.monotonic() >= self.good_until:
+        """Whether nobody else can hold the lock, as far as this process knows."""
+        if self.over or self.inherited or time.monotonic() >= self.good_until:
             return False
-        return not any(connection.closed for connection in tuple(self.idle))
+        return not any(pinned.closed for pinned in tuple(self._idle))
+
+    def take(self) -> PinnedConnection | None:
+        """Take the connection, to use it alone; None while another thread does."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def begin_renewal(self, pinned: PinnedConnection) -> bool:
+        """Send a renewal without waiting. Return whether it was sent."""
+        return not pinned.closed and self.backend.begin_renew(self.name, self.token, self.ttl_seconds, pinned)
+
+    def put_back(self, pinned: PinnedConnection, *, lost: bool) -> None:
+        """Put the connection back after a renewal."""
+        if lost:
+            self.over = True
+        self._idle.append(pinned)
+        if self.over and (left := self.take()) is not None:  # `release` may have raced with the line above
+            left.drop()
+
+
+class _OfThread(threading.local):
+    """What a thread holds of one `Lock`. Not by the thread's identifier, which a later thread may have again."""
+
+    grant: Grant | None = None
 
 
 class Lock:
-    """A lock, or a semaphore, by its name: ``with cache.lock("report"): ...``.
+    """A lock or a semaphore: ``with cache.lock("report"): ...``.
 
-    It costs nothing to make one; use it from as many threads as you like, each of which acquires for itself. It is not
-    reentrant.
+    Any number of threads may use one object; each acquires for itself. Making one costs nothing. It is not reentrant.
 
     Args:
-        core: the client's.
+        context: the client's.
         name: any key; a lock and an entry of the same name have nothing to do with each other.
         limit: how many may hold it at once.
         ttl_seconds: how long it stays with a holder that does not renew it.
-        wait_seconds: how long `acquire` waits; None: as long as it takes.
+        wait_seconds: how long `acquire` waits; None for no limit.
     """
 
     def __init__(
-        self, core: Core, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Duration | None
+        self, context: ClientContext, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Ttl
     ) -> None:
-        self._core = core
-        self._key = core.encode_key(("lock" if limit == 1 else "semaphore", name))
+        self._context = context
+        self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
         self._name = name
         self._limit = limit
         self._ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
         self._wait_seconds = _wait(wait_seconds)
-        self._grants: dict[int, Grant] = {}  # by the thread that acquired it
+        self._of_thread = _OfThread()
 
     @property
     def token(self) -> int | None:
-        """The number of this thread's grant, larger than those of all before; None when it holds none.
+        """The number of this thread's grant, larger than that of any earlier grant; None if it holds none.
 
-        Whatever the lock protects can refuse a holder whose number is smaller than one that it has seen: the only
-        protection from a holder that was stopped for longer than its time to live and does not know.
+        What the lock protects can refuse a holder whose number is smaller than one it has seen. Nothing else protects
+        it from a holder that was stopped for longer than its time to live and does not know.
         """
-        grant = self._grant()
+        grant = self._of_thread.grant
         return grant.token if grant is not None and self.held else None
 
     @property
     def held(self) -> bool:
-        """Whether this thread holds it, as far as is known here."""
-        grant = self._grant()
-        return grant is not None and grant.held and not self._core.closed
+        """Whether this thread holds it, as far as this process knows."""
+        grant = self._of_thread.grant
+        return grant is not None and grant.held and not self._context.closed
 
     def acquire(self, *, wait_seconds: Duration | EllipsisType | None = ...) -> int:
-        """Hold the lock, waiting for it if need be; its token.
+        """Acquire the lock, waiting if another holder has it, and return its token.
 
         Args:
             wait_seconds: instead of the lock's own; 0 does not wait.
 
         Raises:
             LockTimeout: others held it all the time.
-            NodeUnavailable: the lock's node is away, whatever ``on_error`` says.
+            NodeUnavailable: the lock's node is unreachable, whatever ``on_error`` says.
             RuntimeError: this thread holds it already.
         """
-        before = self._grant()
+        before = self._of_thread.grant
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
         seconds = self._wait_seconds if wait_seconds is ... else _wait(wait_seconds)
-        grant = _acquire(self._core, self._key, self._limit, self._ttl_seconds, seconds)
-        self._grants[threading.get_ident()] = grant
+        grant = _acquire(self._context, self._key, self._limit, self._ttl_seconds, seconds)
+        self._of_thread.grant = grant
         _renewer.watch(grant)
         return grant.token
 
     def release(self) -> None:
-        """Give back what this thread holds.
+        """Release what this thread holds.
 
         Raises:
             LockLost: it was lost before this; another holder may have done its work meanwhile.
             RuntimeError: this thread has not acquired it.
         """
-        grant = self._grants.pop(threading.get_ident(), None)
+        grant = self._of_thread.grant
         if grant is None:
             raise RuntimeError(
                 "This thread does not hold the lock: it did not acquire it, or released it already."
             )
-        _release(self._core, grant)
+        self._of_thread.grant = None
+        _release(self._context, grant)
 
     def __enter__(self) -> Self:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
             self.release()
         except PyroCacheError:
@@ -177,17 +207,14 @@ class Lock:
             "A Lock is not pickled: have cache.lock make one of the same name in the other process."
         )
 
-    def _grant(self) -> Grant | None:
-        return self._grants.get(threading.get_ident())
-
 
 def _wait(wait_seconds: Duration | None) -> float | None:
-    """How long to wait, in seconds. Raises `TypeError` or `ValueError` if that makes no sense."""
+    """Return how long to wait, in seconds. Raises `TypeError` or `ValueError` if it is not valid."""
     return None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds")
 
 
 def check_limit(limit: Any) -> int:
-    """How many may hold a semaphore; raises if that makes no sense."""
+    """Return how many may hold a semaphore. Raises `TypeError` or `ValueError` if it is not valid."""
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"A semaphore's n is an int, not {type(limit).__name__}.")
     if not 1 <= limit <= 2**20:
@@ -195,78 +222,43 @@ def check_limit(limit: Any) -> int:
     return limit
 
 
-def _acquire(core: Core, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None) -> Grant:
-    give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
-    held: PinnedConnection | None = None
-    try:
-        while True:
-            asked_at = time.monotonic()
-            patience = max(0.0, min(LEG_SECONDS, core.timeout, give_up_at - asked_at))
-            deadline = core.deadline(core.timeout + patience)
-            held = core.router.hold(
-                "acquire", name, limit, ttl_seconds, patience, deadline=deadline, held=held
-            )
-            if held is None:  # too many wait here: ask without waiting
-                held = core.router.hold(
-                    "acquire", name, limit, ttl_seconds, 0.0, deadline=deadline, waits=False
-                )
-                asked = held is not None
-                if held is not None and held.answer is None:
-                    held.release()
-                    held = None
-            else:
-                asked = True
-            if held is not None and held.answer is not None:
-                if type(held.answer) is not int:
-                    raise RemoteError(f"{held.member.name} answered acquire with what is no token.")
-                return Grant(name, held.answer, ttl_seconds, held)
-            now = time.monotonic()
-            if now >= give_up_at:
-                if held is not None:
-                    held.release()
+def _acquire(
+    context: ClientContext, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None
+) -> Grant:
+    def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
+        return context.backend.acquire(name, limit, ttl_seconds, seconds, deadline, pinned)
+
+    with PinnedWait(context, ask, wait_seconds) as wait:
+        while (token := wait.ask()) is None:
+            if wait.is_over():
+                wait.release()
                 raise LockTimeout(
                     f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
                     "Wait longer with wait_seconds."
-                    if asked
+                    if wait.pinned is not None
                     else "acquire failed: this client holds or loads as much of the lock's node as it may at a time. "
                     "Release some first, or take another client."
                 )
-            if held is None or now - asked_at < min(_PAUSE_SECONDS, patience):
-                time.sleep(min(_PAUSE_SECONDS, give_up_at - now))  # ask again soon; or do not spin
-    except BaseException:
-        if held is not None:
-            held.drop()
-        raise
+            wait.pause()
+        if type(token) is not int:
+            raise RemoteError("A node answered acquire with an invalid reply.")
+        return Grant(context.backend, name, token, ttl_seconds, wait.take())
 
 
-def _release(core: Core, grant: Grant) -> None:
-    """Give a lock back. Raises `LockLost`."""
-    was_over, grant.over = grant.over or grant.process != os.getpid(), True
-    if was_over or not _given_back(core, grant, core.deadline()):
+def _release(context: ClientContext, grant: Grant) -> None:
+    """Release a lock. Raises `LockLost`."""
+    was_over = grant.over or grant.inherited
+    # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over after
+    # that: the renewing thread closes the connection of one that is over, and if it did so before the node knows of the
+    # release, the lock would seem to have been lost.
+    pinned, deadline = grant.take(), context.deadline()
+    released = not was_over and context.backend.release(grant.name, grant.token, deadline, pinned)
+    grant.over = True
+    if not released:
         raise LockLost(
             "The lock was lost before it was released: its node went away, or it could not be renewed in time. "
             "Another holder may have done its work meanwhile."
         )
-
-
-def _given_back(core: Core, grant: Grant, deadline: Deadline) -> bool:
-    """Tell the node; whether the lock was held until then."""
-    try:
-        held = grant.idle.pop()
-    except IndexError:  # it is being renewed at this moment
-        try:
-            return bool(
-                core.router.call("release", grant.name, grant.token, deadline=deadline, idempotent=False)
-            )
-        except NodeUnavailable:
-            return False
-    try:
-        released = held.call(commands.RELEASE, (_NO_VIEW, grant.name, grant.token), deadline)
-    except (Refused, Unavailable):
-        held.drop()
-        return False
-    held.release()
-    return released is True
 
 
 class _Renewer:
@@ -278,44 +270,39 @@ class _Renewer:
     def reset(self) -> None:
         """Begin anew: in a forked child the thread does not exist, and the locks are the parent's."""
         self._lock = threading.Lock()  # guards: all that follows
-        self._grants: list[weakref.ref[Grant]] = []
-        self._look_through_at = _FEW  # so many of them
-        self._wake_at = math.inf  # when the thread looks around by itself
-        self._pipe: tuple[int, int] | None = None  # wakes it before that; None: there is none
+        self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()
+        self._wake_at = math.inf  # when the thread wakes by itself
+        self._pipe: tuple[int, int] | None = None  # wakes it before that; None: there is no thread
 
     def reset_after_fork(self) -> None:
-        """As `reset`, and close what was inherited."""
+        """Begin anew, and close the descriptors that were inherited."""
         for descriptor in self._pipe or ():
             os.close(descriptor)
         self.reset()
 
     def watch(self, grant: Grant) -> None:
-        """Renew ``grant`` until it is over, or nobody has it any more."""
+        """Renew a grant until it is over or collected."""
         with self._lock:
-            self._grants.append(weakref.ref(grant))
+            self._grants.add(grant)
             if self._pipe is None:
                 self._pipe = os.pipe()
-                # No threading.Thread: its start waits at a lock that Python code implements.
+                # Not threading.Thread: its `start` waits for an event, and an exception from a signal handler can
+                # leave that event's lock held.
                 _thread.start_new_thread(self._run, (self._pipe[0],))
             elif grant.renew_at < self._wake_at:
                 os.write(self._pipe[1], b"\0")
-            if len(self._grants) > self._look_through_at:
-                self._live()
 
     def _live(self) -> list[Grant]:
-        """Those to renew, under the lock; the others are forgotten."""
-        grants = [grant for reference in self._grants if (grant := reference()) and not grant.over]
-        self._grants = [weakref.ref(grant) for grant in grants]
-        self._look_through_at = 2 * len(grants) + _FEW
-        return grants
+        """Return the grants to renew. The caller holds the lock."""
+        return [grant for grant in self._grants if not grant.over]
 
     def _run(self, receiver: int) -> None:
-        under_way: dict[int, tuple[Grant, PinnedConnection, float]] = {}
+        renewals: dict[int, _Renewal] = {}
         while True:
-            wake_at = self._begin_those_due(under_way)
-            if wake_at == math.inf and not under_way and self._end():
+            wake_at = self._begin_those_due(renewals)
+            if wake_at == math.inf and not renewals and self._end():
                 return
-            self._wait(receiver, under_way, wake_at)
+            _receive(receiver, renewals, wake_at)
 
     def _end(self) -> bool:
         with self._lock:
@@ -326,74 +313,53 @@ class _Renewer:
             self._pipe = None
             return True
 
-    def _begin_those_due(self, under_way: dict[int, tuple[Grant, PinnedConnection, float]]) -> float:
-        """Ask for those that are to be renewed now; when the next is (monotonic seconds)."""
+    def _begin_those_due(self, renewals: dict[int, _Renewal]) -> float:
+        """Send the renewals that are due. Return when the next one is (monotonic seconds)."""
         now = time.monotonic()
         with self._lock:
             grants = self._live()
-            wake_at = min((grant.renew_at for grant in grants if grant.renew_at > now), default=math.inf)
-            self._wake_at = wake_at
+            self._wake_at = min(
+                (grant.renew_at for grant in grants if grant.renew_at > now), default=math.inf
+            )
+            wake_at = self._wake_at
         for grant in grants:
-            if grant.renew_at <= now:
-                self._begin(grant, under_way, now)
+            if grant.renew_at <= now and (pinned := grant.take()) is not None:
+                grant.renew_at = math.inf  # until it is answered
+                if grant.begin_renewal(pinned):
+                    renewals[pinned.fileno()] = (grant, pinned, now)
+                else:
+                    grant.put_back(pinned, lost=True)
         return wake_at
 
-    def _begin(
-        self, grant: Grant, under_way: dict[int, tuple[Grant, PinnedConnection, float]], now: float
-    ) -> None:
-        """Ask the node to renew a lock; its answer comes while others are asked."""
-        try:
-            held = grant.idle.pop()
-        except IndexError:
-            return  # it is being renewed, or released
-        grant.renew_at = math.inf  # until it is answered
-        if held.closed or not held.begin(
-            commands.RENEW, (_NO_VIEW, grant.name, grant.token, grant.ttl_seconds)
-        ):
-            self._finished(grant, held, lost=True)
-        else:
-            under_way[held.fileno()] = (grant, held, now)
 
-    def _wait(
-        self, receiver: int, under_way: dict[int, tuple[Grant, PinnedConnection, float]], wake_at: float
-    ) -> None:
-        """Wait for answers, for a grant that is new, or until there is something to do."""
-        poll = select.poll()
-        poll.register(receiver, select.POLLIN)
-        for descriptor in under_way:
-            poll.register(descriptor, select.POLLIN)
-        wake_at = min([wake_at, *(grant.good_until for grant, _, _ in under_way.values())])
-        seconds = max(0.0, min(wake_at - time.monotonic(), _LONGEST_REST_SECONDS))
-        for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
-            if descriptor == receiver:
-                os.read(receiver, 4096)
-                continue
-            grant, held, since = under_way.pop(descriptor)
-            lost = True
-            with suppress(Refused, Unavailable):
-                lost = held.finish(Deadline(_RECEIVE_SECONDS)) is not True
-            if not lost:
-                grant.renewed(since)
-            self._finished(grant, held, lost=lost)
-        now = time.monotonic()
-        for descriptor, (grant, held, _) in list(under_way.items()):
-            if now >= grant.good_until or grant.over:
-                del under_way[descriptor]
-                held.drop()
-                self._finished(grant, held, lost=True)
+_Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
+"""A renewal that was sent: of which grant, over its connection, and when (monotonic seconds)."""
 
-    @staticmethod
-    def _finished(grant: Grant, held: PinnedConnection, *, lost: bool) -> None:
-        """Put the connection back, unless the lock was released meanwhile or is lost."""
-        if lost:
-            grant.over = True
-        grant.idle.append(held)
-        if grant.over:  # looked at last: `_release` may have run just before the line above
-            with suppress(IndexError):
-                grant.idle.pop().drop()
+
+def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:
+    """Wait until a node answers, `_Renewer.watch` writes to the pipe, or a time has come. Receive the answers."""
+    poll = select.poll()
+    poll.register(receiver, select.POLLIN)
+    for descriptor in renewals:
+        poll.register(descriptor, select.POLLIN)
+    wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
+    seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))
+    for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
+        if descriptor == receiver:
+            os.read(receiver, 4096)
+            continue
+        grant, pinned, sent_at = renewals.pop(descriptor)
+        renewed = grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
+        if renewed:
+            grant.renewed(sent_at)
+        grant.put_back(pinned, lost=not renewed)
+    now = time.monotonic()
+    for descriptor, (grant, pinned, _) in list(renewals.items()):
+        if now >= grant.good_until or grant.over:
+            del renewals[descriptor]
+            pinned.drop()
+            grant.put_back(pinned, lost=True)
 
 
 _renewer = _Renewer()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renewer.reset_after_fork)
+at_fork.in_child(_renewer.reset_after_fork)

@@ -1,9 +1,11 @@
-"""`PyroCacheClient.memoize`: a function whose results are kept in the cache, each loaded once wherever it is needed.
+"""`PyroCacheClient.memoize`: functions whose results are cached; each result is loaded once by all processes.
 
-A result's key is made of the function's identity and its arguments, as its signature binds them: so neither the order
-of keywords nor leaving out a default makes another key. A function is identified by its module and qualified name; in
-``__main__``, where names are used again (a notebook's cells, scripts with functions of the same name), by its source
-too.
+The key of a result consists of the function's identity and its arguments as the signature binds them, so that neither
+the order of keywords nor an omitted default makes another key. The identity is the module and the qualified name. In
+``__main__``, where names are reused (by cells of a notebook, by scripts), it includes the source. Loading is the
+business of ``load_once.py`` and ``load_once_async.py``.
+
+Thread-safe: a memoized function does not change.
 """
 
 from __future__ import annotations
@@ -17,12 +19,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
-from pyrocache.client.backend import Core
-from pyrocache.client.features import load_once as loading
-from pyrocache.client.features import load_once_async as coroutines
-from pyrocache.client.features.load_once import IF_MISSING, IN_ANY_CASE, Terms
+from pyrocache.client.context import ClientContext
+from pyrocache.client.features import load_once, load_once_async
+from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, LoadOptions
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import InvalidKey, NodeUnavailable
 
@@ -39,20 +40,20 @@ Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `memoize` was called with.
+    """The arguments of `memoize`.
 
     Attributes:
-        core: of the client.
-        terms: how results are loaded and kept.
-        key: makes what stands for the arguments, of the arguments.
-        ignore: names of arguments that do not matter.
-        cache_if: whether a result is to be kept.
+        context: the client's.
+        options: how results are loaded and kept.
+        key: called with the arguments; what it returns stands for them in the key.
+        ignore: names of arguments to leave out of the key.
+        cache_if: called with a result; whether to cache it.
         typed: whether arguments that are equal but of different types make different keys.
-        tags: of the results, or what makes them of the arguments.
+        tags: of the results; or a function of the arguments that returns them.
     """
 
-    core: Core
-    terms: Terms
+    context: ClientContext
+    options: LoadOptions
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
     cache_if: Callable[[Any], object] | None = None
@@ -66,11 +67,11 @@ class Settings:
         if self.key is not None and self.ignore:
             raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
         if not callable(self.tags):
-            self.core.encode_tags(self.tags)  # raises now what every call would
+            self.context.encode_tags(self.tags)  # raises now what every call would
 
 
 class _Plan:
-    """How the calls of one function become keys."""
+    """Makes the keys of the calls of one function."""
 
     def __init__(self, function: Callable[..., Any], settings: Settings) -> None:
         self.function = function
@@ -89,57 +90,47 @@ class _Plan:
 
     @property
     def name(self) -> str:
-        """What the function is called."""
+        """The function's qualified name."""
         return self.function.__qualname__
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """The key of a call, for `PyroCacheClient.get` and the others."""
-        if self.settings.key is not None:
-            arguments, named = self._in_full(arguments, named)
-            return (_MARK, self.identity, (self.settings.key(*arguments, **named),))
+        """Return the key of a call, as `PyroCacheClient.get` and the others take it."""
+        key = self.settings.key
+        if key is not None:
+            bound = self._bind(arguments, named)
+            return (_MARK, self.identity, (key(*bound.args, **bound.kwargs),))
         if self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
-            values = (*arguments, *self._defaults[len(arguments) :])  # what binding comes to, but faster
+            values = (*arguments, *self._defaults[len(arguments) :])  # the same as binding, but faster
             return (_MARK, self.identity, values)
-        return self._bound_key(arguments, named)
+        values = tuple(self._what_matters(arguments, named).values())
+        plain = (_MARK, self.identity, values)
+        return (*plain, tuple(map(_types, values))) if self.settings.typed else plain
 
     def encoded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
-        """The canonical bytes of the key of a call.
-
-        Raises:
-            InvalidKey: an argument has none.
-        """
+        """Return the canonical bytes of the key of a call. Raises `InvalidKey` if an argument has none."""
         key = self.key(arguments, named)
         try:
-            return self.settings.core.encode_key(key)
+            return self.settings.context.encode_key(key)
         except InvalidKey as error:
             raise self._explained(error, key, arguments, named) from error
 
     def tags(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> list[bytes] | None:
-        """The tags of a call's result."""
+        """Return the encoded tags of a call's result."""
         tags = self.settings.tags
         if callable(tags):
-            arguments, named = self._in_full(arguments, named)
-            tags = tags(*arguments, **named)
-        return self.settings.core.encode_tags(tags)
+            bound = self._bind(arguments, named)
+            tags = tags(*bound.args, **bound.kwargs)
+        return self.settings.context.encode_tags(tags)
 
-    def _in_full(
-        self, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with defaults, by position where that can be: the same for the same call however written."""
+    def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
+        """Return the arguments with defaults: the same for the same call, however it is written."""
         bound = self._signature.bind(*arguments, **named)
         bound.apply_defaults()
-        return bound.args, bound.kwargs
+        return bound
 
-    def _bound_key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        values = self._bind(arguments, named)
-        key = (_MARK, self.identity, tuple(values.values()))
-        return (*key, tuple(map(_types, values.values()))) if self.settings.typed else key
-
-    def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that matter, by name and in the signature's order."""
-        bound = self._signature.bind(*arguments, **named)
-        bound.apply_defaults()
-        ignore = self.settings.ignore
+    def _what_matters(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that are not ignored, by name and in the signature's order."""
+        bound, ignore = self._bind(arguments, named), self.settings.ignore
         values = {name: value for name, value in bound.arguments.items() if name not in ignore}
         for name, parameter in self._signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD and name in values:
@@ -151,7 +142,7 @@ class _Plan:
     ) -> InvalidKey:
         if self.settings.key is not None:
             return type(error)(f"What the key of {self.name} returns is no key: {error}")
-        for name, value in self._bind(arguments, named).items():
+        for name, value in self._what_matters(arguments, named).items():
             try:
                 encode_key(value, b"")
             except InvalidKey as cause:
@@ -162,21 +153,35 @@ class _Plan:
         return error
 
 
-class _Wrapper(Generic[_P]):
-    """What looks like the function: its name, signature and documentation."""
+class _Wrapper(Generic[_P, _R]):
+    """What looks like the function: its name, signature and documentation. A call of it returns ``_R``."""
+
+    _get_or_set: ClassVar[Callable[..., Any]] = staticmethod(load_once.get_or_set)
 
     def __init__(self, plan: _Plan, binds: str) -> None:
-        functools.update_wrapper(self, plan.function)  # type: ignore[arg-type]  # is no function
+        functools.update_wrapper(self, plan.function)
         self._plan = plan
         self._before: tuple[Any, ...] = ()  # what a method is bound to
         self._binds = binds  # what an attribute access binds it to: "instance", "class" or "nothing"
 
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return self._call((*self._before, *args), kwargs, IF_MISSING)
+
+    def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Call the function even if its result is cached, and cache the new one; a load under way is discarded."""
+        return self._call((*self._before, *args), kwargs, ALWAYS)
+
     def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
-        """The key of the result for these arguments, as `PyroCacheClient.get` takes it."""
+        """Return the key of the result for these arguments, as `PyroCacheClient.get` takes it."""
         return self._plan.key((*self._before, *args), kwargs)
 
+    @property
+    def original(self) -> Callable[_P, _R]:
+        """The function itself, without the cache."""
+        return self.__wrapped__  # type: ignore[attr-defined, no-any-return]
+
     def bound(self, thing: Any) -> Self:
-        """The same as a method of ``thing``."""
+        """Return the same as a method of ``thing``."""
         method = type(self).__new__(type(self))
         method.__dict__.update(
             self.__dict__, _before=(thing,), __wrapped__=MethodType(self._plan.function, thing)
@@ -184,19 +189,32 @@ class _Wrapper(Generic[_P]):
         return method
 
     def _method(self, instance: Any, owner: type | None) -> Self:
-        """What attribute access on a class or an object gives: a method, bound as a function would be."""
+        """Return what attribute access on a class or an object gives: a method, bound as a function would be."""
         if self._before or self._binds == "nothing":
             return self
         if self._binds == "class":
             return self.bound(type(instance) if owner is None else owner)
         return self if instance is None else self.bound(instance)
 
+    def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> _R:
+        plan, settings = self._plan, self._plan.settings
+        result: _R = self._get_or_set(
+            settings.context,
+            plan.encoded(arguments, named),
+            lambda: plan.function(*arguments, **named),
+            settings.options,
+            lambda: plan.tags(arguments, named),
+            keep=settings.cache_if,
+            refresh=refresh,
+        )
+        return result
+
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        core, encoded = self._plan.settings.core, self._plan.encoded(arguments, named)
+        context, encoded = self._plan.settings.context, self._plan.encoded(arguments, named)
         try:
-            return bool(core.router.call("delete", encoded, deadline=core.deadline()))
+            return context.backend.delete(encoded, context.deadline())
         except NodeUnavailable as error:
-            return core.missed(error, False)
+            return context.missed(error, False)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self._before:
@@ -207,24 +225,12 @@ class _Wrapper(Generic[_P]):
         return f"<memoized {self._plan.name}>"
 
 
-class Memoized(_Wrapper[_P], Generic[_P, _R]):
-    """A function whose results are kept in the cache."""
-
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return self._call((*self._before, *args), kwargs, IF_MISSING)
-
-    def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Call the function, whatever there is, and keep its result; what another caller is loading is not stored."""
-        return self._call((*self._before, *args), kwargs, IN_ANY_CASE)
+class Memoized(_Wrapper[_P, _R]):
+    """A function whose results are cached."""
 
     def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """Remove the result for these arguments, and have what is being loaded not stored; whether there was one."""
+        """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
         return self._invalidate((*self._before, *args), kwargs)
-
-    @property
-    def original(self) -> Callable[_P, _R]:
-        """The function itself, which asks no cache."""
-        return self.__wrapped__  # type: ignore[attr-defined, no-any-return]
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -235,45 +241,22 @@ class Memoized(_Wrapper[_P], Generic[_P, _R]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self._method(instance, owner)
 
-    def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> _R:
-        plan, settings = self._plan, self._plan.settings
-        result: _R = loading.get_or_set(
-            settings.core,
-            plan.encoded(arguments, named),
-            lambda: plan.function(*arguments, **named),
-            settings.terms,
-            lambda: plan.tags(arguments, named),
-            keep=settings.cache_if,
-            refresh=refresh,
-        )
-        return result
 
+class AsyncMemoized(_Wrapper[_P, Coroutine[Any, Any, _R]]):
+    """An ``async def`` function whose results are cached; it is awaited in its caller's event loop."""
 
-class AsyncMemoized(_Wrapper[_P], Generic[_P, _R]):
-    """An ``async def`` function whose results are kept in the cache; it is awaited in its caller's event loop."""
+    _get_or_set = staticmethod(load_once_async.get_or_set)
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         super().__init__(plan, binds)
         if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
-        else:  # as asyncio.iscoroutinefunction looks for it
+        else:  # where asyncio.iscoroutinefunction looks
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
-    async def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return await self._call((*self._before, *args), kwargs, IF_MISSING)
-
-    async def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """As `Memoized.refresh`."""
-        return await self._call((*self._before, *args), kwargs, IN_ANY_CASE)
-
     async def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """As `Memoized.invalidate`."""
-        return await coroutines.in_thread(lambda: self._invalidate((*self._before, *args), kwargs))
-
-    @property
-    def original(self) -> Callable[_P, Coroutine[Any, Any, _R]]:
-        """As `Memoized.original`."""
-        return self.__wrapped__  # type: ignore[attr-defined, no-any-return]
+        """Do what `Memoized.invalidate` does."""
+        return await load_once_async.in_thread(lambda: self._invalidate((*self._before, *args), kwargs))
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -285,27 +268,17 @@ class AsyncMemoized(_Wrapper[_P], Generic[_P, _R]):
         return self._method(instance, owner)
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> _R:
-        plan, settings = self._plan, self._plan.settings
-        result: _R = await coroutines.get_or_set(
-            settings.core,
-            plan.encoded(arguments, named),
-            lambda: plan.function(*arguments, **named),
-            settings.terms,
-            lambda: plan.tags(arguments, named),
-            keep=settings.cache_if,
-            refresh=refresh,
-        )
-        return result
+        return await super()._call(arguments, named, refresh)  # nothing is done before it is awaited
 
 
 class Memoizer:
-    """What ``@cache.memoize(...)`` decorates with."""
+    """The decorator that ``@cache.memoize(...)`` makes."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # what returns a coroutine also returns something
+    def __call__(  # type: ignore[overload-overlap]  # a function that returns a coroutine matches both
         self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]]
     ) -> AsyncMemoized[_P, _R]: ...
     @overload
@@ -326,14 +299,14 @@ class Memoizer:
         if not callable(function) or not hasattr(function, "__qualname__") or inspect.isclass(function):
             raise TypeError(f"memoize is for functions and methods, not for {type(function).__name__}.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError("memoize is not for generators: what they yield is gone once it was read.")
+            raise TypeError("memoize is not for generators: what they yield can be read only once.")
         kind = AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
-        memoized: _Wrapper[Any] = kind(_Plan(function, self._settings), binds)
+        memoized: _Wrapper[Any, Any] = kind(_Plan(function, self._settings), binds)
         return memoized if instance is None else memoized.bound(instance)
 
 
 def identity(function: Callable[..., Any]) -> str:
-    """What tells a function from all others, in every process."""
+    """Return a name for a function that is the same in every process and no other function's."""
     module = function.__module__
     if module in ("__main__", "__mp_main__"):  # the latter: a child of multiprocessing runs the same script
         return f"__main__.{function.__qualname__}:{_digest(function)}"
@@ -342,7 +315,7 @@ def identity(function: Callable[..., Any]) -> str:
 
 
 def _digest(function: Callable[..., Any]) -> str:
-    """Of what it was compiled to, as two lambdas can share a line; and of its source, where that is to be had."""
+    """Return a digest of the bytecode, as two lambdas can share a line, and of the source if it is available."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     text = _text_of(code) if isinstance(code, CodeType) else ""
     with suppress(OSError, TypeError):
@@ -351,7 +324,7 @@ def _digest(function: Callable[..., Any]) -> str:
 
 
 def _text_of(constant: Any) -> str:
-    """The same in every process, unlike ``repr``."""
+    """Return a text for a constant that is the same in every process, unlike its ``repr``."""
     if isinstance(constant, CodeType):
         parts = [constant.co_code.hex(), *constant.co_names, *constant.co_varnames, *constant.co_freevars]
         return f"code({','.join(parts)};{','.join(map(_text_of, constant.co_consts))})"
@@ -363,9 +336,9 @@ def _text_of(constant: Any) -> str:
 
 
 def _types(value: Any) -> Any:
-    """The types of an argument, as deep as those that a call itself packs: ``*args`` and ``**kwargs``."""
+    """Return the type of an argument, and the types inside the tuple and the dict of ``*args`` and ``**kwargs``."""
     if type(value) is tuple:
         return ("tuple", *map(_types, value))
     if type(value) is dict:
-        return {key: _types(held) for key, held in value.items()}
+        return {key: _types(item) for key, item in value.items()}
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -30,8 +30,9 @@ class Waiter(NamedTuple):
 class Claim:
     """One key that is held, and who waits for it.
 
-    A waiter parks on a `Deferred` until the lease expires; it then receives None and must ask again.
-    It keeps its place as long as it asks over the same connection. So no timer is needed beyond that of the `Deferred`.
+    A waiter parks on a `Deferred` until a holder's time is over at the latest; it then receives None and must ask
+    again. It keeps its place as long as it asks over the same connection. So no timer is needed beyond that of the
+    `Deferred`.
     """
 
     __slots__ = ("waiters",)
@@ -67,8 +68,9 @@ class Claims(Generic[_Claim]):
 
     @property
     def waiting(self) -> int:
-        """The number of calls that wait now."""
-        return sum(len(claim.parked()) for claim in self.by_key.values())
+        """The number of calls that wait now. May be read without the lock: it walks over copies."""
+        claims = list(self.by_key.values())
+        return sum(waiter.deferred.waiting for claim in claims for waiter in list(claim.waiters.values()))
 
     def forget(self, belongs_elsewhere: Callable[[bytes], bool], error: Exception) -> None:
         """Drop the keys that belong to other nodes from now on. Refuse their waiters with ``error``."""

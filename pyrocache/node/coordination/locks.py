@@ -66,8 +66,8 @@ class Locks(Claims[_Lock]):
 
     @property
     def held(self) -> int:
-        """The number of holders now; a semaphore may have several."""
-        return sum(len(lock.by_token) for lock in self.by_key.values())
+        """The number of holders now; a semaphore may have several. May be read without the lock."""
+        return sum(len(lock.by_token) for lock in list(self.by_key.values()))
 
     def acquire(
         self, name: bytes, session: Session, *, limit: int, ttl_seconds: float, wait_seconds: float

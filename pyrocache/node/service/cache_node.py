@@ -1,74 +1,93 @@
-"""`CacheNode`: the methods that clients call, the same under our transport and under a stock Pyro5 daemon.
+"""`CacheNode`: the remote object, with one method for each command of `pyrocache.protocol.commands`.
 
-The data verbs are here, `turns` has leases and locks, and `served` what they share. Every argument is checked (a peer
-can send anything), and the view that the request was routed with. Values and keys are opaque bytes; nothing here
-unpickles. Every method may run on any thread. Those in `CacheNode.CHEAP` hold the lock briefly and suit an I/O
-thread; the others walk over entries, in slices between which the lock is free.
+Composes the store, the coordination service (leases and locks), the request guard and the metrics. Checks every
+argument, since a peer can send anything, then takes the node's lock, has the guard check the view that the request was
+routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
+
+Every method may run on any thread. Those that run inline hold the lock briefly; the others walk over entries in slices
+between which the lock is free. Every change that a caller asks for goes through `CacheNode._apply`; only `set`, and
+`get` with ``touch_seconds``, repeat its few lines for speed. With replicas, this is where mutations would be copied.
 """
 
 from __future__ import annotations
 
-import heapq
-import os
 import time
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
+from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.service.coordination import Turns
-from pyrocache.node.service.guard import SLICE, exposed
-from pyrocache.node.service.validation import (
-    check_batch,
-    check_condition,
-    check_int,
-    check_key,
-    check_keys,
-    check_namespace,
-    check_tag,
-    check_tags,
-    check_ttl,
-    check_ttl_or_keep,
-    refusal,
-)
+from pyrocache.node.coordination.leases import Answer, value_answer
+from pyrocache.node.service import validation
+from pyrocache.node.service.coordination import Coordination
+from pyrocache.node.service.exposing import exposed, forwarded
+from pyrocache.node.service.guard import NO_VIEW, RequestGuard
+from pyrocache.node.service.metrics import NodeMetrics
+from pyrocache.node.service.ownership import Ownership
+from pyrocache.node.service.validation import ValueLimits
 from pyrocache.node.store.entry import Value
-from pyrocache.node.store.store import Condition
+from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.int_frame import pack_int, unpack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
 
-_PAGES_A_CALL = 16  # of a scan that finds little
-_MOST_NAMESPACES = 500  # whose figures are told
-_TAGS_SLACK = 64 * 1024  # more than all tags of an entry take beside their names
+SLICE = 500
+"""Entries that are examined while the lock is held."""
+
+_PAGES_PER_CALL = 16  # of a scan that finds little
+
+_Result = TypeVar("_Result")
 
 
-class CacheNode(Turns):
+class CacheNode:
     """One node's share of the cache, as a Pyro5 remote object.
 
-    Every data method takes the id of the view that the caller routed with, or 0 for no check, and refuses with
-    `STALE_VIEW` and its own members when they differ.
+    Every data method takes the id of the view that the caller routed with, or 0 for no check.
+
+    Args:
+        store: the entries.
+        guard: knows the node's name, its view and which partitions it serves; owns the node's lock.
+        max_value_bytes: the largest value frame that is accepted.
+        gauges: returns further figures for `stats`.
+        on_reset: called when `reset_stats` is.
+        clock: monotonic seconds.
+
+    Attributes:
+        ownership: tells the node of changes of the cluster.
     """
 
-    CHEAP = frozenset(
-        (
-            *("get", "set", "put", "setdefault", "get_with_version", "get_with_times", "incr"),
-            *("delete", "pop", "contains", "ttl", "touch", "fill", "abandon", "renew", "release"),
-            *("get_many", "set_many", "delete_many", "touch_many"),
-            *("clear", "invalidate_tag", "ping", "members", "stats", "reset_stats"),
-        )
-    )
+    def __init__(
+        self,
+        store: Store,
+        guard: RequestGuard | None = None,
+        *,
+        max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        gauges: Callable[[], dict[str, Any]] = dict,
+        on_reset: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._guard = RequestGuard() if guard is None else guard
+        self._lock = self._guard.lock
+        self._store = store
+        self._limits = ValueLimits(max_value_bytes, store.max_bytes)
+        self._coordination = Coordination(store, self._guard, clock)
+        self._leased = self._coordination.leases.by_key  # nearly always empty; then there is nobody to tell
+        self._metrics = NodeMetrics(store, self._coordination, self._lock, gauges, clock)
+        self._on_reset = on_reset
+        self.ownership = Ownership(store, self._coordination, self._guard)
 
-    # Data: one key ---------------------------------------------------------------------------------------
+    # One key ---------------------------------------------------------------------------------------------
 
     @exposed
     def get(self, view: int, key: bytes, touch_seconds: float | None = None) -> Value | None:
-        """The value frame stored under ``key``, or None; with ``touch_seconds`` it expires so much later than now."""
+        """Return the value frame, or None. With ``touch_seconds``, set the time to live, counted from now."""
         if type(key) is not bytes or not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
+            validation.check_key(key)
         if touch_seconds is not None:
-            check_ttl(touch_seconds)
+            validation.check_ttl(touch_seconds)
         with self._lock:
-            if view != self._view_id or not self._admitted:
-                self._check_view(view)
+            if view != self._guard.open_view:
+                self._guard.check(view, (key,))
             value = self._store.get(key)
             if touch_seconds is not None and value is not None:
                 self._store.touch(key, touch_seconds)
@@ -76,32 +95,45 @@ class CacheNode(Turns):
 
     @exposed
     def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
-        """The value frame and what tells this state of the entry from all others, or None."""
-        check_key(key)
-        with self._lock:
-            self._check_view(view)
-            found = self._store.get_with_version(key)
+        """Return the value frame and a number that no other state of the entry has, or None."""
+        found = self._read(view, key, self._store.get_with_version)
         return None if found is None else list(found)
 
     @exposed
-    def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
-        """Store ``value`` for ``ttl_seconds``, or for good; True.
+    def get_with_times(self, view: int, key: bytes) -> Answer | None:
+        """Return ``[frame, seconds left or None, seconds that loading took or None]``, or None."""
+        found = self._read(view, key, self._store.lookup)
+        return None if found.value is None or found.stale else value_answer(found)[1:]
 
-        A value that is the part of a message is kept as that part, if it is most of it, and is not to change.
+    @exposed
+    def contains(self, view: int, key: bytes) -> bool:
+        """Return whether there is an entry. Counts no hit and does not make the entry more recent."""
+        return self._read(view, key, self._store.contains)
+
+    @exposed
+    def ttl(self, view: int, key: bytes) -> float | None:
+        """Return the seconds until the entry expires, infinity if it never does, None if there is none."""
+        return self._read(view, key, self._store.remaining)
+
+    @exposed
+    def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
+        """Store ``value`` for ``ttl_seconds`` (None: no expiry). Return True.
+
+        A value that is most of a message is kept as that part of it, and must not change.
         """
-        if type(key) is not bytes or type(value) is not bytes or len(value) > self._surely_fits:
-            check_key(key)
-            value = self._checked(key, value, expires=ttl_seconds is not None)
+        if type(key) is not bytes or type(value) is not bytes or len(value) > self._limits.surely_fits:
+            validation.check_key(key)
+            value = self._limits.accept(key, value, expires=ttl_seconds is not None)
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
+            validation.check_key(key)
         if ttl_seconds is not None:
-            check_ttl(ttl_seconds)
-        with self._lock:
-            if view != self._view_id or not self._admitted:
-                self._check_view(view)
+            validation.check_ttl(ttl_seconds)
+        with self._lock:  # the same as `_apply`, without its call
+            if view != self._guard.open_view:
+                self._guard.check(view, (key,))
             self._store.set(key, value, ttl_seconds)
             if self._leased:
-                self._settle(key, value)
+                self._coordination.settle((key,))
         return True
 
     @exposed
@@ -114,123 +146,96 @@ class CacheNode(Turns):
         condition: Condition = None,
         tags: list[bytes] | None = None,
     ) -> bool:
-        """Store ``value`` if the condition holds; whether it did.
+        """Store ``value`` if the condition holds. Return whether it did.
 
         Args:
-            ttl_seconds: `KEEP_TTL` keeps the entry's, and its tags if there are none here.
+            ttl_seconds: `KEEP_TTL` keeps the entry's, and its tags if none are given.
             condition: None, ``"absent"``, ``"present"`` or a version.
             tags: each with its namespace.
         """
-        check_key(key)
-        check_ttl_or_keep(ttl_seconds)
-        check_condition(condition)
-        check_tags(tags)
-        value = self._checked(key, value, expires=ttl_seconds is not None)
-        with self._lock:
-            self._check_view(view)
-            try:
-                stored = self._store.put(key, value, ttl_seconds, condition=condition, tags=tags)
-            except ValueTooLarge:
-                raise self._no_room() from None
-            if stored and self._leased:
-                self._settle(key, value)
-        return stored
+        validation.check_key(key)
+        validation.check_ttl_or_keep(ttl_seconds)
+        validation.check_condition(condition)
+        validation.check_tags(tags)
+        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
+        return self._apply(
+            view,
+            (key,),
+            lambda store: store.put(key, value, ttl_seconds, condition=condition, tags=tags),
+            settles=bool,
+        )
 
     @exposed
     def setdefault(
         self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None
     ) -> Value | None:
-        """The value that is there; None if there was none, and ``value`` was stored."""
-        check_key(key)
-        check_ttl(ttl_seconds)
-        value = self._checked(key, value, expires=ttl_seconds is not None)
-        with self._lock:
-            self._check_view(view)
-            there = self._store.setdefault(key, value, ttl_seconds)
-            if there is None and self._leased:
-                self._settle(key, value)
-        return there
+        """Return the value that is there. If there is none, store ``value`` and return None."""
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
+        return self._apply(
+            view,
+            (key,),
+            lambda store: store.setdefault(key, value, ttl_seconds),
+            settles=lambda there: there is None,
+        )
 
     @exposed
     def incr(
         self, view: int, key: bytes, delta: bytes, default: bytes, ttl_seconds: float | None = None
     ) -> bytes:
-        """Add to the int that is there, or to ``default``, which is then stored for ``ttl_seconds``; the sum.
+        """Add to the int that is there, or to ``default``, which is then stored for ``ttl_seconds``. Return the sum.
 
-        All are frames of ints. An entry that is there keeps its TTL and its tags.
+        All are frames of ints. An existing entry keeps its TTL and its tags.
         """
-        check_key(key)
-        check_ttl(ttl_seconds)
-        more, begin = check_int(delta), check_int(default)
-        with self._lock:
-            self._check_view(view)
-            try:
-                total = self._store.change(key, lambda frame: self._sum(key, unpack_int(frame), more))
-                if total is None:
-                    total = self._sum(key, begin, more)
-                    self._store.set(key, total, ttl_seconds)
-            except ValueTooLarge:
-                raise self._no_room() from None
-            if self._leased:
-                self._settle(key, total)
-        return bytes(total)
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        increment, start = validation.check_int(delta), validation.check_int(default)
+
+        def add(store: Store) -> Value:
+            total = store.change(key, lambda frame: plus_increment(unpack_int(frame)))
+            if total is None:
+                total = plus_increment(start)
+                store.set(key, total, ttl_seconds)
+            return total
+
+        def plus_increment(number: int | None) -> Value:
+            if number is None:
+                raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
+            return self._limits.accept(key, pack_int(number + increment), expires=True)
+
+        return bytes(self._apply(view, (key,), add))
+
+    @exposed
+    def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
+        """Set the time to live, counted from now (None: no expiry). Return whether the key exists."""
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        return self._apply(view, (key,), lambda store: store.touch(key, ttl_seconds), settles=lambda _: False)
 
     @exposed
     def delete(self, view: int, key: bytes) -> bool:
-        """Remove the entry; whether there was one."""
-        check_key(key)
-        with self._lock:
-            self._check_view(view)
-            if self._leased:
-                self._leases.void(key)
-            return self._store.delete(key)
+        """Remove the entry. Return whether there was one."""
+        validation.check_key(key)
+        return self._apply(view, (key,), lambda store: store.delete(key))
 
     @exposed
     def pop(self, view: int, key: bytes) -> Value | None:
         """Remove the entry and return its value, or None."""
-        check_key(key)
-        with self._lock:
-            self._check_view(view)
-            if self._leased:
-                self._leases.void(key)
-            return self._store.pop(key)
+        validation.check_key(key)
+        return self._apply(view, (key,), lambda store: store.pop(key))
 
-    @exposed
-    def contains(self, view: int, key: bytes) -> bool:
-        """Whether there is an entry; counts no hit and does not make it more recent."""
-        check_key(key)
-        with self._lock:
-            self._check_view(view)
-            return self._store.contains(key)
-
-    @exposed
-    def ttl(self, view: int, key: bytes) -> float | None:
-        """Seconds until the entry expires, infinite when it never does, None when there is none."""
-        check_key(key)
-        with self._lock:
-            self._check_view(view)
-            return self._store.remaining(key)
-
-    @exposed
-    def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
-        """Have the entry expire so much later than now, or never; whether there is one."""
-        check_key(key)
-        check_ttl(ttl_seconds)
-        with self._lock:
-            self._check_view(view)
-            return self._store.touch(key, ttl_seconds)
-
-    # Data: many keys -------------------------------------------------------------------------------------
+    # Many keys -------------------------------------------------------------------------------------------
 
     @exposed
     def get_many(self, view: int, keys: list[bytes]) -> list[Value | None]:
-        """The values of ``keys`` in their order, None for a miss.
+        """Return the values of ``keys`` in their order, None for a miss.
 
         Ends early, after at least one, when the reply has become large: ask again for the rest.
         """
-        check_keys(keys)
+        validation.check_keys(keys)
         with self._lock:
-            self._check_view(view)
+            self._guard.check(view, keys)
             return self._store.get_many(keys, BATCH_BYTES)
 
     @exposed
@@ -242,77 +247,113 @@ class CacheNode(Turns):
         ttl_seconds: float | None = None,
         tags: list[bytes] | None = None,
     ) -> int:
-        """Store each of ``values`` under its key; their number. All are checked before any is stored."""
-        check_keys(keys)
-        check_batch(values)
-        check_ttl(ttl_seconds)
-        check_tags(tags)
+        """Store each of ``values`` under its key. Return their number. All are checked before any is stored."""
+        validation.check_keys(keys)
+        validation.check_batch(values)
+        validation.check_ttl(ttl_seconds)
+        validation.check_tags(tags)
         if len(keys) != len(values):
-            raise refusal(BAD_REQUEST, "There are as many values as keys.")
-        self._check_values(keys, values, expires=ttl_seconds is not None, tags=tags or ())
-        with self._lock:
-            self._check_view(view)
+            raise validation.refusal(BAD_REQUEST, "There must be as many values as keys.")
+        self._limits.check_all(keys, values, tags or (), expires=ttl_seconds is not None)
+
+        def store_all(store: Store) -> None:
             if not tags:
-                self._store.set_many(keys, values, ttl_seconds)
+                store.set_many(keys, values, ttl_seconds)
             else:
                 for key, value in zip(keys, values, strict=True):
-                    self._store.put(key, value, ttl_seconds, tags=tags)
-            if self._leased:
-                for key, value in zip(keys, values, strict=True):
-                    self._settle(key, value)
+                    store.put(key, value, ttl_seconds, tags=tags)
+
+        self._apply(view, keys, store_all)
         return len(keys)
 
     @exposed
     def delete_many(self, view: int, keys: list[bytes]) -> int:
-        """Remove the entries; how many there were."""
-        check_keys(keys)
-        with self._lock:
-            self._check_view(view)
-            if self._leased:
-                for key in keys:
-                    self._leases.void(key)
-            return sum(map(self._store.delete, keys))
+        """Remove the entries. Return how many there were."""
+        validation.check_keys(keys)
+        return self._apply(view, keys, lambda store: sum(map(store.delete, keys)))
 
     @exposed
     def touch_many(self, view: int, keys: list[bytes], ttl_seconds: float | None) -> int:
-        """`touch` each of ``keys``; how many there are."""
-        check_keys(keys)
-        check_ttl(ttl_seconds)
-        with self._lock:
-            self._check_view(view)
-            return sum(self._store.touch(key, ttl_seconds) for key in keys)
+        """Call `touch` for each of ``keys``. Return how many exist."""
+        validation.check_keys(keys)
+        validation.check_ttl(ttl_seconds)
+        return self._apply(
+            view,
+            keys,
+            lambda store: sum(store.touch(key, ttl_seconds) for key in keys),
+            settles=lambda _: False,
+        )
+
+    # Leases and locks ------------------------------------------------------------------------------------
+
+    lease = forwarded(Coordination.lease)
+    begin_lease = forwarded(Coordination.begin_lease, remote=False)
+    abandon = forwarded(Coordination.abandon)
+    acquire = forwarded(Coordination.acquire)
+    begin_acquire = forwarded(Coordination.begin_acquire, remote=False)
+    renew = forwarded(Coordination.renew)
+    release = forwarded(Coordination.release)
+
+    @exposed
+    def fill(
+        self,
+        view: int,
+        key: bytes,
+        token: int,
+        value: Value,
+        ttl_seconds: float | None = None,
+        stale_seconds: float = 0.0,
+        load_seconds: float = 0.0,
+        tags: list[bytes] | None = None,
+    ) -> bool:
+        """Store what the holder of a lease has loaded. Return False if it is outdated or the lease is lost."""
+        validation.check_key(key)
+        validation.check_ttl(ttl_seconds)
+        validation.check_tags(tags)
+        validation.check_seconds(stale_seconds)
+        validation.check_seconds(load_seconds)
+        validation.check_token(token)
+        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
+
+        def store_loaded(store: Store) -> bool:
+            return self._coordination.leases.accepts(key, token, tags or ()) and store.put(
+                key, value, ttl_seconds, tags=tags, stale_seconds=stale_seconds, load_seconds=load_seconds
+            )
+
+        return self._apply(view, (key,), store_loaded, settles=bool)
 
     # A whole namespace -----------------------------------------------------------------------------------
 
     @exposed
     def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
-        """Some keys of a namespace that begin with ``prefix``, as ``[cursor for the next, or 0 at the end, keys]``.
+        """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. 0 is the end.
 
-        Over all cursors, each key that is there from beginning to end comes exactly once. There may be no keys though
-        the end has not come. Nothing is remembered here between two calls.
+        Over all cursors, each key that exists throughout comes exactly once. A page may be empty before the end.
         """
-        check_namespace(namespace)
-        check_namespace(prefix)
-        if type(cursor) is not int or not 0 <= cursor < 2**64:
-            raise refusal(BAD_REQUEST, "A cursor is what the last page came with, or 0.")
-        if type(limit) is not int or not 1 <= limit <= MAX_BATCH:
-            raise refusal(BAD_REQUEST, f"A limit is an int from 1 to {MAX_BATCH}.")
+        validation.check_namespace(namespace)
+        validation.check_namespace(prefix)
+        validation.check_cursor(cursor)
+        validation.check_limit(limit, MAX_BATCH)
         found: list[bytes] = []
         room = BATCH_BYTES
-        for _ in range(_PAGES_A_CALL):
-            keys, cursor = self._page(namespace, prefix, cursor, min(limit - len(found), SLICE), room)
-            found += keys
-            room -= sum(map(len, keys))
+        for _ in range(_PAGES_PER_CALL):
+            with self._lock:
+                page, cursor = self._store.page(
+                    namespace, prefix, cursor, min(limit - len(found), SLICE), room
+                )
+            found += page
+            room -= sum(map(len, page))
             if not cursor or len(found) >= limit or room <= 0:
                 break
+            time.sleep(0)  # let a waiting I/O thread have the interpreter
         return [cursor, found]
 
     @exposed
     def count(self, namespace: bytes, enough: int | None = None) -> int:
-        """How many entries the namespace has; ``enough`` or more will do, where there are as many."""
-        check_namespace(namespace)
+        """Return the number of entries of the namespace, or any number from ``enough`` up if it has as many."""
+        validation.check_namespace(namespace)
         if enough is not None and (type(enough) is not int or enough < 1):
-            raise refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
+            raise validation.refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
         total = cursor = 0
         while True:
             with self._lock:
@@ -320,97 +361,90 @@ class CacheNode(Turns):
             total += count
             if not cursor or (enough is not None and total >= enough):
                 return total
-            time.sleep(0)  # lets a waiting I/O thread have the interpreter
+            time.sleep(0)  # let a waiting I/O thread have the interpreter
 
     @exposed
     def clear(self, namespace: bytes) -> int:
-        """Remove every entry of the namespace; how many there were.
+        """Remove every entry of the namespace, in constant time. Return how many there were.
 
-        That takes no longer for many than for one. Those that had expired and were not swept yet are counted too.
+        Expired entries that have not been reclaimed yet are counted too.
         """
-        check_namespace(namespace)
-        with self._lock:
-            self._leases.void_all(namespace)
-            return self._store.clear(namespace)
+        validation.check_namespace(namespace)
+
+        def clear(store: Store) -> int:
+            self._coordination.leases.void_all(namespace)
+            return store.clear(namespace)
+
+        return self._apply(NO_VIEW, (), clear)
 
     @exposed
     def invalidate_tag(self, tag: bytes) -> int:
-        """Remove every entry that has the tag; how many there were. That takes no longer for many than for one."""
-        check_tag(tag)
-        with self._lock:
-            self._leases.invalidate(tag)
-            return self._store.invalidate(tag)
+        """Remove every entry that has the tag, in constant time. Return how many there were."""
+        validation.check_tag(tag)
+
+        def invalidate(store: Store) -> int:
+            self._coordination.leases.invalidate(tag)
+            return store.invalidate(tag)
+
+        return self._apply(NO_VIEW, (), invalidate)
 
     # The node --------------------------------------------------------------------------------------------
 
     @exposed
+    def ping(self, view: int = NO_VIEW) -> dict[str, Any]:
+        """Return ``name``, ``incarnation`` and ``serving`` (False once the node is leaving)."""
+        return self._guard.ping(view)
+
+    @exposed
+    def members(self) -> list[list[Any]]:
+        """Return the node's view: ``[name, host, port, weight, incarnation, socket path]`` each."""
+        return self._guard.members()
+
+    @exposed
     def stats(self) -> dict[str, Any]:
-        """Figures of this node, by name; counters count since its start or `reset_stats`."""
-        with self._lock:
-            store = self._store
-            figures: dict[str, Any] = {
-                "hits": store.hits,
-                "misses": store.misses,
-                **store.counters.as_dict(),
-                "entries": len(store),
-                "bytes": store.used_bytes,
-                "max_bytes": store.max_bytes,
-                "policy": store.policy.name,
-                "namespaces": self._namespaces(),
-                "leases": len(self._leased),
-                "loads": self._leases.granted,
-                "locks": self._locks.held,
-                "waiting": self._leases.waiting + self._locks.waiting,
-            }
-        now = self._clock()
-        return {
-            **figures,
-            "uptime_seconds": now - self._started,
-            "counted_seconds": now - self._counted_since,
-            "pid": os.getpid(),
-            **self._gauges(),
-        }
+        """Return the figures of this node by name. Counters count since its start or `reset_stats`."""
+        return self._metrics.collect()
 
     @exposed
     def reset_stats(self) -> bool:
-        """Count everything from 0 on again; True."""
-        with self._lock:
-            self._store.reset_counters()
-            self._counted_since = self._clock()
+        """Count everything from 0 on again. Return True."""
+        self._metrics.reset()
         self._on_reset()
         return True
 
+    def sweep(self) -> bool:
+        """Free some expired entries. Return whether there may be more. Not exposed."""
+        with self._lock:
+            return self._store.reclaim(SLICE)
+
     # Inside ----------------------------------------------------------------------------------------------
 
-    def _check_values(
-        self, keys: list[bytes], values: list[Any], *, expires: bool, tags: Collection[bytes]
-    ) -> None:
-        if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > self._surely_fits:
-            for key, value in zip(keys, values, strict=True):
-                self._checked(key, value, expires=expires)
-        if tags and values:
-            most = 3 * max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
-            if most > self._store.max_bytes:
-                raise self._no_room()
-
-    def _sum(self, key: bytes, number: int | None, delta: int) -> bytes:
-        if number is None:
-            raise refusal(NOT_AN_INT, "What is stored there is no int.")
-        total = pack_int(number + delta)
-        self._checked(key, total, expires=True)
-        return total
-
-    def _namespaces(self) -> list[list[Any]]:
-        spaces = [space for space in self._store.namespaces if space.count or space.hits or space.misses]
-        if len(spaces) > _MOST_NAMESPACES:
-            spaces = heapq.nlargest(_MOST_NAMESPACES, spaces, key=lambda space: space.hits + space.misses)
-        return [[space.prefix, space.hits, space.misses, space.count] for space in spaces]
-
-    def _page(
-        self, namespace: bytes, prefix: bytes, cursor: int, limit: int = SLICE, room: int = BATCH_BYTES
-    ) -> tuple[list[bytes], int]:
-        """Some keys, and the cursor behind them, 0 at the end."""
+    def _read(self, view: int, key: bytes, read: Callable[[bytes], _Result]) -> _Result:
+        validation.check_key(key)
         with self._lock:
-            page = self._store.page(namespace, prefix, cursor, limit, room)
-        time.sleep(0)  # lets a waiting I/O thread have the interpreter
-        return page
+            if view != self._guard.open_view:
+                self._guard.check(view, (key,))
+            return read(key)
+
+    def _apply(
+        self,
+        view: int,
+        keys: Iterable[bytes],
+        change: Callable[[Store], _Result],
+        settles: Callable[[Any], bool] = lambda _: True,
+    ) -> _Result:
+        """Check the request, change the store, and settle the leases on ``keys``. Return the result of the change.
+
+        Args:
+            settles: tells from the result whether the values of ``keys`` may have changed.
+        """
+        with self._lock:
+            if view != self._guard.open_view:
+                self._guard.check(view, keys)
+            try:
+                result = change(self._store)
+            except ValueTooLarge:
+                raise self._limits.no_room() from None
+            if self._leased and settles(result):
+                self._coordination.settle(keys)
+        return result

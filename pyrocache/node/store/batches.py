@@ -17,7 +17,6 @@ from pyrocache.node.store.contents import Contents
 from pyrocache.node.store.entry import Entry, Stored, Value, cost_of, plain_costs
 from pyrocache.node.store.mutation import SetMany
 from pyrocache.node.store.namespaces import Namespace
-from pyrocache.node.store.table import SHARD_KEYS
 from pyrocache.protocol.partition import PARTITION_MASK
 
 _PLAIN = frozenset({bytes})
@@ -53,32 +52,25 @@ def get_many(contents: Contents, keys: Sequence[bytes], room: int, now: float) -
 
 def set_many(contents: Contents, change: SetMany, now: float) -> bool:
     """Store distinct keys of one namespace, which fit together. Return False if they are not that: nothing changed."""
-    keys, values = change.keys, change.values
+    keys = change.keys
     space = contents.namespaces.of(keys[0])
     batch = set(keys)
-    expire = change.expires_at < math.inf
-    cost = plain_costs(keys, values, expire=expire)
-    if len(batch) < len(keys) or cost + space.overhead > contents.max_bytes:
+    cost = plain_costs(keys, change.values, expire=change.expires_at < math.inf) + space.overhead
+    if len(batch) < len(keys) or cost > contents.max_bytes:
         return False
-    if contents.bytes + cost + space.overhead > contents.max_bytes:
-        contents.reclaim_for(cost + space.overhead)
+    contents.reclaim_for(cost)
     partitions = [number & PARTITION_MASK for number in map(xxh3_64_intdigest, keys)]
-    shards = space.shards_at(partitions)
-    before: list[Any] = list(map(dict.get, shards, keys))
-    known, new = keys, list[bytes]()
+    known, before, new = keys, list[Any](map(dict.get, space.shards_at(partitions), keys)), list[bytes]()
     if None in before:
         new = _absent(keys, before)
         known, before = _present(keys, before)
-    if new and (space.prefix in contents.namespaces.cleared or _common(contents, new) is not space):
-        return False
+        if space.prefix in contents.namespaces.cleared or _common(contents, new) is not space:
+            return False
     plain = _PLAIN.issuperset(map(type, before))
     freed = plain_costs(known, before) if plain else sum(map(cost_of, known, before))
-    growth = cost - freed
-    if contents.bytes + growth + space.overhead > contents.max_bytes:
-        contents.evict_for(growth + space.overhead, keep=batch)
-        shards = space.shards_at(partitions)  # some may have been copied meanwhile
+    contents.evict_for(cost - freed, keep=batch)
     # From here on everything succeeds.
-    contents.bytes += growth + (0 if space.count else space.overhead)
+    contents.bytes += cost - freed - (space.overhead if space.count else 0)
     contents.counters.sets += len(keys)
     counts = contents.mutations
     for partition in partitions:
@@ -87,29 +79,20 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
         for key, stored in zip(known, before, strict=True):
             if isinstance(stored, Entry):
                 contents.unlink(space, key, stored)
-    _put(space, shards, keys, _entries(contents, space, change, now) if expire else values)
+    stored_many = _entries(contents, space, change, now)
+    for shard, key, stored in zip(space.shards_at(partitions), keys, stored_many, strict=True):
+        shard[key] = stored
     space.count += len(new)
-    for key in new:
-        if len(space.shard(key)) > SHARD_KEYS:
-            space.split(key)
+    space.split_large(new)
     contents.policy.used_many(known)
-    if new:
-        contents.policy.added_many(new)
+    contents.policy.added_many(new)
     return True
 
 
-def _put(
-    space: Namespace, shards: list[dict[bytes, Stored]], keys: Sequence[bytes], stored: Sequence[Stored]
-) -> None:
-    if len(space.shards) == 1:
-        space.shards[0].update(zip(keys, stored, strict=True))
-        return
-    for shard, key, one in zip(shards, keys, stored, strict=True):
-        shard[key] = one
-
-
-def _entries(contents: Contents, space: Namespace, change: SetMany, now: float) -> list[Entry]:
-    """Return the entries of a batch that expires, which are in their bucket."""
+def _entries(contents: Contents, space: Namespace, change: SetMany, now: float) -> Sequence[Stored]:
+    """Return what is to be stored; entries that expire are in their bucket."""
+    if change.expires_at == math.inf:
+        return change.values
     bucket = contents.expiry.bucket(change.expires_at, change.expires_at - now)
     bucket.update(change.keys)
     space.expiring += len(change.keys)

@@ -10,7 +10,6 @@ Does no I/O; clock and policy are injected. Not thread-safe.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from pyrocache.node.store.expiry import ExpiryBuckets
 from pyrocache.node.store.mutation import Clear, Delete, Discard, InvalidateTag, Set, Touch
 from pyrocache.node.store.namespaces import Namespace, Namespaces
 from pyrocache.node.store.reclaim import Reclaimer
-from pyrocache.node.store.table import SHARD_KEYS
+from pyrocache.node.store.table import FEW_KEYS, too_large
 from pyrocache.node.store.tags import TAG_BYTES, Tags
 from pyrocache.protocol.partition import PARTITION_MASK, PARTITIONS
 
@@ -70,11 +69,12 @@ class Contents:
         self.bytes = 0
         self.counters = Counters()
         self.policy = policy
+        self._added, self._used = policy.added, policy.used
         self.namespaces = Namespaces()
         self.tags = Tags()
         self.expiry = ExpiryBuckets(tick_seconds)
         self.reclaimer = Reclaimer(self.namespaces, self.tags, self.expiry, clock)
-        self.mutations = array("Q", bytes(8 * PARTITIONS))
+        self.mutations = [0] * PARTITIONS  # a list, in which counting is faster than in an array
         self.mutations_of_all = 0
         self._clock = clock
         self._reclaimed_by_clear = reclaimed_by_clear
@@ -106,33 +106,42 @@ class Contents:
     # Executing mutations ----------------------------------------------------------------------------------
 
     def _set(self, change: Set) -> None:
+        # The path of every single write: what `_detach` and `make_room` do for plain values is written out here.
         key, value = change.key, change.value
-        plain = not change.is_entry
         spaces = self.namespaces
         space = spaces.of(key) if key[0] else spaces.root
+        plain = change.expires_at == _NEVER and change.extras is None
         cost = len(key) + len(value) + ENTRY_OVERHEAD if plain else self._cost(space, change)
         if cost + space.overhead > self.max_bytes:
-            raise too_large(self.max_bytes)
+            raise value_too_large(self.max_bytes)
         partition = xxh3_64_intdigest(key) & PARTITION_MASK
         self.mutations[partition] += 1
         self.counters.sets += 1
         shard = space.shards[partition >> space.shift]
         before = shard.get(key)
-        if before is not None:
+        if before is None:
+            if (
+                self.reclaimer.cleared
+                or not space.count
+                or self.bytes + cost + space.overhead > self.max_bytes
+            ):
+                self._prepare(space, key, cost)
+                shard = space.shards[partition >> space.shift]  # it may have been copied meanwhile
+        elif type(before) is bytes:
+            self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
+        else:
             self._detach(space, key, before)
-        elif self.reclaimer.cleared or not space.count or self.bytes + cost + space.overhead > self.max_bytes:
-            self._prepare(space, key, cost)
-            shard = space.shards[partition >> space.shift]  # it may have been copied meanwhile
         shard[key] = value if plain else self._entry(space, change)
         self.bytes += cost
         if before is None:
             space.count += 1
-            self.policy.added(key)
-            if len(shard) > SHARD_KEYS:
+            self._added(key)
+            if len(shard) > FEW_KEYS and too_large(shard):
                 space.split(key)
         else:
-            self.policy.used(key)
-            self.make_room(key)
+            self._used(key)
+            if self.bytes > self.max_bytes:
+                self.make_room(key)
 
     def _touch(self, change: Touch) -> bool:
         key = change.key
@@ -141,7 +150,7 @@ class Contents:
         if live is None:
             return False
         self._count(key)
-        self.policy.used(key)
+        self._used(key)
         details = live.details if isinstance(live, Entry) else None
         if details is not None and isinstance(live, Entry):
             # A stale period moves along; what never expires is never stale.
@@ -186,30 +195,29 @@ class Contents:
     # Inserting and removing -------------------------------------------------------------------------------
 
     def _cost(self, space: Namespace, change: Set) -> int:
-        names = change.tags
-        expires = change.expires_at < _NEVER
-        cost = entry_cost(
-            change.key, change.value, expires=expires, details=change.has_details, tags=len(names)
-        )
+        extras, expires = change.extras, change.expires_at < _NEVER
+        if extras is None:
+            return entry_cost(change.key, change.value, expires=expires)
+        names = extras.tags
+        cost = entry_cost(change.key, change.value, expires=expires, details=True, tags=len(names))
         if cost + sum(map(len, names)) + TAG_BYTES * len(names) + space.overhead > self.max_bytes:
-            raise too_large(self.max_bytes)
+            raise value_too_large(self.max_bytes)
         return cost
 
     def _entry(self, space: Namespace, change: Set) -> Entry:
         """Return a new entry, with its tags and its expiry."""
-        details = None
-        if change.has_details:
-            tags, cost = self.tags.attach(change.key, change.tags)
+        entry = Entry(change.value, change.expires_at)
+        if (extras := change.extras) is not None:
+            tags, cost = self.tags.attach(change.key, extras.tags)
             self.bytes += cost
-            details = Details(change.stale_until, change.load_seconds, tags)
-        entry = Entry(change.value, change.expires_at, None, details)
+            entry.details = Details(extras.stale_until, extras.load_seconds, tags)
         self.schedule(space, change.key, entry)
         return entry
 
     def schedule(self, space: Namespace, key: bytes, entry: Entry) -> None:
         """Put ``key`` into the bucket of the time when the entry leaves."""
         if entry.expires_at < _NEVER:
-            leaves_at = entry.leaves_at
+            leaves_at = entry.expires_at if entry.details is None else entry.leaves_at
             entry.bucket = self.expiry.bucket(leaves_at, leaves_at - self._clock())
             entry.bucket.add(key)
             space.expiring += 1
@@ -217,8 +225,9 @@ class Contents:
     def replace(self, space: Namespace, key: bytes, before: Stored, after: Entry) -> None:
         """Store ``after``, which has the same value and details, in the place of ``before``."""
         self.bytes -= cost_of(key, before)
-        if isinstance(before, Entry):
-            self._unschedule(space, key, before)
+        if isinstance(before, Entry) and before.bucket is not None:
+            space.expiring -= 1
+            before.bucket.discard(key)
         self.schedule(space, key, after)
         stored: Stored = after if after.bucket is not None or after.details is not None else after.value
         space.shard(key)[key] = stored
@@ -227,31 +236,28 @@ class Contents:
 
     def remove(self, space: Namespace, key: bytes, stored: Stored) -> None:
         """Remove an entry, and tell the policy."""
-        self._drop(space, key, stored)
-        self.policy.removed(key)
-
-    def _drop(self, space: Namespace, key: bytes, stored: Stored) -> None:
-        self._detach(space, key, stored)
         space.pop(key)
+        self._detach(space, key, stored)
         if not space.count:
             self.bytes -= space.overhead
+        self.policy.removed(key)
 
     def _detach(self, space: Namespace, key: bytes, stored: Stored) -> None:
-        """Take an entry, which is about to leave its table or to be overwritten, out of everything else."""
+        """Take an entry, which leaves its table or is about to be overwritten, out of everything else."""
+        if type(stored) is bytes:
+            self.bytes -= len(key) + len(stored) + ENTRY_OVERHEAD
+            return
         self.bytes -= cost_of(key, stored)
         if isinstance(stored, Entry):
             self.unlink(space, key, stored)
 
     def unlink(self, space: Namespace, key: bytes, entry: Entry) -> None:
         """Take an entry out of its expiry bucket and its tags."""
-        self._unschedule(space, key, entry)
-        if entry.details is not None and entry.details.tags:
-            self.bytes -= self.tags.detach(key, entry.details.tags)
-
-    def _unschedule(self, space: Namespace, key: bytes, entry: Entry) -> None:
         if entry.bucket is not None:
             space.expiring -= 1
             entry.bucket.discard(key)
+        if entry.details is not None and entry.details.tags:
+            self.bytes -= self.tags.detach(key, entry.details.tags)
 
     # Making room ------------------------------------------------------------------------------------------
 
@@ -292,9 +298,11 @@ class Contents:
                 kept.append(victim)
                 continue
             space = spaces.of(victim) if victim[0] else spaces.root
-            stored = space.get(victim)
+            stored = space.pop(victim)
             assert stored is not None
-            self._drop(space, victim, stored)
+            self._detach(space, victim, stored)
+            if not space.count:
+                self.bytes -= space.overhead
             self.counters.evictions += 1
         for key in kept:
             self.policy.added(key)
@@ -310,6 +318,6 @@ class Contents:
         return True
 
 
-def too_large(max_bytes: int) -> ValueTooLarge:
+def value_too_large(max_bytes: int) -> ValueTooLarge:
     """Return the error for a value that does not fit at all."""
     return ValueTooLarge(f"The value does not fit into the node's {max_bytes} bytes of memory.")

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TypeAlias
 
 from pyrocache.node.store.use_table import (
@@ -125,7 +124,7 @@ class TwoQueues:
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.added_many`."""
-        if self._removed or self._ghosts is not None:
+        if self._removed or self._ghosts is not None or not keys:
             for key in keys:
                 self.added(key)
             return
@@ -139,6 +138,10 @@ class TwoQueues:
 
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
+        if self._rests:
+            self._noted_at_rest += 1
+            if self._noted_at_rest > self._enough:
+                return
         # `UseTable.get` and `put`, written out: this runs for every read.
         number = hash(key)
         uses = self._uses
@@ -154,10 +157,9 @@ class TwoQueues:
     def used_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
         if self._rests:
-            # By then nearly every key has been noted, and noting it again would change nothing.
-            if self._noted_at_rest > 4 * len(self):
-                return
             self._noted_at_rest += len(keys)
+            if self._noted_at_rest > self._enough:
+                return
         for key in keys:
             self.used(key)
 
@@ -178,6 +180,7 @@ class TwoQueues:
             self._left = max(_LARGEST_EPOCH, 2 * keys)
         self._added = False
         self._noted_at_rest = 0
+        self._enough = 3 * keys  # by then most keys have been noted, and noting them again changes nothing
         self._uses.step(keys)
         if self._ghosts is not None and not self._ghosts.fits(keys):
             self._ghosts = GhostTable(keys)
@@ -233,10 +236,11 @@ class TwoQueues:
             if key in removed:
                 removed.remove(key)
                 continue
-            epoch = self._last_use(self._uses.get(key))
+            state = self._uses.get(key)
+            epoch = self._last_use(state)
             if epoch <= queue.first:
                 return key, queue
-            moved.append((epoch, key, queue))
+            moved.append((state, key, queue))
             queue.append(key, epoch)
         return self._oldest(moved)
 
@@ -257,14 +261,14 @@ class TwoQueues:
             state = uses.get(key)
             if state & 3 < (promote if queue is small else 1):
                 return key, queue
-            moved.append((self._last_use(state), key, main))
+            moved.append((state, key, main))
             main.append(key, self._epoch)
             uses.put(key, before | state - 1 & 3 if queue is main and state & 3 > 1 else 0)
         return self._oldest(moved)
 
     def _oldest(self, moved: list[tuple[int, bytes, _Queue]]) -> tuple[bytes, _Queue]:
         """Return the least recently used of the keys that were moved: to look for a better one would take too long."""
-        _, key, queue = min(moved, key=itemgetter(0))
+        _, key, queue = min(moved, key=lambda each: self._last_use(each[0]))
         self._removed.add(key)  # it is queued
         return key, queue
 

@@ -16,33 +16,34 @@ from pyrocache.node.store.entry import Value
 
 
 @dataclass(slots=True)
+class Extras:
+    """What few values come with.
+
+    Attributes:
+        stale_until: until when the entry is kept, once it has expired, for callers that take a stale value; or 0.
+        load_seconds: how long the value took to make, if that is known.
+        tags: names by which it can be invalidated, each once.
+    """
+
+    stale_until: float = 0.0
+    load_seconds: float | None = None
+    tags: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
 class Set:
     """Store a value. The result is None.
 
     Attributes:
         key, value: the entry.
         expires_at: monotonic seconds; infinite if it never expires.
-        stale_until: until when it is kept after that for callers that take a stale value, or 0.
-        load_seconds: how long the value took to make, if that is known.
-        tags: names by which it can be invalidated, each once.
+        extras: what else is known of it, if anything.
     """
 
     key: bytes
     value: Value
     expires_at: float = math.inf
-    stale_until: float = 0.0
-    load_seconds: float | None = None
-    tags: tuple[bytes, ...] = ()
-
-    @property
-    def has_details(self) -> bool:
-        """Whether more than the expiry is known of the value."""
-        return bool(self.tags or self.stale_until or self.load_seconds is not None)
-
-    @property
-    def is_entry(self) -> bool:
-        """Whether the store needs an `Entry` for it, not just the value."""
-        return self.expires_at < math.inf or self.has_details
+    extras: Extras | None = None
 
 
 @dataclass(slots=True)

@@ -52,11 +52,12 @@ class Namespaces:
         hits, misses: of namespaces that were empty and are forgotten.
     """
 
-    __slots__ = ("_by_prefix", "cleared", "hits", "misses", "root")
+    __slots__ = ("_by_prefix", "_to_examine", "cleared", "hits", "misses", "root")
 
     def __init__(self) -> None:
         self.root = Namespace(ROOT)
         self._by_prefix = {ROOT: self.root}
+        self._to_examine: deque[bytes] = deque()  # all prefixes but ROOT, the one examined longest ago first
         self.cleared: dict[bytes, deque[Namespace]] = {}
         self.hits = 0
         self.misses = 0
@@ -103,15 +104,18 @@ class Namespaces:
         if len(self._by_prefix) > _MOST_EMPTY:
             self._forget_some()
         namespace = self._by_prefix[prefix] = Namespace(prefix)
+        self._to_examine.append(prefix)
         return namespace
 
     def _forget_some(self) -> None:
         """Forget the empty ones among the few that were examined longest ago."""
         for _ in range(_LOOKED_AT):
-            namespace = self._by_prefix.pop(next(iter(self._by_prefix)))
-            if namespace.count or namespace is self.root:
-                self._by_prefix[namespace.prefix] = namespace
+            prefix = self._to_examine.popleft()
+            namespace = self._by_prefix[prefix]
+            if namespace.count:
+                self._to_examine.append(prefix)
             else:
+                del self._by_prefix[prefix]
                 self.hits += namespace.hits
                 self.misses += namespace.misses
 

@@ -29,6 +29,7 @@ from pyrocache.node.store.mutation import (
     Clear,
     Delete,
     Discard,
+    Extras,
     InvalidateTag,
     Mutation,
     Set,
@@ -282,7 +283,7 @@ class Store:
         expires_at = self._expiry(ttl_seconds)
         lasts = stale_seconds > 0 and expires_at < math.inf
         stale_until = expires_at + stale_seconds if lasts else 0.0
-        self.apply(Set(key, value, expires_at, stale_until, load_seconds, names))
+        self.apply(Set(key, value, expires_at, _extras(stale_until, load_seconds, names)))
         return True
 
     def setdefault(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> Value | None:
@@ -398,7 +399,12 @@ class Store:
                 stale_until = live.details.stale_until
                 if tags is None:
                     tags = tuple(tag.name for tag in live.details.tags)
-        self.apply(Set(key, value, expires_at, stale_until, load_seconds, tags or ()))
+        self.apply(Set(key, value, expires_at, _extras(stale_until, load_seconds, tags or ())))
+
+
+def _extras(stale_until: float, load_seconds: float | None, tags: tuple[bytes, ...]) -> Extras | None:
+    known = stale_until or load_seconds is not None or tags
+    return Extras(stale_until, load_seconds, tags) if known else None
 
 
 def _holds(condition: Condition, live: Stored | None) -> bool:

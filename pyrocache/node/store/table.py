@@ -34,6 +34,11 @@ _SPLIT_BITS = 3
 SHARD_KEYS = 1364
 """The most keys of a dict that can be split; with one more, it would be about to double."""
 
+FEW_KEYS = 853
+"""A dict with more keys may be `too_large`."""
+
+_SPREAD = SHARD_KEYS - FEW_KEYS
+
 _EMPTY_BYTES = 1024
 _MOST_BYTES_PER_KEY = 72
 """Of a dict before it is copied to shrink it. One that only grew takes 27 to 54, so does a copy."""
@@ -89,7 +94,7 @@ class Table(Generic[_Stored]):
         if key not in shard:
             self.count += 1
         shard[key] = stored
-        if len(shard) > SHARD_KEYS:
+        if len(shard) > FEW_KEYS and too_large(shard):
             self.split(key)
 
     def pop(self, key: bytes) -> _Stored | None:
@@ -101,6 +106,13 @@ class Table(Generic[_Stored]):
             if sys.getsizeof(shard) > _EMPTY_BYTES + _MOST_BYTES_PER_KEY * len(shard):
                 self._shrink(key)
         return stored
+
+    def split_large(self, keys: Sequence[bytes]) -> None:
+        """`split` the dicts that have become too large by adding ``keys``."""
+        for key in keys:
+            shard = self.shard(key)
+            if len(shard) > FEW_KEYS and too_large(shard):
+                self.split(key)
 
     def split(self, key: bytes) -> None:
         """Divide the dict of ``key`` by the next bits of the partition, if it has more than one partition."""
@@ -178,6 +190,15 @@ class Table(Generic[_Stored]):
         while last + 1 < len(shards) and shards[last + 1] is shard:
             last += 1
         return first, last
+
+
+def too_large(shard: dict[bytes, _Stored]) -> bool:
+    """Return whether a dict is to be split.
+
+    The limit is another one for each: hashes are so even that all dicts would be split at about the same time, and the
+    collector would examine all the new ones, with a million entries, in one pause of 8 ms.
+    """
+    return len(shard) > FEW_KEYS + (id(shard) >> 6) % _SPREAD
 
 
 def _position(key: bytes) -> int:

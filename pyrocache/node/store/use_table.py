@@ -9,7 +9,7 @@ Does no I/O. Not thread-safe.
 
 from __future__ import annotations
 
-SEGMENT_BITS = 14
+SEGMENT_BITS = 18
 SEGMENT_MASK = (1 << SEGMENT_BITS) - 1
 STATES = 1 << 16
 """A state is below this."""
@@ -18,14 +18,13 @@ TAG_SHIFT = 24
 TAG_MASK = 0xFFFF0000
 
 _SLOTS_PER_KEY = 4
-_SLOT_BYTES = 4
 
 
 class UseTable:
     """A state of 16 bits for each key: the caller says what it means; 0 is the initial one.
 
     A slot of 32 bits has the state and above it a tag: sixteen further bits of the hash, which tell whose state it is.
-    Slots lie in segments of 64 KiB. To grow, the table doubles its list of segments, so that two indices share each
+    Slots lie in segments of 1 MiB, which the system backs with memory as they are written to. To grow, the table doubles its list of segments, so that two indices share each
     segment; `step` then gives the second index a copy, one segment at a time. So no call moves much memory.
 
     Attributes:
@@ -66,8 +65,8 @@ class UseTable:
         segments = self.segments
         if self._shared < len(segments):
             shared = segments[self._shared]
-            # The system backs a new segment with memory when it is written to: do not write zeros into it.
-            segments[self._shared] = _segment() if shared == _EMPTY else _segment(shared)
+            # Do not copy zeros: an empty segment takes no memory.
+            segments[self._shared] = _segment() if shared.obj == _EMPTY else _segment(shared)
             self._shared += 1
         elif keys * _SLOTS_PER_KEY > len(segments) << SEGMENT_BITS:
             segments += segments
@@ -111,8 +110,8 @@ class GhostTable:
 
 
 def _segment(content: memoryview | None = None) -> memoryview:
-    size = _SLOT_BYTES << SEGMENT_BITS
-    return memoryview(bytearray(size if content is None else content)).cast("B").cast("I")
+    return memoryview(bytearray(_SEGMENT_BYTES if content is None else content)).cast("B").cast("I")
 
 
-_EMPTY = _segment()
+_SEGMENT_BYTES = 4 << SEGMENT_BITS
+_EMPTY = bytearray(_SEGMENT_BYTES)

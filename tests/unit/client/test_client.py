@@ -1,27 +1,30 @@
-"""What each verb sends, and what it makes of an answer, an error, a node that is away; with a router that is told."""
+"""What each method sends, and what it makes of an answer, an error, an unreachable node; with a scripted router."""
 
 from __future__ import annotations
 
 import math
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from pyrocache import Conflict, CorruptValue, NodeUnavailable, NotAnInt, PartialFailure, PyroCacheClient
-from pyrocache.client.backend import Core
-from pyrocache.client.codec import encode_value
+from pyrocache.client.backend import ClusterBackend
+from pyrocache.client.codec import Codec
+from pyrocache.client.context import ClientContext
+from pyrocache.client.features.compute import compute
 from pyrocache.client.keys.encoding import namespace_prefix
-from pyrocache.client.routing.router import Batch, NodeLeft
+from pyrocache.client.routing.batch import Batch
+from pyrocache.client.routing.errors import NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, OnError
-from pyrocache.errors import PyroCacheError, SerializationError, ValueTooLarge
+from pyrocache.errors import ClientClosed, PyroCacheError, SerializationError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Unavailable
+from pyrocache.protocol.commands import Command
 
-ONE = encode_value(1)
+ONE = Codec().encode(b"", 1)
 A = b"\0sa"
 VIEW = ClusterView([Member(f"cache.node.{number}", "127.0.0.1", number) for number in (1, 2, 3)])
 
@@ -32,12 +35,40 @@ class FakeRouter:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.calls: list[tuple[Any, ...]] = []
-        self.options: list[dict[str, Any]] = []
-        self.pauses: list[float] = []
+        self.idempotent: list[bool] = []
+        self.largest_values: list[int] = []
+        self.deadlines: list[Deadline] = []
+        self.closed = False
 
-    def call(self, *arguments: Any, deadline: Deadline, **options: Any) -> Any:
-        self.calls.append(arguments)
-        self.options.append({"idempotent": True, **options})
+    def call(
+        self,
+        command: Command,
+        key: bytes,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        largest_value: int = 0,
+    ) -> Any:
+        self.largest_values.append(largest_value)
+        return self._answer(command, (key, *arguments), deadline)
+
+    def broadcast(
+        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+    ) -> list[tuple[Member, Any]]:
+        return list(zip(VIEW.members, self._answer(command, arguments, deadline), strict=True))
+
+    def batch(
+        self, batch: Batch, deadline: Deadline, *, one_reply: bool = False
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        yield from self._answer(batch.command, (batch.keys, batch.values, *batch.arguments), deadline)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _answer(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
+        assert not self.closed
+        self.calls.append((command.name, *arguments))
+        self.idempotent.append(command.idempotent)
+        self.deadlines.append(deadline)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if callable(answer):
             return answer()
@@ -45,43 +76,23 @@ class FakeRouter:
             raise answer
         return answer
 
-    def everywhere(self, *arguments: Any, **options: Any) -> list[tuple[Member, Any]]:
-        return list(zip(VIEW.members, self.call(*arguments, **options), strict=True))
 
-    def batch(
-        self,
-        method: str,
-        batch: Batch,
-        *arguments: Any,
-        on_reply: Callable[[Sequence[int], Any], int],
-        **options: Any,
-    ) -> Any:
-        answers, errors = self.call(method, batch.keys, batch.values, *arguments, **options)
-        for indices, answer in answers:
-            assert on_reply(indices, answer) == len(indices)
-        return errors
-
-    def back_off(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        time.sleep(seconds / 100)
+def client_of(router: Any, on_error: OnError = "raise", timeout: float = 5.0) -> PyroCacheClient:
+    config = ClientConfig(on_error=on_error, timeout=timeout)
+    return PyroCacheClient._of(ClientContext(config, ClusterBackend(router)))
 
 
-def client(
-    *answers: Any, on_error: OnError = "raise", timeout: float = 5.0, **router: Any
-) -> PyroCacheClient:
-    cache = object.__new__(PyroCacheClient)
-    cache._core = Core(ClientConfig(on_error=on_error, timeout=timeout), FakeRouter(*answers, **router))  # type: ignore[arg-type]
-    return cache
+def client(*answers: Any, on_error: OnError = "raise", timeout: float = 5.0) -> PyroCacheClient:
+    return client_of(FakeRouter(*answers), on_error, timeout)
 
 
 def router(cache: PyroCacheClient) -> Any:
-    return cache._core.router
+    backend: Any = cache._context.backend
+    return backend._router
 
 
-def away(*, sent: bool = False) -> NodeUnavailable:
-    error = NodeUnavailable("cache.node.1 is away")
-    error.__cause__ = Unavailable(error, maybe_executed=sent, timed_out=False)
-    return error
+def unreachable() -> NodeUnavailable:
+    return NodeUnavailable("cache.node.1 is unreachable")
 
 
 VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, Any]] = [
@@ -145,21 +156,7 @@ def test_a_verb_is_one_request_that_is_retried_iff_that_is_harmless(
     result = call(cache)
     assert (result, type(result)) == (returned, type(returned))
     assert router(cache).calls == [sent]
-    assert router(cache).options[0]["idempotent"] is idempotent
-
-
-@pytest.mark.parametrize(
-    ("call", "sent"), [verb[:2] for verb in VERBS if not verb[2] and verb[1][0] != "clear"]
-)
-def test_an_error_says_whether_it_may_have_been_done(
-    call: Callable[[PyroCacheClient], Any], sent: tuple[Any, ...]
-) -> None:
-    with pytest.raises(NodeUnavailable) as caught:
-        call(client(away(sent=True)))
-    assert sent[0] in caught.value.__notes__[0]
-    with pytest.raises(NodeUnavailable) as caught:
-        call(client(away(sent=False)))
-    assert not hasattr(caught.value, "__notes__")
+    assert router(cache).idempotent == [idempotent]
 
 
 def test_the_size_of_what_is_sent_is_known_before() -> None:
@@ -172,7 +169,7 @@ def test_the_size_of_what_is_sent_is_known_before() -> None:
     ):
         cache = client(b"w\0" if "incr" in call.__code__.co_names else None)
         call(cache)
-        assert router(cache).options[0]["largest_value"] > 1000
+        assert router(cache).largest_values[0] > 1000
 
 
 def test_a_namespace_has_a_prefix_of_its_own() -> None:
@@ -199,74 +196,88 @@ def test_a_value_that_is_none_of_ours_counts(call: Callable[[PyroCacheClient], A
     cache = client(b"?")
     with pytest.raises(CorruptValue):
         call(cache)
-    stats = cache._core.figures()
+    stats = cache._context.figures()
     assert (stats.misses_on_error, stats.corrupt_values) == figures
 
 
-# Update ------------------------------------------------------------------------------------------------------
+# Compute -----------------------------------------------------------------------------------------------------
 
 
-def test_an_update_reads_applies_and_stores_in_place_of_what_it_read() -> None:
+def test_compute_reads_applies_and_stores_in_place_of_what_it_read() -> None:
     cache = client([ONE, 9], True)
-    assert cache.update("a", lambda value: value + 1) == 2
+    assert cache.compute("a", lambda value: value + 1) == 2
     assert router(cache).calls == [("get_with_version", A), ("put", A, b"w\2", -1, 9, None)]
-    assert [options["idempotent"] for options in router(cache).options] == [True, False]
+    assert router(cache).idempotent == [True, False]
 
 
-def test_an_update_of_nothing_stores_only_while_there_is_nothing() -> None:
+def test_compute_without_an_entry_stores_only_while_there_is_none() -> None:
     cache = client(None, True)
-    assert cache.update("a", lambda value: value + 1, 5, ttl_seconds=60) == 6
+    assert cache.compute("a", lambda value: value + 1, 5, ttl_seconds=60) == 6
     assert router(cache).calls[1] == ("put", A, b"w\6", 60.0, "absent", None)
 
 
-def test_an_update_waits_ever_longer_between_attempts() -> None:
+def test_compute_waits_ever_longer_between_attempts() -> None:
     cache = client(*[[ONE, 9], False] * 10, [ONE, 9], True)
-    cache.update("a", lambda value: value)
-    pauses = router(cache).pauses
+    pauses: list[float] = []
+    compute(cache._context, "a", lambda value: value, None, ..., sleep=pauses.append)
     assert len(pauses) == 10
-    assert pauses == sorted(pauses)
-    assert 0 < pauses[0] < pauses[-1] < 0.1
-    assert cache._core.figures().conflicts == 10
+    assert 0 < pauses[0] < 0.005 < pauses[-1] < 0.1
+    assert cache._context.figures().conflicts == 10
 
 
-def test_an_update_that_is_always_too_late_ends_with_its_deadline() -> None:
+def test_compute_that_is_always_too_late_ends_with_its_deadline() -> None:
     cache = client(
         lambda: [ONE, 9] if router(cache).calls[-1][0] == "get_with_version" else False, timeout=0.1
     )
     begun = time.monotonic()
     with pytest.raises(Conflict, match=r"each of the \d+ times .* for 0\.1 s"):
-        cache.update("a", lambda value: value)
+        cache.compute("a", lambda value: value)
     assert time.monotonic() - begun < 1.0
 
 
-def test_an_update_whose_reply_was_lost_is_not_made_twice() -> None:
-    cache = client([ONE, 9], away(sent=True))
-    with pytest.raises(NodeUnavailable) as caught:
-        cache.update("a", lambda value: value + 1)
-    assert "put" in caught.value.__notes__[0]
+def test_compute_whose_reply_was_lost_is_not_made_twice() -> None:
+    cache = client([ONE, 9], unreachable())
+    with pytest.raises(NodeUnavailable):
+        cache.compute("a", lambda value: value + 1)
     assert len(router(cache).calls) == 2
 
 
 def test_the_time_of_the_function_does_not_count() -> None:
-    deadlines: list[Deadline] = []
-
-    class Watching(FakeRouter):
-        def call(self, *arguments: Any, deadline: Deadline, **options: Any) -> Any:
-            deadlines.append(deadline)
-            assert deadline.remaining() > 0.05
-            return super().call(*arguments, deadline=deadline, **options)
-
     cache = client([ONE, 9], True, timeout=0.1)
-    cache._core.router = Watching([ONE, 9], True)  # type: ignore[assignment]
-    cache.update("a", lambda value: time.sleep(0.2))
-    assert deadlines[0] is deadlines[1]
+    cache.compute("a", lambda value: time.sleep(0.2))
+    first, second = router(cache).deadlines
+    assert first is second
+    assert second.remaining() > 0.05
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cache: cache.update("key", lambda value: value),
+        lambda cache: cache.update("key", lambda value: value, 5, ttl_seconds=60),
+        lambda cache: cache.update("key", function=len),
+        lambda cache: cache.update(key="key", function=len),
+        lambda cache: cache.update("key", 5),
+        lambda cache: cache.update({"a": 1}, 60),
+        lambda cache: cache.update({"a": 1}, ttl_seconds=60),
+    ],
+)
+def test_update_in_its_old_form_names_compute(call: Callable[[PyroCacheClient], Any]) -> None:
+    with pytest.raises(TypeError, match=r"compute.* set_many"):
+        call(client(None))
+
+
+def test_update_stores_entries_of_any_name() -> None:
+    cache = client([([0, 1], 2)])
+    cache.update({"key": 1}, function=2)
+    assert router(cache).calls[0][:2] == ("set_many", [b"\0skey", b"\0sfunction"])
 
 
 # Batches -----------------------------------------------------------------------------------------------------
 
 
 def test_batches_send_what_they_always_have_unless_there_are_tags() -> None:
-    cache = client(([([0, 1], 2)], []))
+    cache = client([([0, 1], 2)])
     assert cache.set_many({"a": 1, "b": 2}) == 2
     cache.set_many({"a": 1, "b": 2}, 60, tags=["x"])
     cache.delete_many(["a", "b"])
@@ -278,32 +289,32 @@ def test_batches_send_what_they_always_have_unless_there_are_tags() -> None:
         ("delete_many", keys, None),
         ("touch_many", keys, None, 5.0),
     ]
-    assert [options["idempotent"] for options in router(cache).options] == [True, True, False, True]
+    assert router(cache).idempotent == [True, True, False, True]
 
 
 def errors_of(*errors: tuple[list[int], PyroCacheError]) -> Any:
-    return ([([0], [ONE])], list(errors))
+    return [([0], [ONE]), *errors]
 
 
 def test_a_batch_that_fails_in_part_says_where_and_why_and_what_it_has() -> None:
-    lost, large = away(), ValueTooLarge("too large")
+    lost, large = unreachable(), ValueTooLarge("too large")
     with pytest.raises(PartialFailure) as caught:
         client(errors_of(([1, 2], lost), ([3], large))).get_many(["a", "b", "c", "d"])
     assert caught.value.results == {"a": 1}
     assert caught.value.errors == {"b": lost, "c": lost, "d": large}
     assert caught.value.__cause__ is lost
     assert str(caught.value).startswith("get_many failed for 3 of 4 keys")
-    assert "cache.node.1 is away" in str(caught.value)
+    assert "cache.node.1 is unreachable" in str(caught.value)
     assert isinstance(caught.value, NodeUnavailable)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.results, again.errors.keys()) == (str(caught.value), {"a": 1}, {"b", "c", "d"})
 
 
 def test_with_misses_only_what_is_no_missing_node_is_an_error() -> None:
-    lost, large = away(), ValueTooLarge("too large")
+    lost, large = unreachable(), ValueTooLarge("too large")
     cache = client(errors_of(([1], lost), ([2], lost)), on_error="miss")
     assert cache.get_many(["a", "b", "c"]) == {"a": 1}
-    assert cache._core.figures().misses_on_error == 1
+    assert cache._context.figures().misses_on_error == 1
     cache = client(errors_of(([1], lost), ([2], large)), on_error="miss")
     with pytest.raises(PartialFailure) as caught:
         cache.get_many(["a", "b", "c"])
@@ -311,15 +322,15 @@ def test_with_misses_only_what_is_no_missing_node_is_an_error() -> None:
 
 
 def test_the_error_of_a_key_without_a_hash_is_raised_itself() -> None:
-    lost = away()
+    lost = unreachable()
     with pytest.raises(NodeUnavailable) as caught:
-        client(([([0], 1)], [([1], lost)])).delete_many(["a", ["b"]])
+        client([([0], 1), ([1], lost)]).delete_many(["a", ["b"]])
     assert caught.value is lost
 
 
 def test_values_that_do_not_unpickle_are_apart_from_the_others() -> None:
     broken = pickle.dumps(object()).replace(b"object", b"nobody")
-    cache = client(([([0, 2], [ONE, broken]), ([1, 3], [b"?", None])], []))
+    cache = client([([0, 2], [ONE, broken]), ([1, 3], [b"?", None])])
     with pytest.raises(PartialFailure) as caught:
         cache.get_many(["a", "b", "c", "d"])
     assert caught.value.results == {"a": 1}
@@ -327,7 +338,7 @@ def test_values_that_do_not_unpickle_are_apart_from_the_others() -> None:
         "b": CorruptValue,
         "c": SerializationError,
     }
-    assert cache._core.figures().corrupt_values == 1
+    assert cache._context.figures().corrupt_values == 1
 
 
 def test_not_an_int_is_a_type_error() -> None:
@@ -339,22 +350,22 @@ def test_not_an_int_is_a_type_error() -> None:
 # Scans -------------------------------------------------------------------------------------------------------
 
 
-class ScannedRouter:
+class ScannedRouter(FakeRouter):
     """Nodes with pages to give, and a view that says whose a key is."""
 
     def __init__(
         self, pages: dict[str, list[Any]], away: dict[Member, NodeUnavailable] | None = None
     ) -> None:
+        super().__init__()
         self.pages = pages
         self.away = away or {}
         self.asked: list[tuple[Any, ...]] = []
-        self.deadlines: list[Deadline] = []
 
-    def settled_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
+    def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
         return VIEW, self.away
 
-    def ask(self, member: Member, *arguments: Any, deadline: Deadline) -> Any:
-        self.asked.append((member.name, *arguments))
+    def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
+        self.asked.append((member.name, command.name, *arguments))
         self.deadlines.append(deadline)
         page = self.pages[member.name].pop(0)
         if isinstance(page, Exception):
@@ -363,9 +374,7 @@ class ScannedRouter:
 
 
 def scanned(pages: dict[str, list[Any]], on_error: OnError = "raise", **options: Any) -> PyroCacheClient:
-    cache = object.__new__(PyroCacheClient)
-    cache._core = Core(ClientConfig(on_error=on_error), ScannedRouter(pages, **options))  # type: ignore[arg-type]
-    return cache
+    return client_of(ScannedRouter(pages, **options), on_error)
 
 
 def owned(name: str, count: int, start: int = 0) -> list[bytes]:
@@ -411,24 +420,58 @@ def test_a_node_that_has_left_ends_its_part_and_one_that_is_away_is_an_error_or_
         return {"cache.node.1": [one[:3], problem], "cache.node.2": [problem], "cache.node.3": [three]}
 
     assert list(scanned(pages(NodeLeft("left"))).scan()) == decoded(one[:3] + three)
-    walk = scanned(pages(away())).scan()
+    walk = scanned(pages(unreachable())).scan()
     assert [next(walk) for _ in range(3)] == decoded(one[:3])
     with pytest.raises(NodeUnavailable):
         next(walk)
-    lenient = scanned(pages(away()), on_error="miss")
+    lenient = scanned(pages(unreachable()), on_error="miss")
     assert list(lenient.scan()) == decoded(one[:3] + three)
-    assert lenient._core.figures().misses_on_error == 2
-    gone = {VIEW.members[1]: away()}
+    assert lenient._context.figures().misses_on_error == 2
+    gone = {VIEW.members[1]: unreachable()}
     lenient = scanned({"cache.node.1": [one], "cache.node.3": [three]}, on_error="miss", away=gone)
     assert list(lenient.scan()) == decoded(one + three)
     with pytest.raises(NodeUnavailable):
         list(scanned({"cache.node.1": [one], "cache.node.3": [three]}, away=gone).scan())
 
 
-def test_what_is_no_function_is_refused_in_words() -> None:
+def test_what_is_not_a_function_is_refused_in_words() -> None:
     with PyroCacheClient("127.0.0.1:1") as cache:
-        for wrong in (lambda: cache.update("key", 5), lambda: cache.update({"a": 1}, 60)):  # type: ignore[arg-type, call-overload]
-            with pytest.raises(TypeError, match="set_many"):
-                wrong()
+        with pytest.raises(TypeError, match="set stores a value"):
+            cache.compute("key", 5)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="setdefault"):
             cache.get_or_set("key", 5)  # type: ignore[arg-type]
+
+
+# Closing -----------------------------------------------------------------------------------------------------
+
+
+def test_closing_a_namespace_closes_nothing_else() -> None:
+    cache = client(ONE)
+    inner = cache.namespace("shop")
+    deeper = inner.namespace("eu")
+    inner.close()
+    for closed in (inner, deeper):
+        with pytest.raises(ClientClosed):
+            closed.get("a")
+        with pytest.raises(ClientClosed):
+            closed.namespace("more")
+    assert cache.get("a") == 1
+    assert not router(cache).closed
+
+
+def test_closing_a_client_closes_its_backend_and_its_namespaces() -> None:
+    cache = client(ONE)
+    inner, sent_by = cache.namespace("shop"), router(cache)
+    cache.close()
+    cache.close()
+    assert sent_by.closed
+    for closed in (cache, inner):
+        for call in (
+            lambda c: c.get("a"),
+            lambda c: len(c),
+            lambda c: c.set_many({"a": 1}),
+            lambda c: c.nodes(),
+        ):
+            with pytest.raises(ClientClosed):
+                call(closed)
+    assert repr(cache).endswith(" closed>")

@@ -111,7 +111,6 @@ def test_what_makes_no_sense_is_refused(names: Any) -> None:
         ("register", {"name": "a", "uri": 7}),
         ("register", {"name": "a", "uri": {"__class__": "x"}}),
         ("register", {"name": "a", "uri": "PYRO:a@b:1", "metadata": "text"}),
-        ("register", {"name": "a", "uri": "PYRO:a@b:1", "metadata": [7]}),
         ("yplookup", {"meta_all": ["a"], "meta_any": ["b"]}),
         ("lookup", {"name": "unknown"}),
         ("lookup", {"no_such_argument": 1}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from Pyro5.errors import PyroError
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import NameServerUnavailable, NameTaken
-from pyrocache.node.peers import PeerState
-from pyrocache.node.process import Node
+from pyrocache.node.lifecycle import Node
+from pyrocache.node.peers import Peers, PeerState
+from pyrocache.node.service.guard import PartitionState
 from pyrocache.testing import FakeClock
 
 
@@ -42,24 +43,27 @@ def peer(number: int, incarnation: str = "x") -> Member:
     return Member(f"cache.node.{number}", "127.0.0.1", 1, 1.0, incarnation)
 
 
-class Peers:
-    """What a probe of each peer finds; gone unless told otherwise."""
+class ScriptedPeers(Peers):
+    """What each peer answers: nothing, unless a test says otherwise."""
 
     def __init__(self) -> None:
-        self.states: dict[str, PeerState] = {}
-
+        super().__init__()
+        self.answers: dict[str, PeerState] = {}
         self.gave_up_on_us = False
+        self.asked: list[list[str]] = []
 
-    def __call__(self, member: Member) -> PeerState:
-        return self.states.get(member.name, PeerState.GONE)
+    def states(self, members: Sequence[Member], view_id: int = 0) -> list[PeerState]:
+        self.asked.append([member.name for member in members])
+        return [self.answers.get(member.name, PeerState.GONE) for member in members]
 
-    def knows(self, peer: Member, member: Member, view_id: int = 0) -> bool | None:
-        return not self.gave_up_on_us if self(peer) is PeerState.SERVING else None
+    def know(self, peers: Sequence[Member], member: Member, view_id: int = 0) -> list[bool | None]:
+        serving = [self.answers.get(peer.name) is PeerState.SERVING for peer in peers]
+        return [not self.gave_up_on_us if serves else None for serves in serving]
 
 
 @pytest.fixture
-def peers() -> Peers:
-    return Peers()
+def peers() -> ScriptedPeers:
+    return ScriptedPeers()
 
 
 @pytest.fixture
@@ -68,11 +72,11 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def start(peers: Peers, clock: FakeClock) -> Iterator[Callable[..., Node]]:
+def start(peers: ScriptedPeers, clock: FakeClock) -> Iterator[Callable[..., Node]]:
     nodes: list[Node] = []
 
     def start(directory: MemoryDirectory, **settings: Any) -> Node:
-        node = Node(NodeConfig(**settings), directory, probe=peers, knows=peers.knows, clock=clock)
+        node = Node(NodeConfig(**settings), directory, peers=peers, clock=clock)
         nodes.append(node)
         node.heartbeat()
         return node
@@ -86,10 +90,11 @@ def names(node: Node) -> list[int]:
     return [member.number for member in node._view.members]
 
 
-def test_a_node_takes_the_first_free_name(start: Callable[..., Node], peers: Peers) -> None:
-    peers.states = {"cache.node.1": PeerState.SERVING, "cache.node.2": PeerState.SILENT}
+def test_a_node_takes_the_first_free_name(start: Callable[..., Node], peers: ScriptedPeers) -> None:
+    peers.answers = {"cache.node.1": PeerState.SERVING, "cache.node.2": PeerState.SILENT}
     directory = MemoryDirectory(peer(1), peer(2))
     assert start(directory).member.name == "cache.node.3"
+    assert peers.asked[0] == ["cache.node.1", "cache.node.2"], "all are asked at once"
 
 
 def test_an_entry_left_by_a_dead_node_is_taken_over(start: Callable[..., Node]) -> None:
@@ -101,9 +106,9 @@ def test_an_entry_left_by_a_dead_node_is_taken_over(start: Callable[..., Node]) 
 
 @pytest.mark.parametrize("state", [PeerState.SERVING, PeerState.SILENT])
 def test_a_name_that_may_be_alive_is_refused(
-    start: Callable[..., Node], peers: Peers, state: PeerState
+    start: Callable[..., Node], peers: ScriptedPeers, state: PeerState
 ) -> None:
-    peers.states["cache.node.4"] = state
+    peers.answers["cache.node.4"] = state
     with pytest.raises(NameTaken, match=r"cache\.node\.4 is held"):
         start(MemoryDirectory(peer(4)), name="cache.node.4")
 
@@ -120,10 +125,10 @@ def test_a_forgotten_node_registers_again_and_keeps_its_entries(start: Callable[
 
 @pytest.mark.parametrize("gave_up", [True, False])
 def test_a_forgotten_node_that_others_gave_up_forgets_its_entries(
-    start: Callable[..., Node], peers: Peers, gave_up: bool
+    start: Callable[..., Node], peers: ScriptedPeers, gave_up: bool
 ) -> None:
     directory = MemoryDirectory(peer(2))
-    peers.states["cache.node.2"] = PeerState.SERVING
+    peers.answers["cache.node.2"] = PeerState.SERVING
     node = start(directory, name="cache.node.1")
     node.cache_node.set(0, b"k", b"v")
     directory.entries.clear()
@@ -133,44 +138,45 @@ def test_a_forgotten_node_that_others_gave_up_forgets_its_entries(
 
 
 def test_a_node_serves_nobody_before_the_others_know_of_it(
-    start: Callable[..., Node], peers: Peers, clock: FakeClock
+    start: Callable[..., Node], peers: ScriptedPeers, clock: FakeClock
 ) -> None:
-    peers.states["cache.node.2"] = PeerState.SERVING
+    peers.answers["cache.node.2"] = PeerState.SERVING
     peers.gave_up_on_us = True  # they do not know of us yet
     node = start(MemoryDirectory(peer(2), peer(3)), name="cache.node.1")
     asked: list[bool] = []
 
-    def knows(asked_peer: Member, member: Member, view_id: int = 0) -> bool | None:
+    def know(others: Sequence[Member], member: Member, view_id: int = 0) -> list[bool | None]:
         with pytest.raises(PyroError, match="another view"):
             node.cache_node.get(node._view.id, b"k")
         asked.append(True)
-        peers.gave_up_on_us = len(asked) < 5
-        return peers.knows(asked_peer, member)
+        return [len(asked) >= 5 for _ in others]
 
-    node._knows = knows
-    node.cache_node.set_admitted(False)
+    peers.know = know  # type: ignore[method-assign]
+    node.cache_node.ownership.set_state(PartitionState.LOADING)
     node._be_admitted()
     assert node.cache_node.get(node._view.id, b"k") is None
-    assert len(asked) >= 5
+    assert len(asked) == 5
 
 
-def test_a_node_whose_name_a_live_one_has_taken_ends(start: Callable[..., Node], peers: Peers) -> None:
+def test_a_node_whose_name_a_live_one_has_taken_ends(
+    start: Callable[..., Node], peers: ScriptedPeers
+) -> None:
     directory = MemoryDirectory()
     node = start(directory)
     directory.entries["cache.node.1"] = replace(node.member, incarnation="another")
-    peers.states["cache.node.1"] = PeerState.SERVING
+    peers.answers["cache.node.1"] = PeerState.SERVING
     with pytest.raises(NameTaken):
         node.heartbeat()
 
 
 def test_members_that_the_name_server_forgot_stay_while_they_answer(
-    start: Callable[..., Node], peers: Peers
+    start: Callable[..., Node], peers: ScriptedPeers
 ) -> None:
     directory = MemoryDirectory(peer(2), peer(3), peer(4))
     node = start(directory, name="cache.node.1")
     assert names(node) == [1, 2, 3, 4]
     directory.entries.clear()
-    peers.states = {"cache.node.2": PeerState.SERVING, "cache.node.3": PeerState.SILENT}
+    peers.answers = {"cache.node.2": PeerState.SERVING, "cache.node.3": PeerState.SILENT}
     node.heartbeat()
     assert names(node) == [1, 2]
 

@@ -28,7 +28,6 @@ OUTCOMES: dict[str, Callable[[Deferred], bool]] = {
     "expired": lambda deferred: deferred.expire(10.0),
     "cancelled": lambda deferred: deferred.cancel(),
 }
-LAPSES = {"expired", "cancelled"}
 
 
 def outcome_of(deferred: Deferred) -> Any:
@@ -56,12 +55,12 @@ def impatient() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-class TestLater:
+class TestDeferred:
     @pytest.mark.parametrize("first", OUTCOMES)
     @pytest.mark.parametrize("second", OUTCOMES)
     def test_the_first_outcome_is_the_only_one(self, first: str, second: str) -> None:
-        taken, lapsed = [], []
-        deferred = Deferred(Session(), 10.0, "late", on_lapse=lambda: lapsed.append(1))
+        taken = []
+        deferred = Deferred(Session(), 10.0, "late")
         deferred.take(lambda: taken.append(1))
         assert deferred.waiting
         assert OUTCOMES[first](deferred) is True
@@ -69,7 +68,6 @@ class TestLater:
         assert OUTCOMES[second](deferred) is False
         assert outcome_of(deferred) == RIGHT[first]
         assert taken == [1]
-        assert lapsed == [1] * (first in LAPSES)
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_whoever_takes_it_afterwards_is_called_at_once(self, name: str) -> None:
@@ -90,25 +88,23 @@ class TestLater:
 
     def test_neither_lock_is_held_while_a_callback_runs(self) -> None:
         session = Session()
-        deferred = Deferred(session, 10.0, on_lapse=lambda: deferred.give("again"))
+        deferred = Deferred(session, 10.0)
         deferred.take(lambda: deferred.give("again"))
         session.on_close(lambda: session.on_close(deferred.cancel))
         session.close()
         assert not deferred.waiting
 
     def test_what_a_callback_raises_stops_nobody(self) -> None:
-        lapsed = []
-        deferred = Deferred(Session(), 10.0, on_lapse=lambda: lapsed.append(1))
+        deferred = Deferred(Session(), 10.0)
         deferred.take(lambda: 1 / 0)
         assert deferred.cancel() is True
-        assert lapsed == [1]
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_nothing_is_kept_alive_by_callbacks_that_refer_to_it(self, name: str) -> None:
         """Nodes run without full garbage collections."""
         result = Canary()
         here: list[Deferred] = []
-        here.append(Deferred(Session(), 10.0, result, on_lapse=partial(len, here)))
+        here.append(Deferred(Session(), 10.0, result))
         here[0].take(partial(len, here))
         here[0].session.on_close(partial(len, here))
         gone = weakref.ref(result)
@@ -152,7 +148,7 @@ class TestWait:
         assert list(times) == [], "it looked again and again until it was time"
 
 
-class TestPeer:
+class TestSession:
     def test_everybody_is_called_once_in_order(self) -> None:
         called: list[int] = []
         session = Session()
@@ -171,18 +167,6 @@ class TestPeer:
         session.close()
         session.on_close(lambda: called.append(1))
         assert called == [1]
-
-    def test_whoever_was_forgotten_is_not_called(self) -> None:
-        called: list[int] = []
-        session = Session()
-        callbacks = [partial(called.append, number) for number in range(3)]
-        for callback in callbacks:
-            session.on_close(callback)
-        session.forget(callbacks[1])
-        session.forget(callbacks[1])
-        session.close()
-        session.forget(callbacks[0])
-        assert called == [0, 2]
 
     def test_what_one_raises_keeps_no_other_from_being_called(self) -> None:
         called: list[int] = []
@@ -278,15 +262,12 @@ class TestRaces:
         rounds = 2000
         names = [*OUTCOMES, "given", "cancelled"]
         barrier = threading.Barrier(len(names) + 1, timeout=PATIENCE_SECONDS)
-        taken, lapsed = [0] * rounds, [0] * rounds
+        taken = [0] * rounds
 
         def count(where: list[int], number: int) -> None:
             where[number] += 1
 
-        deferreds = [
-            Deferred(Session(), 10.0, "late", on_lapse=partial(count, lapsed, number))
-            for number in range(rounds)
-        ]
+        deferreds = [Deferred(Session(), 10.0, "late") for _ in range(rounds)]
         won: list[list[bool]] = [[] for _ in names]
 
         def settle(name: str, told: list[bool]) -> None:
@@ -305,7 +286,6 @@ class TestRaces:
             assert len(winners) == 1
             assert outcome_of(deferred) == RIGHT[winners[0]]
             assert taken[number] == 1
-            assert lapsed[number] == (winners[0] in LAPSES)
 
     @pytest.mark.usefixtures("impatient")
     def test_whoever_comes_while_the_peer_closes_is_called_once(self) -> None:

@@ -30,17 +30,21 @@ from hypothesis import strategies as st
 from Pyro5.errors import PyroError
 
 from pyrocache.config import NodeConfig
-from pyrocache.node.service.cache_node import CacheNode, exposed
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.exposing import exposed
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.commands import COMMANDS, Command, Runs, Scope
-from pyrocache.protocol.framing import Frame, FrameDecoder
+from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server import event_loop as event_loop_module
 from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from tests.support.waiting import wait_until
+from tests.support.wire import frame_decoder
 
 NAME = "cache.node.1"
 NO_VIEW = 0
@@ -66,8 +70,8 @@ class Gated(CacheNode):
         )
     }
 
-    def __init__(self, store: Store, **options: Any) -> None:
-        super().__init__(store, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.gate = threading.Event()
         self.gate.set()
         self.held: dict[bytes, Deferred] = {}
@@ -123,7 +127,7 @@ class Server:
     def __init__(
         self, listener: socket.socket, config: NodeConfig, max_memory: int, max_frame_bytes: int
     ) -> None:
-        self.node = Gated(Store(max_memory), name=NAME, max_value_bytes=config.max_value_bytes)
+        self.node = Gated(Store(max_memory), RequestGuard(NAME), max_value_bytes=config.max_value_bytes)
         self.config = config
         self.family = listener.family
         self.address = listener.getsockname()
@@ -210,7 +214,7 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
     """A server with the usual limits, empty."""
-    shared_server.node.forget_everything()
+    shared_server.node.ownership.forget_everything()
     yield shared_server
     assert shared_server.at_rest()
     assert shared_server.miscounted == []
@@ -228,7 +232,7 @@ class Peer:
         self.sock.connect(server.address)
         if server.family != socket.AF_UNIX:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+        self._decoder = frame_decoder()
         if greet:
             self.sock.sendall(handshake())
             assert self.receive().header.type == framing.CONNECT_OK
@@ -344,7 +348,7 @@ def converse(
         The replies, and whether the node closed the connection before it had heard that.
     """
     sock, waiting = peer.sock, list(pieces)
-    decoder = FrameDecoder(lambda header: None, lambda frame_bytes: None)
+    decoder = frame_decoder()
     replies: list[Frame] = []
     sock.setblocking(False)
     poll = select.poll()
@@ -383,16 +387,6 @@ def converse(
         "the last reply is not whole"
     )
     return replies, not said_so
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Whether it came true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def resident_bytes() -> int:
@@ -571,7 +565,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int]
     ) -> None:
         server = shared_server
-        server.node.forget_everything()
+        server.node.ownership.forget_everything()
         data = b"".join(as_message(*one) for one in asked)
         with Peer(server) as peer:
             replies, closed_first = converse(peer, pieces_of(data, cuts), count=len(asked))
@@ -617,7 +611,7 @@ class TestStreams:
         often: bool,
     ) -> None:
         server = shared_server
-        server.node.forget_everything()
+        server.node.ownership.forget_everything()
         nonsense, code = GARBAGE[garbage]
         data = b"".join(as_message(*one) for one in asked) + nonsense
         data += call(9, "set", NO_VIEW, b"after", b"garbage") * 3
@@ -662,7 +656,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], place: int, byte: int
     ) -> None:
         server = shared_server
-        server.node.forget_everything()
+        server.node.ownership.forget_everything()
         messages = [as_message(*one) for one in asked]
         data = bytearray(b"".join(messages))
         place %= min(len(data), 300)  # where heads and keys are; values may be anything anyway

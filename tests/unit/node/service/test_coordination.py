@@ -10,6 +10,7 @@ from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
@@ -27,7 +28,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def node(clock: FakeClock) -> CacheNode:
-    return CacheNode(Store(2**20, clock=clock), name=NAME, clock=clock)
+    return CacheNode(Store(2**20, clock=clock), RequestGuard(NAME), clock=clock)
 
 
 def ask(
@@ -96,7 +97,7 @@ def test_a_value_that_was_set_has_no_times(node: CacheNode) -> None:
         (lambda node: node.pop(NO_VIEW, KEY), None),
         (lambda node: node.delete_many(NO_VIEW, [b"\0other", KEY]), None),
         (lambda node: node.clear(b"\0"), None),
-        (lambda node: node.forget_everything(), "refused"),
+        (lambda node: node.ownership.forget_everything(), "refused"),
     ],
 )
 def test_whatever_changes_the_entry_voids_the_lease(node: CacheNode, change: Any, told: Any) -> None:
@@ -187,14 +188,14 @@ def test_a_peer_that_has_left_already_gets_nothing(node: CacheNode) -> None:
 
 def test_what_other_nodes_look_after_from_now_on_is_forgotten_here(node: CacheNode) -> None:
     both, alone = view(NAME, "cache.node.2"), view(NAME)
-    node.adopt(alone)
+    node.ownership.adopt(alone)
     keys = [b"\0%d" % number for number in range(50)]
     ours = {key for key in keys if both.owner(key).name == NAME}
     assert 0 < len(ours) < 50
     loads = {key: node.begin_lease(Session(), alone.id, key, 60.0, 0.0) for key in keys}
     locks = {key: node.begin_acquire(Session(), alone.id, key, 1, 30.0, 0.0) for key in keys}
     waiters = {key: node.begin_lease(Session(), alone.id, key, 60.0, 10.0) for key in keys}
-    node.adopt(both)
+    node.ownership.adopt(both)
     for key in keys:
         waiter = waiters[key]
         assert isinstance(waiter, Deferred)
@@ -206,16 +207,16 @@ def test_what_other_nodes_look_after_from_now_on_is_forgotten_here(node: CacheNo
 
 
 def test_a_node_that_leaves_sends_everybody_away(node: CacheNode) -> None:
-    node.adopt(view(NAME))
+    node.ownership.adopt(view(NAME))
     load(node)
     waiter = ask(node)
-    node.redirect(view("cache.node.2"))
+    node.ownership.redirect(view("cache.node.2"))
     assert refusal(waiter.outcome) == "stale-view"
     assert node.stats()["leases"] == 0
 
 
 def test_every_method_checks_the_view(node: CacheNode) -> None:
-    node.adopt(view(NAME))
+    node.ownership.adopt(view(NAME))
     other = view("cache.node.2").id
     session = Session()
     for method, arguments in [

@@ -79,3 +79,18 @@ def test_sets_that_became_empty_are_forgotten_in_their_time_and_not_made_twice()
     assert len(buckets.ticks) == len(buckets._buckets) < 20
     assert due(buckets, NOW + 100) == []
     assert len(buckets.ticks) == len(buckets._buckets) == 0
+
+
+def test_a_bucket_stays_small_and_those_that_were_emptied_are_used_again() -> None:
+    buckets = ExpiryBuckets(0.5)
+    place: dict[int, set[bytes]] = {}
+    for number in range(100_000):
+        key = b"%d" % (number % 10_000)  # each of which is planned ten times
+        if (before := place.get(number % 10_000)) is not None:
+            before.discard(key)
+        place[number % 10_000] = plan(buckets, key, 3600.0)
+    (row,) = buckets._buckets.values()
+    assert sum(map(len, row)) == 10_000
+    assert len(row) <= 6
+    assert max(map(len, row)) <= 3900
+    assert len(due(buckets, NOW + 4000)) == 10_000

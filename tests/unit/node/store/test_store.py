@@ -36,11 +36,13 @@ from pyrocache.node.store.entry import (
 )
 from pyrocache.node.store.entry import Entry as StoredEntry
 from pyrocache.node.store.eviction import POLICIES, EvictionPolicy
+from pyrocache.node.store.mutation import Mutation
 from pyrocache.node.store.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace
 from pyrocache.node.store.store import Store
 from pyrocache.node.store.table import SHARD_KEYS
 from pyrocache.node.store.tags import TAG_BYTES
 from pyrocache.protocol.limits import KEEP_TTL
+from pyrocache.protocol.partition import PARTITIONS, partition_of
 from pyrocache.testing import FakeClock
 
 LONG = b"\xc8\x01" + 200 * b"n"  # a namespace whose length takes two bytes
@@ -658,9 +660,11 @@ class StoreAgainstModel(RuleBasedStateMachine):
             for _, key, held in self.everything()
             if isinstance(held, StoredEntry) and held.bucket is not None
         }
-        assert sorted(key for keys in buckets._buckets.values() for key in keys) == sorted(leaving)
+        assert sorted(key for row in buckets._buckets.values() for keys in row for key in keys) == sorted(
+            leaving
+        )
         assert sorted(buckets.ticks) == sorted(buckets._buckets)
-        for tick, bucket in buckets._buckets.items():
+        for tick, bucket in ((tick, bucket) for tick, row in buckets._buckets.items() for bucket in row):
             for key in bucket:
                 held = leaving[key]
                 assert held.bucket is bucket
@@ -851,7 +855,7 @@ class TestExpiry:
             store.set(b"\0%d" % number, b"v", 3600.0)
             store.delete(b"\0%d" % number)
         assert len(store.contents.expiry.ticks) == len(store.contents.expiry._buckets) < 20
-        assert sum(map(len, store.contents.expiry._buckets.values())) == 1
+        assert sum(len(bucket) for row in store.contents.expiry._buckets.values() for bucket in row) == 1
 
     def test_overwriting_batches_with_a_ttl_does_not_pile_up_anything(
         self, store: Store, clock: FakeClock
@@ -860,7 +864,7 @@ class TestExpiry:
             store.set_many([b"\0one", b"\0two"], [b"v", b"w"], 3600.0)
             clock.tick(0.001)
         assert len(store.contents.expiry.ticks) == len(store.contents.expiry._buckets) < 20
-        assert sum(map(len, store.contents.expiry._buckets.values())) == 2
+        assert sum(len(bucket) for row in store.contents.expiry._buckets.values() for bucket in row) == 2
 
     def test_a_ttl_of_centuries_is_fine(self, store: Store, clock: FakeClock) -> None:
         store.set(b"\0k", b"v", 1e300)
@@ -1438,3 +1442,99 @@ class TestStaleEntries:
     def test_what_never_expires_is_never_stale(self, store: Store) -> None:
         store.put(b"\0k", b"v", stale_seconds=10.0)
         assert store.used_bytes == 3 + ENTRY_OVERHEAD
+
+
+class TestPartitions:
+    def test_the_keys_of_one_are_found_in_all_namespaces(self, store: Store) -> None:
+        keys = [prefix + b"%d" % number for number in range(3000) for prefix in (b"\0", b"\1n", b"\1o")]
+        for start in range(0, len(keys), 1000):
+            store.set_many(keys[start : start + 1000], [b"v"] * 1000)
+        for partition in {partition_of(key) for key in keys[:20]}:
+            expected = [key for key in keys if partition_of(key) == partition]
+            assert sorted(store.partition_keys(partition)) == sorted(expected)
+
+    def test_one_is_dropped_without_the_others(self, store: Store) -> None:
+        keys = [prefix + b"%d" % number for number in range(500) for prefix in (b"\0", b"\1n")]
+        for key in keys:
+            store.put(key, b"v", 9.0, tags=[b"t"])
+        partition = partition_of(keys[0])
+        store.drop_partition(partition)
+        assert list(store.partition_keys(partition)) == []
+        rest = [key for key in keys if partition_of(key) != partition]
+        assert sorted(keys_of(store) + keys_of(store, b"\1n")) == sorted(rest)
+        assert store.counters.deletes == 0
+
+    def test_each_counts_its_mutations(self, store: Store, clock: FakeClock) -> None:
+        key, partition = b"\0key", partition_of(b"\0key")
+
+        def counted(change: Callable[[], object]) -> int:
+            before = store.mutations_of(partition)
+            change()
+            return store.mutations_of(partition) - before
+
+        assert counted(lambda: store.set(key, b"v")) == 1
+        assert counted(lambda: store.set_many([key, b"\0other"], [b"v", b"v"])) == 1
+        assert counted(lambda: store.put(key, b"v", 5.0, tags=[b"t"])) == 1
+        assert counted(lambda: store.put(key, b"v", condition="absent")) == 0
+        assert counted(lambda: store.change(key, lambda value: value)) == 1
+        assert counted(lambda: store.touch(key, 5.0)) == 1
+        assert counted(lambda: store.touch(b"\0missing", 5.0)) == 0
+        assert counted(lambda: store.get(key)) == 0
+        assert counted(lambda: [clock.tick(9), store.get(key)]) == 0, "expiry is no mutation"
+        assert counted(lambda: store.delete(key)) == 0, "there was none"
+        assert counted(lambda: [store.set(key, b"v"), store.delete(key)]) == 2
+        assert counted(lambda: store.discard(b"\0other")) == 0
+        assert counted(lambda: store.set(b"\0key that is in another partition", b"v")) == 0
+
+    def test_a_mutation_of_all_is_counted_by_each(self, store: Store) -> None:
+        store.put(b"\0k", b"v", tags=[b"t"])
+        before = [store.mutations_of(partition) for partition in range(PARTITIONS)]
+        store.invalidate(b"t")
+        store.set(b"\1nk", b"v")
+        store.clear(b"\1n")
+        after = [store.mutations_of(partition) for partition in range(PARTITIONS)]
+        changed = partition_of(b"\1nk")
+        assert all(
+            new - old == 2 + (number == changed)
+            for number, (old, new) in enumerate(zip(before, after, strict=True))
+        )
+
+
+class TestMutations:
+    def test_applied_in_order_they_make_an_equal_store(self, clock: FakeClock) -> None:
+        """What a store was asked for is noted as mutations, and these are applied to another one."""
+        store, copy = Store(10**6, clock=clock), Store(10**6, clock=clock)
+        noted: list[Mutation] = []
+        executors = store.contents.executors
+        for kind, execute in list(executors.items()):
+
+            def note(mutation: Any, execute: Callable[[Any], Any] = execute) -> Any:
+                noted.append(mutation)
+                return execute(mutation)
+
+            executors[kind] = note
+        store.set(b"\0a", b"1")
+        store.set(b"\0b", b"2", 5.0)
+        store.set_many([b"\0c", b"\0cc"], [b"3", b"4"])
+        store.set(b"\1nc", b"4")
+        store.put(b"\0d", b"5", 5.0, tags=[b"t"], stale_seconds=3.0, load_seconds=1.0)
+        store.put(b"\0a", b"6", condition="absent")
+        store.change(b"\0b", lambda value: b"7")
+        store.touch(b"\0d", 8.0)
+        store.setdefault(b"\0e", b"8", 1.0)
+        store.put(b"\0f", b"9", tags=[b"u"])
+        store.invalidate(b"u")
+        store.clear(b"\1n")
+        store.delete(b"\0a")
+        store.pop(b"\0c")
+        for mutation in noted:
+            copy.apply(mutation)
+        for each in (store, copy):
+            reclaim(each)
+        assert keys_of(copy) == keys_of(store) == [b"\0b", b"\0cc", b"\0d", b"\0e"]
+        for key in keys_of(store):
+            assert copy.lookup(key) == store.lookup(key)
+        assert copy.used_bytes == store.used_bytes
+        assert [copy.mutations_of(number) for number in range(PARTITIONS)] == [
+            store.mutations_of(number) for number in range(PARTITIONS)
+        ]

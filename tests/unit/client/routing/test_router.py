@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from pyrocache.client.routing.router import Batch, NodeLeft, Router
+from pyrocache.client.routing.batch import Batch
+from pyrocache.client.routing.errors import NodeLeft
+from pyrocache.client.routing.router import Router
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
     ClientClosed,
@@ -20,11 +22,12 @@ from pyrocache.errors import (
     NodeUnavailable,
     NoNodes,
     Overloaded,
+    PyroCacheError,
     RemoteError,
     ValueTooLarge,
 )
 from pyrocache.net.deadline import Deadline
-from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol import commands, framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
 
@@ -146,8 +149,8 @@ def router_for(*nodes: ScriptedNode, **options: Any) -> tuple[Router, ListedNode
     return Router(directory, **options), directory
 
 
-def get(router: Router, seconds: float = 5.0, **options: Any) -> Any:
-    return router.call("get", b"k", deadline=Deadline(seconds), **options)
+def get(router: Router, seconds: float = 5.0) -> Any:
+    return router.call(commands.GET, b"k", (), Deadline(seconds))
 
 
 def as_lists(view: ClusterView) -> list[list[Any]]:
@@ -182,7 +185,7 @@ def test_what_is_not_idempotent_is_not_retried_when_its_reply_is_lost(
     node = start(sequence_of(HANG_UP, True))
     router, _ = router_for(node)
     with pytest.raises(NodeUnavailable):
-        router.call("delete", b"k", deadline=Deadline(5.0), idempotent=False)
+        router.call(commands.DELETE, b"k", (), Deadline(5.0))
     assert len(node.calls) == 1
 
 
@@ -191,10 +194,10 @@ def test_a_connection_that_the_node_closed_while_idle_is_not_used(
 ) -> None:
     node = start(sequence_of(True))
     router, _ = router_for(node)
-    router.call("delete", b"k", deadline=Deadline(5.0), idempotent=False)
+    router.call(commands.DELETE, b"k", (), Deadline(5.0))
     for sock in node._open[1:]:
         sock.shutdown(socket.SHUT_RDWR)
-    assert router.call("delete", b"k", deadline=Deadline(5.0), idempotent=False) is True
+    assert router.call(commands.DELETE, b"k", (), Deadline(5.0)) is True
     assert node.connections == 2
 
 
@@ -240,7 +243,7 @@ def test_a_stale_view_has_the_name_server_asked(start: Callable[..., ScriptedNod
     first = start(first_script)
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [first.member, second.member]
     assert get(router) == b"value"
     assert directory.lookups == 2
@@ -253,8 +256,8 @@ def test_a_node_that_knows_less_than_the_name_server_is_not_believed(
     behind = Refusal(refusals.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
     first = start(sequence_of(behind, behind, b"value"))
     router, _ = router_for(first, second)
-    key = next(b"%d" % n for n in range(99) if router.view(Deadline(1.0)).owner(b"%d" % n).number == 1)
-    assert router.call("get", key, deadline=Deadline(5.0)) == b"value"
+    key = next(b"%d" % n for n in range(99) if router.views.known(Deadline(1.0)).owner(b"%d" % n).number == 1)
+    assert router.call(commands.GET, key, (), Deadline(5.0)) == b"value"
     both = ClusterView([first.member, second.member]).id
     assert [arguments[0] for _, arguments in first.calls] == [both] * 3
 
@@ -266,7 +269,7 @@ def test_while_the_name_server_is_away_a_stale_view_is_mended_by_the_node(
     first = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", as_lists(ClusterView([second.member]))))
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
-    router.view(Deadline(1.0))
+    router.views.known(Deadline(1.0))
     directory.away = True
     assert get(router) == b"value"
     assert second.calls[0][1][0] == ClusterView([second.member]).id
@@ -369,9 +372,9 @@ def test_a_value_too_large_for_the_node_is_not_sent(start: Callable[..., Scripte
     node = start(sequence_of(True), greeting={"max_value_bytes": 10})
     router, _ = router_for(node)
     with pytest.raises(ValueTooLarge, match="up to 10"):
-        router.call("set", b"k", bytes(11), None, deadline=Deadline(5.0), largest_value=11)
+        router.call(commands.SET, b"k", (bytes(11), None), Deadline(5.0), 11)
     assert node.calls == []
-    assert router.call("set", b"k", bytes(10), None, deadline=Deadline(5.0), largest_value=10) is True
+    assert router.call(commands.SET, b"k", (bytes(10), None), Deadline(5.0), 10) is True
 
 
 def test_threads_beyond_the_limit_wait_for_a_connection(start: Callable[..., ScriptedNode]) -> None:
@@ -424,7 +427,7 @@ def test_a_name_server_that_is_away_does_not_matter_once_nodes_are_known(
     get(router)
     directory.away = True
     assert get(router) == b"value"
-    assert router.fresh_view(Deadline(1.0)).members == (node.member,)
+    assert router.views.fresh(Deadline(1.0)).members == (node.member,)
 
 
 @pytest.mark.parametrize(
@@ -436,9 +439,9 @@ def test_a_node_that_the_name_server_lacks_stays_while_it_says_that_it_serves(
 ) -> None:
     nodes = [start(lambda call: answer, number=number) for number in (1, 2)]
     router, directory = router_for(*nodes)
-    assert len(router.fresh_view(Deadline(5.0))) == 2
+    assert len(router.views.fresh(Deadline(5.0))) == 2
     directory.listed = [nodes[0].member]
-    assert len(router.fresh_view(Deadline(5.0))) == (2 if stays else 1)
+    assert len(router.views.fresh(Deadline(5.0))) == (2 if stays else 1)
 
 
 def test_a_node_that_does_not_even_connect_costs_a_batch_no_other_answer(
@@ -464,20 +467,20 @@ def test_a_node_that_does_not_even_connect_costs_a_batch_no_other_answer(
 def test_a_slow_node_does_not_keep_the_reply_of_a_quick_one(start: Callable[..., ScriptedNode]) -> None:
     well, ill = start(lambda call: 1, number=2), start(sequence_of(1, SILENCE), number=1)
     router, _ = router_for(well, ill)
-    router.everywhere("ping", deadline=Deadline(5.0))
+    router.broadcast(commands.PING, (), Deadline(5.0))
     well.script = lambda call: bytes(5_000_000)
-    answers = dict(router.everywhere("big", deadline=Deadline(0.5)))
+    answers = dict(router.broadcast(commands.PING, (), Deadline(0.5)))
     assert isinstance(answers[ill.member], NodeUnavailable)
     assert answers[well.member] == bytes(5_000_000)
 
 
 Replies = list[tuple[list[int], Any]]
-Errors = list[tuple[Sequence[int], NodeUnavailable]]
+Errors = list[tuple[Sequence[int], PyroCacheError]]
 
 
 def batch_of(count: int, size: int = 10, *, values: bool = False) -> Batch:
     keys = [b"%0*d" % (size, number) for number in range(count)]
-    return Batch(keys, [b"value of " + key for key in keys] if values else None)
+    return Batch(commands.GET_MANY, keys, [b"value of " + key for key in keys] if values else None)
 
 
 def send(
@@ -486,18 +489,19 @@ def send(
     batch: Batch,
     *arguments: Any,
     seconds: float = 5.0,
-    count: Any = None,
-    **options: Any,
+    take: Callable[[Any], None] = lambda reply: None,
+    one_reply: bool = False,
 ) -> tuple[Replies, Errors]:
-    """The indices and replies of a batch, and what remained unanswered."""
+    """Return the indices and replies of a batch, and what remained unanswered."""
     replies: Replies = []
-
-    def take(indices: Sequence[int], reply: Any) -> int:
-        about = len(indices) if count is None else count(reply)
-        replies.append((list(indices[:about]), reply))
-        return about
-
-    errors = router.batch(method, batch, *arguments, deadline=Deadline(seconds), on_reply=take, **options)
+    errors: Errors = []
+    batch = batch._replace(command=commands.COMMANDS[method], arguments=arguments)
+    for indices, reply in router.batch(batch, Deadline(seconds), one_reply=one_reply):
+        if isinstance(reply, PyroCacheError):
+            errors.append((indices, reply))
+        else:
+            take(reply)
+            replies.append((list(indices), reply))
     return replies, errors
 
 
@@ -524,7 +528,7 @@ def found_by(batch: Batch, replies: Replies) -> dict[bytes, Any]:
 def test_a_batch_goes_to_all_owners_in_messages_of_bounded_size(start: Callable[..., ScriptedNode]) -> None:
     nodes = [start(number_of_keys, number=number) for number in (1, 2, 3)]
     router, _ = router_for(*nodes)
-    replies, errors = send(router, "delete_many", batch_of(5000), idempotent=False)
+    replies, errors = send(router, "delete_many", batch_of(5000))
     assert sum(reply for _, reply in replies) == 5000
     assert sorted(index for about, _ in replies for index in about) == list(range(5000))
     assert errors == []
@@ -535,7 +539,7 @@ def test_a_batch_goes_to_all_owners_in_messages_of_bounded_size(start: Callable[
             assert (method, view_id) == ("delete_many", view.id)
             assert len(keys) <= limits.MAX_BATCH
             assert {view.owner(key) for key in keys} == {node.member}
-    big = Batch([b"%d" % number for number in range(12)], [bytes(limits.BATCH_BYTES)] * 12)
+    big = Batch(commands.SET_MANY, [b"%d" % number for number in range(12)], [bytes(limits.BATCH_BYTES)] * 12)
     replies, errors = send(router, "set_many", big, None)
     assert sorted(about for about, _ in replies) == [[index] for index in range(12)]
     assert errors == []
@@ -546,7 +550,7 @@ def test_messages_are_filled_but_not_over_the_bound(start: Callable[..., Scripte
     started = [start(number_of_keys, number=number) for number in range(1, nodes + 1)]
     router, _ = router_for(*started)
     values = [bytes(number % 7 * 100_000) for number in range(60)]
-    batch = Batch([b"%d" % number for number in range(60)], values)
+    batch = Batch(commands.SET_MANY, [b"%d" % number for number in range(60)], values)
     replies, _ = send(router, "set_many", batch, 1.5)
     assert sorted(index for about, _ in replies for index in about) == list(range(60))
     calls = [call for node in started for call in node.calls]
@@ -560,8 +564,8 @@ def test_messages_are_filled_but_not_over_the_bound(start: Callable[..., Scripte
 def test_a_batch_of_nothing_asks_nobody(start: Callable[..., ScriptedNode]) -> None:
     node = start(number_of_keys)
     router, _ = router_for(node)
-    assert send(router, "get_many", Batch([])) == ([], [])
-    assert send(router, "set_many", Batch([], []), None) == ([], [])
+    assert send(router, "get_many", Batch(commands.SET_MANY, [])) == ([], [])
+    assert send(router, "set_many", Batch(commands.SET_MANY, [], []), None) == ([], [])
     assert node.calls == []
 
 
@@ -583,7 +587,7 @@ def test_what_a_reply_leaves_out_is_asked_for_again(start: Callable[..., Scripte
     node = start(lambda call: keys_back(call)[:7])
     router, _ = router_for(node)
     batch = batch_of(50)
-    replies, errors = send(router, "get_many", batch, count=len)
+    replies, errors = send(router, "get_many", batch)
     assert errors == []
     assert found_by(batch, replies) == {key: b"of " + key for key in batch.keys}
     assert len(node.calls) == 8
@@ -599,12 +603,12 @@ def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
     after = ClusterView([first.member])
     clock = iter(range(10**6))
     router, directory = router_for(first, second, clock=lambda: float(next(clock)))
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [first.member]
     first.script = lambda call: keys_back(call) if call[1][0] == after.id else stale(call)
     second.script = lambda call: {"serving": False} if call[0] == "ping" else stale(call)
     batch = batch_of(50)
-    replies, errors = send(router, "get_many", batch, count=len)
+    replies, errors = send(router, "get_many", batch)
     assert errors == []
     assert second.calls, "both were asked"
     assert found_by(batch, replies) == {key: b"of " + key for key in batch.keys}
@@ -630,7 +634,7 @@ def test_a_batch_that_is_not_idempotent_is_not_sent_again_when_its_reply_is_lost
 ) -> None:
     well, ill = start(number_of_keys), start(sequence_of(HANG_UP, 5), number=2)
     router, _ = router_for(well, ill)
-    replies, errors = send(router, "delete_many", batch_of(100), idempotent=False)
+    replies, errors = send(router, "delete_many", batch_of(100))
     assert len(ill.calls) == 1
     assert sorted([index for about, _ in [*replies, *errors] for index in about]) == list(range(100))
     assert [type(error) for _, error in errors] == [NodeUnavailable]
@@ -643,7 +647,7 @@ def test_a_batch_reply_of_the_wrong_length_is_an_error(
 ) -> None:
     router, _ = router_for(*(start(sequence_of(reply), number=number) for number in range(1, nodes + 1)))
     with pytest.raises(RemoteError, match="wrong kind or length"):
-        send(router, "get_many", batch_of(50), count=len)
+        send(router, "get_many", batch_of(50))
 
 
 def test_a_reply_that_its_taker_refuses_leaves_no_reply_to_the_next_call(
@@ -652,18 +656,18 @@ def test_a_reply_that_its_taker_refuses_leaves_no_reply_to_the_next_call(
     class Refused(Exception):
         pass
 
-    def refuse(reply: Any) -> int:
+    def refuse(reply: Any) -> None:
         raise Refused
 
     nodes = [start(keys_back, number=number) for number in (1, 2, 3)]
     router, _ = router_for(*nodes)
     batch = batch_of(100)
-    send(router, "get_many", batch, count=len)  # so that all are connected
+    send(router, "get_many", batch)  # so that all are connected
     with pytest.raises(Refused):
-        send(router, "get_many", batch, count=refuse)
+        send(router, "get_many", batch, take=refuse)
     for node in nodes:
         node.script = lambda call: [b"again " + key for key in call[1][1]]
-    replies, _ = send(router, "get_many", batch, count=len)
+    replies, _ = send(router, "get_many", batch)
     assert found_by(batch, replies) == {key: b"again " + key for key in batch.keys}
 
 
@@ -671,13 +675,18 @@ def test_a_value_in_a_batch_too_large_for_its_node_is_not_sent(start: Callable[.
     node = start(sequence_of(2), greeting={"max_value_bytes": 10})
     router, _ = router_for(node)
     values = [b"", bytes(11), bytes(9), bytes(12), bytes(10)]
-    replies, errors = send(router, "set_many", Batch([b"a", b"b", b"c", b"d", b"e"], values), None)
+    replies, errors = send(
+        router, "set_many", Batch(commands.SET_MANY, [b"a", b"b", b"c", b"d", b"e"], values), None
+    )
     assert sorted(index for about, _ in replies for index in about) == [0, 2, 4]
     assert sorted(index for about, _ in errors for index in about) == [1, 3]
     assert all(isinstance(error, ValueTooLarge) for _, error in errors)
     assert max(len(value) for _, arguments in node.calls for value in arguments[2]) == 10
     assert [
-        len(about) for about, _ in send(router, "set_many", Batch([b"a", b"b"], [b"", bytes(10)]), None)[0]
+        len(about)
+        for about, _ in send(
+            router, "set_many", Batch(commands.SET_MANY, [b"a", b"b"], [b"", bytes(10)]), None
+        )[0]
     ] == [2]
 
 
@@ -692,7 +701,7 @@ def test_a_value_that_the_node_refuses_leaves_the_others_of_its_message_alone(
     router, _ = router_for(start(refuse_large))
     keys = [b"%d" % number for number in range(500)]
     values = [bytes(11 if number % 100 == 7 else 1) for number in range(500)]
-    replies, errors = send(router, "set_many", Batch(keys, values), None)
+    replies, errors = send(router, "set_many", Batch(commands.SET_MANY, keys, values), None)
     assert sorted(index for about, _ in errors for index in about) == [7, 107, 207, 307, 407]
     assert sum(len(about) for about, _ in replies) == 495
     assert all(isinstance(error, ValueTooLarge) for _, error in errors)
@@ -729,10 +738,10 @@ def test_after_close_every_call_says_so(start: Callable[..., ScriptedNode], away
     for call in (
         lambda router, node: get(router),
         lambda router, node: send(router, "get_many", batch_of(3)),
-        lambda router, node: router.everywhere("ping", deadline=Deadline(1.0)),
-        lambda router, node: router.ask(node.member, "ping", deadline=Deadline(1.0)),
-        lambda router, node: router.view(Deadline(1.0)),
-        lambda router, node: router.fresh_view(Deadline(1.0)),
+        lambda router, node: router.broadcast(commands.PING, (), Deadline(1.0)),
+        lambda router, node: router.ask(node.member, commands.PING, (), Deadline(1.0)),
+        lambda router, node: router.views.known(Deadline(1.0)),
+        lambda router, node: router.views.fresh(Deadline(1.0)),
     ):
         router, node = closed_router(start, away, used)
         for _ in range(2):  # also not once the first call has looked around
@@ -756,7 +765,7 @@ def test_closing_twice_is_fine(start: Callable[..., ScriptedNode]) -> None:
 def test_every_node_is_asked_again_if_that_does_no_harm(start: Callable[..., ScriptedNode]) -> None:
     nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
     router, _ = router_for(*nodes)
-    answers = router.everywhere("count", b"\0", deadline=Deadline(5.0), idempotent=True)
+    answers = router.broadcast(commands.COUNT, (b"\0",), Deadline(5.0))
     assert answers == [(nodes[0].member, 7), (nodes[1].member, 5)]
     assert [len(node.calls) for node in nodes] == [2, 1]
 
@@ -766,7 +775,7 @@ def test_every_node_is_asked_once_if_its_answer_was_lost_and_twice_were_wrong(
 ) -> None:
     nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
     router, _ = router_for(*nodes)
-    first, second = router.everywhere("clear", b"\0", deadline=Deadline(5.0))
+    first, second = router.broadcast(commands.CLEAR, (b"\0",), Deadline(5.0))
     assert isinstance(first[1], NodeUnavailable)
     assert second == (nodes[1].member, 5)
     assert [len(node.calls) for node in nodes] == [1, 1]
@@ -776,14 +785,14 @@ def test_a_node_that_is_away_keeps_no_other_from_answering(start: Callable[..., 
     nodes = [start(sequence_of(SILENCE)), start(sequence_of(5), number=2), start(sequence_of(6), number=3)]
     nodes[2].close()
     router, _ = router_for(*nodes)
-    answers = router.everywhere("count", b"\0", deadline=Deadline(0.5), idempotent=True)
+    answers = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
     assert [type(answer) for _, answer in answers] == [NodeUnavailable, int, NodeUnavailable]
 
 
 def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> None:
     stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
     router, directory = router_for(stays, leaves)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
 
     def leave(call: Call) -> Any:
         directory.listed = [stays.member]
@@ -791,29 +800,29 @@ def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> Non
         return HANG_UP
 
     leaves.script = leave
-    assert router.everywhere("count", b"\0", deadline=Deadline(5.0), idempotent=True) == [(stays.member, 5)]
+    assert router.broadcast(commands.COUNT, (b"\0",), Deadline(5.0)) == [(stays.member, 5)]
 
 
 def test_a_node_is_asked_where_it_is_by_now(start: Callable[..., ScriptedNode]) -> None:
     old, new = start(sequence_of(HANG_UP)), start(sequence_of([0, []]))
     router, directory = router_for(old)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [new.member]
     old.close()
-    assert router.ask(old.member, "scan", deadline=Deadline(5.0)) == [0, []]
+    assert router.ask(old.member, commands.SCAN, (), Deadline(5.0)) == [0, []]
 
 
 def test_a_node_that_is_no_member_any_more_has_left(start: Callable[..., ScriptedNode]) -> None:
     stays, leaves = start(sequence_of(5)), start(sequence_of(6), number=2)
     router, directory = router_for(stays, leaves)
-    router.view(Deadline(5.0))
+    router.views.known(Deadline(5.0))
     directory.listed = [stays.member]
     leaves.close()
     with pytest.raises(NodeLeft, match=r"cache\.node\.2 has left"):
-        router.ask(leaves.member, "scan", deadline=Deadline(5.0))
+        router.ask(leaves.member, commands.SCAN, (), Deadline(5.0))
 
 
-def test_a_view_is_settled_when_all_nodes_serve_under_it(start: Callable[..., ScriptedNode]) -> None:
+def test_nodes_agree_on_a_view_when_all_serve_under_it(start: Callable[..., ScriptedNode]) -> None:
     asked = 0
 
     def joins_late(call: Call) -> Any:
@@ -823,13 +832,13 @@ def test_a_view_is_settled_when_all_nodes_serve_under_it(start: Callable[..., Sc
 
     nodes = [start(sequence_of([])), start(joins_late, number=2)]
     router, _ = router_for(*nodes)
-    view, away = router.settled_view(Deadline(5.0))
+    view, away = router.agreed_view(Deadline(5.0))
     assert view == ClusterView([node.member for node in nodes])
     assert away == {}
     assert nodes[1].calls == [("get_many", [view.id, []])] * 4
 
 
-def test_a_view_is_settled_without_the_nodes_that_do_not_answer(start: Callable[..., ScriptedNode]) -> None:
+def test_nodes_agree_on_a_view_without_those_that_do_not_answer(start: Callable[..., ScriptedNode]) -> None:
     silent, gone, stale = (
         start(sequence_of(SILENCE)),
         start(sequence_of([]), number=2),
@@ -837,7 +846,7 @@ def test_a_view_is_settled_without_the_nodes_that_do_not_answer(start: Callable[
     )
     gone.close()
     router, _ = router_for(silent, gone, stale, start(sequence_of([]), number=4))
-    view, away = router.settled_view(Deadline(0.5))
+    view, away = router.agreed_view(Deadline(0.5))
     assert len(view) == 4
     assert set(away) == {silent.member, gone.member, stale.member}
 
@@ -845,8 +854,29 @@ def test_a_view_is_settled_without_the_nodes_that_do_not_answer(start: Callable[
 def test_a_batch_can_be_content_with_one_reply_of_each_node(start: Callable[..., ScriptedNode]) -> None:
     node = start(lambda call: keys_back(call)[:7])
     router, _ = router_for(node)
-    replies, errors = send(router, "get_many", batch_of(50), count=len, one_reply=True)
+    replies, errors = send(router, "get_many", batch_of(50), one_reply=True)
     assert (len(replies), errors, len(node.calls)) == (1, [], 1)
     node.script = sequence_of(HANG_UP, [b"a"])
-    replies, errors = send(router, "get_many", batch_of(50), count=len, one_reply=True)
+    replies, errors = send(router, "get_many", batch_of(50), one_reply=True)
     assert (len(replies), errors) == (1, [])
+
+
+@pytest.mark.parametrize("what", ["get", "set_many", "count", "agreed view"])
+def test_a_timeout_is_reported_as_what_was_wrong_before(
+    start: Callable[..., ScriptedNode], what: str
+) -> None:
+    node = start(sequence_of(Refusal(refusals.OVERLOADED, "busy"), SILENCE))
+    router, _ = router_for(node)
+    if what == "get":
+        with pytest.raises(Overloaded, match="busy"):
+            get(router, seconds=0.5)
+    elif what == "set_many":
+        _, errors = send(router, "set_many", batch_of(3, values=True), None, seconds=0.5)
+        assert [type(error) for _, error in errors] == [Overloaded]
+    elif what == "count":
+        ((_, answer),) = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
+        assert type(answer) is Overloaded
+    else:
+        _, unreachable = router.agreed_view(Deadline(0.5))
+        assert type(unreachable[node.member]) is Overloaded
+    assert len(node.calls) == 2

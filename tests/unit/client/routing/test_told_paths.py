@@ -15,7 +15,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
 from pyrocache.net.calls import Connections
 from pyrocache.net.deadline import Deadline
-from pyrocache.protocol import framing, refusals
+from pyrocache.protocol import commands, framing, refusals
 from pyrocache.protocol.refusals import Refusal
 from tests.support.scripted_peer import (
     Line,
@@ -66,7 +66,7 @@ def test_a_path_that_a_node_tells_is_judged_like_one_in_the_name_server(director
         listening.start()
         try:
             with pytest.raises(PyroCacheError):
-                router.call("get", b"key", deadline=Deadline(0.5))
+                router.call(commands.GET, b"key", (), Deadline(0.5))
         finally:
             router.close()
             peer.close()

@@ -1,0 +1,95 @@
+"""Wait at a node for something that it grants later: a lease or a lock.
+
+The node answers such a request when it grants it, or with None once the poll interval is over; then it is sent again
+over the same connection, which keeps the caller's place in the queue. What is granted ends with that connection.
+
+Callers never wait for each other's connections. When too many calls wait for a node, the backend asks it without
+waiting, or not at all, and the caller pauses between two requests.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
+
+from pyrocache.client.context import ClientContext
+from pyrocache.net.backoff import Backoff
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.pinned import PinnedConnection
+
+POLL_SECONDS = 10.0
+"""How long one request waits, at most, and never longer than the client's timeout: the node may have vanished."""
+
+_FIRST_PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 0.05
+
+Ask: TypeAlias = Callable[[float, Deadline, PinnedConnection | None], PinnedConnection | None]
+"""Sends one request, given the seconds to wait, the deadline and the connection of the request before."""
+
+
+class PinnedWait:
+    """The wait of one caller. As a context manager it gives up its connection, and closes it after an exception.
+
+    Args:
+        context: the client's.
+        ask: sends a request, as `Backend.lease` and `Backend.acquire` do.
+        wait_seconds: how long to wait; None for no limit.
+
+    Attributes:
+        pinned: what the last request returned: None if the node could not be asked.
+    """
+
+    __slots__ = ("_ask", "_asked_at", "_backoff", "_context", "_give_up_at", "_seconds", "pinned")
+
+    def __init__(self, context: ClientContext, ask: Ask, wait_seconds: float | None) -> None:
+        self.pinned: PinnedConnection | None = None
+        self._context = context
+        self._ask = ask
+        self._give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
+        self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+
+    def ask(self) -> Any:
+        """Send a request and return what the node grants; None if it grants nothing within the poll interval."""
+        timeout = self._context.timeout
+        self._asked_at = now = time.monotonic()
+        self._seconds = max(0.0, min(POLL_SECONDS, timeout, self._give_up_at - now))
+        deadline = self._context.deadline(timeout + self._seconds)
+        self.pinned = self._ask(self._seconds, deadline, None if self.crowded else self.pinned)
+        return None if self.pinned is None else self.pinned.answer
+
+    @property
+    def crowded(self) -> bool:
+        """Whether too many calls waited for the node, so that it was asked without waiting, or not at all."""
+        return self.pinned is None or self.pinned.closed
+
+    def is_over(self) -> bool:
+        """Return whether the time to wait is over."""
+        return time.monotonic() >= self._give_up_at
+
+    def pause(self) -> None:
+        """Wait before the next request, if the node did not make the last one wait."""
+        now = time.monotonic()
+        if self.crowded or now - self._asked_at < min(_FIRST_PAUSE_SECONDS, self._seconds):
+            self._backoff.pause(self._give_up_at - now)
+
+    def take(self) -> PinnedConnection:
+        """Return the connection that something was granted on. It is the caller's from now on."""
+        pinned, self.pinned = self.pinned, None
+        assert pinned is not None
+        return pinned
+
+    def release(self) -> None:
+        """Give up the connection, on which nothing is granted."""
+        if self.pinned is not None:
+            self.pinned.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.release()
+        elif self.pinned is not None:
+            self.pinned.drop()

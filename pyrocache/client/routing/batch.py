@@ -1,0 +1,134 @@
+"""Divides a call about many keys into messages: by owner, by number of keys, by bytes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import RemoteError
+from pyrocache.net.calls import Request
+from pyrocache.protocol.commands import Command
+from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH
+
+_ENTRY_BYTES = 16  # what msgpack adds to a key and a value, at most
+
+
+class Batch(NamedTuple):
+    """A call about many keys.
+
+    Attributes:
+        command: of scope `Scope.KEYS`.
+        keys: canonical bytes.
+        values: for each key its frame; None for no values.
+        arguments: that follow keys and values.
+    """
+
+    command: Command
+    keys: Sequence[bytes]
+    values: Sequence[Any] | None = None
+    arguments: tuple[Any, ...] = ()
+
+    def columns(self, chunk: Sequence[int]) -> list[list[Any]]:
+        """Return the keys at these indices, and their values."""
+        columns = (self.keys,) if self.values is None else (self.keys, self.values)
+        if len(chunk) == len(self.keys):
+            return [list(column) for column in columns]
+        return [list(map(column.__getitem__, chunk)) for column in columns]
+
+    def is_small(self) -> bool:
+        """Return whether all of it fits in one message by its bytes."""
+        total = sum(map(len, self.keys)) + _ENTRY_BYTES * len(self.keys)
+        if self.values is not None:
+            total += sum(map(len, self.values))
+        return total <= BATCH_BYTES
+
+    def halves(self, chunk: Sequence[int]) -> list[list[int]]:
+        """Return ``chunk`` in two, the half with the larger values first."""
+        values = self.values
+        assert values is not None
+        by_size = sorted(chunk, key=lambda index: len(values[index]), reverse=True)
+        half = len(by_size) // 2
+        return [sorted(by_size[:half]), sorted(by_size[half:])]
+
+    def chunks(self, indices: list[int], small: bool) -> list[list[int]]:
+        """Return ``indices`` by message, the last one first; ``small`` is what `is_small` returned."""
+        chunks: list[list[int]] = []
+        begin = 0
+        while begin < len(indices):
+            chunk = indices[begin : begin + MAX_BATCH]
+            if not small:
+                del chunk[self._fitting(chunk) :]
+            chunks.append(chunk)
+            begin += len(chunk)
+        chunks.reverse()
+        return chunks
+
+    def _fitting(self, indices: Sequence[int]) -> int:
+        """Return how many of ``indices``, from the first on, make one message; at least one."""
+        room = BATCH_BYTES
+        for count, index in enumerate(indices):
+            value = 0 if self.values is None else len(self.values[index])
+            room -= len(self.keys[index]) + value + _ENTRY_BYTES
+            if room < 0 and count:
+                return count
+        return len(indices)
+
+    def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> Sequence[int]:
+        """Return the indices that a reply is about.
+
+        A number is about the whole chunk, a list about its first keys: as many as it has items.
+
+        Raises:
+            RemoteError: the reply is neither, or too long or short.
+        """
+        if self.command.name == "get_many":
+            count = len(reply) if type(reply) is list else 0
+        else:
+            count = len(chunk) if type(reply) is int else 0
+        if not 0 < count <= len(chunk):
+            text = f"{member.name} answered {self.command.name} with a reply of the wrong kind or length."
+            raise RemoteError(text)
+        return chunk if count == len(chunk) else chunk[:count]
+
+
+class Round:
+    """What is asked of whom while one view holds; one message to each node at a time.
+
+    Attributes:
+        requests: made so far.
+        chunks: the indices that each of them is about.
+        left: for each owner the chunks that are still to be asked about, the next one last.
+    """
+
+    __slots__ = ("_batch", "_view", "chunks", "left", "requests")
+
+    def __init__(self, batch: Batch, view: ClusterView, indices: Sequence[int]) -> None:
+        self._batch = batch
+        self._view = view
+        self.requests: list[Request] = []
+        self.chunks: list[list[int]] = []
+        self.left: dict[str, list[list[int]]] = {}
+        small = batch.is_small()
+        for member, owned in zip(view.members, view.split(batch.keys, indices), strict=True):
+            if owned:
+                self.left[member.name] = batch.chunks(owned, small)
+                self.ask(member)
+
+    def ask(self, member: Member) -> None:
+        """Make the next request to a node, if there is one."""
+        left = self.left[member.name]
+        if not left:
+            return
+        chunk = left.pop()
+        batch = self._batch
+        columns = batch.columns(chunk)
+        largest = 0 if batch.values is None else max(map(len, columns[1]))
+        self.chunks.append(chunk)
+        self.requests.append(
+            Request(member, batch.command, (self._view.id, *columns, *batch.arguments), largest)
+        )
+
+    def unanswered(self) -> list[int]:
+        """Return the indices to ask about again, in order."""
+        return sorted(index for left in self.left.values() for chunk in left for index in chunk)

@@ -1,0 +1,130 @@
+"""The retry policy: what to do after a request has failed. Pure: the router performs what `decide` says.
+
+- A refusal is final, except for two: a node whose view differs is asked again after a look into the name server, and
+  one that is at a limit is asked again after a pause.
+- A node that cannot be reached, or whose reply was lost, is asked a second time. Before that, the name server is asked
+  where it is. A third time only if it is somewhere else by then.
+- A timeout is final: it used up the deadline.
+- A command that is not idempotent is never sent again once it was sent whole.
+- No attempt begins when the deadline ends before the pause does. The error is then that of the last attempt; where
+  that is a bare timeout, the one of an earlier attempt at the same node says more and is reported instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pyrocache.client.routing.errors import error_of
+from pyrocache.cluster.routing import Member
+from pyrocache.errors import Overloaded, PyroCacheError
+from pyrocache.net.calls import Request
+from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.protocol import refusals
+
+_FIRST_PAUSE_SECONDS = 0.005
+_LONGEST_PAUSE_SECONDS = 0.1
+
+
+class Retry(NamedTuple):
+    """Pause for up to ``after`` seconds, then send the request again."""
+
+    after: float
+
+
+class LookUp(NamedTuple):
+    """Look into the name server, pause, then send the request again to whoever it is for by then.
+
+    Attributes:
+        after: seconds to pause at most.
+        unless_moved: pause only if this node is still at its address.
+        members: the nodes as the one that refused lists them, for when the name server does not answer.
+    """
+
+    after: float
+    unless_moved: Member | None = None
+    members: Any = None
+
+
+class GiveUp(NamedTuple):
+    """Report this error."""
+
+    error: PyroCacheError
+
+
+class Attempts:
+    """What has failed in one call so far.
+
+    Attributes:
+        rounds: how many times something was sent again.
+        unreachable_since: by node, when it could not be reached for the first time.
+        errors: by name of the node, the last error that was not final.
+    """
+
+    __slots__ = ("errors", "rounds", "unreachable_since")
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.unreachable_since: dict[Member, float] = {}
+        self.errors: dict[str, PyroCacheError] = {}
+
+
+def decide(
+    attempts: Attempts,
+    request: Request,
+    problem: Refused | Unavailable,
+    *,
+    now: float,
+    remaining: float,
+    looked_up_at: float,
+) -> Retry | LookUp | GiveUp:
+    """Return what to do about a problem, and note it in ``attempts``.
+
+    Args:
+        now: seconds of the clock that ``looked_up_at`` is of.
+        remaining: seconds until the deadline.
+        looked_up_at: when the last look into the name server began.
+    """
+    error = error_of(request, problem)
+    after = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.rounds, 10), _LONGEST_PAUSE_SECONDS)
+    action: Retry | LookUp | None
+    if isinstance(problem, Refused):
+        action = _after_refusal(problem, after)
+    else:
+        action = _after_silence(attempts, request, problem, after, now, looked_up_at)
+    if action is not None and remaining > after:
+        attempts.errors[request.member.name] = error
+        return action
+    if isinstance(problem, Unavailable):
+        if problem.timed_out:
+            error = attempts.errors.get(request.member.name, error)
+        if problem.maybe_executed and not request.command.idempotent:
+            error.add_note(f"The node may have done the {request.command.name} all the same: it was sent.")
+    return GiveUp(error)
+
+
+def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:
+    code = problem.refusal.code
+    if code == refusals.STALE_VIEW:
+        # The name server decides. The node may know less than we do, for instance when another has just joined.
+        return LookUp(after, members=problem.refusal.detail)
+    return Retry(after) if code == refusals.OVERLOADED else None
+
+
+def _after_silence(
+    attempts: Attempts,
+    request: Request,
+    problem: Unavailable,
+    after: float,
+    now: float,
+    looked_up_at: float,
+) -> Retry | LookUp | None:
+    if isinstance(problem.error, Overloaded):
+        return Retry(after)
+    if problem.timed_out or (problem.maybe_executed and not request.command.idempotent):
+        return None
+    since = attempts.unreachable_since.get(request.member)
+    if since is None:
+        attempts.unreachable_since[request.member] = now
+    elif looked_up_at >= since:
+        return None
+    return LookUp(after, unless_moved=request.member)

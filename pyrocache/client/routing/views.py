@@ -1,0 +1,102 @@
+"""Which view of the cluster the router uses, and when it looks for a later one.
+
+Looks into the name server within a share of the call's deadline, and not more often than every `_PAUSE_SECONDS` for
+failures. Thread-safe: the view is replaced whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.errors import NameServerUnavailable, NoNodes
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import client_closed
+from pyrocache.net.membership import Membership
+
+_PAUSE_SECONDS = 0.05
+_LONGEST_SECONDS = 1.0
+
+
+class Views:
+    """The view of one router.
+
+    Args:
+        membership: the latest view, and the look into the name server.
+        clock: monotonic seconds.
+
+    Attributes:
+        looked_up_at: when the last look into the name server began, even if it was in vain.
+        closed: whether the router was closed.
+    """
+
+    __slots__ = ("_clock", "_membership", "closed", "looked_up_at")
+
+    def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
+        self._membership = membership
+        self._clock = clock
+        self.looked_up_at = float("-inf")
+        self.closed = False
+
+    def known(self, deadline: Deadline) -> ClusterView:
+        """Return the latest view, looking for nodes if none is known.
+
+        Raises:
+            ClientClosed: the router was closed.
+            NameServerUnavailable: no node is known, and no name server answers.
+            NoNodes: the name server knows no node.
+        """
+        if self.closed:
+            raise client_closed()
+        view = self._membership.view
+        if not view.members:
+            view = self._look_up(deadline.remaining())
+            if not view.members:
+                raise NoNodes("The name server knows no node; start some with: pyrocache nodes")
+        return view
+
+    def fresh(self, deadline: Deadline) -> ClusterView:
+        """Return the view after a look into the name server, or the last one if that does not answer.
+
+        Raises:
+            NameServerUnavailable, NoNodes: as `known`.
+        """
+        if self._membership.view.members:  # so it is not closed
+            self._look_up_if_possible(deadline)
+        return self.known(deadline)
+
+    def after_failure(self, deadline: Deadline, members: Any = None) -> None:
+        """Look into the name server, unless that was done a moment ago.
+
+        Args:
+            members: the nodes as a node lists them, to adopt if the name server does not answer; nonsense is ignored.
+        """
+        if self._clock() - self.looked_up_at < _PAUSE_SECONDS:
+            return
+        if not self._look_up_if_possible(deadline) and members is not None:
+            self._adopt(members)
+
+    def _look_up_if_possible(self, deadline: Deadline) -> bool:
+        """Look into the name server for a part of the deadline only, since what matters comes after it."""
+        try:
+            self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
+        except NameServerUnavailable:
+            return False
+        return True
+
+    def _look_up(self, seconds: float) -> ClusterView:
+        self.looked_up_at = self._clock()
+        return self._membership.refresh(max(seconds, 0.001))
+
+    def _adopt(self, members: Any) -> None:
+        try:
+            view = ClusterView(Member(*fields) for fields in members)
+        except (TypeError, ValueError):
+            return
+        # A node may name no other sockets of this host than those of nodes.
+        if view.members and all(
+            not member.socket_path or is_socket_path(member.socket_path, member.incarnation)
+            for member in view.members
+        ):
+            self._membership.adopt(view)

@@ -1,0 +1,233 @@
+"""The life of a node: register, serve, be admitted, send heartbeats, leave.
+
+The main thread runs this life; the I/O thread in the event loop serves the requests; they meet in `CacheNode`, under
+whose lock the entries are. Does not read settings or signals: see `pyrocache.node.process`.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY, next_view
+from pyrocache.config import NodeConfig
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.directory import PREFIX, Directory
+from pyrocache.node.peers import Peers, PeerState
+from pyrocache.node.registration import register
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.store.eviction import POLICIES
+from pyrocache.node.store.store import Store
+from pyrocache.protocol.commands import COMMANDS
+from pyrocache.protocol.handshake import Greeting
+from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
+from pyrocache.runtime.stop_request import StopRequest
+from pyrocache.server import tcp_socket, unix_socket
+from pyrocache.server.dispatcher import Dispatcher
+from pyrocache.server.event_loop import EventLoop
+
+log = logging.getLogger("pyrocache.node")
+
+_NUDGE_PAUSE_SECONDS = 0.02
+_ADMISSION_SECONDS = 3.0
+_LEAVE_SECONDS = 1.0
+_NAME_SERVER_SECONDS = 2.0
+_FRAME_SLACK = 256 * 1024  # more than the tags of an entry may take
+
+
+class Node:
+    """One node: its store, its server and its entry in the name server.
+
+    Args:
+        config: the settings.
+        directory: the name server.
+        peers: asks other nodes whether they are there.
+        clock: monotonic seconds.
+
+    Attributes:
+        member: its entry in the name server.
+        cache_node: the remote object.
+        stop_request: ends `run`.
+
+    Raises:
+        NameTaken: a live node has the configured name.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        directory: Directory,
+        *,
+        peers: Peers | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.stop_request = StopRequest()
+        self._directory = directory
+        self._peers = Peers() if peers is None else peers
+        self._clock = clock
+        self._view = EMPTY
+        self._name_server_unreachable = False
+        listeners = [_listen(config)]
+        incarnation = secrets.token_hex(8)
+        local = unix_socket.listen(incarnation)
+        if local is not None:
+            listeners.append(local[0])
+        unregistered = _unregistered(config, listeners[0], incarnation, local[1] if local is not None else "")
+        try:
+            self.member = register(config, directory, self._peers, unregistered)
+        except BaseException:
+            unix_socket.remove(unregistered.socket_path)
+            raise
+        # The versions begin at the time, so that none of an earlier start of this node is given again.
+        store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
+        self.cache_node = CacheNode(
+            store,
+            RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
+            max_value_bytes=config.max_value_bytes,
+            gauges=self._gauges,
+            on_reset=lambda: self._dispatcher.latencies.reset(),
+        )
+        self._dispatcher = Dispatcher(
+            self.member.name,
+            self.cache_node,
+            COMMANDS,
+            greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
+            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
+        )
+        self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
+        self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
+
+    def run(self, ready: Callable[[Member], None]) -> None:
+        """Serve until ``stop_request`` is made. Call ``ready`` once the node can be reached.
+
+        Raises:
+            NameTaken: another live node has taken this one's name.
+        """
+        try:
+            self.cache_node.ownership.set_state(PartitionState.LOADING)
+            self._io_thread.start()
+            self._be_admitted()
+            ready(self.member)
+            while not self.stop_request.requested:
+                if self.stop_request.wait(self.config.heartbeat_seconds) and not self.stop_request.requested:
+                    time.sleep(_NUDGE_PAUSE_SECONDS)  # several callers with a newer view often come together
+                if not self._io_thread.is_alive():
+                    raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
+                if not self.stop_request.requested:
+                    self.heartbeat()
+        finally:
+            self._leave()
+
+    def heartbeat(self) -> None:
+        """Look into the name server: is this node registered, and which others are?
+
+        Raises:
+            NameTaken: see `run`.
+        """
+        try:
+            listed = self._directory.members(timeout=_NAME_SERVER_SECONDS)
+            entry = next((member for member in listed if member.name == self.member.name), None)
+            if entry is None or entry.incarnation != self.member.incarnation:
+                self._register_again(entry)
+        except NameServerUnavailable as error:
+            if not self._name_server_unreachable:
+                log.warning("%s: serving on without the name server. %s", self.member.name, error)
+            self._name_server_unreachable = True
+            return
+        if self._name_server_unreachable:
+            log.warning("%s: the name server is back.", self.member.name)
+        self._name_server_unreachable = False
+        others = [member for member in listed if member.name != self.member.name]
+        view = next_view(self._view, [*others, self.member], self._serving)
+        if view != self._view:
+            self._view = view
+            self.cache_node.ownership.adopt(view)
+
+    def _register_again(self, entry: Member | None) -> None:
+        """Register, as the name server lacks this node (it was restarted) or lists another under its name."""
+        if entry is not None:
+            if self._peers.states([entry]) != [PeerState.GONE]:
+                raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
+            self._directory.remove(entry)
+        if False in self._peers.know(self._others(), self.member):
+            # Another node took this one for dead, while it was stopped for example, and acts in its place.
+            self.cache_node.ownership.forget_everything()
+        self._directory.add(self.member)
+        log.warning("%s: registered again.", self.member.name)
+
+    def _be_admitted(self) -> None:
+        """Serve once every other node that answers has this one in its view."""
+        give_up_at = self._clock() + _ADMISSION_SECONDS
+        waiting = {member.name for member in self._directory.members()} - {self.member.name}
+        while not self.stop_request.requested:
+            self.heartbeat()
+            asked = [member for member in self._others() if member.name in waiting]
+            known = self._peers.know(asked, self.member, self._view.id)
+            waiting = {member.name for member, knows in zip(asked, known, strict=True) if knows is False}
+            if (self._view.members and not waiting) or self._clock() > give_up_at:
+                break
+            time.sleep(_NUDGE_PAUSE_SECONDS)
+        self.cache_node.ownership.set_state(PartitionState.SERVING)
+
+    def _serving(self, members: Sequence[Member]) -> list[Member]:
+        states = self._peers.states(members)
+        return [m for m, state in zip(members, states, strict=True) if state is PeerState.SERVING]
+
+    def _others(self) -> list[Member]:
+        return [member for member in self._view.members if member.name != self.member.name]
+
+    def _leave(self) -> None:
+        """Remove this node from the name server, redirect clients for a moment, then stop serving."""
+        try:
+            if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
+                others = ClusterView(self._others())
+                self.cache_node.ownership.redirect(others)
+                threading.Thread(target=self._peers.announce, args=(others,), daemon=True).start()
+                if others.members:
+                    time.sleep(self.config.drain_seconds)
+        except NameServerUnavailable:
+            pass
+        unix_socket.remove(self.member.socket_path)
+        self._event_loop.shutdown()
+        if self._io_thread.is_alive():
+            self._io_thread.join(timeout=2.0)
+
+    def _gauges(self) -> dict[str, Any]:
+        return {
+            "connections": len(self._event_loop.connections),
+            "rss_bytes": _resident_bytes(),
+            "latencies": self._dispatcher.latencies.as_lists(),
+        }
+
+
+def _listen(config: NodeConfig) -> socket.socket:
+    try:
+        return tcp_socket.listen(config.host, config.port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
+        ) from error
+
+
+def _unregistered(config: NodeConfig, listener: socket.socket, incarnation: str, socket_path: str) -> Member:
+    """Return the entry of a node whose name is not known yet."""
+    host, port = listener.getsockname()[:2]
+    host = config.host if config.host != "localhost" else host
+    return Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:  # no /proc: use the peak
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,61 @@
+"""How a node gets its name: its entry in the name server, which at most one live node has.
+
+Owns the rules for taking a name over from a dead node. Used by the main thread, before the node serves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from dataclasses import replace
+
+from pyrocache.cluster.routing import Member
+from pyrocache.config import NodeConfig
+from pyrocache.errors import NameTaken
+from pyrocache.net.directory import PREFIX, Directory
+from pyrocache.node.peers import Peers, PeerState
+
+_SETTLE_SECONDS = 0.1
+
+
+def register(config: NodeConfig, directory: Directory, peers: Peers, member: Member) -> Member:
+    """Enter ``member`` into the name server, under the name of ``config`` or the first free one. Return the entry.
+
+    Raises:
+        NameTaken: a live node has the name.
+    """
+    listed = {other.name: other for other in directory.members()}
+    if config.name is not None:
+        holder = listed.get(config.name)
+        member = replace(member, name=config.name)
+        if (holder is None or _is_gone(peers, holder)) and _take(directory, member, holder):
+            return member
+        raise NameTaken(
+            f"{config.name} is held by a live node at the name server {config.nameserver}: "
+            "stop that one first, or start this one under another name."
+        )
+    states = dict(zip(listed, peers.states(list(listed.values())), strict=True))
+    for number in itertools.count(1):
+        member = replace(member, name=f"{PREFIX}{number}")
+        if states.get(member.name, PeerState.GONE) is PeerState.GONE and _take(
+            directory, member, listed.get(member.name)
+        ):
+            break
+    return member
+
+
+def _take(directory: Directory, member: Member, dead: Member | None) -> bool:
+    """Enter ``member``, in place of ``dead`` if there is such an entry. Return False if another node was first."""
+    if dead is None:
+        return directory.add(member)
+    directory.remove(dead)
+    if not directory.add(member):
+        return False
+    # Two nodes that found the same dead entry may both have removed it, one of them the other's new one.
+    time.sleep(secrets.randbelow(1000) / 1000 * _SETTLE_SECONDS + _SETTLE_SECONDS)
+    return any(other.incarnation == member.incarnation for other in directory.members())
+
+
+def _is_gone(peers: Peers, member: Member) -> bool:
+    return peers.states([member]) == [PeerState.GONE]

@@ -1,0 +1,106 @@
+"""The figures of one node, as `CacheNode.stats` reports them.
+
+Owns the start times. Runs on a worker thread. With many namespaces it walks over all of them, which must neither hold
+the node's lock nor keep the interpreter from the I/O thread. So it copies the list of namespaces in one call into C and
+adds them up in slices, without the lock. A figure that changes meanwhile may be the one before or after the change.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pyrocache.node.service.coordination import Coordination
+from pyrocache.node.store.store import Store
+
+MAX_NAMESPACES = 500
+"""Most namespaces that are reported: those with the most reads."""
+
+_SLICE = 1000
+
+
+class NodeMetrics:
+    """Collects the figures of one node.
+
+    Args:
+        store, coordination: what is reported on.
+        lock: guards them.
+        gauges: returns further figures.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        coordination: Coordination,
+        lock: threading.Lock,
+        gauges: Callable[[], dict[str, Any]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._coordination = coordination
+        self._lock = lock
+        self._gauges = gauges
+        self._clock = clock
+        self._started = self._counted_since = clock()
+
+    def collect(self) -> dict[str, Any]:
+        """Return the figures by name. Counters count since the start or `reset`."""
+        store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
+        entries, hits, misses, namespaces = self._namespaces()
+        now = self._clock()
+        with self._lock:
+            figures = {
+                **store.counters.as_dict(),
+                "bytes": store.used_bytes,
+                "max_bytes": store.max_bytes,
+                "policy": store.policy.name,
+            }
+        return {
+            "entries": entries,
+            "hits": hits,
+            "misses": misses,
+            **figures,
+            "namespaces": namespaces,
+            "leases": len(leases.by_key),
+            "loads": leases.granted,
+            "locks": locks.held,
+            "waiting": leases.waiting + locks.waiting,
+            "uptime_seconds": now - self._started,
+            "counted_seconds": now - self._counted_since,
+            "pid": os.getpid(),
+            **self._gauges(),
+        }
+
+    def reset(self) -> None:
+        """Count from 0 on again."""
+        with self._lock:
+            self._store.reset_counters()
+            self._counted_since = self._clock()
+
+    def _namespaces(self) -> tuple[int, int, int, list[list[Any]]]:
+        """Return all entries, hits and misses, and ``[prefix, hits, misses, entries]`` of the namespaces most read."""
+        spaces = list(self._store.namespaces)  # one call into C
+        hits, misses = self._store.namespaces.hits, self._store.namespaces.misses
+        entries = sum(space.count for space, _ in list(self._store.contents.reclaimer.cleared))
+        top: list[list[Any]] = []
+        for start in range(0, len(spaces), _SLICE):
+            part = spaces[start : start + _SLICE]
+            entries += sum(s.count for s in part)
+            hits += sum(s.hits for s in part)
+            misses += sum(s.misses for s in part)
+            rows = top + [
+                [s.prefix, s.hits, s.misses, s.count] for s in part if s.count or s.hits or s.misses
+            ]
+            top = heapq.nlargest(MAX_NAMESPACES, rows, key=_reads) if len(rows) > MAX_NAMESPACES else rows
+            time.sleep(0)  # let a waiting I/O thread have the interpreter
+        return entries, hits, misses, top
+
+
+def _reads(row: list[Any]) -> int:
+    reads: int = row[1] + row[2]
+    return reads

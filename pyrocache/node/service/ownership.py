@@ -1,0 +1,80 @@
+"""What becomes of entries, leases and locks when the cluster changes: the node keeps what belongs to it, no more.
+
+Called by the life cycle of the node process, on its main thread. Walks over entries in slices between which the node's
+lock is free.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pyrocache.cluster.routing import ClusterView
+from pyrocache.node.service.coordination import Coordination
+from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.store.store import Store
+from pyrocache.protocol.limits import BATCH_BYTES
+
+_SLICE = 500  # entries that are examined while the lock is held
+
+
+class Ownership:
+    """Changes the view and the partition states of one node, and drops what they take away from it.
+
+    Args:
+        store, coordination, guard: of the node.
+    """
+
+    def __init__(self, store: Store, coordination: Coordination, guard: RequestGuard) -> None:
+        self._store = store
+        self._coordination = coordination
+        self._guard = guard
+
+    def adopt(self, view: ClusterView) -> None:
+        """Serve under ``view`` from now on, and drop what no longer belongs here.
+
+        Returns when all of that is gone. Until the next call of this method no caller can reach those entries, and
+        afterwards none is left that could reappear, outdated, with a later view.
+        """
+        with self._guard.lock:
+            if not self._guard.adopt(view):
+                return
+            self._coordination.forget(lambda key: not self._guard.owns(key))
+            namespaces = [space.prefix for space in self._store.namespaces]
+        for namespace in namespaces:
+            self._drop_foreign(namespace)
+
+    def redirect(self, view: ClusterView) -> None:
+        """Refuse every caller from now on, and send ``view`` along: this node is leaving."""
+        with self._guard.lock:
+            self._guard.adopt(view)
+        self.set_state(PartitionState.RETIRED)
+
+    def set_state(self, state: PartitionState) -> None:
+        """Set the state of all partitions.
+
+        A node is loading until the others know of it. One that served earlier, and left again before another node had
+        noticed it, would leave that one with entries that are older than those that it took along.
+        """
+        with self._guard.lock:
+            self._guard.set_state(state)
+            if state is not PartitionState.SERVING:
+                self._coordination.forget(lambda key: True)
+
+    def forget_everything(self) -> None:
+        """Drop all entries: other nodes may have acted in this one's place."""
+        with self._guard.lock:
+            self._coordination.forget(lambda key: True)
+            for namespace in [space.prefix for space in self._store.namespaces]:
+                self._store.clear(namespace)
+
+    def _drop_foreign(self, namespace: bytes) -> None:
+        cursor = 0
+        while True:
+            with self._guard.lock:
+                keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES, stale=True)
+                for key in keys:
+                    if not self._guard.owns(key):
+                        self._store.discard(key)
+            if not cursor:
+                return
+            time.sleep(0)  # let a waiting I/O thread have the interpreter

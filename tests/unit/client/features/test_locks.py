@@ -1,0 +1,96 @@
+"""What becomes of a lock that is released while it is being renewed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyrocache.client.context import ClientContext
+from pyrocache.client.features import locks
+from pyrocache.config import ClientConfig
+from pyrocache.errors import LockLost
+
+
+class Pinned:
+    """A pinned connection on which the node has granted the token 1."""
+
+    answer = 1
+    closed = False
+
+    def drop(self) -> None:
+        self.closed = True
+
+    release = drop
+
+
+class Backend:
+    """Grants every lock. ``during_release`` is called before the node knows of a release."""
+
+    def __init__(self) -> None:
+        self.pinned = Pinned()
+        self.during_release: Any = lambda: None
+        self.held = True
+
+    def acquire(self, *_: Any) -> Any:
+        return self.pinned
+
+    def release(self, name: bytes, token: int, deadline: Any, pinned: Any = None) -> bool:
+        self.during_release()
+        if pinned is not None:
+            pinned.release()
+        elif self.pinned.closed:  # the node frees what was granted on a connection that is closed
+            self.held = False
+        return self.held
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def lock(backend: Any, monkeypatch: pytest.MonkeyPatch) -> locks.Lock:
+    monkeypatch.setattr(locks._renewer, "watch", lambda grant: None)
+    lock = locks.Lock(ClientContext(ClientConfig(), backend), "name", 1, 30, None)
+    lock.acquire()
+    return lock
+
+
+def grant_of(lock: locks.Lock) -> locks.Grant:
+    grant = lock._of_thread.grant
+    assert grant is not None
+    return grant
+
+
+def test_a_release_gives_up_the_connection(backend: Backend, lock: locks.Lock) -> None:
+    lock.release()
+    assert backend.pinned.closed
+    assert not lock.held
+
+
+@pytest.mark.parametrize("answered_during_the_release", [True, False])
+def test_a_lock_that_is_released_while_it_is_renewed_is_not_lost(
+    backend: Backend, lock: locks.Lock, answered_during_the_release: bool
+) -> None:
+    grant = grant_of(lock)
+    pinned = grant.take()
+    assert pinned is not None
+    if answered_during_the_release:
+        backend.during_release = lambda: grant.put_back(pinned, lost=False)
+    lock.release()
+    if not answered_during_the_release:
+        grant.put_back(pinned, lost=False)
+        assert backend.pinned.closed
+
+
+def test_a_renewal_that_fails_loses_the_lock(backend: Backend, lock: locks.Lock) -> None:
+    grant = grant_of(lock)
+    pinned = grant.take()
+    assert pinned is not None
+    grant.put_back(pinned, lost=True)
+    assert backend.pinned.closed
+    assert not lock.held
+    assert lock.token is None
+    with pytest.raises(LockLost):
+        lock.release()

@@ -1,0 +1,87 @@
+"""What `CacheNode` exposes, how many calls a read takes, and that figures of many namespaces block nobody."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.node.service.cache_node import CacheNode
+from pyrocache.node.service.guard import RequestGuard
+from pyrocache.node.store.store import Store
+from pyrocache.protocol.commands import COMMANDS, Runs
+
+NAME = "cache.node.1"
+NO_VIEW = 0
+
+
+def test_the_exposed_methods_are_those_of_the_table_of_commands() -> None:
+    members = {name: getattr(CacheNode, name) for name in dir(CacheNode)}
+    assert {name for name, member in members.items() if getattr(member, "_pyroExposed", False)} == set(
+        COMMANDS
+    )
+
+
+def test_a_method_that_may_wait_has_a_twin_that_does_not_block() -> None:
+    for name, command in COMMANDS.items():
+        assert hasattr(CacheNode, f"begin_{name}") == (command.runs is Runs.DEFERRED)
+
+
+def test_a_warm_read_takes_three_calls() -> None:
+    node = CacheNode(Store(2**20), RequestGuard(NAME))
+    view = ClusterView([Member(NAME, "127.0.0.1", 1)])
+    node.ownership.adopt(view)
+    node.set(view.id, b"\0key", b"value")
+    called: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    for _ in range(2):  # the second is warm
+        called.clear()
+        sys.setprofile(note)
+        try:
+            node.get(view.id, b"\0key")
+        finally:
+            sys.setprofile(None)
+    assert called == ["get", "get", "used"]
+
+
+class TimedLock:
+    """A lock that notes how long it was held at most."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._lock = threading.Lock()
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._since = time.thread_time()
+
+    def __exit__(self, *error: object) -> None:
+        self.longest = max(self.longest, time.thread_time() - self._since)
+        self._lock.release()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_figures_of_200_000_namespaces_hold_the_lock_for_a_moment() -> None:
+    guard = RequestGuard(NAME)
+    guard.lock = lock = TimedLock()  # type: ignore[assignment]
+    node = CacheNode(Store(2**30), guard)
+    for number in range(200_000):
+        space = b"%06d" % number
+        node.set(NO_VIEW, bytes([len(space)]) + space + b"key", b"")
+    for _ in range(3):
+        node.get(NO_VIEW, b"\x06000007key")
+    lock.longest = 0.0
+    stats = node.stats()
+    assert lock.longest < 0.001
+    assert (stats["entries"], stats["hits"]) == (200_000, 3)
+    assert stats["namespaces"][0] == [b"\x06000007", 3, 0, 1]
+    assert len(stats["namespaces"]) == 500
