@@ -1,8 +1,8 @@
 """The door: every request of a client leaves through a `Backend`, as a typed command on encoded keys and frames.
 
-`Backend` says what the client and its features may ask for. `ClusterBackend` implements it with the router and its
-connections. Whatever wraps a `Backend` and implements the same methods can stand in its place, for instance a near
-cache. A backend knows no values, no namespaces and no ``on_error``: that is `ClientContext`'s.
+`Backend` says what the client and its features may ask for, and does it with the router and its connections. Whatever
+wraps one and has the same methods can stand in its place, for instance a near cache. A backend knows no values, no
+namespaces and no ``on_error``: that is `ClientContext`'s.
 
 Every method takes the deadline of the whole call and raises `NodeUnavailable` when the owner does not answer,
 `RemoteError` when it refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`. Which
@@ -16,7 +16,7 @@ from __future__ import annotations
 # mypy: disable-error-code="no-any-return"
 # What nodes answer is not checked here: features check what they cannot use otherwise.
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.router import Router
@@ -28,6 +28,7 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol import commands
+from pyrocache.protocol.commands import Command
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
 
@@ -47,6 +48,9 @@ Seconds: TypeAlias = float | None
 Tags: TypeAlias = Sequence[bytes] | None
 """The tags of an entry; None for none, or with `KEEP_TTL` for those that it has."""
 
+LoadTimes: TypeAlias = tuple[Seconds, float, float]
+"""Of what was loaded: its time to live, the seconds it is kept after that, and the seconds that loading took."""
+
 Condition: TypeAlias = str | int | None
 """Of a write: ``"absent"``, ``"present"``, a version, or None for no condition."""
 
@@ -56,89 +60,115 @@ Pinned: TypeAlias = PinnedConnection | None
 Replies: TypeAlias = Iterator[tuple[Sequence[int], _R | PyroCacheError]]
 """As the replies come: the indices of some of the keys, and what the owner answered about them, or why it did not."""
 
+FrameReplies: TypeAlias = Replies[Sequence[Frame | None]]
+"""The frames of entries, None where there is no entry."""
+
 Answers: TypeAlias = list[tuple[Member, Any]]
 """Each node with its answer, or the `NodeUnavailable` that says why there is none."""
 
 
-class Backend(Protocol):
-    """The commands of ``protocol/commands.py``, on canonical keys and encoded values."""
+class Backend:
+    """The commands of ``protocol/commands.py``, on canonical keys and encoded values, sent to the nodes.
+
+    Args:
+        router: sends requests; closed with this.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._call = router.call
+
+    @classmethod
+    def of(cls, config: ClientConfig) -> Self:
+        """Return the backend of a new client with these settings. Connects on first use."""
+        directory = NameServerDirectory(config.nameserver)
+        return cls(Router(directory, max_connections=config.max_connections, transport=config.transport))
 
     # One key
 
     def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
         """Return the value's frame, or None. ``touch_seconds`` sets the time to live of an entry that exists."""
+        return self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame and the version of an entry, or None."""
+        return self._call(commands.GET_WITH_VERSION, key, (), deadline)
 
     def get_with_times(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame, the remaining seconds (None: no expiry) and the seconds that loading took; or None."""
+        return self._call(commands.GET_WITH_TIMES, key, (), deadline)
 
     def contains(self, key: bytes, deadline: Deadline) -> bool:
         """Return whether there is an entry."""
+        return bool(self._call(commands.CONTAINS, key, (), deadline))
 
     def ttl(self, key: bytes, deadline: Deadline) -> float | None:
         """Return the seconds until the entry expires, infinity if it never does, None if there is no entry."""
+        return self._call(commands.TTL, key, (), deadline)
 
     def set(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> None:
         """Store an entry. Raises `ValueTooLarge`."""
+        self._call(commands.SET, key, (frame, ttl), deadline, len(frame))
 
     def put(
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store an entry if the one that exists is as ``condition`` says, and return whether it was stored."""
+        command = commands.PUT if condition is None else commands.PUT_IF
+        return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
 
     def setdefault(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> Frame | None:
         """Return the frame of the entry, or store ``frame`` and return None."""
+        return self._call(commands.SETDEFAULT, key, (frame, ttl), deadline, len(frame))
 
-    def incr(
-        self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline
-    ) -> Frame | None:
+    def incr(self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline) -> Frame:
         """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
+        largest = max(len(delta), len(default))
+        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
+        return bool(self._call(commands.TOUCH, key, (ttl,), deadline))
 
     def delete(self, key: bytes, deadline: Deadline) -> bool:
         """Remove an entry and return whether it existed."""
+        return bool(self._call(commands.DELETE, key, (), deadline))
 
     def pop(self, key: bytes, deadline: Deadline) -> Frame | None:
         """Remove an entry and return its frame, or None."""
+        return self._call(commands.POP, key, (), deadline)
 
     # Many keys. Each owner is asked about its own keys, all owners at once.
 
-    def get_many(
-        self, keys: Sequence[bytes], deadline: Deadline, *, one_reply: bool = False
-    ) -> Replies[Sequence[Frame | None]]:
+    def get_many(self, keys: Sequence[bytes], deadline: Deadline, *, one_reply: bool = False) -> FrameReplies:
         """Yield the frames of the entries, None where there is no entry.
 
         Args:
             one_reply: ask no node again that has answered, although its answer was about the first of its keys only,
                 as it is when the values are large.
         """
+        return self._router.batch(Batch(commands.GET_MANY, keys), deadline, one_reply=one_reply)
 
     def set_many(
         self, keys: Sequence[bytes], frames: Sequence[NewFrame], ttl: Seconds, tags: Tags, deadline: Deadline
     ) -> Replies[int]:
         """Store entries and yield how many were stored. Runs while it is iterated, as do the others."""
+        arguments = (ttl,) if tags is None else (ttl, tags)
+        return self._router.batch(Batch(commands.SET_MANY, keys, frames, arguments), deadline)
 
     def delete_many(self, keys: Sequence[bytes], deadline: Deadline) -> Replies[int]:
         """Remove entries and yield how many existed."""
+        return self._router.batch(Batch(commands.DELETE_MANY, keys), deadline)
 
     def touch_many(self, keys: Sequence[bytes], ttl: Seconds, deadline: Deadline) -> Replies[int]:
         """Set the time to live of entries and yield how many exist."""
+        return self._router.batch(Batch(commands.TOUCH_MANY, keys, arguments=(ttl,)), deadline)
 
     # Leases and locks. What a node grants ends when the connection that it was granted on is closed, so that one stays
     # with the caller, who ends with `PinnedConnection.release` (nothing is granted on it) or `drop` (whatever is).
 
     def lease(
-        self,
-        key: bytes,
-        lease_seconds: float,
-        wait: float,
-        refresh: int,
-        deadline: Deadline,
-        pinned: Pinned = None,
+        self, key: bytes, lease_seconds: float, wait: float, refresh: int, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
         """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait`` seconds.
 
@@ -151,56 +181,73 @@ class Backend(Protocol):
             that node, it is asked without waiting: then the connection is released already (``closed``) unless a
             lease was granted. None: it could not be asked, since this client has too many pinned connections.
         """
+        return self._router.pin(
+            commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned
+        ) or self._pin_at_once(commands.LEASE, key, (lease_seconds, 0.0, refresh), deadline)
 
     def fill(
-        self,
-        key: bytes,
-        token: int,
-        frame: NewFrame,
-        ttl: Seconds,
-        stale_seconds: float,
-        load_seconds: float,
-        tags: Tags,
-        deadline: Deadline,
+        self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store what was loaded under a lease and return whether it was stored. The lease has ended if so."""
+        arguments = (token, frame, *times, tags)
+        return bool(self._call(commands.FILL, key, arguments, deadline, len(frame)))
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease unused and give up its connection. Takes a second at most, and raises nothing."""
+        self._end(pinned, commands.ABANDON, (key, token), Deadline(_ABANDON_SECONDS))
 
     def acquire(
-        self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned = None
+        self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
         """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the token."""
+        return self._router.pin(
+            commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned
+        ) or self._pin_at_once(commands.ACQUIRE, name, (limit, ttl, 0.0), deadline)
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
         """Send a renewal without waiting. Return whether it was sent; if not, the connection is closed.
 
         When `PinnedConnection.fileno` is readable, the answer is there for `finish_renew`.
         """
+        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
 
     def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
         """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
+        try:
+            return pinned.finish(deadline) is True
+        except (Refused, Unavailable):
+            return False
 
     def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
         """Release a lock and return whether it was held. Gives up the connection, if given.
 
         Returns False when the node does not answer.
         """
+        if pinned is not None:
+            return self._end(pinned, commands.RELEASE, (name, token), deadline) is True
+        try:
+            return bool(self._call(commands.RELEASE, name, (token,), deadline))
+        except NodeUnavailable:
+            return False
 
     # Namespaces: every node is asked.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
+        arguments = (prefix,) if most is None else (prefix, most)
+        return self._router.broadcast(commands.COUNT, arguments, deadline)
 
     def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
         """Remove the entries of a namespace; each node answers how many there were."""
+        return self._router.broadcast(commands.CLEAR, (prefix,), deadline)
 
     def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
         """Remove the entries with a tag; each node answers how many there were."""
+        return self._router.broadcast(commands.INVALIDATE_TAG, (tag,), deadline)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
         """Return the view that all nodes which answer use at this moment, and why the others do not answer."""
+        return self._router.agreed_view(deadline)
 
     def scan(
         self, member: Member, namespace: bytes, prefix: bytes, cursor: int, batch: int, deadline: Deadline
@@ -210,213 +257,47 @@ class Backend(Protocol):
         Raises:
             NodeLeft: the node is no longer a member.
         """
+        return self._router.ask(member, commands.SCAN, (namespace, prefix, cursor, batch), deadline)
 
     # The cluster
 
     def nodes(self, deadline: Deadline) -> Sequence[Member]:
         """Return the nodes that the name server lists now."""
-
-    def owner(self, key: bytes, deadline: Deadline) -> Member:
-        """Return the node that owns a key."""
-
-    def stats(self, deadline: Deadline) -> Answers:
-        """Return the figures of every node, as it sends them."""
-
-    def reset_stats(self, deadline: Deadline) -> Answers:
-        """Set the counters of every node to 0."""
-
-    def close(self) -> None:
-        """Close the connections. Every later call raises `ClientClosed`."""
-
-
-class ClusterBackend:
-    """The `Backend` that sends each command to the nodes.
-
-    Args:
-        router: sends requests; closed with this.
-    """
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._call = router.call
-
-    @classmethod
-    def of(cls, config: ClientConfig) -> ClusterBackend:
-        """Return the backend of a new client with these settings. Connects on first use."""
-        directory = NameServerDirectory(config.nameserver)
-        return cls(Router(directory, max_connections=config.max_connections, transport=config.transport))
-
-    def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
-        return self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
-
-    def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
-        return self._call(commands.GET_WITH_VERSION, key, (), deadline)
-
-    def get_with_times(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
-        return self._call(commands.GET_WITH_TIMES, key, (), deadline)
-
-    def contains(self, key: bytes, deadline: Deadline) -> bool:
-        return bool(self._call(commands.CONTAINS, key, (), deadline))
-
-    def ttl(self, key: bytes, deadline: Deadline) -> float | None:
-        return self._call(commands.TTL, key, (), deadline)
-
-    def set(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> None:
-        self._call(commands.SET, key, (frame, ttl), deadline, len(frame))
-
-    def put(
-        self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
-    ) -> bool:
-        command = commands.PUT if condition is None else commands.PUT_IF
-        return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
-
-    def setdefault(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> Frame | None:
-        return self._call(commands.SETDEFAULT, key, (frame, ttl), deadline, len(frame))
-
-    def incr(
-        self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline
-    ) -> Frame | None:
-        largest = max(len(delta), len(default))
-        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
-
-    def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
-        return bool(self._call(commands.TOUCH, key, (ttl,), deadline))
-
-    def delete(self, key: bytes, deadline: Deadline) -> bool:
-        return bool(self._call(commands.DELETE, key, (), deadline))
-
-    def pop(self, key: bytes, deadline: Deadline) -> Frame | None:
-        return self._call(commands.POP, key, (), deadline)
-
-    def get_many(
-        self, keys: Sequence[bytes], deadline: Deadline, *, one_reply: bool = False
-    ) -> Replies[Sequence[Frame | None]]:
-        return self._router.batch(Batch(commands.GET_MANY, keys), deadline, one_reply=one_reply)
-
-    def set_many(
-        self, keys: Sequence[bytes], frames: Sequence[NewFrame], ttl: Seconds, tags: Tags, deadline: Deadline
-    ) -> Replies[int]:
-        arguments = (ttl,) if tags is None else (ttl, tags)
-        return self._router.batch(Batch(commands.SET_MANY, keys, frames, arguments), deadline)
-
-    def delete_many(self, keys: Sequence[bytes], deadline: Deadline) -> Replies[int]:
-        return self._router.batch(Batch(commands.DELETE_MANY, keys), deadline)
-
-    def touch_many(self, keys: Sequence[bytes], ttl: Seconds, deadline: Deadline) -> Replies[int]:
-        return self._router.batch(Batch(commands.TOUCH_MANY, keys, arguments=(ttl,)), deadline)
-
-    def lease(
-        self,
-        key: bytes,
-        lease_seconds: float,
-        wait: float,
-        refresh: int,
-        deadline: Deadline,
-        pinned: Pinned = None,
-    ) -> Pinned:
-        waiting, at_once = ((lease_seconds, seconds, refresh) for seconds in (wait, 0.0))
-        return self._pin(commands.LEASE, key, waiting, at_once, deadline, pinned)
-
-    def fill(
-        self,
-        key: bytes,
-        token: int,
-        frame: NewFrame,
-        ttl: Seconds,
-        stale_seconds: float,
-        load_seconds: float,
-        tags: Tags,
-        deadline: Deadline,
-    ) -> bool:
-        arguments = (token, frame, ttl, stale_seconds, load_seconds, tags)
-        return bool(self._call(commands.FILL, key, arguments, deadline, len(frame)))
-
-    def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
-        self._end(pinned, commands.ABANDON, key, token, Deadline(_ABANDON_SECONDS))
-
-    def acquire(
-        self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned = None
-    ) -> Pinned:
-        waiting, at_once = ((limit, ttl, seconds) for seconds in (wait, 0.0))
-        return self._pin(commands.ACQUIRE, name, waiting, at_once, deadline, pinned)
-
-    def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
-        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
-
-    def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
-        try:
-            return pinned.finish(deadline) is True
-        except (Refused, Unavailable):
-            return False
-
-    def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
-        if pinned is not None:
-            return self._end(pinned, commands.RELEASE, name, token, deadline) is True
-        try:
-            return bool(self._call(commands.RELEASE, name, (token,), deadline))
-        except NodeUnavailable:
-            return False
-
-    def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
-        arguments = (prefix,) if most is None else (prefix, most)
-        return self._router.broadcast(commands.COUNT, arguments, deadline)
-
-    def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
-        return self._router.broadcast(commands.CLEAR, (prefix,), deadline)
-
-    def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
-        return self._router.broadcast(commands.INVALIDATE_TAG, (tag,), deadline)
-
-    def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        return self._router.agreed_view(deadline)
-
-    def scan(
-        self, member: Member, namespace: bytes, prefix: bytes, cursor: int, batch: int, deadline: Deadline
-    ) -> tuple[int, Sequence[bytes]]:
-        arguments = (namespace, prefix, cursor, batch)
-        cursor, page = self._router.ask(member, commands.SCAN, arguments, deadline)
-        return cursor, page
-
-    def nodes(self, deadline: Deadline) -> Sequence[Member]:
         return self._router.views.fresh(deadline).members
 
     def owner(self, key: bytes, deadline: Deadline) -> Member:
+        """Return the node that owns a key."""
         return self._router.views.known(deadline).owner(key)
 
     def stats(self, deadline: Deadline) -> Answers:
+        """Return the figures of every node, as it sends them."""
         return self._router.broadcast(commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:
+        """Set the counters of every node to 0."""
         return self._router.broadcast(commands.RESET_STATS, (), deadline)
 
     def close(self) -> None:
+        """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()
 
-    def _pin(
-        self,
-        command: commands.Command,
-        key: bytes,
-        waiting: tuple[Any, ...],
-        at_once: tuple[Any, ...],
-        deadline: Deadline,
-        pinned: Pinned,
+    def _pin_at_once(
+        self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Pinned:
-        """Send a command that may wait with the arguments ``waiting``; with ``at_once`` if too many wait already."""
-        answered = self._router.pin(command, key, waiting, deadline, pinned)
-        if answered is None:
-            answered = self._router.pin(command, key, at_once, deadline, may_wait=False)
-            if answered is not None and answered.answer is None:
-                answered.release()
-        return answered
+        """Send a command that asks not to wait, when too many of this client's calls wait already."""
+        pinned = self._router.pin(command, key, arguments, deadline, may_wait=False)
+        if pinned is not None and pinned.answer is None:
+            pinned.release()
+        return pinned
 
     def _end(
-        self, pinned: PinnedConnection, command: commands.Command, key: bytes, token: int, deadline: Deadline
+        self, pinned: PinnedConnection, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Any:
         """End what was granted on a connection, and give the connection up. Return the answer, or None."""
         if pinned.closed:
             return None
         try:
-            answer = pinned.call(command, (NO_VIEW, key, token), deadline)
+            answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
         except (Refused, Unavailable):
             pinned.drop()
             return None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client.backend import Answers, ClusterBackend
+from pyrocache.client.backend import Answers, Backend
 from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
@@ -92,7 +92,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             on_error=on_error,
             transport=transport,
         )
-        self._context = ClientContext(config, ClusterBackend.of(config))
+        self._context = ClientContext(config, Backend.of(config))
 
     @classmethod
     def _of(cls, context: ClientContext) -> Self:
@@ -219,11 +219,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version))
 
     def compute(
-        self,
-        key: object,
-        function: Callable[[Any], _T],
-        default: Any = MISSING,
-        ttl_seconds: KeptTtl = ...,
+        self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
     ) -> _T:
         """Replace the value stored under ``key`` by ``function(value)``, in one step: nobody's change is lost.
 
@@ -686,7 +682,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return self._context.config
 
     def __setstate__(self, config: ClientConfig) -> None:
-        self._context = ClientContext(config, ClusterBackend.of(config))
+        self._context = ClientContext(config, Backend.of(config))
 
 
 def _version(version: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -49,9 +50,7 @@ class LatencyHistogram:
         return math.nan
 
     def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
-        return LatencyHistogram(
-            tuple(one + more for one, more in zip_longest(self.counts, other.counts, fillvalue=0))
-        )
+        return LatencyHistogram(tuple(map(sum, zip_longest(self.counts, other.counts, fillvalue=0))))
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, and milliseconds of the usual percentiles."""
@@ -62,10 +61,7 @@ class LatencyHistogram:
         return {"count": self.count, **percentiles, "counts": list(self.counts)}
 
     def __repr__(self) -> str:
-        if not self.count:
-            return "<LatencyHistogram: no calls>"
-        half, most = _duration(self.percentile(50)), _duration(self.percentile(99))
-        return f"<LatencyHistogram: {self.count:,} measured, p50 {half}, p99 {most}>"
+        return f"<LatencyHistogram: {_measured(self)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +83,7 @@ class NamespaceStats:
         return _ratio(self.hits, self.misses)
 
     def __add__(self, other: NamespaceStats) -> NamespaceStats:
-        return NamespaceStats(
-            self.hits + other.hits, self.misses + other.misses, self.entries + other.entries
-        )
+        return NamespaceStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -138,27 +132,20 @@ class Totals:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers."""
-        figures = {one.name: getattr(self, one.name) for one in fields(self)}
-        namespaces = [
-            {"path": list(path), "hits": one.hits, "misses": one.misses, "entries": one.entries}
-            for path, one in self.namespaces.items()
-        ]
+        namespaces = [{"path": list(path), **asdict(one)} for path, one in self.namespaces.items()]
         latencies = {method: histogram.as_dict() for method, histogram in self.latencies.items()}
-        return {**figures, "namespaces": namespaces, "latencies": latencies}
+        return {**asdict(self), "namespaces": namespaces, "latencies": latencies}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.summary()}>"
 
     def summary(self) -> str:
         """The most important of it in a line."""
-        parts = [
-            f"{self.entries:,} entries in {format_size(self.bytes)} of {format_size(self.max_bytes)}",
-            _hits(self.hits, self.misses),
-            f"{self.sets:,} sets, {self.deletes:,} deletes",
-            f"{self.evictions:,} evicted, {self.expirations:,} expired",
-            f"{self.connections:,} connections",
-        ]
-        return "; ".join(parts)
+        return (
+            f"{self.entries:,} entries in {format_size(self.bytes)} of {format_size(self.max_bytes)}; "
+            f"{_hits(self.hits, self.misses)}; {self.sets:,} sets, {self.deletes:,} deletes; "
+            f"{self.evictions:,} evicted, {self.expirations:,} expired; {self.connections:,} connections"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -179,10 +166,8 @@ class NodeStats(Totals):
         known = {one.name: answer[one.name] for one in fields(cls) if one.name in answer}
         namespaces: dict[tuple[str, ...], NamespaceStats] = {}
         for prefix, *figures in known.pop("namespaces", ()):
-            try:
+            with suppress(InvalidKey):  # a peer of another kind uses what no client of ours does
                 namespaces[namespace_path(prefix)] = NamespaceStats(*figures)
-            except InvalidKey:  # a peer of another kind uses what no client of ours does
-                continue
         latencies = {method: LatencyHistogram(tuple(counts)) for method, counts in known.pop("latencies", ())}
         return cls(**known, namespaces=namespaces, latencies=latencies)
 
@@ -203,7 +188,7 @@ class ClientStats:
 
     def as_dict(self) -> dict[str, int]:
         """The same as a plain dict."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -241,14 +226,11 @@ class Stats:
         lines += [f"  {name}: {node.summary()}" for name, node in self.nodes.items()]
         lines += [f"  {name}: away" for name in self.away]
         lines += _shown(
-            "namespace",
-            [
-                ("the root" if not path else repr(path[0] if len(path) == 1 else path), _in_namespace(one))
-                for path, one in self.total.namespaces.items()
-            ],
+            f"namespace {_name(path)}: {one.entries:,} entries; {_hits(one.hits, one.misses)}"
+            for path, one in self.total.namespaces.items()
         )
         by_count = sorted(self.total.latencies.items(), key=lambda item: item[1].count, reverse=True)
-        lines += _shown("method", [(method, repr(one)[19:-1]) for method, one in by_count])
+        lines += _shown(f"method {method}: {_measured(histogram)}" for method, histogram in by_count)
         client = ", ".join(f"{name} {figure:,}" for name, figure in self.client.as_dict().items())
         return "\n".join([*lines, f"  this client: {client}"])
 
@@ -281,17 +263,23 @@ def _hits(hits: int, misses: int) -> str:
     return f"{hits / reads:.1%} hits of {reads:,} reads" if reads else "no reads"
 
 
-def _in_namespace(one: NamespaceStats) -> str:
-    return f"{one.entries:,} entries; {_hits(one.hits, one.misses)}"
+def _name(path: tuple[str, ...]) -> str:
+    return repr(path[0] if len(path) == 1 else path) if path else "the root"
 
 
-def _shown(what: str, lines: Sequence[tuple[str, str]]) -> list[str]:
-    more = [f"  … and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
-    return [f"  {what} {name}: {text}" for name, text in lines[:_MOST_SHOWN]] + more
+def _shown(lines: Iterable[str]) -> list[str]:
+    shown = [f"  {line}" for line in lines]
+    more = [f"  … and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
+    return shown[:_MOST_SHOWN] + more
+
+
+def _measured(histogram: LatencyHistogram) -> str:
+    if not histogram.count:
+        return "no calls"
+    half, most = (_duration(histogram.percentile(percent)) for percent in (50, 99))
+    return f"{histogram.count:,} measured, p50 {half}, p99 {most}"
 
 
 def _duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
+    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
+    return f"{seconds / size:.3g} {unit}"

@@ -176,7 +176,7 @@ class LoadTask:
             frame = context.codec.encode(self._key, self._value)
             times = (options.ttl_seconds, options.stale_seconds, self._load_seconds)
             deadline = context.deadline()
-            stored = context.backend.fill(self._key, self._token, frame, *times, self._tags, deadline)
+            stored = context.backend.fill(self._key, self._token, frame, times, self._tags, deadline)
         except NodeUnavailable as error:
             self.drop()
             context.count("misses_on_error")
@@ -251,18 +251,20 @@ def find(
         NodeUnavailable: if ``on_error`` is ``"raise"``.
     """
     try:
-        if options.early and not refresh:
-            found = _find_or_refresh_early(context, key, options)
+        if not refresh:
+            found = _find_or_refresh_early(context, key, options) if options.early else _find(context, key)
             if found is not None:
                 return found
-        elif not refresh:
-            frame = context.backend.get(key, context.deadline())
-            if frame is not None:
-                return Found(context.decode(key, frame), None)
         return _wait_or_load(context, key, options, refresh, cancelled)
     except NodeUnavailable as error:
         context.missed(error, None)
         return Found(None, LoadTask(context, key, options))
+
+
+def _find(context: ClientContext, key: bytes) -> Found | None:
+    """Return the value; None: no value."""
+    frame = context.backend.get(key, context.deadline())
+    return None if frame is None else Found(context.decode(key, frame), None)
 
 
 def _find_or_refresh_early(context: ClientContext, key: bytes, options: LoadOptions) -> Found | None:
@@ -324,12 +326,9 @@ def _wait_or_load(
                     raise RemoteError("A node answered lease with an invalid reply.")
             if recursive or (wait.crowded and _loading.get()):
                 return Found(None, LoadTask(context, key, options))
-            if (
-                wait.pinned is None and not refresh
-            ):  # the node could not be asked: see whether the value is there
-                frame = context.backend.get(key, context.deadline())
-                if frame is not None:
-                    return Found(context.decode(key, frame), None)
+            # If the node could not be asked, see whether the value is there.
+            if wait.pinned is None and not refresh and (found := _find(context, key)) is not None:
+                return found
             if wait.is_over() or cancelled():
                 wait.release()
                 raise still_loading(options)

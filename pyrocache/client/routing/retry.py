@@ -111,12 +111,7 @@ def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:
 
 
 def _after_silence(
-    attempts: Attempts,
-    request: Request,
-    problem: Unavailable,
-    after: float,
-    now: float,
-    looked_up_at: float,
+    attempts: Attempts, request: Request, problem: Unavailable, after: float, now: float, looked_up_at: float
 ) -> Retry | LookUp | None:
     if isinstance(problem.error, Overloaded):
         return Retry(after)

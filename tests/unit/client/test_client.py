@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pyrocache import Conflict, CorruptValue, NodeUnavailable, NotAnInt, PartialFailure, PyroCacheClient
-from pyrocache.client.backend import ClusterBackend
+from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.compute import compute
@@ -79,7 +79,7 @@ class FakeRouter:
 
 def client_of(router: Any, on_error: OnError = "raise", timeout: float = 5.0) -> PyroCacheClient:
     config = ClientConfig(on_error=on_error, timeout=timeout)
-    return PyroCacheClient._of(ClientContext(config, ClusterBackend(router)))
+    return PyroCacheClient._of(ClientContext(config, Backend(router)))
 
 
 def client(*answers: Any, on_error: OnError = "raise", timeout: float = 5.0) -> PyroCacheClient:
