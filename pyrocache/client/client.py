@@ -10,19 +10,18 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
-from pyrocache.client.backend import Answers, Backend
+from pyrocache.client.backend import Answers, Backend, Condition
 from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
 from pyrocache.client.features.load_once import load_options
 from pyrocache.client.features.locks import Lock, check_limit
-from pyrocache.client.features.memoize import Memoizer, Settings, Tags
+from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.keys.encoding import encode_key
-from pyrocache.client.stats import NodeStats, Stats
+from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
@@ -85,12 +84,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> None:
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
+        path = (namespace,) if isinstance(namespace, str) else namespace
         config = ClientConfig(
-            nameserver=nameserver,
-            namespace=(namespace,) if isinstance(namespace, str) else namespace,
-            timeout=timeout,
-            on_error=on_error,
-            transport=transport,
+            nameserver=nameserver, namespace=path, timeout=timeout, on_error=on_error, transport=transport
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -160,7 +156,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         key: object,
         value: object,
         ttl: float | None,
-        condition: str | int | None,
+        condition: Condition,
         tags: Iterable[str] | None = None,
     ) -> bool:
         context = self._context
@@ -435,17 +431,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
         options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
-        return Memoizer(
-            Settings(
-                context=self._context,
-                options=options,
-                key=key,
-                ignore=frozenset(ignore),
-                cache_if=cache_if,
-                typed=typed,
-                tags=tags,
-            )
-        )
+        return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags)
 
     # Locks -----------------------------------------------------------------------------------------------
 
@@ -632,14 +618,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         An unreachable node is not an error: its name is in `Stats.away`.
         """
         context = self._context
-        nodes: dict[str, NodeStats] = {}
-        away: list[str] = []
-        for member, answer in context.backend.stats(context.deadline()):
-            if isinstance(answer, NodeUnavailable):
-                away.append(member.name)
-            else:
-                nodes[member.name] = NodeStats.from_wire(answer)
-        return Stats.of(nodes, context.figures(), away)
+        answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
+        away = [name for name, answer in answers.items() if isinstance(answer, NodeUnavailable)]
+        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in away}
+        return Stats.of(nodes, context.figures, away)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0. Figures of the present (entries, bytes) stay."""
@@ -665,18 +647,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         config = self._context.config
-        parts = [repr(config.nameserver)]
-        if config.namespace:
-            path = config.namespace
-            parts.append(f"namespace={(path[0] if len(path) == 1 else path)!r}")
-        return f"<PyroCacheClient {' '.join(parts)}{' closed' if self._context.closed else ''}>"
+        path = f" namespace={path_text(config.namespace)}" if config.namespace else ""
+        return f"<PyroCacheClient {config.nameserver!r}{path}{' closed' if self._context.closed else ''}>"
 
     def __getstate__(self) -> ClientConfig:
         return self._context.config

@@ -25,8 +25,9 @@ from pyrocache.client.keys.encoding import encode_key, namespace_prefix
 from pyrocache.client.keys.format import utf8
 from pyrocache.client.stats import ClientStats
 from pyrocache.config import ClientConfig, ttl_to_seconds
-from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
+from pyrocache.errors import CorruptValue, NodeUnavailable
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import client_closed
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
 
@@ -70,6 +71,7 @@ class ClientContext:
         codec: encodes and decodes values.
         prefix: begins every key.
         timeout: seconds for a call.
+        figures: this client's own.
     """
 
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
@@ -80,8 +82,8 @@ class ClientContext:
         self.timeout = config.timeout
         self._root = root
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
-        self._lock = threading.Lock()  # guards: _figures
-        self._figures = ClientStats()
+        self._lock = threading.Lock()  # guards: figures
+        self.figures = ClientStats()
         at_fork.in_child(self._reset_after_fork)
 
     @property
@@ -96,7 +98,7 @@ class ClientContext:
         self._namespaces.add(inner)
         if self.closed:  # check now: `close` may have raced with us
             inner.close()
-            raise _client_closed()
+            raise client_closed()
         return inner
 
     def close(self) -> None:
@@ -155,11 +157,7 @@ class ClientContext:
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's own figures, a field of `ClientStats`."""
         with self._lock:
-            self._figures = replace(self._figures, **{figure: getattr(self._figures, figure) + by})
-
-    def figures(self) -> ClientStats:
-        """Return this client's own figures."""
-        return self._figures
+            self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
@@ -167,7 +165,7 @@ class ClientContext:
     def reset_figures(self) -> None:
         """Set this client's own figures to 0."""
         with self._lock:
-            self._figures = ClientStats()
+            self.figures = ClientStats()
 
 
 def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
@@ -179,11 +177,7 @@ class _ClosedBackend:
     """The backend of a closed context: any method of it raises `ClientClosed`."""
 
     def __getattr__(self, name: str) -> Any:
-        raise _client_closed()
+        raise client_closed()
 
 
 _CLOSED = cast(Backend, _ClosedBackend())
-
-
-def _client_closed() -> ClientClosed:
-    return ClientClosed("This client was closed; make a new PyroCacheClient.")

@@ -226,7 +226,7 @@ class Stats:
         lines += [f"  {name}: {node.summary()}" for name, node in self.nodes.items()]
         lines += [f"  {name}: away" for name in self.away]
         lines += _shown(
-            f"namespace {_name(path)}: {one.entries:,} entries; {_hits(one.hits, one.misses)}"
+            f"namespace {path_text(path)}: {one.entries:,} entries; {_hits(one.hits, one.misses)}"
             for path, one in self.total.namespaces.items()
         )
         by_count = sorted(self.total.latencies.items(), key=lambda item: item[1].count, reverse=True)
@@ -263,7 +263,8 @@ def _hits(hits: int, misses: int) -> str:
     return f"{hits / reads:.1%} hits of {reads:,} reads" if reads else "no reads"
 
 
-def _name(path: tuple[str, ...]) -> str:
+def path_text(path: tuple[str, ...]) -> str:
+    """Return a namespace's path as users write it."""
     return repr(path[0] if len(path) == 1 else path) if path else "the root"
 
 

@@ -212,7 +212,6 @@ def get_or_set(
     factory: Callable[[], _T],
     options: LoadOptions,
     tags: Callable[[], list[bytes] | None],
-    *,
     keep: Callable[[_T], object] | None = None,
     refresh: int = IF_MISSING,
 ) -> _T:

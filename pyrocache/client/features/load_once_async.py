@@ -40,7 +40,6 @@ async def get_or_set(
     factory: Callable[[], Awaitable[_T]],
     options: LoadOptions,
     tags: Callable[[], list[bytes] | None],
-    *,
     keep: Callable[[_T], object] | None = None,
     refresh: int = IF_MISSING,
 ) -> _T:

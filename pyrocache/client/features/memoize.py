@@ -19,11 +19,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, MethodType
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
-from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, LoadOptions
+from pyrocache.client.features.load_once import ALWAYS, IF_MISSING
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import InvalidKey, NodeUnavailable
 
@@ -31,6 +31,7 @@ _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _S = TypeVar("_S")
+_B = TypeVar("_B")
 
 _MARK = "pyrocache.memoize"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -38,43 +39,12 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The arguments of `memoize`.
-
-    Attributes:
-        context: the client's.
-        options: how results are loaded and kept.
-        key: called with the arguments; what it returns stands for them in the key.
-        ignore: names of arguments to leave out of the key.
-        cache_if: called with a result; whether to cache it.
-        typed: whether arguments that are equal but of different types make different keys.
-        tags: of the results; or a function of the arguments that returns them.
-    """
-
-    context: ClientContext
-    options: LoadOptions
-    key: Callable[..., object] | None = None
-    ignore: frozenset[str] = frozenset()
-    cache_if: Callable[[Any], object] | None = None
-    typed: bool = False
-    tags: Tags = None
-
-    def __post_init__(self) -> None:
-        for name, function in (("key", self.key), ("cache_if", self.cache_if)):
-            if function is not None and not callable(function):
-                raise TypeError(f"memoize's {name} is a function, not {type(function).__name__}.")
-        if self.key is not None and self.ignore:
-            raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
-        if not callable(self.tags):
-            self.context.encode_tags(self.tags)  # raises now what every call would
-
-
 class _Plan:
     """Makes the keys of the calls of one function."""
 
-    def __init__(self, function: Callable[..., Any], settings: Settings) -> None:
+    def __init__(self, function: Callable[..., Any], settings: Memoizer) -> None:
         self.function = function
+        self.name = function.__qualname__
         self.settings = settings
         self.identity = identity(function)
         self._signature = inspect.signature(function)
@@ -87,11 +57,6 @@ class _Plan:
         self._simple = plain and not settings.ignore and not settings.typed
         self._defaults = tuple(parameter.default for parameter in parameters.values())
         self._required = self._defaults.count(inspect.Parameter.empty)
-
-    @property
-    def name(self) -> str:
-        """The function's qualified name."""
-        return self.function.__qualname__
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Return the key of a call, as `PyroCacheClient.get` and the others take it."""
@@ -114,13 +79,27 @@ class _Plan:
         except InvalidKey as error:
             raise self._explained(error, key, arguments, named) from error
 
-    def tags(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> list[bytes] | None:
-        """Return the encoded tags of a call's result."""
-        tags = self.settings.tags
-        if callable(tags):
+    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> tuple[Any, ...]:
+        """Return the arguments of `load_once.get_or_set` for a call."""
+        settings = self.settings
+
+        def tags() -> list[bytes] | None:
+            if not callable(settings.tags):
+                return settings.context.encode_tags(settings.tags)
             bound = self._bind(arguments, named)
-            tags = tags(*bound.args, **bound.kwargs)
-        return self.settings.context.encode_tags(tags)
+            return settings.context.encode_tags(settings.tags(*bound.args, **bound.kwargs))
+
+        key = self.encoded(arguments, named)
+        factory = functools.partial(self.function, *arguments, **named)
+        return settings.context, key, factory, settings.options, tags, settings.cache_if, refresh
+
+    def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Remove the result of a call; return whether there was one."""
+        context, key = self.settings.context, self.encoded(arguments, named)
+        try:
+            return context.backend.delete(key, context.deadline())
+        except NodeUnavailable as error:
+            return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
         """Return the arguments with defaults: the same for the same call, however it is written."""
@@ -153,10 +132,11 @@ class _Plan:
         return error
 
 
-class _Wrapper(Generic[_P, _R]):
-    """What looks like the function: its name, signature and documentation. A call of it returns ``_R``."""
+class Memoized(Generic[_P, _R, _B]):
+    """A function whose results are cached: it has the function's name, signature and documentation.
 
-    _get_or_set: ClassVar[Callable[..., Any]] = staticmethod(load_once.get_or_set)
+    A call of it returns ``_R``, and one of `invalidate` ``_B``: a bool, or a coroutine that returns one.
+    """
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         functools.update_wrapper(self, plan.function)
@@ -165,15 +145,22 @@ class _Wrapper(Generic[_P, _R]):
         self._binds = binds  # what an attribute access binds it to: "instance", "class" or "nothing"
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return self._call((*self._before, *args), kwargs, IF_MISSING)
+        result: _R = self._call((*self._before, *args), kwargs, IF_MISSING)
+        return result
 
     def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function even if its result is cached, and cache the new one; a load under way is discarded."""
-        return self._call((*self._before, *args), kwargs, ALWAYS)
+        result: _R = self._call((*self._before, *args), kwargs, ALWAYS)
+        return result
 
     def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
         """Return the key of the result for these arguments, as `PyroCacheClient.get` takes it."""
         return self._plan.key((*self._before, *args), kwargs)
+
+    def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> _B:
+        """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
+        result: _B = self._invalidate((*self._before, *args), kwargs)
+        return result
 
     @property
     def original(self) -> Callable[_P, _R]:
@@ -188,7 +175,13 @@ class _Wrapper(Generic[_P, _R]):
         )
         return method
 
-    def _method(self, instance: Any, owner: type | None) -> Self:
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(
+        self: Memoized[Concatenate[_S, _Q], _R, _B], instance: _S, owner: type | None = None
+    ) -> Memoized[_Q, _R, _B]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Return what attribute access on a class or an object gives: a method, bound as a function would be."""
         if self._before or self._binds == "nothing":
             return self
@@ -196,25 +189,11 @@ class _Wrapper(Generic[_P, _R]):
             return self.bound(type(instance) if owner is None else owner)
         return self if instance is None else self.bound(instance)
 
-    def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> _R:
-        plan, settings = self._plan, self._plan.settings
-        result: _R = self._get_or_set(
-            settings.context,
-            plan.encoded(arguments, named),
-            lambda: plan.function(*arguments, **named),
-            settings.options,
-            lambda: plan.tags(arguments, named),
-            keep=settings.cache_if,
-            refresh=refresh,
-        )
-        return result
+    def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        return load_once.get_or_set(*self._plan.load(arguments, named, refresh))
 
-    def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        context, encoded = self._plan.settings.context, self._plan.encoded(arguments, named)
-        try:
-            return context.backend.delete(encoded, context.deadline())
-        except NodeUnavailable as error:
-            return context.missed(error, False)
+    def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return self._plan.invalidate(arguments, named)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self._before:
@@ -225,27 +204,12 @@ class _Wrapper(Generic[_P, _R]):
         return f"<memoized {self._plan.name}>"
 
 
-class Memoized(_Wrapper[_P, _R]):
-    """A function whose results are cached."""
-
-    def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
-        return self._invalidate((*self._before, *args), kwargs)
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(
-        self: Memoized[Concatenate[_S, _Q], _R], instance: _S, owner: type | None = None
-    ) -> Memoized[_Q, _R]: ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self._method(instance, owner)
+_Sync: TypeAlias = Memoized[_P, _R, bool]
+_Async: TypeAlias = Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]
 
 
-class AsyncMemoized(_Wrapper[_P, Coroutine[Any, Any, _R]]):
+class _AsyncMemoized(_Async[..., Any]):
     """An ``async def`` function whose results are cached; it is awaited in its caller's event loop."""
-
-    _get_or_set = staticmethod(load_once_async.get_or_set)
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         super().__init__(plan, binds)
@@ -254,41 +218,57 @@ class AsyncMemoized(_Wrapper[_P, Coroutine[Any, Any, _R]]):
         else:  # where asyncio.iscoroutinefunction looks
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
-    async def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """Do what `Memoized.invalidate` does."""
-        return await load_once_async.in_thread(lambda: self._invalidate((*self._before, *args), kwargs))
+    async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        # nothing is done before it is awaited
+        return await load_once_async.get_or_set(*self._plan.load(arguments, named, refresh))
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(
-        self: AsyncMemoized[Concatenate[_S, _Q], _R], instance: _S, owner: type | None = None
-    ) -> AsyncMemoized[_Q, _R]: ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self._method(instance, owner)
-
-    async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> _R:
-        return await super()._call(arguments, named, refresh)  # nothing is done before it is awaited
+    async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))
 
 
+@dataclass(frozen=True, slots=True)
 class Memoizer:
-    """The decorator that ``@cache.memoize(...)`` makes."""
+    """The decorator that ``@cache.memoize(...)`` makes.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Attributes:
+        context: the client's.
+        options: how results are loaded and kept.
+        key: called with the arguments; what it returns stands for them in the key.
+        ignore: names of arguments to leave out of the key.
+        cache_if: called with a result; whether to cache it.
+        typed: whether arguments that are equal but of different types make different keys.
+        tags: of the results; or a function of the arguments that returns them.
+    """
+
+    context: ClientContext
+    options: load_once.LoadOptions
+    key: Callable[..., object] | None = None
+    ignore: frozenset[str] = frozenset()
+    cache_if: Callable[[Any], object] | None = None
+    typed: bool = False
+    tags: Tags = None
+
+    def __post_init__(self) -> None:
+        for name, function in (("key", self.key), ("cache_if", self.cache_if)):
+            if function is not None and not callable(function):
+                raise TypeError(f"memoize's {name} is a function, not {type(function).__name__}.")
+        if self.key is not None and self.ignore:
+            raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
+        if not callable(self.tags):
+            self.context.encode_tags(self.tags)  # raises now what every call would
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a function that returns a coroutine matches both
         self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]]
-    ) -> AsyncMemoized[_P, _R]: ...
+    ) -> _Async[_P, _R]: ...
     @overload
-    def __call__(self, function: classmethod[Any, _P, _R]) -> Memoized[_P, _R]: ...
+    def __call__(self, function: classmethod[Any, _P, _R]) -> _Sync[_P, _R]: ...
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[_P, Coroutine[Any, Any, _R]]
-    ) -> AsyncMemoized[_P, _R]: ...
+    ) -> _Async[_P, _R]: ...
     @overload
-    def __call__(self, function: Callable[_P, _R]) -> Memoized[_P, _R]: ...
+    def __call__(self, function: Callable[_P, _R]) -> _Sync[_P, _R]: ...
     def __call__(self, function: Any) -> Any:
         binds, instance = "instance", None
         if isinstance(function, MethodType):
@@ -300,8 +280,8 @@ class Memoizer:
             raise TypeError(f"memoize is for functions and methods, not for {type(function).__name__}.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("memoize is not for generators: what they yield can be read only once.")
-        kind = AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
-        memoized: _Wrapper[Any, Any] = kind(_Plan(function, self._settings), binds)
+        kind = _AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
+        memoized: Memoized[Any, Any, Any] = kind(_Plan(function, self), binds)
         return memoized if instance is None else memoized.bound(instance)
 
 

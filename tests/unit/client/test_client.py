@@ -196,7 +196,7 @@ def test_a_value_that_is_none_of_ours_counts(call: Callable[[PyroCacheClient], A
     cache = client(b"?")
     with pytest.raises(CorruptValue):
         call(cache)
-    stats = cache._context.figures()
+    stats = cache._context.figures
     assert (stats.misses_on_error, stats.corrupt_values) == figures
 
 
@@ -222,7 +222,7 @@ def test_compute_waits_ever_longer_between_attempts() -> None:
     compute(cache._context, "a", lambda value: value, None, ..., sleep=pauses.append)
     assert len(pauses) == 10
     assert 0 < pauses[0] < 0.005 < pauses[-1] < 0.1
-    assert cache._context.figures().conflicts == 10
+    assert cache._context.figures.conflicts == 10
 
 
 def test_compute_that_is_always_too_late_ends_with_its_deadline() -> None:
@@ -314,7 +314,7 @@ def test_with_misses_only_what_is_no_missing_node_is_an_error() -> None:
     lost, large = unreachable(), ValueTooLarge("too large")
     cache = client(errors_of(([1], lost), ([2], lost)), on_error="miss")
     assert cache.get_many(["a", "b", "c"]) == {"a": 1}
-    assert cache._context.figures().misses_on_error == 1
+    assert cache._context.figures.misses_on_error == 1
     cache = client(errors_of(([1], lost), ([2], large)), on_error="miss")
     with pytest.raises(PartialFailure) as caught:
         cache.get_many(["a", "b", "c"])
@@ -338,7 +338,7 @@ def test_values_that_do_not_unpickle_are_apart_from_the_others() -> None:
         "b": CorruptValue,
         "c": SerializationError,
     }
-    assert cache._context.figures().corrupt_values == 1
+    assert cache._context.figures.corrupt_values == 1
 
 
 def test_not_an_int_is_a_type_error() -> None:
@@ -426,7 +426,7 @@ def test_a_node_that_has_left_ends_its_part_and_one_that_is_away_is_an_error_or_
         next(walk)
     lenient = scanned(pages(unreachable()), on_error="miss")
     assert list(lenient.scan()) == decoded(one[:3] + three)
-    assert lenient._context.figures().misses_on_error == 2
+    assert lenient._context.figures.misses_on_error == 2
     gone = {VIEW.members[1]: unreachable()}
     lenient = scanned({"cache.node.1": [one], "cache.node.3": [three]}, on_error="miss", away=gone)
     assert list(lenient.scan()) == decoded(one + three)

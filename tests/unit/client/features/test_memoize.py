@@ -9,7 +9,7 @@ import pytest
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.load_once import LoadOptions
-from pyrocache.client.features.memoize import Memoizer, Settings, _digest, identity
+from pyrocache.client.features.memoize import Memoizer, _digest, identity
 from pyrocache.config import ClientConfig
 from pyrocache.errors import NodeUnavailable
 
@@ -76,7 +76,7 @@ class Backend:
 def test_an_invalidation_whose_reply_is_lost_is_an_error_and_not_sent_again() -> None:
     backend: Any = Backend()
     context = ClientContext(ClientConfig(), backend)
-    memoized = Memoizer(Settings(context=context, options=LoadOptions()))(lambda number: number)
+    memoized = Memoizer(context, LoadOptions())(lambda number: number)
     with pytest.raises(NodeUnavailable):
         memoized.invalidate(1)
     assert backend.deleted == 1
