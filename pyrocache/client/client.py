@@ -16,7 +16,7 @@ from pyrocache.client.backend import Answers, Backend, Condition
 from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
-from pyrocache.client.features.load_once import load_options
+from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock, check_limit
 from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
@@ -389,7 +389,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
-        return load_once.get_or_set(context, encoded, factory, options, lambda: encoded_tags)
+        return load_once.get_or_set(Load(context, encoded, factory, options, lambda: encoded_tags))
 
     def memoize(
         self,

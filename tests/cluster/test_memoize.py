@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -682,11 +681,9 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_does_not_get_the_lease(cac
     assert asyncio.run(main()) == ("third", "third")
 
 
-def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[None]:
+def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Let so many coroutines have a thread to wait in; return the permits."""
-    permits: SimpleQueue[None] = SimpleQueue()
-    for _ in range(count):
-        permits.put(None)
+    permits = threading.Semaphore(count)
     monkeypatch.setattr(load_once_async._threads, "permits", permits)
     return permits
 
@@ -714,7 +711,7 @@ def test_more_coroutines_wait_than_there_are_threads(
 
     assert asyncio.run(main()) == [number % 10 + number % 10 % 3 for number in range(100)]
     assert len(called) == 13
-    assert permits.qsize() == 3
+    assert permits._value == 3
 
 
 def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
@@ -730,7 +727,7 @@ def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
     async def main() -> None:
         tasks = [asyncio.create_task(slow(number)) for number in range(10)]
         await asyncio.sleep(0.1)
-        assert permits.qsize() == 1
+        assert permits._value == 1
         tasks.pop().cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         del tasks
@@ -739,7 +736,7 @@ def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
     gc.disable()  # whatever an exception refers to is not looked for
     try:
         asyncio.run(main())
-        assert permits.qsize() == 10
+        assert permits._value == 10
     finally:
         gc.enable()
 

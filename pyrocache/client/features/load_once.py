@@ -22,10 +22,13 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
+from pyrocache.client.backend import Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
 from pyrocache.client.features.pinned_wait import PinnedWait
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
@@ -40,6 +43,7 @@ _T = TypeVar("_T")
 IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
 """When to load: if there is no value; even if there is one, unless another caller loads; always."""
 
+_NEVER = Event()
 _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
 """What the factories that are running here load, by backend and key."""
 
@@ -77,20 +81,41 @@ def load_options(
     )
 
 
+class Load(NamedTuple, Generic[_T]):
+    """A value to return, or to load.
+
+    Attributes:
+        context, key: the client's, and the canonical key.
+        factory: makes the value.
+        options: how it is loaded and kept.
+        tags: makes its encoded tags; called if it is to be loaded.
+        keep: whether a value that was loaded is to be stored.
+        refresh: when to load although there is a value.
+    """
+
+    context: ClientContext
+    key: bytes
+    factory: Callable[[], _T]
+    options: LoadOptions
+    tags: Callable[[], list[bytes] | None]
+    keep: Callable[[Any], object] | None = None
+    refresh: int = IF_MISSING
+
+
 class LoadTask:
     """The task of loading a value.
 
     The factory runs in a ``with`` block that ends with `loaded`; `settle`, which may block, gives the outcome::
 
         with task:
-            task.loaded(tags, factory())
+            task.loaded(load.tags(), load.factory())
         return task.settle()
 
     An exception of the factory leaves the block silently, and `settle` raises it once the lease has ended. Any other
     exception, as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
 
     Args:
-        context, key, options: the client's, the canonical key, and how the value is kept.
+        load: the value.
         pinned: the connection that the lease was granted on; None for no lease: the value is not stored.
         token: of the lease.
 
@@ -98,23 +123,9 @@ class LoadTask:
         live: the value that exists, if this is an early refresh of it.
     """
 
-    __slots__ = (
-        *("_backend", "_context", "_error", "_keep", "_key", "_load_seconds", "_mark", "_options", "_pinned"),
-        *("_process", "_started_at", "_tags", "_token", "_value", "live"),
-    )
-
-    def __init__(
-        self,
-        context: ClientContext,
-        key: bytes,
-        options: LoadOptions,
-        pinned: PinnedConnection | None = None,
-        token: int = 0,
-    ) -> None:
-        self._context = context
-        self._backend = context.backend  # also once the context is closed
-        self._key = key
-        self._options = options
+    def __init__(self, load: Load[Any], pinned: PinnedConnection | None = None, token: int = 0) -> None:
+        self._load = load
+        self._backend = load.context.backend  # also once the context is closed
         self._pinned = pinned
         self._token = token
         self._process = os.getpid()  # of the lease; a forked child has none
@@ -123,7 +134,7 @@ class LoadTask:
 
     def __enter__(self) -> Self:
         self._started_at = time.monotonic()
-        self._mark: Token[Any] = _loading.set(_loading.get() | {(id(self._backend), self._key)})
+        self._mark: Token[Any] = _loading.set(_loading.get() | {(id(self._backend), self._load.key)})
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
@@ -135,12 +146,12 @@ class LoadTask:
             self.drop()
         return False
 
-    def loaded(self, tags: list[bytes] | None, value: _T, keep: Callable[[_T], object] | None = None) -> None:
+    def loaded(self, tags: list[bytes] | None, value: Any) -> None:
         """Take what the factory returned and its encoded tags. It is stored unless ``keep`` returns false for it."""
         self._load_seconds = time.monotonic() - self._started_at
         self._tags = tags
         self._value = value
-        self._keep = keep is None or bool(keep(value))
+        self._keep = self._load.keep is None or bool(self._load.keep(value))
 
     def settle(self) -> Any:
         """Store what was loaded, or end the lease without. Return the value, or raise what the factory raised.
@@ -171,12 +182,11 @@ class LoadTask:
     def _store(self) -> None:
         if self._pinned is None or self._process != os.getpid():
             return
-        context, options = self._context, self._options
+        context, key, _, options, *_ = self._load
         try:
-            frame = context.codec.encode(self._key, self._value)
+            frame = context.codec.encode(key, self._value)
             times = (options.ttl_seconds, options.stale_seconds, self._load_seconds)
-            deadline = context.deadline()
-            stored = context.backend.fill(self._key, self._token, frame, times, self._tags, deadline)
+            stored = context.backend.fill(key, self._token, frame, times, self._tags, context.deadline())
         except NodeUnavailable as error:
             self.drop()
             context.count("misses_on_error")
@@ -196,103 +206,76 @@ class LoadTask:
     def _abandon(self) -> None:
         """End the lease; the next caller loads at once."""
         if self._pinned is not None and not self._pinned.closed:
-            self._backend.abandon(self._key, self._token, self._pinned)
+            self._backend.abandon(self._load.key, self._token, self._pinned)
 
 
 class Found(NamedTuple):
     """What `find` found: a value, or the task of loading it."""
 
     value: Any
-    task: LoadTask | None
+    task: LoadTask | None = None
 
 
-def get_or_set(
-    context: ClientContext,
-    key: bytes,
-    factory: Callable[[], _T],
-    options: LoadOptions,
-    tags: Callable[[], list[bytes] | None],
-    keep: Callable[[_T], object] | None = None,
-    refresh: int = IF_MISSING,
-) -> _T:
-    """Return the value under a canonical key, loaded if need be; see `PyroCacheClient.get_or_set`.
-
-    Args:
-        tags: makes the value's encoded tags; called if it is to be loaded.
-        keep: whether a value that was loaded is to be stored.
-        refresh: when to load although there is a value.
-    """
-    value, task = find(context, key, options, refresh=refresh)
+def get_or_set(load: Load[_T]) -> _T:
+    """Return the value, loaded if need be; see `PyroCacheClient.get_or_set`."""
+    value, task = find(load, load.options.wait_seconds)
     if task is not None:
         with task:
-            task.loaded(tags(), _no_coroutine(factory()), keep)
+            task.loaded(load.tags(), _no_coroutine(load.factory()))
         value = task.settle()
     result: _T = value
     return result
 
 
-def find(
-    context: ClientContext,
-    key: bytes,
-    options: LoadOptions,
-    *,
-    refresh: int = IF_MISSING,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Found:
+def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER) -> Found:
     """Return the value, after waiting for another loader if there is one; or the task of loading it.
 
     Args:
-        refresh: when to load although there is a value.
-        cancelled: called between two requests while waiting; true ends the wait as if its time were over.
+        cancelled: ends the wait between two requests, as if its time were over.
 
     Raises:
         WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
         NodeUnavailable: if ``on_error`` is ``"raise"``.
     """
     try:
-        if not refresh:
-            found = _find_or_refresh_early(context, key, options) if options.early else _find(context, key)
+        if not load.refresh:
+            found = _find_or_refresh_early(load) if load.options.early else _find(load)
             if found is not None:
                 return found
-        return _wait_or_load(context, key, options, refresh, cancelled)
+        return _wait_or_load(load, wait_seconds, cancelled)
     except NodeUnavailable as error:
-        context.missed(error, None)
-        return Found(None, LoadTask(context, key, options))
+        load.context.missed(error, None)
+        return Found(None, LoadTask(load))
 
 
-def _find(context: ClientContext, key: bytes) -> Found | None:
+def _find(load: Load[Any]) -> Found | None:
     """Return the value; None: no value."""
-    frame = context.backend.get(key, context.deadline())
-    return None if frame is None else Found(context.decode(key, frame), None)
+    context = load.context
+    frame = context.backend.get(load.key, context.deadline())
+    return None if frame is None else Found(context.decode(load.key, frame))
 
 
-def _find_or_refresh_early(context: ClientContext, key: bytes, options: LoadOptions) -> Found | None:
+def _find_or_refresh_early(load: Load[Any]) -> Found | None:
     """Return the value, or the task of refreshing it if that is due and no other caller does; None: no value."""
-    answer = context.backend.get_with_times(key, context.deadline())
+    context = load.context
+    answer = context.backend.get_with_times(load.key, context.deadline())
     if answer is None:
         return None
     if len(answer) != 3:
         raise RemoteError("A node answered get_with_times with an invalid reply.")
     frame, remaining, load_seconds = answer
-    value = context.decode(key, frame)
-    if not refresh_is_due(options.early, remaining, load_seconds):
-        return Found(value, None)
-    try:
-        options = replace(options, wait_seconds=0.0)
-        task = _wait_or_load(context, key, options, UNLESS_LOADING, lambda: False).task
-    except PyroCacheError:
-        task = None
-    if task is None:
-        return Found(value, None)
-    task.live = value
-    return Found(None, task)
+    found = Found(context.decode(load.key, frame))
+    if refresh_is_due(load.options.early, remaining, load_seconds):
+        with suppress(PyroCacheError):
+            task = _wait_or_load(load._replace(refresh=UNLESS_LOADING), 0.0, _NEVER).task
+            if task is not None:
+                task.live = found.value
+                return Found(None, task)
+    return found
 
 
 def refresh_is_due(
-    early: float,
-    remaining: float | None,
-    load_seconds: float | None,
-    dice: Callable[[], float] = random.random,
+    early: float, remaining: Seconds, load_seconds: Seconds, dice: Callable[[], float] = random.random
 ) -> bool:
     """Return whether this caller is to refresh a value that expires in ``remaining`` seconds.
 
@@ -303,43 +286,42 @@ def refresh_is_due(
     return -load_seconds * early * math.log(1.0 - dice()) >= remaining
 
 
-def _wait_or_load(
-    context: ClientContext, key: bytes, options: LoadOptions, refresh: int, cancelled: Callable[[], bool]
-) -> Found:
+def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
     """Ask the node for the lease, until it grants it or there is a value. Raises as `find`."""
+    context, key, refresh = load.context, load.key, load.refresh
     recursive = (id(context.backend), key) in _loading.get()
 
     def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
-        return context.backend.lease(key, options.lease_seconds, seconds, refresh, deadline, pinned)
+        return context.backend.lease(key, load.options.lease_seconds, seconds, refresh, deadline, pinned)
 
-    with PinnedWait(context, ask, 0.0 if recursive else options.wait_seconds) as wait:
+    with PinnedWait(context, ask, 0.0 if recursive else wait_seconds) as wait:
         while True:
             match wait.ask():
                 case None:
                     pass
                 case ["load", token, _]:
-                    return Found(None, LoadTask(context, key, options, wait.take(), token))
+                    return Found(None, LoadTask(load, wait.take(), token))
                 case ["value", frame, _, _] | ["stale", frame]:
-                    return Found(context.decode(key, frame), None)
+                    return Found(context.decode(key, frame))
                 case _:
                     raise RemoteError("A node answered lease with an invalid reply.")
             if recursive or (wait.crowded and _loading.get()):
-                return Found(None, LoadTask(context, key, options))
+                return Found(None, LoadTask(load))
             # If the node could not be asked, see whether the value is there.
-            if wait.pinned is None and not refresh and (found := _find(context, key)) is not None:
+            if wait.pinned is None and not refresh and (found := _find(load)) is not None:
                 return found
-            if wait.is_over() or cancelled():
+            if wait.is_over() or cancelled.is_set():
                 wait.release()
-                raise still_loading(options)
+                raise still_loading(wait_seconds)
             wait.pause()
 
 
-def still_loading(options: LoadOptions) -> WaitTimeout:
+def still_loading(wait_seconds: float | None) -> WaitTimeout:
     """Return the error of a caller that waited in vain for another loader."""
-    if options.wait_seconds is None:
+    if wait_seconds is None:
         return WaitTimeout("get_or_set was cancelled while another caller was loading the value.")
     return WaitTimeout(
-        f"get_or_set failed: another caller was still loading the value after {options.wait_seconds:g} s. "
+        f"get_or_set failed: another caller was still loading the value after {wait_seconds:g} s. "
         "Wait longer with wait_seconds, or take expired values meanwhile with stale_seconds."
     )
 

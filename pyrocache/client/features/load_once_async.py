@@ -10,18 +10,16 @@ A coroutine that is cancelled while it loads, or waits, gives its lease back at 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from pyrocache.client.context import ClientContext
-from pyrocache.client.features.load_once import IF_MISSING, Found, LoadOptions, find, still_loading
+from pyrocache.client.features.load_once import Found, Load, find, still_loading
 from pyrocache.errors import WaitTimeout
 from pyrocache.net.backoff import Backoff
 from pyrocache.runtime import at_fork
@@ -34,20 +32,12 @@ _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.1
 
 
-async def get_or_set(
-    context: ClientContext,
-    key: bytes,
-    factory: Callable[[], Awaitable[_T]],
-    options: LoadOptions,
-    tags: Callable[[], list[bytes] | None],
-    keep: Callable[[_T], object] | None = None,
-    refresh: int = IF_MISSING,
-) -> _T:
-    """Return the value under a canonical key, loaded if need be. Takes the arguments of `load_once.get_or_set`."""
-    value, task = await _find(context, key, options, refresh)
+async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
+    """Return the value, loaded if need be, as `load_once.get_or_set` does."""
+    value, task = await _find(load)
     if task is not None:
         with task:
-            task.loaded(tags(), await factory(), keep)
+            task.loaded(load.tags(), await load.factory())
         value = await in_thread(task.settle)
     result: _T = value
     return result
@@ -58,27 +48,25 @@ async def in_thread(function: Callable[[], _T]) -> _T:
     return await _result_of(_threads.calls.submit(copy_context().run, function))
 
 
-async def _find(context: ClientContext, key: bytes, options: LoadOptions, refresh: int) -> Found:
+async def _find(load: Load[Any]) -> Found:
     """Return what `load_once.find` does, without blocking the event loop."""
-    give_up_at = None if options.wait_seconds is None else time.monotonic() + options.wait_seconds
+    wait_seconds = load.options.wait_seconds
+    give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-    left: float | None = None
     while True:
         try:
-            at_once = replace(options, wait_seconds=0.0)
-            return await in_thread(partial(find, context, key, at_once, refresh=refresh))
+            return await in_thread(partial(find, load, 0.0))
         except WaitTimeout:
-            if give_up_at is not None and (left := give_up_at - time.monotonic()) <= 0:
-                raise still_loading(options) from None
-        if _threads.take_permit():
+            left = give_up_at - time.monotonic()
+            if left <= 0:
+                raise still_loading(wait_seconds) from None
+        if _threads.permits.acquire(blocking=False):
             break
-        pause = backoff.next_pause()
-        await asyncio.sleep(pause if left is None else min(pause, left))
+        await asyncio.sleep(min(backoff.next_pause(), left))
     cancelled = threading.Event()
-    rest = replace(options, wait_seconds=left)
-    search = partial(find, context, key, rest, refresh=refresh, cancelled=cancelled.is_set)
+    rest = None if wait_seconds is None else left
     try:
-        return await _result_of(_threads.start_waiting(search))
+        return await _result_of(_threads.start_waiting(partial(find, load, rest, cancelled)))
     except asyncio.CancelledError:
         cancelled.set()
         raise
@@ -111,20 +99,10 @@ class _Threads:
     def reset(self) -> None:
         """Begin anew: a forked child has none of the threads."""
         self.calls = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
-        self.permits: SimpleQueue[None] = SimpleQueue()  # one for each thread that may wait
-        for _ in range(_WAITING_THREADS):
-            self.permits.put(None)
-
-    def take_permit(self) -> bool:
-        """Take the permit for `start_waiting`, if there is one left."""
-        try:
-            self.permits.get_nowait()
-        except Empty:
-            return False
-        return True
+        self.permits = threading.Semaphore(_WAITING_THREADS)  # of the threads that may wait
 
     def start_waiting(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run a function in a thread of its own, which gives the permit back."""
+        """Run a function in a thread of its own, which gives back the permit that the caller took."""
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()  # so that nobody can cancel it
         permits, context = self.permits, copy_context()
@@ -134,7 +112,7 @@ class _Threads:
                 try:
                     result = context.run(function)
                 finally:
-                    permits.put(None)
+                    permits.release()
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -143,7 +121,7 @@ class _Threads:
         try:
             threading.Thread(target=run, name="pyrocache-wait", daemon=True).start()
         except RuntimeError:  # the process may have no more threads
-            permits.put(None)
+            permits.release()
             raise
         return future
 

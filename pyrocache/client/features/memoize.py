@@ -79,8 +79,8 @@ class _Plan:
         except InvalidKey as error:
             raise self._explained(error, key, arguments, named) from error
 
-    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> tuple[Any, ...]:
-        """Return the arguments of `load_once.get_or_set` for a call."""
+    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> load_once.Load[Any]:
+        """Return the value of a call, for `get_or_set`."""
         settings = self.settings
 
         def tags() -> list[bytes] | None:
@@ -91,7 +91,9 @@ class _Plan:
 
         key = self.encoded(arguments, named)
         factory = functools.partial(self.function, *arguments, **named)
-        return settings.context, key, factory, settings.options, tags, settings.cache_if, refresh
+        return load_once.Load(
+            settings.context, key, factory, settings.options, tags, settings.cache_if, refresh
+        )
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Remove the result of a call; return whether there was one."""
@@ -190,7 +192,7 @@ class Memoized(Generic[_P, _R, _B]):
         return self if instance is None else self.bound(instance)
 
     def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
-        return load_once.get_or_set(*self._plan.load(arguments, named, refresh))
+        return load_once.get_or_set(self._plan.load(arguments, named, refresh))
 
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return self._plan.invalidate(arguments, named)
@@ -220,7 +222,7 @@ class _AsyncMemoized(_Async[..., Any]):
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
         # nothing is done before it is awaited
-        return await load_once_async.get_or_set(*self._plan.load(arguments, named, refresh))
+        return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))

@@ -142,7 +142,7 @@ class ScriptedBackend:
 
 def load(backend: Any, factory: Any = lambda: "loaded", **given: Any) -> Any:
     context = ClientContext(ClientConfig(), backend)
-    return load_once.get_or_set(context, KEY, factory, options(**given), lambda: None)
+    return load_once.get_or_set(load_once.Load(context, KEY, factory, options(**given), lambda: None))
 
 
 LEASE = (["load", 7, None],)
