@@ -17,7 +17,7 @@ from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, 
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
 from pyrocache.client.features.load_once import Load, load_options
-from pyrocache.client.features.locks import Lock, check_limit
+from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.keys.encoding import encode_key
@@ -462,7 +462,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
     ) -> Lock:
         """Return a lock that up to ``n`` callers hold at a time; all must pass the same ``n``. Otherwise as `lock`."""
-        return Lock(self._context, name, check_limit(n), ttl_seconds, wait_seconds)
+        return Lock(self._context, name, n, ttl_seconds, wait_seconds)
 
     # Many keys -------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from pyrocache.client.backend import Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
-from pyrocache.client.features.pinned_wait import PinnedWait
+from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
@@ -76,7 +76,7 @@ def load_options(
         ttl_seconds=ttl_to_seconds(ttl_seconds),
         stale_seconds=to_seconds(stale_seconds, "stale_seconds"),
         early=early,
-        wait_seconds=None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds"),
+        wait_seconds=wait_to_seconds(wait_seconds),
         lease_seconds=to_seconds(lease_seconds, "lease_seconds", zero=False),
     )
 

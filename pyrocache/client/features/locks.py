@@ -26,7 +26,7 @@ from typing import Any, Self, TypeAlias
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.context import ClientContext, Duration, Ttl
-from pyrocache.client.features.pinned_wait import PinnedWait
+from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import to_seconds
 from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
 from pyrocache.net.deadline import Deadline
@@ -51,11 +51,6 @@ class Grant:
         renew_at: when to renew it.
         over: it was released, or lost.
     """
-
-    __slots__ = (
-        *("__weakref__", "_idle", "_process", "backend", "good_until"),
-        *("name", "over", "renew_at", "token", "ttl_seconds"),
-    )
 
     def __init__(
         self, backend: Backend, name: bytes, token: int, ttl_seconds: float, pinned: PinnedConnection
@@ -93,10 +88,6 @@ class Grant:
         except IndexError:
             return None
 
-    def begin_renewal(self, pinned: PinnedConnection) -> bool:
-        """Send a renewal without waiting. Return whether it was sent."""
-        return not pinned.closed and self.backend.begin_renew(self.name, self.token, self.ttl_seconds, pinned)
-
     def put_back(self, pinned: PinnedConnection, *, lost: bool) -> None:
         """Put the connection back after a renewal."""
         if lost:
@@ -128,12 +119,16 @@ class Lock:
     def __init__(
         self, context: ClientContext, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Ttl
     ) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"A semaphore's n is an int, not {type(limit).__name__}.")
+        if not 1 <= limit <= 2**20:
+            raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
         self._context = context
         self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
         self._name = name
         self._limit = limit
         self._ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
-        self._wait_seconds = _wait(wait_seconds)
+        self._wait_seconds = wait_to_seconds(wait_seconds)
         self._of_thread = _OfThread()
 
     @property
@@ -166,11 +161,37 @@ class Lock:
         before = self._of_thread.grant
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
-        seconds = self._wait_seconds if wait_seconds is ... else _wait(wait_seconds)
-        grant = _acquire(self._context, self._key, self._limit, self._ttl_seconds, seconds)
+        seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
+        grant = self._granted(seconds)
         self._of_thread.grant = grant
         _renewer.watch(grant)
         return grant.token
+
+    def _granted(self, wait_seconds: float | None) -> Grant:
+        backend = self._context.backend
+
+        def ask(
+            seconds: float, deadline: Deadline, pinned: PinnedConnection | None
+        ) -> PinnedConnection | None:
+            return self._context.backend.acquire(
+                self._key, self._limit, self._ttl_seconds, seconds, deadline, pinned
+            )
+
+        with PinnedWait(self._context, ask, wait_seconds) as wait:
+            while (token := wait.ask()) is None:
+                if wait.is_over():
+                    wait.release()
+                    raise LockTimeout(
+                        f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
+                        "Wait longer with wait_seconds."
+                        if wait.pinned is not None
+                        else "acquire failed: this client holds or loads as much of the lock's node as it may at a "
+                        "time. Release some first, or take another client."
+                    )
+                wait.pause()
+            if type(token) is not int:
+                raise RemoteError("A node answered acquire with an invalid reply.")
+            return Grant(backend, self._key, token, self._ttl_seconds, wait.take())
 
     def release(self) -> None:
         """Release what this thread holds.
@@ -185,7 +206,18 @@ class Lock:
                 "This thread does not hold the lock: it did not acquire it, or released it already."
             )
         self._of_thread.grant = None
-        _release(self._context, grant)
+        was_over = grant.over or grant.inherited
+        # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over
+        # after that: the renewing thread closes the connection of one that is over, and if it did so before the node
+        # knows of the release, the lock would seem to have been lost.
+        pinned, deadline = grant.take(), self._context.deadline()
+        released = not was_over and self._context.backend.release(grant.name, grant.token, deadline, pinned)
+        grant.over = True
+        if not released:
+            raise LockLost(
+                "The lock was lost before it was released: its node went away, or it could not be renewed in time. "
+                "Another holder may have done its work meanwhile."
+            )
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -208,77 +240,22 @@ class Lock:
         )
 
 
-def _wait(wait_seconds: Duration | None) -> float | None:
-    """Return how long to wait, in seconds. Raises `TypeError` or `ValueError` if it is not valid."""
-    return None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds")
-
-
-def check_limit(limit: Any) -> int:
-    """Return how many may hold a semaphore. Raises `TypeError` or `ValueError` if it is not valid."""
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"A semaphore's n is an int, not {type(limit).__name__}.")
-    if not 1 <= limit <= 2**20:
-        raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
-    return limit
-
-
-def _acquire(
-    context: ClientContext, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float | None
-) -> Grant:
-    def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
-        return context.backend.acquire(name, limit, ttl_seconds, seconds, deadline, pinned)
-
-    with PinnedWait(context, ask, wait_seconds) as wait:
-        while (token := wait.ask()) is None:
-            if wait.is_over():
-                wait.release()
-                raise LockTimeout(
-                    f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
-                    "Wait longer with wait_seconds."
-                    if wait.pinned is not None
-                    else "acquire failed: this client holds or loads as much of the lock's node as it may at a time. "
-                    "Release some first, or take another client."
-                )
-            wait.pause()
-        if type(token) is not int:
-            raise RemoteError("A node answered acquire with an invalid reply.")
-        return Grant(context.backend, name, token, ttl_seconds, wait.take())
-
-
-def _release(context: ClientContext, grant: Grant) -> None:
-    """Release a lock. Raises `LockLost`."""
-    was_over = grant.over or grant.inherited
-    # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over after
-    # that: the renewing thread closes the connection of one that is over, and if it did so before the node knows of the
-    # release, the lock would seem to have been lost.
-    pinned, deadline = grant.take(), context.deadline()
-    released = not was_over and context.backend.release(grant.name, grant.token, deadline, pinned)
-    grant.over = True
-    if not released:
-        raise LockLost(
-            "The lock was lost before it was released: its node went away, or it could not be renewed in time. "
-            "Another holder may have done its work meanwhile."
-        )
-
-
 class _Renewer:
     """The thread that renews the locks of this process, while there are any."""
+
+    _pipe: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: in a forked child the thread does not exist, and the locks are the parent's."""
+        for descriptor in self._pipe or ():
+            os.close(descriptor)
         self._lock = threading.Lock()  # guards: all that follows
         self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()
         self._wake_at = math.inf  # when the thread wakes by itself
-        self._pipe: tuple[int, int] | None = None  # wakes it before that; None: there is no thread
-
-    def reset_after_fork(self) -> None:
-        """Begin anew, and close the descriptors that were inherited."""
-        for descriptor in self._pipe or ():
-            os.close(descriptor)
-        self.reset()
+        self._pipe = None  # wakes it before that; None: there is no thread
 
     def watch(self, grant: Grant) -> None:
         """Renew a grant until it is over or collected."""
@@ -299,10 +276,10 @@ class _Renewer:
     def _run(self, receiver: int) -> None:
         renewals: dict[int, _Renewal] = {}
         while True:
-            wake_at = self._begin_those_due(renewals)
-            if wake_at == math.inf and not renewals and self._end():
+            self._begin_those_due(renewals)
+            if self._wake_at == math.inf and not renewals and self._end():
                 return
-            _receive(receiver, renewals, wake_at)
+            _receive(receiver, renewals, self._wake_at)  # only this thread changes it
 
     def _end(self) -> bool:
         with self._lock:
@@ -313,23 +290,20 @@ class _Renewer:
             self._pipe = None
             return True
 
-    def _begin_those_due(self, renewals: dict[int, _Renewal]) -> float:
-        """Send the renewals that are due. Return when the next one is (monotonic seconds)."""
+    def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
+        """Send the renewals that are due, and note when the next one is."""
         now = time.monotonic()
         with self._lock:
             grants = self._live()
-            self._wake_at = min(
-                (grant.renew_at for grant in grants if grant.renew_at > now), default=math.inf
-            )
-            wake_at = self._wake_at
+            times = (grant.renew_at for grant in grants if grant.renew_at > now)
+            self._wake_at = min(times, default=math.inf)
         for grant in grants:
             if grant.renew_at <= now and (pinned := grant.take()) is not None:
                 grant.renew_at = math.inf  # until it is answered
-                if grant.begin_renewal(pinned):
+                if grant.backend.begin_renew(grant.name, grant.token, grant.ttl_seconds, pinned):
                     renewals[pinned.fileno()] = (grant, pinned, now)
                 else:
                     grant.put_back(pinned, lost=True)
-        return wake_at
 
 
 _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
@@ -349,10 +323,10 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
             os.read(receiver, 4096)
             continue
         grant, pinned, sent_at = renewals.pop(descriptor)
-        renewed = grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
-        if renewed:
+        lost = not grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
+        if not lost:
             grant.renewed(sent_at)
-        grant.put_back(pinned, lost=not renewed)
+        grant.put_back(pinned, lost=lost)
     now = time.monotonic()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
         if now >= grant.good_until or grant.over:
@@ -362,4 +336,4 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
 
 
 _renewer = _Renewer()
-at_fork.in_child(_renewer.reset_after_fork)
+at_fork.in_child(_renewer.reset)

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
 
-from pyrocache.client.context import ClientContext
+from pyrocache.client.context import ClientContext, Duration
+from pyrocache.config import to_seconds
 from pyrocache.net.backoff import Backoff
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
@@ -27,6 +28,11 @@ _LONGEST_PAUSE_SECONDS = 0.05
 
 Ask: TypeAlias = Callable[[float, Deadline, PinnedConnection | None], PinnedConnection | None]
 """Sends one request, given the seconds to wait, the deadline and the connection of the request before."""
+
+
+def wait_to_seconds(wait_seconds: Duration | None) -> float | None:
+    """Return how long to wait. Raises `TypeError` or `ValueError` if it is not valid."""
+    return None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds")
 
 
 class PinnedWait:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.keys.encoding import decode_key
-from pyrocache.client.routing.errors import NodeLeft
+from pyrocache.client.routing.router import NodeLeft
 from pyrocache.errors import NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
 

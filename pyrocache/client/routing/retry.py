@@ -12,9 +12,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from pyrocache.client.routing.errors import error_of
+from pyrocache import errors
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import Overloaded, PyroCacheError
 from pyrocache.net.calls import Request
@@ -23,6 +23,18 @@ from pyrocache.protocol import refusals
 
 _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.1
+
+
+Problem: TypeAlias = Refused | Unavailable
+"""Why a request failed."""
+
+_REFUSED: dict[str, type[PyroCacheError]] = {
+    refusals.VALUE_TOO_LARGE: errors.ValueTooLarge,
+    refusals.KEY_TOO_LARGE: errors.KeyTooLarge,
+    refusals.NOT_AN_INT: errors.NotAnInt,
+    refusals.OVERLOADED: Overloaded,
+    refusals.STALE_VIEW: errors.NodeUnavailable,
+}
 
 
 class Retry(NamedTuple):
@@ -69,13 +81,7 @@ class Attempts:
 
 
 def decide(
-    attempts: Attempts,
-    request: Request,
-    problem: Refused | Unavailable,
-    *,
-    now: float,
-    remaining: float,
-    looked_up_at: float,
+    attempts: Attempts, request: Request, problem: Problem, now: float, remaining: float, looked_up_at: float
 ) -> Retry | LookUp | GiveUp:
     """Return what to do about a problem, and note it in ``attempts``.
 
@@ -100,6 +106,17 @@ def decide(
         if problem.maybe_executed and not request.command.idempotent:
             error.add_note(f"The node may have done the {request.command.name} all the same: it was sent.")
     return GiveUp(error)
+
+
+def error_of(request: Request, problem: Problem) -> PyroCacheError:
+    """Return the exception that says to the user why a request failed."""
+    if isinstance(problem, Unavailable):
+        return problem.error
+    refusal = problem.refusal
+    text = f"{request.member.name} refused {request.command.name}: {refusal.message}"
+    if refusal.code == refusals.STALE_VIEW:
+        text += " It did not agree within the deadline on which nodes there are; try again."
+    return _REFUSED.get(refusal.code, errors.RemoteError)(text)
 
 
 def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:

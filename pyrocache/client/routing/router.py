@@ -18,8 +18,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.client.routing.batch import Batch, Round
-from pyrocache.client.routing.errors import NodeLeft
-from pyrocache.client.routing.retry import Attempts, GiveUp, LookUp, Retry, decide
+from pyrocache.client.routing.retry import Attempts, GiveUp, LookUp, Problem, Retry, decide
 from pyrocache.client.routing.views import Views
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
@@ -33,6 +32,10 @@ from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.commands import GET_MANY, Command
 from pyrocache.runtime import at_fork
+
+
+class NodeLeft(NodeUnavailable):
+    """The node is no longer a member, and what it held is lost."""
 
 
 class Router:
@@ -299,9 +302,7 @@ class Router:
                         outcome = outcome.error
                 yield index, outcome
 
-    def _recover(
-        self, attempts: Attempts, request: Request, problem: Refused | Unavailable, deadline: Deadline
-    ) -> None:
+    def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
         """Return when the request is to be made again; raise the error for the user when it is not."""
         action = self._decide(attempts, request, problem, deadline)
         if isinstance(action, GiveUp):
@@ -309,16 +310,10 @@ class Router:
         self._perform(attempts, action, deadline)
 
     def _decide(
-        self, attempts: Attempts, request: Request, problem: Refused | Unavailable, deadline: Deadline
+        self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | GiveUp:
-        return decide(
-            attempts,
-            request,
-            problem,
-            now=self._clock(),
-            remaining=deadline.remaining(),
-            looked_up_at=self.views.looked_up_at,
-        )
+        now, remaining = self._clock(), deadline.remaining()
+        return decide(attempts, request, problem, now, remaining, self.views.looked_up_at)
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
         """Do what is to be done before a request is made again."""

@@ -17,7 +17,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.features.compute import compute
 from pyrocache.client.keys.encoding import namespace_prefix
 from pyrocache.client.routing.batch import Batch
-from pyrocache.client.routing.errors import NodeLeft
+from pyrocache.client.routing.router import NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, OnError
 from pyrocache.errors import ClientClosed, PyroCacheError, SerializationError, ValueTooLarge

@@ -41,9 +41,7 @@ def after(
 ) -> Retry | LookUp | GiveUp:
     """Return what the policy says after a problem with a command."""
     request = Request(member, command, ())
-    return decide(
-        attempts or Attempts(), request, problem, now=now, remaining=remaining, looked_up_at=looked_up_at
-    )
+    return decide(attempts or Attempts(), request, problem, now, remaining, looked_up_at)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

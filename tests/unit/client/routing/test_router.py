@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from pyrocache.client.routing.batch import Batch
-from pyrocache.client.routing.errors import NodeLeft
-from pyrocache.client.routing.router import Router
+from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
     ClientClosed,
