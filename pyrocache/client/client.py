@@ -340,8 +340,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         try:
             return method(key, *arguments, self._context.deadline())
         except NodeUnavailable as error:
-            result: _T = self._context.missed(error, missed)
-            return result
+            return self._context.missed(error, missed)  # type: ignore[no-any-return]
 
     # Loading once ----------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -235,23 +235,22 @@ class Stats:
         return "\n".join([*lines, f"  this client: {client}"])
 
 
-_SUMMED = tuple(
-    one.name for one in fields(Totals) if one.name not in ("uptime_seconds", "namespaces", "latencies")
-)
+def _sum(nodes: Collection[NodeStats]) -> Totals:
+    total: dict[str, Any] = {}
+    for one in fields(Totals):
+        figures = [getattr(node, one.name) for node in nodes]
+        total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
+    total["uptime_seconds"] = max((node.uptime_seconds for node in nodes), default=0.0)
+    return Totals(**total)
 
 
-def _sum(nodes: Iterable[NodeStats]) -> Totals:
-    nodes = list(nodes)
-    figures: dict[str, Any] = {name: sum(getattr(node, name) for node in nodes) for name in _SUMMED}
-    figures["uptime_seconds"] = max((node.uptime_seconds for node in nodes), default=0.0)
-    namespaces: dict[tuple[str, ...], NamespaceStats] = {}
-    latencies: dict[str, LatencyHistogram] = {}
-    for node in nodes:
-        for path, namespace in node.namespaces.items():
-            namespaces[path] = namespaces.get(path, NamespaceStats()) + namespace
-        for method, histogram in node.latencies.items():
-            latencies[method] = latencies.get(method, LatencyHistogram()) + histogram
-    return Totals(**figures, namespaces=namespaces, latencies=latencies)
+def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
+    """Return the sums of figures that have names."""
+    sums: dict[Any, Any] = {}
+    for named in figures:
+        for name, figure in named.items():
+            sums[name] = sums[name] + figure if name in sums else figure
+    return sums
 
 
 def _ratio(hits: int, misses: int) -> float:

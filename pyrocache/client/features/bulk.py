@@ -33,18 +33,15 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
         whole = whole and None not in frames
         if len(indices) == len(values):
             values = _decoded(context, encoded, indices, frames, failures)
-        else:
-            chunk = [encoded[index] for index in indices]
-            for index, value in zip(
-                indices, _decoded(context, chunk, indices, frames, failures), strict=True
-            ):
-                values[index] = value
+            continue
+        decoded = _decoded(context, [encoded[index] for index in indices], indices, frames, failures)
+        for index, value in zip(indices, decoded, strict=True):
+            values[index] = value
     found = zip(asked, values, strict=True)
-    results = (
-        dict(found)
-        if whole and not failures
-        else {key: value for key, value in found if value is not MISSING}
-    )
+    if whole and not failures:
+        results = dict(found)  # faster
+    else:
+        results = {key: value for key, value in found if value is not MISSING}
     _check(context, "get_many", asked, results, failures)
     return results
 
@@ -131,9 +128,8 @@ def _check(
 ) -> None:
     """Raise what ``on_error`` makes of the failures of a call that had these ``results``."""
     if failures and context.config.on_error == "miss":
-        for error in dict.fromkeys(error for _, error in failures):
-            if isinstance(error, NodeUnavailable):
-                context.missed(error, None)  # once for each node
+        for error in {error for _, error in failures if isinstance(error, NodeUnavailable)}:
+            context.missed(error, None)  # once for each node
         failures = [failed for failed in failures if not isinstance(failed[1], NodeUnavailable)]
     if not failures:
         return

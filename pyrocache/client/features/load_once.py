@@ -16,7 +16,6 @@ Starts no thread. A `LoadTask` is used by one thread at a time.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import os
 import random
@@ -29,14 +28,12 @@ from threading import Event
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from pyrocache.client.backend import Seconds
-from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
+from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
-
-log = logging.getLogger("pyrocache.client")
 
 _T = TypeVar("_T")
 
@@ -223,8 +220,7 @@ def get_or_set(load: Load[_T]) -> _T:
         with task:
             task.loaded(load.tags(), _no_coroutine(load.factory()))
         value = task.settle()
-    result: _T = value
-    return result
+    return value  # type: ignore[no-any-return]
 
 
 def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER) -> Found:

@@ -39,8 +39,7 @@ async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
         with task:
             task.loaded(load.tags(), await load.factory())
         value = await in_thread(task.settle)
-    result: _T = value
-    return result
+    return value  # type: ignore[no-any-return]
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:

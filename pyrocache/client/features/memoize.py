@@ -77,7 +77,22 @@ class _Plan:
         try:
             return self.settings.context.encode_key(key)
         except InvalidKey as error:
-            raise self._explained(error, key, arguments, named) from error
+            if self.settings.key is not None:
+                text = f"What the key of {self.name} returns is no key: {error}"
+                raise type(error)(text) from error
+            for name, value in self._what_matters(arguments, named).items():
+                self._check_argument(name, value)
+            raise
+
+    def _check_argument(self, name: str, value: object) -> None:
+        """Raise `InvalidKey`, with the argument's name, if it cannot be part of a key."""
+        try:
+            encode_key(value, b"")
+        except InvalidKey as error:
+            raise type(error)(
+                f"The argument {name!r} of {self.name} is no key: {error}. "
+                f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
+            ) from error
 
     def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> load_once.Load[Any]:
         """Return the value of a call, for `get_or_set`."""
@@ -118,21 +133,6 @@ class _Plan:
                 values[name] = {key: value for key, value in values[name].items() if key not in ignore}
         return values
 
-    def _explained(
-        self, error: InvalidKey, key: tuple[Any, ...], arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> InvalidKey:
-        if self.settings.key is not None:
-            return type(error)(f"What the key of {self.name} returns is no key: {error}")
-        for name, value in self._what_matters(arguments, named).items():
-            try:
-                encode_key(value, b"")
-            except InvalidKey as cause:
-                return type(cause)(
-                    f"The argument {name!r} of {self.name} is no key: {cause}. "
-                    f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
-                )
-        return error
-
 
 class Memoized(Generic[_P, _R, _B]):
     """A function whose results are cached: it has the function's name, signature and documentation.
@@ -147,13 +147,11 @@ class Memoized(Generic[_P, _R, _B]):
         self._binds = binds  # what an attribute access binds it to: "instance", "class" or "nothing"
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        result: _R = self._call((*self._before, *args), kwargs, IF_MISSING)
-        return result
+        return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
     def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function even if its result is cached, and cache the new one; a load under way is discarded."""
-        result: _R = self._call((*self._before, *args), kwargs, ALWAYS)
-        return result
+        return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
     def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
         """Return the key of the result for these arguments, as `PyroCacheClient.get` takes it."""
@@ -161,8 +159,7 @@ class Memoized(Generic[_P, _R, _B]):
 
     def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> _B:
         """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
-        result: _B = self._invalidate((*self._before, *args), kwargs)
-        return result
+        return self._invalidate((*self._before, *args), kwargs)  # type: ignore[no-any-return]
 
     @property
     def original(self) -> Callable[_P, _R]:

@@ -85,20 +85,14 @@ def _pages(
         raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}.")
-    return _walk(context, _encoded_prefix(context, prefix), batch)
-
-
-def _encoded_prefix(context: ClientContext, prefix: Any) -> bytes:
-    """Return the bytes that the keys begin with."""
     if prefix is None:
-        return context.prefix
+        return _walk(context, context.prefix, batch)
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass need not be
-            return encoded
-    raise TypeError(
-        f"scan takes the beginning of a text or of a tuple as a prefix, not {type(prefix).__name__}."
-    )
+            return _walk(context, encoded, batch)
+    kind = type(prefix).__name__
+    raise TypeError(f"scan takes the beginning of a text or of a tuple as a prefix, not {kind}.")
 
 
 def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:
@@ -126,12 +120,12 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
 def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
     """Return entries of the first ``keys``, each with its frame, and the keys that are still to be asked about."""
     found: dict[int, Any] = {}
-    failures: dict[PyroCacheError, None] = {}
+    failures: set[PyroCacheError] = set()
     unknown = set(range(len(keys)))
     for indices, frames in context.backend.get_many(keys, context.deadline(), one_reply=True):
         unknown.difference_update(indices)
         if isinstance(frames, PyroCacheError):
-            failures[frames] = None
+            failures.add(frames)
         else:
             found.update(zip(indices, frames, strict=True))
     for error in failures:

@@ -57,12 +57,6 @@ class LookUp(NamedTuple):
     members: Any = None
 
 
-class GiveUp(NamedTuple):
-    """Report this error."""
-
-    error: PyroCacheError
-
-
 class Attempts:
     """What has failed in one call so far.
 
@@ -82,8 +76,8 @@ class Attempts:
 
 def decide(
     attempts: Attempts, request: Request, problem: Problem, now: float, remaining: float, looked_up_at: float
-) -> Retry | LookUp | GiveUp:
-    """Return what to do about a problem, and note it in ``attempts``.
+) -> Retry | LookUp | PyroCacheError:
+    """Return what to do about a problem, or the error to report, and note it in ``attempts``.
 
     Args:
         now: seconds of the clock that ``looked_up_at`` is of.
@@ -105,7 +99,7 @@ def decide(
             error = attempts.errors.get(request.member.name, error)
         if problem.maybe_executed and not request.command.idempotent:
             error.add_note(f"The node may have done the {request.command.name} all the same: it was sent.")
-    return GiveUp(error)
+    return error
 
 
 def error_of(request: Request, problem: Problem) -> PyroCacheError:

@@ -18,7 +18,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.client.routing.batch import Batch, Round
-from pyrocache.client.routing.retry import Attempts, GiveUp, LookUp, Problem, Retry, decide
+from pyrocache.client.routing.retry import Attempts, LookUp, Problem, Retry, decide
 from pyrocache.client.routing.views import Views
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
@@ -166,13 +166,11 @@ class Router:
         pending: Sequence[int] = range(len(batch.keys))
         while pending:
             round = Round(batch, self.views.known(deadline), pending)
-            again: Retry | LookUp | None = None
             for index, outcome in self._exchange(attempts, round.requests, deadline):
                 member, chunk = round.requests[index].member, round.chunks[index]
                 left = round.left[member.name]
                 if isinstance(outcome, (Retry, LookUp)):
                     left.append(chunk)  # with what the node was not asked about yet
-                    again = outcome
                     continue
                 if isinstance(outcome, ValueTooLarge):
                     if len(chunk) == 1:
@@ -191,8 +189,6 @@ class Router:
                     elif len(answered) < len(chunk):
                         left.append(chunk[len(answered) :])
                 round.ask(member)
-            if again is not None:
-                self._perform(attempts, again, deadline)
             pending = round.unanswered()
 
     def broadcast(
@@ -207,19 +203,14 @@ class Router:
         attempts = Attempts()
         while members:
             requests = [Request(member, command, arguments) for member in members]
-            again: Retry | LookUp | None = None
             names: list[str] = []
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = members[index]
                 if isinstance(outcome, (Retry, LookUp)):
-                    again = outcome
                     names.append(member.name)
                 else:
                     answers[member.name] = member, _not_refused(outcome)
-            if again is not None:
-                self._perform(attempts, again, deadline)
-            view = self._membership.view
-            members = tuple(moved for name in names if (moved := view.member(name)))
+            members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
@@ -231,19 +222,18 @@ class Router:
         while True:
             view = self.views.fresh(deadline)
             unreachable: dict[Member, NodeUnavailable] = {}
-            again: Retry | LookUp | None = None
+            retried = False
             requests = [Request(member, GET_MANY, (view.id, [])) for member in view.members]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = view.members[index]
                 if isinstance(outcome, (Retry, LookUp)):
-                    again = outcome
+                    retried = True
                     outcome = attempts.errors[member.name]
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
             # With no time left, those that answered would now fail as well.
-            if again is None or deadline.remaining() <= again.after:
+            if not retried or not deadline.remaining():
                 return view, unreachable
-            self._perform(attempts, again, deadline)
 
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
         """Send an idempotent command to one node, wherever it is by now, and return the result.
@@ -291,27 +281,30 @@ class Router:
         """Make requests to several nodes at once; ``requests`` may grow meanwhile.
 
         Yields:
-            As the replies come, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` that
-            says what to do before it is made again.
+            As the replies come, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` if
+            it is to be made again. What is to be done before that is done when all replies have come.
         """
+        again: Retry | LookUp | None = None
         with closing(self._connections.exchange(requests, deadline)) as outcomes:
             for index, outcome in outcomes:
                 if isinstance(outcome, (Refused, Unavailable)):
                     outcome = self._decide(attempts, requests[index], outcome, deadline)
-                    if isinstance(outcome, GiveUp):
-                        outcome = outcome.error
+                    if not isinstance(outcome, PyroCacheError):
+                        again = outcome
                 yield index, outcome
+        if again is not None:
+            self._perform(attempts, again, deadline)
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
         """Return when the request is to be made again; raise the error for the user when it is not."""
         action = self._decide(attempts, request, problem, deadline)
-        if isinstance(action, GiveUp):
-            raise action.error from None
+        if isinstance(action, PyroCacheError):
+            raise action from None
         self._perform(attempts, action, deadline)
 
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
-    ) -> Retry | LookUp | GiveUp:
+    ) -> Retry | LookUp | PyroCacheError:
         now, remaining = self._clock(), deadline.remaining()
         return decide(attempts, request, problem, now, remaining, self.views.looked_up_at)
 
@@ -323,7 +316,7 @@ class Router:
             moved = action.unless_moved
             if moved is not None and self._membership.view.member(moved.name) != moved:
                 return
-        self._sleep(action.after * (0.5 + self._jitter() / 2))
+        self._sleep(min(action.after * (0.5 + self._jitter() / 2), deadline.remaining()))
 
 
 def _not_refused(outcome: Any) -> Any:
