@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self, TypeAlias, TypeVar
 
 from pyrocache.client.routing.batch import Batch
-from pyrocache.client.routing.router import Router
+from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
 from pyrocache.errors import NodeUnavailable, PyroCacheError
@@ -254,10 +254,12 @@ class Backend:
     ) -> tuple[int, Sequence[bytes]]:
         """Return the next cursor (0: no more) and a page of a node's keys that begin with ``prefix``.
 
-        Raises:
-            NodeLeft: the node is no longer a member.
+        A node that is no longer a member has no keys.
         """
-        return self._router.ask(member, commands.SCAN, (namespace, prefix, cursor, batch), deadline)
+        try:
+            return self._router.ask(member, commands.SCAN, (namespace, prefix, cursor, batch), deadline)
+        except NodeLeft:
+            return 0, ()
 
     # The cluster
 

@@ -38,10 +38,8 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
         for index, value in zip(indices, decoded, strict=True):
             values[index] = value
     found = zip(asked, values, strict=True)
-    if whole and not failures:
-        results = dict(found)  # faster
-    else:
-        results = {key: value for key, value in found if value is not MISSING}
+    complete = whole and not failures
+    results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
     _check(context, "get_many", asked, results, failures)
     return results
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.keys.encoding import decode_key
-from pyrocache.client.routing.router import NodeLeft
 from pyrocache.errors import NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
 
@@ -107,8 +106,6 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
                 cursor, page = context.backend.scan(
                     member, context.prefix, prefix, cursor, batch, context.deadline()
                 )
-            except NodeLeft:
-                break
             except NodeUnavailable as error:
                 context.missed(error, None)
                 break

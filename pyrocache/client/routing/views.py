@@ -74,8 +74,16 @@ class Views:
         """
         if self._clock() - self.looked_up_at < _PAUSE_SECONDS:
             return
-        if not self._look_up_if_possible(deadline) and members is not None:
-            self._adopt(members)
+        if self._look_up_if_possible(deadline) or members is None:
+            return
+        try:
+            view = ClusterView(Member(*fields) for fields in members)
+        except (TypeError, ValueError):
+            return
+        # A node may name no other sockets of this host than those of nodes.
+        paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
+        if view.members and all(is_socket_path(path, incarnation) for path, incarnation in paths):
+            self._membership.adopt(view)
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Look into the name server for a part of the deadline only, since what matters comes after it."""
@@ -88,15 +96,3 @@ class Views:
     def _look_up(self, seconds: float) -> ClusterView:
         self.looked_up_at = self._clock()
         return self._membership.refresh(max(seconds, 0.001))
-
-    def _adopt(self, members: Any) -> None:
-        try:
-            view = ClusterView(Member(*fields) for fields in members)
-        except (TypeError, ValueError):
-            return
-        # A node may name no other sockets of this host than those of nodes.
-        if view.members and all(
-            not member.socket_path or is_socket_path(member.socket_path, member.incarnation)
-            for member in view.members
-        ):
-            self._membership.adopt(view)
