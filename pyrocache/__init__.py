@@ -1,6 +1,6 @@
 """pyrocache: a distributed in-memory cache for Python objects, made of Pyro5 remote objects.
 
-The public API. All names but the errors are imported when first used, so that ``import pyrocache`` costs next to nothing.
+The public API. All names but the errors are imported when first used, so ``import pyrocache`` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOMES = {
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
-}  # the others are in pyrocache.client.stats
+}  # the others: pyrocache.client.stats
 __all__ += errors.__all__
 
 

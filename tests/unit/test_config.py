@@ -180,6 +180,6 @@ def test_settings_are_frozen() -> None:
 
 
 def test_the_adaptive_eviction_policy_is_gone_and_the_error_says_so() -> None:
-    with pytest.raises(ConfigurationError, match="'adaptive' is gone: the default is 's3fifo'"):
+    with pytest.raises(ConfigurationError, match="'adaptive' was removed: the default is 's3fifo'"):
         NodeConfig(eviction="adaptive")
     assert NodeConfig().eviction == "s3fifo"
