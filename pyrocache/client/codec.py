@@ -35,7 +35,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pickle import dumps, loads
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from pyrocache.errors import CorruptValue, SerializationError
@@ -100,7 +100,8 @@ class Codec:
         values = list(values)
         if _ENCODERS.keys().isdisjoint(map(type, values)):
             frames: list[bytes | Pieces] = []
-            pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
+            sink: Any = SimpleNamespace(write=frames.append)
+            pickler = pickle.Pickler(sink, _PICKLE_PROTOCOL, buffer_callback=_in_band)
             dump, forget = pickler.dump, pickler.clear_memo
             value: object = None
             try:
@@ -129,15 +130,6 @@ class Codec:
             return list(map(loads, frames))
         except Exception as error:
             raise _unpicklable(error) from error
-
-
-class _Sink:
-    """A file for a pickler that appends each write to a list."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.write = parts.append
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:

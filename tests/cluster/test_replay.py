@@ -23,7 +23,8 @@ from benchmarks.lab.replay import run as replay
 from benchmarks.lab.traces import TraceError
 from pyrocache import LocalCluster, NameServerUnavailable, PyroCacheClient, PyroCacheError
 from pyrocache.client.codec import Codec
-from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import namespace_prefix
 from pyrocache.node.store.entry import entry_cost
 from tests.support.processes import environment
 
