@@ -5,10 +5,9 @@ Each process has a `Supervisor`. Runs in the main thread, which alone receives t
 
 from __future__ import annotations
 
-import sys
 import time
 
-from pyrocache.cli.supervisor import Supervisor
+from pyrocache.cli.supervisor import Supervisor, report
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
@@ -30,7 +29,7 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
         if not with_nameserver:
             _wait_for_registrations(config.nameserver)
         elif not _answers(config.nameserver):
-            nameservers += _start_nameserver(config)
+            _start_nameserver(config, nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
         if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
@@ -56,19 +55,19 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
 
     begin = len(nodes)
     for _ in range(count):
-        nodes.append(Supervisor("a node", start, _report, renamable=config.name is None))
+        nodes.append(Supervisor("a node", start, renamable=config.name is None))
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
         except PyroCacheError as error:
             if node.killed:
-                _report(str(error))
+                report(str(error))
             return False  # otherwise the node has said why itself
     return True
 
 
-def _start_nameserver(config: NodeConfig) -> list[Supervisor]:
-    """Start a name server; return none if another command started one at the same time."""
+def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None:
+    """Start a name server and add it to ``nameservers``, unless another command starts one at the same time."""
     host, port = parse_address(config.nameserver)
     first = True
 
@@ -77,21 +76,17 @@ def _start_nameserver(config: NodeConfig) -> list[Supervisor]:
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
-    nameserver = Supervisor("the name server", start, _report)
+    nameservers.append(Supervisor("the name server", start))
     try:
-        nameserver.wait_until_ready()
+        nameservers[0].wait_until_ready()
     except PyroCacheError:
-        nameserver.join()
+        nameservers.pop().join()
         for _ in range(10):
             if _answers(config.nameserver):
-                return []
+                return
             time.sleep(_POLL_SECONDS)
         raise
-    except BaseException:
-        _end([nameserver])
-        raise
-    _report(f"Name server ready at {config.nameserver}.")
-    return [nameserver]
+    report(f"Name server ready at {config.nameserver}.")
 
 
 def _answers(nameserver: str) -> bool:
@@ -121,7 +116,3 @@ def _end(supervisors: list[Supervisor]) -> None:
 
 def _number(name: str) -> int:
     return int(name.rpartition(".")[2])
-
-
-def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
