@@ -35,8 +35,7 @@ NameServerOption = Annotated[
     str, typer.Option(help="Address of the name server.", envvar=NAMESERVER_VARIABLE, metavar="HOST:PORT")
 ]
 InsecureOption = Annotated[
-    bool,
-    typer.Option("--insecure", help="Allow an address that other hosts reach; there is no authentication."),
+    bool, typer.Option("--insecure", help="Allow an address that others reach; there is no authentication.")
 ]
 NamespaceOption = Annotated[str | None, typer.Option(help="Work in this namespace.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
@@ -187,9 +186,9 @@ def set_command(
     with _client(nameserver, namespace) as cache:
         try:
             cache.set(key, value, ttl_seconds=ttl)
+        except PyroCacheError:
+            raise
         except ValueError as error:
-            if isinstance(error, PyroCacheError):
-                raise
             raise ConfigurationError(f"--ttl: {error}") from error
 
 

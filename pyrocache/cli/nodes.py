@@ -6,6 +6,7 @@ Each process has a `Supervisor`. Runs in the main thread, which alone receives t
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from pyrocache.cli.supervisor import Supervisor, report
 from pyrocache.cli.tables import print_nodes
@@ -33,8 +34,8 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
         # The first one alone: what is wrong with it would be wrong with all.
         if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
-        answers = sorted((node.answer for node in nodes), key=lambda answer: _number(answer["name"]))
-        print_nodes(answers, config.max_memory)
+        nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
+        print_nodes([node.answer for node in nodes], config.max_memory)
         print("ready", flush=True)
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
@@ -50,8 +51,7 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     """Start ``count`` nodes at once and add them to ``nodes``. Return False when one fails."""
 
     def start(name: str | None) -> ChildProcess:
-        settings = {field: getattr(config, field) for field in config.__slots__}
-        return start_node({**settings, "name": name or config.name}, quiet=False)
+        return start_node({**asdict(config), "name": name or config.name}, quiet=False)
 
     begin = len(nodes)
     for _ in range(count):
@@ -112,7 +112,3 @@ def _end(supervisors: list[Supervisor]) -> None:
         supervisor.stop()
     for supervisor in supervisors:
         supervisor.join()
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition(".")[2])

@@ -42,7 +42,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, what: str, start: Callable[[str | None], ChildProcess], *, renamable: bool = False
+        self, what: str, start: Callable[[str | None], ChildProcess], renamable: bool = False
     ) -> None:
         self.what = what
         self.answer: dict[str, Any] = {}

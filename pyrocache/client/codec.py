@@ -209,10 +209,9 @@ def _keep_large(found: pickle.PickleBuffer, buffers: list[memoryview]) -> bool:
 
 
 def _join_out_of_band(data: bytes, buffers: list[memoryview]) -> Pieces:
-    head = _OUT_OF_BAND_HEAD.pack(_OUT_OF_BAND, len(buffers), len(data)) + struct.pack(
-        f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers)
-    )
-    pieces: list[bytes | memoryview] = [head + data]
+    head = _OUT_OF_BAND_HEAD.pack(_OUT_OF_BAND, len(buffers), len(data))
+    sizes = struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
+    pieces: list[bytes | memoryview] = [head + sizes + data]
     length = len(pieces[0])
     for buffer in buffers:
         padding = -length % _ALIGNMENT

@@ -73,9 +73,7 @@ def compared_fields(cls: type) -> tuple[str, ...] | None:
     return tuple(sorted(field.name for field in fields(owner) if field.compare))
 
 
-def encode_dataclass(
-    key: Any, names: Iterable[str], nest_all: Callable[[Iterable[Any]], list[bytes]]
-) -> bytes:
+def encode_dataclass(key: Any, names: Iterable[str], nest_all: Callable[..., list[bytes]]) -> bytes:
     """Encode a dataclass's instance; ``names`` are its `compared_fields`."""
     parts = nest_all(chain.from_iterable((name, getattr(key, name)) for name in names))
     return b"D" + _class_reference(type(key)) + b"".join(parts)
