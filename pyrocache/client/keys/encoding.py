@@ -102,16 +102,15 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
 
 def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
     """Return what `encode_key` makes of each key. Faster than one by one if all are str."""
-    if not set(map(type, keys)) <= {str}:
-        return [encode_key(key, prefix) for key in keys]
-    texts: Any = keys
-    try:
-        encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
-    except UnicodeEncodeError:
-        return [encode_key(key, prefix) for key in keys]
-    if sum(map(len, encoded)) > MAX_KEY_BYTES and len(max(encoded, key=len)) > MAX_KEY_BYTES:
-        return [encode_key(key, prefix) for key in keys]  # raises the error of the key that is too large
-    return encoded
+    if set(map(type, keys)) <= {str}:
+        texts: Any = keys
+        try:
+            encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
+            if sum(map(len, encoded)) <= MAX_KEY_BYTES or len(max(encoded, key=len)) <= MAX_KEY_BYTES:
+                return encoded
+        except UnicodeEncodeError:
+            pass
+    return [encode_key(key, prefix) for key in keys]  # raises the error of a key that is too large
 
 
 def decode_key(data: bytes) -> object:
