@@ -32,22 +32,12 @@ from pyrocache.server.event_loop import EventLoop
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 16 * 1024
 _LIMITS = NodeConfig(
-    max_connections=500,
-    request_seconds=10.0,
-    idle_seconds=60.0,
-    workers=2,
-    max_buffered_bytes=64 * 2**20,
+    max_connections=500, request_seconds=10.0, idle_seconds=60.0, workers=2, max_buffered_bytes=64 * 2**20
 )
 
 
 def serve(
-    *,
-    host: str,
-    port: int,
-    storage: str,
-    insecure: bool,
-    stop: StopRequest,
-    ready: Callable[[str], None],
+    *, host: str, port: int, storage: str, insecure: bool, stop: StopRequest, ready: Callable[[str], None]
 ) -> None:
     """Run a name server until ``stop`` is requested; ``ready`` is told its ``host:port``.
 
