@@ -83,7 +83,7 @@ def serve(
         ready(address)
         while not stop.wait(
             _POLL_SECONDS
-        ):  # a signal can reach another thread, and then wakes no endless wait
+        ):  # not endless: a signal that reaches another thread does not wake it
             pass
     finally:
         loop.shutdown()

@@ -29,7 +29,7 @@ class Membership:
         serving: which of some members that are not listed any more serve, found out within so many seconds.
 
     Attributes:
-        view: the latest; empty at first.
+        view: the latest; empty at first. May be replaced by one that a node told of.
     """
 
     def __init__(
@@ -68,10 +68,6 @@ class Membership:
         finally:
             self._permit.put(None)
         return self.view
-
-    def adopt(self, view: ClusterView) -> None:
-        """Take over a view that a node told of."""
-        self.view = view
 
 
 def serving_members(

@@ -15,6 +15,7 @@ thread in `EventLoop.run`, except `wake` and `shutdown`, which any thread may ca
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -26,12 +27,12 @@ from functools import partial
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
-from pyrocache.protocol.handshake import HandshakeRefused
+from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.connection import Connection
-from pyrocache.server.dispatcher import CloseAfterReply, Dispatcher, Job, PendingReply, Reply
+from pyrocache.server.dispatcher import Dispatcher, Job, PendingReply, Reply
 from pyrocache.server.poller import READ, WRITE, Poller
 
 log = logging.getLogger("pyrocache.node")
@@ -127,10 +128,8 @@ class EventLoop:
     def wake(self) -> None:
         """Make `run` look around now. Any thread may call this."""
         if threading.get_ident() != self._thread:
-            try:
+            with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
                 self._wake_sender.send(b"\0")
-            except OSError:  # full: it is awake; closed: it has ended
-                pass
 
     def close(self) -> None:
         """Close everything. `run` does it on its way out; for one that never ran."""
@@ -252,7 +251,7 @@ class EventLoop:
                 self._answer_frame(connection, frame)
                 if not connection.may_ask():
                     connection.send()
-        except (CloseAfterReply, HandshakeRefused) as closing:
+        except CloseAfterReply as closing:
             connection.queue(closing.reply, self._now)
             # Input is read and thrown away until then: closing at once could cost the peer our last words.
             connection.ending_at = self._now + _LINGER_SECONDS
@@ -333,10 +332,8 @@ class EventLoop:
     # What comes by itself --------------------------------------------------------------------------------
 
     def _drain_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._wake_receiver.recv(4096)
-        except BlockingIOError:
-            pass
 
     def _finish_calls(self) -> None:
         for connection, reply in self._calls.finished():
@@ -368,9 +365,6 @@ class EventLoop:
 
 
 def _reject(sock: socket.socket, last_words: bytes) -> None:
-    with sock:
-        try:
-            sock.send(last_words)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+    with sock, contextlib.suppress(OSError):
+        sock.send(last_words)
+        sock.shutdown(socket.SHUT_WR)
