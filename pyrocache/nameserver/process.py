@@ -94,13 +94,7 @@ def main(argv: list[str]) -> NoReturn:
     """Serve as ``argv[0]``, the arguments of `serve` in JSON, says; prints one line of JSON when ready."""
     stop = StopRequest()
     stop.on_signals()
-
-    def watch_parent() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        stop.request()
-
-    threading.Thread(target=watch_parent, daemon=True).start()
+    stop.with_parent()
     try:
         serve(**json.loads(argv[0]), stop=stop, ready=_print_ready)
     except PyroCacheError as error:

@@ -137,14 +137,8 @@ def _member(name: Any, entry: Any) -> Member | None:
             return None
         host, port = parse_address(match[2], default_port=0)
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
-        incarnation, socket_path = tags.get("incarnation", ""), tags.get("unix", "")
-        return Member(
-            name=name,
-            host=host,
-            port=port,
-            weight=float(tags.get("weight", "1.0")),
-            incarnation=incarnation,
-            socket_path=socket_path if is_socket_path(socket_path, incarnation) else "",
-        )
+        weight, incarnation, path = (tags.get(tag, "") for tag in ("weight", "incarnation", "unix"))
+        path = path if is_socket_path(path, incarnation) else ""
+        return Member(name, host, port, float(weight or 1.0), incarnation, path)
     except (TypeError, ValueError, LookupError):
         return None

@@ -80,9 +80,6 @@ def serving_members(
     if seconds <= 0:
         return members
     requests = [Request(member, commands.PING, ()) for member in members]
-    serving = []
     with closing(connections.exchange(requests, Deadline(min(seconds, _PING_SECONDS)))) as outcomes:
-        for index, outcome in outcomes:
-            if isinstance(outcome, dict) and outcome.get("serving") is True:
-                serving.append(members[index])
-    return serving
+        answers = [(members[index], outcome) for index, outcome in outcomes if isinstance(outcome, dict)]
+    return [member for member, answer in answers if answer.get("serving") is True]

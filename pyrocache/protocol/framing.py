@@ -73,9 +73,7 @@ def parse_header(data: Buffer) -> Header:
     return Header(*fields)
 
 
-def pack_message(
-    kind: int, sequence: int, body: bytes, *, flags: int = 0, serializer: int = MSGPACK
-) -> bytes:
+def pack_message(kind: int, sequence: int, body: bytes, flags: int = 0, serializer: int = MSGPACK) -> bytes:
     """Return a complete message without annotations."""
     size = len(body)
     fields = (kind, serializer, flags, sequence, size, 0, _NO_CORRELATION, 0, _MAGIC)

@@ -216,9 +216,8 @@ class ServerHandshake:
         except HandshakeRefused as refused:
             raise self._refused(header, serializer.dumps(str(refused))) from None
         self.state, self.serializer = State.ESTABLISHED, serializer
-        return framing.pack_message(
-            framing.CONNECT_OK, header.sequence, serializer.dumps(answer), serializer=serializer.number
-        )
+        accepted = serializer.dumps(answer)
+        return framing.pack_message(framing.CONNECT_OK, header.sequence, accepted, 0, serializer.number)
 
     def _admit_first(self, header: Header) -> None:
         if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
@@ -232,5 +231,5 @@ class ServerHandshake:
 
     def _refused(self, header: Header, body: bytes) -> CloseAfterReply:
         self.state = State.REFUSED
-        kind, serializer = framing.CONNECT_FAIL, header.serializer
-        return CloseAfterReply(framing.pack_message(kind, header.sequence, body, serializer=serializer))
+        fail = framing.pack_message(framing.CONNECT_FAIL, header.sequence, body, 0, header.serializer)
+        return CloseAfterReply(fail)

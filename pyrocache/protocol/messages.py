@@ -152,13 +152,8 @@ class CallUnpacker(Generic[_Method]):
         # The name of a known method is a short string: one byte with its length, then the text.
         arguments_at = self._name_at + 1 + (data[self._name_at] & 0x1F)
         method = self._methods.get(data[HEADER_BYTES:arguments_at])
-        if (
-            method is None
-            or start != _CALL_START
-            or end != _END
-            or length != len(data) - HEADER_BYTES
-            or data[-1] != _NO_OPTIONS[0]
-        ):
+        usual = start == _CALL_START and end == _END and length == len(data) - HEADER_BYTES
+        if method is None or not usual or data[-1] != _NO_OPTIONS[0]:
             return None
         try:
             arguments = _unpack_small(data[arguments_at:-1])

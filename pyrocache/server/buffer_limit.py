@@ -35,15 +35,10 @@ class BufferLimit:
     used: int = 0
 
     def account(self, connection: Connection) -> None:
-        """Count what is kept for ``connection`` now, if it is still open."""
+        """Count what is kept for ``connection`` now: nothing once it is closed."""
         held = connection.held if connection in self.connections else 0
         self.used += held - connection.accounted
         connection.accounted = held
-
-    def release(self, connection: Connection) -> None:
-        """Count nothing for ``connection`` any more."""
-        self.used -= connection.accounted
-        connection.accounted = 0
 
     def has_room(self, connection: Connection, size: int) -> bool:
         """Return whether a reply of ``size`` may wait until its peer reads. Others' unfinished requests make room."""

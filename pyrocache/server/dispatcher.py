@@ -183,7 +183,7 @@ class Dispatcher:
             result = method.call(*arguments, **options) if options else method.call(*arguments)
             if type(result) is Deferred:
                 outcome = Method(method.name, result.outcome, Runs.INLINE, method.serializer)
-                reply: Any = partial(self.dispatch, session, sequence, outcome, (), _NO_OPTIONS, since)
+                reply: Any = partial(self.dispatch, session, sequence, outcome, (), since=since)
                 return PendingReply(result, reply)
             answer = method.serializer.pack_result(sequence, result)
         except Exception as error:
@@ -257,9 +257,8 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
     kind = "PyroError"
     if isinstance(error, PyroError):
         kind = type(error).__name__
-        refusal = Refusal(
-            getattr(error, "code", refusals.BAD_REQUEST), str(error), getattr(error, "detail", None)
-        )
+        code, detail = getattr(error, "code", refusals.BAD_REQUEST), getattr(error, "detail", None)
+        refusal = Refusal(code, str(error), detail)
     elif isinstance(error, TypeError):
         refusal = Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method.")
     else:
@@ -271,6 +270,4 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
 
 def _refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
     body = serializer.dumps(refusals.refusal_to_wire(refusal, kind))
-    return framing.pack_message(
-        framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION, serializer=serializer.number
-    )
+    return framing.pack_message(framing.RESULT, sequence, body, framing.FLAG_EXCEPTION, serializer.number)
