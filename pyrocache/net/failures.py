@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
@@ -24,6 +26,7 @@ class Refused(Exception):
         self.refusal = refusal
 
 
+@dataclass(eq=False)
 class Unavailable(Exception):
     """The node could not be asked, or did not answer.
 
@@ -34,14 +37,10 @@ class Unavailable(Exception):
         gone: something at its address answered, but no such node: by a refused or reset connection or handshake.
     """
 
-    def __init__(
-        self, error: NodeUnavailable, maybe_executed: bool, timed_out: bool, gone: bool = False
-    ) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.maybe_executed = maybe_executed
-        self.timed_out = timed_out
-        self.gone = gone
+    error: NodeUnavailable
+    maybe_executed: bool
+    timed_out: bool
+    gone: bool = False
 
 
 class PoolExhausted(Exception):

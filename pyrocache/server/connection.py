@@ -44,17 +44,8 @@ class Connection:
 
     __slots__ = (
         *("accounted", "active_at", "busy", "channel", "decoder", "deferred", "ending_at", "events"),
-        *(
-            "handshake",
-            "idle",
-            "outgoing",
-            "partial_since",
-            "queued_at",
-            "sent",
-            "session",
-            "throttled",
-            "unread",
-        ),
+        *("handshake", "idle", "outgoing", "partial_since"),
+        *("queued_at", "sent", "session", "throttled", "unread"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
