@@ -2,7 +2,7 @@
 
 Each question opens a connection, uses it once and closes it, all within one deadline, so that nothing here has a
 thread, a lock or state worth mentioning: any thread may call, also after a fork. Works with Pyro5's own name server
-and with ours. A listing has at most 1,024 entries, as any message's maps.
+and with ours. A listing has at most about 1,000 entries, as any message has limits.
 """
 
 from __future__ import annotations
