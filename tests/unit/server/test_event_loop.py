@@ -28,10 +28,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from Pyro5.errors import PyroError
+from pyrocache.node.service.exposing import exposed
 
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
-from pyrocache.node.service.exposing import exposed
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
