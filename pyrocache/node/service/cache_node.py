@@ -107,24 +107,24 @@ class CacheNode:
 
     def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
         """Return the value frame and a number that no other state of the entry has, or None."""
-        validation.check(key=key)
+        validation.check_key(key)
         found = self._guard.run(view, (key,), self._store.get_with_version, key)
         return None if found is None else list(found)
 
     def get_with_times(self, view: int, key: bytes) -> Answer | None:
         """Return ``[frame, seconds left or None, seconds that loading took or None]``, or None."""
-        validation.check(key=key)
+        validation.check_key(key)
         found = self._guard.run(view, (key,), self._store.lookup, key)
         return None if found.value is None or found.stale else value_answer(found)[1:]
 
     def contains(self, view: int, key: bytes) -> bool:
         """Return whether there is an entry. Counts no hit and does not make the entry more recent."""
-        validation.check(key=key)
+        validation.check_key(key)
         return self._guard.run(view, (key,), self._store.contains, key)
 
     def ttl(self, view: int, key: bytes) -> float | None:
         """Return the seconds until the entry expires, infinity if it never does, None if there is none."""
-        validation.check(key=key)
+        validation.check_key(key)
         return self._guard.run(view, (key,), self._store.remaining, key)
 
     def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
@@ -208,12 +208,12 @@ class CacheNode:
 
     def delete(self, view: int, key: bytes) -> bool:
         """Remove the entry. Return whether there was one."""
-        validation.check(key=key)
+        validation.check_key(key)
         return self._apply(view, (key,), partial(self._store.delete, key))
 
     def pop(self, view: int, key: bytes) -> Value | None:
         """Remove the entry and return its value, or None."""
-        validation.check(key=key)
+        validation.check_key(key)
         return self._apply(view, (key,), partial(self._store.pop, key))
 
     # Many keys -------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def check_key(key: Any) -> None:
 
 
 def _check_keys(keys: Any) -> None:
-    check(batch=keys)
+    _RULES["batch"](keys)
     if not {bytes}.issuperset(map(type, keys)) or b"" in keys or len(b"".join(keys)) > MAX_KEY_BYTES:
         for key in keys:
             check_key(key)  # says what is wrong with it, if anything is
@@ -63,7 +63,7 @@ def _check_keys(keys: Any) -> None:
 
 def _check_ttl_or_keep(ttl_seconds: Any) -> None:
     if type(ttl_seconds) is not int or ttl_seconds != KEEP_TTL:
-        check(ttl=ttl_seconds)
+        _RULES["ttl"](ttl_seconds)
 
 
 def _check_condition(condition: Any) -> None:
@@ -72,9 +72,9 @@ def _check_condition(condition: Any) -> None:
 
 
 def _check_tags(tags: Any) -> None:
-    check(tag_list=tags)
+    _RULES["tag_list"](tags)
     for tag in tags or ():
-        check(tag=tag)
+        _RULES["tag"](tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class _Rule:
     def __call__(self, argument: Any) -> None:
         valid = type(argument) in self.types
         if valid and argument is not None:
-            size = len(argument) if hasattr(argument, "__len__") else argument
+            size = argument if isinstance(argument, (int, float)) else len(argument)
             valid = self.least <= size <= self.most
         if not valid:
             raise refusal(BAD_REQUEST, self.text)
