@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member
@@ -192,7 +193,9 @@ class Node:
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._others())
                 self.cache_node.ownership.redirect(others)
-                threading.Thread(target=self._peers.announce, args=(others,), daemon=True).start()
+                # To be asked with this view makes the others look into the name server.
+                ask_others = partial(self._peers.states, others.members, others.id)
+                threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
         except NameServerUnavailable:

@@ -85,7 +85,7 @@ class Locks(Claims[_Lock]):
         lock = self.by_key.get(name)
         if lock is None or token not in lock.by_token:
             return False
-        self._release(name, lock, token)
+        self._release(name, lock, [token])
         self._serve(name, lock)
         return True
 
@@ -94,8 +94,8 @@ class Locks(Claims[_Lock]):
         for name in list(self._keys.get(session, ())):
             lock = self.by_key[name]
             lock.waiters.pop(session, None)
-            for token in [token for token, holder in lock.by_token.items() if holder.session is session]:
-                self._release(name, lock, token)
+            held = [token for token, holder in lock.by_token.items() if holder.session is session]
+            self._release(name, lock, held)
             self._strike(name, lock, session)
             self._serve(name, lock)
 
@@ -104,8 +104,10 @@ class Locks(Claims[_Lock]):
     def _serve(self, name: bytes, lock: _Lock) -> None:
         """Give the lock to the waiters in their order, as far as their limits allow."""
         for session, waiter in lock.parked():
-            if len(lock.by_token) >= waiter.limit:
-                self._expire(name, lock)
+            if len(lock.by_token) >= waiter.limit:  # somebody wants it: a holder whose time is over loses it
+                now = self._clock()
+                expired = [token for token, holder in lock.by_token.items() if now >= holder.deadline]
+                self._release(name, lock, expired)
             if len(lock.by_token) >= waiter.limit:
                 break
             del lock.waiters[session]
@@ -117,12 +119,6 @@ class Locks(Claims[_Lock]):
         if not lock.by_token and not lock.parked():
             self._close(name)
 
-    def _expire(self, name: bytes, lock: _Lock) -> None:
-        """Release the lock for the holders whose time is over, now that somebody wants it."""
-        now = self._clock()
-        for token in [token for token, holder in lock.by_token.items() if now >= holder.deadline]:
-            self._release(name, lock, token)
-
-    def _release(self, name: bytes, lock: _Lock, token: int) -> None:
-        session = lock.by_token.pop(token).session
-        self._strike(name, lock, session)
+    def _release(self, name: bytes, lock: _Lock, tokens: list[int]) -> None:
+        for token in tokens:
+            self._strike(name, lock, lock.by_token.pop(token).session)

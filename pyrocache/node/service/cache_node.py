@@ -11,10 +11,9 @@ only `set` repeats its few lines for speed.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from Pyro5.server import expose
@@ -47,7 +46,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 def _forwarded(part: str, method: _Method) -> _Method:
     """Return a method that calls ``method`` of the node's attribute ``part``."""
 
-    @functools.wraps(method)
+    @wraps(method)
     def call(self: CacheNode, *arguments: Any, **options: Any) -> Any:
         return method(getattr(self, part), *arguments, **options)
 

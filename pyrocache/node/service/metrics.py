@@ -53,13 +53,12 @@ class NodeMetrics:
         store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
         entries, hits, misses, namespaces = self._namespaces()
         now = self._clock()
-        with self._lock:
-            figures = {**store.counters.as_dict(), "bytes": store.used_bytes}
         return {
             "entries": entries,
             "hits": hits,
             "misses": misses,
-            **figures,
+            **store.counters.as_dict(),
+            "bytes": store.used_bytes,
             "max_bytes": store.max_bytes,
             "policy": store.policy.name,
             "namespaces": namespaces,
