@@ -83,7 +83,7 @@ class Views:
         # A node may name no other sockets of this host than those of nodes.
         paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
         if view.members and all(is_socket_path(path, incarnation) for path, incarnation in paths):
-            self._membership.adopt(view)
+            self._membership.view = view
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Look into the name server for a part of the deadline only, since what matters comes after it."""
