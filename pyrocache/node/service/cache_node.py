@@ -26,6 +26,7 @@ from pyrocache.node.service.metrics import NodeMetrics
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.node.service.validation import ValueLimits
 from pyrocache.node.store.entry import Value
+from pyrocache.node.store.mutation import Clear, InvalidateTag
 from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.int_frame import pack_int, unpack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
@@ -373,7 +374,8 @@ class CacheNode:
 
         def clear(store: Store) -> int:
             self._coordination.leases.void_all(namespace)
-            return store.clear(namespace)
+            count: int = store.apply(Clear(namespace))
+            return count
 
         return self._apply(NO_VIEW, (), clear)
 
@@ -384,7 +386,8 @@ class CacheNode:
 
         def invalidate(store: Store) -> int:
             self._coordination.leases.invalidate(tag)
-            return store.invalidate(tag)
+            count: int = store.apply(InvalidateTag(tag))
+            return count
 
         return self._apply(NO_VIEW, (), invalidate)
 

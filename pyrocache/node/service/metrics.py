@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from pyrocache.node.service.coordination import Coordination
@@ -55,7 +56,7 @@ class NodeMetrics:
         now = self._clock()
         with self._lock:
             figures = {
-                **store.counters.as_dict(),
+                **asdict(store.counters),
                 "bytes": store.used_bytes,
                 "max_bytes": store.max_bytes,
                 "policy": store.policy.name,
