@@ -1,6 +1,6 @@
 """pyrocache: a distributed in-memory cache for Python objects, made of Pyro5 remote objects.
 
-The public API. Names are imported when first used, so that ``import pyrocache`` costs next to nothing.
+The public API. All names but the errors are imported when first used, so ``import pyrocache`` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -8,97 +8,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyrocache import errors
+from pyrocache.errors import *  # noqa: F403
+
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
     from pyrocache.client.features.locks import Lock
-    from pyrocache.client.stats import (
-        ClientStats,
-        LatencyHistogram,
-        NamespaceStats,
-        NodeStats,
-        Stats,
-        Totals,
-    )
+    from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.cluster.routing import Member
-    from pyrocache.errors import (
-        ClientClosed,
-        ConfigurationError,
-        Conflict,
-        CorruptValue,
-        InsecureAddress,
-        InvalidKey,
-        KeyTooLarge,
-        LockLost,
-        LockTimeout,
-        NameServerUnavailable,
-        NameTaken,
-        NodeUnavailable,
-        NoNodes,
-        NotAnInt,
-        Overloaded,
-        PartialFailure,
-        ProtocolError,
-        PyroCacheError,
-        RemoteError,
-        SerializationError,
-        ValueTooLarge,
-        WaitTimeout,
-    )
     from pyrocache.local import LocalCluster
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ClientClosed",
     "ClientStats",
-    "ConfigurationError",
-    "Conflict",
-    "CorruptValue",
-    "InsecureAddress",
-    "InvalidKey",
-    "KeyTooLarge",
     "LatencyHistogram",
     "LocalCluster",
     "Lock",
-    "LockLost",
-    "LockTimeout",
     "Member",
-    "NameServerUnavailable",
-    "NameTaken",
     "NamespaceStats",
-    "NoNodes",
     "NodeStats",
-    "NodeUnavailable",
-    "NotAnInt",
-    "Overloaded",
-    "PartialFailure",
-    "ProtocolError",
     "PyroCacheClient",
-    "PyroCacheError",
-    "RemoteError",
-    "SerializationError",
     "Stats",
     "Totals",
-    "ValueTooLarge",
-    "WaitTimeout",
 ]
-
 _HOMES = {
-    **dict.fromkeys(
-        ("ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"),
-        "pyrocache.client.stats",
-    ),
     "LocalCluster": "pyrocache.local",
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
-}
+}  # the others: pyrocache.client.stats
+__all__ += errors.__all__
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "pyrocache.errors")), name)
+    value = getattr(import_module(_HOMES.get(name, "pyrocache.client.stats")), name)
     globals()[name] = value
     return value
 

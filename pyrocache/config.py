@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -33,11 +34,17 @@ MAX_SECONDS = 1_000_000
 """The longest timeout or deadline, eleven days; a TTL may be longer."""
 
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 OnError = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
+
+
+def _check(valid: bool, problem: str) -> None:
+    if not valid:
+        raise ConfigurationError(problem)
 
 
 def parse_size(size: int | str) -> int:
@@ -55,8 +62,8 @@ def parse_size(size: int | str) -> int:
         number, letter, binary = match.groups()
         power = " kmgt".index(letter.lower() or " ")
         size = int(float(number) * (1024 if binary else 1000) ** power)
-    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
-        raise ConfigurationError(f"A size must be a positive number of bytes, not {size!r}.")
+    valid = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    _check(valid, f"A size must be a positive number of bytes, not {size!r}.")
     return size
 
 
@@ -75,15 +82,10 @@ def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
     Raises:
         ConfigurationError: it is not a valid address.
     """
-    problem = ConfigurationError(f"{address!r} is not a valid address. Example: {DEFAULT_NAMESERVER}.")
-    if not isinstance(address, str):
-        raise problem
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?", address)
-    if match is None:
-        raise problem
-    host, port = match[1] or match[2], int(match[3] or default_port)
-    if not 0 < port < 65536 or not _is_host(host):
-        raise problem
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    host, port = (match[1] or match[2], int(match[3] or default_port)) if match else ("", 0)
+    valid = 0 < port < 65536 and _is_host(host)
+    _check(valid, f"{address!r} is not a valid address. Example: {DEFAULT_NAMESERVER}.")
     return host, port
 
 
@@ -92,20 +94,16 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
 def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.rstrip(".").split("."))
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    labels = host.rstrip(".").split(".")
+    return _ip_address(host) is not None or (len(host) <= 253 and all(map(_LABEL.fullmatch, labels)))
 
 
 def check_bind_host(host: str, *, insecure: bool) -> None:
@@ -115,9 +113,10 @@ def check_bind_host(host: str, *, insecure: bool) -> None:
         ConfigurationError: ``host`` is not a valid host name or address.
         InsecureAddress: ``host`` is not loopback and ``insecure`` is not set.
     """
-    if not isinstance(host, str) or not _is_host(host):
-        raise ConfigurationError(f"{host!r} is not a valid host name or address.")
-    if not is_loopback(host) and not insecure:
+    _check(isinstance(host, str) and _is_host(host), f"{host!r} is not a valid host name or address.")
+    address = _ip_address(host)
+    only_here = host == "localhost" if address is None else address.is_loopback
+    if not only_here and not insecure:
         raise InsecureAddress(
             f"Other hosts can reach {host}, and there is no authentication yet. "
             "Bind to 127.0.0.1, or give --insecure if you trust everybody on that network."
@@ -126,36 +125,32 @@ def check_bind_host(host: str, *, insecure: bool) -> None:
 
 def check_node_name(name: str) -> None:
     """Raise `ConfigurationError` unless ``name`` is ``cache.node.N``."""
-    if not isinstance(name, str) or not _NODE_NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} is not a valid node name. Examples: cache.node.1, cache.node.2.")
+    valid = isinstance(name, str) and _NODE_NAME.fullmatch(name) is not None
+    _check(valid, f"{name!r} is not a valid node name. Examples: cache.node.1, cache.node.2.")
 
 
 def check_namespace(path: tuple[str, ...]) -> None:
     """Raise `ConfigurationError` unless ``path`` is a tuple of names that are not too long."""
-    if not isinstance(path, tuple):
-        raise ConfigurationError(f"A namespace must be a tuple of names, not {type(path).__name__}.")
-    sizes = []
+    _check(isinstance(path, tuple), f"A namespace must be a tuple of names, not {type(path).__name__}.")
     for name in path:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"A namespace's name must be a str, not {type(name).__name__}.")
-        sizes.append(len(name.encode("utf-8", "surrogatepass")))
-    if max(sizes, default=0) > MAX_NAMESPACE_BYTES:
-        raise ConfigurationError(
-            f"A namespace's name has {max(sizes)} bytes in UTF-8; the limit is {MAX_NAMESPACE_BYTES}."
-        )
-    if sum(sizes) + len(sizes) > MAX_NAMESPACE_PATH_BYTES:
-        raise ConfigurationError(
-            f"This namespace is nested too deeply: its {len(sizes)} names, with one byte for each, take more than "
-            f"{MAX_NAMESPACE_PATH_BYTES} bytes."
-        )
+        _check(isinstance(name, str), f"A namespace's name must be a str, not {type(name).__name__}.")
+    sizes = [len(name.encode("utf-8", "surrogatepass")) for name in path]
+    longest = max(sizes, default=0)
+    _check(
+        longest <= MAX_NAMESPACE_BYTES,
+        f"A namespace's name has {longest} bytes in UTF-8; the limit is {MAX_NAMESPACE_BYTES}.",
+    )
+    _check(
+        sum(sizes) + len(sizes) <= MAX_NAMESPACE_PATH_BYTES,
+        f"This namespace is nested too deeply: its {len(sizes)} names, with one byte for each, take more than "
+        f"{MAX_NAMESPACE_PATH_BYTES} bytes.",
+    )
 
 
 def check_seconds(what: str, seconds: float) -> None:
     """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
-    if not _is_number(seconds) or not 0 < seconds <= MAX_SECONDS:
-        raise ConfigurationError(
-            f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
-        )
+    problem = f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
+    _check(_is_number(seconds) and 0 < seconds <= MAX_SECONDS, problem)
 
 
 def _is_number(value: object) -> bool:
@@ -174,15 +169,12 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
     if isinstance(ttl_seconds, timedelta):
         ttl_seconds = ttl_seconds.total_seconds()
     elif not _is_number(ttl_seconds):
-        kind = type(ttl_seconds).__name__
-        raise TypeError(f"{name} must be an int, a float, a timedelta or None, not {kind}.")
+        raise TypeError(
+            f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+        )
     if not ttl_seconds > 0:
         raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
-    try:
-        seconds = float(ttl_seconds)
-    except OverflowError:
-        return None
-    return None if seconds == math.inf else seconds
+    return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
 
 
 def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
@@ -202,9 +194,8 @@ def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "a
     if not _is_number(number):
         raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
     if not 0 <= number < math.inf or (number == 0 and not zero):
-        raise ValueError(
-            f"{name} must be finite and {'not negative' if zero else 'above 0'}, not {number!r}."
-        )
+        least = "not negative" if zero else "above 0"
+        raise ValueError(f"{name} must be finite and {least}, not {number!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,40 +246,39 @@ class NodeConfig:
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
         check_bind_host(self.host, insecure=self.insecure)
-        if self.host in ("0.0.0.0", "::"):
-            raise ConfigurationError(
-                f"{self.host} is not an address that clients can connect to: give --host the address of this machine "
-                "that the other hosts use."
-            )
+        _check(
+            self.host not in ("0.0.0.0", "::"),
+            f"{self.host} is not an address that clients can connect to: give --host the address of this machine "
+            "that the other hosts use.",
+        )
         if self.name is not None:
             check_node_name(self.name)
-        if not 0 <= self.port < 65536:
-            raise ConfigurationError(f"A port must be a number from 0 to 65535, not {self.port!r}.")
+        _check(0 <= self.port < 65536, f"A port must be a number from 0 to 65535, not {self.port!r}.")
         check_weight(self.weight)
-        if self.max_memory < 64 * 1024:
-            raise ConfigurationError(
-                f"A node needs at least 64KiB of memory for entries, not {self.max_memory}."
-            )
-        if self.eviction == "adaptive":
-            raise ConfigurationError(
-                f"The eviction policy 'adaptive' is gone: the default is {DEFAULT_EVICTION!r}, which needs no option."
-            )
-        if self.eviction not in EVICTION_POLICIES:
-            raise ConfigurationError(
-                f"{self.eviction!r} is not an eviction policy; choose one of {', '.join(EVICTION_POLICIES)}."
-            )
+        memory = self.max_memory
+        _check(memory >= 64 * 1024, f"A node needs at least 64KiB of memory for entries, not {memory}.")
+        _check(
+            self.eviction != "adaptive",
+            f"The eviction policy 'adaptive' was removed: the default is {DEFAULT_EVICTION!r}, which needs no option.",
+        )
+        policies = ", ".join(EVICTION_POLICIES)
+        known = self.eviction in EVICTION_POLICIES
+        _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
             check_seconds(field, getattr(self, field))
         counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
         for field in counts.split():
-            if getattr(self, field) < 1:
-                raise ConfigurationError(f"{field} must be at least 1, not {getattr(self, field)!r}.")
+            _check_count(field, getattr(self, field))
 
 
 def check_weight(weight: float) -> None:
     """Raise `ConfigurationError` unless ``weight`` is a number from 0.01 to 100."""
-    if not _is_number(weight) or not 0.01 <= weight <= 100:
-        raise ConfigurationError(f"A weight must be a number from 0.01 to 100, not {weight!r}.")
+    valid = _is_number(weight) and 0.01 <= weight <= 100
+    _check(valid, f"A weight must be a number from 0.01 to 100, not {weight!r}.")
+
+
+def _check_count(what: str, number: int) -> None:
+    _check(number >= 1, f"{what} must be at least 1, not {number!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,9 +305,7 @@ class ClientConfig:
         parse_address(self.nameserver)
         check_namespace(self.namespace)
         check_seconds("timeout", self.timeout)
-        if self.on_error not in ("raise", "miss"):
-            raise ConfigurationError(f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
-        if self.max_connections < 1:
-            raise ConfigurationError(f"max_connections must be at least 1, not {self.max_connections!r}.")
-        if self.transport not in ("auto", "tcp"):
-            raise ConfigurationError(f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
+        actions, transports = ("raise", "miss"), ("auto", "tcp")
+        _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        _check_count("max_connections", self.max_connections)
+        _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")

@@ -11,7 +11,6 @@ import signal
 import time
 import weakref
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
@@ -80,19 +79,15 @@ class LocalCluster:
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
+        starting: list[ChildProcess] = []
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
-            starting: list[ChildProcess] = []
-            try:
-                for _ in range(nodes):
-                    starting.append(self._start_node())
-                started = [self._started(process) for process in starting]
-            except BaseException:
-                for process in starting:
-                    process.kill()
-                raise
+            for _ in range(nodes):
+                starting.append(self._start_node())
+            started = [self._started(process) for process in starting]
         except BaseException:
-            self._nameserver_process.kill()
+            for process in (*starting, self._nameserver_process):
+                process.kill()
             raise
         self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))
 
@@ -131,15 +126,14 @@ class LocalCluster:
 
     def remove_node(self, i: int) -> None:
         """Shut down node ``i``, and remove it from ``nodes``."""
-        process = self.nodes[i]._process
-        process.terminate()
-        process.wait()
-        node = self.nodes.pop(i)
+        node = self.nodes[i]
+        node._process.terminate()
+        node._process.wait()
+        del self.nodes[i]
         directory = NameServerDirectory(self.nameserver)
         for entry in directory.members():
-            if (entry.name, entry.address) == (
-                node.name,
-                node.address,
+            if (
+                entry.name == node.name and entry.address == node.address
             ):  # it was killed, and did not unregister
                 directory.remove(entry)
 
@@ -174,9 +168,7 @@ class LocalCluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ import typer
 
 from pyrocache import __version__
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
-from pyrocache.config import DEFAULT_EVICTION, DEFAULT_NAMESERVER, EVICTION_POLICIES, parse_address
+from pyrocache.config import DEFAULT_EVICTION, DEFAULT_NAMESERVER, EVICTION_POLICIES, NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError, PyroCacheError
 
 app = typer.Typer(
@@ -32,19 +32,15 @@ app = typer.Typer(
 )
 
 NameServerOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Address of the name server; by default ${NAMESERVER_VARIABLE}, else {DEFAULT_NAMESERVER}.",
-        metavar="HOST:PORT",
-        show_default=False,
-    ),
+    str, typer.Option(help="Address of the name server.", envvar=NAMESERVER_VARIABLE, metavar="HOST:PORT")
 ]
 InsecureOption = Annotated[
-    bool,
-    typer.Option("--insecure", help="Allow an address that other hosts reach; there is no authentication."),
+    bool, typer.Option("--insecure", help="Allow an address that others reach; there is no authentication.")
 ]
 NamespaceOption = Annotated[str | None, typer.Option(help="Work in this namespace.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
+
+_NO_ENTRY = "There is no entry under this key."
 
 
 def main(command: str | None = None) -> NoReturn:
@@ -112,21 +108,16 @@ def nameserver_command(
 @app.command("nodes")
 def nodes_command(
     nodes: Annotated[int, typer.Option(help="How many nodes to start.", min=1, max=256)] = 3,
-    nameserver: NameServerOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
     with_nameserver: Annotated[
         bool, typer.Option("--with-nameserver", help="Start a name server too when none answers.")
     ] = False,
     host: Annotated[str, typer.Option(help="Address that the nodes listen on.")] = "127.0.0.1",
     max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
-    max_value: Annotated[
-        str, typer.Option(help="The largest encoded value that the nodes accept.")
-    ] = "64MiB",
+    max_value: Annotated[str, typer.Option(help="Largest encoded value that a node accepts.")] = "64MiB",
     eviction: Annotated[
-        str,
-        typer.Option(
-            help="Which entries to remove when memory is full.", metavar="|".join(EVICTION_POLICIES)
-        ),
+        str, typer.Option(help="What to remove when memory is full.", metavar="|".join(EVICTION_POLICIES))
     ] = DEFAULT_EVICTION,
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
@@ -135,12 +126,11 @@ def nodes_command(
 ) -> None:
     """Start cache nodes, restart those that die, and end them with this command."""
     from pyrocache.cli.nodes import run
-    from pyrocache.config import NodeConfig, parse_size
 
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
     config = NodeConfig(
-        nameserver=_address(nameserver),
+        nameserver=nameserver,
         name=name,
         host=host,
         insecure=insecure,
@@ -156,9 +146,7 @@ def nodes_command(
 @app.command("demo")
 def demo_command(
     ttl: Annotated[float, typer.Option(help="TTL of the entry that expires, in seconds.", min=0.1)] = 2.0,
-    keys: Annotated[
-        int, typer.Option(help="Unique keys to write, by four client processes.", min=4)
-    ] = 10_000,
+    keys: Annotated[int, typer.Option(help="Keys that four processes write.", min=4)] = 10_000,
 ) -> None:
     """Start a cluster of three nodes and show what it does."""
     from pyrocache.cli.demo import run
@@ -168,22 +156,21 @@ def demo_command(
 
 @app.command("status")
 def status_command(
-    nameserver: NameServerOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for answers.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
-    address = _address(nameserver)
-    with PyroCacheClient(address, timeout=timeout) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout) as cache:
         members = cache.nodes()
         stats = cache.stats()
     if as_json:
         listed = [{**asdict(member), "address": member.address} for member in members]
-        print(json.dumps({"nameserver": address, "members": listed, **stats.as_dict()}, indent=2))
+        print(json.dumps({"nameserver": nameserver, "members": listed, **stats.as_dict()}, indent=2))
     else:
         from pyrocache.cli.tables import print_status
 
-        print_status(address, members, stats)
+        print_status(nameserver, members, stats)
     raise typer.Exit(1 if stats.away else 0)
 
 
@@ -193,42 +180,40 @@ def set_command(
     value: Annotated[str, typer.Argument(help="The value, as text.", metavar="VALUE", show_default=False)],
     ttl: Annotated[float | None, typer.Option(help="Seconds until it expires; never by default.")] = None,
     namespace: NamespaceOption = None,
-    nameserver: NameServerOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
 ) -> None:
     """Store a text under a key."""
     with _client(nameserver, namespace) as cache:
         try:
             cache.set(key, value, ttl_seconds=ttl)
+        except PyroCacheError:
+            raise
         except ValueError as error:
-            if isinstance(error, PyroCacheError):
-                raise
             raise ConfigurationError(f"--ttl: {error}") from error
 
 
 @app.command("get")
 def get_command(
-    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = None
+    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = DEFAULT_NAMESERVER
 ) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
     missing = object()
     with _client(nameserver, namespace) as cache:
         value = cache.get(key, missing)
     if value is missing:
-        print("There is no entry under this key.", file=sys.stderr)
-        raise typer.Exit(1)
+        raise PyroCacheError(_NO_ENTRY)
     print(repr(value))
 
 
 @app.command("delete")
 def delete_command(
-    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = None
+    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = DEFAULT_NAMESERVER
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
     with _client(nameserver, namespace) as cache:
         deleted = cache.delete(key)
     if not deleted:
-        print("There is no entry under this key.", file=sys.stderr)
-        raise typer.Exit(1)
+        raise PyroCacheError(_NO_ENTRY)
 
 
 @app.command(
@@ -237,28 +222,17 @@ def delete_command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def replay_command() -> None:
-    """Say where the command has gone."""
-    print(
-        "`pyrocache replay` is part of the benchmarks now: in the source tree, run"
-        " `python -m benchmarks replay TRACE` with the same options.",
-        file=sys.stderr,
-    )
+    """Say that the command was removed, and what replaces it."""
+    removed = "`pyrocache replay` was removed. In the source tree, run"
+    print(f"{removed} `python -m benchmarks replay TRACE` with the same options.", file=sys.stderr)
     raise typer.Exit(2)
 
 
-def _address(nameserver: str | None) -> str:
-    address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
-    parse_address(address)
-    return address
-
-
-def _client(nameserver: str | None, namespace: str | None) -> PyroCacheClient:
-    return PyroCacheClient(_address(nameserver), namespace=() if namespace is None else namespace)
+def _client(nameserver: str, namespace: str | None) -> PyroCacheClient:
+    return PyroCacheClient(nameserver, namespace=() if namespace is None else namespace)
 
 
 def _warn_if_insecure(insecure: bool) -> None:
     if insecure:
-        print(
-            "Warning: --insecure: whoever reaches this address can read, change and delete every entry.",
-            file=sys.stderr,
-        )
+        consequence = "whoever reaches this address can read, change and delete every entry."
+        print(f"Warning: --insecure: {consequence}", file=sys.stderr)

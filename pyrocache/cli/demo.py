@@ -14,11 +14,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -27,6 +27,8 @@ from rich.text import Text
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.errors import PyroCacheError
 from pyrocache.local import LocalCluster
+
+_T = TypeVar("_T")
 
 _NODES = 3
 _PROCESSES = 4
@@ -71,7 +73,7 @@ class Stage:
         self.console = console
         self.passed = 0
         self.failed = 0
-        fancy = _can_write("✓✗→█", console.encoding)
+        fancy = not console.options.ascii_only
         self._good, self._bad, self._arrow = ("✓", "✗", " → ") if fancy else ("ok", "FAILED", ": ")
         self._block = "█" if fancy else "#"
 
@@ -100,14 +102,12 @@ class Stage:
         line.append(f"{entries:>9,} {share:>7.1%}")
         self.print(line)
 
-    @contextlib.contextmanager
-    def progress(self, what: str, total: float) -> Iterator[Callable[[float], None]]:
-        """Show a progress bar while the block runs, on a terminal; yield the function that advances it."""
+    def track(self, what: str, items: Iterable[_T], total: int) -> Iterator[_T]:
+        """Yield the items. Show a progress bar meanwhile, on a terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH))
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
-            task = progress.add_task(f"  {what}", total=total)
-            yield lambda amount: progress.advance(task, amount)
+            yield from progress.track(items, total=total, description=f"  {what}")
 
     def end(self) -> int:
         """Show the result and return the exit status."""
@@ -117,14 +117,6 @@ class Stage:
             return 1
         self.print(Text(f"All {checks} checks passed.", style="bold green"))
         return 0
-
-
-def _can_write(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 # Single keys -----------------------------------------------------------------------------------------------
@@ -146,19 +138,16 @@ def _play_single_keys(stage: Stage, cache: PyroCacheClient, ttl: float) -> None:
     step(f"set user:456 {bob}", "user:456", cache.set("user:456", bob), True)
     step("delete user:123", "user:123", cache.delete("user:123"), True)
     step("get user:123", "user:123", cache.get("user:123"), None)
-    _wait(stage, expired_at - time.monotonic())
+    _wait(stage, max(expired_at - time.monotonic(), 0.0))
     step("get product:abc", "product:abc", cache.get("product:abc"), None)
 
 
 def _wait(stage: Stage, seconds: float) -> None:
     if not stage.console.is_terminal:
-        stage.print(f"  Waiting {max(seconds, 0.0):.1f} s until product:abc expires")
-    begin = now = time.monotonic()
-    with stage.progress("Waiting until product:abc expires", seconds) as advance:
-        while (left := begin + seconds - now) > 0:
-            time.sleep(min(_TICK_SECONDS, left))
-            before, now = now, time.monotonic()
-            advance(now - before)
+        stage.print(f"  Waiting {seconds:.1f} s until product:abc expires")
+    ticks = math.ceil(seconds / _TICK_SECONDS)
+    for _ in stage.track("Waiting until product:abc expires", range(ticks), ticks):
+        time.sleep(_TICK_SECONDS)
 
 
 # Many keys, from several processes -------------------------------------------------------------------------
@@ -167,9 +156,10 @@ def _wait(stage: Stage, seconds: float) -> None:
 def _play_many_keys(stage: Stage, cache: PyroCacheClient, keys: int) -> None:
     before = _entries(cache)
     with _client_processes(cache) as pool:
-        for verb, work in (("set", _set_keys), ("get", _get_keys)):
+        for verb, work in (("set", _set_key), ("get", _get_key)):
             begin = time.monotonic()
-            good = _run_chunks(stage, pool, verb, work, keys)
+            right = pool.map(work, range(keys), chunksize=_CHUNK_KEYS)
+            good = sum(stage.track(f"Keys {verb}", right, keys))
             answer = f"{good:,} right in {time.monotonic() - begin:.1f} s"
             what = f"{_PROCESSES} processes {verb} {keys:,} keys"
             stage.step("all nodes", what, answer, good=good == keys, expected=f"{keys:,}")
@@ -203,22 +193,6 @@ def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
         raise PyroCacheError("A client process ended before its work was done.") from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _run_chunks(
-    stage: Stage, pool: ProcessPoolExecutor, verb: str, work: Callable[[range], int], keys: int
-) -> int:
-    """Run ``work`` on chunks of the keys and return how many came out right."""
-    chunks: dict[Future[int], int] = {}
-    for begin in range(0, keys, _CHUNK_KEYS):
-        chunk = range(begin, min(begin + _CHUNK_KEYS, keys))
-        chunks[pool.submit(work, chunk)] = len(chunk)
-    right = 0
-    with stage.progress(f"Keys {verb}", keys) as advance:
-        for done in as_completed(chunks):
-            right += done.result()
-            advance(chunks[done])
-    return right
 
 
 def _show_balance(stage: Stage, entries: dict[str, int], keys: int) -> None:
@@ -263,12 +237,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _set_keys(numbers: range) -> int:
-    return sum(_client.set(f"item:{number}", _item(number)) is True for number in numbers)
+def _set_key(number: int) -> bool:
+    return _client.set(f"item:{number}", _item(number))
 
 
-def _get_keys(numbers: range) -> int:
-    return sum(_client.get(f"item:{number}") == _item(number) for number in numbers)
+def _get_key(number: int) -> bool:
+    return bool(_client.get(f"item:{number}") == _item(number))
 
 
 def _item(number: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ Each process has a `Supervisor`. Runs in the main thread, which alone receives t
 
 from __future__ import annotations
 
-import sys
 import time
+from dataclasses import asdict
 
-from pyrocache.cli.supervisor import Supervisor
+from pyrocache.cli.supervisor import Supervisor, report
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
@@ -30,12 +30,12 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
         if not with_nameserver:
             _wait_for_registrations(config.nameserver)
         elif not _answers(config.nameserver):
-            nameservers += _start_nameserver(config)
+            _start_nameserver(config, nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
         if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
-        answers = sorted((node.answer for node in nodes), key=lambda answer: _number(answer["name"]))
-        print_nodes(answers, config.max_memory)
+        nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
+        print_nodes([node.answer for node in nodes], config.max_memory)
         print("ready", flush=True)
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
@@ -51,24 +51,23 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     """Start ``count`` nodes at once and add them to ``nodes``. Return False when one fails."""
 
     def start(name: str | None) -> ChildProcess:
-        settings = {field: getattr(config, field) for field in config.__slots__}
-        return start_node({**settings, "name": name or config.name}, quiet=False)
+        return start_node({**asdict(config), "name": name or config.name}, quiet=False)
 
     begin = len(nodes)
     for _ in range(count):
-        nodes.append(Supervisor("a node", start, _report, renamable=config.name is None))
+        nodes.append(Supervisor("a node", start, renamable=config.name is None))
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
         except PyroCacheError as error:
             if node.killed:
-                _report(str(error))
+                report(str(error))
             return False  # otherwise the node has said why itself
     return True
 
 
-def _start_nameserver(config: NodeConfig) -> list[Supervisor]:
-    """Start a name server; return none if another command started one at the same time."""
+def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None:
+    """Start a name server and add it to ``nameservers``, unless another command starts one at the same time."""
     host, port = parse_address(config.nameserver)
     first = True
 
@@ -77,21 +76,17 @@ def _start_nameserver(config: NodeConfig) -> list[Supervisor]:
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
-    nameserver = Supervisor("the name server", start, _report)
+    nameservers.append(Supervisor("the name server", start))
     try:
-        nameserver.wait_until_ready()
+        nameservers[0].wait_until_ready()
     except PyroCacheError:
-        nameserver.join()
+        nameservers.pop().join()
         for _ in range(10):
             if _answers(config.nameserver):
-                return []
+                return
             time.sleep(_POLL_SECONDS)
         raise
-    except BaseException:
-        _end([nameserver])
-        raise
-    _report(f"Name server ready at {config.nameserver}.")
-    return [nameserver]
+    report(f"Name server ready at {config.nameserver}.")
 
 
 def _answers(nameserver: str) -> bool:
@@ -117,11 +112,3 @@ def _end(supervisors: list[Supervisor]) -> None:
         supervisor.stop()
     for supervisor in supervisors:
         supervisor.join()
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition(".")[2])
-
-
-def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

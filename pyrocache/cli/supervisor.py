@@ -6,6 +6,7 @@ from a thread of its own; all public methods are for the main thread. Processes 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,13 +23,17 @@ _STOP_SECONDS = 5.0
 _REFUSED = 3  # exit status of a node whose name a live node holds
 
 
+def report(text: str) -> None:
+    """Print what happened on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Supervisor:
     """Keeps one child process running.
 
     Args:
         what: how to call it in reports, until it has told its name.
         start: starts it, given its name, or None the first time.
-        report: called with one line of text when something happens.
         renamable: whether a process that lost its name to another node may take a new one.
 
     Attributes:
@@ -37,18 +42,12 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        what: str,
-        start: Callable[[str | None], ChildProcess],
-        report: Callable[[str], None],
-        *,
-        renamable: bool = False,
+        self, what: str, start: Callable[[str | None], ChildProcess], renamable: bool = False
     ) -> None:
         self.what = what
         self.answer: dict[str, Any] = {}
         self.gave_up = False
         self._start = start
-        self._report = report
         self._renamable = renamable
         self._stopping = threading.Event()
         self._process = start(None)
@@ -92,13 +91,13 @@ class Supervisor:
                 continue
             refused = status == _REFUSED
             if refused and not self._renamable:
-                self._report(f"{self.what} ended for the reason above and is not started again.")
+                report(f"{self.what} ended for the reason above and is not started again.")
                 self.gave_up = True
                 return
             if time.monotonic() - self._process.started_at > _STEADY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-            self._report(f"{self.what} ended ({cause}); starting it again in {pause:g} s.")
+            report(f"{self.what} ended ({cause}); starting it again in {pause:g} s.")
             if self._stopping.wait(pause):
                 return
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -115,4 +114,4 @@ class Supervisor:
             self._wait_until_ready()
         except PyroCacheError:
             return  # it has said why; the next pause is longer
-        self._report(f"{self.what} is back with pid {self.answer['pid']}.")
+        report(f"{self.what} is back with pid {self.answer['pid']}.")

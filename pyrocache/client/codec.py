@@ -35,23 +35,14 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pickle import dumps, loads
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
 
-__all__ = [
-    "Codec",
-    "canonical_pickle",
-    "canonical_unpickle",
-    "decode_value",
-    "decode_values",
-    "encode_value",
-    "encode_values",
-    "type_name",
-]
+__all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "type_name"]
 
 _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
@@ -109,7 +100,8 @@ class Codec:
         values = list(values)
         if _ENCODERS.keys().isdisjoint(map(type, values)):
             frames: list[bytes | Pieces] = []
-            pickler = pickle.Pickler(_Sink(frames), _PICKLE_PROTOCOL, buffer_callback=_in_band)
+            sink: Any = SimpleNamespace(write=frames.append)
+            pickler = pickle.Pickler(sink, _PICKLE_PROTOCOL, buffer_callback=_in_band)
             dump, forget = pickler.dump, pickler.clear_memo
             value: object = None
             try:
@@ -140,74 +132,28 @@ class Codec:
             raise _unpicklable(error) from error
 
 
-def encode_value(value: object) -> bytes | Pieces:
-    """Return the frame of a value that belongs to no key."""
-    return _PLAIN.encode(b"", value)
-
-
-def decode_value(frame: bytes | memoryview) -> object:
-    """Return the value in a frame that belongs to no key."""
-    return _PLAIN.decode(b"", frame)
-
-
-def encode_values(values: Iterable[object]) -> list[bytes | Pieces]:
-    """Return the frames of values that belong to no key."""
-    return _PLAIN.encode_many((), values)
-
-
-def decode_values(frames: Sequence[Any], missing: Any) -> list[Any]:
-    """Return the values in frames that belong to no key, and ``missing`` for each None."""
-    return _PLAIN.decode_many((), frames, missing)
-
-
-_PLAIN = Codec()
-
-
-class _Sink:
-    """A file for a pickler that appends each write to a list."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.write = parts.append
-
-
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
     """Write a pickle to ``file`` that depends on what ``obj`` holds, not on which of its parts are the same object.
 
     ``persistent_id`` is called with every object on the way, ``obj`` included. What it returns is written in that
     object's place; None lets pickle go on into the object. Raises whatever pickling raises.
     """
-    pickler = _CanonicalPickler(file, _PICKLE_PROTOCOL)
+    pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
     # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
     pickler.fast = True
-    pickler.id_of = persistent_id
+    pickler.persistent_id = persistent_id  # type: ignore[method-assign]
     pickler.dump(obj)
-
-
-class _CanonicalPickler(pickle.Pickler):
-    id_of: Callable[[object], object | None]
-
-    def persistent_id(self, obj: Any) -> Any:
-        return self.id_of(obj)
 
 
 def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
     """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
     file = io.BytesIO(data)
-    unpickler = _CanonicalUnpickler(file)
-    unpickler.part_of = persistent_load
+    unpickler = pickle.Unpickler(file)
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
     loaded: object = unpickler.load()
     if file.read(1):
         raise pickle.UnpicklingError("bytes left over after a pickle")
     return loaded
-
-
-class _CanonicalUnpickler(pickle.Unpickler):
-    part_of: Callable[[Any], object]
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self.part_of(pid)
 
 
 def type_name(value: object) -> str:
@@ -263,10 +209,9 @@ def _keep_large(found: pickle.PickleBuffer, buffers: list[memoryview]) -> bool:
 
 
 def _join_out_of_band(data: bytes, buffers: list[memoryview]) -> Pieces:
-    head = _OUT_OF_BAND_HEAD.pack(_OUT_OF_BAND, len(buffers), len(data)) + struct.pack(
-        f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers)
-    )
-    pieces: list[bytes | memoryview] = [head + data]
+    head = _OUT_OF_BAND_HEAD.pack(_OUT_OF_BAND, len(buffers), len(data))
+    sizes = struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
+    pieces: list[bytes | memoryview] = [head + sizes + data]
     length = len(pieces[0])
     for buffer in buffers:
         padding = -length % _ALIGNMENT

@@ -21,8 +21,8 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
-from pyrocache.client.keys.encoding import encode_key, namespace_prefix
-from pyrocache.client.keys.format import utf8
+from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import namespace_prefix, utf8
 from pyrocache.client.stats import ClientStats
 from pyrocache.config import ClientConfig, ttl_to_seconds
 from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any, Self
 
-from pyrocache.client.keys.encoding import namespace_path
+from pyrocache.client.keys.format import split_namespace
 from pyrocache.config import format_size
 from pyrocache.errors import InvalidKey
 
@@ -180,7 +180,7 @@ class NodeStats(Totals):
         namespaces: dict[tuple[str, ...], NamespaceStats] = {}
         for prefix, *figures in known.pop("namespaces", ()):
             try:
-                namespaces[namespace_path(prefix)] = NamespaceStats(*figures)
+                namespaces[split_namespace(prefix)[0]] = NamespaceStats(*figures)
             except InvalidKey:  # a peer of another kind uses what no client of ours does
                 continue
         latencies = {method: LatencyHistogram(tuple(counts)) for method, counts in known.pop("latencies", ())}

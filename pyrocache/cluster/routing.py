@@ -147,23 +147,14 @@ class ClusterView:
             owned[self._first(partition_of(keys[index]))].append(index)
         return owned
 
-    def ranked(self, partition: int) -> Sequence[Member]:
-        """Return all nodes in the order in which they would own a partition."""
-        scores = self._scores(partition)
-        order = sorted(range(len(scores)), key=lambda index: scores[index], reverse=True)
-        return [self.members[index] for index in order]
-
     def _first(self, partition: int) -> int:
-        scores = self._scores(partition)
-        if not scores:
+        if not self.members:
             raise LookupError("The view has no nodes.")
-        owner = self.owners[partition] = scores.index(max(scores))
-        return owner
-
-    def _scores(self, partition: int) -> list[float]:
         salt = partition.to_bytes(2, "little")
         # The hash becomes a number strictly between 0 and 1; -1/log grows with it.
-        return [
+        scores = [
             -weight / math.log((xxh3_64_intdigest(salt + name) // 4096 + 0.5) / 2**52)
             for name, weight in self._weighted
         ]
+        owner = self.owners[partition] = scores.index(max(scores))
+        return owner

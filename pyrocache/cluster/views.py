@@ -14,9 +14,7 @@ EMPTY = ClusterView(())
 
 
 def next_view(
-    current: ClusterView,
-    listed: Iterable[Member],
-    serving: Callable[[Sequence[Member]], Collection[Member]],
+    current: ClusterView, listed: Iterable[Member], serving: Callable[[Sequence[Member]], Collection[Member]]
 ) -> ClusterView:
     """Return the view after a look into the name server; ``current`` itself if nothing is new.
 

@@ -32,22 +32,12 @@ from pyrocache.server.event_loop import EventLoop
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 16 * 1024
 _LIMITS = NodeConfig(
-    max_connections=500,
-    request_seconds=10.0,
-    idle_seconds=60.0,
-    workers=2,
-    max_buffered_bytes=64 * 2**20,
+    max_connections=500, request_seconds=10.0, idle_seconds=60.0, workers=2, max_buffered_bytes=64 * 2**20
 )
 
 
 def serve(
-    *,
-    host: str,
-    port: int,
-    storage: str,
-    insecure: bool,
-    stop: StopRequest,
-    ready: Callable[[str], None],
+    *, host: str, port: int, storage: str, insecure: bool, stop: StopRequest, ready: Callable[[str], None]
 ) -> None:
     """Run a name server until ``stop`` is requested; ``ready`` is told its ``host:port``.
 
@@ -93,7 +83,7 @@ def serve(
         ready(address)
         while not stop.wait(
             _POLL_SECONDS
-        ):  # a signal can reach another thread, and then wakes no endless wait
+        ):  # not endless: a signal that reaches another thread does not wake it
             pass
     finally:
         loop.shutdown()
@@ -104,13 +94,7 @@ def main(argv: list[str]) -> NoReturn:
     """Serve as ``argv[0]``, the arguments of `serve` in JSON, says; prints one line of JSON when ready."""
     stop = StopRequest()
     stop.on_signals()
-
-    def watch_parent() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        stop.request()
-
-    threading.Thread(target=watch_parent, daemon=True).start()
+    stop.with_parent()
     try:
         serve(**json.loads(argv[0]), stop=stop, ready=_print_ready)
     except PyroCacheError as error:

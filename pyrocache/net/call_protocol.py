@@ -1,6 +1,6 @@
 """The exchange of messages on one connection, from the client's end: bytes in, results out. No I/O.
 
-A driver sends what `greet` and then each `send_call` return, and hands over what it receives, by `receive_data`, or
+A driver sends `greeting` and then what each `send_call` returns, and hands over what it receives, by `receive_data`, or
 by `received` after it has put it where `space` says. `Connection` is the blocking driver.
 
 One request is under way at a time. After an exception other than `Refused` the next reply could be another call's:
@@ -14,11 +14,10 @@ from typing import Any
 
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import ProtocolError
-from pyrocache.net.channel import Endpoint
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
-from pyrocache.protocol.handshake import ClientHandshake
+from pyrocache.protocol.handshake import ClientHandshake, Greeting
 from pyrocache.protocol.messages import CallPacker
 
 _REPLY_SLACK = 256 * 1024
@@ -39,9 +38,10 @@ class CallProtocol:
     """One connection's handshake, calls and replies.
 
     Args:
-        endpoint: the peer, whose name is the id of the remote object.
+        object_id: the id of the remote object.
 
     Attributes:
+        greeting: the first message to send.
         sequence: number of the last call.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
         max_value_bytes: of the largest value that the peer takes.
@@ -49,25 +49,21 @@ class CallProtocol:
     """
 
     __slots__ = (
-        *("_decoder", "_endpoint", "_handshake", "_partial"),
-        *("max_value_bytes", "pack", "sequence", "space"),
+        *("_decoder", "_handshake", "_partial"),
+        *("greeting", "max_value_bytes", "pack", "sequence", "space"),
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._handshake: ClientHandshake | None = ClientHandshake(endpoint.name)
+    def __init__(self, object_id: str) -> None:
+        handshake = ClientHandshake(object_id)
+        self._handshake: ClientHandshake | None = handshake  # until it is done
+        self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
-        self._decoder = FrameDecoder(self._handshake.admit, _room)
+        self._decoder = FrameDecoder(handshake.admit, _room)
         self._partial = False  # whether the decoder holds a part of a frame
         self.space = self._decoder.space
-        self.pack = CallPacker(endpoint.name).pack
+        self.pack = CallPacker(object_id).pack
         self.sequence = 0
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
-
-    def greet(self) -> bytes:
-        """Return the first message to send."""
-        assert self._handshake is not None
-        return self._handshake.request()
 
     def send_call(self, method: str, arguments: tuple[Any, ...]) -> bytes | list[Buffer]:
         """Return the message that makes a call, in several buffers if a value among its arguments is large."""
@@ -108,19 +104,17 @@ class CallProtocol:
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
-            return self._greeted(frame)
+            return self._greeted(self._handshake.receive(frame))
         header, body = frame
         if header.sequence != self.sequence:
             raise ProtocolError("A reply came out of order.")
         if header.flags & framing.FLAG_EXCEPTION:
-            raise Refused(self._endpoint, refusals.unpack_refusal(body))
+            raise Refused(refusals.unpack_refusal(body))
         return messages.unpack_plain(body)
 
-    def _greeted(self, frame: framing.Frame) -> Progress:
-        assert self._handshake is not None
-        greeting = self._handshake.receive(frame)
+    def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
-        if greeting.max_value_bytes is not None:
+        if greeting.max_value_bytes:
             self.max_value_bytes = greeting.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)

@@ -1,7 +1,4 @@
-"""The byte streams that connections run over: what is needed of one, and how one is opened without waiting.
-
-A `Channel` has a socket's own methods, and the plain one *is* the socket, so that it costs nothing. Encryption is
-another object with these methods.
+"""The byte streams that connections run over: how a `Channel` is opened without waiting.
 
 The plain channel blocks in `recv` for `PATIENCE_SECONDS` at most, which saves a system call per request;
 ``MSG_DONTWAIT`` keeps a call from blocking at all. Under gevent sockets know neither: a gevent channel never blocks,
@@ -19,12 +16,12 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
-from pyrocache.protocol.framing import Buffer
+from pyrocache.runtime.channel import Channel
 
 # Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
 codecs.lookup("idna")
@@ -53,35 +50,6 @@ class Endpoint(Protocol):
     @property
     def socket_path(self) -> str:
         """Its Unix socket on this host; empty when it has none."""
-
-    @property
-    def address(self) -> str:
-        """``host:port``."""
-
-
-class Channel(Protocol):
-    """An open byte stream. Calls that cannot go on raise `BlockingIOError`."""
-
-    def send(self, data: Buffer, flags: int, /) -> int:
-        """Send as much of ``data`` as fits, and return how much."""
-
-    def sendmsg(self, buffers: Iterable[Buffer], ancillary: Iterable[Any], flags: int, /) -> int:
-        """The same for several buffers."""
-
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Receive at most ``size`` bytes; nothing once the peer has closed its end."""
-
-    def recv_into(self, buffer: memoryview, size: int, flags: int, /) -> int:
-        """Receive into ``buffer``, and return how much."""
-
-    def fileno(self) -> int:
-        """The descriptor to wait at."""
-
-    def shutdown(self, how: int, /) -> None:
-        """End the stream for both ends."""
-
-    def close(self) -> None:
-        """Close this end."""
 
 
 def check_supported() -> None:
@@ -158,9 +126,7 @@ class Dialing:
 
 def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple[int, Any]]:
     if endpoint.socket_path and transport == "auto":
-        yield (
-            socket.AF_UNIX,
-            endpoint.socket_path,
-        )  # may be another host's, another user's, or of a killed node
+        # It may be another host's, another user's, or of a killed node.
+        yield socket.AF_UNIX, endpoint.socket_path
     for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
         yield family, address

@@ -18,10 +18,11 @@ from typing import Any
 
 from pyrocache.config import TransportChoice
 from pyrocache.net.call_protocol import GREETED, PENDING, CallProtocol
-from pyrocache.net.channel import PATIENCE_SECONDS, Channel, Dialing, Endpoint, is_cooperative
+from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
+from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 
 _RECEIVE_BYTES = 64 * 1024
@@ -56,7 +57,7 @@ class Connection:
         self.opened = False
         self.sent = False
         self.used_at = 0.0
-        self._protocol = CallProtocol(endpoint)
+        self._protocol = CallProtocol(endpoint.name)
         self._pack = self._protocol.pack
         self._unsent: list[memoryview] = []
         self._spin_wait: Callable[[_Poll], object] | None = None
@@ -116,17 +117,7 @@ class Connection:
     def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
         """Send as much of a request as fits now. Return whether that was all; if not, `advance` sends more."""
         self.sent = False
-        message = self._protocol.send_call(method, arguments)
-        count = 0
-        if isinstance(message, bytes):
-            try:
-                count = self._channel.send(message, _NOW)
-            except BlockingIOError:
-                pass
-            if count == len(message):
-                self.sent = True
-                return True
-        return self._begin_sending(message, count)
+        return self._begin_sending(self._protocol.send_call(method, arguments))
 
     def advance(self) -> Any:
         """Go on as far as possible without waiting: connect, shake hands, send, receive.
@@ -144,21 +135,16 @@ class Connection:
             self._greet(self._dialing)
         elif self._unsent and not self._send_some():
             return PENDING
-        protocol, channel = self._protocol, self._channel
-        while True:
-            space = protocol.space()
+        outcome = PENDING
+        while outcome is PENDING:
             try:
-                if space is None:
-                    outcome = protocol.receive_data(channel.recv(_RECEIVE_BYTES, _NOW))
-                else:
-                    outcome = protocol.received(channel.recv_into(space, 0, _NOW))
+                outcome = self._receive_some(_NOW)
             except BlockingIOError:
                 return PENDING
-            if outcome is GREETED:
-                self.opened = True
-                self.max_value_bytes = protocol.max_value_bytes
-            if outcome is not PENDING:
-                return outcome
+        if outcome is GREETED:
+            self.opened = True
+            self.max_value_bytes = self._protocol.max_value_bytes
+        return outcome
 
     def advance_after(self, deadline: Deadline) -> Any:
         """Wait until `advance` can go on, and return what it returns."""
@@ -168,18 +154,16 @@ class Connection:
 
     def receive(self, deadline: Deadline, data: bytes | None = None) -> Any:
         """Wait for the reply to the last request, which begins with ``data``. Returns and raises as `call`."""
-        protocol, channel = self._protocol, self._channel
-        outcome = PENDING if data is None else protocol.receive_data(data)
+        outcome = PENDING
+        if data is None:
+            self._wait(deadline)
+        else:
+            outcome = self._protocol.receive_data(data)
         while outcome is PENDING:
-            space = protocol.space()
-            remaining = deadline.check()
+            # For a long reply, few long calls instead of many short ones.
+            flags = socket.MSG_WAITALL if deadline.check() > _HURRY_SECONDS else _NOW
             try:
-                if space is None:
-                    self._wait(deadline)
-                    outcome = protocol.receive_data(channel.recv(_RECEIVE_BYTES, _NOW))
-                else:  # few long calls instead of many short ones
-                    flags = socket.MSG_WAITALL if remaining > _HURRY_SECONDS else _NOW
-                    outcome = protocol.received(channel.recv_into(space, 0, flags))
+                outcome = self._receive_some(flags)
             except BlockingIOError:
                 self._wait(deadline)
         return outcome
@@ -217,7 +201,7 @@ class Connection:
             self._spin_wait = SpinWait().wait
         # A node that turns connections away may have closed this one by now; what it said is there to be read.
         try:
-            self._begin_sending(self._protocol.greet())
+            self._begin_sending(self._protocol.greeting)
         except (BrokenPipeError, ConnectionResetError):
             self._unsent = []
 
@@ -226,6 +210,13 @@ class Connection:
         self._unsent = [memoryview(buffer) for buffer in buffers if buffer]
         self._unsent[0] = self._unsent[0][count:]
         return self._send_some()
+
+    def _receive_some(self, long_flags: int) -> Any:
+        """Receive what is there, or with ``long_flags`` more of a long reply. Raises `BlockingIOError`."""
+        space = self._protocol.space()
+        if space is None:
+            return self._protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, _NOW))
+        return self._protocol.received(self._channel.recv_into(space, 0, long_flags))
 
     def _send_some(self) -> bool:
         unsent = self._unsent

@@ -2,15 +2,14 @@
 
 Each question opens a connection, uses it once and closes it, all within one deadline, so that nothing here has a
 thread, a lock or state worth mentioning: any thread may call, also after a fork. Works with Pyro5's own name server
-and with ours. A listing has at most 512 entries, as any message's maps.
+and with ours. A listing has at most about 1,000 entries, as any message has limits.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import Member, is_socket_path
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
@@ -38,18 +37,13 @@ class Directory(Protocol):
         """Remove the node if the entry is still this incarnation's; return whether that was done."""
 
 
-@dataclass(frozen=True, slots=True)
-class _NameServer:
+class _NameServer(NamedTuple):
     """The `Endpoint` of a name server."""
 
     host: str
     port: int
     name: str = "Pyro.NameServer"
     socket_path: str = ""
-
-    @property
-    def address(self) -> str:
-        return format_address(self.host, self.port)
 
 
 class NameServerDirectory:
@@ -115,16 +109,15 @@ class NameServerDirectory:
                 connection.close()
 
     def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
+        host, port = self._server.host, self._server.port
         if answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
-            server = self._server
-            remedy = f"start one with: pyrocache nameserver --host {server.host} --port {server.port}"
-        return NameServerUnavailable(
-            f"No name server was found to {purpose} at {self._server.address}: {remedy}"
-        )
+            remedy = f"start one with: pyrocache nameserver --host {host} --port {port}"
+        where = format_address(host, port)
+        return NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
 
 
 def _metadata(member: Member) -> list[str]:
@@ -144,14 +137,8 @@ def _member(name: Any, entry: Any) -> Member | None:
             return None
         host, port = parse_address(match[2], default_port=0)
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
-        incarnation, socket_path = tags.get("incarnation", ""), tags.get("unix", "")
-        return Member(
-            name=name,
-            host=host,
-            port=port,
-            weight=float(tags.get("weight", "1.0")),
-            incarnation=incarnation,
-            socket_path=socket_path if is_socket_path(socket_path, incarnation) else "",
-        )
+        weight, incarnation, path = (tags.get(tag, "") for tag in ("weight", "incarnation", "unix"))
+        path = path if is_socket_path(path, incarnation) else ""
+        return Member(name, host, port, float(weight or 1.0), incarnation, path)
     except (TypeError, ValueError, LookupError):
         return None

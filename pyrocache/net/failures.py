@@ -9,31 +9,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
+from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 
-if TYPE_CHECKING:
-    from pyrocache.net.channel import Endpoint
-    from pyrocache.net.deadline import Deadline
-
 
 class Refused(Exception):
-    """The node answered with a refusal.
+    """The node answered with ``refusal``."""
 
-    Attributes:
-        member: the node.
-        refusal: what it said.
-    """
-
-    def __init__(self, member: Any, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
-        self.member = member
         self.refusal = refusal
 
 
+@dataclass(eq=False)
 class Unavailable(Exception):
     """The node could not be asked, or did not answer.
 
@@ -44,14 +37,10 @@ class Unavailable(Exception):
         gone: something at its address answered, but no such node: by a refused or reset connection or handshake.
     """
 
-    def __init__(
-        self, error: NodeUnavailable, *, maybe_executed: bool, timed_out: bool, gone: bool = False
-    ) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.maybe_executed = maybe_executed
-        self.timed_out = timed_out
-        self.gone = gone
+    error: NodeUnavailable
+    maybe_executed: bool
+    timed_out: bool
+    gone: bool = False
 
 
 class PoolExhausted(Exception):
@@ -63,7 +52,7 @@ BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
 
 
 def unavailable(
-    member: Endpoint, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
+    member: Member, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
 ) -> Unavailable:
     """Return the outcome of a request that ended in one of `BROKEN`; ``sent``: after all of it was sent."""
     where = f"{member.name} at {member.address}"
@@ -86,7 +75,7 @@ def unavailable(
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
 
 
-def too_large(member: Endpoint, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:
+def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:
     """Return the error for a value that its node would refuse."""
     return ValueTooLarge(
         f"The value is {value_bytes} bytes long once encoded, and {member.name} takes "

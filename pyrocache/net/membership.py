@@ -29,7 +29,7 @@ class Membership:
         serving: which of some members that are not listed any more serve, found out within so many seconds.
 
     Attributes:
-        view: the latest; empty at first.
+        view: the latest; empty at first. May be replaced by one that a node told of.
     """
 
     def __init__(
@@ -69,10 +69,6 @@ class Membership:
             self._permit.put(None)
         return self.view
 
-    def adopt(self, view: ClusterView) -> None:
-        """Take over a view that a node told of."""
-        self.view = view
-
 
 def serving_members(
     connections: Connections, members: Sequence[Member], seconds: float
@@ -84,9 +80,6 @@ def serving_members(
     if seconds <= 0:
         return members
     requests = [Request(member, commands.PING, ()) for member in members]
-    serving = []
     with closing(connections.exchange(requests, Deadline(min(seconds, _PING_SECONDS)))) as outcomes:
-        for index, outcome in outcomes:
-            if isinstance(outcome, dict) and outcome.get("serving") is True:
-                serving.append(members[index])
-    return serving
+        answers = [(members[index], outcome) for index, outcome in outcomes if isinstance(outcome, dict)]
+    return [member for member, answer in answers if answer.get("serving") is True]

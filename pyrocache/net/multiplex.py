@@ -116,19 +116,16 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
     by_descriptor: dict[int, _Flight] = {}
     without_permit = []
     for flight in flights:
-        connection = flight.loan.connection
-        if connection is None:
+        if (connection := flight.loan.connection) is None:
             without_permit.append(flight)
         else:
-            descriptor = connection.fileno()
-            by_descriptor[descriptor] = flight
-            poll.register(descriptor, connection.events)
+            by_descriptor[connection.fileno()] = flight
+            poll.register(connection, connection.events)
     seconds = deadline.remaining()
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)
-    milliseconds = max(
-        1, math.ceil(seconds * 1000)
-    )  # a reply that is on its way is good even after the deadline
+    # A reply that is on its way is good even after the deadline.
+    milliseconds = max(1, math.ceil(seconds * 1000))
     ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
     if not ready and deadline.remaining() <= 0:
         return list(flights)

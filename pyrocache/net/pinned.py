@@ -6,6 +6,8 @@ Leases and locks are granted so. The connection has a permit of its pool until `
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pyrocache.cluster.routing import Member
@@ -29,11 +31,11 @@ class PinnedConnection:
         answer: the result of the last call.
     """
 
-    __slots__ = ("_begun", "_loan", "answer")
+    __slots__ = ("_loan", "_operation", "answer")
 
     def __init__(self, pool: Pool, registry: dict[int, weakref.ref[Loan]]) -> None:
         self.answer: Any = None
-        self._begun = ""
+        self._operation = ""
         self._loan = Loan(pool, registry)
 
     @property
@@ -75,21 +77,12 @@ class PinnedConnection:
         Raises:
             Refused, Unavailable: as `Connections.call`; the latter closes the connection.
         """
-        connection = self._connection()
-        try:
-            self.answer = connection.call(command.name, arguments, deadline)
-        except Refused:
-            raise
-        except BaseException as error:
-            self.drop()
-            if isinstance(error, BROKEN):
-                raise unavailable(self.member, command.name, deadline, error, sent=connection.sent) from error
-            raise
-        return self.answer
+        self._operation = command.name
+        return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
     def begin(self, command: Command, arguments: tuple[Any, ...]) -> bool:
         """Send a small request without waiting; return whether that worked. If not, the connection is closed."""
-        self._begun = command.name
+        self._operation = command.name
         try:
             if self._connection().begin(command.name, arguments):
                 return True
@@ -102,16 +95,7 @@ class PinnedConnection:
 
     def finish(self, deadline: Deadline) -> Any:
         """Return the result of the call that `begin` began. Raises as `call`."""
-        try:
-            self.answer = self._connection().receive(deadline)
-        except Refused:
-            raise
-        except BaseException as error:
-            self.drop()
-            if isinstance(error, BROKEN):
-                raise unavailable(self.member, self._begun, deadline, error, sent=True) from error
-            raise
-        return self.answer
+        return self._take_answer(self._connection().receive, deadline)
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the reply to what was begun comes."""
@@ -129,6 +113,21 @@ class PinnedConnection:
     def drop(self) -> None:
         """Close the connection; the node frees what it had granted on it."""
         self._loan.end(healthy=False)
+
+    def _take_answer(self, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+        connection = self._connection()
+        try:
+            self.answer = ask(deadline)
+        except Refused:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, BROKEN):
+                raise unavailable(
+                    self.member, self._operation, deadline, error, sent=connection.sent
+                ) from error
+            raise
+        return self.answer
 
     def _connection(self) -> Connection:
         connection = self._loan.connection

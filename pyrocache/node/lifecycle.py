@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member
@@ -65,7 +66,6 @@ class Node:
         self,
         config: NodeConfig,
         directory: Directory,
-        *,
         peers: Peers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,16 +76,19 @@ class Node:
         self._clock = clock
         self._view = EMPTY
         self._name_server_unreachable = False
-        listeners = [_listen(config)]
+        listeners, socket_path = [_listen(config)], ""
         incarnation = secrets.token_hex(8)
         local = unix_socket.listen(incarnation)
         if local is not None:
             listeners.append(local[0])
-        unregistered = _unregistered(config, listeners[0], incarnation, local[1] if local is not None else "")
+            socket_path = local[1]
+        address, port = listeners[0].getsockname()[:2]
+        host = config.host if config.host != "localhost" else address
+        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
         try:
-            self.member = register(config, directory, self._peers, unregistered)
+            self.member = register(config, directory, self._peers, unnamed)
         except BaseException:
-            unix_socket.remove(unregistered.socket_path)
+            unix_socket.remove(socket_path)
             raise
         # The versions begin at the time, so that none of an earlier start of this node is given again.
         store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
@@ -118,12 +121,11 @@ class Node:
             self._be_admitted()
             ready(self.member)
             while not self.stop_request.requested:
-                if self.stop_request.wait(self.config.heartbeat_seconds) and not self.stop_request.requested:
-                    time.sleep(_NUDGE_PAUSE_SECONDS)  # several callers with a newer view often come together
                 if not self._io_thread.is_alive():
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
-                if not self.stop_request.requested:
-                    self.heartbeat()
+                self.heartbeat()
+                if self.stop_request.wait(self.config.heartbeat_seconds):
+                    time.sleep(_NUDGE_PAUSE_SECONDS)  # several callers with a newer view often come together
         finally:
             self._leave()
 
@@ -134,8 +136,8 @@ class Node:
             NameTaken: see `run`.
         """
         try:
-            listed = self._directory.members(timeout=_NAME_SERVER_SECONDS)
-            entry = next((member for member in listed if member.name == self.member.name), None)
+            listed = {member.name: member for member in self._directory.members(_NAME_SERVER_SECONDS)}
+            entry = listed.get(self.member.name)
             if entry is None or entry.incarnation != self.member.incarnation:
                 self._register_again(entry)
         except NameServerUnavailable as error:
@@ -146,8 +148,8 @@ class Node:
         if self._name_server_unreachable:
             log.warning("%s: the name server is back.", self.member.name)
         self._name_server_unreachable = False
-        others = [member for member in listed if member.name != self.member.name]
-        view = next_view(self._view, [*others, self.member], self._serving)
+        listed[self.member.name] = self.member
+        view = next_view(self._view, listed.values(), self._serving)
         if view != self._view:
             self._view = view
             self.cache_node.ownership.adopt(view)
@@ -191,7 +193,9 @@ class Node:
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._others())
                 self.cache_node.ownership.redirect(others)
-                threading.Thread(target=self._peers.announce, args=(others,), daemon=True).start()
+                # To be asked with this view makes the others look into the name server.
+                ask_others = partial(self._peers.states, others.members, others.id)
+                threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
         except NameServerUnavailable:
@@ -216,13 +220,6 @@ def _listen(config: NodeConfig) -> socket.socket:
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error
-
-
-def _unregistered(config: NodeConfig, listener: socket.socket, incarnation: str, socket_path: str) -> Member:
-    """Return the entry of a node whose name is not known yet."""
-    host, port = listener.getsockname()[:2]
-    host = config.host if config.host != "localhost" else host
-    return Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
 
 
 def _resident_bytes() -> int:

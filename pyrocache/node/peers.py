@@ -6,12 +6,11 @@ peers are asked in parallel and share one deadline. Thread-safe: a `Peers` has n
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Sequence
 from typing import Any
 
-from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.routing import Member
 from pyrocache.errors import Overloaded
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
@@ -63,11 +62,6 @@ class Peers:
             for peer in peers
         ]
         return [_lists(answer, member) for answer in self._ask(requests)[len(peers) :]]
-
-    def announce(self, view: ClusterView) -> None:
-        """Make the members of ``view`` look into the name server soon if they do not hold it. Best effort."""
-        with contextlib.suppress(Exception):
-            self.states(view.members, view.id)
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:
         """Return the outcome of each request, in order."""

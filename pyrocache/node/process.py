@@ -12,10 +12,7 @@ import json
 import logging
 import os
 import resource
-import stat
 import sys
-import threading
-from collections.abc import Callable
 from typing import NoReturn
 
 from pyrocache.cluster.routing import Member
@@ -27,7 +24,6 @@ from pyrocache.node.lifecycle import Node
 EXIT_REFUSED = 3
 """Exit status of a node that must not be started again: its name is taken, or a setting is wrong."""
 
-_STDIN = 0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
 
@@ -39,7 +35,7 @@ def main(argv: list[str]) -> NoReturn:
         config = NodeConfig(**json.loads(argv[0]))
         node = Node(config, NameServerDirectory(config.nameserver))
         node.stop_request.on_signals()
-        _stop_with_parent(node.stop_request.request)
+        node.stop_request.with_parent()
         node.run(ready=_print_ready)
     except PyroCacheError as error:
         print(error, file=sys.stderr)
@@ -72,26 +68,6 @@ def _tune_malloc(variable: str, option: int, value: int) -> None:
             import ctypes
 
             ctypes.CDLL(None).mallopt(option, value)
-
-
-def _stop_with_parent(stop: Callable[[], None]) -> None:
-    """Call ``stop`` when standard input ends, if it is a pipe: the process that started this one holds the other end.
-
-    Under systemd, for example, it is ``/dev/null``, and tells nothing.
-    """
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(_STDIN, 1024):
-                pass
-        stop()
-
-    try:
-        if not stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
-            return
-    except OSError:  # it is closed
-        return
-    threading.Thread(target=watch, name="pyrocache-parent-watch", daemon=True).start()
 
 
 def _print_ready(member: Member) -> None:

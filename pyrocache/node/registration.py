@@ -25,24 +25,17 @@ def register(config: NodeConfig, directory: Directory, peers: Peers, member: Mem
     Raises:
         NameTaken: a live node has the name.
     """
-    listed = {other.name: other for other in directory.members()}
-    if config.name is not None:
-        holder = listed.get(config.name)
-        member = replace(member, name=config.name)
-        if (holder is None or _is_gone(peers, holder)) and _take(directory, member, holder):
-            return member
-        raise NameTaken(
-            f"{config.name} is held by a live node at the name server {config.nameserver}: "
-            "stop that one first, or start this one under another name."
-        )
+    listed = {other.name: other for other in directory.members() if config.name in (None, other.name)}
     states = dict(zip(listed, peers.states(list(listed.values())), strict=True))
-    for number in itertools.count(1):
-        member = replace(member, name=f"{PREFIX}{number}")
-        if states.get(member.name, PeerState.GONE) is PeerState.GONE and _take(
-            directory, member, listed.get(member.name)
-        ):
-            break
-    return member
+    names = (f"{PREFIX}{number}" for number in itertools.count(1)) if config.name is None else (config.name,)
+    for name in names:
+        member = replace(member, name=name)
+        if states.get(name, PeerState.GONE) is PeerState.GONE and _take(directory, member, listed.get(name)):
+            return member
+    raise NameTaken(
+        f"{config.name} is held by a live node at the name server {config.nameserver}: "
+        "stop that one first, or start this one under another name."
+    )
 
 
 def _take(directory: Directory, member: Member, dead: Member | None) -> bool:
@@ -55,7 +48,3 @@ def _take(directory: Directory, member: Member, dead: Member | None) -> bool:
     # Two nodes that found the same dead entry may both have removed it, one of them the other's new one.
     time.sleep(secrets.randbelow(1000) / 1000 * _SETTLE_SECONDS + _SETTLE_SECONDS)
     return any(other.incarnation == member.incarnation for other in directory.members())
-
-
-def _is_gone(peers: Peers, member: Member) -> bool:
-    return peers.states([member]) == [PeerState.GONE]

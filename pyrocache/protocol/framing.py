@@ -33,6 +33,7 @@ _HEADER = struct.Struct("!4sHBBHHII16sHH")
 _VERSION = 502
 _MAGIC = 0x4DC5
 _NO_CORRELATION = bytes(16)
+_NO_MESSAGE = "These bytes are not a valid Pyro5 message of protocol 502."
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -68,17 +69,11 @@ def parse_header(data: Buffer) -> Header:
     """
     tag, version, *fields, _, _, magic = _HEADER.unpack_from(data)
     if tag != b"PYRO" or version != _VERSION or magic != _MAGIC:
-        raise _not_a_message()
+        raise ProtocolError(_NO_MESSAGE)
     return Header(*fields)
 
 
-def _not_a_message() -> ProtocolError:
-    return ProtocolError("These bytes are not a valid Pyro5 message of protocol 502.")
-
-
-def pack_message(
-    kind: int, sequence: int, body: bytes, *, flags: int = 0, serializer: int = MSGPACK
-) -> bytes:
+def pack_message(kind: int, sequence: int, body: bytes, flags: int = 0, serializer: int = MSGPACK) -> bytes:
     """Return a complete message without annotations."""
     size = len(body)
     fields = (kind, serializer, flags, sequence, size, 0, _NO_CORRELATION, 0, _MAGIC)
@@ -148,16 +143,14 @@ class FrameDecoder:
         """
         buffer = self._buffer
         header = self._header
-        new = False
         if header is None:
             if len(buffer) < HEADER_BYTES:
                 if buffer and not b"PYRO".startswith(buffer[:4]):
-                    raise _not_a_message()
+                    raise ProtocolError(_NO_MESSAGE)
                 return None
             header = parse_header(buffer)
             self.admit(header)
             self._header = header
-            new = True
         start, total = HEADER_BYTES + header.annotation_bytes, header.frame_bytes
         if self._large is not None:
             if self._filled < total:
@@ -174,7 +167,7 @@ class FrameDecoder:
                 content = bytes(view[start:total])
             del buffer[:total]
             return Frame(header, content)
-        if new and (room := self._room(total)) is not None:
+        if (room := self._room(total)) is not None:
             self._large = room
             self._filled = len(buffer)
             self._large[: self._filled] = buffer

@@ -33,6 +33,7 @@ REQUEST_BYTES = 16 * 1024
 ANSWER_BYTES = 64 * 1024
 """Length of the longest answer to it that a client takes."""
 
+_ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
 
@@ -48,60 +49,47 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """The server refuses the connection.
+    """The server refuses the connection, for the reason that is the text."""
 
-    Attributes:
-        reason: one sentence, the server's.
-        reply: on the server, the message to send before closing; empty on the client.
-    """
 
-    def __init__(self, reason: str, reply: bytes = b"") -> None:
-        super().__init__(reason)
-        self.reason = reason
+class CloseAfterReply(Exception):
+    """The server ends the connection after ``reply`` has been sent."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__("the connection is closed after a last message")
         self.reply = reply
 
 
-@dataclass(frozen=True, slots=True)
-class Greeting:
+class Greeting(NamedTuple):
     """What one end says of itself. A client says nothing yet.
 
     Attributes:
         node: the name of the node; identity, unproven.
         incarnation: tells this start of the node from the others; identity, unproven.
-        max_value_bytes: the largest value frame that the node takes; None: it does not say.
-        capabilities: optional parts of the protocol that this end knows. None are defined yet.
+        max_value_bytes: the largest value frame that the node takes; 0: it does not say.
+        capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
         nonce: a random challenge that the other end has to answer by a proof. Not used yet.
         proof: the answer to the other end's nonce. Not used yet.
     """
 
     node: str = ""
     incarnation: str = ""
-    max_value_bytes: int | None = None
-    capabilities: tuple[str, ...] = ()
+    max_value_bytes: int = 0
+    capabilities: str = ""
     nonce: bytes = b""
     proof: bytes = b""
 
     def to_wire(self) -> dict[str, Any]:
         """Return the plain value to send: what is not empty."""
-        return {name: value for name in _KINDS if (value := getattr(self, name))}
+        return {name: value for name, value in self._asdict().items() if value}
 
     @classmethod
     def from_wire(cls, data: Any) -> Greeting:
         """Return what ``data`` says; what is missing or of a wrong type stays empty. A stock daemon says "hello"."""
         if not isinstance(data, dict):
             return cls()
-        said = {name: data[name] for name, kind in _KINDS.items() if type(data.get(name)) is kind}
-        return cls(**said | {"capabilities": tuple(map(str, said.get("capabilities", ())))})
-
-
-_KINDS = {
-    "node": str,
-    "incarnation": str,
-    "max_value_bytes": int,
-    "capabilities": list,
-    "nonce": bytes,
-    "proof": bytes,
-}
+        empty = cls._field_defaults
+        return cls(**{name: data[name] for name in empty if type(data.get(name)) is type(empty[name])})
 
 
 class ClientHandshake:
@@ -133,10 +121,7 @@ class ClientHandshake:
         Raises:
             ProtocolError: drop the connection.
         """
-        if (
-            header.type not in (framing.CONNECT_OK, framing.CONNECT_FAIL)
-            or header.serializer != framing.MSGPACK
-        ):
+        if header.type not in _ANSWERS or header.serializer != framing.MSGPACK:
             raise ProtocolError("This is no answer to a handshake in msgpack.")
         if header.flags & ~_ANSWER_FLAGS or header.frame_bytes > ANSWER_BYTES:
             raise ProtocolError("This answer to a handshake is compressed or too long.")
@@ -179,86 +164,72 @@ MSGPACK = Serializer(framing.MSGPACK, pack_plain, unpack_plain, unpack_call, pac
 """The serializer of clients and nodes."""
 
 
+@dataclass(slots=True, eq=False)
 class ServerHandshake:
     """The server's end.
 
-    Args:
+    Attributes:
         describe: what to tell a client of the object that it wants, as the plain value of a CONNECT_OK message. Gets
             the object's id and the client's greeting; raises `HandshakeRefused` to refuse.
         admit_request: judges the headers of requests, once the connection is established.
         spoken: the serializers that a client may choose from, by number.
         refusals: a sentence for clients that chose another one, written in that one, by number.
-
-    Attributes:
         state: how far it has come.
         serializer: what the client chose; nothing else is taken from it afterwards.
     """
 
-    __slots__ = ("_admit_request", "_describe", "_refusals", "_spoken", "serializer", "state")
-
-    def __init__(
-        self,
-        describe: Callable[[str, Any], Any],
-        admit_request: Callable[[Header], None],
-        spoken: Mapping[int, Serializer],
-        refusals: Mapping[int, bytes],
-    ) -> None:
-        self._describe = describe
-        self._admit_request = admit_request
-        self._spoken = spoken
-        self._refusals = refusals
-        self.state = State.AWAITING
-        self.serializer: Serializer | None = None
+    describe: Callable[[str, Any], Any]
+    admit_request: Callable[[Header], None]
+    spoken: Mapping[int, Serializer]
+    refusals: Mapping[int, bytes]
+    state: State = State.AWAITING
+    serializer: Serializer | None = None
 
     def admit(self, header: Header) -> None:
         """Judge a header, in any state, before its body is read.
 
         Raises:
             ProtocolError: drop the connection.
-            HandshakeRefused: send its reply, then drop the connection.
+            CloseAfterReply: send its reply, then drop the connection.
         """
         if self.serializer is None:
             self._admit_first(header)
         elif header.type != framing.PING and header.serializer != self.serializer.number:
             raise ProtocolError("The peer changed its serializer.")
         else:
-            self._admit_request(header)
+            self.admit_request(header)
 
     def receive(self, frame: Frame) -> bytes:
         """Take the client's handshake and return the reply that accepts it.
 
         Raises:
             ProtocolError: drop the connection.
-            HandshakeRefused: send its reply, then drop the connection.
+            CloseAfterReply: send its reply, then drop the connection.
         """
         header, body = frame
-        serializer = self._spoken[header.serializer]
+        serializer = self.spoken[header.serializer]
         request = serializer.loads(body)
         if not isinstance(request, dict) or not isinstance(request.get("object"), str):
             raise ProtocolError("A handshake names the object that it is for.")
         try:
-            answer = self._describe(request["object"], request.get("handshake"))
+            answer = self.describe(request["object"], request.get("handshake"))
         except HandshakeRefused as refused:
-            raise self._refused(header, refused.reason, serializer.dumps(refused.reason)) from None
+            raise self._refused(header, serializer.dumps(str(refused))) from None
         self.state, self.serializer = State.ESTABLISHED, serializer
-        return framing.pack_message(
-            framing.CONNECT_OK, header.sequence, serializer.dumps(answer), serializer=serializer.number
-        )
+        accepted = serializer.dumps(answer)
+        return framing.pack_message(framing.CONNECT_OK, header.sequence, accepted, 0, serializer.number)
 
     def _admit_first(self, header: Header) -> None:
         if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
             raise ProtocolError("A connection begins with a plain handshake.")
         if header.frame_bytes > REQUEST_BYTES:
             raise ProtocolError("A handshake is short.")
-        if header.serializer not in self._spoken:
-            body = self._refusals.get(header.serializer)
-            if body is None:
+        if header.serializer not in self.spoken:
+            if header.serializer not in self.refusals:
                 raise ProtocolError("An unknown serializer.")
-            raise self._refused(header, "The client chose a serializer that is not spoken here.", body)
+            raise self._refused(header, self.refusals[header.serializer])
 
-    def _refused(self, header: Header, reason: str, body: Buffer) -> HandshakeRefused:
+    def _refused(self, header: Header, body: bytes) -> CloseAfterReply:
         self.state = State.REFUSED
-        reply = framing.pack_message(
-            framing.CONNECT_FAIL, header.sequence, bytes(body), serializer=header.serializer
-        )
-        return HandshakeRefused(reason, reply)
+        fail = framing.pack_message(framing.CONNECT_FAIL, header.sequence, body, 0, header.serializer)
+        return CloseAfterReply(fail)

@@ -9,6 +9,7 @@ Threading: a `CallPacker` belongs to one connection and is used by one thread at
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable
 from functools import partial
@@ -29,10 +30,8 @@ _BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
 VALUE_OFFSET = HEADER_BYTES + _BIN32.size
 """Offset of a large value in a message that holds nothing else."""
 
-_SMALL_BODY = 64 * 1024
-_MAX_ARRAY = MAX_BATCH + 24
-_MAX_MAP = 512
-_MAX_CONTAINERS = 2 * _MAX_ARRAY
+_MAX_ITEMS = MAX_BATCH + 24  # of an array or a map
+_MAX_CONTAINERS = 2 * _MAX_ITEMS
 
 
 class Pieces:
@@ -153,13 +152,8 @@ class CallUnpacker(Generic[_Method]):
         # The name of a known method is a short string: one byte with its length, then the text.
         arguments_at = self._name_at + 1 + (data[self._name_at] & 0x1F)
         method = self._methods.get(data[HEADER_BYTES:arguments_at])
-        if (
-            method is None
-            or start != _CALL_START
-            or end != _END
-            or length != len(data) - HEADER_BYTES
-            or data[-1] != _NO_OPTIONS[0]
-        ):
+        usual = start == _CALL_START and end == _END and length == len(data) - HEADER_BYTES
+        if method is None or not usual or data[-1] != _NO_OPTIONS[0]:
             return None
         try:
             arguments = _unpack_small(data[arguments_at:-1])
@@ -206,10 +200,16 @@ def unpack_plain(body: bytes | memoryview) -> Any:
     try:
         if body[0] == _BIN32_TYPE and len(body) == _BIN32.size + _BIN32.unpack_from(body)[1]:
             return body[_BIN32.size :]
-        if len(body) <= _SMALL_BODY:
+        if len(body) <= LARGE_BYTES:
             return _unpack_small(body)
-        budget = _Budget(_MAX_CONTAINERS)
-        return msgpack.unpackb(body, list_hook=budget.spend, object_hook=budget.spend, **_STRICTLY)
+        containers = itertools.count(1)
+
+        def count(container: Any) -> Any:
+            if next(containers) > _MAX_CONTAINERS:
+                raise ValueError("too many containers")
+            return container
+
+        return msgpack.unpackb(body, list_hook=count, object_hook=count, **_STRICTLY)
     except Exception as error:
         raise ProtocolError(f"A message's body is not plain msgpack ({type(error).__name__}).") from None
 
@@ -220,12 +220,10 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
     Raises:
         ProtocolError: the body is not a call.
     """
-    call: Any = None
-    if len(body) > LARGE_BYTES:
-        view = memoryview(body)
-        call = _unpack_with_large_value(view, _USUAL_HEAD)
+    call = None
+    for head_bytes in (_USUAL_HEAD, _LONGEST_HEAD) if len(body) > LARGE_BYTES else ():
         if call is None:
-            call = _unpack_with_large_value(view, _LONGEST_HEAD)
+            call = _unpack_with_large_value(memoryview(body), head_bytes)
     return as_call(call or unpack_plain(body))
 
 
@@ -261,7 +259,7 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
         for left in range(head.read_array_header(), 0, -1):
             at = head.tell()
             kind, length = _BIN32.unpack_from(body, at)
-            if _is_container(kind):
+            if 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF:  # an array or a map
                 return ()
             if kind == _BIN32_TYPE and length >= LARGE_BYTES and len(arguments) >= _BEFORE_VALUE:
                 start = at + _BIN32.size
@@ -277,10 +275,6 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
     return ()
 
 
-def _is_container(first_byte: int) -> bool:
-    return 0x80 <= first_byte <= 0x9F or 0xDC <= first_byte <= 0xDF
-
-
 def _refuse_ext(code: int, data: bytes) -> NoReturn:
     raise ValueError("extension types are not plain")
 
@@ -289,22 +283,7 @@ _STRICTLY: dict[str, Any] = {
     "raw": False,
     "ext_hook": _refuse_ext,
     "timestamp": 1,  # the one extension that never reaches ext_hook becomes a float
-    "max_array_len": _MAX_ARRAY,
-    "max_map_len": _MAX_MAP,
+    "max_array_len": _MAX_ITEMS,
+    "max_map_len": _MAX_ITEMS,
 }
 _unpack_small = partial(msgpack.unpackb, **_STRICTLY)
-
-
-class _Budget:
-    """Bounds the number of containers in one body."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, containers: int) -> None:
-        self.left = containers
-
-    def spend(self, container: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError("too many containers")
-        return container

@@ -130,14 +130,13 @@ class ChildProcess:
         return last_line or f"A process ended with status {self._process.returncode} before it was ready."
 
     def _release(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        for stream in filter(None, (self._process.stdin, self._process.stdout, self._errors)):
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def let_go_after_fork(self) -> None:
         """In a forked process: close the pipe, so that the child depends on its real parent alone."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
+        if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 

@@ -5,9 +5,14 @@ Threading: any thread or signal handler may request the stop; only one thread wa
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import stat
+import threading
 from queue import Empty, SimpleQueue
 
+_STDIN = 0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,3 +51,20 @@ class StopRequest:
         """Request the stop on SIGINT, SIGTERM and SIGHUP. Only the main thread may call this."""
         for number in ENDING:
             signal.signal(number, lambda *_: self.request())
+
+    def with_parent(self) -> None:
+        """Request the stop when standard input ends, if it is a pipe: the parent process holds the other end.
+
+        Under systemd, for example, it is ``/dev/null``, and tells nothing.
+        """
+        with contextlib.suppress(OSError):  # it is closed
+            if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
+                threading.Thread(
+                    target=self._watch_parent, name="pyrocache-parent-watch", daemon=True
+                ).start()
+
+    def _watch_parent(self) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(_STDIN, 1024):
+                pass
+        self.request()

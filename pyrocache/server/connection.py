@@ -8,50 +8,21 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable
-from typing import Protocol
 
 from pyrocache.config import NodeConfig
 from pyrocache.protocol.framing import Buffer, FrameDecoder
 from pyrocache.protocol.handshake import ServerHandshake, State
 from pyrocache.protocol.limits import MOST_SECONDS
+from pyrocache.runtime.channel import Channel
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
 _SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
 _MAX_UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests have to wait too
 _BUFFERS_AT_ONCE = 16
-_OWN_MEMORY_BYTES = (
-    2**20
-)  # a request of this size gets memory pages of its own, which it takes only as it arrives
+# A request of this size gets memory pages of its own, which it takes only as it arrives.
+_OWN_MEMORY_BYTES = 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
-
-
-class Channel(Protocol):
-    """What is needed of a connected, non-blocking socket. A plain connection's channel is the socket itself.
-
-    TLS would be a class with these methods around an ``ssl.SSLObject`` and its memory buffers, made where the event
-    loop accepts. It raises BlockingIOError where ``SSLWantReadError`` comes, and has to be read until it does so, as
-    decrypted bytes that it holds make no descriptor readable.
-    """
-
-    def fileno(self) -> int:
-        """Return the descriptor to watch."""
-
-    def recv_into(self, buffer: memoryview, /) -> int:
-        """Receive into ``buffer``, and return how many bytes: 0 at the end of the stream."""
-
-    def send(self, data: bytes, /) -> int:
-        """Send the beginning of ``data``, and return how many bytes."""
-
-    def sendmsg(self, buffers: Iterable[Buffer], /) -> int:
-        """Send the beginning of ``buffers``, and return how many bytes."""
-
-    def shutdown(self, how: int, /) -> None:
-        """End one direction of the stream."""
-
-    def close(self) -> None:
-        """Close it."""
 
 
 class Connection:
@@ -73,17 +44,8 @@ class Connection:
 
     __slots__ = (
         *("accounted", "active_at", "busy", "channel", "decoder", "deferred", "ending_at", "events"),
-        *(
-            "handshake",
-            "idle",
-            "outgoing",
-            "partial_since",
-            "queued_at",
-            "sent",
-            "session",
-            "throttled",
-            "unread",
-        ),
+        *("handshake", "idle", "outgoing", "partial_since"),
+        *("queued_at", "sent", "session", "throttled", "unread"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:

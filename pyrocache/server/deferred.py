@@ -1,10 +1,9 @@
 """Deferred replies: `Deferred`, the promise of a result, and the `Session` of the connection that waits for it.
 
 A call that has to wait for another caller, for a lease or a lock say, returns a `Deferred` instead of a result. No
-thread
-waits with it: whoever has the result gives it, on whatever thread. A `Deferred` has exactly one outcome: what it was
-given, what it was refused with, its default at its deadline, or a cancellation because its connection closed. Which of
-them came first is decided under its lock, so that `give` tells reliably whether it was the outcome.
+thread waits with it: whoever has the result gives it, on whatever thread. A `Deferred` has exactly one outcome: what it
+was given, what it was refused with, its default at its deadline, or a cancellation because its connection closed. Which
+of them came first is decided under its lock, so that `give` tells reliably whether it was the outcome.
 
 A result that was given may still never arrive: the connection may die before or while the reply is sent. Whoever gives
 something that others have to do without takes it back when the session closes:
@@ -148,10 +147,8 @@ class Deferred:
             if self._state != _WAITING:
                 return False
             self._state, self._result = state, result
-            callback, self._callback = (
-                self._callback,
-                None,
-            )  # it refers to this, and a cycle would stay for long
+            # The callback refers to this, and a cycle would stay for long.
+            callback, self._callback = self._callback, None
         if callback is not None:
             _call_safely(callback)
         return True

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,7 +28,13 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
 from pyrocache.protocol.commands import Command, Runs
 from pyrocache.protocol.framing import Buffer, Frame, Header
-from pyrocache.protocol.handshake import MSGPACK, HandshakeRefused, Serializer, ServerHandshake
+from pyrocache.protocol.handshake import (
+    MSGPACK,
+    CloseAfterReply,
+    HandshakeRefused,
+    Serializer,
+    ServerHandshake,
+)
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
@@ -59,24 +66,14 @@ class PendingReply(NamedTuple):
     reply: Job
 
 
-class CloseAfterReply(Exception):
-    """The connection ends here, after ``reply`` has been sent."""
-
-    def __init__(self, reply: bytes) -> None:
-        super().__init__("the connection is closed after a last message")
-        self.reply = reply
-
-
+@dataclass(slots=True, eq=False)
 class Method:
     """A method that may be called, as one serializer's requests call it."""
 
-    __slots__ = ("call", "name", "runs", "serializer")
-
-    def __init__(self, name: str, call: Callable[..., Any], runs: Runs, serializer: Serializer) -> None:
-        self.name = name
-        self.call = call
-        self.runs = runs
-        self.serializer = serializer
+    name: str
+    call: Callable[..., Any]
+    runs: Runs
+    serializer: Serializer
 
 
 class Dispatcher:
@@ -179,15 +176,14 @@ class Dispatcher:
         if since is None and (runs is not Runs.INLINE or sequence % SAMPLE == 1):
             since = self._timer()
             if runs is Runs.WORKER:
-                job: Any = partial(self.dispatch, session, sequence, method, arguments, options, since)
-                return job  # type: ignore[no-any-return]
+                return partial(self.dispatch, session, sequence, method, arguments, options, since)  # type: ignore[return-value]
         try:
             if runs is Runs.DEFERRED:
                 arguments = (session, *arguments)
             result = method.call(*arguments, **options) if options else method.call(*arguments)
             if type(result) is Deferred:
                 outcome = Method(method.name, result.outcome, Runs.INLINE, method.serializer)
-                reply: Any = partial(self.dispatch, session, sequence, outcome, (), _NO_OPTIONS, since)
+                reply: Any = partial(self.dispatch, session, sequence, outcome, (), since=since)
                 return PendingReply(result, reply)
             answer = method.serializer.pack_result(sequence, result)
         except Exception as error:
@@ -261,9 +257,8 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
     kind = "PyroError"
     if isinstance(error, PyroError):
         kind = type(error).__name__
-        refusal = Refusal(
-            getattr(error, "code", refusals.BAD_REQUEST), str(error), getattr(error, "detail", None)
-        )
+        code, detail = getattr(error, "code", refusals.BAD_REQUEST), getattr(error, "detail", None)
+        refusal = Refusal(code, str(error), detail)
     elif isinstance(error, TypeError):
         refusal = Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method.")
     else:
@@ -275,6 +270,4 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
 
 def _refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
     body = serializer.dumps(refusals.refusal_to_wire(refusal, kind))
-    return framing.pack_message(
-        framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION, serializer=serializer.number
-    )
+    return framing.pack_message(framing.RESULT, sequence, body, framing.FLAG_EXCEPTION, serializer.number)

@@ -15,6 +15,7 @@ thread in `EventLoop.run`, except `wake` and `shutdown`, which any thread may ca
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -26,12 +27,12 @@ from functools import partial
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
-from pyrocache.protocol.handshake import HandshakeRefused
+from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.connection import Connection
-from pyrocache.server.dispatcher import CloseAfterReply, Dispatcher, Job, PendingReply, Reply
+from pyrocache.server.dispatcher import Dispatcher, Job, PendingReply, Reply
 from pyrocache.server.poller import READ, WRITE, Poller
 
 log = logging.getLogger("pyrocache.node")
@@ -52,7 +53,6 @@ class EventLoop:
         dispatcher: answers requests.
         limits: of connections, buffers, workers and times.
         housekeeping: called four times a second, or again at once while it returns True.
-        clock: monotonic seconds.
 
     Attributes:
         connections: those that are open.
@@ -65,9 +65,7 @@ class EventLoop:
         listeners: Sequence[socket.socket],
         dispatcher: Dispatcher,
         limits: NodeConfig,
-        *,
         housekeeping: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.connections: set[Connection] = set()
         self.poller = Poller()
@@ -77,8 +75,7 @@ class EventLoop:
         self._unpack, self._dispatch = dispatcher.unpack, dispatcher.dispatch
         self._limits = limits
         self._housekeeping = housekeeping
-        self._clock = clock
-        self._now = clock()
+        self._now = time.monotonic()
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # where everything short arrives
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
@@ -98,9 +95,9 @@ class EventLoop:
         more = False
         while not self._stopping:
             first = deadlines.first
-            seconds = first - self._clock() if first < tick_at else tick_at - self._now
+            seconds = first - time.monotonic() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
-            self._now = self._clock()
+            self._now = time.monotonic()
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed by another one's request a moment ago
                 if type(handler) is Connection:
@@ -112,7 +109,7 @@ class EventLoop:
                     handler()
             if more or self._now >= tick_at:
                 more = self._tick()
-                tick_at = self._clock() + _TICK_SECONDS
+                tick_at = time.monotonic() + _TICK_SECONDS
             if self._now >= deadlines.first:
                 deadlines.expire(self._now)
             if self._calls.done:
@@ -127,10 +124,8 @@ class EventLoop:
     def wake(self) -> None:
         """Make `run` look around now. Any thread may call this."""
         if threading.get_ident() != self._thread:
-            try:
+            with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
                 self._wake_sender.send(b"\0")
-            except OSError:  # full: it is awake; closed: it has ended
-                pass
 
     def close(self) -> None:
         """Close everything. `run` does it on its way out; for one that never ran."""
@@ -252,7 +247,7 @@ class EventLoop:
                 self._answer_frame(connection, frame)
                 if not connection.may_ask():
                     connection.send()
-        except (CloseAfterReply, HandshakeRefused) as closing:
+        except CloseAfterReply as closing:
             connection.queue(closing.reply, self._now)
             # Input is read and thrown away until then: closing at once could cost the peer our last words.
             connection.ending_at = self._now + _LINGER_SECONDS
@@ -325,7 +320,7 @@ class EventLoop:
         if connection.events:
             self.poller.unregister(connection.channel)
             connection.events = 0
-        self.buffers.release(connection)
+        self.buffers.account(connection)
         connection.channel.close()
         self._calls.cancel(connection)
         connection.session.close()  # last: what it was granted until then is freed, and nothing is granted afterwards
@@ -333,28 +328,24 @@ class EventLoop:
     # What comes by itself --------------------------------------------------------------------------------
 
     def _drain_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._wake_receiver.recv(4096)
-        except BlockingIOError:
-            pass
 
     def _finish_calls(self) -> None:
         for connection, reply in self._calls.finished():
-            if connection not in self.connections:
-                continue
-            if reply is None:
-                self._close(connection)
-                continue
             try:
-                connection.active_at = connection.partial_since = self._now
-                self._queue(connection, reply.reply() if isinstance(reply, PendingReply) else reply)
-                self._answer(connection)
+                if reply is None:
+                    self._close(connection)
+                elif connection in self.connections:
+                    connection.active_at = connection.partial_since = self._now
+                    self._queue(connection, reply.reply() if isinstance(reply, PendingReply) else reply)
+                    self._answer(connection)
             except Exception as error:
                 self._give_up(connection, error)
 
     def _tick(self) -> bool:
         """Close what is past its deadline, and keep house. Return whether there is more of the latter to do."""
-        now = self._clock()
+        now = time.monotonic()
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)
         if self._accept_again_at is not None and now >= self._accept_again_at:
@@ -368,9 +359,6 @@ class EventLoop:
 
 
 def _reject(sock: socket.socket, last_words: bytes) -> None:
-    with sock:
-        try:
-            sock.send(last_words)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+    with sock, contextlib.suppress(OSError):
+        sock.send(last_words)
+        sock.shutdown(socket.SHUT_WR)

@@ -23,10 +23,7 @@ class Latencies:
         """Count one call of ``method``."""
         bucket = min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
         with self._lock:
-            counts = self._counts.get(method)
-            if counts is None:
-                counts = self._counts[method] = [0] * BUCKETS
-            counts[bucket] += 1
+            self._counts.setdefault(method, [0] * BUCKETS)[bucket] += 1
 
     def as_lists(self) -> list[list[object]]:
         """Return ``[method, counts]`` for each method that was called since the last `reset`."""

@@ -6,20 +6,14 @@ Owns which handler belongs to which descriptor. Does not call handlers. For one 
 from __future__ import annotations
 
 import select
-from typing import Any, Protocol
+from typing import Any
 
+from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
 """The peer sends nothing any more."""
-
-
-class HasDescriptor(Protocol):
-    """What can be watched: a socket, or a channel over one."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
 
 
 class Poller:
@@ -41,16 +35,16 @@ class Poller:
         look = self._poll.poll
         return look(0) or self._spin_wait.wait(look) or look(seconds * self._units_per_second)
 
-    def register(self, channel: HasDescriptor, events: int, handler: Any) -> None:
+    def register(self, channel: Channel, events: int, handler: Any) -> None:
         """Watch ``channel`` for ``events``."""
         self._poll.register(channel, events)
         self.handlers[channel.fileno()] = handler
 
-    def modify(self, channel: HasDescriptor, events: int) -> None:
+    def modify(self, channel: Channel, events: int) -> None:
         """Watch it for other events."""
         self._poll.modify(channel, events)
 
-    def unregister(self, channel: HasDescriptor) -> None:
+    def unregister(self, channel: Channel) -> None:
         """Stop watching it. Call this before it is closed."""
         self._poll.unregister(channel)
         del self.handlers[channel.fileno()]

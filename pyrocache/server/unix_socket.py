@@ -9,6 +9,7 @@ socket gets its final name only when it listens. Any thread may call.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -74,10 +75,4 @@ def _directory() -> Path:
 def _nobody_answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            pass
-    return False
+        return probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED

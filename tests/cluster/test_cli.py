@@ -333,7 +333,7 @@ def test_a_port_and_a_storage_that_make_no_sense_are_refused_in_one_sentence() -
         ("run_nodes.py --nameserver 127.0.0.1:99999", "'127.0.0.1:99999'"),
         ("run_nodes.py --name cache.node.1", "--nodes 1"),
         ("run_nodes.py --eviction mru", "'mru'"),
-        ("run_nodes.py --eviction adaptive", "adaptive' is gone"),
+        ("run_nodes.py --eviction adaptive", "adaptive' was removed"),
         ("pyrocache get key --nameserver a:b:c", "'a:b:c'"),
         ("pyrocache set key value --ttl 0", "--ttl"),
         ("pyrocache status --timeout -1", "timeout"),

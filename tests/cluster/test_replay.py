@@ -22,8 +22,9 @@ import pytest
 from benchmarks.lab.replay import run as replay
 from benchmarks.lab.traces import TraceError
 from pyrocache import LocalCluster, NameServerUnavailable, PyroCacheClient, PyroCacheError
-from pyrocache.client.codec import encode_value
-from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.client.codec import Codec
+from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import namespace_prefix
 from pyrocache.node.store.entry import entry_cost
 from tests.support.processes import environment
 
@@ -156,7 +157,7 @@ def test_little_room_is_like_one_lru(
     accesses = skewed(20_000, 5000)
     max_bytes = 3 * 110_000
     key = encode_key(accesses[0], namespace_prefix("replay-" + 12 * "0"))
-    capacity = max_bytes // entry_cost(key, bytes(encode_value(bytes(100))), expires=False)
+    capacity = max_bytes // entry_cost(key, bytes(Codec().encode(b"", bytes(100))), expires=False)
     expected = lru_hits(accesses, capacity) / len(accesses)
     assert expected < lru_hits(accesses, 5000) / len(accesses) - 0.1  # the room matters
 

@@ -31,7 +31,7 @@ from pyrocache import (
     Stats,
     ValueTooLarge,
 )
-from pyrocache.client.codec import encode_value
+from pyrocache.client.codec import Codec
 from tests.support.waiting import eventually
 
 HUGE = 10**400
@@ -1156,7 +1156,7 @@ def test_get_and_set_ask_for_no_more_than_they_need(cache: PyroCacheClient) -> N
     cache.get("key")
     cache.set("key", 1, 60)
     key = cache._context.encode_key("key")
-    frame = encode_value(1)
+    frame = Codec().encode(b"", 1)
     assert sent == [("set", key, frame, None), ("get", key), ("set", key, frame, 60.0)]
 
 

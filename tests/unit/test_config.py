@@ -179,7 +179,7 @@ def test_settings_are_frozen() -> None:
         ClientConfig().timeout = 1  # type: ignore[misc]
 
 
-def test_the_adaptive_eviction_policy_is_gone_and_the_error_says_so() -> None:
-    with pytest.raises(ConfigurationError, match="'adaptive' is gone: the default is 's3fifo'"):
+def test_the_error_for_the_adaptive_eviction_policy_says_that_it_was_removed() -> None:
+    with pytest.raises(ConfigurationError, match="'adaptive' was removed: the default is 's3fifo'"):
         NodeConfig(eviction="adaptive")
     assert NodeConfig().eviction == "s3fifo"

@@ -64,26 +64,17 @@ from typing import Any
 
 from pyrocache.client.codec import canonical_unpickle, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
-from pyrocache.client.keys.format import (
-    nest,
-    own_code_failed,
-    read_text,
-    read_varint,
-    split,
-    too_large,
-    utf8,
-    varint,
-)
+from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = ["decode_key", "encode_key", "encode_keys", "namespace_path", "namespace_prefix", "split_namespace"]
+__all__ = ["decode_key", "encode_key", "encode_keys"]
 
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 
 
 def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
-    """Return the canonical bytes of a key behind a prefix from `namespace_prefix`.
+    """Return the canonical bytes of a key behind a prefix from `format.namespace_prefix`.
 
     Raises:
         KeyTooLarge: they are more than `MAX_KEY_BYTES`.
@@ -111,16 +102,15 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
 
 def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
     """Return what `encode_key` makes of each key. Faster than one by one if all are str."""
-    if not set(map(type, keys)) <= {str}:
-        return [encode_key(key, prefix) for key in keys]
-    texts: Any = keys
-    try:
-        encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
-    except UnicodeEncodeError:
-        return [encode_key(key, prefix) for key in keys]
-    if sum(map(len, encoded)) > MAX_KEY_BYTES and len(max(encoded, key=len)) > MAX_KEY_BYTES:
-        return [encode_key(key, prefix) for key in keys]  # raises the error of the key that is too large
-    return encoded
+    if set(map(type, keys)) <= {str}:
+        texts: Any = keys
+        try:
+            encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
+            if sum(map(len, encoded)) <= MAX_KEY_BYTES or len(max(encoded, key=len)) <= MAX_KEY_BYTES:
+                return encoded
+        except UnicodeEncodeError:
+            pass
+    return [encode_key(key, prefix) for key in keys]  # raises the error of a key that is too large
 
 
 def decode_key(data: bytes) -> object:
@@ -142,38 +132,6 @@ def decode_key(data: bytes) -> object:
         raise InvalidKey(f"an encoded key's class cannot be imported here ({type_name(error)})") from error
     except Exception as error:  # unpickling and a class's own code may raise anything
         raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from error
-
-
-def namespace_prefix(*path: str) -> bytes:
-    """Return what stands before every key of the namespace with this path; for the root, a zero byte."""
-    names = [utf8(name) for name in path]
-    body = b"".join(varint(len(name)) + name for name in names)
-    return varint(len(body)) + body
-
-
-def namespace_path(prefix: bytes) -> tuple[str, ...]:
-    """Return the path of a namespace's prefix. Raises `InvalidKey` for other bytes."""
-    path, rest = split_namespace(prefix)
-    if rest:
-        raise InvalidKey("a namespace's prefix has bytes left over")
-    return path
-
-
-def split_namespace(data: bytes) -> tuple[tuple[str, ...], bytes]:
-    """Return the path of an encoded key's namespace, and the rest of its bytes. Raises `InvalidKey`."""
-    size, at = read_varint(data, 0)
-    end = at + size
-    path = []
-    while at < end:
-        size, start = read_varint(data, at)
-        at = start + size
-        try:
-            path.append(read_text(data[start:at]))
-        except UnicodeDecodeError:
-            raise InvalidKey("an encoded key's namespace is not UTF-8") from None
-    if at != end or end > len(data):
-        raise InvalidKey("an encoded key ends within its namespace")
-    return tuple(path), data[end:]
 
 
 # Encoding: by the exact type, else by what the class inherits, else by pickle. A kind depends on the class alone.
@@ -279,31 +237,31 @@ def _decode(encoded: bytes) -> object:
 
 def _of_items(build: Callable[..., object]) -> Callable[[bytes], object]:
     """Return a decoder that passes the decoded keys of a payload to ``build``."""
-    return lambda payload: build(*map(_decode, split(payload)[1]))
+    return lambda payload: build(*map(_decode, split(payload)))
 
 
 def _decode_set(payload: bytes) -> frozenset[Any]:
-    nested, alone = split(payload)
-    _check_sorted(nested)
-    return frozenset(map(_decode, alone))
+    members = split(payload)
+    _check_sorted(members)
+    return frozenset(map(_decode, members))
 
 
 def _decode_dict(payload: bytes) -> dict[Any, Any]:
-    nested, alone = split(payload)
-    _check_sorted(nested[::2])
-    return dict(zip(map(_decode, alone[::2]), map(_decode, alone[1::2]), strict=True))
+    parts = split(payload)
+    _check_sorted(parts[::2])
+    return dict(zip(map(_decode, parts[::2]), map(_decode, parts[1::2]), strict=True))
 
 
-def _check_sorted(parts: list[bytes]) -> None:
-    if not all(one < other for one, other in pairwise(parts)):
+def _check_sorted(members: list[bytes]) -> None:
+    if not all(one < other for one, other in pairwise(map(nest, members))):
         raise InvalidKey("an encoded key's members are not in their canonical order")
 
 
 _DECODERS: dict[bytes, Callable[[bytes], object]] = {
     **scalars.DECODERS,
     **{tag: _of_items(build) for tag, build in (scalars.BUILDERS | objects.BUILDERS).items()},
-    b"t": lambda payload: tuple(map(_decode, split(payload)[1])),
-    b"l": lambda payload: list(map(_decode, split(payload)[1])),
+    b"t": lambda payload: tuple(map(_decode, split(payload))),
+    b"l": lambda payload: list(map(_decode, split(payload))),
     b"S": _decode_set,
     b"d": _decode_dict,
     b"P": lambda payload: canonical_unpickle(payload, _decode),

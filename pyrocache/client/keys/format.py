@@ -1,9 +1,9 @@
-"""The grammar of encoded keys: varints, nesting, ints, texts; and two errors.
+"""The grammar of encoded keys: varints, nesting, ints, texts, namespaces; and two errors.
 
-Owns how a length, an int and a text are written and read, and how one key stands inside another. It knows no kind of
-key and does not look at tags.
+Owns how a length, an int and a text are written and read, how one key stands inside another, and the prefix of a
+namespace. It knows no kind of key and does not look at tags.
 
-Refused with `InvalidKey`: a length that is cut off or longer than need be, and a nested key that is cut off.
+Refused with `InvalidKey`: a length that is cut off or longer than need be; a nested key or a prefix that is cut off.
 
 Threading: functions of their arguments alone, safe from any thread.
 """
@@ -53,19 +53,18 @@ def nest(encoded: bytes) -> bytes:
     return encoded[:1] + varint(size) + encoded[1:]
 
 
-def split(payload: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Return the nested keys of a payload: as they stand there, and each as it would be on its own."""
-    nested, alone = [], []
+def split(payload: bytes) -> list[bytes]:
+    """Return the nested keys of a payload, each as it would be on its own. `nest` is the inverse."""
+    keys = []
     at = 0
     while at < len(payload):
         size, start = read_varint(payload, at + 1)
         end = start + size
         if end > len(payload):
             raise InvalidKey("an encoded key ends within a nested one")
-        nested.append(payload[at:end])
-        alone.append(payload[at : at + 1] + payload[start:end])
+        keys.append(payload[at : at + 1] + payload[start:end])
         at = end
-    return nested, alone
+    return keys
 
 
 def int_bytes(number: int) -> bytes:
@@ -89,12 +88,34 @@ def read_text(payload: bytes) -> str:
     return payload.decode("utf-8", "surrogatepass")
 
 
+def namespace_prefix(*path: str) -> bytes:
+    """Return what stands before every key of the namespace with this path; for the root, a zero byte."""
+    names = [utf8(name) for name in path]
+    body = b"".join(varint(len(name)) + name for name in names)
+    return varint(len(body)) + body
+
+
+def split_namespace(data: bytes) -> tuple[tuple[str, ...], bytes]:
+    """Return the path of an encoded key's namespace, and the rest of its bytes. Raises `InvalidKey`."""
+    size, at = read_varint(data, 0)
+    end = at + size
+    path = []
+    while at < end:
+        size, start = read_varint(data, at)
+        at = start + size
+        try:
+            path.append(read_text(data[start:at]))
+        except UnicodeDecodeError:
+            raise InvalidKey("an encoded key's namespace is not UTF-8") from None
+    if at != end or end > len(data):
+        raise InvalidKey("an encoded key ends within its namespace")
+    return tuple(path), data[end:]
+
+
 def too_large(key: object) -> KeyTooLarge:
     """Return the error for a key that takes more than `MAX_KEY_BYTES`."""
-    name = type_name(key)
-    return KeyTooLarge(
-        f"a key takes at most {MAX_KEY_BYTES} bytes once encoded; this one, a {name}, takes more"
-    )
+    limit = f"a key takes at most {MAX_KEY_BYTES} bytes once encoded"
+    return KeyTooLarge(f"{limit}; this one, a {type_name(key)}, takes more")
 
 
 def own_code_failed(key: object, error: Exception) -> InvalidKey:

@@ -19,7 +19,7 @@ import importlib
 import io
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from enum import Enum, Flag
 from functools import lru_cache
 from itertools import chain
@@ -37,9 +37,8 @@ def _class_reference(cls: type) -> bytes:
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
     if _named(sys.modules.get(module), cls.__qualname__) is not cls:
-        raise InvalidKey(
-            f"{cls.__module__}.{cls.__qualname__}, a key's class, cannot be imported by its name"
-        )
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        raise InvalidKey(f"{name}, a key's class, cannot be imported by its name")
     return nest(encode_str(module)) + nest(encode_str(cls.__qualname__))
 
 
@@ -74,9 +73,7 @@ def compared_fields(cls: type) -> tuple[str, ...] | None:
     return tuple(sorted(field.name for field in fields(owner) if field.compare))
 
 
-def encode_dataclass(
-    key: Any, names: Iterable[str], nest_all: Callable[[Iterable[Any]], list[bytes]]
-) -> bytes:
+def encode_dataclass(key: Any, names: Iterable[str], nest_all: Callable[..., list[bytes]]) -> bytes:
     """Encode a dataclass's instance; ``names`` are its `compared_fields`."""
     parts = nest_all(chain.from_iterable((name, getattr(key, name)) for name in names))
     return b"D" + _class_reference(type(key)) + b"".join(parts)
@@ -89,15 +86,14 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     values = dict(zip(rest[::2], rest[1::2], strict=True))
     key = cls.__new__(cls)
     for field in fields(cls):
-        value = values[field.name] if field.name in values else _default(field)
+        if field.name in values:
+            value = values[field.name]
+        elif field.default_factory is not MISSING:
+            value = field.default_factory()
+        else:
+            value = None if field.default is MISSING else field.default
         object.__setattr__(key, field.name, value)
     return key
-
-
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return None if field.default is MISSING else field.default
 
 
 def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> bytes:

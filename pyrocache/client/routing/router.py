@@ -262,7 +262,7 @@ class Router:
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
         self.views.closed = True
-        self._membership.adopt(EMPTY)
+        self._membership.view = EMPTY
         self._connections.close()
         self._pinning.close()
 
@@ -279,7 +279,7 @@ class Router:
             self._directory.members,
             lambda missing, seconds: serving_members(self._connections, missing, seconds),
         )
-        self._membership.adopt(view)
+        self._membership.view = view
         self.views = Views(self._membership, self._clock)
 
     def _exchange(

@@ -99,4 +99,4 @@ class Views:
             not member.socket_path or is_socket_path(member.socket_path, member.incarnation)
             for member in view.members
         ):
-            self._membership.adopt(view)
+            self._membership.view = view

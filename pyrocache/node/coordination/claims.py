@@ -1,16 +1,30 @@
 """What leases and locks have in common: keys that sessions hold, and the sessions that wait for them in order.
 
-Owns the table of claims, the order of the waiters, and the quota. Does not decide who holds a key. Pure: no I/O and no
-threads. Not thread-safe: `CacheNode` calls it under its lock.
+Owns the table of claims, the order of the waiters, and the quotas: what one session, and all of them, hold or wait for
+is bounded. Does not decide who holds a key. Pure: no I/O and no threads. Not thread-safe: `CacheNode` calls it under
+its lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
-from pyrocache.node.coordination.quota import SessionQuota
+from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.server.deferred import Deferred, Session
+
+MAX_BYTES = 16 * 2**20
+"""Most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
+
+MAX_PER_SESSION = 64
+"""Most keys that one connection may hold or wait for; our clients use a connection for each."""
+
+KEY_OVERHEAD = 512
+
+
+class QuotaExceeded(Exception):
+    """There is no room for one more key."""
 
 
 class Waiter(NamedTuple):
@@ -27,18 +41,19 @@ class Waiter(NamedTuple):
     limit: int = 1
 
 
+@dataclass(slots=True, eq=False)
 class Claim:
     """One key that is held, and who waits for it.
 
     A waiter parks on a `Deferred` until a holder's time is over at the latest; it then receives None and must ask
     again. It keeps its place as long as it asks over the same connection. So no timer is needed beyond that of the
     `Deferred`.
+
+    Attributes:
+        waiters: in the order of their arrival.
     """
 
-    __slots__ = ("waiters",)
-
-    def __init__(self) -> None:
-        self.waiters: dict[Session, Waiter] = {}  # in the order of their arrival
+    waiters: dict[Session, Waiter] = field(default_factory=dict, init=False)
 
     def holders(self) -> Iterable[Session]:
         """Return the sessions that hold the key."""
@@ -53,18 +68,32 @@ _Claim = TypeVar("_Claim", bound=Claim)
 
 
 class Claims(Generic[_Claim]):
-    """The claims of one node.
+    """The claims of one node. A key counts once for as long as any session holds it or waits for it.
 
     Args:
-        quota: bounds what one session, and all of them, hold or wait for.
+        tokens: numbers the holders.
+        clock: monotonic seconds.
+        max_bytes: the bound on all keys together.
+        max_per_session: the bound on the number of keys of one session.
 
     Attributes:
         by_key: the claims, roughly in the order in which they were granted. For reading only.
     """
 
-    def __init__(self, quota: SessionQuota | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        clock: Callable[[], float],
+        max_bytes: int = MAX_BYTES,
+        max_per_session: int = MAX_PER_SESSION,
+    ) -> None:
         self.by_key: dict[bytes, _Claim] = {}
-        self._quota = SessionQuota() if quota is None else quota
+        self._tokens = tokens
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._max_per_session = max_per_session
+        self._bytes = 0
+        self._keys: dict[Session, set[bytes]] = {}
 
     @property
     def waiting(self) -> int:
@@ -78,24 +107,52 @@ class Claims(Generic[_Claim]):
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.refuse(error)
 
+    def _has_room(self, key: bytes) -> bool:
+        return self._bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
+
+    def _check_quota(self, session: Session, key: bytes) -> None:
+        """Check that ``session`` may hold or wait for ``key``.
+
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        keys = self._keys.get(session, ())
+        if len(keys) >= self._max_per_session and key not in keys:
+            raise QuotaExceeded(f"A connection may hold or wait for {self._max_per_session} keys at a time.")
+        if key not in self.by_key and not self._has_room(key):
+            raise QuotaExceeded("Too many keys are held or waited for at the moment.")
+
+    def _count(self, key: bytes, session: Session) -> None:
+        """Count ``key``, which ``session`` holds or waits for."""
+        keys = self._keys.setdefault(session, set())
+        if not keys:
+            session.holds += 1
+        keys.add(key)
+
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
         self.by_key[key] = claim
-        self._quota.open(key)
-        self._quota.add(session, key)
+        self._bytes += len(key) + KEY_OVERHEAD
+        self._count(key, session)
 
     def _wait(self, key: bytes, claim: _Claim, session: Session, waiter: Waiter) -> None:
         claim.waiters[session] = waiter  # a session that asks again keeps its place
-        self._quota.add(session, key)
+        self._count(key, session)
 
     def _strike(self, key: bytes, claim: _Claim, session: Session) -> None:
-        """Take ``key`` off the quota of ``session``, unless it still holds it or waits for it."""
+        """Count ``key`` no longer for ``session``, unless it still holds it or waits for it."""
         if session not in claim.waiters and session not in claim.holders():
-            self._quota.discard(session, key)
+            self._discount(key, session)
+
+    def _discount(self, key: bytes, session: Session) -> None:
+        keys = self._keys.get(session, set())
+        keys.discard(key)
+        if not keys and self._keys.pop(session, None) is not None:
+            session.holds -= 1
 
     def _close(self, key: bytes) -> _Claim:
         """Remove the claim and return it. Its waiters are the caller's to answer."""
         claim = self.by_key.pop(key)
-        self._quota.close(key)
+        self._bytes -= len(key) + KEY_OVERHEAD
         for session in (*claim.waiters, *claim.holders()):
-            self._quota.discard(session, key)
+            self._discount(key, session)
         return claim

@@ -13,14 +13,13 @@ is no lease, `Leases.by_key` is empty and no method needs to be called.
 from __future__ import annotations
 
 import math
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
 from pyrocache.node.coordination.claims import Claim, Claims, Waiter
-from pyrocache.node.coordination.quota import SessionQuota, Tokens
 from pyrocache.node.store.store import Found
 from pyrocache.server.deferred import Deferred, Session
 
@@ -43,15 +42,12 @@ _MAX_INVALIDATIONS = 1024
 _EXAMINED_FOR_ROOM = 64
 
 
+@dataclass(slots=True, eq=False)
 class _Lease(Claim):
-    __slots__ = ("deadline", "invalidations", "loader", "token")
-
-    def __init__(self, token: int, deadline: float, loader: Session, invalidations: int) -> None:
-        super().__init__()
-        self.token = token
-        self.deadline = deadline
-        self.loader = loader
-        self.invalidations = invalidations  # how many tags had been invalidated when it was granted
+    token: int
+    deadline: float
+    loader: Session
+    invalidations: int  # how many tags had been invalidated when it was granted
 
     def holders(self) -> Iterable[Session]:
         return (self.loader,)
@@ -60,30 +56,15 @@ class _Lease(Claim):
 class Leases(Claims[_Lease]):
     """The leases of one node.
 
-    Args:
-        tokens: numbers the leases.
-        clock: monotonic seconds.
-        quota: bounds the leases and the waiters.
+    The arguments are those of `Claims`.
 
     Attributes:
         granted: how many callers became the loader.
-        waited: how many callers had to wait.
-        passed_on: how many waiters became the loader because the one before gave up or was too slow.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        quota: SessionQuota | None = None,
-    ) -> None:
-        super().__init__(quota)
+    def __init__(self, *arguments: Any, **bounds: Any) -> None:
+        super().__init__(*arguments, **bounds)
         self.granted = 0
-        self.waited = 0
-        self.passed_on = 0
-        self._tokens = tokens
-        self._clock = clock
         self._invalidations = 0
         self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> its number, for the latest ones
         self._dropped = 0  # the largest number that is not in there any more
@@ -95,7 +76,6 @@ class Leases(Claims[_Lease]):
         key: bytes,
         session: Session,
         found: Found,
-        *,
         lease_seconds: float,
         wait_seconds: float,
         refresh: int = IF_MISSING,
@@ -126,10 +106,9 @@ class Leases(Claims[_Lease]):
             return [STALE, found.value]
         if wait_seconds <= 0:
             return None
-        self._quota.check(session, key, new=False)
+        self._check_quota(session, key)
         deferred = Deferred(session, min(self._clock() + wait_seconds, lease.deadline))
         self._wait(key, lease, session, Waiter(deferred, lease_seconds))
-        self.waited += 1
         return deferred
 
     def accepts(self, key: bytes, token: int, tags: Iterable[bytes]) -> bool:
@@ -155,7 +134,7 @@ class Leases(Claims[_Lease]):
 
     def free(self, session: Session) -> None:
         """Pass on the leases of a connection that has closed, and drop its waiters."""
-        for key in self._quota.of(session):
+        for key in list(self._keys.get(session, ())):
             lease = self.by_key[key]
             lease.waiters.pop(session, None)
             if lease.loader is session:
@@ -166,21 +145,20 @@ class Leases(Claims[_Lease]):
     # What happens to the entries -------------------------------------------------------------------------
 
     def settle(self, key: bytes, found: Found) -> None:
-        """Void the lease on ``key``, which has a new value, and give the value to the waiters."""
-        if key in self.by_key:
+        """Void the lease on ``key``, whose value was set or deleted: one that is being loaded may be outdated.
+
+        The waiters get the new value; if there is none, the next of them loads it.
+        """
+        if found.value is None or found.stale:
+            self._pass_on(key, self.by_key[key])
+        else:
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.give(value_answer(found))
 
-    def void(self, key: bytes) -> None:
-        """Pass the lease on ``key`` on: the entry was deleted, so the value being loaded may be outdated."""
-        lease = self.by_key.get(key)
-        if lease is not None:
-            self._pass_on(key, lease)
-
     def void_all(self, prefix: bytes) -> None:
-        """Call `void` for all keys that begin with ``prefix``."""
-        for key in [key for key in self.by_key if key.startswith(prefix)]:
-            self.void(key)
+        """Void the leases on all keys that begin with ``prefix``, which were deleted."""
+        for key, lease in [item for item in self.by_key.items() if item[0].startswith(prefix)]:
+            self._pass_on(key, lease)
 
     def invalidate(self, tag: bytes) -> None:
         """Refuse to store values that are being loaded now and have this tag."""
@@ -199,9 +177,9 @@ class Leases(Claims[_Lease]):
         return lease if lease is not None and lease.token == token else None
 
     def _grant(self, key: bytes, session: Session, lease_seconds: float) -> int:
-        if not self._quota.has_room(key):
+        if not self._has_room(key):
             self._make_room()
-        self._quota.check(session, key, new=True)
+        self._check_quota(session, key)
         if not self.by_key:  # no lease is older than these invalidations
             self._invalidated.clear()
             self._dropped = 0
@@ -212,9 +190,9 @@ class Leases(Claims[_Lease]):
 
     def _take_over(self, key: bytes, lease: _Lease, session: Session, lease_seconds: float) -> int:
         """Make ``session`` the loader in place of another one. The waiters go on waiting."""
-        self._quota.check(session, key, new=False)
+        self._check_quota(session, key)
         lease.token = self._tokens.next()
-        self._quota.add(session, key)
+        self._count(key, session)
         self._hand_to(key, lease, session, lease_seconds)
         return lease.token
 
@@ -225,7 +203,6 @@ class Leases(Claims[_Lease]):
             del lease.waiters[session]
             if not session.closed and waiter.deferred.give([LOAD, lease.token, None]):
                 self._hand_to(key, lease, session, waiter.hold_seconds)
-                self.passed_on += 1
                 return True
             self._strike(key, lease, session)
         self._close(key)

@@ -10,12 +10,10 @@ under its lock.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from pyrocache.node.coordination.claims import Claim, Claims, Waiter
-from pyrocache.node.coordination.quota import SessionQuota, Tokens
 from pyrocache.server.deferred import Deferred, Session
 
 
@@ -25,44 +23,16 @@ class _Holder:
     deadline: float
 
 
+@dataclass(slots=True, eq=False)
 class _Lock(Claim):
-    __slots__ = ("by_token",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_token: dict[int, _Holder] = {}
+    by_token: dict[int, _Holder] = field(default_factory=dict)
 
     def holders(self) -> Iterable[Session]:
         return (holder.session for holder in self.by_token.values())
 
 
 class Locks(Claims[_Lock]):
-    """The locks of one node, by name.
-
-    Args:
-        tokens: numbers the holders.
-        clock: monotonic seconds.
-        quota: bounds the locks and the waiters.
-
-    Attributes:
-        granted: how many callers were given a lock.
-        waited: how many had to wait.
-        expired: how many lost a lock because they had not renewed it.
-    """
-
-    def __init__(
-        self,
-        tokens: Tokens,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        quota: SessionQuota | None = None,
-    ) -> None:
-        super().__init__(quota)
-        self.granted = 0
-        self.waited = 0
-        self.expired = 0
-        self._tokens = tokens
-        self._clock = clock
+    """The locks of one node, by name. The arguments are those of `Claims`."""
 
     @property
     def held(self) -> int:
@@ -70,7 +40,7 @@ class Locks(Claims[_Lock]):
         return sum(len(lock.by_token) for lock in list(self.by_key.values()))
 
     def acquire(
-        self, name: bytes, session: Session, *, limit: int, ttl_seconds: float, wait_seconds: float
+        self, name: bytes, session: Session, limit: int, ttl_seconds: float, wait_seconds: float
     ) -> int | Deferred | None:
         """Acquire ``name`` together with at most ``limit`` - 1 other holders.
 
@@ -81,7 +51,7 @@ class Locks(Claims[_Lock]):
             QuotaExceeded: there are too many locks, or this session has too many.
         """
         lock = self.by_key.get(name)
-        self._quota.check(session, name, new=lock is None)
+        self._check_quota(session, name)
         if lock is None:
             lock = _Lock()
             self._open(name, lock, session)
@@ -96,7 +66,6 @@ class Locks(Claims[_Lock]):
             self._strike(name, lock, session)
             return None
         deferred.deadline = min(deferred.deadline, *(holder.deadline for holder in lock.by_token.values()))
-        self.waited += 1
         return deferred
 
     def renew(self, name: bytes, token: int, ttl_seconds: float) -> bool:
@@ -116,17 +85,17 @@ class Locks(Claims[_Lock]):
         lock = self.by_key.get(name)
         if lock is None or token not in lock.by_token:
             return False
-        self._release(name, lock, token)
+        self._release(name, lock, [token])
         self._serve(name, lock)
         return True
 
     def free(self, session: Session) -> None:
         """Release the locks of a connection that has closed, and drop its waiters."""
-        for name in self._quota.of(session):
+        for name in list(self._keys.get(session, ())):
             lock = self.by_key[name]
             lock.waiters.pop(session, None)
-            for token in [token for token, holder in lock.by_token.items() if holder.session is session]:
-                self._release(name, lock, token)
+            held = [token for token, holder in lock.by_token.items() if holder.session is session]
+            self._release(name, lock, held)
             self._strike(name, lock, session)
             self._serve(name, lock)
 
@@ -135,8 +104,10 @@ class Locks(Claims[_Lock]):
     def _serve(self, name: bytes, lock: _Lock) -> None:
         """Give the lock to the waiters in their order, as far as their limits allow."""
         for session, waiter in lock.parked():
-            if len(lock.by_token) >= waiter.limit:
-                self._expire(name, lock)
+            if len(lock.by_token) >= waiter.limit:  # somebody wants it: a holder whose time is over loses it
+                now = self._clock()
+                expired = [token for token, holder in lock.by_token.items() if now >= holder.deadline]
+                self._release(name, lock, expired)
             if len(lock.by_token) >= waiter.limit:
                 break
             del lock.waiters[session]
@@ -145,17 +116,9 @@ class Locks(Claims[_Lock]):
                 self._strike(name, lock, session)
                 continue
             lock.by_token[token] = _Holder(session, self._clock() + waiter.hold_seconds)
-            self.granted += 1
         if not lock.by_token and not lock.parked():
             self._close(name)
 
-    def _expire(self, name: bytes, lock: _Lock) -> None:
-        """Release the lock for the holders whose time is over, now that somebody wants it."""
-        now = self._clock()
-        for token in [token for token, holder in lock.by_token.items() if now >= holder.deadline]:
-            self._release(name, lock, token)
-            self.expired += 1
-
-    def _release(self, name: bytes, lock: _Lock, token: int) -> None:
-        session = lock.by_token.pop(token).session
-        self._strike(name, lock, session)
+    def _release(self, name: bytes, lock: _Lock, tokens: list[int]) -> None:
+        for token in tokens:
+            self._strike(name, lock, lock.by_token.pop(token).session)

@@ -5,29 +5,32 @@ argument, since a peer can send anything, then takes the node's lock, has the gu
 routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
 
 Every method may run on any thread. Those that run inline hold the lock briefly; the others walk over entries in slices
-between which the lock is free. Every change that a caller asks for goes through `CacheNode._apply`; only `set`, and
-`get` with ``touch_seconds``, repeat its few lines for speed. With replicas, this is where mutations would be copied.
+between which the lock is free. Every change of values goes through `CacheNode._apply`, which settles their leases;
+only `set` repeats its few lines for speed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, TypeVar
+
+from Pyro5.server import expose
 
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import ValueTooLarge
 from pyrocache.node.coordination.leases import Answer, value_answer
 from pyrocache.node.service import validation
 from pyrocache.node.service.coordination import Coordination
-from pyrocache.node.service.exposing import exposed, forwarded
-from pyrocache.node.service.guard import NO_VIEW, RequestGuard
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.service.metrics import NodeMetrics
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.node.service.validation import ValueLimits
 from pyrocache.node.store.entry import Value
 from pyrocache.node.store.mutation import Clear, InvalidateTag
 from pyrocache.node.store.store import Condition, Store
+from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.int_frame import pack_int, unpack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
@@ -38,6 +41,17 @@ SLICE = 500
 _PAGES_PER_CALL = 16  # of a scan that finds little
 
 _Result = TypeVar("_Result")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _forwarded(part: str, method: _Method) -> _Method:
+    """Return a method that calls ``method`` of the node's attribute ``part``."""
+
+    @wraps(method)
+    def call(self: CacheNode, *arguments: Any, **options: Any) -> Any:
+        return method(getattr(self, part), *arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 class CacheNode:
@@ -61,10 +75,9 @@ class CacheNode:
         self,
         store: Store,
         guard: RequestGuard | None = None,
-        *,
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         gauges: Callable[[], dict[str, Any]] = dict,
-        on_reset: Callable[[], None] = lambda: None,
+        on_reset: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._guard = RequestGuard() if guard is None else guard
@@ -73,19 +86,17 @@ class CacheNode:
         self._limits = ValueLimits(max_value_bytes, store.max_bytes)
         self._coordination = Coordination(store, self._guard, clock)
         self._leased = self._coordination.leases.by_key  # nearly always empty; then there is nobody to tell
-        self._metrics = NodeMetrics(store, self._coordination, self._lock, gauges, clock)
-        self._on_reset = on_reset
+        self._metrics = NodeMetrics(store, self._coordination, gauges, on_reset, clock)
         self.ownership = Ownership(store, self._coordination, self._guard)
 
     # One key ---------------------------------------------------------------------------------------------
 
-    @exposed
     def get(self, view: int, key: bytes, touch_seconds: float | None = None) -> Value | None:
         """Return the value frame, or None. With ``touch_seconds``, set the time to live, counted from now."""
         if type(key) is not bytes or not 0 < len(key) <= MAX_KEY_BYTES:
             validation.check_key(key)
         if touch_seconds is not None:
-            validation.check_ttl(touch_seconds)
+            validation.check(ttl=touch_seconds)
         with self._lock:
             if view != self._guard.open_view:
                 self._guard.check(view, (key,))
@@ -94,29 +105,28 @@ class CacheNode:
                 self._store.touch(key, touch_seconds)
             return value
 
-    @exposed
     def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
         """Return the value frame and a number that no other state of the entry has, or None."""
-        found = self._read(view, key, self._store.get_with_version)
+        validation.check_key(key)
+        found = self._guard.run(view, (key,), self._store.get_with_version, key)
         return None if found is None else list(found)
 
-    @exposed
     def get_with_times(self, view: int, key: bytes) -> Answer | None:
         """Return ``[frame, seconds left or None, seconds that loading took or None]``, or None."""
-        found = self._read(view, key, self._store.lookup)
+        validation.check_key(key)
+        found = self._guard.run(view, (key,), self._store.lookup, key)
         return None if found.value is None or found.stale else value_answer(found)[1:]
 
-    @exposed
     def contains(self, view: int, key: bytes) -> bool:
         """Return whether there is an entry. Counts no hit and does not make the entry more recent."""
-        return self._read(view, key, self._store.contains)
+        validation.check_key(key)
+        return self._guard.run(view, (key,), self._store.contains, key)
 
-    @exposed
     def ttl(self, view: int, key: bytes) -> float | None:
         """Return the seconds until the entry expires, infinity if it never does, None if there is none."""
-        return self._read(view, key, self._store.remaining)
+        validation.check_key(key)
+        return self._guard.run(view, (key,), self._store.remaining, key)
 
-    @exposed
     def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
         """Store ``value`` for ``ttl_seconds`` (None: no expiry). Return True.
 
@@ -124,11 +134,11 @@ class CacheNode:
         """
         if type(key) is not bytes or type(value) is not bytes or len(value) > self._limits.surely_fits:
             validation.check_key(key)
-            value = self._limits.accept(key, value, expires=ttl_seconds is not None)
+            value = self._limits.accept(key, value, ttl_seconds)
         if not 0 < len(key) <= MAX_KEY_BYTES:
             validation.check_key(key)
         if ttl_seconds is not None:
-            validation.check_ttl(ttl_seconds)
+            validation.check(ttl=ttl_seconds)
         with self._lock:  # the same as `_apply`, without its call
             if view != self._guard.open_view:
                 self._guard.check(view, (key,))
@@ -137,7 +147,6 @@ class CacheNode:
                 self._coordination.settle((key,))
         return True
 
-    @exposed
     def put(
         self,
         view: int,
@@ -154,34 +163,20 @@ class CacheNode:
             condition: None, ``"absent"``, ``"present"`` or a version.
             tags: each with its namespace.
         """
-        validation.check_key(key)
-        validation.check_ttl_or_keep(ttl_seconds)
-        validation.check_condition(condition)
-        validation.check_tags(tags)
-        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
-        return self._apply(
-            view,
-            (key,),
-            lambda store: store.put(key, value, ttl_seconds, condition=condition, tags=tags),
-            settles=bool,
-        )
+        validation.check(key=key, ttl_or_keep=ttl_seconds, condition=condition, tags=tags)
+        value = self._limits.accept(key, value, ttl_seconds)
+        put = partial(self._store.put, key, value, ttl_seconds, condition=condition, tags=tags)
+        return self._apply(view, (key,), put, settles=bool)
 
-    @exposed
     def setdefault(
         self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None
     ) -> Value | None:
         """Return the value that is there. If there is none, store ``value`` and return None."""
-        validation.check_key(key)
-        validation.check_ttl(ttl_seconds)
-        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
-        return self._apply(
-            view,
-            (key,),
-            lambda store: store.setdefault(key, value, ttl_seconds),
-            settles=lambda there: there is None,
-        )
+        validation.check(key=key, ttl=ttl_seconds)
+        value = self._limits.accept(key, value, ttl_seconds)
+        setdefault = partial(self._store.setdefault, key, value, ttl_seconds)
+        return self._apply(view, (key,), setdefault, settles=lambda there: there is None)
 
-    @exposed
     def incr(
         self, view: int, key: bytes, delta: bytes, default: bytes, ttl_seconds: float | None = None
     ) -> bytes:
@@ -189,57 +184,48 @@ class CacheNode:
 
         All are frames of ints. An existing entry keeps its TTL and its tags.
         """
-        validation.check_key(key)
-        validation.check_ttl(ttl_seconds)
-        increment, start = validation.check_int(delta), validation.check_int(default)
-
-        def add(store: Store) -> Value:
-            total = store.change(key, lambda frame: plus_increment(unpack_int(frame)))
-            if total is None:
-                total = plus_increment(start)
-                store.set(key, total, ttl_seconds)
-            return total
+        validation.check(key=key, ttl=ttl_seconds)
+        increment, start = validation.int_in(delta), validation.int_in(default)
 
         def plus_increment(number: int | None) -> Value:
             if number is None:
                 raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
-            return self._limits.accept(key, pack_int(number + increment), expires=True)
+            return self._limits.accept(key, pack_int(number + increment), ttl_seconds)
+
+        def add() -> Value:
+            total = self._store.change(key, lambda frame: plus_increment(unpack_int(frame)))
+            if total is None:
+                total = plus_increment(start)
+                self._store.set(key, total, ttl_seconds)
+            return total
 
         return bytes(self._apply(view, (key,), add))
 
-    @exposed
     def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
         """Set the time to live, counted from now (None: no expiry). Return whether the key exists."""
-        validation.check_key(key)
-        validation.check_ttl(ttl_seconds)
-        return self._apply(view, (key,), lambda store: store.touch(key, ttl_seconds), settles=lambda _: False)
+        validation.check(key=key, ttl=ttl_seconds)
+        return self._guard.run(view, (key,), self._store.touch, key, ttl_seconds)
 
-    @exposed
     def delete(self, view: int, key: bytes) -> bool:
         """Remove the entry. Return whether there was one."""
         validation.check_key(key)
-        return self._apply(view, (key,), lambda store: store.delete(key))
+        return self._apply(view, (key,), partial(self._store.delete, key))
 
-    @exposed
     def pop(self, view: int, key: bytes) -> Value | None:
         """Remove the entry and return its value, or None."""
         validation.check_key(key)
-        return self._apply(view, (key,), lambda store: store.pop(key))
+        return self._apply(view, (key,), partial(self._store.pop, key))
 
     # Many keys -------------------------------------------------------------------------------------------
 
-    @exposed
     def get_many(self, view: int, keys: list[bytes]) -> list[Value | None]:
         """Return the values of ``keys`` in their order, None for a miss.
 
         Ends early, after at least one, when the reply has become large: ask again for the rest.
         """
-        validation.check_keys(keys)
-        with self._lock:
-            self._guard.check(view, keys)
-            return self._store.get_many(keys, BATCH_BYTES)
+        validation.check(keys=keys)
+        return self._guard.run(view, keys, self._store.get_many, keys, BATCH_BYTES)
 
-    @exposed
     def set_many(
         self,
         view: int,
@@ -249,53 +235,41 @@ class CacheNode:
         tags: list[bytes] | None = None,
     ) -> int:
         """Store each of ``values`` under its key. Return their number. All are checked before any is stored."""
-        validation.check_keys(keys)
-        validation.check_batch(values)
-        validation.check_ttl(ttl_seconds)
-        validation.check_tags(tags)
+        validation.check(keys=keys, batch=values, ttl=ttl_seconds, tags=tags)
         if len(keys) != len(values):
             raise validation.refusal(BAD_REQUEST, "There must be as many values as keys.")
-        self._limits.check_all(keys, values, tags or (), expires=ttl_seconds is not None)
+        self._limits.check_all(keys, values, ttl_seconds, tags or ())
 
-        def store_all(store: Store) -> None:
+        def store_all() -> None:
             if not tags:
-                store.set_many(keys, values, ttl_seconds)
+                self._store.set_many(keys, values, ttl_seconds)
             else:
                 for key, value in zip(keys, values, strict=True):
-                    store.put(key, value, ttl_seconds, tags=tags)
+                    self._store.put(key, value, ttl_seconds, tags=tags)
 
         self._apply(view, keys, store_all)
         return len(keys)
 
-    @exposed
     def delete_many(self, view: int, keys: list[bytes]) -> int:
         """Remove the entries. Return how many there were."""
-        validation.check_keys(keys)
-        return self._apply(view, keys, lambda store: sum(map(store.delete, keys)))
+        validation.check(keys=keys)
+        return self._apply(view, keys, lambda: sum(map(self._store.delete, keys)))
 
-    @exposed
     def touch_many(self, view: int, keys: list[bytes], ttl_seconds: float | None) -> int:
         """Call `touch` for each of ``keys``. Return how many exist."""
-        validation.check_keys(keys)
-        validation.check_ttl(ttl_seconds)
-        return self._apply(
-            view,
-            keys,
-            lambda store: sum(store.touch(key, ttl_seconds) for key in keys),
-            settles=lambda _: False,
-        )
+        validation.check(keys=keys, ttl=ttl_seconds)
+        return self._guard.run(view, keys, lambda: sum(self._store.touch(key, ttl_seconds) for key in keys))
 
     # Leases and locks ------------------------------------------------------------------------------------
 
-    lease = forwarded(Coordination.lease)
-    begin_lease = forwarded(Coordination.begin_lease, remote=False)
-    abandon = forwarded(Coordination.abandon)
-    acquire = forwarded(Coordination.acquire)
-    begin_acquire = forwarded(Coordination.begin_acquire, remote=False)
-    renew = forwarded(Coordination.renew)
-    release = forwarded(Coordination.release)
+    lease = _forwarded("_coordination", Coordination.lease)
+    begin_lease = _forwarded("_coordination", Coordination.begin_lease)
+    abandon = _forwarded("_coordination", Coordination.abandon)
+    acquire = _forwarded("_coordination", Coordination.acquire)
+    begin_acquire = _forwarded("_coordination", Coordination.begin_acquire)
+    renew = _forwarded("_coordination", Coordination.renew)
+    release = _forwarded("_coordination", Coordination.release)
 
-    @exposed
     def fill(
         self,
         view: int,
@@ -308,16 +282,12 @@ class CacheNode:
         tags: list[bytes] | None = None,
     ) -> bool:
         """Store what the holder of a lease has loaded. Return False if it is outdated or the lease is lost."""
-        validation.check_key(key)
-        validation.check_ttl(ttl_seconds)
-        validation.check_tags(tags)
-        validation.check_seconds(stale_seconds)
-        validation.check_seconds(load_seconds)
-        validation.check_token(token)
-        value = self._limits.accept(key, value, expires=ttl_seconds is not None)
+        validation.check(key=key, ttl=ttl_seconds, tags=tags, duration=stale_seconds, token=token)
+        validation.check(duration=load_seconds)
+        value = self._limits.accept(key, value, ttl_seconds)
 
-        def store_loaded(store: Store) -> bool:
-            return self._coordination.leases.accepts(key, token, tags or ()) and store.put(
+        def store_loaded() -> bool:
+            return self._coordination.leases.accepts(key, token, tags or ()) and self._store.put(
                 key, value, ttl_seconds, tags=tags, stale_seconds=stale_seconds, load_seconds=load_seconds
             )
 
@@ -325,23 +295,19 @@ class CacheNode:
 
     # A whole namespace -----------------------------------------------------------------------------------
 
-    @exposed
     def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
         """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. 0 is the end.
 
         Over all cursors, each key that exists throughout comes exactly once. A page may be empty before the end.
         """
-        validation.check_namespace(namespace)
-        validation.check_namespace(prefix)
-        validation.check_cursor(cursor)
-        validation.check_limit(limit, MAX_BATCH)
+        validation.check(namespace=namespace, cursor=cursor, limit=limit)
+        validation.check(namespace=prefix)
         found: list[bytes] = []
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
-                page, cursor = self._store.page(
-                    namespace, prefix, cursor, min(limit - len(found), SLICE), room
-                )
+                most = min(limit - len(found), SLICE)
+                page, cursor = self._store.page(namespace, prefix, cursor, most, room)
             found += page
             room -= sum(map(len, page))
             if not cursor or len(found) >= limit or room <= 0:
@@ -349,12 +315,9 @@ class CacheNode:
             time.sleep(0)  # let a waiting I/O thread have the interpreter
         return [cursor, found]
 
-    @exposed
     def count(self, namespace: bytes, enough: int | None = None) -> int:
         """Return the number of entries of the namespace, or any number from ``enough`` up if it has as many."""
-        validation.check_namespace(namespace)
-        if enough is not None and (type(enough) is not int or enough < 1):
-            raise validation.refusal(BAD_REQUEST, "What is enough is None or an int above 0.")
+        validation.check(namespace=namespace, enough=enough)
         total = cursor = 0
         while True:
             with self._lock:
@@ -364,56 +327,31 @@ class CacheNode:
                 return total
             time.sleep(0)  # let a waiting I/O thread have the interpreter
 
-    @exposed
     def clear(self, namespace: bytes) -> int:
         """Remove every entry of the namespace, in constant time. Return how many there were.
 
         Expired entries that have not been reclaimed yet are counted too.
         """
-        validation.check_namespace(namespace)
-
-        def clear(store: Store) -> int:
+        validation.check(namespace=namespace)
+        with self._lock:
             self._coordination.leases.void_all(namespace)
-            count: int = store.apply(Clear(namespace))
+            count: int = self._store.apply(Clear(namespace))
             return count
 
-        return self._apply(NO_VIEW, (), clear)
-
-    @exposed
     def invalidate_tag(self, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
-        validation.check_tag(tag)
-
-        def invalidate(store: Store) -> int:
+        validation.check(tag=tag)
+        with self._lock:
             self._coordination.leases.invalidate(tag)
-            count: int = store.apply(InvalidateTag(tag))
+            count: int = self._store.apply(InvalidateTag(tag))
             return count
-
-        return self._apply(NO_VIEW, (), invalidate)
 
     # The node --------------------------------------------------------------------------------------------
 
-    @exposed
-    def ping(self, view: int = NO_VIEW) -> dict[str, Any]:
-        """Return ``name``, ``incarnation`` and ``serving`` (False once the node is leaving)."""
-        return self._guard.ping(view)
-
-    @exposed
-    def members(self) -> list[list[Any]]:
-        """Return the node's view: ``[name, host, port, weight, incarnation, socket path]`` each."""
-        return self._guard.members()
-
-    @exposed
-    def stats(self) -> dict[str, Any]:
-        """Return the figures of this node by name. Counters count since its start or `reset_stats`."""
-        return self._metrics.collect()
-
-    @exposed
-    def reset_stats(self) -> bool:
-        """Count everything from 0 on again. Return True."""
-        self._metrics.reset()
-        self._on_reset()
-        return True
+    ping = _forwarded("_guard", RequestGuard.ping)
+    members = _forwarded("_guard", RequestGuard.members)
+    stats = _forwarded("_metrics", NodeMetrics.collect)
+    reset_stats = _forwarded("_metrics", NodeMetrics.reset)
 
     def sweep(self) -> bool:
         """Free some expired entries. Return whether there may be more. Not exposed."""
@@ -422,18 +360,11 @@ class CacheNode:
 
     # Inside ----------------------------------------------------------------------------------------------
 
-    def _read(self, view: int, key: bytes, read: Callable[[bytes], _Result]) -> _Result:
-        validation.check_key(key)
-        with self._lock:
-            if view != self._guard.open_view:
-                self._guard.check(view, (key,))
-            return read(key)
-
     def _apply(
         self,
         view: int,
-        keys: Iterable[bytes],
-        change: Callable[[Store], _Result],
+        keys: Sequence[bytes],
+        change: Callable[[], _Result],
         settles: Callable[[Any], bool] = lambda _: True,
     ) -> _Result:
         """Check the request, change the store, and settle the leases on ``keys``. Return the result of the change.
@@ -445,9 +376,13 @@ class CacheNode:
             if view != self._guard.open_view:
                 self._guard.check(view, keys)
             try:
-                result = change(self._store)
+                result = change()
             except ValueTooLarge:
                 raise self._limits.no_room() from None
             if self._leased and settles(result):
                 self._coordination.settle(keys)
         return result
+
+
+for _name in COMMANDS:  # a stock Pyro5 daemon serves what is exposed
+    expose(getattr(CacheNode, _name))

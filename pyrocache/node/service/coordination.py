@@ -12,18 +12,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from pyrocache.node.coordination.claims import QuotaExceeded
 from pyrocache.node.coordination.leases import IF_MISSING, Answer, Leases
 from pyrocache.node.coordination.locks import Locks
-from pyrocache.node.coordination.quota import QuotaExceeded, Tokens
+from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.node.service import validation
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
+from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.protocol.refusals import OVERLOADED
 from pyrocache.server.deferred import Deferred, Session
 
-_MAX_HOLDERS = 2**20
+_Result = TypeVar("_Result")
 
 
 class Coordination:
@@ -33,25 +35,21 @@ class Coordination:
         store: where the values are.
         guard: checks the requests; owns the node's lock.
         clock: monotonic seconds.
-        wall_clock: seconds since the epoch, for the tokens.
 
     Attributes:
-        leases, locks: what is granted. Guarded by the lock of ``guard``.
+        leases, locks: what is granted. Guarded by ``lock``.
+        lock: that of ``guard``.
     """
 
     def __init__(
-        self,
-        store: Store,
-        guard: RequestGuard,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        self, store: Store, guard: RequestGuard, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        tokens = Tokens(wall_clock)
-        self.leases = Leases(tokens, clock=clock)
-        self.locks = Locks(tokens, clock=clock)
+        tokens = Tokens()
+        self.leases = Leases(tokens, clock)
+        self.locks = Locks(tokens, clock)
+        self.lock = guard.lock
         self._store = store
         self._guard = guard
-        self._lock = guard.lock
         self._clock = clock
 
     def lease(
@@ -71,9 +69,7 @@ class Coordination:
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
             another caller refreshes it, ``["load", token, frame or None]`` for the loader, None: ask again, or give up.
         """
-        begun = self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh)
-        answer: Answer | None = self._wait_for(begun)
-        return answer
+        return self._wait_for(self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh))
 
     def begin_lease(
         self,
@@ -82,39 +78,22 @@ class Coordination:
         key: bytes,
         lease_seconds: float,
         wait_seconds: float,
-        refresh: int = IF_MISSING,
+        refresh: int = 0,
     ) -> Answer | Deferred | None:
         """Call `lease` without blocking. The lease ends with ``session``."""
-        validation.check_key(key)
-        lease_seconds, wait_seconds = (
-            validation.check_span(lease_seconds, above=0.0),
-            validation.check_span(wait_seconds),
-        )
-        validation.check_refresh(refresh)
-        session.on_close(_Free(self, session))  # not under the lock, which it takes
-        with self._lock:
-            self._guard.check(view, (key,))
-            if session.closed:
-                return None
-            try:
-                return self.leases.request(
-                    key,
-                    session,
-                    self._store.lookup(key, count=False),
-                    lease_seconds=lease_seconds,
-                    wait_seconds=wait_seconds,
-                    refresh=refresh,
-                )
-            except QuotaExceeded as error:
-                raise validation.refusal(OVERLOADED, str(error)) from None
+        validation.check(key=key, span=lease_seconds, duration=wait_seconds, refresh=refresh)
+
+        def request() -> Answer | Deferred | None:
+            found = self._store.lookup(key, count=False)
+            lease, wait = min(lease_seconds, MOST_SECONDS), min(wait_seconds, MOST_SECONDS)
+            return self.leases.request(key, session, found, lease, wait, refresh)
+
+        return self._begin(session, view, key, request)
 
     def abandon(self, view: int, key: bytes, token: int) -> bool:
         """Give a lease up: the next waiter becomes the loader. Return False if it was no longer held."""
-        validation.check_key(key)
-        validation.check_token(token)
-        with self._lock:
-            self._guard.check(view, (key,))
-            return self.leases.abandon(key, token)
+        validation.check(key=key, token=token)
+        return self._guard.run(view, (key,), self.leases.abandon, key, token)
 
     def acquire(
         self, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
@@ -124,48 +103,29 @@ class Coordination:
         Returns:
             The holder's token, larger than all before it; None: ask again, or give up.
         """
-        begun = self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds)
-        token: int | None = self._wait_for(begun)
-        return token
+        return self._wait_for(self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds))
 
     def begin_acquire(
         self, session: Session, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
     ) -> int | Deferred | None:
         """Call `acquire` without blocking. The lock is released when ``session`` closes."""
-        validation.check_key(name)
-        validation.check_limit(limit, _MAX_HOLDERS)
-        ttl_seconds, wait_seconds = (
-            validation.check_span(ttl_seconds, above=0.0),
-            validation.check_span(wait_seconds),
-        )
-        session.on_close(_Free(self, session))  # not under the lock, which it takes
-        with self._lock:
-            self._guard.check(view, (name,))
-            if session.closed:
-                return None
-            try:
-                return self.locks.acquire(
-                    name, session, limit=limit, ttl_seconds=ttl_seconds, wait_seconds=wait_seconds
-                )
-            except QuotaExceeded as error:
-                raise validation.refusal(OVERLOADED, str(error)) from None
+        validation.check(key=name, holders=limit, span=ttl_seconds, duration=wait_seconds)
+
+        def acquire() -> int | Deferred | None:
+            ttl, wait = min(ttl_seconds, MOST_SECONDS), min(wait_seconds, MOST_SECONDS)
+            return self.locks.acquire(name, session, limit, ttl, wait)
+
+        return self._begin(session, view, name, acquire)
 
     def renew(self, view: int, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold the lock for ``ttl_seconds`` from now. Return False if it is no longer held with this token."""
-        validation.check_key(name)
-        validation.check_token(token)
-        ttl_seconds = validation.check_span(ttl_seconds, above=0.0)
-        with self._lock:
-            self._guard.check(view, (name,))
-            return self.locks.renew(name, token, ttl_seconds)
+        validation.check(key=name, token=token, span=ttl_seconds)
+        return self._guard.run(view, (name,), self.locks.renew, name, token, min(ttl_seconds, MOST_SECONDS))
 
     def release(self, view: int, name: bytes, token: int) -> bool:
         """Release the lock. Return False if it was no longer held with this token."""
-        validation.check_key(name)
-        validation.check_token(token)
-        with self._lock:
-            self._guard.check(view, (name,))
-            return self.locks.release(name, token)
+        validation.check(key=name, token=token)
+        return self._guard.run(view, (name,), self.locks.release, name, token)
 
     # For the node ----------------------------------------------------------------------------------------
 
@@ -173,11 +133,7 @@ class Coordination:
         """Settle the leases on ``keys``, which were written or deleted: the waiters get the value or the lease."""
         for key in keys:
             if key in self.leases.by_key:
-                found = self._store.lookup(key, count=False)
-                if found.value is None or found.stale:
-                    self.leases.void(key)
-                else:
-                    self.leases.settle(key, found)
+                self.leases.settle(key, self._store.lookup(key, count=False))
 
     def forget(self, belongs_elsewhere: Callable[[bytes], bool]) -> None:
         """Drop what belongs to other nodes from now on, and refuse its waiters."""
@@ -187,11 +143,23 @@ class Coordination:
 
     def free(self, session: Session) -> None:
         """Free the leases and locks of a connection that has closed. Takes the lock."""
-        with self._lock:
+        with self.lock:
             self.leases.free(session)
             self.locks.free(session)
 
-    def _wait_for(self, result: Any) -> Any:
+    def _begin(
+        self, session: Session, view: int, key: bytes, request: Callable[[], _Result]
+    ) -> _Result | None:
+        """Check a request for something that ends with ``session``, and answer it by ``request``."""
+        session.on_close(_Free(self, session))  # not under the lock, which it takes
+        with self.lock:
+            self._guard.check(view, (key,))
+            try:
+                return None if session.closed else request()
+            except QuotaExceeded as error:
+                raise validation.refusal(OVERLOADED, str(error)) from None
+
+    def _wait_for(self, result: _Result | Deferred) -> _Result:
         """Block until a deferred result is there."""
         return result.wait(self._clock) if isinstance(result, Deferred) else result
 

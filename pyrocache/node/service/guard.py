@@ -2,8 +2,8 @@
 
 Owns the cluster view that the node serves under and the state of each partition. Refuses a request that was routed with
 another view, or whose key is in a partition that is not served, and sends the node's own view along. Does not touch the
-store. Owns the node's lock, under which a request is checked and executed in one go. Except for `members` and `ping`,
-the methods are called under that lock.
+store. Owns the node's lock, under which a request is checked and executed in one go. Except for `run`, `members` and
+`ping`, the methods are called under that lock.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.node.service.validation import refusal
+from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.partition import PARTITIONS, partition_of
 from pyrocache.protocol.refusals import BAD_REQUEST, STALE_VIEW
 
-NO_VIEW = 0
-"""As the view id of a request: do not check it."""
+_Result = TypeVar("_Result")
 
 
 class PartitionState(IntEnum):
@@ -54,10 +54,7 @@ class RequestGuard:
     __slots__ = ("_incarnation", "_on_stale", "_states", "lock", "name", "open_view", "view")
 
     def __init__(
-        self,
-        name: str = "cache.node.1",
-        incarnation: str = "",
-        on_stale: Callable[[], None] = lambda: None,
+        self, name: str = "cache.node.1", incarnation: str = "", on_stale: Callable[[], object] = lambda: None
     ) -> None:
         self.name = name
         self.lock = threading.Lock()  # guards: this object, the store, the leases and the locks
@@ -80,9 +77,17 @@ class RequestGuard:
         if view == NO_VIEW:
             return
         current = self.view
-        if (current is not None and view != current.id) or not self._serves(keys):
+        served = all(self._states[partition_of(key)] == PartitionState.SERVING for key in keys)
+        if not served or (current is not None and view != current.id):
             self._on_stale()
             raise self.stale_view()
+
+    def run(self, view: Any, keys: Iterable[bytes], call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Check a request and answer it by ``call``, in one go. Takes the lock."""
+        with self.lock:
+            if view != self.open_view:
+                self.check(view, keys)
+            return call(*arguments)
 
     def owns(self, key: bytes) -> bool:
         """Return whether ``key`` belongs to this node under the current view."""
@@ -98,33 +103,29 @@ class RequestGuard:
 
     def set_state(self, state: PartitionState, partitions: Iterable[int] | None = None) -> None:
         """Set the state of the given partitions, or of all."""
-        if partitions is None:
-            self._states = bytearray([state]) * PARTITIONS
-        else:
-            for partition in partitions:
-                self._states[partition] = state
+        for partition in range(PARTITIONS) if partitions is None else partitions:
+            self._states[partition] = state
         self._update_open_view()
 
     def stale_view(self) -> PyroError:
         """Return the refusal of a request that was routed with another view."""
-        text = "The request was routed with another view of the nodes."
-        return refusal(STALE_VIEW, text, self.members())
+        return refusal(STALE_VIEW, "The request was routed with another view of the nodes.", self.members())
 
     def members(self) -> list[list[Any]]:
         """Return the view as ``[name, host, port, weight, incarnation, socket path]`` each."""
         members = self.view.members if self.view is not None else ()
         return [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in members]
 
-    def ping(self, view: Any) -> dict[str, Any]:
-        """Return who answers. A caller that holds another ``view`` makes this node look for a newer one."""
+    def ping(self, view: int = NO_VIEW) -> dict[str, Any]:
+        """Return ``name``, ``incarnation`` and ``serving`` (False once the node is leaving).
+
+        A caller that holds another ``view`` makes this node look for a newer one.
+        """
         current = self.view
-        if view not in (NO_VIEW, NO_VIEW if current is None else current.id):
+        if view != NO_VIEW and (current is None or view != current.id):
             self._on_stale()
         serving = current is None or self.name in current
         return {"name": self.name, "incarnation": self._incarnation, "serving": serving}
-
-    def _serves(self, keys: Iterable[bytes]) -> bool:
-        return all(self._states[partition_of(key)] == PartitionState.SERVING for key in keys)
 
     def _update_open_view(self) -> None:
         if self._states.count(PartitionState.SERVING) < PARTITIONS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,8 +28,8 @@ class NodeMetrics:
 
     Args:
         store, coordination: what is reported on.
-        lock: guards them.
         gauges: returns further figures.
+        on_reset: called by `reset`.
         clock: monotonic seconds.
     """
 
@@ -38,34 +37,31 @@ class NodeMetrics:
         self,
         store: Store,
         coordination: Coordination,
-        lock: threading.Lock,
         gauges: Callable[[], dict[str, Any]],
+        on_reset: Callable[[], object],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._coordination = coordination
-        self._lock = lock
+        self._lock = coordination.lock
         self._gauges = gauges
+        self._on_reset = on_reset
         self._clock = clock
         self._started = self._counted_since = clock()
 
     def collect(self) -> dict[str, Any]:
-        """Return the figures by name. Counters count since the start or `reset`."""
+        """Return the figures of this node by name. Counters count since its start or `reset_stats`."""
         store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
         entries, hits, misses, namespaces = self._namespaces()
         now = self._clock()
-        with self._lock:
-            figures = {
-                **asdict(store.counters),
-                "bytes": store.used_bytes,
-                "max_bytes": store.max_bytes,
-                "policy": store.policy.name,
-            }
         return {
             "entries": entries,
             "hits": hits,
             "misses": misses,
-            **figures,
+            **asdict(store.counters),
+            "bytes": store.used_bytes,
+            "max_bytes": store.max_bytes,
+            "policy": store.policy.name,
             "namespaces": namespaces,
             "leases": len(leases.by_key),
             "loads": leases.granted,
@@ -77,11 +73,13 @@ class NodeMetrics:
             **self._gauges(),
         }
 
-    def reset(self) -> None:
-        """Count from 0 on again."""
+    def reset(self) -> bool:
+        """Count everything from 0 on again. Return True."""
         with self._lock:
             self._store.reset_counters()
             self._counted_since = self._clock()
+        self._on_reset()
+        return True
 
     def _namespaces(self) -> tuple[int, int, int, list[list[Any]]]:
         """Return all entries, hits and misses, and ``[prefix, hits, misses, entries]`` of the namespaces most read."""
@@ -94,14 +92,8 @@ class NodeMetrics:
             entries += sum(s.count for s in part)
             hits += sum(s.hits for s in part)
             misses += sum(s.misses for s in part)
-            rows = top + [
-                [s.prefix, s.hits, s.misses, s.count] for s in part if s.count or s.hits or s.misses
-            ]
-            top = heapq.nlargest(MAX_NAMESPACES, rows, key=_reads) if len(rows) > MAX_NAMESPACES else rows
+            top += [[s.prefix, s.hits, s.misses, s.count] for s in part if s.count or s.hits or s.misses]
+            if len(top) > MAX_NAMESPACES:
+                top = heapq.nlargest(MAX_NAMESPACES, top, key=lambda row: row[1] + row[2])
             time.sleep(0)  # let a waiting I/O thread have the interpreter
         return entries, hits, misses, top
-
-
-def _reads(row: list[Any]) -> int:
-    reads: int = row[1] + row[2]
-    return reads

@@ -115,14 +115,9 @@ class Contents:
         spaces = self.namespaces
         space = spaces.of(key) if key[0] else spaces.root
         plain = expires_at == _NEVER and extras is None
-        most = cost = len(key) + len(value) + ENTRY_OVERHEAD
-        if not plain:
-            names = None if extras is None else extras.tags
-            most = cost = entry_cost(key, value, expires=expires_at < _NEVER, tags=names)
-            if names:
-                most += sum(len(name) + TAG_BYTES for name in names)
-        if most + space.overhead > self.max_bytes:
-            raise ValueTooLarge(f"The value does not fit into the node's {self.max_bytes} bytes of memory.")
+        cost = len(key) + len(value) + ENTRY_OVERHEAD if plain else self._cost(space, change)
+        if cost + space.overhead > self.max_bytes:
+            raise value_too_large(self.max_bytes)
         partition = xxh3_64_intdigest(key) & PARTITION_MASK
         self.mutations[partition] += 1
         self.counters.sets += 1
@@ -202,6 +197,13 @@ class Contents:
         self.mutations[xxh3_64_intdigest(key) & PARTITION_MASK] += 1
 
     # Inserting and removing -------------------------------------------------------------------------------
+
+    def _cost(self, space: Namespace, change: Set) -> int:
+        names = None if change.extras is None else change.extras.tags
+        cost = entry_cost(change.key, change.value, expires=change.expires_at < _NEVER, tags=names)
+        if names and cost + sum(len(name) + TAG_BYTES for name in names) + space.overhead > self.max_bytes:
+            raise value_too_large(self.max_bytes)
+        return cost
 
     def _entry(self, space: Namespace, key: bytes, entry: Entry, extras: Extras | None) -> Entry:
         """Return a new entry with its tags and its expiry."""
@@ -314,3 +316,8 @@ class Contents:
             self.remove(*dead)
             self.counters.expirations += expired
         return True
+
+
+def value_too_large(max_bytes: int) -> ValueTooLarge:
+    """Return the error for a value that does not fit at all."""
+    return ValueTooLarge(f"The value does not fit into the node's {max_bytes} bytes of memory.")

@@ -15,7 +15,7 @@ from pyrocache.client.backend import ClusterBackend
 from pyrocache.client.codec import Codec
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.compute import compute
-from pyrocache.client.keys.encoding import namespace_prefix
+from pyrocache.client.keys.format import namespace_prefix
 from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.errors import NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.client.keys.encoding import namespace_prefix
+from pyrocache.client.keys.format import namespace_prefix
 from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
 
 ANSWER: dict[str, Any] = {

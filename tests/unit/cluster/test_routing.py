@@ -42,14 +42,12 @@ def test_the_nth_node_takes_its_share_and_nobody_else_gains(nodes: int) -> None:
     assert 0.8 / nodes <= len(moved) / PARTITIONS <= 1.2 / nodes
 
 
-def test_a_node_that_leaves_gives_its_partitions_to_the_next_in_rank() -> None:
+def test_a_node_that_leaves_gives_its_partitions_to_all_others_and_no_other_moves() -> None:
     view = view_of(5)
     without = ClusterView(member for member in view.members if member.number != 2)
-    for partition in range(0, PARTITIONS, 7):
-        ranked = [member.number for member in view.ranked(partition)]
-        assert view.owner_of_partition(partition).number == ranked[0]
-        ranked.remove(2)
-        assert without.owner_of_partition(partition).number == ranked[0]
+    moves = Counter(pair for pair in zip(owners(view), owners(without), strict=True) if len(set(pair)) > 1)
+    assert set(moves) == {(2, 1), (2, 3), (2, 4), (2, 5)}
+    assert min(moves.values()) > 0.8 * PARTITIONS / 5 / 4
 
 
 def test_weights_share_in_proportion() -> None:
@@ -101,7 +99,6 @@ def test_golden_weighted_view() -> None:
     view = view_of(3, {2: 2.5})
     assert view.id == 0x1FB05F1C85840DEF
     assert [view.owner_of_partition(p).number for p in SAMPLE] == [3, 1, 2, 1, 2, 3, 3, 2, 2, 1]
-    assert [member.number for member in view_of(5).ranked(7)] == [1, 3, 4, 5, 2]
 
 
 def test_golden_partitions() -> None:

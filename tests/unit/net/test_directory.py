@@ -51,6 +51,13 @@ def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) 
     assert not directory.remove(ONE)
 
 
+def test_a_thousand_nodes_are_listed(name_server: NameServerDaemon) -> None:
+    for number in range(1, 1001):
+        name = f"cache.node.{number}"
+        name_server.nameserver.register(name, f"PYRO:{name}@127.0.0.1:{number}", metadata={"pyrocache"})
+    assert len(directory_of(name_server).members()) == 1000
+
+
 def test_a_name_that_is_taken_is_not_overwritten(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
     other = Member("cache.node.1", "127.0.0.1", 4003, incarnation="2" * 16)

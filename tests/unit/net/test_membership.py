@@ -52,7 +52,7 @@ def test_a_name_server_that_is_away_leaves_the_view_as_it_was() -> None:
         raise NameServerUnavailable("away")
 
     membership = Membership(away)
-    membership.adopt(ClusterView([member(1)]))
+    membership.view = ClusterView([member(1)])
     with pytest.raises(NameServerUnavailable):
         membership.refresh(1.0)
     assert len(membership.view) == 1
@@ -130,7 +130,7 @@ def test_all_missing_members_are_asked_about_at_once_in_the_time_that_is_left() 
         return [one for one in members if one.number == 3]
 
     membership = Membership(lambda timeout: [member(1)], serving)
-    membership.adopt(ClusterView([member(1), member(2), member(3), member(4)]))
+    membership.view = ClusterView([member(1), member(2), member(3), member(4)])
     assert [one.number for one in membership.refresh(1.0).members] == [1, 3]
     assert asked == [([2, 3, 4], True)]
 

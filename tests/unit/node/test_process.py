@@ -34,7 +34,7 @@ def test_one_call_tunes_the_collector_the_switch_interval_and_malloc() -> None:
 
 def test_a_node_whose_standard_input_is_no_pipe_does_not_end_with_it() -> None:
     code = (
-        "import threading; from pyrocache.node import process; process._stop_with_parent(print); "
+        "import threading; from pyrocache.runtime.stop_request import StopRequest; StopRequest().with_parent(); "
         "print(len(threading.enumerate()))"
     )
     arguments = [sys.executable, "-c", code]

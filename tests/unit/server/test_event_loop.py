@@ -31,7 +31,6 @@ from Pyro5.errors import PyroError
 
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
-from pyrocache.node.service.exposing import exposed
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import framing, limits, messages, refusals
@@ -77,7 +76,6 @@ class Gated(CacheNode):
         self.held: dict[bytes, Deferred] = {}
         self.turns: Any = None
 
-    @exposed
     def pause(self, seconds: float) -> Any:
         """``b"over"`` after so many seconds; 0: at once, -1: at once, but as a `Deferred`, -2: a refusal."""
         raise AssertionError("only what stands in its place is called")
@@ -105,7 +103,6 @@ class Gated(CacheNode):
         deferred: Deferred = self.turns.begin(session, time.monotonic() + seconds)
         return deferred
 
-    @exposed
     def end_turn(self, token: int) -> bool:
         """At once, on the I/O thread."""
         return bool(self.turns.end(token))
@@ -115,7 +112,6 @@ class Gated(CacheNode):
         assert wait_until(lambda: name in self.held)
         return self.held.pop(name)
 
-    @exposed
     def count(self, prefix: bytes) -> int:
         assert self.gate.wait(PATIENCE_SECONDS)
         return super().count(prefix)

@@ -37,11 +37,8 @@ from pyrocache.client.keys.encoding import (
     decode_key,
     encode_key,
     encode_keys,
-    namespace_path,
-    namespace_prefix,
-    split_namespace,
 )
-from pyrocache.client.keys.format import varint
+from pyrocache.client.keys.format import namespace_prefix, split_namespace, varint
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
@@ -928,7 +925,7 @@ def test_a_namespace_stands_before_the_key(path: tuple[str, ...], key: Any) -> N
     encoded = encode_key(key, prefix)
     assert encoded == prefix + encode_key(key)[1:]
     assert split_namespace(encoded) == (path, encode_key(key)[1:])
-    assert namespace_path(prefix) == path
+    assert split_namespace(prefix) == (path, b"")
     assert decode_key(encoded) == key
 
 
@@ -957,11 +954,6 @@ def test_bytes_without_a_namespace_are_refused(data: bytes) -> None:
         split_namespace(data)
     with pytest.raises(InvalidKey):
         decode_key(data)
-
-
-def test_a_namespaces_prefix_is_nothing_more() -> None:
-    with pytest.raises(InvalidKey, match="left over"):
-        namespace_path(b"\0x")
 
 
 # Refusals.

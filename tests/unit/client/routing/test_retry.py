@@ -20,7 +20,7 @@ NEVER = float("-inf")
 
 
 def refused(code: str, detail: Any = None) -> Refused:
-    return Refused(NODE, Refusal(code, "no", detail))
+    return Refused(Refusal(code, "no", detail))
 
 
 def unreachable(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from pyrocache.node.coordination.claims import KEY_OVERHEAD, QuotaExceeded
 from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
-from pyrocache.node.coordination.quota import KEY_OVERHEAD, QuotaExceeded, SessionQuota, Tokens
+from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.node.store.store import Found
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
@@ -24,9 +25,7 @@ class Node:
 
     def __init__(self, **bounds: int) -> None:
         self.clock = FakeClock(1000.0)
-        self.leases = Leases(
-            Tokens(FakeClock(5.0)), clock=self.clock, quota=SessionQuota(**bounds) if bounds else None
-        )
+        self.leases = Leases(Tokens(FakeClock(5.0)), self.clock, **bounds)
 
     def ask(
         self,
@@ -38,9 +37,7 @@ class Node:
         wait: float = 10.0,
         refresh: int = IF_MISSING,
     ) -> Any:
-        return self.leases.request(
-            key, session or Session(), found, lease_seconds=seconds, wait_seconds=wait, refresh=refresh
-        )
+        return self.leases.request(key, session or Session(), found, seconds, wait, refresh)
 
     def load(self, session: Session | None = None, key: bytes = KEY, **options: Any) -> int:
         """Ask, and become the loader."""
@@ -62,8 +59,8 @@ def node() -> Node:
 
 
 def nothing_is_left(node: Node) -> bool:
-    quota = node.leases._quota
-    return not node.leases.by_key and not len(quota) and not quota.bytes
+    leases = node.leases
+    return not leases.by_key and not leases._keys and not leases._bytes
 
 
 # Who loads ---------------------------------------------------------------------------------------------------
@@ -242,12 +239,12 @@ def test_a_value_that_is_set_meanwhile_voids_the_lease_and_goes_to_those_who_wai
 
 def test_what_is_deleted_meanwhile_is_loaded_anew_by_the_next(node: Node) -> None:
     token, first, second = node.load(), node.wait(), node.wait()
-    node.leases.void(KEY)
+    node.leases.settle(KEY, NOTHING)
     assert not node.leases.accepts(KEY, token, ())
     assert first.outcome()[0] == "load"
-    node.leases.void(KEY)
+    node.leases.settle(KEY, NOTHING)
     assert second.outcome()[0] == "load"
-    node.leases.void(KEY)
+    node.leases.settle(KEY, NOTHING)
     assert nothing_is_left(node)
 
 

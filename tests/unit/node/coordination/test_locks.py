@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from pyrocache.node.coordination.claims import KEY_OVERHEAD, QuotaExceeded
 from pyrocache.node.coordination.locks import Locks
-from pyrocache.node.coordination.quota import KEY_OVERHEAD, QuotaExceeded, SessionQuota, Tokens
+from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.testing import FakeClock
 
@@ -23,9 +24,7 @@ class Node:
     def __init__(self, **bounds: int) -> None:
         self.clock = FakeClock(1000.0)
         self.wall_clock = FakeClock(5.0)
-        self.locks = Locks(
-            Tokens(self.wall_clock), clock=self.clock, quota=SessionQuota(**bounds) if bounds else None
-        )
+        self.locks = Locks(Tokens(self.wall_clock), self.clock, **bounds)
 
     def acquire(
         self,
@@ -36,7 +35,7 @@ class Node:
         ttl: float = 30.0,
         wait: float = 10.0,
     ) -> Any:
-        return self.locks.acquire(name, session or Session(), limit=limit, ttl_seconds=ttl, wait_seconds=wait)
+        return self.locks.acquire(name, session or Session(), limit, ttl, wait)
 
     def hold(self, session: Session | None = None, name: bytes = NAME, **options: Any) -> int:
         """Acquire at once."""
@@ -58,8 +57,8 @@ def node() -> Node:
 
 
 def nothing_is_left(node: Node) -> bool:
-    quota = node.locks._quota
-    return not node.locks.by_key and not len(quota) and not quota.bytes
+    locks = node.locks
+    return not locks.by_key and not locks._keys and not locks._bytes
 
 
 def test_one_holds_it_and_the_others_have_it_in_the_order_in_which_they_came(node: Node) -> None:
@@ -132,7 +131,6 @@ def test_one_that_is_not_renewed_goes_to_whoever_wants_it_once_its_time_is_over(
     assert node.hold(waiter.session) > token
     assert not node.locks.renew(NAME, token, 3.0)
     assert not node.locks.release(NAME, token)
-    assert node.locks.expired == 1
 
 
 def test_one_that_is_renewed_stays(node: Node) -> None:

@@ -6,7 +6,8 @@ import pytest
 from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.node.service.guard import NO_VIEW, PartitionState, RequestGuard
+from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.partition import partition_of
 
 NAME = "cache.node.1"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyrocache.client.keys.encoding import encode_key, namespace_prefix
+from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import namespace_prefix
 from pyrocache.node.store.namespaces import ROOT, Namespaces, prefix_of
 
 
