@@ -28,6 +28,7 @@ from pyrocache.node.service.metrics import NodeMetrics
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.node.service.validation import ValueLimits
 from pyrocache.node.store.entry import Value
+from pyrocache.node.store.mutation import Clear, InvalidateTag
 from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.int_frame import pack_int, unpack_int
@@ -334,14 +335,16 @@ class CacheNode:
         validation.check(namespace=namespace)
         with self._lock:
             self._coordination.leases.void_all(namespace)
-            return self._store.clear(namespace)
+            count: int = self._store.apply(Clear(namespace))
+            return count
 
     def invalidate_tag(self, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
             self._coordination.leases.invalidate(tag)
-            return self._store.invalidate(tag)
+            count: int = self._store.apply(InvalidateTag(tag))
+            return count
 
     # The node --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import heapq
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from pyrocache.node.service.coordination import Coordination
@@ -57,7 +58,7 @@ class NodeMetrics:
             "entries": entries,
             "hits": hits,
             "misses": misses,
-            **store.counters.as_dict(),
+            **asdict(store.counters),
             "bytes": store.used_bytes,
             "max_bytes": store.max_bytes,
             "policy": store.policy.name,

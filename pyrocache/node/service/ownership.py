@@ -11,6 +11,7 @@ import time
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.node.service.coordination import Coordination
 from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.store.mutation import Clear, Discard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.limits import BATCH_BYTES
 
@@ -65,7 +66,7 @@ class Ownership:
         with self._guard.lock:
             self._coordination.forget(lambda key: True)
             for namespace in [space.prefix for space in self._store.namespaces]:
-                self._store.clear(namespace)
+                self._store.apply(Clear(namespace))
 
     def _drop_foreign(self, namespace: bytes) -> None:
         cursor = 0
@@ -74,7 +75,7 @@ class Ownership:
                 keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES, stale=True)
                 for key in keys:
                     if not self._guard.owns(key):
-                        self._store.discard(key)
+                        self._store.apply(Discard(key))
             if not cursor:
                 return
             time.sleep(0)  # let a waiting I/O thread have the interpreter

@@ -7,6 +7,7 @@ exactly what the calls one by one would do, or return None and leave the batch t
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from types import NoneType
 from typing import Any
@@ -80,8 +81,7 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
             if isinstance(stored, Entry):
                 contents.unlink(space, key, stored)
     stored_many = _entries(contents, space, change, now)
-    for shard, key, stored in zip(space.shards_at(partitions), keys, stored_many, strict=True):
-        shard[key] = stored
+    deque(map(dict.__setitem__, space.shards_at(partitions), keys, stored_many), maxlen=0)
     space.count += len(new)
     space.split_large(new)
     contents.policy.used_many(known)

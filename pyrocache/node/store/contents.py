@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.store.entry import ENTRY_OVERHEAD, Details, Entry, Stored, cost_of, entry_cost, value_of
+from pyrocache.node.store.entry import (
+    ENTRY_OVERHEAD,
+    Details,
+    Entry,
+    Stored,
+    cost_of,
+    entry_cost,
+    value_of,
+)
 from pyrocache.node.store.eviction import EvictionPolicy
 from pyrocache.node.store.expiry import ExpiryBuckets
-from pyrocache.node.store.mutation import Clear, Delete, Discard, InvalidateTag, Set, Touch
+from pyrocache.node.store.mutation import Clear, Delete, Discard, Extras, InvalidateTag, Set, Touch
 from pyrocache.node.store.namespaces import Namespace, Namespaces
 from pyrocache.node.store.reclaim import Reclaimer
 from pyrocache.node.store.table import FEW_KEYS, too_large
@@ -38,10 +46,6 @@ class Counters:
     deletes: int = 0
     evictions: int = 0
     expirations: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counters by name."""
-        return asdict(self)
 
 
 class Contents:
@@ -107,10 +111,10 @@ class Contents:
 
     def _set(self, change: Set) -> None:
         # The path of every single write: what `_detach` and `make_room` do for plain values is written out here.
-        key, value = change.key, change.value
+        key, value, expires_at, extras = change.key, change.value, change.expires_at, change.extras
         spaces = self.namespaces
         space = spaces.of(key) if key[0] else spaces.root
-        plain = change.expires_at == _NEVER and change.extras is None
+        plain = expires_at == _NEVER and extras is None
         cost = len(key) + len(value) + ENTRY_OVERHEAD if plain else self._cost(space, change)
         if cost + space.overhead > self.max_bytes:
             raise value_too_large(self.max_bytes)
@@ -131,7 +135,7 @@ class Contents:
             self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
         else:
             self._detach(space, key, before)
-        shard[key] = value if plain else self._entry(space, change)
+        shard[key] = value if plain else self._entry(space, key, Entry(value, expires_at), extras)
         self.bytes += cost
         if before is None:
             space.count += 1
@@ -140,8 +144,8 @@ class Contents:
                 space.split(key)
         else:
             self._used(key)
-            if self.bytes > self.max_bytes:
-                self.make_room(key)
+        if self.bytes > self.max_bytes:  # its tags may be new
+            self.make_room(key)
 
     def _touch(self, change: Touch) -> bool:
         key = change.key
@@ -195,23 +199,19 @@ class Contents:
     # Inserting and removing -------------------------------------------------------------------------------
 
     def _cost(self, space: Namespace, change: Set) -> int:
-        extras, expires = change.extras, change.expires_at < _NEVER
-        if extras is None:
-            return entry_cost(change.key, change.value, expires=expires)
-        names = extras.tags
-        cost = entry_cost(change.key, change.value, expires=expires, details=True, tags=len(names))
-        if cost + sum(map(len, names)) + TAG_BYTES * len(names) + space.overhead > self.max_bytes:
+        names = None if change.extras is None else change.extras.tags
+        cost = entry_cost(change.key, change.value, expires=change.expires_at < _NEVER, tags=names)
+        if names and cost + sum(len(name) + TAG_BYTES for name in names) + space.overhead > self.max_bytes:
             raise value_too_large(self.max_bytes)
         return cost
 
-    def _entry(self, space: Namespace, change: Set) -> Entry:
-        """Return a new entry, with its tags and its expiry."""
-        entry = Entry(change.value, change.expires_at)
-        if (extras := change.extras) is not None:
-            tags, cost = self.tags.attach(change.key, extras.tags)
+    def _entry(self, space: Namespace, key: bytes, entry: Entry, extras: Extras | None) -> Entry:
+        """Return a new entry with its tags and its expiry."""
+        if extras is not None:
+            tags, cost = self.tags.attach(key, extras.tags)
             self.bytes += cost
             entry.details = Details(extras.stale_until, extras.load_seconds, tags)
-        self.schedule(space, change.key, entry)
+        self.schedule(space, key, entry)
         return entry
 
     def schedule(self, space: Namespace, key: bytes, entry: Entry) -> None:
@@ -310,11 +310,11 @@ class Contents:
     def reclaim(self, limit: int) -> bool:
         """Remove up to ``limit`` dead entries. Return whether there may be more."""
         for _ in range(limit):
-            dead = self.reclaimer.next()
+            dead, expired = self.reclaimer.next()
             if dead is None:
                 return False
-            self.remove(dead.space, dead.key, dead.stored)
-            self.counters.expirations += dead.expired
+            self.remove(*dead)
+            self.counters.expirations += expired
         return True
 
 

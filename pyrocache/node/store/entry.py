@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 ENTRY_OVERHEAD = 224
@@ -33,6 +34,7 @@ Bucket: TypeAlias = set[bytes]
 """The keys that expire in one tick."""
 
 
+@dataclass(slots=True, eq=False)
 class Tag:
     """A name that entries share, by which all of them can be invalidated at once.
 
@@ -42,14 +44,12 @@ class Tag:
         invalid: its entries are gone, though some may not be reclaimed yet.
     """
 
-    __slots__ = ("invalid", "keys", "name")
-
-    def __init__(self, name: bytes) -> None:
-        self.name = name
-        self.keys: set[bytes] = set()
-        self.invalid = False
+    name: bytes
+    keys: set[bytes] = field(default_factory=set)
+    invalid: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Details:
     """What is known of few entries.
 
@@ -60,21 +60,13 @@ class Details:
         version: differs from that of every other state of the key; 0 until somebody asks.
     """
 
-    __slots__ = ("load_seconds", "stale_until", "tags", "version")
-
-    def __init__(
-        self,
-        stale_until: float = 0.0,
-        load_seconds: float | None = None,
-        tags: tuple[Tag, ...] = (),
-        version: int = 0,
-    ) -> None:
-        self.stale_until = stale_until
-        self.load_seconds = load_seconds
-        self.tags = tags
-        self.version = version
+    stale_until: float = 0.0
+    load_seconds: float | None = None
+    tags: tuple[Tag, ...] = ()
+    version: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """A value of which more is known.
 
@@ -85,19 +77,10 @@ class Entry:
         details: see there, or None.
     """
 
-    __slots__ = ("bucket", "details", "expires_at", "value")
-
-    def __init__(
-        self,
-        value: Value,
-        expires_at: float = math.inf,
-        bucket: Bucket | None = None,
-        details: Details | None = None,
-    ) -> None:
-        self.value = value
-        self.expires_at = expires_at
-        self.bucket = bucket
-        self.details = details
+    value: Value
+    expires_at: float = math.inf
+    bucket: Bucket | None = None
+    details: Details | None = None
 
     @property
     def leaves_at(self) -> float:
@@ -118,14 +101,14 @@ def value_of(stored: Stored) -> Value:
     return stored.value if isinstance(stored, Entry) else stored
 
 
-def entry_cost(key: bytes, value: Value, *, expires: bool, details: bool = False, tags: int = 0) -> int:
-    """Return the bytes that an entry is accounted for."""
+def entry_cost(key: bytes, value: Value, *, expires: bool, tags: Collection[object] | None = None) -> int:
+    """Return the bytes that an entry is accounted for; ``tags`` are None if it has no details."""
     cost = len(key) + len(value) + ENTRY_OVERHEAD
     again = len(key) if len(key) > SHORT_KEY else 0
     if expires:
         cost += EXPIRY_OVERHEAD + again
-    if details:
-        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * tags + (again if tags else 0)
+    if tags is not None:
+        cost += DETAILS_OVERHEAD + TAG_OVERHEAD * len(tags) + (again if tags else 0)
     return cost
 
 
@@ -133,14 +116,8 @@ def cost_of(key: bytes, stored: Stored) -> int:
     """Return the bytes that what is stored under ``key`` is accounted for."""
     if not isinstance(stored, Entry):
         return len(key) + len(stored) + ENTRY_OVERHEAD
-    details = stored.details
-    return entry_cost(
-        key,
-        stored.value,
-        expires=stored.bucket is not None,
-        details=details is not None,
-        tags=len(details.tags) if details is not None else 0,
-    )
+    tags = None if stored.details is None else stored.details.tags
+    return entry_cost(key, stored.value, expires=stored.bucket is not None, tags=tags)
 
 
 def plain_costs(keys: Collection[bytes], values: Sequence[Value], *, expire: bool = False) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from pyrocache.config import DEFAULT_EVICTION
-from pyrocache.node.store.eviction_queues import RECENCY, Rule, TwoQueues
+from pyrocache.node.store.eviction_queues import TwoQueues
 
 
 class EvictionPolicy(Protocol):
@@ -43,14 +43,11 @@ class EvictionPolicy(Protocol):
             LookupError: no key is present.
         """
 
-    def clear(self) -> None:
-        """Remove all keys and forget everything about them."""
 
-
-LRU = partial(TwoQueues, "lru", RECENCY)
+LRU = partial(TwoQueues, "lru")
 """Evict the least recently used key, to the precision of an epoch."""
 
-S3FIFO = partial(TwoQueues, "s3fifo", Rule(share=0.25, promote=2))
+S3FIFO = partial(TwoQueues, "s3fifo", share=0.25, promote=2)
 """Evict by S3-FIFO. The paper has a tenth of the keys in the small queue; ``docs/eviction.md`` says why this is a
 quarter, and why one use is not enough to leave it."""
 

@@ -2,17 +2,18 @@
 
 Time is counted in *epochs*. An epoch ends when about a thirtieth of the keys has been touched: added, or used for the
 first time in it. A queue is a row of chunks, one for each epoch in which keys were queued; a key is in one chunk of one
-queue. A use is noted in a `UseTable`: the epoch, and in how many epochs the key was used, up to three. So
+queue. A use is noted in a `UseTable`: the epoch, and in how many epochs the key was used, up to three; or, with
+no uses, the epoch in which the key was evicted. So
 
 - a second use in one epoch is a look into that table and changes nothing;
 - a key does not move when it is used, but when it reaches the end of its queue, to where it belongs by then;
 - a key takes some 12 bytes in a queue and 16 to 32 in the table.
 
-By `RECENCY` the queues evict the least recently used key, to the precision of an epoch. By any other `Rule` they are
-S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a new key enters the small queue.
-At its end, it goes to the main queue if it was used often enough, and is evicted otherwise. An evicted key that comes
-back while it is remembered enters the main queue at once. The main queue is a clock: a key that was used goes around
-again.
+Without a share for the small queue, the least recently used key is evicted, to the precision of an epoch. With one, the
+queues are S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a new key enters the
+small queue. At its end, it goes to the main queue if it was used often enough, and is evicted otherwise. An evicted key
+that comes back while it is remembered enters the main queue at once. The main queue is a clock: a key that was used
+goes around again.
 
 While nothing is added and nothing was ever evicted, the queues *rest*: the order of keys is of no interest yet, so an
 epoch lasts longer and a use is noted only once in it.
@@ -22,22 +23,10 @@ Does no I/O. Not thread-safe.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
-from pyrocache.node.store.use_table import (
-    SEGMENT_BITS,
-    SEGMENT_MASK,
-    STATES,
-    TAG_MASK,
-    TAG_SHIFT,
-    GhostTable,
-    UseTable,
-)
-
-_Chunk: TypeAlias = deque[bytes]
+from pyrocache.node.store.use_table import SEGMENT_BITS, SEGMENT_MASK, STATES, TAG_MASK, TAG_SHIFT, UseTable
 
 _EPOCHS = 32
 """How many epochs pass while all keys are touched once: the precision of recency."""
@@ -48,6 +37,9 @@ _LARGEST_EPOCH = 1024
 _STAMPS = (1 << 14) - 1
 """Epochs that the use table can tell apart. A key that was not used for longer may seem to be more recent."""
 
+_REMEMBERED = 2
+"""An evicted key is remembered while so many times the number of keys are touched."""
+
 _MOST_MOVES = 128
 """The most keys that one eviction moves, so that none takes long. The rest is left to the next ones."""
 
@@ -55,49 +47,29 @@ _LOOKS_PER_REMOVAL = 4
 """For each key that is removed, this many queued ones are examined, and dropped if they were removed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Which key is evicted next.
-
-    Attributes:
-        share: the small queue's part of the keys; None evicts by recency, whichever queue a key is in.
-        promote: in how many epochs a key must have been used to move from the small queue to the main one.
-    """
-
-    share: float | None
-    promote: int = 1
-
-
-RECENCY = Rule(share=None)
-
-
 class TwoQueues:
     """The keys that are present, in order of eviction. Implements `EvictionPolicy`.
 
     Args:
         name: the name of the policy.
-        rule: which key is evicted next.
+        share: the small queue's part of the keys; None evicts by recency, and the small queue has all keys.
+        promote: in how many epochs a key must have been used to move from the small queue to the main one.
     """
 
-    def __init__(self, name: str, rule: Rule) -> None:
+    def __init__(self, name: str, share: float | None = None, promote: int = 1) -> None:
         self.name = name
-        self._rule = rule
-        self.clear()
-
-    def clear(self) -> None:
-        """See `EvictionPolicy.clear`."""
+        self._share = share
+        self._promote = promote
         self._small = _Queue()
         self._main = _Queue()
         self._uses = UseTable()  # the stamp of the epoch << 2 | number of epochs with a use
         self._removed: set[bytes] = set()  # removed keys that are still queued
         self._until_purge = 0  # removals until the next chunk is purged of removed keys
         self._to_purge: list[tuple[_Queue, int]] = []
-        self._ghosts: GhostTable | None = None  # made when the first key is evicted from the small queue
         self._epoch = 0
         self._added = False  # in this epoch
         self._evicts = False
         self._rests = False
-        self._noted_at_rest = 0
         self._next_epoch()
 
     def __len__(self) -> int:
@@ -114,7 +86,7 @@ class TwoQueues:
         if key in self._removed:
             self._removed.remove(key)  # it takes its old place again, as a used one
             self._uses.put(key, self._bump[0])
-        elif self._ghosts is not None and self._ghosts.take(key):
+        elif self._evicts and self._is_remembered(key):
             self._main.append(key, self._epoch)
         else:
             self._small.append(key, self._epoch)
@@ -124,7 +96,7 @@ class TwoQueues:
 
     def added_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.added_many`."""
-        if self._removed or self._ghosts is not None or not keys:
+        if self._removed or self._evicts or not keys:
             for key in keys:
                 self.added(key)
             return
@@ -139,8 +111,8 @@ class TwoQueues:
     def used(self, key: bytes, /) -> None:
         """See `EvictionPolicy.used`."""
         if self._rests:
-            self._noted_at_rest += 1
-            if self._noted_at_rest > self._enough:
+            self._to_note -= 1
+            if self._to_note < 0:
                 return
         # `UseTable.get` and `put`, written out: this runs for every read.
         number = hash(key)
@@ -157,18 +129,18 @@ class TwoQueues:
     def used_many(self, keys: Sequence[bytes], /) -> None:
         """See `EvictionPolicy.used_many`."""
         if self._rests:
-            self._noted_at_rest += len(keys)
-            if self._noted_at_rest > self._enough:
+            self._to_note -= len(keys)
+            if self._to_note < 0:
                 return
         # Look at all of them first: `used` may begin an epoch, which may change the segments.
         segments, mask, stamp = self._uses.segments, self._uses.mask, self._stamp
-        states = [
-            segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK] ^ number >> TAG_SHIFT & TAG_MASK
-            for number in map(hash, keys)
-        ]
-        for key, state in zip(keys, states, strict=True):
-            if state >> 2 != stamp:
-                self.used(key)
+        first_uses = []
+        for number, key in zip(map(hash, keys), keys, strict=True):
+            slot = segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK]
+            if (slot ^ number >> TAG_SHIFT & TAG_MASK) >> 2 != stamp:
+                first_uses.append(key)
+        for key in first_uses:
+            self.used(key)
 
     def removed(self, key: bytes, /) -> None:
         """See `EvictionPolicy.removed`."""
@@ -185,19 +157,25 @@ class TwoQueues:
         self._left = max(_SMALLEST_EPOCH, min(_LARGEST_EPOCH, keys // _EPOCHS))
         if self._rests:
             self._left = max(_LARGEST_EPOCH, 2 * keys)
+        self._remembered = _REMEMBERED * keys / self._left  # in epochs
         self._added = False
-        self._noted_at_rest = 0
-        self._enough = 3 * keys  # by then most keys have been noted, and noting them again changes nothing
+        # At rest; by then most keys have been noted, and noting them again changes nothing.
+        self._to_note = 3 * keys
         self._uses.step(keys)
-        if self._ghosts is not None and not self._ghosts.fits(keys):
-            self._ghosts = GhostTable(keys)
         # The state of a key after one more use, by the number of uses before it.
         self._stamp = stamp = self._epoch % _STAMPS + 1  # never 0, the stamp of a key that was not used
         once = 2 if self._rests else 1  # several uses in a long epoch count once, so count it double
         self._bump = tuple(stamp << 2 | min(uses + once, 3) for uses in range(4))
 
+    def _is_remembered(self, key: bytes) -> bool:
+        """Return whether ``key``, which is not present, was evicted from the small queue lately, and forget that."""
+        state = self._uses.get(key)
+        if state:
+            self._uses.forget(key)
+        return state > 0 and self._epoch - self._last_use(state) <= self._remembered
+
     def _last_use(self, state: int) -> int:
-        """Return the epoch of the last use, 0 for none."""
+        """Return the epoch that is noted in ``state``, 0 for none."""
         return self._epoch - (self._stamp - (state >> 2)) % _STAMPS if state else 0
 
     def _purge_chunk(self) -> None:
@@ -222,62 +200,36 @@ class TwoQueues:
     def victim(self) -> bytes:
         """See `EvictionPolicy.victim`."""
         self._evicts = True
-        rule = self._rule
-        if rule.share is None:
-            key, _ = self._least_recent()
-        else:
-            key, queue = self._unused(rule.share, rule.promote)
-            if queue is self._small:
-                if self._ghosts is None:
-                    self._ghosts = GhostTable(len(self))
-                self._ghosts.add(key)
-        self._uses.forget(key)
-        return key
-
-    def _least_recent(self) -> tuple[bytes, _Queue]:
-        """Remove and return the least recently used key, and its queue."""
-        queue, removed = self._small, self._removed
-        moved: list[tuple[int, bytes, _Queue]] = []
-        while len(moved) < _MOST_MOVES:
-            key = queue.pop()
-            if key in removed:
-                removed.remove(key)
-                continue
-            state = self._uses.get(key)
-            epoch = self._last_use(state)
-            if epoch <= queue.first:
-                return key, queue
-            moved.append((state, key, queue))
-            queue.append(key, epoch)
-        return self._oldest(moved)
-
-    def _unused(self, share: float, promote: int) -> tuple[bytes, _Queue]:
-        """Remove and return the next key that was not used enough to stay, and its queue."""
-        small, main, uses, removed = self._small, self._main, self._uses, self._removed
+        small, main, uses, removed, share = self._small, self._main, self._uses, self._removed, self._share
         moved: list[tuple[int, bytes, _Queue]] = []
         # A key that goes around in the main queue has one use less, and may be used again in this epoch.
         before = (self._epoch - 1) % _STAMPS + 1 << 2
         while len(moved) < _MOST_MOVES:
             queue = main
-            if not main.size or small.size >= share * (small.size + main.size):
+            if share is None or not main.size or small.size >= share * (small.size + main.size):
                 queue = small
             key = queue.pop()
             if key in removed:
                 removed.remove(key)
                 continue
             state = uses.get(key)
-            if state & 3 < (promote if queue is small else 1):
-                return key, queue
-            moved.append((state, key, main))
-            main.append(key, self._epoch)
-            uses.put(key, before | state - 1 & 3 if queue is main and state & 3 > 1 else 0)
-        return self._oldest(moved)
-
-    def _oldest(self, moved: list[tuple[int, bytes, _Queue]]) -> tuple[bytes, _Queue]:
-        """Return the least recently used of the keys that were moved: to look for a better one would take too long."""
-        _, key, queue = min(moved, key=lambda each: self._last_use(each[0]))
-        self._removed.add(key)  # it is queued
-        return key, queue
+            if share is None:
+                target, epoch = small, self._last_use(state)
+                if epoch <= small.first:
+                    break
+            else:
+                if state & 3 < (self._promote if queue is small else 1):
+                    break
+                target, epoch = main, self._epoch
+                uses.put(key, before | state - 1 & 3 if queue is main and state & 3 > 1 else 0)
+            moved.append((state, key, target))
+            target.append(key, epoch)
+        else:  # evict the least recently used of them: to look for a better one would take too long
+            _, key, queue = min(moved, key=lambda each: self._last_use(each[0]))
+            removed.add(key)  # it is queued
+        # S3-FIFO remembers what it evicted from the small queue.
+        uses.forget(key, self._stamp << 2 if queue is small and share is not None else 0)
+        return key
 
 
 class _Queue:
@@ -292,24 +244,18 @@ class _Queue:
     __slots__ = ("chunks", "first", "size")
 
     def __init__(self) -> None:
-        self.chunks: dict[int, _Chunk] = {}
+        self.chunks: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self.first = 1
         self.size = 0
 
     def append(self, key: bytes, epoch: int) -> None:
         """Add ``key`` to the chunk of ``epoch``, which is not before `first`."""
-        chunk = self.chunks.get(epoch)
-        if chunk is None:
-            chunk = self.chunks[epoch] = deque()
-        chunk.append(key)
+        self.chunks[epoch].append(key)
         self.size += 1
 
     def extend(self, keys: Sequence[bytes], epoch: int) -> None:
         """Add all of ``keys`` to the chunk of ``epoch``."""
-        chunk = self.chunks.get(epoch)
-        if chunk is None:
-            chunk = self.chunks[epoch] = deque()
-        chunk.extend(keys)
+        self.chunks[epoch].extend(keys)
         self.size += len(keys)
 
     def oldest(self) -> int:

@@ -6,7 +6,7 @@ walked and cleared without looking at the others. Does no I/O. Not thread-safe.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from pyrocache.node.store.entry import Stored
@@ -52,12 +52,9 @@ class Namespaces:
         hits, misses: of namespaces that were empty and are forgotten.
     """
 
-    __slots__ = ("_by_prefix", "_to_examine", "cleared", "hits", "misses", "root")
-
     def __init__(self) -> None:
         self.root = Namespace(ROOT)
-        self._by_prefix = {ROOT: self.root}
-        self._to_examine: deque[bytes] = deque()  # all prefixes but ROOT, the one examined longest ago first
+        self._by_prefix = OrderedDict({ROOT: self.root})  # the one examined longest ago first
         self.cleared: dict[bytes, deque[Namespace]] = {}
         self.hits = 0
         self.misses = 0
@@ -74,14 +71,12 @@ class Namespaces:
         """Return the namespace with that prefix, if it is known."""
         return self._by_prefix.get(prefix)
 
-    def find(self, key: bytes) -> tuple[Namespace, Stored]:
-        """Return where a key is that is stored somewhere, and what is stored."""
+    def find(self, key: bytes) -> tuple[Namespace, bytes, Stored]:
+        """Return the namespace of a key that is stored somewhere, the key, and what is stored."""
         prefix = prefix_of(key)
-        spaces = [self._by_prefix[prefix]] if prefix in self._by_prefix else []
-        for space in (*spaces, *self.cleared.get(prefix, ())):
-            stored = space.get(key)
-            if stored is not None:
-                return space, stored
+        for space in (self._by_prefix.get(prefix), *self.cleared.get(prefix, ())):
+            if space is not None and (stored := space.get(key)) is not None:
+                return space, key, stored
         raise LookupError("No namespace has the key.")
 
     def clear(self, namespace: Namespace) -> None:
@@ -103,19 +98,15 @@ class Namespaces:
     def _new(self, prefix: bytes) -> Namespace:
         if len(self._by_prefix) > _MOST_EMPTY:
             self._forget_some()
-        namespace = self._by_prefix[prefix] = Namespace(prefix)
-        self._to_examine.append(prefix)
-        return namespace
+        return self._by_prefix.setdefault(prefix, Namespace(prefix))
 
     def _forget_some(self) -> None:
         """Forget the empty ones among the few that were examined longest ago."""
         for _ in range(_LOOKED_AT):
-            prefix = self._to_examine.popleft()
-            namespace = self._by_prefix[prefix]
-            if namespace.count:
-                self._to_examine.append(prefix)
+            prefix, namespace = self._by_prefix.popitem(last=False)
+            if namespace.count or namespace is self.root:
+                self._by_prefix[prefix] = namespace
             else:
-                del self._by_prefix[prefix]
                 self.hits += namespace.hits
                 self.misses += namespace.misses
 

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TypeAlias
 
 from pyrocache.node.store.entry import Stored
 from pyrocache.node.store.expiry import ExpiryBuckets
 from pyrocache.node.store.namespaces import Namespace, Namespaces
 from pyrocache.node.store.tags import Tags
 
-
-class Dead(NamedTuple):
-    """An entry to remove: its namespace, its key, what is stored there, and whether it has expired."""
-
-    space: Namespace
-    key: bytes
-    stored: Stored
-    expired: bool
+Dead: TypeAlias = tuple[Namespace, bytes, Stored]
+"""An entry to remove: its namespace, its key, what is stored there."""
 
 
 class Reclaimer:
@@ -53,9 +47,10 @@ class Reclaimer:
         self._namespaces.clear(space)
         self.cleared.append((space, iter(space)))
 
-    def next(self) -> Dead | None:
-        """Return a dead entry, which the caller must remove, or None when there is none."""
-        return self._next_cleared() or self._next_invalid() or self._next_expired()
+    def next(self) -> tuple[Dead | None, bool]:
+        """Return a dead entry, which the caller must remove, or None when there is none; and whether it has expired."""
+        dead = self._next_cleared() or self._next_invalid()
+        return (dead, False) if dead is not None else (self._next_expired(), True)
 
     def _next_cleared(self) -> Dead | None:
         while self.cleared:
@@ -63,7 +58,7 @@ class Reclaimer:
             for key in keys:
                 stored = space.get(key)  # None if it was set again meanwhile
                 if stored is not None:
-                    return Dead(space, key, stored, False)
+                    return space, key, stored
             self.cleared.popleft()
             self._namespaces.reclaimed(space)
         return None
@@ -72,16 +67,10 @@ class Reclaimer:
         invalid = self._tags.invalid
         while invalid:
             if invalid[0].keys:
-                key = invalid[0].keys.pop()
-                space, stored = self._namespaces.find(key)
-                return Dead(space, key, stored, False)
+                return self._namespaces.find(invalid[0].keys.pop())
             invalid.popleft()
         return None
 
     def _next_expired(self) -> Dead | None:
         bucket = self._expiry.due(self._clock())
-        if bucket is None:
-            return None
-        key = bucket.pop()
-        space, stored = self._namespaces.find(key)
-        return Dead(space, key, stored, True)
+        return None if bucket is None else self._namespaces.find(bucket.pop())

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,11 +26,9 @@ from pyrocache.node.store.contents import Contents, Counters
 from pyrocache.node.store.entry import Details, Entry, Stored, Value, value_of
 from pyrocache.node.store.eviction import DEFAULT_POLICY, POLICIES, EvictionPolicy
 from pyrocache.node.store.mutation import (
-    Clear,
     Delete,
     Discard,
     Extras,
-    InvalidateTag,
     Mutation,
     Set,
     SetMany,
@@ -68,8 +66,8 @@ class Store:
 
     Reads: `get`, `get_many`, `get_with_version`, `lookup`, `contains`, `remaining`, `page`, `count`, ``len()``.
     Changes: `apply`, and what decides on mutations: `set`, `set_many`, `put`, `setdefault`, `change`, `touch`,
-    `delete`, `pop`, `discard`, `clear`, `invalidate`. By partition: `partition_keys`, `drop_partition`,
-    `mutations_of`. Maintenance: `reclaim`, `reset_counters`.
+    `delete`, `pop`. By partition: `partition_keys`, `drop_partition`, `mutations_of`. Maintenance: `reclaim`,
+    `reset_counters`.
 
     Args:
         max_bytes: how much the entries may take, overhead included.
@@ -99,7 +97,7 @@ class Store:
         self.contents = Contents(max_bytes, self.policy, clock, tick_seconds, reclaimed_by_clear)
         self.contents.executors[SetMany] = self._set_many
         self.namespaces = self.contents.namespaces
-        self._used = self.policy.used
+        self._used, self._executors = self.policy.used, self.contents.executors
         self._clock = clock
         self._next_version = versions
 
@@ -117,16 +115,6 @@ class Store:
     def counters(self) -> Counters:
         """What has happened since the store was made, or `reset_counters`."""
         return self.contents.counters
-
-    @property
-    def hits(self) -> int:
-        """Reads that found an entry, in all namespaces."""
-        return self.namespaces.hits + sum(space.hits for space in self.namespaces)
-
-    @property
-    def misses(self) -> int:
-        """Reads that found none, in all namespaces."""
-        return self.namespaces.misses + sum(space.misses for space in self.namespaces)
 
     # Reading ----------------------------------------------------------------------------------------------
 
@@ -152,10 +140,15 @@ class Store:
 
     def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
         """Return what `get` returns for each of ``keys``, or for the first ones that have over ``room`` bytes."""
-        if not keys:
-            return []
-        found = batches.get_many(self.contents, keys, room, self._clock())
-        return _first_within(map(self.get, keys), room) if found is None else found
+        values = batches.get_many(self.contents, keys, room, self._clock()) if keys else []
+        if values is None:
+            values = []
+            for value in map(self.get, keys):
+                values.append(value)
+                room -= len(value or b"")
+                if room < 0:
+                    break
+        return values
 
     def contains(self, key: bytes) -> bool:
         """Return whether there is an entry. Does not count, nor make the entry more recent."""
@@ -228,10 +221,11 @@ class Store:
             return 0, 0
         if not position and not space.expiring and not self.contents.tags.invalid:
             return space.count, 0
-        part, position = space.part(position)
+        keys, position = space.page(position)
         now = self._clock()
-        dead = sum(isinstance(one, Entry) and (now >= one.expires_at or one.invalid) for one in part)
-        return len(part) - dead, position
+        stored = space.get_many(keys)
+        dead = sum(isinstance(one, Entry) and (now >= one.expires_at or one.invalid) for one in stored)
+        return len(keys) - dead, position
 
     # Changing ---------------------------------------------------------------------------------------------
 
@@ -245,7 +239,9 @@ class Store:
 
     def set(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> None:
         """Store ``value``, for ``ttl_seconds`` or for good."""
-        self.apply(Set(key, value, math.inf if ttl_seconds is None else self._clock() + ttl_seconds))
+        # What `apply` does, written out: this runs for every write.
+        expires_at = math.inf if ttl_seconds is None else self._clock() + ttl_seconds
+        self._executors[Set](Set(key, value, expires_at))
 
     def set_many(
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
@@ -322,20 +318,6 @@ class Store:
         value = self.get(key)
         self.apply(Discard(key) if value is None else Delete(key))
         return value
-
-    def discard(self, key: bytes) -> None:
-        """Remove what is stored, a stale entry too, without counting."""
-        self.apply(Discard(key))
-
-    def clear(self, prefix: bytes) -> int:
-        """Remove all entries of a namespace, in constant time. Return their number, see `Clear`."""
-        count: int = self.apply(Clear(prefix))
-        return count
-
-    def invalidate(self, tag: bytes) -> int:
-        """Remove all entries with the tag, in constant time. Return their number, see `InvalidateTag`."""
-        count: int = self.apply(InvalidateTag(tag))
-        return count
 
     # Partitions -------------------------------------------------------------------------------------------
 
@@ -415,14 +397,3 @@ def _holds(condition: Condition, live: Stored | None) -> bool:
     if condition == "present":
         return live is not None
     return isinstance(live, Entry) and live.details is not None and live.details.version == condition
-
-
-def _first_within(values: Iterable[Value | None], room: int) -> list[Value | None]:
-    """Return the first of ``values``, up to and including the one that takes them over ``room`` bytes."""
-    within: list[Value | None] = []
-    for value in values:
-        within.append(value)
-        room -= len(value) if value is not None else 0
-        if room < 0:
-            break
-    return within

@@ -17,7 +17,9 @@ is not split. Does no I/O. Not thread-safe.
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from xxhash import xxh3_64_intdigest
@@ -134,7 +136,7 @@ class Table(Generic[_Stored]):
 
     # Walking ----------------------------------------------------------------------------------------------
 
-    def page(self, position: int, limit: int, room: int = _POSITIONS) -> tuple[list[bytes], int]:
+    def page(self, position: int, limit: int = _POSITIONS, room: int = _POSITIONS) -> tuple[list[bytes], int]:
         """Return some keys from ``position`` on, and the position after them.
 
         Args:
@@ -149,19 +151,11 @@ class Table(Generic[_Stored]):
             keys = [key for key in keys if _position(key) >= position]
         if len(keys) > limit or sum(map(len, keys)) > room:
             keys.sort(key=_position)
-            limit = min(limit, _fitting(keys, room))
+            limit = min(limit, max(1, bisect_right(list(accumulate(map(len, keys))), room)))
             if limit < len(keys):
                 end = _position(keys[limit])
                 del keys[limit:]
         return keys, end % _POSITIONS
-
-    def part(self, position: int) -> tuple[list[_Stored], int]:
-        """Return what is stored from ``position`` to the end of its dict, and the position of that end, or 0."""
-        first, last = self._run(position >> _WITHIN_BITS >> self.shift)
-        shard, end = self.shards[first], last + 1 << self.shift + _WITHIN_BITS
-        if position > first << self.shift + _WITHIN_BITS:
-            return [stored for key, stored in shard.items() if _position(key) >= position], end % _POSITIONS
-        return list(shard.values()), end % _POSITIONS
 
     def partition(self, partition: int) -> list[bytes]:
         """Return the keys of one partition; looks at no more than one dict."""
@@ -205,12 +199,3 @@ def _position(key: bytes) -> int:
     """Return the place of a key in the order of walks: its hash, the bits of the partition first."""
     number = xxh3_64_intdigest(key)
     return (number & PARTITION_MASK) << _WITHIN_BITS | number >> PARTITION_BITS
-
-
-def _fitting(keys: list[bytes], room: int) -> int:
-    """Return how many of ``keys``, from the first on, have at most ``room`` bytes; at least one."""
-    for count, key in enumerate(keys):
-        room -= len(key)
-        if room < 0 and count:
-            return count
-    return len(keys)

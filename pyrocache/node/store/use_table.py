@@ -1,7 +1,7 @@
 """Fixed-size notes about keys, indexed by their hash, that keep no key in memory.
 
-`UseTable` says how often and how recently a key was used, `GhostTable` which keys were evicted lately. Both forget: of
-two keys whose hashes meet in one slot, the later one overwrites the other. For S3-FIFO on the OLTP trace that costs at
+`UseTable` says how often and how recently a key was used, or that it was evicted lately. It forgets: of two keys whose
+hashes meet in one slot, the later one overwrites the other. For S3-FIFO on the OLTP trace that costs at
 most 0.002 of hit ratio; a dict by key takes 27 to 54 bytes more and needs the key objects of the store, or copies.
 
 Does no I/O. Not thread-safe.
@@ -23,7 +23,7 @@ _SLOTS_PER_KEY = 4
 
 
 class UseTable:
-    """A state of 16 bits for each key: the caller says what it means; 0 is the initial one.
+    """A state of 16 bits for each key, 0 at first. The lowest two count uses; the caller says what the others mean.
 
     A slot of 32 bits has the state and above it a tag: sixteen further bits of the hash, which tell whose state it is.
     Slots lie in segments of 1 MiB. To grow, the table doubles its list of segments, so that two indices share each
@@ -55,12 +55,14 @@ class UseTable:
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
         segment[number & SEGMENT_MASK] = number >> TAG_SHIFT & TAG_MASK | state
 
-    def forget(self, key: bytes) -> None:
-        """Set the state of ``key`` to 0, unless its slot is that of another key."""
+    def forget(self, key: bytes, state: int = 0) -> None:
+        """Set the state of ``key`` to one without uses, unless its slot has the uses of another key."""
         number = hash(key)
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
-        if segment[number & SEGMENT_MASK] ^ number >> TAG_SHIFT & TAG_MASK < STATES:
-            segment[number & SEGMENT_MASK] = 0
+        tag = number >> TAG_SHIFT & TAG_MASK
+        slot = segment[number & SEGMENT_MASK]
+        if not slot & 3 or slot ^ tag < STATES:
+            segment[number & SEGMENT_MASK] = tag | state
 
     def step(self, keys: int) -> None:
         """Adapt the size to that many keys, in a small step."""
@@ -78,38 +80,6 @@ class UseTable:
             del segments[len(segments) // 2 :]  # what was noted there is lost
             self._shared = len(segments)
         self.mask = len(segments) - 1
-
-
-class GhostTable:
-    """Keys that were evicted lately, by 16 bits of their hash; new ones overwrite old ones.
-
-    One key in 65,536 is mistaken for another one, which does no harm.
-    """
-
-    __slots__ = ("_mask", "_table")
-
-    def __init__(self, keys: int) -> None:
-        slots = 1 << max(keys, 15).bit_length()
-        self._mask = slots - 1
-        self._table = _zeros(2 * slots).cast("H")
-
-    def fits(self, keys: int) -> bool:
-        """Return whether the table has the right size to remember that many keys."""
-        return keys <= self._mask < max(32, 16 * keys)
-
-    def add(self, key: bytes) -> None:
-        """Remember ``key``."""
-        number = hash(key)
-        self._table[number >> 16 & self._mask] = number >> 47 & 0xFFFF or 1
-
-    def take(self, key: bytes) -> bool:
-        """Forget ``key``. Return whether it was remembered."""
-        number = hash(key)
-        slot = number >> 16 & self._mask  # other bits than a `UseTable` of the same size takes
-        if self._table[slot] != (number >> 47 & 0xFFFF or 1):
-            return False
-        self._table[slot] = 0
-        return True
 
 
 def _zeros(size: int) -> memoryview:

@@ -51,7 +51,7 @@ def test_the_price_is_known_before_it_is_stored(key: bytes, expires: bool, tags:
     if tags is not None or expires:
         details = Details(tags=names) if tags is not None else None
         stored = Entry(b"value", 5.0, set() if expires else None, details)
-    expected = entry_cost(key, b"value", expires=expires, details=tags is not None, tags=len(names))
+    expected = entry_cost(key, b"value", expires=expires, tags=None if tags is None else names)
     assert cost_of(key, stored) == expected
     if tags is None:
         assert plain_costs([key], [b"value"], expire=expires) == expected

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 from pyrocache.node.store.eviction import POLICIES
+from pyrocache.node.store.mutation import Clear
 from pyrocache.node.store.store import Store
 from pyrocache.node.store.table import SHARD_KEYS
 
@@ -100,7 +101,7 @@ def test_no_other_call_on_a_million_entries_takes_longer_than_five_milliseconds(
         "page": lambda number: store.page(b"\0", b"\0", number << 45, 500, 10**6),
         "partition": lambda number: list(store.partition_keys(number % 16384)),
         "count": lambda number: store.count(b"\0"),
-        "clear": lambda number: store.clear(b"\0"),
+        "clear": lambda number: store.apply(Clear(b"\0")),
         "reclaim": lambda number: store.reclaim(500),
     }
     for name, call in calls.items():

@@ -36,7 +36,7 @@ from pyrocache.node.store.entry import (
 )
 from pyrocache.node.store.entry import Entry as StoredEntry
 from pyrocache.node.store.eviction import POLICIES, EvictionPolicy
-from pyrocache.node.store.mutation import Mutation
+from pyrocache.node.store.mutation import Clear, Discard, InvalidateTag, Mutation
 from pyrocache.node.store.namespaces import NAMESPACE_OVERHEAD, ROOT, Namespace
 from pyrocache.node.store.store import Store
 from pyrocache.node.store.table import SHARD_KEYS
@@ -92,8 +92,11 @@ class LRU:
             raise LookupError
         return self.order.popitem(last=False)[0]
 
-    def clear(self) -> None:
-        self.order.clear()
+
+def reads_of(store: Store) -> tuple[int, int]:
+    """Hits and misses in all namespaces, those included that are forgotten."""
+    spaces = [store.namespaces, *store.namespaces]
+    return sum(space.hits for space in spaces), sum(space.misses for space in spaces)
 
 
 class Audited:
@@ -135,10 +138,6 @@ class Audited:
         self.victims.append(key)
         return key
 
-    def clear(self) -> None:
-        self.held.clear()
-        self.policy.clear()
-
 
 class Entry:
     """What the model knows of an entry."""
@@ -169,8 +168,7 @@ class Entry:
             key,
             self.value,
             expires=self.expires_at < math.inf,
-            details=self.detailed,
-            tags=len(self.tags),
+            tags=self.tags if self.detailed else None,
         )
 
 
@@ -500,7 +498,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @rule(key=keys)
     def discard(self, key: bytes) -> None:
-        self.store.discard(key)
+        self.store.apply(Discard(key))
         self.gone(key)
         assert self.store.namespaces.of(key).get(key) is None
 
@@ -514,7 +512,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     ) -> None:
         gone = self.live(key) is None  # and may be removed now
         names = set(tags or ()) if put else set()
-        beside = entry_cost(key, b"", expires=ttl is not None, details=bool(names), tags=len(names))
+        beside = entry_cost(key, b"", expires=ttl is not None, tags=names or None)
         beside += sum(len(name) + TAG_BYTES for name in names)
         beside += NAMESPACE_OVERHEAD * (namespace_of(key) != ROOT)
         bytes_before = self.store.used_bytes
@@ -537,7 +535,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             sum(map(len, {id(shard): shard for shard in known.shards}.values())) if known is not None else 0
         )
         ours = [key for key in self.model if namespace_of(key) == namespace]
-        assert len(ours) <= self.store.clear(namespace) == held
+        assert len(ours) <= self.store.apply(Clear(namespace)) == held
         for key in ours:
             self.gone(key)
 
@@ -545,10 +543,10 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def invalidate(self, tag: bytes) -> None:
         self.leave()
         ours = [key for key, entry in self.model.items() if tag in entry.tags]
-        assert len(ours) <= self.store.invalidate(tag)
+        assert len(ours) <= self.store.apply(InvalidateTag(tag))
         for key in ours:
             self.gone(key)
-        assert self.store.invalidate(tag) == 0
+        assert self.store.apply(InvalidateTag(tag)) == 0
 
     @rule(limit=st.integers(1, 3))
     def reclaim(self, limit: int) -> None:
@@ -703,8 +701,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         counters = self.store.counters
         counted = Counters(counters.sets, counters.deletes, counters.evictions)
         assert counted == self.counters
-        assert self.store.hits == self.hits.total()
-        assert self.store.misses == self.misses.total()
+        assert reads_of(self.store) == (self.hits.total(), self.misses.total())
         for space in self.store.namespaces:
             assert (space.hits, space.misses) == (self.hits[space.prefix], self.misses[space.prefix])
 
@@ -939,7 +936,7 @@ class TestTouch:
         clock.tick(1e6)
         reclaim(store)
         assert store.remaining(b"\0k") == store.remaining(b"\0plain") == math.inf
-        assert store.invalidate(b"t") == 1
+        assert store.apply(InvalidateTag(b"t")) == 1
 
     def test_what_has_expired_is_not_touched(self, store: Store, clock: FakeClock) -> None:
         store.put(b"\0k", b"v", 1.0, stale_seconds=10.0)
@@ -1055,9 +1052,9 @@ class TestEviction:
         keys = [b"\0%d" % number for number in range(400)]
         store.set(b"\1nold", b"v")
         store.set_many(keys, [b"v"] * 400)
-        store.clear(ROOT)
+        store.apply(Clear(ROOT))
         store.put(b"\1nnew", bytes(50_000), tags=[b"t"])
-        store.invalidate(b"t")
+        store.apply(InvalidateTag(b"t"))
         store.set(b"\1nnewer", bytes(130_000))
         assert keys_of(store, b"\1n") == [b"\1nnewer", b"\1nold"]
         assert store.counters.evictions == 0
@@ -1079,10 +1076,10 @@ class TestAccounting:
         [
             lambda store: store.delete(b"\1nk"),
             lambda store: store.pop(b"\1nk"),
-            lambda store: store.discard(b"\1nk"),
-            lambda store: store.clear(b"\1n"),
-            lambda store: [store.invalidate(b"t"), store.reclaim()],
-            lambda store: [store.invalidate(b"t"), store.get(b"\1nk"), store.reclaim()],
+            lambda store: store.apply(Discard(b"\1nk")),
+            lambda store: store.apply(Clear(b"\1n")),
+            lambda store: [store.apply(InvalidateTag(b"t")), store.reclaim()],
+            lambda store: [store.apply(InvalidateTag(b"t")), store.get(b"\1nk"), store.reclaim()],
         ],
     )
     def test_a_namespace_and_a_tag_cost_something_while_they_have_entries(
@@ -1090,7 +1087,7 @@ class TestAccounting:
     ) -> None:
         for _ in range(3):
             store.put(b"\1nk", b"value", tags=[b"t"])
-            entry = entry_cost(b"\1nk", b"value", expires=False, details=True, tags=1)
+            entry = entry_cost(b"\1nk", b"value", expires=False, tags=[b"t"])
             assert store.used_bytes == entry + NAMESPACE_OVERHEAD + TAG_BYTES + 1
             empty(store)
             assert store.used_bytes == 0
@@ -1189,15 +1186,15 @@ class TestBatches:
 class TestNamespaces:
     def test_clearing_one_leaves_the_others(self, store: Store) -> None:
         store.set_many([b"\0a", b"\1na", b"\1nb", b"\1oa"], [b"v"] * 4)
-        assert store.clear(b"\1n") == 2
-        assert store.clear(b"\1n") == store.clear(b"\1unknown") == 0
+        assert store.apply(Clear(b"\1n")) == 2
+        assert store.apply(Clear(b"\1n")) == store.apply(Clear(b"\1unknown")) == 0
         assert store.get_many([b"\0a", b"\1na", b"\1nb", b"\1oa"], 100) == [b"v", None, None, b"v"]
 
     def test_what_is_cleared_is_gone_at_once_and_reclaimed_later(self, store: Store) -> None:
         keys = [b"\0%d" % number for number in range(5000)]
         store.set_many(keys, [b"v"] * 5000)
         store.put(b"\0tagged", b"v", 100.0, tags=[b"t"], stale_seconds=5)
-        assert store.clear(ROOT) == 5001
+        assert store.apply(Clear(ROOT)) == 5001
         assert len(store) > 4500, "most of it is yet to be reclaimed"
         assert store.get_many(keys, 100) == [None] * 5000
         assert keys_of(store) == []
@@ -1218,7 +1215,7 @@ class TestNamespaces:
         for generation in range(4):
             for key in keys:
                 store.put(key, b"old", 10.0 if generation % 2 else None, tags=[b"t"])
-            store.clear(b"\1n")
+            store.apply(Clear(b"\1n"))
         if method == "set_many":
             store.set_many(keys, [b"new"] * 500)
         elif method == "set":
@@ -1230,31 +1227,31 @@ class TestNamespaces:
         clock.tick(20)
         reclaim(store)
         assert store.get_many(keys, 10**6) == [b"new"] * 500
-        assert store.invalidate(b"t") == (500 if method == "put" else 0)
+        assert store.apply(InvalidateTag(b"t")) == (500 if method == "put" else 0)
 
     def test_clearing_a_few_again_and_again_piles_nothing_up(self, store: Store) -> None:
         for number in range(1000):
             store.set_many([b"\1na", b"\1nb%d" % number], [b"v"] * 2)
-            assert store.clear(b"\1n") == 2
+            assert store.apply(Clear(b"\1n")) == 2
             assert len(store) == 0
             assert not store.namespaces.cleared
 
     def test_figures_outlive_a_clear(self, store: Store) -> None:
         store.set(b"\0k", b"v")
         store.get(b"\0k")
-        store.clear(ROOT)
+        store.apply(Clear(ROOT))
         store.get(b"\0k")
-        assert (store.hits, store.misses) == (1, 1)
+        assert reads_of(store) == (1, 1)
 
     def test_namespaces_that_are_empty_are_forgotten_but_not_their_figures(self, store: Store) -> None:
         store.set(b"\1nk", b"v")
         for number in range(5000):
             assert store.get(b"\4%04dk" % number) is None
         assert len(list(store.namespaces)) < 1100
-        assert store.misses == 5000
+        assert reads_of(store) == (0, 5000)
         assert store.get(b"\1nk") == b"v"
         store.reset_counters()
-        assert (store.hits, store.misses) == (0, 0)
+        assert reads_of(store) == (0, 0)
 
     @pytest.mark.parametrize("method", ["set", "put", "set_many", "setdefault"])
     def test_one_that_is_new_is_not_forgotten_while_its_first_entry_is_stored(
@@ -1284,7 +1281,7 @@ class TestNamespaces:
             store.put(namespace + b"k", b"v", 9.0, tags=[b"t"])
             store.set_many([namespace + b"l", namespace + b"m"], [b"v", b"v"])
             assert store.page(namespace, namespace + b"k", 0, 10, 10**9) == ([namespace + b"k"], 0)
-            assert store.clear(namespace) == 3
+            assert store.apply(Clear(namespace)) == 3
         assert store.used_bytes == 0
 
 
@@ -1293,13 +1290,13 @@ class TestTags:
         for number in range(1000):
             tags = [b"even"] if number % 2 == 0 else [b"odd", b"prime"] if number in (3, 5, 7) else None
             store.put(b"\0%d" % number, b"v", tags=tags)
-        assert store.invalidate(b"even") == 500
+        assert store.apply(InvalidateTag(b"even")) == 500
         assert len(store) == 1000
         assert store.get(b"\x00100") is None
         assert store.get(b"\x00101") == b"v"
         assert keys_of(store) == sorted(b"\0%d" % number for number in range(1, 1000, 2))
-        assert store.invalidate(b"even") == 0
-        assert store.invalidate(b"prime") == 3
+        assert store.apply(InvalidateTag(b"even")) == 0
+        assert store.apply(InvalidateTag(b"prime")) == 3
         reclaim(store)
         assert len(store) == 497
         assert not store.contents.tags
@@ -1307,12 +1304,12 @@ class TestTags:
     def test_one_that_is_used_again_has_only_its_new_entries(self, store: Store) -> None:
         store.put(b"\0old", b"v", tags=[b"t"])
         store.put(b"\0both", b"v", tags=[b"t"])
-        store.invalidate(b"t")
+        store.apply(InvalidateTag(b"t"))
         store.put(b"\0both", b"w", tags=[b"t"])
         store.put(b"\0new", b"w", tags=[b"t"])
         reclaim(store)
         assert keys_of(store) == [b"\0both", b"\0new"]
-        assert store.invalidate(b"t") == 2
+        assert store.apply(InvalidateTag(b"t")) == 2
 
     def test_an_entry_that_is_overwritten_has_it_no_more(self, store: Store) -> None:
         for number in range(4):
@@ -1321,13 +1318,13 @@ class TestTags:
         store.set_many([b"\x001"], [b"w"])
         store.put(b"\x002", b"w", KEEP_TTL, tags=[])
         store.put(b"\x003", b"w", KEEP_TTL)
-        assert store.invalidate(b"t") == 1
+        assert store.apply(InvalidateTag(b"t")) == 1
         assert store.get_many([b"\0%d" % number for number in range(4)], 100) == [b"w", b"w", b"w", None]
 
     def test_an_entry_is_overwritten_that_is_gone_by_its_tag(self, store: Store) -> None:
         for number in range(4):
             store.put(b"\0%d" % number, b"v", 9.0, tags=[b"t"])
-        store.invalidate(b"t")
+        store.apply(InvalidateTag(b"t"))
         assert store.setdefault(b"\x000", b"w") is None
         store.set_many([b"\x001"], [b"w"])
         assert store.put(b"\x002", b"w", KEEP_TTL, condition="absent")
@@ -1363,7 +1360,7 @@ class TestVersions:
         store.delete(b"\0k")
         store.set(b"\0k", b"v")
         note()
-        store.clear(ROOT)
+        store.apply(Clear(ROOT))
         store.set(b"\0k", b"v")
         note()
         assert len(set(seen)) == len(seen) == 8
@@ -1384,7 +1381,7 @@ class TestVersions:
             store.get_with_version(key)
         clock.tick(5)
         assert store.get_many([b"\0plain", b"\0brief"], 100) == [b"v", None]
-        assert store.invalidate(b"t") == 1
+        assert store.apply(InvalidateTag(b"t")) == 1
 
 
 class TestStaleEntries:
@@ -1425,7 +1422,7 @@ class TestStaleEntries:
         assert store.remaining(b"\0k") == math.inf
         assert store.used_bytes == 3 + ENTRY_OVERHEAD
 
-    @pytest.mark.parametrize("method", ["delete", "pop", "discard"])
+    @pytest.mark.parametrize("method", ["delete", "pop"])
     def test_it_is_deleted_like_a_live_one(self, store: Store, clock: FakeClock, method: str) -> None:
         store.put(b"\0k", b"v", 5.0, stale_seconds=10.0)
         clock.tick(5)
@@ -1436,7 +1433,7 @@ class TestStaleEntries:
     def test_an_invalid_one_is_gone(self, store: Store, clock: FakeClock) -> None:
         store.put(b"\0k", b"v", 5.0, stale_seconds=10.0, tags=[b"t"])
         clock.tick(5)
-        store.invalidate(b"t")
+        store.apply(InvalidateTag(b"t"))
         assert store.lookup(b"\0k").value is None
 
     def test_what_never_expires_is_never_stale(self, store: Store) -> None:
@@ -1483,15 +1480,15 @@ class TestPartitions:
         assert counted(lambda: [clock.tick(9), store.get(key)]) == 0, "expiry is no mutation"
         assert counted(lambda: store.delete(key)) == 0, "there was none"
         assert counted(lambda: [store.set(key, b"v"), store.delete(key)]) == 2
-        assert counted(lambda: store.discard(b"\0other")) == 0
+        assert counted(lambda: store.apply(Discard(b"\0other"))) == 0
         assert counted(lambda: store.set(b"\0key that is in another partition", b"v")) == 0
 
     def test_a_mutation_of_all_is_counted_by_each(self, store: Store) -> None:
         store.put(b"\0k", b"v", tags=[b"t"])
         before = [store.mutations_of(partition) for partition in range(PARTITIONS)]
-        store.invalidate(b"t")
+        store.apply(InvalidateTag(b"t"))
         store.set(b"\1nk", b"v")
-        store.clear(b"\1n")
+        store.apply(Clear(b"\1n"))
         after = [store.mutations_of(partition) for partition in range(PARTITIONS)]
         changed = partition_of(b"\1nk")
         assert all(
@@ -1523,8 +1520,8 @@ class TestMutations:
         store.touch(b"\0d", 8.0)
         store.setdefault(b"\0e", b"8", 1.0)
         store.put(b"\0f", b"9", tags=[b"u"])
-        store.invalidate(b"u")
-        store.clear(b"\1n")
+        store.apply(InvalidateTag(b"u"))
+        store.apply(Clear(b"\1n"))
         store.delete(b"\0a")
         store.pop(b"\0c")
         for mutation in noted:
