@@ -1,1 +1,1 @@
-"""What runs in the user's process: the client, its keys, values and connections."""
+"""The part of pyrocache that runs in the user's process: the client, key and value encoding, request routing."""

@@ -1,14 +1,16 @@
-"""The door: every request of a client leaves through a `Backend`, as a typed command on encoded keys and frames.
+"""`Backend`: the interface through which a client sends every request.
 
-`Backend` says what the client and its features may ask for, and does it with the router and its connections. Whatever
-wraps one and has the same methods can stand in its place, for instance a near cache. A backend knows no values, no
-namespaces and no ``on_error``: that is `ClientContext`'s.
+Each method is a typed command on encoded keys and value frames (``codec.py``), sent by the router over its connections.
+To talk to a node over something else, or for a near cache, start here: any object with the same methods can replace or
+wrap a backend. A backend does not decode values and knows neither namespaces nor ``on_error``; `ClientContext` handles
+these. To add TLS or another byte stream below the protocol, start at ``net/channel.py``.
 
-Every method takes the deadline of the whole call and raises `NodeUnavailable` when the owner does not answer,
-`RemoteError` when it refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`. Which
-commands are retried after a lost reply is in ``protocol/commands.py``.
+Every method takes the deadline of the whole call. It raises `NodeUnavailable` when the owner does not answer,
+`RemoteError` when the owner refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`
+after `Backend.close`. ``protocol/commands.py`` lists the idempotent commands, which alone are retried after a lost
+reply.
 
-Thread-safe, except that one thread at a time uses a `PinnedConnection`.
+Thread safety: thread-safe, except that only one thread at a time may use a `PinnedConnection`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """`PyroCacheClient`: the public methods of the cache.
 
-A thin facade: checks and encodes arguments, sends a command through the `Backend` of its `ClientContext`, decodes what
-comes back and applies ``on_error``. What is more than one command is in ``features/``. Thread-safe, fork-safe and
-picklable; it starts no thread and connects on first use.
+A thin facade: it checks and encodes arguments, sends a command through the `Backend` of its `ClientContext`, decodes
+the answer and applies ``on_error``. Methods that need more than one command are in ``features/``. A client is
+picklable and connects on first use. Only held locks and memoized coroutines start threads, see ``features/``.
+
+Thread safety: thread-safe, and usable in a child process after a fork.
 """
 
 from __future__ import annotations

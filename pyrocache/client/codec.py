@@ -1,30 +1,31 @@
-"""Values to frames and back; the only module that imports pickle.
+"""`Codec`: values to value frames and back; with it, the only module that imports pickle.
 
-Owns `Codec`, the frame in which a value is stored, and the two pickle calls that `pyrocache.client.keys` needs.
-The first byte of a frame is its kind, and the rest is what it holds::
+A *value frame* is the form in which a value is stored; it is not a message of the protocol, which carries value frames.
+`canonical_pickle` and `canonical_unpickle` are the two pickle calls that `pyrocache.client.keys` needs. The first byte
+of a value frame is its kind, and the rest is the content::
 
-    0x80                         this byte and all after it are a pickle, protocol 5
+    0x80                         a pickle, protocol 5, which includes this byte
     n None, m False, y True      nothing
     w int                        big-endian two's complement, one byte or more
     f float                      8 bytes, IEEE 754 binary64, big-endian
-    z bytes                      as they are
+    z bytes                      the bytes, unchanged
     x str                        UTF-8, lone surrogates passed
-    v                            a pickle whose large buffers (of arrays, say) stand beside it:
+    v                            a pickle with out-of-band buffers (of large arrays, for example):
                                  7 bytes 0, u32 number of buffers, u32 bytes of the pickle, u64 bytes of each buffer
                                  (all little-endian), then the pickle, then the buffers, each at the next
                                  multiple of 64
 
-No pickle begins with one of these letters, because none of them is an opcode.
+No pickle begins with one of these letters: a pickle of protocol 5 begins with the byte 0x80.
 
-A kind stands for the exact type. Subclasses (an IntEnum's members, numpy.float64) are pickled, so that they come back
-with their own type; values of the simple kinds never meet pickle. Large buffers are not copied when a value is encoded.
-Decoding returns views into the message if it is writable, and copies if not.
+A kind stands for the exact type. Subclasses (members of an IntEnum, numpy.float64) are pickled, so that decoding
+returns their own type. Values of the simple kinds are not pickled. Large buffers are not copied when a value is
+encoded. Decoding returns views into the received message if its buffer is writable, and copies otherwise.
 
-Refused: values that do not pickle (`SerializationError`, which names the type and never the content) and bytes that are
-not a frame (`CorruptValue`). The codec does not check who wrote a frame. Unpickling runs code of the writer's choice:
-if the writer is not trusted, a signature must be checked first.
+Raises `SerializationError` for values that do not pickle (the error names the type and never the content), and
+`CorruptValue` for bytes that are not a value frame. The codec does not check who wrote a value frame. Unpickling runs
+code that the writer chose: if the writer is not trusted, check a signature first.
 
-Threading: a Codec has no state; safe from any thread. Pickling runs the value's own code.
+Thread safety: thread-safe, because a Codec has no state. Pickling runs the value's own code.
 """
 
 from __future__ import annotations

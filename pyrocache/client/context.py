@@ -1,10 +1,10 @@
-"""What the features of one client share: settings, the key prefix, codec, deadlines, ``on_error`` and figures.
+"""`ClientContext`: what the features of one client share: settings, key prefix, codec, ``on_error``, statistics.
 
-`PyroCacheClient` is a facade over one `ClientContext`; so is each namespace made from it, with a context of its own
-over the same backend. Features (bulk, scan, load_once, ...) know the context and its `Backend` and nothing below.
-Closing a context closes those made from it; only the first one closes the backend.
+`PyroCacheClient` is a facade over one `ClientContext`. Each namespace made from a client has a context of its own over
+the same backend. Features (bulk, scan, load_once, ...) use the context and its `Backend` and no lower layer. Closing a
+context closes the contexts made from it; only the first context closes the backend.
 
-Thread-safe, and usable in a child after a fork.
+Thread safety: thread-safe, and usable in a child process after a fork.
 """
 
 from __future__ import annotations

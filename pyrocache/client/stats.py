@@ -1,4 +1,10 @@
-"""The figures that `PyroCacheClient.stats` returns: of each node, of all together, of the client itself. Pure."""
+"""The statistics that `PyroCacheClient.stats` returns: of each node, summed over all nodes, and of the client itself.
+
+A node collects its statistics in ``node/service/metrics.py``; `NodeStats.from_wire` reads them. ``cli/tables.py``
+prints them for the command line. Pure: no I/O, no threads, no clock.
+
+Thread safety: thread-safe, because nothing changes an object after it was made.
+"""
 
 from __future__ import annotations
 

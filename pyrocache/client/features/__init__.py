@@ -1,1 +1,1 @@
-"""What is built from the commands: bulk, scan, compute, load once, memoize, locks."""
+"""Features composed of several commands: bulk calls, scan, compute, load once, memoize, locks."""

@@ -1,7 +1,10 @@
-"""Calls about many keys: each owner is asked about its own, all of them at once.
+"""Bulk calls: `get_many`, `set_many`, `delete_many`, `touch_many`, sent to all owners in parallel.
 
-A call does its work for the keys that it can. What it could not do for the others is a `PartialFailure` with the reason
-for each; with ``on_error="miss"``, keys whose node is unreachable count as misses instead.
+A call does its work for as many keys as possible. If it fails for some keys, it raises a `PartialFailure` with the
+reason for each; with ``on_error="miss"``, keys whose node is unreachable count as misses instead. ``routing/batch.py``
+divides the keys into messages.
+
+Thread safety: thread-safe; a call has no shared state.
 """
 
 from __future__ import annotations

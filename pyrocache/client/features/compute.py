@@ -1,7 +1,10 @@
-"""Change an entry by a function: read, apply, store if nothing has changed since, else begin again.
+"""`compute`: change an entry by a function, with optimistic concurrency control.
 
-Optimistic concurrency control. The function runs in the caller's thread, perhaps several times; its own time does not
-count towards the call's timeout.
+Reads the entry, applies the function, and stores the result if nothing has changed the entry since; otherwise it
+repeats this. The function runs in the caller's thread, perhaps several times. Its run time does not count towards the
+call's timeout.
+
+Thread safety: thread-safe; a call has no shared state.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """Load a missing value once: one caller of all processes runs the factory, the others wait for its result.
 
-`find` returns the value or a `LoadTask`, and a `LoadTask` takes what the factory made. Both are used by the blocking
-`get_or_set` here and by the one for coroutines in ``load_once_async.py``, which differ only in who runs the factory.
+`find` returns the value or a `LoadTask`. A `LoadTask` stores the result of the factory. Both are used by the blocking
+`get_or_set` here and by the one for coroutines in ``load_once_async.py``, which differ only in how they run the
+factory.
 
-The node that owns a key grants the *lease* to load its value; ``node/coordination/leases.py`` says what revokes it. A
-lease ends with the connection that it was granted on, which the `LoadTask` owns: when a loader's process dies, the node
-sees the connection end and lets the next caller load at once.
+The node that owns a key grants the *lease* to load its value; ``node/coordination/leases.py`` lists what revokes it. A
+lease ends with the connection that it was granted on, which the `LoadTask` holds: when a loader's process dies, the
+node sees the connection close and lets the next caller load at once.
 
-A caller never waits for its own thread: a factory that asks for its own key, or for another one while too many calls
-wait for that node, loads without a lease, and its result is not stored.
+No deadlock within a thread: a factory that requests its own key loads without a lease, and its result is not stored.
+The same applies to a factory that requests another key while too many calls of its client wait for that key's node.
 
-Starts no thread. A `LoadTask` is used by one thread at a time.
+Starts no thread.
+
+Thread safety: thread-safe, except that only one thread at a time may use a `LoadTask`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""`load_once.get_or_set` for coroutines: the factory is awaited in its caller's event loop, which never blocks.
+"""`get_or_set` for coroutines: as in ``load_once.py``, but the factory is awaited in the caller's event loop.
 
-Calls to nodes run in threads: short ones in a pool of `_THREADS`, and each call that waits for another loader in a
-thread of its own, of which there are up to `_WAITING_THREADS`. Further callers poll meanwhile. So the calls that end a
-wait, which store what was loaded, never queue behind those that wait.
+The event loop never blocks: calls to nodes run in threads. Short calls run in a pool of `_THREADS`. Each call that
+waits for another loader runs in a thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll.
+The calls that store a loaded value, which end such a wait, are short calls. They never queue behind a call that waits.
 
-A coroutine that is cancelled while it loads, or waits, gives its lease back at once.
+A coroutine that is cancelled while it loads or waits releases its lease at once.
+
+Thread safety: thread-safe, for event loops in any number of threads; the pools are shared by the whole process and
+replaced in a child process after a fork.
 """
 
 from __future__ import annotations

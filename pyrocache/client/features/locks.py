@@ -1,15 +1,22 @@
-"""Locks and semaphores that threads, processes and hosts share.
+"""Locks and semaphores that threads, processes and hosts share: the client's part.
 
-A lock is a name. Its owner node grants it to one caller at a time (a semaphore to several), until it is released, the
-connection that it was granted on closes, or it was not renewed for its time to live. While any lock is held, one
-daemon thread of this process renews all of them; it starts with the first and ends soon after the last.
+``node/coordination/locks.py`` describes what a lock promises and what happens when its node ends; `PyroCacheClient.lock`
+describes it for users.
 
-A `Grant` belongs to the thread that acquired the lock and is kept in a `threading.local`: a thread that ends without
-releasing loses its grants, which closes their connections, so the locks are free. Nothing else may refer to a grant for
-long; the renewing thread has weak references and holds a grant while it waits for the node's answer.
+The node that owns a lock's name grants it to one caller at a time (a semaphore to several). A grant ends when it is
+released, when the connection that it was granted on closes, or when it was not renewed for its time to live. While
+a lock is held, one daemon thread of this process renews all locks; it starts with the first lock and ends soon after
+the last one.
 
-The renewing thread and the thread that releases a lock both use its connection. Whoever takes it out of the grant has
-it alone, so that nobody waits for a mutex here.
+A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`: when a thread ends without
+releasing, its grants are collected, which closes their connections, so that the nodes release the locks. Therefore no
+other object may keep a strong reference to a grant for long. The renewing thread has weak references, and strong ones
+only while it waits for a node's answer.
+
+Both the renewing thread and the thread that releases a lock use its connection. A thread takes the connection out of
+the grant, and has exclusive use of it until it puts it back; a thread that finds none does not wait for it.
+
+Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself.
 """
 
 from __future__ import annotations

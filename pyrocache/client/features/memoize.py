@@ -1,11 +1,11 @@
 """`PyroCacheClient.memoize`: functions whose results are cached; each result is loaded once by all processes.
 
 The key of a result consists of the function's identity and its arguments as the signature binds them, so that neither
-the order of keywords nor an omitted default makes another key. The identity is the module and the qualified name. In
-``__main__``, where names are reused (by cells of a notebook, by scripts), it includes the source. Loading is the
-business of ``load_once.py`` and ``load_once_async.py``.
+the order of keywords nor an omitted default makes a different key. The identity is the module and the qualified name.
+In ``__main__``, where names are reused (by cells of a notebook, by scripts), and for lambdas, it includes a digest of
+the code. Results are loaded by ``load_once.py`` and ``load_once_async.py``.
 
-Thread-safe: a memoized function does not change.
+Thread safety: thread-safe; a memoized function is immutable.
 """
 
 from __future__ import annotations

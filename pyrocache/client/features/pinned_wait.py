@@ -1,10 +1,12 @@
-"""Wait at a node for something that it grants later: a lease or a lock.
+"""`PinnedWait`: wait at a node for something that it grants later, a lease or a lock.
 
-The node answers such a request when it grants it, or with None once the poll interval is over; then it is sent again
-over the same connection, which keeps the caller's place in the queue. What is granted ends with that connection.
+The node answers such a request when it grants it, or with None when the poll interval is over. The caller then sends
+the request again over the same connection, which keeps its place in the queue. A grant ends with its connection.
 
-Callers never wait for each other's connections. When too many calls wait for a node, the backend asks it without
-waiting, or not at all, and the caller pauses between two requests.
+A caller never waits for another caller's connection. When too many calls wait for a node, the backend sends a request
+that does not wait, or none at all, and the caller pauses before the next one. ``net/pinned.py`` is the connection.
+
+Thread safety: not thread-safe; each `PinnedWait` is used by one thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Iterate over the entries of a namespace: keys page by page and node by node, values as they are needed.
 
-Memory is bounded by a page of keys, and for values by 4 MiB and one value of each node. Each page is a call of its own,
-with its own deadline. A node keeps no state of an iteration.
+Memory is bounded by one page of keys, and for values by 4 MiB (`BATCH_BYTES` of ``protocol/limits.py``) plus one
+value for each node. Each page is a call with a deadline of its own. A node keeps no state of an iteration.
 
-The nodes agree on a view before an iteration begins, and a key counts only at its owner by that view. So no key comes
-twice, and each that is there throughout comes once: when its owner changes, the entry is dropped.
+The nodes agree on a cluster view before an iteration begins, and a key is returned only from its owner by that view.
+So no key is returned twice, and each key that exists throughout is returned once. An entry whose owner changes during
+the iteration is removed by its old node.
+
+Thread safety: not thread-safe; each iterator is used by one thread. A client may have any number of iterators.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Any key to canonical bytes and back. Pure: no I/O, no thread. `encoding` is the way in and out."""
+"""Canonical encoding of keys to bytes, and decoding. `encoding` is the entry point; nothing here does I/O."""

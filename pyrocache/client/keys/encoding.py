@@ -1,18 +1,18 @@
-"""Any key to canonical bytes, and back: the entry points, containers, and the choice of a kind.
+"""`encode_key` and `decode_key`: any key to canonical bytes, and back; with containers and the choice of a kind.
 
-Keys compare as dict keys do, and equal keys have the same bytes in every process, whatever PYTHONHASHSEED, insertion
-order or interning. The bytes decode to an equal key, not always of the same type: 1.0 may come back as 1, a named
-tuple as a tuple.
+Keys compare as dict keys do. Equal keys have the same bytes in every process, independent of PYTHONHASHSEED, insertion
+order and interning, except objects of kind P (see below). The bytes decode to an equal key, not always of the same
+type: 1.0 may come back as 1, a named tuple as a tuple.
 
-An encoded key is the prefix of its namespace, a tag byte and an open-ended payload. Hence the bytes of "user:" are a
-prefix of those of "user:1", and the bytes of ("a", 1) of those of ("a", 1, "x"). A namespace is a path of names: its
-prefix is the varint length of what follows, then the varint length and the UTF-8 text of each name. The root's prefix
-is a zero byte, and no path's prefix begins with that of another path.
+An encoded key is the prefix of its namespace, a type byte and a payload without a length. Hence the bytes of "user:"
+are a prefix of those of "user:1", and the bytes of ("a", 1) are a prefix of those of ("a", 1, "x"). A namespace is a
+path of names. Its prefix is the varint length of what follows, then the varint length and the UTF-8 text of each name.
+The root's prefix is a zero byte, and no path's prefix begins with that of another path.
 
-Inside a payload, a nested key is tag byte, varint payload length, payload. Varints are LEB128, ints are minimal
+Inside a payload, a nested key is type byte, varint payload length, payload. Varints are LEB128, ints are minimal
 big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone surrogates passed::
 
-    tag  kind                                      payload
+    byte kind                                      payload
     N    None                                      nothing
     i    every number with an integral value       int
     f    other numbers that a float holds exactly  8 bytes
@@ -39,16 +39,18 @@ big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone s
                                                    each compared field, sorted by name
     P    any other object                          pickle, its parts of the kinds above as persistent ids
 
-Numpy's scalars are of the kinds of their values. A subclass that inherits the ``==`` of its builtin (IntEnum, a named
-tuple) is encoded as that builtin. Any other object is its class and its pickled state: if its class has an ``==`` of
-its own, or if its pickle is not reproducible, two equal objects may have different bytes.
+A numpy scalar has the kind of its value. A subclass that inherits the ``==`` of its builtin (IntEnum, a named tuple) is
+encoded as that builtin. Any other object (kind P) is encoded as its class and its pickled state: if its class defines
+``==``, or if its pickle is not reproducible, two equal objects may have different bytes.
 
-Refused with `InvalidKey` or `KeyTooLarge`: NaN and NaT, what does not pickle, what contains itself, classes that cannot
-be imported by name, sets and dicts with two members that have the same bytes.
+Raises `InvalidKey` for NaN and NaT, for objects that do not pickle or that contain themselves, for classes that cannot
+be imported by name, and for sets and dicts with two members that have the same bytes. Raises `KeyTooLarge` for keys
+that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
 
-Decoding imports the classes that the bytes name, and unpickles kind P: check bytes that you do not trust first.
+Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them.
+Encoding runs the key's own pickling code.
 
-Threading: functions of their arguments alone, safe from any thread. Encoding runs the key's own pickling code.
+Thread safety: thread-safe; the functions depend on their arguments only.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The grammar of encoded keys: varints, nesting, ints, texts, namespaces; and two errors.
+"""The grammar of encoded keys: varints, nesting, ints, texts and the prefixes of namespaces; and two errors.
 
-Owns how a length, an int and a text are written and read, how one key stands inside another, and the prefix of a
-namespace. It knows no kind of key and does not look at tags.
+Defines how a length, an int and a text are written and read, how a key is nested in another one, and the prefix of a
+namespace. It knows no kind of key and does not interpret type bytes.
 
-Refused with `InvalidKey`: a length that is cut off or longer than need be; a nested key or a prefix that is cut off.
+Raises `InvalidKey` for a length that is truncated or not minimal, and for a nested key or a prefix that is truncated.
+Pure: no I/O, no threads, no clock.
 
-Threading: functions of their arguments alone, safe from any thread.
+Thread safety: thread-safe; the functions depend on their arguments only.
 """
 
 from __future__ import annotations

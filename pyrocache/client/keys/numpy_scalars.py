@@ -1,9 +1,10 @@
-"""Numpy's scalars as keys: each is encoded as the Python object of its value.
+"""Numpy scalars as keys: each is encoded as the Python object of the same value.
 
-Numpy is never imported: a key of its types exists only where numpy is loaded already. Refused with `InvalidKey`: NaN,
-NaT, and a longdouble with more digits than a float holds. Times and arrays are pickled, as any other object.
+Numpy is never imported: a key of a numpy type exists only in a process that has loaded numpy already. Times and arrays
+are pickled, as any other object. Raises `InvalidKey` for NaN, for NaT, and for a longdouble with more digits than a
+float holds.
 
-Threading: functions of their arguments alone, safe from any thread.
+Thread safety: thread-safe; the functions depend on their arguments only.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """Objects as keys: enums and dataclasses by the names of their classes, all others by their pickles.
 
-Owns the kinds e, F and D in both directions, and how kind P is made. The parts of an object are encoded by functions
-that the caller passes in, so nothing here recurses.
+Encodes and decodes the kinds e, F and D, and encodes kind P. The parts of an object are encoded by functions that the
+caller passes in, so nothing here is recursive.
 
-A dataclass made with ``eq=True`` is always keyed by its compared fields, even if its class body has an ``__eq__`` too:
-a generated one cannot be told from a written one in every way of running a program.
+A dataclass made with ``eq=True`` is always keyed by its compared fields, even if its class body also defines
+``__eq__``: there is no reliable way to tell a generated ``__eq__`` from a written one.
 
-Encoders refuse with `InvalidKey` classes that cannot be imported by name, and objects whose own code raises. Builders
-import classes, run their code, and may raise anything.
+Encoders raise `InvalidKey` for classes that cannot be imported by name and for objects whose own code raises. They run
+the key's own pickling code. Builders import classes, run their code, and may raise anything.
 
-Threading: functions of their arguments alone, safe from any thread; the one cache only saves work. They run the key's
-own pickling code.
+Thread safety: thread-safe; the functions depend on their arguments only, and the one cache only saves work.
 """
 
 from __future__ import annotations

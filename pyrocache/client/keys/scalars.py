@@ -1,13 +1,14 @@
 """Keys that hold no other keys: None, numbers, texts, bytes, dates, times, UUIDs, paths.
 
-Owns both directions of these kinds, in three tables for `encoding`: encoders by exact type, decoders of payloads by
-tag, and builders of keys from nested ones by tag. Numbers of all types are one kind where their values are equal.
-Nothing here recurses.
+Encodes and decodes these kinds, in three tables for `encoding`: encoders by exact type, decoders of payloads by type
+byte, and builders of keys from nested keys by type byte. Equal numbers have the same kind, whatever their types.
+Nothing here is recursive.
 
-Encoders refuse NaN (`InvalidKey`), and what is plainly too large before they copy it (`KeyTooLarge`). They must work
-for subclasses too. Decoders and builders may raise anything, and may accept more than encoders make; `encoding` checks.
+Encoders raise `InvalidKey` for NaN, and `KeyTooLarge` for an obviously too large key before they copy it. They must
+work for subclasses too. Decoders and builders may raise anything, and may accept more than encoders make; `encoding`
+checks the result. Pure: no I/O, no threads, no clock.
 
-Threading: functions of their arguments alone, safe from any thread.
+Thread safety: thread-safe; the functions depend on their arguments only.
 """
 
 from __future__ import annotations

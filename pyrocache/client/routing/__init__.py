@@ -1,1 +1,1 @@
-"""Which node gets a request, and when it is tried again."""
+"""Request routing: the choice of a node for each request, and the retry policy."""

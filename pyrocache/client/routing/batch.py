@@ -1,4 +1,10 @@
-"""Divides a call about many keys into messages: by owner, by number of keys, by bytes. Pure."""
+"""`Batch` and `Round`: divide a call about many keys into messages, by owner, number of keys and bytes.
+
+A message holds at most `MAX_BATCH` keys and `BATCH_BYTES` bytes, both of ``protocol/limits.py``; more bytes only if it
+is a single large entry. Pure: no I/O, no threads, no clock.
+
+Thread safety: not thread-safe; one call uses a `Round`.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,18 @@
-"""The retry policy: what to do after a request has failed. Pure: the router performs what `decide` says.
+"""The retry policy of the client: what to do after a request has failed. `decide` returns it, the router performs it.
 
-- A refusal is final, except for two: a node whose view differs is asked again after a look into the name server, and
-  one that is at a limit is asked again after a pause.
-- A node that cannot be reached, or whose reply was lost, is asked a second time. Before that, the name server is asked
-  where it is. A third time only if it is somewhere else by then.
-- A timeout is final: it used up the deadline.
-- A command that is not idempotent is never sent again once it was sent whole.
-- No attempt begins when the deadline ends before the pause does. The error is then that of the last attempt; where
-  that is a bare timeout, the one of an earlier attempt at the same node says more and is reported instead.
+- A refusal is final, with two exceptions. A node whose cluster view differs (`STALE_VIEW`) is asked again after the
+  client has queried the name server. A node that is at a limit (`OVERLOADED`) is asked again after a pause.
+- A node that cannot be reached, or whose reply was lost, is asked a second time, after the client has queried the name
+  server for its address. It is asked again after that only if its address has changed.
+- A timeout is final, because it used up the deadline.
+- A command that is not idempotent is never sent again once it was sent completely.
+- No attempt begins if the deadline would end before the pause does. The error is then that of the last attempt. If the
+  last attempt timed out, the error of an earlier attempt at the same node, if any, is reported instead: it says more.
+
+Failed requests arrive as `Refused` or `Unavailable` of ``net/failures.py``. ``protocol/commands.py`` lists which
+commands are idempotent. Pure: no I/O, no threads, no clock of its own.
+
+Thread safety: not thread-safe; each call has its own `Attempts`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Sends each request to the node that it is for, again and again until there is an answer or the policy gives up.
+"""`Router`: sends each request to the node that owns its keys, and repeats it as the retry policy says.
 
-Owns the view of the cluster and the connections of one client. Knows nothing of values; keys are canonical bytes. What
-to do after a failure is decided in ``retry.py``; all loops here do what it says. One deadline covers everything that a
-call does: looking nodes up, connecting, retries, pauses.
+Holds the view of the cluster and the connections of one client. Does not decode values; keys are canonical bytes. The
+retry policy is `decide` in ``retry.py``; every loop here performs what it returns. One deadline covers everything that
+a call does: querying the name server, connecting, retries, pauses. The connections are in ``net/calls.py``.
 
-Thread-safe; `reset_after_fork` makes it usable in a child process.
+Thread safety: thread-safe; `reset_after_fork` makes a router usable in a child process.
 """
 
 from __future__ import annotations

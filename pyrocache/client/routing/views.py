@@ -1,7 +1,8 @@
-"""Which view of the cluster the router uses, and when it looks for a later one.
+"""`Views`: the cluster view that a router uses, and when it queries the name server for a newer one.
 
-Looks into the name server within a share of the call's deadline, and not more often than every `_PAUSE_SECONDS` for
-failures. Thread-safe: the view is replaced whole.
+A query takes at most a share of the call's deadline. After failures, queries are at least `_PAUSE_SECONDS` apart.
+
+Thread safety: thread-safe; the view is immutable and replaced atomically.
 """
 
 from __future__ import annotations
