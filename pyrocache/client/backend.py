@@ -16,7 +16,7 @@ Thread safety: thread-safe, except that only one thread at a time may use a `Pin
 from __future__ import annotations
 
 # mypy: disable-error-code="no-any-return"
-# What nodes answer is not checked here: features check what they cannot use otherwise.
+# Answers of nodes are not checked here: features check them where an invalid answer would do harm.
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -39,41 +39,41 @@ _R = TypeVar("_R", covariant=True)
 _ABANDON_SECONDS = 1.0
 
 Frame: TypeAlias = bytes | memoryview
-"""An encoded value as a reply brings it; a `memoryview` is of memory that nobody else uses."""
+"""The value frame in a reply; a `memoryview` is of memory that no other object uses."""
 
 NewFrame: TypeAlias = bytes | Pieces
-"""An encoded value that is to be stored."""
+"""A value frame to be stored."""
 
 Seconds: TypeAlias = float | None
-"""A time to live; None for no expiry, `KEEP_TTL` for the one that the entry has."""
+"""A time to live; None for no expiry, `KEEP_TTL` to keep the entry's."""
 
 Tags: TypeAlias = Sequence[bytes] | None
-"""The tags of an entry; None for none, or with `KEEP_TTL` for those that it has."""
+"""The tags of an entry; None for no tags, or with `KEEP_TTL` to keep the entry's."""
 
 LoadTimes: TypeAlias = tuple[Seconds, float, float]
-"""Of what was loaded: its time to live, the seconds it is kept after that, and the seconds that loading took."""
+"""The time to live of a loaded value, the seconds it is kept after that, and the seconds that loading took."""
 
 Condition: TypeAlias = str | int | None
-"""Of a write: ``"absent"``, ``"present"``, a version, or None for no condition."""
+"""The condition of a write: ``"absent"``, ``"present"``, a version, or None for no condition."""
 
 Pinned: TypeAlias = PinnedConnection | None
-"""A connection that stays the caller's between calls, or None."""
+"""A connection that the caller keeps between calls, or None."""
 
 Replies: TypeAlias = Iterator[tuple[Sequence[int], _R | PyroCacheError]]
-"""As the replies come: the indices of some of the keys, and what the owner answered about them, or why it did not."""
+"""Yielded as replies arrive: the indices of some of the keys, and the owner's answer about them or its error."""
 
 FrameReplies: TypeAlias = Replies[Sequence[Frame | None]]
-"""The frames of entries, None where there is no entry."""
+"""The value frames of entries, None where there is no entry."""
 
 Answers: TypeAlias = list[tuple[Member, Any]]
-"""Each node with its answer, or the `NodeUnavailable` that says why there is none."""
+"""Each node with its answer, or with a `NodeUnavailable` if it did not answer."""
 
 
 class Backend:
     """The commands of ``protocol/commands.py``, on canonical keys and encoded values, sent to the nodes.
 
     Args:
-        router: sends requests; closed with this.
+        router: sends requests; `close` closes it.
     """
 
     def __init__(self, router: Router) -> None:
@@ -115,7 +115,7 @@ class Backend:
     def put(
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
-        """Store an entry if the one that exists is as ``condition`` says, and return whether it was stored."""
+        """Store an entry if the existing one meets ``condition``, and return whether it was stored."""
         command = commands.PUT if condition is None else commands.PUT_IF
         return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
 
@@ -140,21 +140,21 @@ class Backend:
         """Remove an entry and return its frame, or None."""
         return self._call(commands.POP, key, (), deadline)
 
-    # Many keys. Each owner is asked about its own keys, all owners at once.
+    # Many keys. All owners are sent their keys in parallel.
 
     def get_many(self, keys: Sequence[bytes], deadline: Deadline, *, one_reply: bool = False) -> FrameReplies:
         """Yield the frames of the entries, None where there is no entry.
 
         Args:
-            one_reply: ask no node again that has answered, although its answer was about the first of its keys only,
-                as it is when the values are large.
+            one_reply: send no further request to a node that has answered, even if its answer covers only the first of
+                its keys (which happens when the values are large).
         """
         return self._router.batch(Batch(commands.GET_MANY, keys), deadline, one_reply=one_reply)
 
     def set_many(
         self, keys: Sequence[bytes], frames: Sequence[NewFrame], ttl: Seconds, tags: Tags, deadline: Deadline
     ) -> Replies[int]:
-        """Store entries and yield how many were stored. Runs while it is iterated, as do the others."""
+        """Store entries and yield how many were stored. Requests are sent during iteration, as in the other methods."""
         arguments = (ttl,) if tags is None else (ttl, tags)
         return self._router.batch(Batch(commands.SET_MANY, keys, frames, arguments), deadline)
 
@@ -166,8 +166,8 @@ class Backend:
         """Set the time to live of entries and yield how many exist."""
         return self._router.batch(Batch(commands.TOUCH_MANY, keys, arguments=(ttl,)), deadline)
 
-    # Leases and locks. What a node grants ends when the connection that it was granted on is closed, so that one stays
-    # with the caller, who ends with `PinnedConnection.release` (nothing is granted on it) or `drop` (whatever is).
+    # Leases and locks. A grant ends when the connection that it was granted on is closed, so the caller keeps that
+    # connection. It ends with `PinnedConnection.release` (if nothing is granted on it) or `drop` (in any case).
 
     def lease(
         self, key: bytes, lease_seconds: float, wait: float, refresh: int, deadline: Deadline, pinned: Pinned
@@ -176,12 +176,12 @@ class Backend:
 
         Args:
             refresh: 0 to load if there is no value, 1 even if there is one unless another caller loads, 2 always.
-            pinned: from the call before; it is the backend's from now on.
+            pinned: from the previous call; the caller must not use it any more.
 
         Returns:
-            The connection; its ``answer`` is None if the wait was over. When too many calls of this client wait for
-            that node, it is asked without waiting: then the connection is released already (``closed``) unless a
-            lease was granted. None: it could not be asked, since this client has too many pinned connections.
+            The connection; its ``answer`` is None if the wait is over. When too many calls of this client wait for that
+            node, the request does not wait: then the connection is released already (``closed``) unless a lease was
+            granted. None if no request was sent, because this client has too many pinned connections.
         """
         return self._router.pin(
             commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned
@@ -190,26 +190,26 @@ class Backend:
     def fill(
         self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
     ) -> bool:
-        """Store what was loaded under a lease and return whether it was stored. The lease has ended if so."""
+        """Store a value loaded under a lease and return whether it was stored. If so, the lease has ended."""
         arguments = (token, frame, *times, tags)
         return bool(self._call(commands.FILL, key, arguments, deadline, len(frame)))
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
-        """End a lease unused and give up its connection. Takes a second at most, and raises nothing."""
+        """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
         self._end(pinned, commands.ABANDON, (key, token), Deadline(_ABANDON_SECONDS))
 
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
-        """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the token."""
+        """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the fencing token."""
         return self._router.pin(
             commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned
         ) or self._pin_at_once(commands.ACQUIRE, name, (limit, ttl, 0.0), deadline)
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
-        """Send a renewal without waiting. Return whether it was sent; if not, the connection is closed.
+        """Send a renewal without blocking. Return whether it was sent; if not, the connection is closed.
 
-        When `PinnedConnection.fileno` is readable, the answer is there for `finish_renew`.
+        When `PinnedConnection.fileno` is readable, `finish_renew` can receive the answer.
         """
         return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
 
@@ -232,7 +232,7 @@ class Backend:
         except NodeUnavailable:
             return False
 
-    # Namespaces: every node is asked.
+    # Namespaces: the request is broadcast to every node.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
@@ -248,7 +248,7 @@ class Backend:
         return self._router.broadcast(commands.INVALIDATE_TAG, (tag,), deadline)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        """Return the view that all nodes which answer use at this moment, and why the others do not answer."""
+        """Return the view that all answering nodes use at this moment, and the errors of the other nodes."""
         return self._router.agreed_view(deadline)
 
     def scan(
@@ -274,7 +274,7 @@ class Backend:
         return self._router.views.known(deadline).owner(key)
 
     def stats(self, deadline: Deadline) -> Answers:
-        """Return the figures of every node, as it sends them."""
+        """Return the statistics of every node, as the node sends them."""
         return self._router.broadcast(commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:
@@ -288,7 +288,7 @@ class Backend:
     def _pin_at_once(
         self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Pinned:
-        """Send a command that asks not to wait, when too many of this client's calls wait already."""
+        """Send a command that does not wait at the node, when too many of this client's calls wait already."""
         pinned = self._router.pin(command, key, arguments, deadline, may_wait=False)
         if pinned is not None and pinned.answer is None:
             pinned.release()
@@ -297,7 +297,7 @@ class Backend:
     def _end(
         self, pinned: PinnedConnection, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Any:
-        """End what was granted on a connection, and give the connection up. Return the answer, or None."""
+        """End the grant on a connection, and give the connection up. Return the answer, or None."""
         if pinned.closed:
             return None
         try:

@@ -52,22 +52,24 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     Args:
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
         namespace: the part of the keys that this client works on, as by `namespace`: a name, or a path of names.
-        timeout: seconds that any one call may take, including looking nodes up, connecting and retries.
-        on_error: what to do when a node is unreachable: ``"raise"`` `NodeUnavailable`, or count it, log it, and behave
-            as on a ``"miss"``. No other error becomes a miss.
+        timeout: seconds that any one call may take, including querying the name server, connecting and retries.
+        on_error: what to do when a node is unreachable: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts and
+            logs it, and returns what a miss returns. No other error becomes a miss.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
 
-    What changes an entry is executed by the node that owns it, in one step, so concurrent callers do not undo each
-    other's changes. After a lost reply, only idempotent calls are sent again. A `NodeUnavailable` from any other call
-    (those with a condition, `incr`, `pop`, `setdefault`, `delete`) leaves open whether it was executed.
+    The node that owns an entry executes each change of it atomically, so concurrent callers do not undo each other's
+    changes. After a lost reply, only idempotent calls are sent again. After a `NodeUnavailable` from any other call
+    (those with a condition, `incr`, `pop`, `setdefault`, `delete`) the change may or may not have been executed.
 
-    As a mapping it is that of its namespace: `len`, iteration, ``==`` and ``bool`` ask all nodes. It is not hashable.
+    As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
+    is not hashable.
 
     Every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, `NodeUnavailable` as
-    ``on_error`` says, `InvalidKey` or `KeyTooLarge` for a key that cannot be one, and `ClientClosed`.
+    ``on_error`` says, `InvalidKey` or `KeyTooLarge` for an object that cannot be a key, and `ClientClosed` after
+    `close`.
 
     Example:
         >>> cache = PyroCacheClient()                                        # doctest: +SKIP
@@ -94,7 +96,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     @classmethod
     def _of(cls, context: ClientContext) -> Self:
-        """Return the client of a context, whose backend may be any."""
+        """Return the client of a context, which may have any backend."""
         client = object.__new__(cls)
         client._context = context
         return client
@@ -124,9 +126,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ``"miss"``.
 
         Raises:
-            ValueError, TypeError: ``ttl_seconds`` is not above 0 or not a duration; the same for the other arguments.
+            ValueError, TypeError: ``ttl_seconds`` is not above 0 or not a duration, or another argument is not valid.
             SerializationError: the value does not pickle; nothing was sent.
-            ValueTooLarge: the node does not accept a value of that size; the old value stays.
+            ValueTooLarge: the node does not accept a value of that size; the old value is kept.
         """
         if tags is not None or if_version is not None or ttl_seconds is ...:
             condition = None if if_version is None else _version(if_version)
@@ -179,7 +181,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             SerializationError: the value does not unpickle here.
-            CorruptValue: what is stored is not a value of pyrocache.
+            CorruptValue: the stored bytes are not a value frame of pyrocache.
         """
         context = self._context
         encoded = encode_key(key, context.prefix)
@@ -194,7 +196,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if frame is None:
             return default
         try:
-            return context.codec.decode(encoded, frame)  # as `ClientContext.decode`, one function call less
+            return context.codec.decode(encoded, frame)  # `ClientContext.decode`, inlined for speed
         except CorruptValue:
             context.count("corrupt_values")
             raise
@@ -202,7 +204,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def get_with_version(self, key: object) -> tuple[Any, int] | None:
         """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
 
-        Every change of an entry gives it another version, which the key never has again.
+        Every change of an entry gives it a new version, which is never used again for this key.
         """
         context = self._context
         encoded = context.encode_key(key)
@@ -219,22 +221,22 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def compute(
         self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
     ) -> _T:
-        """Replace the value stored under ``key`` by ``function(value)``, in one step: nobody's change is lost.
+        """Replace the value stored under ``key`` by ``function(value)``, atomically: no caller's change is lost.
 
-        If another caller has changed the entry meanwhile, this begins again, so ``function`` may run several times. It
-        runs here, and its time does not count towards the timeout. By default the entry keeps its expiry and its tags;
-        with another ``ttl_seconds`` it has no tags.
+        If another caller has changed the entry meanwhile, this starts over, so ``function`` may run several times. It
+        runs in the caller's thread, and its run time does not count towards the timeout. By default the entry keeps its
+        expiry and its tags; with another ``ttl_seconds`` it has no tags.
 
         Args:
             default: given to ``function`` if there is no entry.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, what ``function`` makes of
-            ``default``; it is not stored.
+            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, ``function(default)``,
+            which is not stored.
 
         Raises:
             KeyError: there is no entry, and no ``default``.
-            Conflict: other callers changed the entry each time, until the timeout.
+            Conflict: other callers changed the entry during every attempt, until the timeout.
             SerializationError, ValueTooLarge: as `set`.
         """
         if not callable(function):
@@ -267,10 +269,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ttl_seconds: the time to live of a new entry; one that exists keeps its own.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, that of a new entry.
+            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, the value of a new entry.
 
         Raises:
-            NotAnInt: the value is not an int, and unchanged.
+            NotAnInt: the value is not an int; it is unchanged.
             TypeError: ``delta`` or ``default`` is not an int.
         """
         by, start = _int(delta, "delta"), _int(default, "default")
@@ -297,7 +299,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove the entry and return its value; if there is none, return ``default`` or raise `KeyError`.
 
         Raises:
-            SerializationError: the value does not unpickle here; the entry is removed all the same.
+            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
         """
         context = self._context
         encoded = context.encode_key(key)
@@ -329,7 +331,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return self._answer(self._context.backend.delete, self._context.encode_key(key), False)
 
     def contains(self, key: object) -> bool:
-        """Return whether there is an entry. Does not count as a use of it, neither for eviction nor in `stats`."""
+        """Return whether there is an entry. Does not count as a use of it for eviction, nor in `stats`."""
         return self._answer(self._context.backend.contains, self._context.encode_key(key), False)
 
     def ttl(self, key: object) -> float | None:
@@ -338,7 +340,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return None if seconds is None else float(seconds)
 
     def _answer(self, method: Callable[..., _T], key: bytes, missed: Any, *arguments: Any) -> _T:
-        """Return what a method of the backend returns; ``missed`` if the node is unreachable and that is a miss."""
+        """Return what a method of the backend returns, or ``missed`` if an unreachable node counts as a miss."""
         try:
             return method(key, *arguments, self._context.deadline())
         except NodeUnavailable as error:
@@ -361,24 +363,26 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
         However many threads, processes and hosts ask for a missing key at the same time, one of them calls its factory;
-        the others wait for the value. If the factory raises, that caller gets the exception, and another caller's
-        factory is called; so too if the caller's process ends. A loaded value is returned but not stored if the key was
-        set or deleted meanwhile, or one of ``tags`` invalidated, because it may be outdated.
+        the others wait for the value. If the factory raises, its caller gets the exception, and another caller's
+        factory is called. Another caller's factory is also called if the loading process ends. A loaded value is
+        returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it may
+        be outdated.
 
         Args:
             ttl_seconds, tags: of the stored value, as for `set`.
-            stale_seconds: how long after its expiry a value is still returned to others while one caller loads a new
-                one.
+            stale_seconds: how long after its expiry a value is still returned to other callers while one caller loads a
+                new one.
             early: refresh a value before it expires. Each caller does so with a probability that grows as the expiry
-                comes near, and with the time that loading takes; 1.0 is a good choice, more is earlier (XFetch). If
-                the factory then raises, the existing value is returned.
+                approaches, and with the time that loading takes (XFetch). 1.0 is a good choice; larger values
+                refresh earlier. If the factory raises during a refresh, the existing value is returned.
             wait_seconds: how long to wait for another caller; None for no limit, 0 for not at all.
             lease_seconds: how long a factory may take before another caller's is called too.
 
         Raises:
             WaitTimeout: another caller was still loading after ``wait_seconds``.
-            NodeUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called and its value is
-                returned, not stored; so too, whatever ``on_error`` says, if the node fails while the factory runs.
+            NodeUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called, and its value is
+                returned but not stored. The same applies, independent of ``on_error``, if the node fails while the
+                factory runs.
             SerializationError, ValueTooLarge: the loaded value cannot be stored.
             TypeError: ``factory`` is not callable.
         """
@@ -408,21 +412,21 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> Memoizer:
         """Cache a function's results: ``@cache.memoize(ttl_seconds=60)``. Loads as `get_or_set` does.
 
-        For functions, methods and ``async def`` functions, whose event loop is never blocked. Put it above or below
+        For functions, methods and ``async def`` functions; the event loop is never blocked. Put it above or below
         ``@staticmethod`` and ``@classmethod``. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
         ``.key(...)``, each called with the function's own arguments, and ``.original``.
 
         The key of a result is the function's module and qualified name (in ``__main__`` also its source) and its
-        arguments, defaults included, however they are passed. Other things that a function refers to, such as the
-        variables around a nested function, are not part of the key: name them with ``key``.
+        arguments, defaults included, however they are passed. Anything else that a function refers to, such as
+        the variables around a nested function, is not part of the key: include it with ``key``.
 
         Args:
             key: called with all arguments, by position and defaults included; its result replaces them in the key.
-            ignore: names of arguments that are left out of the key, like ``("self",)``. A method's ``self`` is
-                otherwise part of it, by what it pickles.
+            ignore: names of arguments that are left out of the key, like ``("self",)``. Otherwise a method's
+                ``self`` is part of the key, encoded like any key.
             cache_if: called with a result; the result is stored if this returns true.
-            typed: whether equal arguments of different types, like 1 and 1.0, have results of their own.
-            tags: of the results, or a function that makes them, called like ``key``.
+            typed: whether equal arguments of different types, like 1 and 1.0, have separate results.
+            tags: the tags of the results, or a function that returns them, called like ``key``.
             stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
 
         Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument cannot be a key.
@@ -440,22 +444,22 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
 
         A held lock is renewed in the background. It is free at once when the holder releases it or its process ends. A
-        holder that cannot renew it, because its host failed or it is stopped, loses it after ``ttl_seconds``.
+        holder that cannot renew it, because its host failed or its process is stopped, loses it after ``ttl_seconds``.
 
-        The promise: while the name's node runs and the view of the nodes does not change, there is at most one holder
-        whose ``ttl_seconds`` are not over. A node keeps its locks in memory, in one copy: if the node ends, or nodes
-        join or leave so that another one owns the name, the lock is free, although its holder notices only after up to
-        a third of ``ttl_seconds``. So a lock avoids duplicate work; where duplicate work would do harm, pass
-        `Lock.token` on to what the lock protects, and have that refuse a token smaller than one that it has seen.
-        Tokens only grow (from node to node as far as their clocks agree).
+        The promise: while the node that owns the name runs and the cluster view does not change, there is at most one
+        holder whose ``ttl_seconds`` are not over. A node keeps its locks in memory, in one copy. If the node ends, or
+        if nodes join or leave so that another node owns the name, the lock is free, although its holder notices this
+        only after up to a third of ``ttl_seconds``. So a lock avoids duplicate work. Where duplicate work would do
+        harm, pass the fencing token `Lock.token` to the protected resource, and let the resource refuse a token smaller
+        than one that it has seen. Fencing tokens only grow (from one node to another as far as their clocks agree).
 
         Args:
             name: any key. A lock and an entry of the same name are independent.
             ttl_seconds: as above, in seconds or as a timedelta.
             wait_seconds: how long to wait for it; None for no limit, 0 for not at all.
 
-        Raises, when it is acquired: `LockTimeout`; `NodeUnavailable` whatever ``on_error`` says. When it is released:
-        `LockLost` if it was lost before, unless the body of a ``with`` has raised already.
+        Raises, when it is acquired: `LockTimeout`; `NodeUnavailable`, independent of ``on_error``. When it is released:
+        `LockLost` if it was lost before, unless the body of a ``with`` has raised an exception.
         """
         return Lock(self._context, name, 1, ttl_seconds, wait_seconds)
 
@@ -472,7 +476,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             TypeError: a key is not hashable, like a list; `get` accepts those.
-            PartialFailure: a node is unreachable, or a value does not unpickle here; it has the other values.
+            PartialFailure: a node is unreachable, or a value does not unpickle here; the error has the other values.
         """
         return bulk.get_many(self._context, keys)
 
@@ -493,8 +497,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove the entries of ``keys``. Return how many existed.
 
         Raises:
-            PartialFailure: a node is unreachable; the other entries are removed. If a key is not hashable, the reason
-                itself is raised.
+            PartialFailure: a node is unreachable; the other entries are removed. If a key is not hashable, the first
+                node's error is raised instead.
         """
         return bulk.delete_many(self._context, keys)
 
@@ -502,21 +506,23 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Set the time to live of the entries of ``keys``, counted from now (None: no expiry). Return how many exist.
 
         Raises:
-            PartialFailure: a node is unreachable; the other entries are touched. If a key is not hashable, the reason
-                itself is raised.
+            PartialFailure: a node is unreachable; the other entries are touched. If a key is not hashable, the first
+                node's error is raised instead.
         """
         return bulk.touch_many(self._context, keys, ttl_seconds)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
     def namespace(self, name: str) -> Self:
-        """Return a client for a part of the keys that no other client sees, not even `len` and `clear` of this one.
+        """Return a client for a namespace: entries that clients of other namespaces do not see.
 
-        It shares this one's settings and connections. Closing it leaves this one open; closing this one closes it.
-        ``PyroCacheClient(namespace="shop")`` is one too, and so is ``namespace("shop").namespace("eu")``.
+        `len` and `clear` of this client do not include them either. The new client shares this client's settings and
+        connections. Closing it leaves this client open; closing this client closes it.
+        ``PyroCacheClient(namespace="shop")`` makes a client of the same namespace as ``namespace("shop")`` of a client
+        without one. Namespaces can be nested: ``namespace("shop").namespace("eu")``.
 
         Raises:
-            ConfigurationError: ``name`` is not a str, or longer than 255 bytes in UTF-8, or the path than 512.
+            ConfigurationError: ``name`` is not a str, or takes more than 255 bytes in UTF-8, or the path more than 512.
         """
         return self._of(self._context.namespace(name))
 
@@ -524,7 +530,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove every entry of this namespace that was stored with ``tag``, on every node. Return how many there were.
 
         No later read returns one of them. It takes the same time for one entry and for a million. The count includes
-        entries that were expired or cleared but not reclaimed yet.
+        entries that had expired or were cleared, if their memory was not reclaimed yet.
         """
         return self._total(self._context.backend.invalidate_tag, self._context.encode_tag(tag))
 
@@ -535,12 +541,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
         """Return an iterator over the keys of this namespace, node by node, in no order.
 
-        No key comes twice. A key that exists throughout comes once; one that is stored or removed meanwhile may or may
-        not come. When a node joins or leaves, keys that change their owner are removed.
+        No key is returned twice. A key that exists throughout is returned once; a key that is stored or removed
+        meanwhile may or may not be returned. When a node joins or leaves, the entries of keys whose owner changes are
+        removed.
 
         Args:
             prefix: only keys that are texts which begin with this text, or tuples which begin with these items.
-            batch: how many keys to ask a node for at a time, at most 1,000. Each time is a call with its own timeout.
+            batch: how many keys to request from a node at a time, at most 1,000. Each request has a timeout of its own.
 
         Raises:
             TypeError: ``prefix`` is neither a text nor a tuple.
@@ -563,7 +570,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry.
-            SerializationError: the value does not unpickle here; the entry is removed all the same.
+            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
         """
         return scan.pop_any(self._context)
 
@@ -614,7 +621,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return context.backend.owner(context.encode_key(key), context.deadline())
 
     def stats(self) -> Stats:
-        """Return figures of every node, their sums, and this client's own.
+        """Return the statistics of every node, their sums, and those of this client.
 
         An unreachable node is not an error: its name is in `Stats.away`.
         """
@@ -625,12 +632,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return Stats.of(nodes, context.figures, away)
 
     def reset_stats(self) -> None:
-        """Set the counters of every node and of this client to 0. Figures of the present (entries, bytes) stay."""
+        """Set the counters of every node and of this client to 0. Gauges (entries, bytes) are unchanged."""
         self._total(self._context.backend.reset_stats)
         self._context.reset_figures()
 
     def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
-        """Return the sum of the nodes' answers; what to do about an unreachable node is up to ``on_error``."""
+        """Return the sum of the nodes' answers. ``on_error`` decides whether an unreachable node is an error."""
         total = 0
         for _, answer in method(*arguments, self._context.deadline()):
             if isinstance(answer, NodeUnavailable):
@@ -672,7 +679,7 @@ def _version(version: int) -> int:
 
 
 def _int(number: object, name: str) -> int:
-    """Return an argument as an int; other integral types, as numpy's, are accepted."""
+    """Return an argument as an int. Accepts other integral types, for example numpy's."""
     try:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:

@@ -54,22 +54,22 @@ _PICKLE_FIRST = pickle.PROTO[0]
 _first_byte = itemgetter(0)
 _BYTES_LIKE = (bytes, bytearray, memoryview)
 
-_LARGE = 64 * 1024  # bytes from which a buffer is kept beside the pickle
+_LARGE = 64 * 1024  # bytes from which a buffer is stored out-of-band
 _ALIGNMENT = 64
 _OUT_OF_BAND_HEAD = struct.Struct("<c7xII")
 
 
 class Codec:
-    """Values to frames and back.
+    """Encodes values as value frames and decodes them.
 
-    Every method is given the key, in canonical bytes, that the value is stored under. This codec ignores it; one that
-    signs frames needs it, to bind a value to its key. Such a codec wraps this one.
+    Every method takes the canonical bytes of the key that the value is stored under. This codec ignores the key; a
+    codec that signs value frames needs it, to bind a value to its key. Such a codec wraps this one.
     """
 
     __slots__ = ()
 
     def encode(self, key: bytes, value: object) -> bytes | Pieces:
-        """Return the frame of a value, a large one in pieces.
+        """Return the value frame of a value; a large frame in pieces.
 
         Raises:
             SerializationError: the value does not pickle.
@@ -77,11 +77,11 @@ class Codec:
         return _ENCODERS.get(type(value), _encode_pickle)(value)
 
     def decode(self, key: bytes, frame: bytes | memoryview) -> object:
-        """Return the value in a frame.
+        """Return the value in a value frame.
 
         Raises:
-            CorruptValue: the bytes are not a frame.
-            SerializationError: what they hold does not unpickle here, for instance because its class cannot be
+            CorruptValue: the bytes are not a value frame.
+            SerializationError: the content does not unpickle here, for instance because its class cannot be
                 imported.
         """
         if not isinstance(frame, _BYTES_LIKE) or not frame:
@@ -97,7 +97,7 @@ class Codec:
         return decoder(frame)
 
     def encode_many(self, keys: Sequence[bytes], values: Iterable[object]) -> list[bytes | Pieces]:
-        """Return what `encode` makes of each key and value. Faster than one by one."""
+        """Return the value frame of each key and value. Faster than calling `encode` for each."""
         values = list(values)
         if _ENCODERS.keys().isdisjoint(map(type, values)):
             frames: list[bytes | Pieces] = []
@@ -113,13 +113,13 @@ class Codec:
                 frames.clear()
             except Exception as error:  # the value's own code may raise anything
                 raise _unpickled(value, error) from error
-            # The pickler writes a large value in several parts, or in one that has to become Pieces.
+            # The pickler writes a large value in several parts, or in one part that must become Pieces.
             if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
                 return frames
         return [_ENCODERS.get(type(value), _encode_pickle)(value) for value in values]
 
     def decode_many(self, keys: Sequence[bytes], frames: Sequence[Any], missing: Any) -> list[Any]:
-        """Return what `decode` makes of each key and frame, and ``missing`` for each None. Faster than one by one."""
+        """Return the value in each frame, and ``missing`` for None. Faster than calling `decode` for each."""
         try:
             pickles = set(map(_first_byte, frames)) == {_PICKLE_FIRST}
         except (TypeError, IndexError):  # None, or not a frame
@@ -134,20 +134,20 @@ class Codec:
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
-    """Write a pickle to ``file`` that depends on what ``obj`` holds, not on which of its parts are the same object.
+    """Write a pickle to ``file`` that depends on the content of ``obj``, not on which of its parts are identical.
 
-    ``persistent_id`` is called with every object on the way, ``obj`` included. What it returns is written in that
-    object's place; None lets pickle go on into the object. Raises whatever pickling raises.
+    ``persistent_id`` is called with every object that is reached, including ``obj``. Its result is written in place of
+    that object; None lets pickle descend into the object. Raises whatever pickling raises.
     """
     pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
-    # Without its memo, pickle writes two equal strings alike, be they one object, interned, or two.
+    # Without its memo, pickle writes equal strings identically, whether they are the same object or not.
     pickler.fast = True
     pickler.persistent_id = persistent_id  # type: ignore[method-assign]
     pickler.dump(obj)
 
 
 def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
-    """Load what `canonical_pickle` wrote. Raises whatever unpickling raises, also for bytes left over."""
+    """Load a pickle of `canonical_pickle`. Raises whatever unpickling raises, also for trailing bytes."""
     file = io.BytesIO(data)
     unpickler = pickle.Unpickler(file)
     unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
@@ -158,7 +158,7 @@ def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) ->
 
 
 def type_name(value: object) -> str:
-    """Return the qualified name of a value's type. An error never shows more of a value than this."""
+    """Return the qualified name of a value's type. Errors never show more of a value than this."""
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -190,7 +190,7 @@ def _unpickled(value: object, error: Exception) -> SerializationError:
 
 
 class _LargeBuffer(Exception):
-    """A value has a buffer that must stand beside its pickle."""
+    """A value has a buffer that must be stored out-of-band."""
 
 
 def _in_band(found: pickle.PickleBuffer) -> bool:

@@ -55,23 +55,23 @@ Ttl: TypeAlias = Duration | None
 """Time to live: seconds or a timedelta above 0; None for no expiry."""
 
 KeptTtl: TypeAlias = Ttl | EllipsisType
-"""The same; ``...`` keeps the expiry that the entry has."""
+"""As `Ttl`; ``...`` keeps the expiry that the entry has."""
 
 
 class ClientContext:
     """What one client, or one namespace of it, works with.
 
     Args:
-        config: settings; the namespace among them.
-        backend: the door to the nodes.
-        root: whether `close` closes the backend; namespaces share it and leave it open.
+        config: settings, including the namespace.
+        backend: sends the requests.
+        root: whether `close` closes the backend; contexts of namespaces share it and leave it open.
 
     Attributes:
         config, backend: as given; once closed, every method of the backend raises `ClientClosed`.
         codec: encodes and decodes values.
-        prefix: begins every key.
+        prefix: the bytes that begin every encoded key.
         timeout: seconds for a call.
-        figures: this client's own.
+        figures: the statistics of this client.
     """
 
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
@@ -96,13 +96,13 @@ class ClientContext:
         config = replace(self.config, namespace=(*self.config.namespace, name))
         inner = ClientContext(config, self.backend, root=False)
         self._namespaces.add(inner)
-        if self.closed:  # check now: `close` may have raced with us
+        if self.closed:  # check again: `close` may have raced with us
             inner.close()
             raise client_closed()
         return inner
 
     def close(self) -> None:
-        """Refuse every later call, here and in the namespaces made from this."""
+        """Make every later call raise `ClientClosed`, also in the namespaces made from this context."""
         backend, self.backend = self.backend, _CLOSED
         if self._root and backend is not _CLOSED:
             backend.close()
@@ -118,7 +118,7 @@ class ClientContext:
         return encode_key(key, self.prefix)
 
     def decode(self, key: bytes, frame: Any) -> Any:
-        """Return the value in a frame. Counts a corrupt one."""
+        """Return the value in a value frame. Counts a frame that is corrupt."""
         try:
             return self.codec.decode(key, frame)
         except CorruptValue:
@@ -126,7 +126,7 @@ class ClientContext:
             raise
 
     def encode_tag(self, tag: str) -> bytes:
-        """Return a tag as the nodes know it: each namespace has tags of its own."""
+        """Return the encoded tag, with the namespace's prefix: each namespace has tags of its own."""
         if not isinstance(tag, str):
             raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
         encoded = self.prefix + utf8(tag)
@@ -147,7 +147,7 @@ class ClientContext:
         return encoded
 
     def missed(self, error: NodeUnavailable, value: _T) -> _T:
-        """Do what ``on_error`` says: raise, or count a miss, log it and return ``value``."""
+        """Apply ``on_error``: raise the error, or count a miss, log it and return ``value``."""
         if self.config.on_error == "raise":
             raise error
         self.count("misses_on_error")
@@ -155,7 +155,7 @@ class ClientContext:
         return value
 
     def count(self, figure: str, by: int = 1) -> None:
-        """Add to one of this client's own figures, a field of `ClientStats`."""
+        """Add to one of this client's statistics, a field of `ClientStats`."""
         with self._lock:
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
@@ -163,18 +163,18 @@ class ClientContext:
         self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def reset_figures(self) -> None:
-        """Set this client's own figures to 0."""
+        """Set this client's statistics to 0."""
         with self._lock:
             self.figures = ClientStats()
 
 
 def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
-    """Return a time to live as the nodes take it. Raises as `ttl_to_seconds`."""
+    """Return a time to live as commands encode it. Raises as `ttl_to_seconds`."""
     return KEEP_TTL if ttl_seconds is ... else ttl_to_seconds(ttl_seconds)
 
 
 class _ClosedBackend:
-    """The backend of a closed context: any method of it raises `ClientClosed`."""
+    """The backend of a closed context: every method raises `ClientClosed`."""
 
     def __getattr__(self, name: str) -> Any:
         raise client_closed()

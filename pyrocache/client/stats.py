@@ -24,25 +24,25 @@ _MOST_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
-    """How long calls took, from a whole request to the reply, in powers of two of a microsecond.
+    """The durations of calls at a node, from the complete request to the reply, in powers of two of a microsecond.
 
-    Of calls that a node answers at once only some are measured, the same share of all of them.
+    Of the calls that a node answers immediately, only a constant share is measured.
 
     Attributes:
-        counts: how many calls took less than 1 µs, less than 2, 4, 8 … µs; the last also those that took longer.
+        counts: how many calls took less than 1 µs, less than 2, 4, 8 … µs; the last one includes all longer calls.
     """
 
     counts: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
-        """How many calls were measured."""
+        """The number of calls that were measured."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
-        """Seconds within which ``percent`` of the calls were done; NaN without any.
+        """Return the seconds within which ``percent`` of the calls finished; NaN if there were no calls.
 
-        Exact to the power of two; within it the calls are taken to be spread evenly.
+        Exact to the power of two; interpolated linearly within it.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"A percentile is of 0 to 100 percent, not {percent!r}.")
@@ -59,7 +59,7 @@ class LatencyHistogram:
         return LatencyHistogram(tuple(map(sum, zip_longest(self.counts, other.counts, fillvalue=0))))
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts, and milliseconds of the usual percentiles."""
+        """Return the counts, and the usual percentiles in milliseconds."""
         percentiles = {
             f"p{percent:g}_ms": self.percentile(percent) * 1e3 if self.count else None
             for percent in (50, 90, 99, 99.9)
@@ -72,11 +72,11 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceStats:
-    """Figures of one namespace.
+    """Statistics of one namespace.
 
     Attributes:
-        hits, misses: of reads, as in `NodeStats`.
-        entries: there now.
+        hits, misses: reads, as in `NodeStats`.
+        entries: the current number.
     """
 
     hits: int = 0
@@ -94,22 +94,22 @@ class NamespaceStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Totals:
-    """Figures of one node, or of several together. Counters count since its start, or since `reset_stats`.
+    """Statistics of one node, or sums over several. Counters start with the node, or at `reset_stats`.
 
     Attributes:
         hits, misses: reads that found an entry, and that found none.
-        sets, deletes: entries stored, and removed by a caller.
-        evictions, expirations: entries that went to make room, and because their time was over.
-        entries: there now.
-        bytes, max_bytes: that the entries take, by the node's accounting, and may take.
-        uptime_seconds: since its start; of several, since that of the first.
+        sets, deletes: entries stored, and removed by a client.
+        evictions, expirations: entries removed to free memory, and because they expired.
+        entries: the current number.
+        bytes, max_bytes: memory that the entries take, by the node's accounting, and its limit.
+        uptime_seconds: since the start of the node; of several nodes, since the first start.
         connections: open now.
         rss_bytes: resident memory of the process.
-        leases, locks: values that are being loaded now, and locks that are held.
-        waiting: callers that wait for one of these now.
+        leases, locks: values that are being loaded now, and locks that are held now.
+        waiting: callers that wait for a lease or a lock now.
         loads: leases granted so far.
-        namespaces: those that are used most, by their path of names; ``()`` is the root.
-        latencies: by the node's method, from the whole request to the reply.
+        namespaces: the most used namespaces, by their path of names; ``()`` is the root.
+        latencies: by the node's method, from the complete request to the reply.
     """
 
     hits: int = 0
@@ -137,7 +137,7 @@ class Totals:
         return _ratio(self.hits, self.misses)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists and numbers."""
+        """Return plain dicts, lists and numbers."""
         namespaces = [{"path": list(path), **asdict(one)} for path, one in self.namespaces.items()]
         latencies = {method: histogram.as_dict() for method, histogram in self.latencies.items()}
         return {**asdict(self), "namespaces": namespaces, "latencies": latencies}
@@ -146,7 +146,7 @@ class Totals:
         return f"<{type(self).__name__}: {self.summary()}>"
 
     def summary(self) -> str:
-        """The most important of it in a line."""
+        """Return the most important statistics in one line."""
         return (
             f"{self.entries:,} entries in {format_size(self.bytes)} of {format_size(self.max_bytes)}; "
             f"{_hits(self.hits, self.misses)}; {self.sets:,} sets, {self.deletes:,} deletes; "
@@ -156,11 +156,11 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class NodeStats(Totals):
-    """Figures of one node.
+    """Statistics of one node.
 
     Attributes:
-        pid: of its process.
-        policy: how it chooses what to evict.
+        pid: process id of the node.
+        policy: its eviction policy.
     """
 
     pid: int = 0
@@ -168,11 +168,11 @@ class NodeStats(Totals):
 
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:
-        """From what a node answers. Figures that are not known here are left out."""
+        """Return the statistics in a node's answer. Names that are not known here are ignored."""
         known = {one.name: answer[one.name] for one in fields(cls) if one.name in answer}
         namespaces: dict[tuple[str, ...], NamespaceStats] = {}
         for prefix, *figures in known.pop("namespaces", ()):
-            with suppress(InvalidKey):  # a peer of another kind uses what no client of ours does
+            with suppress(InvalidKey):  # another kind of client may use other prefixes
                 namespaces[split_namespace(prefix)[0]] = NamespaceStats(*figures)
         latencies = {method: LatencyHistogram(tuple(counts)) for method, counts in known.pop("latencies", ())}
         return cls(**known, namespaces=namespaces, latencies=latencies)
@@ -180,12 +180,12 @@ class NodeStats(Totals):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStats:
-    """Figures of one client object.
+    """Statistics of one client object.
 
     Attributes:
-        misses_on_error: calls that counted as misses because a node was away.
-        corrupt_values: values read that were none of ours.
-        conflicts: attempts of `PyroCacheClient.update` that others were faster than.
+        misses_on_error: calls that counted as misses because a node was unreachable.
+        corrupt_values: values read that were not valid value frames.
+        conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """
 
     misses_on_error: int = 0
@@ -193,18 +193,18 @@ class ClientStats:
     conflicts: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """The same as a plain dict."""
+        """Return a plain dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Stats:
-    """Figures of the cluster, from `PyroCacheClient.stats`.
+    """Statistics of the cluster, from `PyroCacheClient.stats`.
 
     Attributes:
-        nodes: each answering node's figures, by its name.
+        nodes: the statistics of each answering node, by its name.
         total: their sums.
-        client: this client object's own figures.
+        client: the statistics of this client object.
         away: names of the nodes that did not answer.
     """
 
@@ -215,11 +215,11 @@ class Stats:
 
     @classmethod
     def of(cls, nodes: dict[str, NodeStats], client: ClientStats, away: list[str]) -> Self:
-        """The same, summed up."""
+        """Return the statistics of these nodes with their sums."""
         return cls(nodes, _sum(nodes.values()), client, away)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists and numbers, good for JSON."""
+        """Return plain dicts, lists and numbers, suitable for JSON."""
         return {
             "nodes": {name: node.as_dict() for name, node in self.nodes.items()},
             "total": self.total.as_dict(),
@@ -251,7 +251,7 @@ def _sum(nodes: Collection[NodeStats]) -> Totals:
 
 
 def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
-    """Return the sums of figures that have names."""
+    """Return the sums of named statistics, by name."""
     sums: dict[Any, Any] = {}
     for named in figures:
         for name, figure in named.items():
@@ -269,7 +269,7 @@ def _hits(hits: int, misses: int) -> str:
 
 
 def path_text(path: tuple[str, ...]) -> str:
-    """Return a namespace's path as users write it."""
+    """Return a namespace's path in the form that users write."""
     return repr(path[0] if len(path) == 1 else path) if path else "the root"
 
 

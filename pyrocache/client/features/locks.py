@@ -1,7 +1,7 @@
 """Locks and semaphores that threads, processes and hosts share: the client's part.
 
-``node/coordination/locks.py`` describes what a lock promises and what happens when its node ends; `PyroCacheClient.lock`
-describes it for users.
+``node/coordination/locks.py`` describes what a lock promises and what happens when its node ends;
+`PyroCacheClient.lock` describes it for users.
 
 The node that owns a lock's name grants it to one caller at a time (a semaphore to several). A grant ends when it is
 released, when the connection that it was granted on closes, or when it was not renewed for its time to live. While

@@ -24,10 +24,10 @@ class Batch(NamedTuple):
     """A call about many keys.
 
     Attributes:
-        command: of scope `Scope.KEYS`.
+        command: a command of scope `Scope.KEYS`.
         keys: canonical bytes.
-        values: for each key its frame; None for no values.
-        arguments: that follow keys and values.
+        values: the value frame of each key; None for no values.
+        arguments: the arguments after keys and values.
     """
 
     command: Command
@@ -43,14 +43,14 @@ class Batch(NamedTuple):
         return [list(map(column.__getitem__, chunk)) for column in columns]
 
     def is_small(self) -> bool:
-        """Return whether all of it fits in one message by its bytes."""
+        """Return whether all keys and values take at most `BATCH_BYTES`."""
         total = sum(map(len, self.keys)) + _ENTRY_BYTES * len(self.keys)
         if self.values is not None:
             total += sum(map(len, self.values))
         return total <= BATCH_BYTES
 
     def halves(self, chunk: Sequence[int]) -> list[list[int]]:
-        """Return ``chunk`` in two, the half with the larger values first."""
+        """Return ``chunk`` split in two, the half with the larger values first."""
         values = self.values
         assert values is not None
         by_size = sorted(chunk, key=lambda index: len(values[index]), reverse=True)
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
         return [sorted(by_size[:half]), sorted(by_size[half:])]
 
     def chunks(self, indices: list[int], small: bool) -> list[list[int]]:
-        """Return ``indices`` by message, the last one first; ``small`` is what `is_small` returned."""
+        """Return ``indices`` divided into messages, the last message first; ``small`` is the result of `is_small`."""
         chunks: list[list[int]] = []
         begin = 0
         while begin < len(indices):
@@ -71,7 +71,7 @@ class Batch(NamedTuple):
         return chunks
 
     def _fitting(self, indices: Sequence[int]) -> int:
-        """Return how many of ``indices``, from the first on, make one message; at least one."""
+        """Return how many of ``indices``, from the first on, fit in one message; at least one."""
         room = BATCH_BYTES
         for count, index in enumerate(indices):
             value = 0 if self.values is None else len(self.values[index])
@@ -81,12 +81,12 @@ class Batch(NamedTuple):
         return len(indices)
 
     def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> Sequence[int]:
-        """Return the indices that a reply is about.
+        """Return the indices that a reply covers.
 
-        A number is about the whole chunk, a list about its first keys: as many as it has items.
+        A number covers the whole chunk, a list its first keys: as many as it has items.
 
         Raises:
-            RemoteError: the reply is neither, or too long or short.
+            RemoteError: the reply is of another type, empty or too long.
         """
         if self.command.name == "get_many":
             count = len(reply) if type(reply) is list else 0
@@ -99,12 +99,12 @@ class Batch(NamedTuple):
 
 
 class Round:
-    """What is asked of whom while one view holds; one message to each node at a time.
+    """The requests of a batch by one cluster view; each node has at most one request under way.
 
     Attributes:
-        requests: made so far.
-        chunks: the indices that each of them is about.
-        left: for each owner the chunks that are still to be asked about, the next one last.
+        requests: the requests made so far.
+        chunks: the indices that each request covers.
+        left: for each owner the chunks that are still to be sent, the next one last.
     """
 
     __slots__ = ("_batch", "_view", "chunks", "left", "requests")
@@ -122,7 +122,7 @@ class Round:
                 self.ask(member)
 
     def ask(self, member: Member) -> None:
-        """Make the next request to a node, if there is one."""
+        """Append the next request to a node, if any chunk is left."""
         left = self.left[member.name]
         if not left:
             return
@@ -136,5 +136,5 @@ class Round:
         )
 
     def unanswered(self) -> list[int]:
-        """Return the indices to ask about again, in order."""
+        """Return the indices that are to be sent again, in order."""
         return sorted(index for left in self.left.values() for chunk in left for index in chunk)

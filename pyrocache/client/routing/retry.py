@@ -49,12 +49,12 @@ class Retry(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Look into the name server, pause, then send the request again to whoever it is for by then.
+    """Query the name server, pause, then send the request again to the node that owns the key by then.
 
     Attributes:
         after: seconds to pause at most.
         unless_moved: pause only if this node is still at its address.
-        members: the nodes as the one that refused lists them, for when the name server does not answer.
+        members: the nodes as listed by the node that refused, used if the name server does not answer.
     """
 
     after: float
@@ -63,11 +63,11 @@ class LookUp(NamedTuple):
 
 
 class Attempts:
-    """What has failed in one call so far.
+    """The failures of one call so far.
 
     Attributes:
-        rounds: how many times something was sent again.
-        unreachable_since: by node, when it could not be reached for the first time.
+        rounds: how many times requests were repeated.
+        unreachable_since: by node, when it was first found unreachable.
         errors: by name of the node, the last error that was not final.
     """
 
@@ -82,12 +82,12 @@ class Attempts:
 def decide(
     attempts: Attempts, request: Request, problem: Problem, now: float, remaining: float, looked_up_at: float
 ) -> Retry | LookUp | PyroCacheError:
-    """Return what to do about a problem, or the error to report, and note it in ``attempts``.
+    """Return the action after a problem, or the error to report. Records the problem in ``attempts``.
 
     Args:
-        now: seconds of the clock that ``looked_up_at`` is of.
+        now: seconds of the same clock as ``looked_up_at``.
         remaining: seconds until the deadline.
-        looked_up_at: when the last look into the name server began.
+        looked_up_at: when the last query of the name server began.
     """
     error = error_of(request, problem)
     after = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.rounds, 10), _LONGEST_PAUSE_SECONDS)
@@ -108,7 +108,7 @@ def decide(
 
 
 def error_of(request: Request, problem: Problem) -> PyroCacheError:
-    """Return the exception that says to the user why a request failed."""
+    """Return the exception that tells the user why a request failed."""
     if isinstance(problem, Unavailable):
         return problem.error
     refusal = problem.refusal
@@ -121,7 +121,7 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
 def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:
     code = problem.refusal.code
     if code == refusals.STALE_VIEW:
-        # The name server decides. The node may know less than we do, for instance when another has just joined.
+        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
         return LookUp(after, members=problem.refusal.detail)
     return Retry(after) if code == refusals.OVERLOADED else None
 

@@ -35,7 +35,7 @@ from pyrocache.runtime import at_fork
 
 
 class NodeLeft(NodeUnavailable):
-    """The node is no longer a member, and what it held is lost."""
+    """The node is no longer a member; its entries are lost."""
 
 
 class Router:
@@ -43,11 +43,11 @@ class Router:
 
     Args:
         directory: the name server.
-        max_connections: to any one node.
-        max_pinned: further connections to any one node, for calls that may wait for another caller, and for what nodes
-            grant for as long as a connection lives.
+        max_connections: the most connections to one node.
+        max_pinned: the most additional connections to one node, for calls that may wait for another caller, and for
+            grants that end with their connection.
         transport: whether nodes on this host are reached over their Unix sockets.
-        sleep, jitter: what waits, and a number from 0 to 1 each time it is called.
+        sleep, jitter: pauses for a number of seconds; returns a random number from 0 to 1.
         clock: monotonic seconds.
 
     Attributes:
@@ -86,18 +86,18 @@ class Router:
         """Send a command about one key to the node that owns it, and return the result.
 
         Args:
-            arguments: that follow the view and the key.
+            arguments: the arguments after the view and the key.
             largest_value: bytes of the largest value among them.
 
         Raises:
             NodeUnavailable: the node does not answer; `Overloaded` if it is at a limit.
-            RemoteError, ValueTooLarge, KeyTooLarge, NotAnInt: it refused.
+            RemoteError, ValueTooLarge, KeyTooLarge, NotAnInt: the node refused the request.
         """
         attempts: Attempts | None = None
         while True:
             view = self._membership.view
             owner = view.owners[xxh3_64_intdigest(key) % PARTITIONS]
-            if owner >= 0:  # as `ClusterView.owner`, one function call less
+            if owner >= 0:  # inlined `ClusterView.owner`, saves a function call
                 member = view.members[owner]
             else:
                 view = self.views.known(deadline)
@@ -120,17 +120,17 @@ class Router:
         *,
         may_wait: bool = True,
     ) -> PinnedConnection | None:
-        """Send a command whose effect ends with its connection to the owner of ``key``; the connection has the answer.
+        """Send a command whose effect ends with its connection to the owner of ``key``; return the connection.
 
-        Safe to retry: closing the connection undoes the effect.
+        The connection holds the answer. Safe to retry: closing the connection undoes the effect.
 
         Args:
-            pinned: from an earlier call, to reuse if it is to the same node; no longer the caller's.
-            may_wait: the node may delay the answer. Some connections are reserved for calls that may not: callers that
-                are waited for may need one.
+            pinned: from an earlier call, to reuse if it is to the same node; the caller must not use it any more.
+            may_wait: the node may delay the answer. Some connections are reserved for calls whose answer is not
+                delayed, because a caller that other callers wait for may need one.
 
         Returns:
-            None, without waiting, when too many connections to the node are pinned already.
+            The connection; None, without waiting, when too many connections to the node are pinned already.
 
         Raises:
             NodeUnavailable, RemoteError: as `call`.
@@ -152,15 +152,15 @@ class Router:
     ) -> Iterator[tuple[Sequence[int], Any | PyroCacheError]]:
         """Send a command about many keys to their owners, in as many messages as it takes.
 
-        Each owner gets a message before the first reply is read, and its next one as soon as it has answered: none
-        waits for another. A message with a value that is too large for its node is halved until that value is alone.
-        What a reply leaves out is asked again.
+        Each owner gets a message before the first reply is read, and its next message as soon as it has answered: no
+        node waits for another. A message with a value that is too large for its node is halved until that value is
+        alone. Keys that a reply does not cover are requested again.
 
         Args:
-            one_reply: ask no node again that has answered.
+            one_reply: send no further request to a node that has answered.
 
         Yields:
-            The indices of some keys, ascending, with the reply about them or why there is none.
+            The indices of some keys, ascending, with the reply about them or the error.
         """
         attempts = Attempts()
         pending: Sequence[int] = range(len(batch.keys))
@@ -170,7 +170,7 @@ class Router:
                 member, chunk = round.requests[index].member, round.chunks[index]
                 left = round.left[member.name]
                 if isinstance(outcome, (Retry, LookUp)):
-                    left.append(chunk)  # with what the node was not asked about yet
+                    left.append(chunk)  # in addition to the keys that were not sent to the node yet
                     continue
                 if isinstance(outcome, ValueTooLarge):
                     if len(chunk) == 1:
@@ -178,7 +178,7 @@ class Router:
                     else:
                         left += batch.halves(chunk)
                 elif isinstance(outcome, PyroCacheError):
-                    for unanswered in (chunk, *left):  # the rest would meet the same fate
+                    for unanswered in (chunk, *left):  # the remaining requests would fail as well
                         yield unanswered, outcome
                     left.clear()
                 else:
@@ -196,7 +196,7 @@ class Router:
     ) -> list[tuple[Member, Any]]:
         """Send a command to every node, and return each with its result or its `NodeUnavailable`.
 
-        A node that leaves meanwhile, and all that it held with it, is left out.
+        A node that leaves meanwhile is omitted; its entries are lost with it.
         """
         members = self.views.fresh(deadline).members
         answers: dict[str, tuple[Member, Any]] = {}
@@ -214,9 +214,9 @@ class Router:
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        """Return the view that all nodes which answer use at this moment, and why the others do not answer.
+        """Return the view that all answering nodes use at this moment, and the errors of the other nodes.
 
-        So each key that is reachable is at its owner by this view, and nowhere else.
+        So each reachable key is at its owner by this view, and at no other node.
         """
         attempts = Attempts()
         while True:
@@ -231,15 +231,15 @@ class Router:
                     outcome = attempts.errors[member.name]
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
-            # With no time left, those that answered would now fail as well.
+            # With no time left, a further attempt would fail for the nodes that answered, too.
             if not retried or not deadline.remaining():
                 return view, unreachable
 
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
-        """Send an idempotent command to one node, wherever it is by now, and return the result.
+        """Send an idempotent command to one node, at its current address, and return the result.
 
         Raises:
-            NodeLeft: it is no longer a member.
+            NodeLeft: the node is no longer a member.
             NodeUnavailable, RemoteError: as `call`.
         """
         attempts = Attempts()
@@ -267,7 +267,7 @@ class Router:
 
     def _connect(self, view: ClusterView) -> None:
         self._connections = Connections(self._max_connections, self._transport)
-        self._pinning = Connections(self._max_pinned, self._transport)  # apart: they may be kept for long
+        self._pinning = Connections(self._max_pinned, self._transport)  # callers may keep these for long
         self._membership = Membership(
             self._directory.members,
             lambda missing, seconds: serving_members(self._connections, missing, seconds),
@@ -278,11 +278,11 @@ class Router:
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline
     ) -> Iterator[tuple[int, Any]]:
-        """Make requests to several nodes at once; ``requests`` may grow meanwhile.
+        """Send requests to several nodes in parallel; ``requests`` may grow during iteration.
 
         Yields:
-            As the replies come, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` if
-            it is to be made again. What is to be done before that is done when all replies have come.
+            As replies arrive, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` if the
+            request is to be repeated. The pause or query before that is made when all replies have arrived.
         """
         again: Retry | LookUp | None = None
         with closing(self._connections.exchange(requests, deadline)) as outcomes:
@@ -296,7 +296,7 @@ class Router:
             self._perform(attempts, again, deadline)
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
-        """Return when the request is to be made again; raise the error for the user when it is not."""
+        """Return when the request is to be repeated; otherwise raise the error for the user."""
         action = self._decide(attempts, request, problem, deadline)
         if isinstance(action, PyroCacheError):
             raise action from None
@@ -309,7 +309,7 @@ class Router:
         return decide(attempts, request, problem, now, remaining, self.views.looked_up_at)
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
-        """Do what is to be done before a request is made again."""
+        """Pause, after a query of the name server if needed, before a request is repeated."""
         attempts.rounds += 1
         if isinstance(action, LookUp):
             self.views.after_failure(deadline, action.members)
@@ -320,7 +320,7 @@ class Router:
 
 
 def _not_refused(outcome: Any) -> Any:
-    """Return what a node answered, or why it did not. Raises the error if it refused."""
+    """Return a node's answer or its `NodeUnavailable`. Raises the error if the node refused."""
     if isinstance(outcome, PyroCacheError) and not isinstance(outcome, NodeUnavailable):
         raise outcome
     return outcome

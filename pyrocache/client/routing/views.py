@@ -21,14 +21,14 @@ _LONGEST_SECONDS = 1.0
 
 
 class Views:
-    """The view of one router.
+    """The cluster view of one router.
 
     Args:
-        membership: the latest view, and the look into the name server.
+        membership: holds the latest view and queries the name server.
         clock: monotonic seconds.
 
     Attributes:
-        looked_up_at: when the last look into the name server began, even if it was in vain.
+        looked_up_at: when the last query of the name server began, even if it failed.
         closed: whether the router was closed.
     """
 
@@ -41,7 +41,7 @@ class Views:
         self.closed = False
 
     def known(self, deadline: Deadline) -> ClusterView:
-        """Return the latest view, looking for nodes if none is known.
+        """Return the latest view. Query the name server if no node is known.
 
         Raises:
             ClientClosed: the router was closed.
@@ -58,7 +58,7 @@ class Views:
         return view
 
     def fresh(self, deadline: Deadline) -> ClusterView:
-        """Return the view after a look into the name server, or the last one if that does not answer.
+        """Return the view after a query of the name server, or the last view if the name server does not answer.
 
         Raises:
             NameServerUnavailable, NoNodes: as `known`.
@@ -68,10 +68,10 @@ class Views:
         return self.known(deadline)
 
     def after_failure(self, deadline: Deadline, members: Any = None) -> None:
-        """Look into the name server, unless that was done a moment ago.
+        """Query the name server, unless it was queried within the last `_PAUSE_SECONDS`.
 
         Args:
-            members: the nodes as a node lists them, to adopt if the name server does not answer; nonsense is ignored.
+            members: the nodes as a node lists them, used if the name server does not answer; ignored if not valid.
         """
         if self._clock() - self.looked_up_at < _PAUSE_SECONDS:
             return
@@ -81,13 +81,13 @@ class Views:
             view = ClusterView(Member(*fields) for fields in members)
         except (TypeError, ValueError):
             return
-        # A node may name no other sockets of this host than those of nodes.
+        # Do not let a node make us connect to sockets of this host that are not nodes' sockets.
         paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
         if view.members and all(is_socket_path(path, incarnation) for path, incarnation in paths):
             self._membership.view = view
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
-        """Look into the name server for a part of the deadline only, since what matters comes after it."""
+        """Query the name server for a part of the deadline only: the request itself comes after it."""
         try:
             self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
         except NameServerUnavailable:
