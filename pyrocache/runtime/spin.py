@@ -1,19 +1,18 @@
-"""Adaptive spin-wait before blocking in `poll()`: look a few times more, and yield the processor in between.
+"""Adaptive spin-wait: poll a few times more, yielding the processor in between, before blocking in `poll()`.
 
-Blocking and being woken takes longer than a small request does, for the one that blocks and for the one that wakes it.
-What spinning buys, measured in interleaved rounds on a quiet machine with two cores, in gets a second with it /
-without: one client over TCP 71,000 / 16,000, over a Unix socket 91,000 / 20,000; eight clients 98,000 / 73,000 and
-134,000 / 87,000.
+Blocking and waking cost more than a small request, for both ends. Gets per second with / without the spin-wait,
+measured in interleaved rounds on an idle machine with two cores:
 
-It pays only if what is waited for comes soon and if others give the processor back soon. A process that computes keeps
-it for a time slice, about a millisecond, and a thread that yields waits for its end, where one that blocks would be
-woken at once. So there are two kinds of failure, and the waits after them block without spinning, several times as
-many after each further failure. *In vain*: nothing came. *Contended*: one yield took longer than all clients of a busy
-node do together. As few contended waits as one in a hundred are the p99 latency (with eight clients beside one process
-that computes 760 µs against 400 without spinning), so that one of them is followed by hundreds of waits that block.
-Beside such a process spinning gains nothing anyway (one client: 44,000 against 48,000 gets a second).
+    clients     TCP                Unix socket
+    1           71,000 / 16,000    91,000 / 20,000
+    8           98,000 / 73,000    134,000 / 87,000
 
-A `SpinWait` is used by one thread at a time.
+Spinning helps only if the event arrives soon and other processes yield the processor quickly. A CPU-bound process keeps
+it for its time slice, about a millisecond. So a wait that was in vain, or that took so long, is followed by waits that
+block at once; their number grows with each further failure. Next to one CPU-bound process, a single client is as fast as
+without spinning, but with eight clients the p99 latency is twice as high (760 / 400 µs over TCP).
+
+Thread safety: a `SpinWait` is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from typing import Any
 
 _LOOKS = 64  # together they take about as long as blocking and being woken
 _WORTH_SECONDS = 0.001  # a wait that takes longer might as well have blocked
-_CONTENDED_SECONDS = 0.00025  # a yield that takes longer went to a process that computes
-_MIN_SKIPPED_WHEN_CONTENDED = 255
 _MAX_SKIPPED = 1023
 
 _yield_processor: Callable[[], Any] = getattr(os, "sched_yield", partial(time.sleep, 0))
@@ -58,21 +55,15 @@ class SpinWait:
         if self._left:
             self._left -= 1
             return []
-        since = before = self._clock()
-        contended = False
+        since = self._clock()
         for _ in range(_LOOKS):
             found = look(0)
-            if found or contended:
+            if found:
                 break
             self._yield()
-            now = self._clock()
-            contended = now - before > _CONTENDED_SECONDS
-            before = now
-        if found and not contended and before - since < _WORTH_SECONDS:
+        if found and self._clock() - since < _WORTH_SECONDS:
             self._skipped //= 2
         else:
             self._skipped = min(4 * self._skipped + 3, _MAX_SKIPPED)
-            if contended:
-                self._skipped = max(self._skipped, _MIN_SKIPPED_WHEN_CONTENDED)
         self._left = self._skipped
         return found

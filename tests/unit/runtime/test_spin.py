@@ -86,22 +86,6 @@ def test_after_each_failure_more_waits_go_by() -> None:
     assert gaps == sorted(set(gaps))
 
 
-def test_beside_one_that_computes_hardly_any_wait_is_contended() -> None:
-    """One yield in ten goes to a process that keeps the processor for less than a millisecond."""
-    world = World()
-    contended = 0
-    for number in range(20_000):
-        world.turn = 0.0007 if number % 10 == 0 else 0.00001
-        contended += world.wait(comes_after=1) and world.turn > 0.0005
-    assert contended < 20_000 / 200, "so that the p99 knows nothing of it"
-
-
-def test_a_contended_yield_ends_the_wait() -> None:
-    world = World(turn=0.0007)
-    assert not world.spin_wait.wait(lambda seconds: [])
-    assert world.clock() < 10.0 + 0.0015
-
-
 def test_one_contended_wait_costs_little() -> None:
     world = World(turn=0.0007)
     assert world.wait(comes_after=1)
