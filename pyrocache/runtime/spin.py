@@ -9,7 +9,7 @@ measured in interleaved rounds on an idle machine with two cores:
 
 Spinning helps only if the event arrives soon and other processes yield the processor quickly. A CPU-bound process keeps
 it for its time slice, about a millisecond. So a wait that was in vain, or that took so long, is followed by waits that
-block at once; their number grows with each further failure. Next to one CPU-bound process, a single client is as fast as
+block at once; their number grows with each further failure. Next to a CPU-bound process, a single client is as fast as
 without spinning, but with eight clients the p99 latency is twice as high (760 / 400 µs over TCP).
 
 Thread safety: a `SpinWait` is used by one thread at a time.
