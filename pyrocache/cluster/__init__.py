@@ -1,1 +1,1 @@
-"""What node and client agree on: routing, wire format, membership, the name server."""
+"""The cluster view: which nodes there are, and which node owns which key. Pure: no I/O, no threads, no clock."""

@@ -1,4 +1,4 @@
-"""Which node owns a key. Pure: every process with the same view gets the same answer.
+"""`ClusterView`: the nodes of a cluster, and the routing of keys to them.
 
 A key's bytes hash to one of `PARTITIONS` partitions: xxh3_64 modulo their number. The nodes of a partition are ranked
 by weighted rendezvous hashing, highest random weight first (Thaler and Ravishankar, "Using Name-Based Mappings to
@@ -6,8 +6,10 @@ Increase Hit Rates", IEEE/ACM ToN 1998; the weighted score after Schindelhauer a
 Tables", SPAA 2005). Only the *names* and weights of the nodes count. So a node that restarts at another address under
 its name keeps its keys, and the n-th node to join takes 1/n of the keys, evenly from all others.
 
-Threading: a `ClusterView` is immutable, except for its cache of owners. Racing threads store equal values there, so it
-needs no lock.
+Pure: no I/O, no threads, no clock. Every process with the same view routes alike.
+
+Thread safety: thread-safe. A `ClusterView` is immutable, except for its cache of owners; racing threads store equal
+values there, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _SOCKET_PATH = re.compile(r"/[^\0]*/pyrocache-\d+/([0-9a-f]{16})\.sock")
 
 
 def is_socket_path(path: str, incarnation: str) -> bool:
-    """Return whether this is a path for the Unix socket of that incarnation. Clients connect to no other socket."""
+    """Return whether ``path`` is a Unix socket path of that incarnation. Clients connect to no other Unix socket."""
     match = _SOCKET_PATH.fullmatch(path)
     return match is not None and match[1] == incarnation
 
@@ -44,7 +46,7 @@ class Member:
     Attributes:
         name: ``cache.node.N``.
         host, port: where it listens.
-        weight: its share of the keys, relative to the weights of the others.
+        weight: its share of the keys, relative to the weights of the other nodes.
         incarnation: changes with each start of the node.
         socket_path: its Unix socket, for clients on its host; empty if it has none.
     """
@@ -77,7 +79,7 @@ class ClusterView:
     Attributes:
         members: the nodes, sorted by number.
         id: equal for two views iff they route alike; never 0.
-        owners: by partition, the index in ``members`` of its owner, or -1 until `owner` was asked for it.
+        owners: by partition, the index of its owner in ``members``; -1 until `owner` computes it.
     """
 
     __slots__ = ("_by_name", "_weighted", "id", "members", "owners")

@@ -1,7 +1,9 @@
-"""How the view of the cluster goes on from one look into the name server to the next. Pure.
+"""`next_view`: the cluster view that follows from a listing of the name server.
 
-The name server is where everybody starts, and forgets everything when it restarts; so a view is never dropped for an
-empty listing, and a member that the listing lacks stays while it says itself that it serves.
+The name server forgets its entries when it restarts. So a view is never dropped because a listing is empty, and a
+member that the listing lacks stays while it answers that it serves.
+
+Pure: no I/O, no threads, no clock; the caller passes in the function that asks the members.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ EMPTY = ClusterView(())
 def next_view(
     current: ClusterView, listed: Iterable[Member], serving: Callable[[Sequence[Member]], Collection[Member]]
 ) -> ClusterView:
-    """Return the view after a look into the name server; ``current`` itself if nothing is new.
+    """Return the view after a query of the name server; ``current`` itself if nothing has changed.
 
     Args:
         current: the view before.
-        listed: what the name server lists.
-        serving: called with all members of ``current`` that are not listed, if there are any; returns those that stay.
+        listed: the members that the name server lists.
+        serving: called with all members of ``current`` that are not listed, if there are any; returns those that serve.
     """
     members = {member.name: member for member in listed}
     missing = [member for member in current.members if member.name not in members]

@@ -1,1 +1,1 @@
-"""What runs in a node process. Nothing here ever reaches pickle or the client package."""
+"""The node process: the store, the remote object, the life cycle. Never unpickles and never uses the client package."""

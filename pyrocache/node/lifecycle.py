@@ -1,7 +1,9 @@
-"""The life of a node: register, serve, be admitted, send heartbeats, leave.
+"""`Node`: the life cycle of a node: register, serve, be admitted, send heartbeats, leave.
 
-The main thread runs this life; the I/O thread in the event loop serves the requests; they meet in `CacheNode`, under
-whose lock the entries are. Does not read settings or signals: see `pyrocache.node.process`.
+Does not read settings or signals: see `pyrocache.node.process`.
+
+Thread safety: the main thread runs the life cycle, and the I/O thread in the event loop serves requests. They share
+the `CacheNode`, whose entries are guarded by the lock of its request guard.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Node:
     Args:
         config: the settings.
         directory: the name server.
-        peers: asks other nodes whether they are there.
+        peers: probes other nodes.
         clock: monotonic seconds.
 
     Attributes:
@@ -90,7 +92,7 @@ class Node:
         except BaseException:
             unix_socket.remove(socket_path)
             raise
-        # The versions begin at the time, so that none of an earlier start of this node is given again.
+        # Versions begin at the current time, so that no version of an earlier start of this node is reused.
         store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
         self.cache_node = CacheNode(
             store,
@@ -130,7 +132,7 @@ class Node:
             self._leave()
 
     def heartbeat(self) -> None:
-        """Look into the name server: is this node registered, and which others are?
+        """Query the name server: check that this node is registered, and adopt the current cluster view.
 
         Raises:
             NameTaken: see `run`.
@@ -155,19 +157,19 @@ class Node:
             self.cache_node.ownership.adopt(view)
 
     def _register_again(self, entry: Member | None) -> None:
-        """Register, as the name server lacks this node (it was restarted) or lists another under its name."""
+        """Register again: the name server was restarted, or lists another node under this one's name."""
         if entry is not None:
             if self._peers.states([entry]) != [PeerState.GONE]:
                 raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
             self._directory.remove(entry)
         if False in self._peers.know(self._others(), self.member):
-            # Another node took this one for dead, while it was stopped for example, and acts in its place.
+            # Another node considered this one dead, for example while it was stopped, and serves its keys.
             self.cache_node.ownership.forget_everything()
         self._directory.add(self.member)
         log.warning("%s: registered again.", self.member.name)
 
     def _be_admitted(self) -> None:
-        """Serve once every other node that answers has this one in its view."""
+        """Wait until every other node that answers has this one in its view, then serve."""
         give_up_at = self._clock() + _ADMISSION_SECONDS
         waiting = {member.name for member in self._directory.members()} - {self.member.name}
         while not self.stop_request.requested:
@@ -193,7 +195,7 @@ class Node:
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._others())
                 self.cache_node.ownership.redirect(others)
-                # To be asked with this view makes the others look into the name server.
+                # A ping with this view makes the other nodes query the name server.
                 ask_others = partial(self._peers.states, others.members, others.id)
                 threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:

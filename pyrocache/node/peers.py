@@ -1,7 +1,9 @@
-"""How a node asks other nodes whether they are there. Rare, brief, and all of them at once.
+"""`Peers`: probes of other nodes: whether they serve, and whether they know a node.
 
-Each question opens connections of its own and closes them afterwards, so that nothing is held open between nodes. All
-peers are asked in parallel and share one deadline. Thread-safe: a `Peers` has no state.
+Each probe opens its own connections and closes them afterwards, so that no connection stays open between nodes. All
+peers are asked in parallel and share one deadline. Probes are rare.
+
+Thread safety: thread-safe; a `Peers` is stateless apart from its timeout.
 """
 
 from __future__ import annotations
@@ -22,36 +24,36 @@ PROBE_SECONDS = 0.5
 
 
 class PeerState(enum.Enum):
-    """What a probe of another node found."""
+    """The result of a probe of another node."""
 
     SERVING = "serving"
     SILENT = "silent"
-    """Something listens and does not answer: it may be stopped or cut off, and come back."""
+    """The node does not answer in time: it may be stopped or cut off, and come back."""
     GONE = "gone"
     """No node of that name is there, or it is leaving."""
 
 
 class Peers:
-    """Asks other nodes.
+    """Probes other nodes.
 
     Args:
-        timeout: seconds that each question may take, for all peers together.
+        timeout: seconds that each probe may take, for all peers together.
     """
 
     def __init__(self, timeout: float = PROBE_SECONDS) -> None:
         self._timeout = timeout
 
     def states(self, members: Sequence[Member], view_id: int = 0) -> list[PeerState]:
-        """Return whether each of ``members`` is there.
+        """Return the state of each of ``members``.
 
         Args:
-            view_id: the asker's view: a peer that holds another looks into the name server soon.
+            view_id: the caller's view: a peer that has another one queries the name server soon.
         """
         requests = [Request(member, PING, (view_id,)) for member in members]
         return [_state(answer) for answer in self._ask(requests)]
 
     def know(self, peers: Sequence[Member], member: Member, view_id: int = 0) -> list[bool | None]:
-        """Return whether each of ``peers`` has this incarnation of ``member`` in its view; None: it does not answer.
+        """Return whether each of ``peers`` has this incarnation of ``member`` in its view; None if it does not answer.
 
         Args:
             view_id: as in `states`.
@@ -77,7 +79,7 @@ class Peers:
 
 def _state(answer: Any) -> PeerState:
     if isinstance(answer, Unavailable):
-        if isinstance(answer.error, Overloaded):  # it turns connections away, so it is there
+        if isinstance(answer.error, Overloaded):  # it refuses connections, so it is alive
             return PeerState.SERVING
         return PeerState.GONE if answer.gone else PeerState.SILENT
     if isinstance(answer, Refused):
@@ -89,5 +91,5 @@ def _state(answer: Any) -> PeerState:
 def _lists(answer: Any, member: Member) -> bool | None:
     try:
         return any(name == member.name and tag == member.incarnation for name, _, _, _, tag, *_ in answer)
-    except (TypeError, ValueError):  # it is a failure, or not a list of members
+    except (TypeError, ValueError):  # the answer is a failure, or not a list of members
         return None

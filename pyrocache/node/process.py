@@ -1,7 +1,10 @@
-"""The node process: its settings, its signals, and the tuning of the interpreter, all in `main`.
+"""The node process: `main` reads its settings, installs its signal handlers and tunes the interpreter.
 
-The process ends cleanly on SIGTERM, SIGINT and SIGHUP, and when the process that started it has ended, which it notices
-because its standard input, a pipe, ends. `pyrocache.node.lifecycle` has what it does meanwhile.
+The process ends cleanly on SIGTERM, SIGINT and SIGHUP. It also ends when the process that started it has ended: its
+standard input is a pipe, which then reaches its end. `pyrocache.node.lifecycle` runs the node itself; the other
+process, that of the name server, is `pyrocache.nameserver.process`.
+
+Thread safety: runs on the main thread.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> NoReturn:
 
 
 def tune() -> None:
-    """Set what the process as a whole needs: descriptors, garbage collector, switch interval and malloc."""
+    """Tune the process as a whole: file descriptors, garbage collector, switch interval and malloc."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -54,15 +57,15 @@ def tune() -> None:
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     gc.set_threshold(700 if gil else 1_000_000, 10, 10_000)
     sys.setswitchinterval(0.001)  # a worker in pure Python must not keep the I/O thread waiting for long
-    # Large values are given back to the system one by one. By default glibc raises this threshold as it sees fit, and
-    # a node that holds values of megabytes takes twice its memory and more. Nor is the end of the heap given back and
-    # taken anew with every request.
+    # Return large values to the system one by one. By default glibc raises this threshold dynamically, and a node that
+    # holds values of megabytes takes twice its memory and more. The trim threshold keeps malloc from returning the end
+    # of the heap, and taking it again, with every request.
     _tune_malloc("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD, 2**20)
     _tune_malloc("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD, 8 * 2**20)
 
 
 def _tune_malloc(variable: str, option: int, value: int) -> None:
-    """Set an option of glibc's malloc, unless the user has set it by the environment. Other C libraries have none."""
+    """Set an option of glibc's malloc, unless the environment sets it. Do nothing with other C libraries."""
     if variable not in os.environ:
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import ctypes

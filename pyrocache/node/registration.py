@@ -1,6 +1,8 @@
-"""How a node gets its name: its entry in the name server, which at most one live node has.
+"""Registration of a node: its name and its entry in the name server, which at most one live node has.
 
-Owns the rules for taking a name over from a dead node. Used by the main thread, before the node serves.
+Responsible for the rules by which a node takes over the name of a dead one.
+
+Thread safety: not thread-safe; the main thread calls it before the node serves.
 """
 
 from __future__ import annotations
@@ -45,6 +47,6 @@ def _take(directory: Directory, member: Member, dead: Member | None) -> bool:
     directory.remove(dead)
     if not directory.add(member):
         return False
-    # Two nodes that found the same dead entry may both have removed it, one of them the other's new one.
+    # Two nodes may have found the same dead entry; the slower one may then have removed the new entry of the faster.
     time.sleep(secrets.randbelow(1000) / 1000 * _SETTLE_SECONDS + _SETTLE_SECONDS)
     return any(other.incarnation == member.incarnation for other in directory.members())

@@ -1,1 +1,1 @@
-"""What crosses the wire: commands, messages, limits. Pure."""
+"""The wire protocol: commands, messages, handshake and limits. Pure: no I/O, no threads, no clock."""

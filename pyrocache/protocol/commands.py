@@ -1,7 +1,8 @@
 """The table of commands: one row for each remote method of `CacheNode`.
 
-Clients read from it what may be retried; nodes read from it what may be called and on which thread it runs. A method
-that is not in this table cannot be called. Names and arguments are described in ``docs/wire-format.md``. Pure.
+Clients read from it what may be retried (see `pyrocache.client.routing.retry`). Nodes read from it what may be called
+and on which thread it runs. A method that is not in this table cannot be called. ``docs/wire-format.md`` describes
+names and arguments. Pure: constants only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from enum import Enum
 
 
 class Scope(Enum):
-    """What a command is about, hence which nodes it is sent to."""
+    """The subject of a command, which determines the nodes that it is sent to."""
 
     KEY = "key"
     """One key: its owner. Arguments begin with the view id and the key."""
@@ -41,7 +42,7 @@ class Command:
 
     Attributes:
         name: the method of `CacheNode`.
-        scope: what it is about.
+        scope: its subject.
         idempotent: executing it twice has the effect and the reply of executing it once, so that it may be sent again
             after its reply was lost.
         runs: how a node runs it.

@@ -1,10 +1,10 @@
-"""Pyro5 messages (protocol 502) as bytes: the 40-byte header, and `FrameDecoder`. Pure.
+"""Frames of Pyro5 messages (protocol 502): the 40-byte header, and `FrameDecoder`.
 
-Owns the header's format and the collection of frames from received bytes. Bodies are `messages`' business. A header is
-checked before any of its body is buffered. ``docs/wire-format.md`` describes the format; Pyro5's own is in its
-``protocol.py``.
+Responsible for the header's format and for collecting frames from received bytes; `pyrocache.protocol.messages`
+handles their bodies. A header is checked before any of its body is buffered. ``docs/wire-format.md`` describes the
+format; Pyro5 defines it in its ``protocol.py``. Pure: no I/O, no threads, no clock.
 
-Threading: a `FrameDecoder` belongs to one connection and is used by one thread at a time.
+Thread safety: a `FrameDecoder` belongs to one connection and is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def pack_message(kind: int, sequence: int, body: bytes, flags: int = 0, serializ
 class FrameDecoder:
     """Takes received bytes and returns complete frames.
 
-    A short frame is collected from what is fed. A long frame is received into memory of its own, which `space`
-    returns, so that it is not copied.
+    A short frame is collected from the bytes given to `feed`. A long frame is received directly into its own buffer,
+    which `space` returns, so that it is not copied.
 
     Args:
         admit: called with each header before any of its body is buffered; raises to refuse it. May be replaced.
-        room: called with a frame's length; returns memory for the whole frame, or None to collect it from feeds.
+        room: called with a frame's length; returns a buffer for the whole frame, or None to collect it by `feed`.
     """
 
     __slots__ = ("_buffer", "_filled", "_header", "_large", "_room", "_skip", "admit")
@@ -160,7 +160,7 @@ class FrameDecoder:
             return Frame(header, body)
         if len(buffer) >= total:
             self._header = None
-            if len(buffer) == total > LARGE_BYTES:  # give the buffer away instead of copying it
+            if len(buffer) == total > LARGE_BYTES:  # hand over the buffer instead of copying it
                 self._buffer = bytearray()
                 return Frame(header, memoryview(buffer)[start:])
             with memoryview(buffer) as view:
@@ -175,7 +175,7 @@ class FrameDecoder:
         return None
 
     def discard(self) -> Header | None:
-        """Discard the current frame and the rest of it when it comes. Return its header; None if that is incomplete."""
+        """Discard the current frame, and its rest when that arrives. Return its header; None if that is incomplete."""
         header = self._header
         if header is not None:
             missing = header.frame_bytes - self.buffered

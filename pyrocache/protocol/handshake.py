@@ -1,18 +1,22 @@
-"""The handshake of both ends of a connection, without I/O: frames in, messages out, a state. Pure.
+"""The handshake at both ends of a connection, without I/O: frames in, messages out, a state.
 
-Owns what is said before the first request: which object the client wants, which serializer it speaks, what the server
-tells of itself. Does not send or receive, and does not judge requests; `ServerHandshake.admit` hands their headers on
-once the connection is established. A handshake belongs to one connection and is used by one thread at a time.
+Responsible for the messages before the first request: which object the client wants, which serializer it speaks, how
+the server describes itself. Does not send or receive. Does not judge requests either: once the connection is
+established, `ServerHandshake.admit` passes their headers on.
 
-Today it is Pyro5's: one CONNECT message and one answer. `Greeting` has the places for authentication and
-for agreeing on capabilities; what is left empty is not sent, so that the bytes are those of Pyro5. A proof of a shared
-secret by challenge and response needs one message more: the client's proof of the server's nonce. `State` gets a
-member between `AWAITING` and `ESTABLISHED` then, and nothing else is admitted in that state.
+The handshake is that of Pyro5: one CONNECT message and one answer. `Greeting` has fields for authentication and for
+agreeing on capabilities. Empty fields are not sent, so that the bytes are those of Pyro5. To add authentication by a
+shared secret (challenge and response), one more message is needed: the client's proof for the server's nonce. For that,
+add a member to `State` between `AWAITING` and `ESTABLISHED`, and admit only this message in that state.
 
     client                                  server
     AWAITING   -- CONNECT {greeting}     -> AWAITING
     ESTABLISHED <- CONNECT_OK {greeting} -- ESTABLISHED
     REFUSED    <- CONNECT_FAIL "reason"  -- REFUSED
+
+Pure: no I/O, no threads, no clock.
+
+Thread safety: a handshake belongs to one connection and is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -28,20 +32,20 @@ from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
 
 REQUEST_BYTES = 16 * 1024
-"""Length of the longest CONNECT message that a server takes."""
+"""Length of the longest CONNECT message that a server accepts."""
 
 ANSWER_BYTES = 64 * 1024
-"""Length of the longest answer to it that a client takes."""
+"""Length of the longest answer to it that a client accepts."""
 
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
 
 class State(Enum):
-    """How far a handshake has come."""
+    """The progress of a handshake."""
 
     AWAITING = "awaiting"
-    """The other end has not spoken; nothing but a handshake message is admitted."""
+    """The other end has not sent anything yet; only a handshake message is admitted."""
     ESTABLISHED = "established"
     """Requests may follow."""
     REFUSED = "refused"
@@ -49,7 +53,7 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """The server refuses the connection, for the reason that is the text."""
+    """The server refuses the connection. The text is the reason."""
 
 
 class CloseAfterReply(Exception):
@@ -61,14 +65,14 @@ class CloseAfterReply(Exception):
 
 
 class Greeting(NamedTuple):
-    """What one end says of itself. A client says nothing yet.
+    """The description that one end sends of itself. Clients leave it empty at present.
 
     Attributes:
-        node: the name of the node; identity, unproven.
-        incarnation: tells this start of the node from the others; identity, unproven.
-        max_value_bytes: the largest value frame that the node takes; 0: it does not say.
+        node: the name of the node. Not authenticated.
+        incarnation: differs between the starts of a node. Not authenticated.
+        max_value_bytes: the largest value frame that the node accepts; 0 if unknown.
         capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
-        nonce: a random challenge that the other end has to answer by a proof. Not used yet.
+        nonce: a random challenge, which the other end answers by a proof. Not used yet.
         proof: the answer to the other end's nonce. Not used yet.
     """
 
@@ -80,12 +84,15 @@ class Greeting(NamedTuple):
     proof: bytes = b""
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the plain value to send: what is not empty."""
+        """Return the plain value to send: the fields that are not empty."""
         return {name: value for name, value in self._asdict().items() if value}
 
     @classmethod
     def from_wire(cls, data: Any) -> Greeting:
-        """Return what ``data`` says; what is missing or of a wrong type stays empty. A stock daemon says "hello"."""
+        """Return the greeting in ``data``. Missing fields and those of a wrong type stay empty.
+
+        A stock Pyro5 daemon sends "hello", which is an empty greeting.
+        """
         if not isinstance(data, dict):
             return cls()
         empty = cls._field_defaults
@@ -97,10 +104,10 @@ class ClientHandshake:
 
     Args:
         object_id: the remote object that the connection is for.
-        greeting: what to say of the client, if anything.
+        greeting: describes the client; None sends Pyro5's plain greeting.
 
     Attributes:
-        state: how far it has come.
+        state: the progress.
     """
 
     __slots__ = ("_greeting", "_object_id", "state")
@@ -127,11 +134,11 @@ class ClientHandshake:
             raise ProtocolError("This answer to a handshake is compressed or too long.")
 
     def receive(self, frame: Frame) -> Greeting:
-        """Take the answer and return what the server says of itself.
+        """Process the answer. Return the server's greeting.
 
         Raises:
             HandshakeRefused: the server refuses.
-            ProtocolError: the answer is none.
+            ProtocolError: the frame is not a valid answer.
         """
         self.admit(frame.header)
         answer = unpack_plain(frame.body)
@@ -169,13 +176,13 @@ class ServerHandshake:
     """The server's end.
 
     Attributes:
-        describe: what to tell a client of the object that it wants, as the plain value of a CONNECT_OK message. Gets
-            the object's id and the client's greeting; raises `HandshakeRefused` to refuse.
+        describe: called with the id of the object that the client wants, and the client's greeting. Returns the plain
+            value of the CONNECT_OK message; raises `HandshakeRefused` to refuse.
         admit_request: judges the headers of requests, once the connection is established.
         spoken: the serializers that a client may choose from, by number.
-        refusals: a sentence for clients that chose another one, written in that one, by number.
-        state: how far it has come.
-        serializer: what the client chose; nothing else is taken from it afterwards.
+        refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
+        state: the progress.
+        serializer: the one that the client chose; messages in another one are not admitted afterwards.
     """
 
     describe: Callable[[str, Any], Any]
@@ -200,7 +207,7 @@ class ServerHandshake:
             self.admit_request(header)
 
     def receive(self, frame: Frame) -> bytes:
-        """Take the client's handshake and return the reply that accepts it.
+        """Process the client's handshake. Return the reply that accepts it.
 
         Raises:
             ProtocolError: drop the connection.

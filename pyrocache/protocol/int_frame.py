@@ -1,6 +1,7 @@
-"""The frame of an int, the only kind of value that a node reads: `incr` adds on the node. Pure.
+"""The value frame of an int: the only kind of value that a node reads, because `incr` adds on the node.
 
-A frame is its kind, ``w``, and the number in big-endian two's complement of one byte or more.
+A frame is its kind, ``w``, and the number in big-endian two's complement of one byte or more. Pure: no I/O, no threads,
+no clock.
 """
 
 from __future__ import annotations

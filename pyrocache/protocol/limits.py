@@ -1,4 +1,8 @@
-"""Limits and constants that both ends of a connection know. Pure."""
+"""Limits that both ends of a connection know: of keys, batches, tags, and the durations of leases, locks and waits.
+
+Also the reserved view id `NO_VIEW`, the reserved TTL `KEEP_TTL`, and the size from which a message is not copied. The
+largest value is a setting of each node (``--max-value``), which it sends in the handshake. Pure: constants only.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ MAX_TAG_BYTES = 2048
 """The longest tag, its namespace included."""
 
 NO_VIEW = 0
-"""As a view id: of no view; such a request is not refused for its view."""
+"""A view id that stands for no view: the node does not check the view of such a request."""
 
 KEEP_TTL = -1
-"""As a TTL: keep the entry's TTL."""
+"""A TTL that means: keep the TTL that the entry has."""
 
 LARGE_BYTES = 64 * 1024
-"""Size from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""
+"""Bytes from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""
 
 MOST_SECONDS = 86400.0
-"""The longest lease, lock TTL or wait. Longer ones are shortened to this."""
+"""The longest lease, lock TTL or wait, in seconds. Longer ones are shortened to this."""

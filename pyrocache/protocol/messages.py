@@ -1,10 +1,10 @@
-"""Calls and results as the bodies of Pyro5 messages: plain msgpack. Pure.
+"""Bodies of Pyro5 messages: calls and results as plain msgpack.
 
 Unpacking returns plain types only; no hook builds objects. Small messages, which are nearly all, are packed and
 unpacked in a few calls into C. Of their headers, only the fields that vary are examined. Large binary values are not
-copied: they are `Pieces` when packed, and a `memoryview` when unpacked.
+copied: they are `Pieces` when packed, and a `memoryview` when unpacked. Pure: no I/O, no threads, no clock.
 
-Threading: a `CallPacker` belongs to one connection and is used by one thread at a time. The rest has no state.
+Thread safety: a `CallPacker` belongs to one connection and is used by one thread at a time. The rest is stateless.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pieces:
         self._length = sum(map(len, self.buffers))
 
     def __len__(self) -> int:
-        """Return the number of bytes in all."""
+        """Return the total number of bytes."""
         return self._length
 
     def __bytes__(self) -> bytes:
@@ -130,11 +130,11 @@ def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
 
 
 class CallUnpacker(Generic[_Method]):
-    """Unpacks small calls of one remote object, if they look as a `CallPacker` packs them.
+    """Unpacks small calls of one remote object, if they have the form in which a `CallPacker` packs them.
 
     Args:
         object_id: the object's name.
-        methods: what stands for each method that may be called, by name.
+        methods: by the name of each method that may be called, the object that `unpack` returns for it.
     """
 
     __slots__ = ("_methods", "_name_at")
@@ -163,7 +163,7 @@ class CallUnpacker(Generic[_Method]):
 
 
 def sequence_of(message: bytes | list[Buffer]) -> int:
-    """Return the sequence number of a message that was packed here."""
+    """Return the sequence number of a message that this module packed."""
     head = message if isinstance(message, bytes) else message[0]
     return int.from_bytes(head[10:12], "big")
 
@@ -247,7 +247,8 @@ _USUAL_HEAD, _LONGEST_HEAD = 512, MAX_KEY_BYTES + 1024  # bytes before a large v
 def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ...] | None:
     """Return the call in ``body``, with its first large argument as a view into it.
 
-    Empty: there is no such argument. None: the first ``head_bytes`` do not tell.
+    Returns:
+        An empty tuple if there is no such argument; None if the first ``head_bytes`` do not suffice to decide.
     """
     head = msgpack.Unpacker(**_STRICTLY)
     head.feed(body[:head_bytes])

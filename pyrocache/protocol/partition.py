@@ -1,7 +1,7 @@
-"""The partitions that keys are routed and stored by. Pure.
+"""Partitions: the units by which keys are routed and stored.
 
-Clients route by partition, and nodes keep their tables in the order of partitions. So a partition is what can be
-counted, handed over or dropped on its own.
+Clients route by partition, and nodes keep their tables in the order of partitions. So a single partition can be
+counted, handed over or dropped. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Refusals as they cross the wire. Pure.
+"""`Refusal`: the reply to a call that a node refuses, and its form on the wire.
 
-A method that refuses a call raises Pyro5's PyroError, which every Pyro5 peer knows, with two attributes: a code for
-programs, and a detail. On the wire it is the map that Pyro5 makes of any exception.
+A method that refuses a call raises Pyro5's `PyroError`, which every Pyro5 peer knows, with two attributes: a code for
+programs, and a detail. On the wire it is the map that Pyro5 makes of any exception. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Refusal(NamedTuple):
     """A peer's reply in place of a result.
 
     Attributes:
-        code: one of the codes in ``docs/wire-format.md``; ``""`` if the peer gave none.
+        code: one of the codes in ``docs/wire-format.md``; ``""`` if the peer sent none.
         message: one sentence.
         detail: depends on the code; may be None.
     """

@@ -1,1 +1,1 @@
-"""Leases and locks. Pure."""
+"""Leases and locks. Pure: no I/O and no threads; the clock is injected."""

@@ -1,8 +1,10 @@
-"""What leases and locks have in common: keys that sessions hold, and the sessions that wait for them in order.
+"""`Claims`: the common part of leases and locks: keys that sessions hold, and the sessions that wait for them.
 
-Owns the table of claims, the order of the waiters, and the quotas: what one session, and all of them, hold or wait for
-is bounded. Does not decide who holds a key. Pure: no I/O and no threads. Not thread-safe: `CacheNode` calls it under
-its lock.
+Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, and all
+sessions together, hold or wait for are bounded. Does not decide which session holds a key. Pure: no I/O and no
+threads; the clock is injected.
+
+Thread safety: not thread-safe; `Coordination` calls it under the guard's lock.
 """
 
 from __future__ import annotations

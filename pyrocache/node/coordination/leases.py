@@ -1,13 +1,15 @@
-"""Leases: at most one caller loads the missing value of a key, while others wait for it or get the expired value.
+"""Leases: at most one caller loads the missing value of a key; others wait for it or get the expired value.
 
-A lease exists from the moment a caller is told to load a value until the value is stored, the loader gives up or its
-connection closes, or its time is over and somebody else wants it. It becomes void as soon as the key is set or
-deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
+A lease begins when a caller is told to load a value. It ends when the value is stored, when the loader gives up, when
+its connection closes, or when its time is over and another caller wants it. It becomes void as soon as the key is set
+or deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
 Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
 
-Owns the leases and the recent tag invalidations. Does not look into the store: `CacheNode` passes in what it found.
-Pure: no I/O and no threads, the clock is injected. Not thread-safe: `CacheNode` calls it under its lock. While there
-is no lease, `Leases.by_key` is empty and no method needs to be called.
+Responsible for the leases and the recent tag invalidations. Does not read the store: the caller passes in what it
+found. While there is no lease, `Leases.by_key` is empty and no method needs to be called. Pure: no I/O and no threads;
+the clock is injected.
+
+Thread safety: not thread-safe; `CacheNode` and `Coordination` call it under the guard's lock.
 """
 
 from __future__ import annotations

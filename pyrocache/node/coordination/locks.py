@@ -1,11 +1,20 @@
-"""Locks and semaphores: a bounded number of callers hold a name, the others wait in order.
+"""Locks and semaphores: a bounded number of callers hold a name, the others wait in FIFO order.
 
-A holder has a token, a number that only grows (Kleppmann, "How to do distributed locking", 2016): a resource that a
-lock protects can refuse a holder whose token is smaller than one that it has seen. A lock is held until it is
-released, its connection closes, or it was not renewed within its time to live and somebody else wants it.
+What a lock promises:
 
-Owns the locks of one node. Pure: no I/O and no threads, the clock is injected. Not thread-safe: `CacheNode` calls it
-under its lock.
+- At most ``limit`` callers hold a name at one node. A lock is held until it is released, its connection closes, or it
+  was not renewed within its time to live and another caller wants it.
+- Each holder has a fencing token, a number that only grows (Kleppmann, "How to do distributed locking", 2016). A
+  resource that a lock protects can refuse a holder whose token is smaller than one that it has seen.
+- Locks are in the memory of the node that owns the name, and are not replicated. If that node dies, or the name moves
+  to another node, the lock is lost: another caller can acquire it at the new owner while the former holder still works.
+  The former holder learns this when it renews or releases the lock. Until then only the fencing token keeps them apart;
+  it grows from node to node as far as the clocks of the hosts agree (see `Tokens`).
+
+The client's side is in `pyrocache.client.features.locks`. Responsible for the locks of one node. Pure: no I/O and no
+threads; the clock is injected.
+
+Thread safety: not thread-safe; `Coordination` calls it under the guard's lock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Tokens: the numbers of leases and of the holders of locks. Pure. Not thread-safe."""
+"""`Tokens`: growing numbers, used as the tokens of leases and as the fencing tokens of locks.
+
+No I/O and no threads; the clock is injected.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,11 @@ from collections.abc import Callable
 
 
 class Tokens:
-    """Numbers that only grow, also over restarts of the process and from node to node, as far as clocks agree.
+    """A source of numbers that only grow.
 
-    A token is the wall-clock time in microseconds, or the last token plus one if that is larger, as in a hybrid logical
-    clock (Kulkarni et al., "Logical Physical Clocks", OPODIS 2014).
+    They also grow over restarts of the process and from node to node, as far as the wall clocks agree. A token is the
+    wall-clock time in microseconds, or the last token plus one if that is larger, as in a hybrid logical clock
+    (Kulkarni et al., "Logical Physical Clocks", OPODIS 2014).
 
     Args:
         wall_clock: seconds since the epoch.
@@ -23,6 +29,6 @@ class Tokens:
         self._last = 0
 
     def next(self) -> int:
-        """Return a number larger than all before."""
+        """Return a token larger than all before."""
         self._last = max(self._last + 1, int(self._wall_clock() * 1_000_000))
         return self._last

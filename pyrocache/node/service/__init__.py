@@ -1,1 +1,1 @@
-"""`CacheNode`, the remote object, and what it is composed of."""
+"""`CacheNode`, the remote object, and its parts."""

@@ -2,11 +2,12 @@
 
 Composes the store, the coordination service (leases and locks), the request guard and the metrics. Checks every
 argument, since a peer can send anything, then takes the node's lock, has the guard check the view that the request was
-routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
+routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles. Every change of values goes
+through `CacheNode._apply`, which settles their leases, except `set`, which repeats its few lines for speed, and
+`clear` and `invalidate_tag`, which void leases by namespace and by tag.
 
-Every method may run on any thread. Those that run inline hold the lock briefly; the others walk over entries in slices
-between which the lock is free. Every change of values goes through `CacheNode._apply`, which settles their leases;
-only `set` repeats its few lines for speed.
+Thread safety: every method may run on any thread. Commands that run inline hold the lock briefly; the others walk over
+entries in slices and release the lock between them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The methods of a node for leases and locks: who loads a missing value, and who holds a lock.
+"""`Coordination`: a node's methods for leases and locks.
 
-`Leases` and `Locks` know the rules. This module checks arguments and views, and binds what is granted to sessions: a
-lease or a lock belongs to the connection over which it was granted, and is free again once that closes. A call that
-must wait holds no thread: ``begin_lease`` and ``begin_acquire`` return a `Deferred`. `lease` and `acquire` block, for a
-stock Pyro5 daemon, which has a thread for each connection. Thread-safe, except for `settle` and `forget`, which
-are called under the guard's lock.
+`Leases` and `Locks` implement the rules. This module checks arguments and views, and binds leases and locks to
+sessions: each belongs to the connection over which it was granted, and is released once that closes. A call that must
+wait does not occupy a thread: ``begin_lease`` and ``begin_acquire`` return a `Deferred`. `lease` and `acquire` block,
+for a stock Pyro5 daemon, which has a thread for each connection.
+
+Thread safety: thread-safe, except for `settle` and `forget`, which are called under the guard's lock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The request guard: which requests this node may answer.
+"""`RequestGuard`: decides which requests a node may answer.
 
-Owns the cluster view that the node serves under and the state of each partition. Refuses a request that was routed with
-another view, or whose key is in a partition that is not served, and sends the node's own view along. Does not touch the
-store. Owns the node's lock, under which a request is checked and executed in one go. Except for `run`, `members` and
-`ping`, the methods are called under that lock.
+Holds the cluster view that the node serves under and the state of each partition. Refuses a request that was routed
+with another view, or whose key is in a partition that is not served, and sends the node's own view along. Does not
+touch the store. Also holds the node's lock, under which a request is checked and executed atomically.
+
+Thread safety: the caller holds the lock, except for `run`, which takes it, and for `members` and `ping`.
 """
 
 from __future__ import annotations

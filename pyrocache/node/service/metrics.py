@@ -1,8 +1,11 @@
-"""The figures of one node, as `CacheNode.stats` reports them.
+"""`NodeMetrics`: the statistics of one node, as `CacheNode.stats` reports them.
 
-Owns the start times. Runs on a worker thread. With many namespaces it walks over all of them, which must neither hold
-the node's lock nor keep the interpreter from the I/O thread. So it copies the list of namespaces in one call into C and
-adds them up in slices, without the lock. A figure that changes meanwhile may be the one before or after the change.
+With many namespaces it walks over all of them, which must neither hold the node's lock nor keep the interpreter from
+the I/O thread. So it copies the list of namespaces in one call into C and adds them up in slices, without the lock. A
+counter that changes meanwhile is reported as before or after the change. Clients read the result in
+`pyrocache.client.stats`; `pyrocache.cli.tables` prints it.
+
+Thread safety: thread-safe; runs on a worker thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What becomes of entries, leases and locks when the cluster changes: the node keeps what belongs to it, no more.
+"""`Ownership`: adoption of a new cluster view: the node drops the entries, leases and locks that it no longer owns.
 
-Called by the life cycle of the node process, on its main thread. Walks over entries in slices between which the node's
-lock is free.
+Walks over entries in slices, and releases the node's lock between them.
+
+Thread safety: not thread-safe; the life cycle calls it on the main thread. It takes the node's lock itself.
 """
 
 from __future__ import annotations

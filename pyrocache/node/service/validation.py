@@ -1,7 +1,9 @@
-"""Checks of the arguments of `CacheNode`'s methods, and the exception that refuses a call. Pure, thread-safe.
+"""Checks of the arguments of `CacheNode`'s methods, and the exception that refuses a call.
 
-A peer can send anything that msgpack can carry. `check` has a rule for each kind of argument; what is not as it must be
-is refused.
+A peer can send anything that msgpack can carry. `check` has a rule for each kind of argument, and refuses arguments
+that break it. Pure: no I/O, no threads, no clock.
+
+Thread safety: thread-safe.
 """
 
 from __future__ import annotations

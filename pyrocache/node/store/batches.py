@@ -1,7 +1,10 @@
-"""Batches of keys of one namespace, read and stored column by column instead of key by key.
+"""Batch reads and writes: the keys of one namespace, column by column instead of key by key.
 
-That is three to five times as fast as a call for each key, since C code loops over the columns. Both functions do
-exactly what the calls one by one would do, or return None and leave the batch to those. Does no I/O. Not thread-safe.
+That is three to five times as fast as a call for each key, since C code loops over the columns. Both functions have
+exactly the effect of one call for each key. If they cannot, they change nothing and return None or False; the caller
+then makes those calls. No I/O and no threads; the caller passes the time.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The entries of a store and what they are accounted for: everything that changes an entry is here.
+"""`Contents`: the entries of a store with their accounting; the code that changes entries.
 
 `Contents` has a function for each kind of mutation. Expiry, eviction and reclaiming remove entries as well; they are
-local to a node and no mutations. All of that goes through `_detach`, which takes an entry out of the accounts, the
-expiry buckets and its tags. `batches.set_many` does the same for many entries at once.
+local to a node and are not mutations. Entries that are removed or overwritten go through `_detach`, which takes them
+out of the accounts, the expiry buckets and their tags. `batches.set_many` does the same for many entries at once.
 
-Does no I/O; clock and policy are injected. Not thread-safe.
+No I/O and no threads; clock and policy are injected.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

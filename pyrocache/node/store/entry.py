@@ -1,7 +1,7 @@
-"""What a store has under a key, and how many bytes that is accounted for.
+"""Entries: what a store keeps under a key, and how many bytes each is accounted for.
 
-An entry has one of two shapes: a value that never expires and of which nothing else is known is just its bytes, because
-an object for each would take half as much memory again. Every other entry is an `Entry`. Pure.
+An entry has one of two shapes. A value that never expires and has no details is stored as its bytes alone: an object
+for each would take half as much memory again. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The eviction policies by name, and the interface that the store expects of one.
+"""Eviction policies by name, and `EvictionPolicy`, the interface that the store expects of one.
 
 A policy knows keys, not values or bytes: the store asks it for victims until an entry fits. The mechanism of both
 policies is in `eviction_queues`; ``docs/eviction.md`` compares their hit ratios.
 
-Not thread-safe; the owner of the store serialises the calls.
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

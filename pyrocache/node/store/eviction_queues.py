@@ -1,12 +1,12 @@
-"""Two queues of keys with coarse recency: the mechanism of both eviction policies.
+"""`TwoQueues`: two queues of keys with coarse recency, the mechanism of both eviction policies.
 
 Time is counted in *epochs*. An epoch ends when about a thirtieth of the keys has been touched: added, or used for the
 first time in it. A queue is a row of chunks, one for each epoch in which keys were queued; a key is in one chunk of one
-queue. A use is noted in a `UseTable`: the epoch, and in how many epochs the key was used, up to three; or, with
-no uses, the epoch in which the key was evicted. So
+queue. A use is noted in a `UseTable`: the epoch, and in how many epochs the key was used, up to three. If there are no
+uses, the note is the epoch in which the key was evicted. So
 
-- a second use in one epoch is a look into that table and changes nothing;
-- a key does not move when it is used, but when it reaches the end of its queue, to where it belongs by then;
+- a second use in one epoch is one read of that table and changes nothing;
+- a key does not move when it is used. It moves when it reaches the end of its queue, according to its uses until then;
 - a key takes some 12 bytes in a queue and 16 to 32 in the table.
 
 Without a share for the small queue, the least recently used key is evicted, to the precision of an epoch. With one, the
@@ -15,10 +15,12 @@ small queue. At its end, it goes to the main queue if it was used often enough, 
 that comes back while it is remembered enters the main queue at once. The main queue is a clock: a key that was used
 goes around again.
 
-While nothing is added and nothing was ever evicted, the queues *rest*: the order of keys is of no interest yet, so an
+While nothing is added and nothing was ever evicted, the queues *rest*: the order of keys does not matter yet, so an
 epoch lasts longer and a use is noted only once in it.
 
-Does no I/O. Not thread-safe.
+Pure: no I/O, no threads, no clock.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which keys expire when: buckets of keys by time.
+"""`ExpiryBuckets`: keys grouped by the time at which they expire.
 
-The keys that expire within the same tick are in one bucket, or in several if they are many: a set of a million keys
-stops the node for 25 ms when it grows. The ticks, which are the wider the longer the TTL, are in a heap. A key leaves
-its bucket when it is overwritten or removed, so nothing outdated piles up, and finding the keys that are due takes time
-proportional to their number. (A timing wheel, without the wheel: Varghese and Lauck, "Hashed and Hierarchical Timing
-Wheels", SOSP 1987.)
+The keys that expire within the same tick share one bucket, or several if they are many: a set of a million keys blocks
+the node for 25 ms when it grows. A heap holds the ticks; the longer the TTL, the wider its tick. A key leaves its
+bucket when it is overwritten or removed, so no outdated keys pile up, and finding the keys that are due takes time
+proportional to their number. (Like a timing wheel, but with a heap: Varghese and Lauck, "Hashed and Hierarchical Timing
+Wheels", SOSP 1987.) Pure: no I/O, no threads; the caller passes the time.
 
-Does no I/O. Not thread-safe.
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""The changes that a store can undergo: `Store.apply` executes each of them, and nothing else changes an entry.
+"""Mutations: the changes that a client can request of a store. `Store.apply` executes them.
 
-A mutation is the effect of a command, not the command: conditions are decided and sums are computed before. Applied in
-the same order, the mutations of a partition have the same effect on another store, so they are what can be sent to a
-copy. Times are those of the monotonic clock of the store. Pure.
+A mutation is the effect of a command, not the command: conditions are decided and sums are computed before. Every
+change that a client requests is a mutation. Expiry, eviction and reclaiming also remove entries; they are local to a
+node and are not mutations.
+
+Applied in the same order, the mutations of a partition have the same effect on another store, so they could be sent to
+a replica. Times are those of the store's monotonic clock; they must be converted for another host. Pure: no I/O, no
+threads, no clock.
 """
 
 from __future__ import annotations

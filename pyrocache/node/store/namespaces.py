@@ -1,7 +1,9 @@
-"""The namespaces of a store, each with a table and counters of its own.
+"""`Namespaces`: the namespaces of a store, each with its own table and counters.
 
 A key begins with its namespace (see ``docs/wire-format.md``): a length and that many bytes. So a namespace is counted,
-walked and cleared without looking at the others. Does no I/O. Not thread-safe.
+walked and cleared without reading the others. Pure: no I/O, no threads, no clock.
+
+Thread safety: not thread-safe; the caller holds the node's lock. `NodeMetrics` reads the counters without it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Which entries are dead but still in memory: those of cleared namespaces, with an invalid tag, or expired.
+"""`Reclaimer`: finds entries that are dead but still in memory.
 
-Such entries are invisible to readers at once and are reclaimed one by one, so that no call takes long. The `Reclaimer`
-finds the next one; removing and accounting are up to the store. Does no I/O. Not thread-safe.
+Dead entries are those of cleared namespaces, those with an invalid tag, and expired ones. They are invisible to reads
+at once and are reclaimed one by one, so that no call takes long. The caller removes them and keeps the accounts. No I/O
+and no threads; the clock is injected.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

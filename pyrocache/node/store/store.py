@@ -1,14 +1,17 @@
-"""The entries of one node: bytes to bytes, with expiry, tags, a memory bound and exact accounting.
+"""`Store`: the entries of one node: bytes to bytes, with expiry, tags, a memory bound and exact accounting.
 
-`Store` is what the rest of the node knows: reads, and commands that decide on a `Mutation` and have it applied. The
-parts: `mutation` (the changes there are), `contents` (executes them, keeps the accounts, evicts), `batches` (many keys
-at once), `namespaces` and `table` (where an entry is), `expiry` and `reclaim` (what is dead), `tags`, `eviction`.
+The rest of the node uses `Store` only: reads, and commands that decide on a `Mutation` and apply it. The parts:
+`mutation` (the kinds of changes), `contents` (executes them, keeps the accounts, evicts), `batches` (many keys at
+once), `namespaces` and `table` (where an entry is), `expiry` and `reclaim` (which entries are dead), `tags`,
+`eviction`.
 
-An entry is expired the instant ``now >= expires_at``, and one with an invalid tag is gone at once: no read returns it
-from then on. What is dead but still in memory, cleared namespaces included, is reclaimed in small steps, and before
-anything else is evicted.
+An entry is expired from the instant ``now >= expires_at``, and an entry with an invalid tag is dead at once: no read
+returns it from then on. Dead entries that are still in memory, those of cleared namespaces included, are reclaimed in
+small steps, and before any live entry is evicted.
 
-Does no I/O; clock and eviction policy are injected. Not thread-safe: the owner of a store serialises the calls.
+No I/O and no threads; clock and eviction policy are injected.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
-"""A mapping from keys that grows, is walked and is emptied in small steps.
+"""`Table`: a mapping from keys that grows, is walked and is emptied in small steps.
 
 Extendible hashing (Fagin, Nievergelt, Pippenger and Strong, "Extendible Hashing", TODS 1979) by the bits of the
 partition number. A table begins as one dict. A dict that has become too large is split into eight, each with the keys
 of an interval of partitions; a directory says which dict has which interval. So
 
-- no insertion takes longer than such a split, however many keys there are: a dict of a million keys stops the node for
+- no insertion takes longer than such a split, however many keys there are: a dict of a million keys blocks the node for
   50 ms when it grows;
-- a walk in the order of partitions needs to remember its position only: a key that is present throughout comes exactly
+- a walk in the order of partitions only needs to remember its position: a key that is present throughout comes exactly
   once, however often dicts are split meanwhile, and a position means the same to every node;
-- a partition can be walked without looking at the others.
+- a partition can be walked without reading more than one dict.
 
-A table with one dict, as most namespaces have, hashes no key with xxh3. A partition that alone is too large for a dict
-is not split. Does no I/O. Not thread-safe.
+A table with one dict, as most namespaces have, does not hash keys with xxh3. A single partition that is too large for a
+dict is not split. Pure: no I/O, no threads, no clock.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

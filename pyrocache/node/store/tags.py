@@ -1,7 +1,9 @@
-"""The tags of a store: names by which entries can be invalidated together.
+"""`Tags`: the tags of a store: names by which entries can be invalidated together.
 
-Keeps which keys have which tag, and which tags are invalid. Removing the entries is up to the store. Does no I/O. Not
-thread-safe.
+Keeps which keys have which tag, and which tags are invalid. The caller removes the entries. Pure: no I/O, no threads,
+no clock.
+
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations

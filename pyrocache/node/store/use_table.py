@@ -1,10 +1,11 @@
-"""Fixed-size notes about keys, indexed by their hash, that keep no key in memory.
+"""`UseTable`: a table of fixed-size notes about keys, indexed by their hash, that keeps no key in memory.
 
-`UseTable` says how often and how recently a key was used, or that it was evicted lately. It forgets: of two keys whose
-hashes meet in one slot, the later one overwrites the other. For S3-FIFO on the OLTP trace that costs at
-most 0.002 of hit ratio; a dict by key takes 27 to 54 bytes more and needs the key objects of the store, or copies.
+It records how often and how recently a key was used, or that it was evicted recently. It is lossy: of two keys whose
+hashes meet in one slot, the later one overwrites the other. For S3-FIFO on the OLTP trace that costs at most 0.002 of
+hit ratio; a dict by key takes 27 to 54 bytes more and needs the key objects of the store, or copies. Pure: no I/O, no
+threads, no clock.
 
-Does no I/O. Not thread-safe.
+Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations
