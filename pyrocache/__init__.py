@@ -1,6 +1,7 @@
 """pyrocache: a distributed in-memory cache for Python objects, made of Pyro5 remote objects.
 
-The public API. All names but the errors are imported when first used, so ``import pyrocache`` costs next to nothing.
+This module is the public API. All names except the errors are imported on first use, which keeps ``import pyrocache``
+fast.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Settings of nodes and clients: frozen, validated when made.
+"""`NodeConfig` and `ClientConfig`: the settings of nodes and clients, frozen and validated when made.
 
-Also owns the notations of an address (``host:port``) and a size (``256MiB``), the checks of durations, and the rule for
-which addresses are safe to bind to. Nothing here reads the environment.
+Also defines the notations of an address (``host:port``) and a size (``256MiB``), the checks of durations and
+namespaces, and the rule for which addresses are safe to bind to. Does not read the environment.
 
-Threading: everything is immutable, so it can be shared among threads.
+Thread safety: thread-safe; everything is immutable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`LocalCluster`: a name server and nodes as child processes, for notebooks, tests and demos.
 
-The processes listen on free loopback ports and end with this process, however it ends.
+The processes listen on free loopback ports and end with this process, however it ends (`runtime.child_process`).
 
-Threading: use a `LocalCluster` from one thread.
+Thread safety: not thread-safe; use a `LocalCluster` from one thread.
 """
 
 from __future__ import annotations

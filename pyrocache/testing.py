@@ -1,4 +1,4 @@
-"""Helpers for tests of code that uses the cache."""
+"""`FakeClock`: a helper for tests of code that uses the cache."""
 
 from __future__ import annotations
 

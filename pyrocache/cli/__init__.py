@@ -1,4 +1,4 @@
-"""The ``pyrocache`` command: `commands` has its options, the other modules what the commands do."""
+"""The ``pyrocache`` command: `commands` defines the options, the other modules implement the longer commands."""
 
 from pyrocache.cli.commands import app, main
 

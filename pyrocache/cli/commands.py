@@ -1,8 +1,9 @@
-"""The ``pyrocache`` command.
+"""The command line of ``pyrocache``: parses options into settings, reads the environment and prints results.
 
-Parses options into settings, reads the environment and prints results; longer commands are in the modules beside this
-one. A `PyroCacheError` is one sentence on standard error and exit status 1; a wrong command line is 2; Ctrl-C is 130.
-Runs in the main thread.
+Longer commands are in the modules next to this one. A `PyroCacheError` is printed as one sentence on standard error and
+gives exit status 1; a wrong command line gives 2, and Ctrl-C gives 130.
+
+Thread safety: runs in the main thread.
 """
 
 from __future__ import annotations

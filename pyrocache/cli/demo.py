@@ -1,8 +1,10 @@
-"""``pyrocache demo``: start a cluster, use it as a client, and check every answer.
+"""The command ``pyrocache demo``: start a cluster, use it as a client, and check every answer.
 
-Owns what the demo does and how it looks. The command's own process is the client; four more client processes write and
-read many keys. Runs in the main thread. Ctrl-C ends the demo with status 130: the nodes are in process groups of their
-own, and the client processes block the signal, so neither prints a traceback.
+The process of the command is the first client; four more client processes write and read many keys. Ctrl-C ends the
+demo with status 130: the nodes are in process groups of their own, and the client processes block the signal, so none
+of them prints a traceback.
+
+Thread safety: runs in the main thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""``pyrocache nodes``: start a name server if asked, start nodes, keep them running, end them together.
+"""The command ``pyrocache nodes``: start nodes, and on request a name server, keep them running and end them together.
 
-Each process has a `Supervisor`. Runs in the main thread, which alone receives the signals that end the command.
+Each process has a `Supervisor`.
+
+Thread safety: runs in the main thread, which alone receives the signals that end the command.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Supervisor of one child process of ``pyrocache nodes``: starts it, restarts it when it dies, ends it.
+"""`Supervisor`: starts one child process of ``pyrocache nodes``, restarts it when it dies, and ends it.
 
-Does not decide what to run: the caller passes a function that starts the process. Each supervisor watches its process
-from a thread of its own; all public methods are for the main thread. Processes write their own errors to the terminal.
+Does not decide what to run: the caller passes a function that starts the process. Processes write their own errors to
+the terminal.
+
+Thread safety: public methods are for the main thread; each supervisor watches its process from a thread of its own.
 """
 
 from __future__ import annotations

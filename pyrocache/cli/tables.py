@@ -1,4 +1,7 @@
-"""The tables that the command line prints."""
+"""The tables that the command line prints: started nodes, and the statistics of ``pyrocache status``.
+
+The statistics come from `client.stats`, which collects what `node.service.metrics` returns.
+"""
 
 from __future__ import annotations
 

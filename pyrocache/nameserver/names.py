@@ -1,7 +1,9 @@
-"""The remote object of the name server: Pyro5's own, with plain results.
+"""`Names`: the remote object of the name server. Pyro5's `NameServer`, with plain values as results.
 
-Stock Pyro5 clients call it as they call Pyro5's, but for searching by regular expression, which is refused: one such
-search can keep a server busy for ever. Owns no entry and no lock; both are Pyro5's. Any thread may call.
+Stock Pyro5 clients can call it like Pyro5's own, except that a search by regular expression is refused: one such
+search can keep a server busy forever. Pyro5's class holds the entries and the lock.
+
+Thread safety: thread-safe, by Pyro5's lock.
 """
 
 from __future__ import annotations

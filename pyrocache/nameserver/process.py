@@ -1,8 +1,11 @@
-"""The name server process: Pyro5's name server object on our event loop.
+"""The name server process: Pyro5's name server object (`nameserver.names`) on this package's event loop.
 
-The main thread waits for the end; a thread runs the event loop. Run as a module it is a child of `LocalCluster` or of
-``pyrocache nodes``: it takes its settings as JSON, says in one line of JSON that it is ready, and ends with its parent.
-Does not broadcast and does not clean up: nodes look after their own entries.
+``pyrocache nameserver`` calls `serve` in its own process. Run as a module, it is a child of `LocalCluster` or of
+``pyrocache nodes`` (`runtime.child_process`): it takes its settings as JSON, prints one line of JSON when it is ready,
+and ends with its parent. It does not answer broadcasts and removes no entries: each node maintains its own entry.
+`node.process` is the counterpart for nodes.
+
+Thread safety: the main thread waits for the stop request; another thread runs the event loop.
 """
 
 from __future__ import annotations

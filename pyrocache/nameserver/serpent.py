@@ -1,7 +1,7 @@
-"""The serializer that every Pyro5 speaks, for stock clients of the name server.
+"""The serpent serializer, Pyro5's default, for stock clients of the name server.
 
-Builds plain values only: `ast.literal_eval` parses what is expected to be a literal, and no classes are made of what it
-holds. It is slow for its length (about 1 µs a byte), so that the server takes short requests only. Pure.
+Decodes plain values only: `ast.literal_eval` parses the text, and no instances of classes are made from it. It is slow
+(about 1 µs per byte), so the server accepts short requests only. Pure.
 """
 
 from __future__ import annotations

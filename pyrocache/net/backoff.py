@@ -1,4 +1,7 @@
-"""Exponential pauses with jitter, for everything that tries again. Used by one thread at a time."""
+"""Exponential back-off with jitter: the pauses between attempts, for every kind of retry.
+
+Thread safety: not thread-safe; each caller makes its own `Backoff`.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""The exchange of messages on one connection, from the client's end: bytes in, results out. No I/O.
+"""The client side of the protocol on one connection, without I/O: received bytes in, results out.
 
-A driver sends `greeting` and then what each `send_call` returns, and hands over what it receives, by `receive_data`, or
-by `received` after it has put it where `space` says. `Connection` is the blocking driver.
+A driver sends `greeting` and then each message that `send_call` returns. It passes what it receives to `receive_data`,
+or writes it into the memory that `space` returns and calls `received`. `Connection` is the blocking driver.
 
-One request is under way at a time. After an exception other than `Refused` the next reply could be another call's:
-close the connection. Used by one thread at a time.
+One request is under way at a time. After any exception other than `Refused`, the next reply could belong to another
+call: the driver must close the connection.
+
+Thread safety: not thread-safe; used by one thread at a time.
 """
 
 from __future__ import annotations

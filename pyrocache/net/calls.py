@@ -1,8 +1,14 @@
-"""The connections of one client or node: calls to one node, to several at once, and on pinned connections.
+"""`Connections`: every connection of one client or node, and the calls over them.
 
-A connection is dropped on any exception in mid-call, of whatever kind: the next reply on it could be another call's.
-Nothing here retries; `Unavailable.maybe_executed` and the command tell whether that would be safe. Thread-safe; a
-forked child makes new `Connections` and lets go of these (`abandon`) without touching the parent's streams.
+A call goes to one node, to several nodes at once (`net.multiplex`), or over a pinned connection (`net.pinned`). The
+module has nothing to do with `server.calls`, which keeps the outstanding calls of a server.
+
+Any exception in the middle of a call drops the connection, as the next reply on it could belong to another call.
+Nothing here retries; `Unavailable.maybe_executed` and the command tell whether a retry would be safe, and
+`client.routing.retry` decides. After a fork, the child makes new `Connections` and calls `abandon` on the inherited
+ones, which does not touch the parent's streams.
+
+Thread safety: thread-safe.
 """
 
 from __future__ import annotations

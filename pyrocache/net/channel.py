@@ -1,10 +1,14 @@
-"""The byte streams that connections run over: how a `Channel` is opened without waiting.
+"""The client side of the byte streams that connections run over: opening a `Channel` without blocking.
 
-The plain channel blocks in `recv` for `PATIENCE_SECONDS` at most, which saves a system call per request;
-``MSG_DONTWAIT`` keeps a call from blocking at all. Under gevent sockets know neither: a gevent channel never blocks,
-and who must wait for it does so in `select.poll`, which gevent replaces. Both are looked up when a channel is
-opened, so that it does not matter whether gevent patches them before or after this module is imported. eventlet
-removes `select.poll` and is refused.
+To add TLS or another byte stream, start here and in `runtime.channel`, which defines the interface.
+
+A plain channel blocks in `recv` for `PATIENCE_SECONDS` at most, which saves a system call per request;
+``MSG_DONTWAIT`` keeps a single call from blocking at all. Sockets under gevent support neither: a gevent channel never
+blocks, and its users wait in `select.poll`, which gevent replaces. Both sockets and `select.poll` are looked up when a
+channel is opened, so gevent may patch them before or after this module is imported. eventlet removes `select.poll` and
+is not supported.
+
+Thread safety: not thread-safe; a `Dialing` is used by one thread at a time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""One connection to one remote object: opened, spoken over, closed. The blocking driver of a `CallProtocol`.
+"""`Connection`: one outgoing connection to one remote object. The blocking driver of a `CallProtocol`.
 
-One request is under way at a time: `call` makes one and waits; `begin` and `advance` never wait, for who has several
-connections to look after. A small call is one system call to send and few to receive.
+`server.connection` is the other end. One request is under way at a time. `call` sends a request and waits for the
+reply; `begin` and `advance` do not block, for callers that serve several connections at once. A small call takes one
+system call to send and few to receive.
 
-Used by one thread at a time, but for `interrupt`. After an exception other than `Refused` the next reply could be
-another call's: close it.
+After any exception other than `Refused`, the next reply could belong to another call: close the connection.
+
+Thread safety: used by one thread at a time, except `interrupt`, which any thread may call.
 """
 
 from __future__ import annotations

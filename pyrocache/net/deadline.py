@@ -1,4 +1,9 @@
-"""A point in monotonic time that every step of one call respects. Pure but for its clock."""
+"""`Deadline`: the point in monotonic time by which all steps of one call must end.
+
+No I/O and no threads; the clock is an argument.
+
+Thread safety: used by one thread at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The name server as nodes and clients see it: list the nodes, register one, remove one.
+"""The name server as nodes and clients use it: list the nodes, register a node, remove a node.
 
-Each question opens a connection, uses it once and closes it, all within one deadline, so that nothing here has a
-thread, a lock or state worth mentioning: any thread may call, also after a fork. Works with Pyro5's own name server
-and with ours. A listing has at most about 1,000 entries, as any message has limits.
+Each query opens a connection, uses it once and closes it, all within one deadline. Works with Pyro5's own name server
+and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, as the size of
+a message is limited (`protocol.limits`).
+
+Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address.
 """
 
 from __future__ import annotations

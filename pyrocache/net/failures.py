@@ -1,10 +1,12 @@
-"""What a call to a node can end in besides its result, and the sentences that say so.
+"""The failures of a call to a node, and their error messages.
 
 ::
 
-    Refused        the node answered, with a refusal; the connection is as good as before
-    Unavailable    the node could not be asked, or did not answer
-    ValueTooLarge  nothing was sent: the node said in its greeting that it takes no value so large
+    Refused        the node answered, with a refusal; the connection is still usable
+    Unavailable    the node could not be reached, or did not answer
+    ValueTooLarge  nothing was sent: the node said in its greeting that it does not accept a value of this size
+
+Thread safety: everything here is a value or a function without state.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The latest view of the cluster, as one client holds it, and how to get a later one.
+"""`Membership`: the latest cluster view that one client has, and how it is refreshed.
 
-The look-up is injected. Thread-safe: ``view`` is replaced whole, and one thread at a time looks up while others wait
-for its result. The permit to look up is put back by a ``finally``; see `pool` why that holds against signal handlers
-too.
+The look-up is injected. One thread at a time looks up, while other threads wait for its result; ``view`` is replaced
+as a whole. The permit to look up is put back by a ``finally``; `net.pool` explains why that holds against signal
+handlers too.
+
+Thread safety: thread-safe.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Calls to several nodes at once, on one thread: nothing here waits for one node alone.
+"""Calls to several nodes at once on one thread, without waiting for any single node.
 
-Connecting, the handshake, sending and receiving each go on as far as they can without waiting, whenever
-`select.poll` says so, until the deadline. So a node that stalls, half way through a reply even, costs the others
-nothing.
+Connecting, the handshake, sending and receiving each proceed as far as they can without blocking, whenever
+`select.poll` reports the socket, until the deadline. A node that stalls, even in the middle of a reply, does not delay
+the other nodes' replies.
+
+Thread safety: each `exchange` belongs to the thread that runs it; any number may run at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""A connection that stays its caller's between calls, since what a node grants on it ends when it is closed.
+"""`PinnedConnection`: a connection that one caller keeps between calls.
 
-Leases and locks are granted so. The connection has a permit of its pool until `release` or `drop`.
+Leases and locks need it: a node frees what it granted on a connection when the connection closes. The connection holds
+a permit of its pool until `release` or `drop`.
+
+Thread safety: used by one thread at a time.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The connections to one node: reused, bounded, dropped.
+"""`Pool`: the reusable connections to one node, and the permits that limit their number.
 
-A permit is needed to use a connection, and there are as many as connections may be open. They are tokens in a
-`queue.SimpleQueue`: waiting for one blocks in C, first come first served, and putting one back cannot fail. It is
-looked up when a pool is made, as gevent replaces it.
+A caller needs a permit to use a connection, and there are as many permits as connections may be open. They are the
+items of a `queue.SimpleQueue`: waiting for one blocks in C, in FIFO order, and putting one back cannot fail. The class
+is looked up when a pool is made, as gevent replaces it.
 
-A permit is put back by a ``finally``, so that an exception that somebody keeps keeps no permit. An exception that a
-signal handler raises does not lose one either: Python runs signal handlers only at a function's start, at a loop's
-jump back and when a call has returned. So a permit is taken by unpacking a ``map`` that calls the queue, which is
-not a call in Python, right before the ``try``; and it is put back by the first call of a ``finally``.
+A permit is put back by a ``finally``, so an exception object that is kept alive does not keep a permit. An exception
+that a signal handler raises does not lose one either. Python runs signal handlers only at the start of a function, at a
+backward jump of a loop and after a call has returned. Therefore a permit is taken by unpacking a ``map`` that calls the
+queue, which is not a call in Python, right before the ``try``; and it is put back by the first call of a ``finally``.
 
-Thread-safe without a lock: ``list`` appends and pops are atomic.
+Thread safety: thread-safe without a lock; ``list`` appends and pops are atomic.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The registry of what must be done in a forked child before anything else.
+"""Fork hooks: a registry of functions that run in a forked child before anything else.
 
-A child has only the thread that forked. Locks may be held for ever, threads are missing, and sockets are shared with
-the parent. Whoever owns such things registers a hook here. Hooks run in the order of registration, and one that
-fails does not keep the others from running.
+A child has only the thread that forked. Locks may stay locked forever, the other threads are missing, and sockets are
+shared with the parent. Each module that holds such things registers a hook here. Hooks run in the order of
+registration, and a failing hook does not keep the others from running.
 
-Hooks are bound methods, of which only weak references are kept, or functions of a module. Any thread may register.
+A hook is a bound method, of which only a weak reference is kept, or a function of a module.
+
+Thread safety: any thread may register a hook.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ _numbers = itertools.count()
 
 
 def in_child(hook: Callable[[], object]) -> None:
-    """Call ``hook`` in every forked child, for as long as the object lives that it is a method of."""
+    """Call ``hook`` in every forked child. A bound method is removed when its object is collected."""
     number = next(_numbers)
     if isinstance(hook, MethodType):
-        # In C altogether: it may run anywhere, even while the interpreter ends.
+        # The weak reference's callback is all in C: it may run anywhere, even while the interpreter shuts down.
         _hooks[number] = weakref.ref(hook.__self__, partial(_hooks.pop, number)), hook.__func__
     else:
         _hooks[number] = None, hook
@@ -43,5 +45,5 @@ def _run_hooks() -> None:
                 log.exception("A hook failed in a forked process.")
 
 
-if hasattr(os, "register_at_fork"):  # Windows has none
+if hasattr(os, "register_at_fork"):  # missing on Windows
     os.register_at_fork(after_in_child=_run_hooks)

@@ -1,10 +1,12 @@
-"""What clients and servers need of an open byte stream. Pure.
+"""`Channel`: the interface of an open byte stream, for clients and servers. Pure.
 
-A `Channel` has a socket's own methods, and the plain one *is* the socket, so that it costs nothing.
+To add TLS or another byte stream, start here. `net.channel` opens channels; `server.event_loop` accepts them.
+
+A `Channel` has the methods of a socket, and the plain channel *is* the socket, so the interface costs nothing.
 
 TLS would be a class with these methods around an ``ssl.SSLObject`` and its memory buffers, made where the event loop
-accepts and where a client has connected. It raises BlockingIOError where ``SSLWantReadError`` comes, and has to be read
-until it does so, as decrypted bytes that it holds make no descriptor readable.
+accepts and where a client has connected. It must raise `BlockingIOError` where ``ssl`` raises ``SSLWantReadError``, and
+must be read until it does so, as decrypted bytes that it holds make no descriptor readable.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from typing import Any, Protocol
 
 
 class Channel(Protocol):
-    """An open byte stream. Calls that cannot go on raise `BlockingIOError`."""
+    """An open byte stream. A call that would block raises `BlockingIOError`."""
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
-        """Send the beginning of ``data``, and return how many bytes."""
+        """Send the beginning of ``data``. Return how many bytes were sent."""
 
     def sendmsg(self, buffers: Iterable[Any], ancillary: Iterable[Any] = (), flags: int = 0, /) -> int:
-        """Send the beginning of ``buffers``, and return how many bytes."""
+        """Send the beginning of ``buffers``. Return how many bytes were sent."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Receive at most ``size`` bytes; nothing once the peer has closed its end."""
+        """Receive at most ``size`` bytes; empty once the peer has closed its end."""
 
     def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int:
-        """Receive into ``buffer``, and return how many bytes."""
+        """Receive into ``buffer``. Return how many bytes were received."""
 
     def fileno(self) -> int:
-        """Return the descriptor to wait at."""
+        """Return the file descriptor to poll."""
 
     def shutdown(self, how: int, /) -> None:
         """End one direction of the stream, or both."""

@@ -1,11 +1,13 @@
-"""Child processes that never outlive their parent.
+"""`ChildProcess`: a process that never outlives its parent.
 
-A child's standard input is a pipe whose other end only the parent has open. When the parent ends, for whatever reason,
-the child reads the end of file and exits. Each child has its own process group: Ctrl-C in a terminal reaches only the
-parent, and a child that is *stopped* (SIGSTOP) when its parent dies receives SIGHUP and SIGCONT from the kernel, as
-POSIX requires for orphaned process groups.
+The standard input of a child is a pipe whose other end is open in the parent only. When the parent ends, for whatever
+reason, the child reads the end of file and exits (`StopRequest.with_parent`). Each child has its own process group:
+Ctrl-C in a terminal reaches only the parent, and a child that is *stopped* (SIGSTOP) when its parent dies receives
+SIGHUP and SIGCONT from the kernel, as POSIX requires for orphaned process groups.
 
-Threading: a `ChildProcess` is used by one thread at a time.
+The modules that run in a child are `node.process` and `nameserver.process`.
+
+Thread safety: a `ChildProcess` is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ _STOP_SECONDS = 5.0
 
 
 class ChildProcess:
-    """A module of this package, run in a process of its own.
+    """A process that runs a module of this package.
 
     Args:
-        module: the module; it prints one line of JSON when it is ready.
+        module: the module to run; it prints one line of JSON when it is ready.
         settings: its settings, passed as JSON.
-        quiet: capture its standard error, for the error message if it does not start.
+        quiet: capture its standard error; the error message quotes it if the process does not start.
     """
 
     def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
@@ -63,7 +65,7 @@ class ChildProcess:
         return self._process.poll()
 
     def wait_until_ready(self, timeout: float = START_SECONDS) -> dict[str, Any]:
-        """Wait until it is ready, and return what it printed.
+        """Wait until the process is ready. Return the JSON that it printed.
 
         Raises:
             PyroCacheError: it ended, or was not ready after ``timeout`` seconds and was killed.
@@ -93,19 +95,19 @@ class ChildProcess:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Stop it with SIGSTOP, and wait until it has stopped."""
+        """Stop the process with SIGSTOP, and wait until it has stopped."""
         self.signal(signal.SIGSTOP)
         if hasattr(os, "waitid"):  # not on macOS before Python 3.13
             with contextlib.suppress(ChildProcessError):  # it has ended
                 os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def terminate(self) -> None:
-        """Ask it to exit, by SIGTERM. Call `wait` afterwards."""
+        """Send SIGTERM, and SIGCONT in case it is stopped. Call `wait` afterwards."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)  # a stopped process does not handle SIGTERM until it continues
 
     def wait(self, timeout: float = _STOP_SECONDS) -> None:
-        """Wait until it has ended. Kill it after ``timeout`` seconds."""
+        """Wait until the process has ended. Kill it after ``timeout`` seconds."""
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -114,13 +116,13 @@ class ChildProcess:
         self._release()
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, and wait until it has ended."""
+        """Kill the process with SIGKILL, and wait until it has ended."""
         self.signal(signal.SIGKILL)
         self._process.wait()
         self._release()
 
     def _failure(self) -> str:
-        """Return the last line of its standard error, if that was captured and is not empty."""
+        """Return the last line of its standard error, or its exit status if there is none."""
         text = ""
         if self._errors is not None:
             self._errors.seek(0)
@@ -135,7 +137,7 @@ class ChildProcess:
                 stream.close()
 
     def let_go_after_fork(self) -> None:
-        """In a forked process: close the pipe, so that the child depends on its real parent alone."""
+        """Close the pipe in a forked process, so that the child depends only on its real parent."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -156,7 +158,7 @@ def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
 
 def environment() -> dict[str, str]:
     """Return the environment for running a module of this package."""
-    # Pyro5 fails to import if it does not know a PYRO_ variable, and those it knows would change the protocol.
+    # Pyro5 fails to import if there is an unknown PYRO_ variable, and the known ones would change the protocol.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYRO_")}
     root = Path(__file__).resolve().parent.parent.parent
     if "site-packages" not in root.parts:  # run from a source tree, perhaps not installed

@@ -1,6 +1,6 @@
-"""The request to stop a process, from a signal or a thread.
+"""`StopRequest`: the request to stop a process, made by a signal, by a thread or by the end of the parent process.
 
-Threading: any thread or signal handler may request the stop; only one thread waits for it.
+Thread safety: any thread or signal handler may request the stop; only one thread waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Tells the main thread to stop.
+    """A flag that tells the main thread to stop, and a way to wait for it.
 
     Unlike a `threading.Event`, it can be set by a signal handler that interrupts `wait`: ``SimpleQueue.put`` is
     reentrant, whereas the event's lock may be held by the thread that the handler interrupts.
@@ -55,9 +55,9 @@ class StopRequest:
     def with_parent(self) -> None:
         """Request the stop when standard input ends, if it is a pipe: the parent process holds the other end.
 
-        Under systemd, for example, it is ``/dev/null``, and tells nothing.
+        Otherwise, such as under systemd, where it is ``/dev/null``, do nothing.
         """
-        with contextlib.suppress(OSError):  # it is closed
+        with contextlib.suppress(OSError):  # standard input is closed
             if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
                 threading.Thread(
                     target=self._watch_parent, name="pyrocache-parent-watch", daemon=True

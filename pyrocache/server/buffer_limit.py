@@ -1,7 +1,10 @@
-"""Bounds the bytes that are kept for all connections together: requests not yet whole, replies not yet read.
+"""Back-pressure: the limit on the bytes buffered for all connections (incomplete requests and unread replies).
 
-When there are too many, whoever brings most of them is told `Overloaded`, and whoever leaves most of them unread is cut
-off, which is seldom who came last. Belongs to the event loop's thread.
+Beyond the limit, the connection that has most bytes buffered loses its incomplete request, which is answered
+`Overloaded`; if most of its bytes are unread replies, it is closed instead. That is rarely the connection whose bytes
+exceeded the limit.
+
+Thread safety: not thread-safe; used by the event loop's thread.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ log = logging.getLogger("pyrocache.node")
 
 @dataclass
 class BufferLimit:
-    """The buffers of all connections.
+    """The limit on the buffers of all connections.
 
     Attributes:
-        max_bytes: what may be kept for all together.
-        connections: all of them.
-        refuse: tells a connection that its request with that sequence number is refused as `Overloaded`.
+        max_bytes: the limit, for all connections together.
+        connections: the open connections.
+        refuse: answers a connection's request, given its sequence number, with `Overloaded`.
         close: closes a connection.
-        used: bytes that are kept, as of the last `account` of each connection.
+        used: bytes that are buffered, as of the last `account` of each connection.
     """
 
     max_bytes: int
@@ -35,13 +38,16 @@ class BufferLimit:
     used: int = 0
 
     def account(self, connection: Connection) -> None:
-        """Count what is kept for ``connection`` now: nothing once it is closed."""
+        """Count the bytes buffered for ``connection`` now; none once it is closed."""
         held = connection.held if connection in self.connections else 0
         self.used += held - connection.accounted
         connection.accounted = held
 
     def has_room(self, connection: Connection, size: int) -> bool:
-        """Return whether a reply of ``size`` may wait until its peer reads. Others' unfinished requests make room."""
+        """Return whether a reply of ``size`` bytes may be buffered until its peer reads it.
+
+        To make room, larger incomplete requests of other connections are discarded.
+        """
         if size < LARGE_BYTES:
             return True
         self.account(connection)
@@ -52,7 +58,7 @@ class BufferLimit:
         return True
 
     def enforce(self) -> None:
-        """Make room until no more is kept than may be."""
+        """Discard requests or close connections until the limit is met."""
         while self.used > self.max_bytes:
             largest = self._largest()
             log.warning("%d bytes were kept for one connection, too much with the others.", largest.held)
@@ -63,7 +69,7 @@ class BufferLimit:
         return max(self.connections, key=lambda connection: connection.held)
 
     def _refuse_request_of(self, connection: Connection) -> bool:
-        """Throw an unfinished request away and say so, if it is most of what is kept for the connection."""
+        """Discard and refuse an incomplete request, if it is most of what is buffered for the connection."""
         header = connection.decoder.discard() if connection.unread < connection.held // 2 else None
         if header is None:
             return False

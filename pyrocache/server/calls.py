@@ -1,7 +1,10 @@
-"""Calls whose reply does not come at once: on a worker thread, or deferred until another caller acts.
+"""`OutstandingCalls`: the calls of a server whose reply is not ready at once.
 
-A connection has at most one of them. Everything here belongs to the event loop's thread, except that outcomes come from
-any thread: they are appended to a deque, and the loop is woken.
+Such a call runs as a job on a worker thread, or is deferred until another caller acts (`server.deferred`). A connection
+has at most one of them at a time. (`net.calls` is the client's side: the calls that are made.)
+
+Thread safety: used by the event loop's thread, except that outcomes may arrive on any thread: they are appended to a
+deque, and the event loop is woken.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ log = logging.getLogger("pyrocache.node")
 
 
 class OutstandingCalls:
-    """The calls of all connections that are under way.
+    """The outstanding calls of all connections.
 
     Args:
-        workers: threads for jobs.
-        max_jobs: jobs that may run or wait for a worker.
+        workers: number of threads that run jobs.
+        max_jobs: how many jobs may run or wait for a worker.
         wake: makes the event loop call `finished` soon; called on any thread.
 
     Attributes:
-        deadlines: of the deferred calls.
-        done: those that have their outcome, for `finished`.
+        deadlines: the deadlines of the deferred calls.
+        done: calls that have their outcome; `finished` takes them.
     """
 
     def __init__(self, workers: int, max_jobs: int, wake: Callable[[], None]) -> None:
@@ -50,21 +53,21 @@ class OutstandingCalls:
         return True
 
     def defer(self, connection: Connection, call: PendingReply) -> None:
-        """Have ``connection`` wait for a deferred call."""
+        """Make ``connection`` wait for a deferred call."""
         connection.busy = True
         connection.deferred = call.deferred
         self.deadlines.add(call.deferred)
         call.deferred.take(partial(self._end, connection, call))
 
     def cancel(self, connection: Connection) -> None:
-        """The connection waits for no deferred call any more."""
+        """Cancel the deferred call that ``connection`` waits for, if any."""
         deferred, connection.deferred = connection.deferred, None
         if deferred is not None:
             self.deadlines.discard(deferred)
             deferred.cancel()
 
     def finished(self) -> Iterator[tuple[Connection, Reply | PendingReply | None]]:
-        """Yield the connections whose call has its outcome; None for a job that raised what no job should."""
+        """Yield each connection whose call has its outcome, and the reply; None if the job raised an exception."""
         while self.done:
             connection, reply = self.done.popleft()
             connection.busy = False
@@ -75,7 +78,7 @@ class OutstandingCalls:
             yield connection, reply
 
     def close(self) -> None:
-        """Start no job any more; those that run end by themselves."""
+        """Start no more jobs. Running jobs continue to their end."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, connection: Connection, job: Job) -> None:  # on a worker

@@ -1,7 +1,9 @@
-"""One incoming connection: its channel, its handshake, and the bytes that wait in either direction.
+"""`Connection`: one incoming connection, with its channel, its handshake and its buffers in both directions.
 
-Owns what is kept for the connection and since when. Does not decide what is answered (`Dispatcher`), nor when it is
-read or closed (`EventLoop`, whose thread alone uses it).
+Holds the buffered bytes of the connection and the times that its deadline is computed from. Does not choose replies
+(`Dispatcher` does), nor when to read or to close (`EventLoop` does). `net.connection` is the other end.
+
+Thread safety: not thread-safe; used by the event loop's thread.
 """
 
 from __future__ import annotations
@@ -17,29 +19,29 @@ from pyrocache.runtime.channel import Channel
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
-_SHARED_BYTES = 64 * 1024  # small replies that wait share a buffer of this size
-_MAX_UNREAD_BYTES = 2**20  # replies that may wait for a slow reader before its requests have to wait too
+_SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of this size
+_MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
 _BUFFERS_AT_ONCE = 16
-# A request of this size gets memory pages of its own, which it takes only as it arrives.
+# A request of this size gets memory pages of its own, which are allocated only as the data arrives.
 _OWN_MEMORY_BYTES = 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
 
 
 class Connection:
-    """One peer: what it sent, what it is still to get, and since when.
+    """The state of one connection: received requests, unsent replies, and when they began.
 
     Attributes:
-        session: what calls know of the connection.
-        idle: established, and nothing is under way or kept: a whole request may be answered without a buffer.
-        busy: one of its calls is on a worker or deferred; it is not read meanwhile.
-        deferred: what that waits for.
-        events: what the poller watches it for; 0: it is not registered.
-        unread: bytes of replies that are not sent yet.
-        throttled: it left so much unread that requests were left waiting.
-        accounted: bytes that the `BufferLimit` counts for it.
-        active_at: when it did something last.
-        partial_since: when the request that is not yet whole began.
-        ending_at: None, or when it is closed. Input is thrown away until then.
+        session: the connection as calls see it.
+        idle: established, with no call outstanding and no bytes buffered: the fast path may be used.
+        busy: one of its calls is on a worker or deferred; the connection is not read meanwhile.
+        deferred: the `Deferred` that a deferred call waits for.
+        events: the events that the poller watches for; 0: not registered.
+        unread: bytes of replies that are not yet sent.
+        throttled: so many bytes are unread that requests wait (back-pressure).
+        accounted: bytes that the `BufferLimit` counts for this connection.
+        active_at: when it was last active.
+        partial_since: when the incomplete request began.
+        ending_at: None, or when it will be closed. Input is discarded until then.
     """
 
     __slots__ = (
@@ -68,15 +70,15 @@ class Connection:
 
     @property
     def held(self) -> int:
-        """Bytes that are kept for it."""
+        """Bytes that are buffered for this connection."""
         return self.decoder.buffered + self.unread
 
     def may_ask(self) -> bool:
-        """Return whether its next request may be answered: replies keep the requests' order, and must be read."""
+        """Return whether the next request may be answered: replies are in order, and the peer must read them."""
         return not self.busy and self.unread < _MAX_UNREAD_BYTES
 
     def queue(self, reply: bytes | list[Buffer], now: float) -> None:
-        """Keep a reply until the peer reads it."""
+        """Buffer a reply until the peer reads it."""
         for data in (reply,) if isinstance(reply, bytes) else reply:
             self.unread += len(data)
             last = self.outgoing[-1] if self.outgoing else None
@@ -87,7 +89,7 @@ class Connection:
                 self.queued_at.append(now)
 
     def send(self) -> None:
-        """Send what the peer takes for now."""
+        """Send as much as the socket accepts without blocking."""
         while self.outgoing:
             buffers = [memoryview(self.outgoing[i]) for i in range(min(len(self.outgoing), _BUFFERS_AT_ONCE))]
             buffers[0] = buffers[0][self.sent :]
@@ -105,11 +107,11 @@ class Connection:
                 self.queued_at.popleft()
 
     def throttle(self) -> None:
-        """Note whether further requests have to wait until the peer has read."""
+        """Set `throttled`: whether further requests must wait until the peer has read."""
         self.throttled = self.unread >= _MAX_UNREAD_BYTES
 
     def update(self) -> int:
-        """Bring `idle` up to date, and return the events to watch for now."""
+        """Update `idle`, and return the events to watch for now."""
         ending = self.ending_at is not None
         self.idle = not (
             self.busy
@@ -121,13 +123,13 @@ class Connection:
         )
         events = READ if self.may_ask() else 0
         if self.outgoing or (self.throttled and not ending):
-            events |= WRITE  # also when only requests are left: they go on when the peer could read
+            events |= WRITE  # also without output: waiting requests continue when it is writable
         if self.deferred is not None:
-            events |= HANG_UP  # the only way to learn that a peer is gone which is not read
+            events |= HANG_UP  # the connection is not read, so only this shows that the peer is gone
         return events
 
     def deadline(self, limits: NodeConfig) -> float:
-        """Return when it is to be closed unless something happens (monotonic seconds)."""
+        """Return when to close it unless there is activity before (monotonic seconds)."""
         if self.ending_at is not None:
             return self.ending_at
         if self.handshake.state is State.AWAITING:
@@ -144,7 +146,7 @@ class Connection:
 
 
 def _room(frame_bytes: int) -> memoryview | None:
-    """Return memory for a long request that costs nothing before the request has come, whatever its header claims."""
+    """Return memory for a long request. Pages are allocated as data arrives, not for what the header claims."""
     if frame_bytes < _OWN_MEMORY_BYTES:
         return None
     memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

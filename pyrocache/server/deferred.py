@@ -1,19 +1,21 @@
-"""Deferred replies: `Deferred`, the promise of a result, and the `Session` of the connection that waits for it.
+"""Deferred replies: `Deferred`, the promise of a result, and `Session`, the connection that waits for it.
 
-A call that has to wait for another caller, for a lease or a lock say, returns a `Deferred` instead of a result. No
-thread waits with it: whoever has the result gives it, on whatever thread. A `Deferred` has exactly one outcome: what it
-was given, what it was refused with, its default at its deadline, or a cancellation because its connection closed. Which
-of them came first is decided under its lock, so that `give` tells reliably whether it was the outcome.
+A call that has to wait for another caller, such as for a lease or a lock, returns a `Deferred` instead of a result. No
+thread is blocked meanwhile: any thread that has the result passes it to `give`. A `Deferred` has exactly one outcome:
+the given result, a refusal, its default at its deadline, or a cancellation because its connection closed. The first one
+is decided under the lock of the `Deferred`, so that `give` reports reliably whether its result became the outcome.
 
-A result that was given may still never arrive: the connection may die before or while the reply is sent. Whoever gives
-something that others have to do without takes it back when the session closes:
+A given result may still be lost: the connection may close before or while the reply is sent. A caller that gives
+something exclusive, such as a lock, must take it back when the session closes:
 
-    if deferred.give(token):  # False: it waits no longer, so the next in line can have the token
+    if deferred.give(grant):  # False: it no longer waits, so grant it to the next in line
         deferred.session.on_close(free)  # runs at once if the session closed in between
 
-Every method may be called on any thread. No lock of this module is held while a callback runs. `Deferred.give` and
-`Deferred.refuse` may be called under a lock of the caller's, as their callback takes none. `Session.on_close` may not
-be called under a lock that its callback takes, as that may run at once.
+No lock of this module is held while a callback runs. `Deferred.give` and `Deferred.refuse` may be called under a lock
+of the caller, as the callback that the event loop registers takes none. `Session.on_close` must not be called under a
+lock that its callback takes: the callback may run at once, which would be a deadlock.
+
+Thread safety: `Session` and `Deferred` are thread-safe; a `Deadlines` is used by one thread.
 """
 
 from __future__ import annotations
@@ -30,18 +32,18 @@ from Pyro5.errors import PyroError
 
 log = logging.getLogger("pyrocache.node")
 
-_LONGEST_WAIT_SECONDS = 3600.0  # at a time, as a system's wait has a limit
+_LONGEST_WAIT_SECONDS = 3600.0  # per wait, as the operating system limits a wait's timeout
 _FEW = 64
 
 _WAITING, _GIVEN, _REFUSED = range(3)
 
 
 class Session:
-    """One connection, as the calls that come over it know it.
+    """One connection, as far as the calls that arrive on it can see.
 
     Attributes:
-        closed: whether the connection is closed; never False again.
-        holds: how many kinds of things, leases and locks, it has. While there are any it may be idle for longer.
+        closed: whether the connection is closed. Once True, it stays True.
+        holds: how many kinds of grants (leases, locks) the connection has. While it has any, it may idle for longer.
     """
 
     __slots__ = ("_callbacks", "_lock", "closed", "holds")
@@ -50,7 +52,7 @@ class Session:
         self.closed = False
         self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks
-        self._callbacks: dict[Callable[[], object], None] = {}  # in order, each once
+        self._callbacks: dict[Callable[[], object], None] = {}  # an ordered set
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once, when the connection closes, on any thread; at once if it is closed already."""
@@ -61,7 +63,7 @@ class Session:
         _call_safely(callback)
 
     def close(self) -> None:
-        """Call everybody who wants to know that the connection is closed. A second time does nothing."""
+        """Run the callbacks of `on_close`. A second call does nothing."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, {}
             self.closed = True
@@ -73,9 +75,9 @@ class Deferred:
     """The promise of a result.
 
     Args:
-        session: whose call waits for it.
-        deadline: when it gets its default by itself (monotonic seconds).
-        default: the result then.
+        session: the connection whose call waits for it.
+        deadline: when the default becomes the outcome (monotonic seconds).
+        default: the result at the deadline.
 
     Attributes:
         session, deadline: as given.
@@ -102,7 +104,7 @@ class Deferred:
         return self._settle(_GIVEN, result)
 
     def refuse(self, error: Exception) -> bool:
-        """Make it the outcome that ``error`` is raised. Return False if there is one already."""
+        """Make a refusal the outcome: `outcome` raises ``error``. Return False if there is one already."""
         return self._settle(_REFUSED, error)
 
     def expire(self, now: float) -> bool:
@@ -110,11 +112,11 @@ class Deferred:
         return now >= self.deadline and self._settle(_GIVEN, self._default)
 
     def cancel(self) -> bool:
-        """Make it the outcome that nobody waits any more. Return False if there is one already."""
+        """Make a cancellation the outcome: no caller waits any more. Return False if there is one already."""
         return self._settle(_REFUSED, PyroError("Nobody waits for this call any more."))
 
     def take(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once there is an outcome: on the thread that brings it, or now. There is one taker."""
+        """Call ``callback`` once there is an outcome: on the thread that settles it, or now. Call this only once."""
         with self._lock:
             if self._state == _WAITING:
                 self._callback = callback
@@ -125,7 +127,8 @@ class Deferred:
         """Return what was given.
 
         Raises:
-            Exception: what it was refused with, or PyroError: it was cancelled, or waits.
+            Exception: the error of `refuse`.
+            PyroError: it was cancelled, or has no outcome yet.
         """
         with self._lock:
             state, result = self._state, self._result
@@ -134,7 +137,7 @@ class Deferred:
         raise result if state == _REFUSED else PyroError("This call has no outcome yet.")
 
     def wait(self, clock: Callable[[], float] = time.monotonic) -> Any:
-        """Block until there is an outcome, at the deadline at the latest, and return or raise it as `outcome` does."""
+        """Block until there is an outcome, until the deadline at most. Return or raise it as `outcome` does."""
         settled = threading.Event()
         self.take(settled.set)
         while not settled.wait(min(max(0.0, self.deadline - clock()), _LONGEST_WAIT_SECONDS)):
@@ -147,7 +150,7 @@ class Deferred:
             if self._state != _WAITING:
                 return False
             self._state, self._result = state, result
-            # The callback refers to this, and a cycle would stay for long.
+            # The callback refers to this object: a cycle would live until the next garbage collection.
             callback, self._callback = self._callback, None
         if callback is not None:
             _call_safely(callback)
@@ -155,10 +158,10 @@ class Deferred:
 
 
 class Deadlines:
-    """The deadlines of many `Deferred`, for one thread.
+    """A heap of the deadlines of many `Deferred`. Used by one thread.
 
     Attributes:
-        first: when `expire` is to be called next, at the latest (monotonic seconds), or infinity.
+        first: when `expire` must be called next, at the latest (monotonic seconds), or infinity.
     """
 
     __slots__ = ("_added", "_heap", "_open", "first")
@@ -166,11 +169,11 @@ class Deadlines:
     def __init__(self) -> None:
         self.first = math.inf
         self._heap: list[tuple[float, int, Deferred]] = []
-        self._added = 0  # so that equal deadlines never compare what they are of
+        self._added = 0  # a tie-breaker: `Deferred` objects cannot be compared
         self._open = 0  # added and not discarded
 
     def add(self, deferred: Deferred) -> None:
-        """Expire ``deferred`` in time."""
+        """Have `expire` handle ``deferred`` at its deadline."""
         self._added += 1
         self._open += 1
         heapq.heappush(self._heap, (deferred.deadline, self._added, deferred))
@@ -179,19 +182,19 @@ class Deadlines:
     def discard(self, deferred: Deferred) -> None:
         """Forget ``deferred``: it has its outcome, or is about to be cancelled. Call this once for each added."""
         self._open -= 1
-        if len(self._heap) > 2 * self._open + _FEW:  # most have their outcome long before: do not keep those
+        if len(self._heap) > 2 * self._open + _FEW:  # most settle long before their deadline
             self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not deferred]
             heapq.heapify(self._heap)
 
     def expire(self, now: float) -> None:
-        """Expire each whose deadline has come."""
+        """Expire each `Deferred` whose deadline has passed."""
         while self._heap and self._heap[0][0] <= now:
             heapq.heappop(self._heap)[2].expire(now)
         self.first = self._heap[0][0] if self._heap else math.inf
 
 
 def _call_safely(callback: Callable[[], object]) -> None:
-    """Call ``callback``; if it raises, the others are called all the same, and whoever gave a result goes on."""
+    """Call ``callback``. Log an exception, so that further callbacks run and the calling thread continues."""
     try:
         callback()
     except Exception as error:

@@ -1,14 +1,16 @@
-"""From a request to its reply: which method is called, on which thread, and what a failure looks like. No sockets.
+"""`Dispatcher`: from a request to its reply. Selects the method and the thread that runs it, and encodes failures.
 
-Owns the table of methods of one remote object, and what every Pyro5 server has beside it: the daemon's own object,
-which says what methods there are. Refuses, on the header alone, every message that Pyro5 would decompress, unmarshal,
-batch or run in a thread of its own.
+Holds the method table of one remote object, and the methods that every Pyro5 daemon offers in addition to it, which
+list the methods that there are. Refuses, from the header alone, every message that Pyro5 would decompress, unmarshal,
+batch or run in a thread of its own. No sockets.
 
-There is one way through. A request is read by `unpack` if it is whole, small and usual, by `read` otherwise; `dispatch`
-calls the method, or returns a job for a worker thread. Used by the event loop's thread; jobs run on any thread.
+`unpack` decodes a request that is complete, small and ordinary, `read` decodes any other; `dispatch` calls the method,
+or returns a job for a worker thread.
 
-Keeps a histogram of how long calls take, from when the request is there until the reply is: of every call that does not
-run inline, and of a fixed share of the others. Reading the clock twice would cost a small request a tenth of its time.
+Latency histograms measure a call from its dispatch to its encoded reply: every call that does not run inline, and
+one in `SAMPLE` of the inline calls. Reading the clock twice would make a small request a tenth slower.
+
+Thread safety: used by the event loop's thread; the jobs that it returns may run on any thread.
 """
 
 from __future__ import annotations
@@ -42,24 +44,24 @@ from pyrocache.server.histogram import Latencies
 log = logging.getLogger("pyrocache.node")
 
 SAMPLE = 101
-"""One in so many inline calls is measured: those whose sequence number leaves 1, as that of the first on a connection
-does. It is a prime, so that of calls which alternate in some pattern each has its share."""
+"""One in so many inline calls is measured: those whose sequence number modulo this is 1, as for the first call on a
+connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
 
 Reply: TypeAlias = bytes | list[Buffer]
-"""The bytes to send, in several buffers if a large value is among them."""
+"""The bytes to send, in several buffers if they contain a large value."""
 
 Job: TypeAlias = Callable[[], Reply]
-"""Runs the call and returns the reply; may take long."""
+"""Runs the call and returns the reply; may take a long time."""
 
 
 class PendingReply(NamedTuple):
     """A call whose reply is deferred.
 
     Attributes:
-        deferred: its result.
-        reply: makes the reply, once ``deferred`` has its outcome.
+        deferred: the promise of the result.
+        reply: makes the reply once ``deferred`` has its outcome.
     """
 
     deferred: Deferred
@@ -68,7 +70,7 @@ class PendingReply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Method:
-    """A method that may be called, as one serializer's requests call it."""
+    """A method that clients may call, for requests in one serializer."""
 
     name: str
     call: Callable[..., Any]
@@ -80,17 +82,17 @@ class Dispatcher:
     """Answers requests for one remote object.
 
     Args:
-        object_id: its name.
+        object_id: the id of the object.
         target: the object. A method that may defer its reply (`Runs.DEFERRED`) takes the caller's `Session` first;
-            where the object has one that blocks, for stock Pyro5 daemons, it is called ``begin_`` and the name.
-        commands: what may be called, by name; a name that the object lacks is left out.
-        greeting: what a handshake is answered, as a plain value.
-        max_frame_bytes: the longest request that is taken.
-        serializers: what clients may speak.
-        timer: seconds, to measure calls with.
+            if the object also has a blocking one, for stock Pyro5 daemons, the deferring one has the prefix ``begin_``.
+        commands: the methods that clients may call, by name; names that the object lacks are left out.
+        greeting: the answer to a handshake, a plain value.
+        max_frame_bytes: the longest request that is accepted.
+        serializers: those that clients may use.
+        timer: seconds, for the latency histograms.
 
     Attributes:
-        latencies: how long calls took.
+        latencies: the latency histograms.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Dispatcher:
         self._greeting = greeting
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
-        own: dict[str, Callable[..., Any]] = {  # what a stock proxy may ask of any Pyro5 daemon
+        own: dict[str, Callable[..., Any]] = {  # what a stock proxy may call on any Pyro5 daemon
             "ping": lambda: None,
             "info": lambda: f"{DAEMON_NAME} of {object_id}",
             "registered": lambda: list(self._metadata),
@@ -143,7 +145,7 @@ class Dispatcher:
     def read(
         self, frame: Frame, serializer: Serializer
     ) -> tuple[int, Method, Sequence[Any], dict[str, Any]] | bytes:
-        """Return the arguments of `dispatch` that ``frame`` holds, or a reply.
+        """Decode a request. Return the arguments for `dispatch`, or a reply if there is nothing to dispatch.
 
         Raises:
             ProtocolError: drop the connection.
@@ -167,10 +169,10 @@ class Dispatcher:
         options: dict[str, Any] = _NO_OPTIONS,
         since: float | None = None,
     ) -> Reply | Job | PendingReply:
-        """Call ``method``, and return the reply; or what makes it, on a worker or once it is there.
+        """Call ``method``. Return the reply, a job for a worker that makes it, or a `PendingReply`.
 
         Args:
-            since: when the request came, if this is the job on a worker or the outcome of a deferred call.
+            since: when the request was dispatched, if this is a job on a worker or the outcome of a deferred call.
         """
         runs = method.runs
         if since is None and (runs is not Runs.INLINE or sequence % SAMPLE == 1):
@@ -194,22 +196,22 @@ class Dispatcher:
 
     @staticmethod
     def overloaded(sequence: int, serializer: Serializer | None) -> bytes:
-        """Return the reply to a request that there is no room for now."""
+        """Return the reply to a request that is refused because the server is at a limit."""
         refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
         return _refuse(sequence, refusal, serializer or MSGPACK)
 
     @staticmethod
     def rejected() -> bytes:
-        """Return what a connection too many is told."""
+        """Return the message for a connection beyond the limit of connections."""
         text = "overloaded: this server has as many connections as it takes"
         return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
 
     def _admit(self, header: Header) -> None:
-        """Judge the header of a request before its body is read.
+        """Check the header of a request before its body is read.
 
         Raises:
             ProtocolError: drop the connection.
-            CloseAfterReply: send its reply, then drop the connection.
+            CloseAfterReply: send the reply in it, then drop the connection.
         """
         if header.type not in (framing.INVOKE, framing.PING):
             raise ProtocolError(f"A message of type {header.type} is no request.")
@@ -245,7 +247,7 @@ def _bound(target: Any, command: Command) -> Callable[..., Any]:
 
 
 def _refusals_of_others(spoken: Iterable[Serializer]) -> dict[int, bytes]:
-    """Return what clients are told that speak another serializer, each in its own, by number."""
+    """Return the refusals for clients that use other serializers, by number, each in its own serializer."""
     numbers = {serializer.number for serializer in spoken}
     names = " and ".join(type(serializers_by_id[number]).__name__[:-10].lower() for number in sorted(numbers))
     text = f"this server speaks {names} only: set the proxy's _pyroSerializer to it"
@@ -262,7 +264,7 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
     elif isinstance(error, TypeError):
         refusal = Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method.")
     else:
-        # Not the traceback, nor the error's text: they could hold a key or a value.
+        # Log neither the traceback nor the error's text: they could contain a key or a value.
         log.error("%s failed with %s", method.name, type(error).__name__)
         refusal = Refusal(refusals.INTERNAL, f"The node failed with {type(error).__name__}.")
     return _refuse(sequence, refusal, method.serializer, kind)

@@ -1,16 +1,19 @@
-"""The event loop: one thread and one poller for every connection, worker threads for what may block.
+"""`EventLoop`: one thread and one poller for all connections of a server, and worker threads for calls that may block.
 
-It accepts, reads without blocking into each connection's own buffer, has every header judged before the body is kept,
-answers inline calls at once and writes replies without blocking. Replies keep the order of the requests: a connection
-is not read while one of its calls is on a worker or deferred, nor while its peer leaves too much unread. Whoever sends
-half a request, nothing, or does not read meets a deadline of its own, and nobody else notices.
+The loop accepts connections, reads into each connection's own buffer, has every header checked before the body is
+kept, answers inline calls at once, and writes replies; none of this blocks. Replies keep the order of the requests: a
+connection is not read while one of its calls is on a worker or deferred, nor while its peer leaves too many bytes
+unread. A peer that sends half a request, sends nothing, or does not read is closed at a deadline of its own, and does
+not delay the other peers.
 
-A deferred call takes no thread, only its connection, which is watched meanwhile: if the peer hangs up, by closing or by
-ending its side of the stream, it is closed. When a connection ends, the `Deferred` it waits for is cancelled, then its
-`Session` is closed.
+A deferred call occupies no thread, only its connection, which is watched for a hang-up meanwhile: if the peer closes
+the stream or its sending side, the connection is closed. When a connection closes, first the `Deferred` that it waits
+for is cancelled, then its `Session` is closed.
 
-Owns the listening sockets and the connections; what is answered is the `Dispatcher`'s. Everything here belongs to the
-thread in `EventLoop.run`, except `wake` and `shutdown`, which any thread may call.
+Holds the listening sockets and the connections. The `Dispatcher` produces the replies.
+
+Thread safety: everything belongs to the thread in `EventLoop.run`, except `wake` and `shutdown`, which any thread may
+call.
 """
 
 from __future__ import annotations
@@ -46,18 +49,18 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class EventLoop:
-    """Serves connections from listening sockets until told to stop.
+    """Serves the connections of its listening sockets until `shutdown`.
 
     Args:
-        listeners: bound and listening.
+        listeners: sockets that are bound and listening.
         dispatcher: answers requests.
-        limits: of connections, buffers, workers and times.
+        limits: the limits of connections, buffers, workers and times.
         housekeeping: called four times a second, or again at once while it returns True.
 
     Attributes:
-        connections: those that are open.
-        buffers: what is kept for them.
-        poller: what it waits with.
+        connections: the open connections.
+        buffers: the limit on the bytes buffered for them.
+        poller: waits for events on the sockets.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class EventLoop:
         self._limits = limits
         self._housekeeping = housekeeping
         self._now = time.monotonic()
-        self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # where everything short arrives
+        self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
         self._accept_again_at: float | None = None
@@ -99,7 +102,7 @@ class EventLoop:
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
             self._now = time.monotonic()
             for descriptor, mask in events:
-                handler = handlers.get(descriptor)  # None: closed by another one's request a moment ago
+                handler = handlers.get(descriptor)  # None: closed while an earlier event was handled
                 if type(handler) is Connection:
                     if handler.idle and mask == READ:
                         self._serve_idle(handler)
@@ -117,18 +120,18 @@ class EventLoop:
         self.close()
 
     def shutdown(self) -> None:
-        """End `run` soon. Any thread may call this."""
+        """Request the end of `run`. Any thread may call this."""
         self._stopping = True
         self.wake()
 
     def wake(self) -> None:
-        """Make `run` look around now. Any thread may call this."""
+        """Interrupt the wait of `run`. Any thread may call this."""
         if threading.get_ident() != self._thread:
-            with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
+            with contextlib.suppress(OSError):  # full: the loop is awake; closed: it has ended
                 self._wake_sender.send(b"\0")
 
     def close(self) -> None:
-        """Close everything. `run` does it on its way out; for one that never ran."""
+        """Close all connections and sockets. `run` calls this at its end; call it only if `run` was never called."""
         for connection in list(self.connections):
             self._close(connection)
         for listener in self._listeners:
@@ -170,7 +173,7 @@ class EventLoop:
                 self._give_up(connection, error)
 
     def _stop_accepting(self, error: OSError) -> None:
-        """Pause: out of file descriptors, a listening socket stays readable, and the loop would spin."""
+        """Pause accepting. Without file descriptors, a listening socket stays readable and the loop would spin."""
         log.error("Cannot accept connections for now: %s.", error.strerror)
         if self._accept_again_at is None:
             for listener in self._listeners:
@@ -180,7 +183,7 @@ class EventLoop:
     # Requests and replies --------------------------------------------------------------------------------
 
     def _serve_idle(self, connection: Connection) -> None:
-        """Answer a request that comes alone, whole and small, as nearly all do. It enters no buffer and no queue."""
+        """Fast path: answer a request that arrives alone, complete and small, without a buffer or a queue."""
         try:
             try:
                 received = connection.channel.recv_into(self._inbox)
@@ -209,13 +212,13 @@ class EventLoop:
 
     def _serve(self, connection: Connection, mask: int) -> None:
         try:
-            if mask != WRITE:  # also when it hung up
+            if mask != WRITE:  # also after a hang-up
                 self._read(connection)
             if mask & WRITE and connection in self.connections:
                 self._flush(connection)
                 waiting = connection.throttled or not connection.decoder.between_frames
                 if waiting and connection.ending_at is None and connection in self.connections:
-                    self._answer(connection)  # requests that had to wait until the peer read
+                    self._answer(connection)  # requests that waited for the peer to read
         except Exception as error:
             self._give_up(connection, error)
 
@@ -241,7 +244,7 @@ class EventLoop:
             self._answer(connection)
 
     def _answer(self, connection: Connection) -> None:
-        """Answer what is there, as long as the peer may ask."""
+        """Answer the requests that are complete, while the connection `may_ask`."""
         try:
             while connection.may_ask() and (frame := connection.decoder.next_frame()) is not None:
                 self._answer_frame(connection, frame)
@@ -249,7 +252,7 @@ class EventLoop:
                     connection.send()
         except CloseAfterReply as closing:
             connection.queue(closing.reply, self._now)
-            # Input is read and thrown away until then: closing at once could cost the peer our last words.
+            # Input is discarded until then. Closing at once could reset the stream before the peer has read the reply.
             connection.ending_at = self._now + _LINGER_SECONDS
         connection.throttle()
         self._flush(connection)
@@ -265,7 +268,7 @@ class EventLoop:
         self._take(connection, frame.header.sequence, reply)
 
     def _take(self, connection: Connection, sequence: int, reply: Reply | Job | PendingReply) -> None:
-        """Queue a reply, or begin what makes it."""
+        """Queue a reply, or start the job or deferred call that makes it."""
         if isinstance(reply, PendingReply):
             self._calls.defer(connection, reply)
         elif isinstance(reply, bytes | list):
@@ -286,7 +289,7 @@ class EventLoop:
         self._watch(connection)
 
     def _flush(self, connection: Connection) -> None:
-        """Send what can be sent now, and see to everything that may have changed."""
+        """Send what can be sent now. Update the accounting and the watched events, and enforce the buffer limit."""
         connection.send()
         if connection.ending_at is not None and not connection.outgoing:
             connection.channel.shutdown(socket.SHUT_WR)
@@ -295,7 +298,7 @@ class EventLoop:
         self.buffers.enforce()
 
     def _watch(self, connection: Connection) -> None:
-        """Have the poller watch for what can be done with this connection now."""
+        """Update the events that the poller watches this connection for."""
         events = connection.update()
         if events == connection.events or connection not in self.connections:
             return
@@ -308,7 +311,7 @@ class EventLoop:
         connection.events = events
 
     def _give_up(self, connection: Connection, error: Exception) -> None:
-        """Close a connection that failed; whatever it was, the others go on."""
+        """Close a connection that failed, for whatever reason. The other connections are not affected."""
         if not isinstance(error, OSError | ProtocolError):
             log.error("A connection failed with %s; it is closed.", type(error).__name__)
         self._close(connection)
@@ -323,9 +326,9 @@ class EventLoop:
         self.buffers.account(connection)
         connection.channel.close()
         self._calls.cancel(connection)
-        connection.session.close()  # last: what it was granted until then is freed, and nothing is granted afterwards
+        connection.session.close()  # last: frees everything granted to it; later grants are freed at once
 
-    # What comes by itself --------------------------------------------------------------------------------
+    # Wake-ups and timers ---------------------------------------------------------------------------------
 
     def _drain_wakes(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -344,7 +347,7 @@ class EventLoop:
                 self._give_up(connection, error)
 
     def _tick(self) -> bool:
-        """Close what is past its deadline, and keep house. Return whether there is more of the latter to do."""
+        """Close connections past their deadline, and run the housekeeping. Return whether it has more to do."""
         now = time.monotonic()
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)

@@ -1,6 +1,8 @@
-"""How long calls take: a histogram for each method, in powers of two of a microsecond. Pure.
+"""`Latencies`: a latency histogram for each method, with buckets in powers of two of a microsecond.
 
-Any thread may call.
+No I/O, no threads and no clock of its own.
+
+Thread safety: thread-safe.
 """
 
 from __future__ import annotations
@@ -8,12 +10,12 @@ from __future__ import annotations
 import threading
 
 BUCKETS = 32
-"""Counts in a histogram. The first one counts durations below 1 µs, the one at ``i`` those from 2**(i - 1) to below
-2**i µs, the last one also all longer ones."""
+"""Number of buckets in a histogram. Bucket 0 counts durations below 1 µs, bucket ``i`` those from 2**(i - 1) to below
+2**i µs; the last bucket also counts all longer ones."""
 
 
 class Latencies:
-    """Durations of calls, by method."""
+    """A latency histogram for each method."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards: _counts
@@ -31,6 +33,6 @@ class Latencies:
             return [[method, counts.copy()] for method, counts in self._counts.items()]
 
     def reset(self) -> None:
-        """Count from 0 on again."""
+        """Remove all counts."""
         with self._lock:
             self._counts.clear()

@@ -1,6 +1,8 @@
-"""Waits for events of many sockets: the platform's ``epoll`` or ``poll``, with a spin-wait before it blocks.
+"""`Poller`: waits for events on many sockets with the platform's ``epoll`` or ``poll``.
 
-Owns which handler belongs to which descriptor. Does not call handlers. For one thread.
+Spins for a short time before it blocks (`runtime.spin`). Maps descriptors to handlers, but does not call the handlers.
+
+Thread safety: not thread-safe; used by one thread.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from pyrocache.runtime.spin import SpinWait
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
-"""The peer sends nothing any more."""
+"""Event: the peer has closed the stream or its sending side."""
 
 
 class Poller:
     """Watches descriptors.
 
     Attributes:
-        handlers: what is to handle the events of each descriptor.
+        handlers: the handler of each descriptor's events.
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,7 @@ class Poller:
         self._units_per_second = 1 if epoll else 1000
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
-        """Return descriptors and their events, after waiting up to ``seconds`` for some."""
+        """Wait up to ``seconds`` for events. Return descriptors and their events."""
         look = self._poll.poll
         return look(0) or self._spin_wait.wait(look) or look(seconds * self._units_per_second)
 
@@ -41,16 +43,16 @@ class Poller:
         self.handlers[channel.fileno()] = handler
 
     def modify(self, channel: Channel, events: int) -> None:
-        """Watch it for other events."""
+        """Change the events to watch ``channel`` for."""
         self._poll.modify(channel, events)
 
     def unregister(self, channel: Channel) -> None:
-        """Stop watching it. Call this before it is closed."""
+        """Stop watching ``channel``. Call this before closing it."""
         self._poll.unregister(channel)
         del self.handlers[channel.fileno()]
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Forget all handlers and close the poller."""
         self.handlers.clear()
         if hasattr(self._poll, "close"):
             self._poll.close()

@@ -1,4 +1,4 @@
-"""The TCP socket of a server."""
+"""The listening TCP socket of a server. The Unix socket is in `server.unix_socket`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 takes a free one.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: it is not possible to listen on the address.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)

@@ -1,9 +1,11 @@
-"""The Unix socket of a node: where its path is, and how the paths of dead nodes are removed.
+"""The listening Unix socket of a node: the choice of its path, and the removal of paths that dead nodes left.
 
-Clients on the node's host use it instead of TCP. It is in a directory of this user alone (mode 0700), so that nobody
-else can connect, and its name is the node's incarnation, so that it never becomes another node's. A node that is
-killed leaves its path behind; the next one that starts removes every path that nobody answers on. To make that safe, a
-socket gets its final name only when it listens. Any thread may call.
+Clients on the node's host use it instead of TCP. It is in a directory that only this user can enter (mode 0700), so
+that no other user can connect. The name of the socket is the node's incarnation, so that no two nodes ever share a
+path. A killed node leaves its path behind; the next node that starts removes every path on which nothing listens. To
+make that safe, a socket gets its final name only when it listens.
+
+Thread safety: thread-safe.
 """
 
 from __future__ import annotations
@@ -19,22 +21,22 @@ from pathlib import Path
 
 log = logging.getLogger("pyrocache.node")
 
-_LONGEST_PATH = 100  # bytes; the least that platforms allow is 104
+_LONGEST_PATH = 100  # bytes; the smallest limit of all platforms is 104
 _SUFFIX = ".sock"
 
 
 def listen(incarnation: str) -> tuple[socket.socket, str] | None:
-    """Return a listening socket and its path, to be removed when the node ends; None where there can be none."""
+    """Return a listening socket and its path, or None if it cannot be made. Remove the path when the node ends."""
     try:
         path = _directory() / f"{incarnation}{_SUFFIX}"
         return _listen(path), os.fspath(path)
-    except (OSError, AttributeError) as error:  # no such family, no directory, a path too long
+    except (OSError, AttributeError) as error:  # no such family, no directory, path too long
         log.warning("This node is reached over TCP alone: it has no Unix socket (%s).", error)
         return None
 
 
 def remove(path: str) -> None:
-    """Remove the path of a socket, if it is there."""
+    """Remove the path of a socket, if it exists."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
@@ -56,10 +58,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _directory() -> Path:
-    """Return this user's directory for sockets, after removing those of dead nodes. It is made if need be.
+    """Return this user's directory for sockets, after removing the paths of dead nodes. Create it if needed.
 
     Raises:
-        OSError: it cannot be made, or others may enter it.
+        OSError: it cannot be created, or other users may enter it.
     """
     directory = Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
