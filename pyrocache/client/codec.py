@@ -139,22 +139,37 @@ def canonical_pickle(obj: object, persistent_id: Callable[[object], object | Non
     ``persistent_id`` is called with every object that is reached, including ``obj``. Its result is written in place of
     that object; None lets pickle descend into the object. Raises whatever pickling raises.
     """
-    pickler = pickle.Pickler(file, _PICKLE_PROTOCOL)
-    # Without its memo, pickle writes equal strings identically, whether they are the same object or not.
-    pickler.fast = True
-    pickler.persistent_id = persistent_id  # type: ignore[method-assign]
-    pickler.dump(obj)
+    _CanonicalPickler(file, persistent_id).dump(obj)
 
 
 def canonical_unpickle(data: bytes, persistent_load: Callable[[Any], object]) -> object:
     """Load a pickle of `canonical_pickle`. Raises whatever unpickling raises, also for trailing bytes."""
     file = io.BytesIO(data)
-    unpickler = pickle.Unpickler(file)
-    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
-    loaded: object = unpickler.load()
+    loaded: object = _CanonicalUnpickler(file, persistent_load).load()
     if file.read(1):
         raise pickle.UnpicklingError("bytes left over after a pickle")
     return loaded
+
+
+# The hooks must be methods of a class: Python 3.13 ignores those that are set on a pickler.
+class _CanonicalPickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, persistent_id: Callable[[object], object | None]) -> None:
+        super().__init__(file, _PICKLE_PROTOCOL)
+        # Without its memo, pickle writes equal strings identically, whether they are the same object or not.
+        self.fast = True
+        self._persistent_id = persistent_id
+
+    def persistent_id(self, obj: Any) -> Any:
+        return self._persistent_id(obj)
+
+
+class _CanonicalUnpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, persistent_load: Callable[[Any], object]) -> None:
+        super().__init__(file)
+        self._persistent_load = persistent_load
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._persistent_load(pid)
 
 
 def type_name(value: object) -> str:
