@@ -282,6 +282,7 @@ class TestInterruptions:
         assert (pool.permits.qsize(), len(pool.idle)) == (1, 1)
 
 
+@pytest.mark.full  # on Python 3.13, an interrupt was seen to leave the test itself
 def test_interrupts_at_any_moment_lose_no_permit(start: Start, opened: Open) -> None:
     """Python runs a signal's handler between any two of its own steps, so also right before and after a permit."""
     peers = [start(echo, number=number) for number in (1, 2)]
