@@ -41,7 +41,8 @@ from pyrocache.net.pinned import PinnedConnection
 _T = TypeVar("_T")
 
 IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
-"""When to load: if there is no value; even if there is one, unless another caller loads; always."""
+"""When to load a value. `IF_MISSING`: if there is none. `UNLESS_LOADING`: also if there is one, except while another
+caller is loading. `ALWAYS`: in any case."""
 
 _NEVER = Event()
 _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())

@@ -78,7 +78,7 @@ class _Plan:
             return self.settings.context.encode_key(key)
         except InvalidKey as error:
             if self.settings.key is not None:
-                text = f"What the key of {self.name} returns is no key: {error}"
+                text = f"The result of the key function of {self.name} cannot be a key: {error}"
                 raise type(error)(text) from error
             for name, value in self._what_matters(arguments, named).items():
                 self._check_argument(name, value)
@@ -90,7 +90,7 @@ class _Plan:
             encode_key(value, b"")
         except InvalidKey as error:
             raise type(error)(
-                f"The argument {name!r} of {self.name} is no key: {error}. "
+                f"The argument {name!r} of {self.name} cannot be a key: {error}. "
                 f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
             ) from error
 
