@@ -88,7 +88,7 @@ class Contents:
             Set: self._set,
             Touch: self._touch,
             Delete: self._delete,
-            Discard: self._discard,
+            Discard: self._delete,
             Clear: self._clear,
             InvalidateTag: self._invalidate,
         }
@@ -166,19 +166,14 @@ class Contents:
         self.replace(space, key, live, Entry(value_of(live), change.expires_at, None, details))
         return True
 
-    def _delete(self, change: Delete) -> None:
-        space = self.namespaces.of(change.key)
-        stored = space.get(change.key)
-        if stored is not None:
-            self._count(change.key)
-            self.remove(space, change.key, stored)
-        self.counters.deletes += 1
-
-    def _discard(self, change: Discard) -> None:
+    def _delete(self, change: Delete | Discard) -> None:
         space = self.namespaces.of(change.key)
         stored = space.get(change.key)
         if stored is not None:
             self.remove(space, change.key, stored)
+            if type(change) is Delete:
+                self._count(change.key)
+        self.counters.deletes += type(change) is Delete
 
     def _clear(self, change: Clear) -> int:
         space = self.namespaces.get(change.namespace)

@@ -69,7 +69,7 @@ class Store:
 
     Reads: `get`, `get_many`, `get_with_version`, `lookup`, `contains`, `remaining`, `page`, `count`, ``len()``.
     Changes: `apply`, and what decides on mutations: `set`, `set_many`, `put`, `setdefault`, `change`, `touch`,
-    `delete`, `pop`. By partition: `partition_keys`, `drop_partition`, `mutations_of`. Maintenance: `reclaim`,
+    `delete`, `pop`. By partition: `partition_keys`, `mutations_of`. Maintenance: `reclaim`,
     `reset_counters`.
 
     Args:
@@ -329,11 +329,6 @@ class Store:
         for space in list(self.namespaces):
             if space.count:
                 yield from space.partition(partition)
-
-    def drop_partition(self, partition: int) -> None:
-        """Discard all entries of a partition: another node owns it."""
-        for key in list(self.partition_keys(partition)):
-            self.apply(Discard(key))
 
     def mutations_of(self, partition: int) -> int:
         """Return how many mutations a partition has undergone; evictions and expiry are none."""

@@ -93,7 +93,11 @@ class Table(Generic[_Stored]):
             self.split(key)
 
     def put_many(
-        self, keys: Sequence[bytes], partitions: Sequence[int], stored: Sequence[_Stored], new: Sequence[bytes]
+        self,
+        keys: Sequence[bytes],
+        partitions: Sequence[int],
+        stored: Sequence[_Stored],
+        new: Sequence[bytes],
     ) -> None:
         """Call `put` for each of ``keys``, which are in these partitions; ``new`` are those not present yet."""
         shards, shift = self.shards, self.shift
