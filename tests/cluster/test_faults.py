@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ import pytest
 from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
 from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
+from pyrocache.runtime.child_process import start_nameserver
+from tests.support.nodes import running_node
 from tests.support.processes import ROOT, free_port, is_gone
 from tests.support.waiting import eventually
 
@@ -276,6 +278,20 @@ def test_clients_go_on_without_a_name_server_and_never_see_fewer_nodes_when_it_i
     assert failures == []
     assert seen == {(3, len(KEYS))}
     assert len(other) == len(KEYS)
+
+
+def test_a_client_that_began_before_the_name_server_heals_while_its_first_error_is_kept() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with PyroCacheClient(address, timeout=2.0) as cache, ExitStack() as stack:
+        with pytest.raises(NameServerUnavailable) as kept:
+            cache.get("key")
+        nameserver = start_nameserver(host="127.0.0.1", port=int(address.rpartition(":")[2]), quiet=True)
+        stack.callback(nameserver.kill)
+        nameserver.wait_until_ready()
+        stack.enter_context(running_node(address))
+        cache.set("key", "value")
+        assert cache.get("key") == "value"
+        assert kept.value.__traceback__ is not None  # it still refers to the frames of the failed look-up
 
 
 def test_a_name_server_that_does_not_answer_leaves_clients_the_time_to_go_on(
