@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVa
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
-from pyrocache.client.features.load_once import ALWAYS, IF_MISSING
+from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import InvalidKey, NodeUnavailable
 
@@ -34,7 +34,7 @@ _S = TypeVar("_S")
 _B = TypeVar("_B")
 
 _MARK = "pyrocache.memoize"
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 
@@ -49,12 +49,11 @@ class _Plan:
         self.identity = identity(function)
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        kinds = {parameter.kind for parameter in parameters.values()}
         unknown = sorted(settings.ignore - parameters.keys())
-        if unknown and not takes_any:
+        if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise ValueError(f"memoize is to ignore {unknown[0]!r}, which is no argument of {self.name}.")
-        plain = all(parameter.kind in _POSITIONAL for parameter in parameters.values())
-        self._simple = plain and not settings.ignore and not settings.typed
+        self._simple = kinds <= _POSITIONAL and not settings.ignore and not settings.typed
         self._defaults = tuple(parameter.default for parameter in parameters.values())
         self._required = self._defaults.count(inspect.Parameter.empty)
 
@@ -63,13 +62,13 @@ class _Plan:
         key = self.settings.key
         if key is not None:
             bound = self._bind(arguments, named)
-            return (_MARK, self.identity, (key(*bound.args, **bound.kwargs),))
-        if self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
+            values: tuple[Any, ...] = (key(*bound.args, **bound.kwargs),)
+        elif self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
             values = (*arguments, *self._defaults[len(arguments) :])  # the same as binding, but faster
-            return (_MARK, self.identity, values)
-        values = tuple(self._what_matters(arguments, named).values())
-        plain = (_MARK, self.identity, values)
-        return (*plain, tuple(map(_types, values))) if self.settings.typed else plain
+        else:
+            values = tuple(self._what_matters(arguments, named).values())
+        types = (tuple(map(_types, values)),) if self.settings.typed and key is None else ()
+        return (_MARK, self.identity, values, *types)
 
     def encoded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
         """Return the canonical bytes of the key of a call. Raises `InvalidKey` if an argument has none."""
@@ -81,20 +80,16 @@ class _Plan:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"
                 raise type(error)(text) from error
             for name, value in self._what_matters(arguments, named).items():
-                self._check_argument(name, value)
+                try:
+                    encode_key(value, b"")
+                except InvalidKey as cause:
+                    raise type(cause)(
+                        f"The argument {name!r} of {self.name} cannot be a key: {cause}. "
+                        f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
+                    ) from cause
             raise
 
-    def _check_argument(self, name: str, value: object) -> None:
-        """Raise `InvalidKey`, with the argument's name, if it cannot be part of a key."""
-        try:
-            encode_key(value, b"")
-        except InvalidKey as error:
-            raise type(error)(
-                f"The argument {name!r} of {self.name} cannot be a key: {error}. "
-                f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
-            ) from error
-
-    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> load_once.Load[Any]:
+    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Load[Any]:
         """Return the value of a call, for `get_or_set`."""
         settings = self.settings
 
@@ -106,9 +101,7 @@ class _Plan:
 
         key = self.encoded(arguments, named)
         factory = functools.partial(self.function, *arguments, **named)
-        return load_once.Load(
-            settings.context, key, factory, settings.options, tags, settings.cache_if, refresh
-        )
+        return Load(settings.context, key, factory, settings.options, tags, settings.cache_if, refresh)
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Remove the result of a call; return whether there was one."""
@@ -169,9 +162,8 @@ class Memoized(Generic[_P, _R, _B]):
     def bound(self, thing: Any) -> Self:
         """Return the same as a method of ``thing``."""
         method = type(self).__new__(type(self))
-        method.__dict__.update(
-            self.__dict__, _before=(thing,), __wrapped__=MethodType(self._plan.function, thing)
-        )
+        original = MethodType(self._plan.function, thing)
+        method.__dict__.update(self.__dict__, _before=(thing,), __wrapped__=original)
         return method
 
     @overload
@@ -240,7 +232,7 @@ class Memoizer:
     """
 
     context: ClientContext
-    options: load_once.LoadOptions
+    options: LoadOptions
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
     cache_if: Callable[[Any], object] | None = None
@@ -258,16 +250,10 @@ class Memoizer:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a function that returns a coroutine matches both
-        self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]]
+        self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]] | Callable[_P, Coroutine[Any, Any, _R]]
     ) -> _Async[_P, _R]: ...
     @overload
-    def __call__(self, function: classmethod[Any, _P, _R]) -> _Sync[_P, _R]: ...
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[_P, Coroutine[Any, Any, _R]]
-    ) -> _Async[_P, _R]: ...
-    @overload
-    def __call__(self, function: Callable[_P, _R]) -> _Sync[_P, _R]: ...
+    def __call__(self, function: classmethod[Any, _P, _R] | Callable[_P, _R]) -> _Sync[_P, _R]: ...
     def __call__(self, function: Any) -> Any:
         binds, instance = "instance", None
         if isinstance(function, MethodType):
@@ -286,11 +272,10 @@ class Memoizer:
 
 def identity(function: Callable[..., Any]) -> str:
     """Return a name for a function that is the same in every process and no other function's."""
-    module = function.__module__
-    if module in ("__main__", "__mp_main__"):  # the latter: a child of multiprocessing runs the same script
-        return f"__main__.{function.__qualname__}:{_digest(function)}"
+    # A child of multiprocessing knows the script of its parent as __mp_main__.
+    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
     name = f"{module}.{function.__qualname__}"
-    return f"{name}:{_digest(function)}" if "<lambda>" in name else name
+    return f"{name}:{_digest(function)}" if module == "__main__" or "<lambda>" in name else name
 
 
 def _digest(function: Callable[..., Any]) -> str:
