@@ -125,8 +125,7 @@ class Backend:
 
     def incr(self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline) -> Frame:
         """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
-        largest = max(len(delta), len(default))
-        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
+        return self._call(commands.INCR, key, (delta, default, ttl), deadline, max(len(delta), len(default)))
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
@@ -183,28 +182,25 @@ class Backend:
             node, the request does not wait: then the connection is released already (``closed``) unless a lease was
             granted. None if no request was sent, because this client has too many pinned connections.
         """
-        return self._router.pin(
-            commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned
-        ) or self._pin_at_once(commands.LEASE, key, (lease_seconds, 0.0, refresh), deadline)
+        waited = self._router.pin(commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned)
+        return waited or self._pin_at_once(commands.LEASE, key, deadline, lease_seconds, 0.0, refresh)
 
     def fill(
         self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store a value loaded under a lease and return whether it was stored. If so, the lease has ended."""
-        arguments = (token, frame, *times, tags)
-        return bool(self._call(commands.FILL, key, arguments, deadline, len(frame)))
+        return bool(self._call(commands.FILL, key, (token, frame, *times, tags), deadline, len(frame)))
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
-        self._end(pinned, commands.ABANDON, (key, token), Deadline(_ABANDON_SECONDS))
+        self._end(pinned, commands.ABANDON, Deadline(_ABANDON_SECONDS), key, token)
 
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
         """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the fencing token."""
-        return self._router.pin(
-            commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned
-        ) or self._pin_at_once(commands.ACQUIRE, name, (limit, ttl, 0.0), deadline)
+        waited = self._router.pin(commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned)
+        return waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
         """Send a renewal without blocking. Return whether it was sent; if not, the connection is closed.
@@ -226,7 +222,7 @@ class Backend:
         Returns False when the node does not answer.
         """
         if pinned is not None:
-            return self._end(pinned, commands.RELEASE, (name, token), deadline) is True
+            return self._end(pinned, commands.RELEASE, deadline, name, token) is True
         try:
             return bool(self._call(commands.RELEASE, name, (token,), deadline))
         except NodeUnavailable:
@@ -285,18 +281,14 @@ class Backend:
         """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()
 
-    def _pin_at_once(
-        self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline
-    ) -> Pinned:
+    def _pin_at_once(self, command: Command, key: bytes, deadline: Deadline, *arguments: Any) -> Pinned:
         """Send a command that does not wait at the node, when too many of this client's calls wait already."""
         pinned = self._router.pin(command, key, arguments, deadline, may_wait=False)
         if pinned is not None and pinned.answer is None:
             pinned.release()
         return pinned
 
-    def _end(
-        self, pinned: PinnedConnection, command: Command, arguments: tuple[Any, ...], deadline: Deadline
-    ) -> Any:
+    def _end(self, pinned: PinnedConnection, command: Command, deadline: Deadline, *arguments: Any) -> Any:
         """End the grant on a connection, and give the connection up. Return the answer, or None."""
         if pinned.closed:
             return None

@@ -44,10 +44,8 @@ class Batch(NamedTuple):
 
     def is_small(self) -> bool:
         """Return whether all keys and values take at most `BATCH_BYTES`."""
-        total = sum(map(len, self.keys)) + _ENTRY_BYTES * len(self.keys)
-        if self.values is not None:
-            total += sum(map(len, self.values))
-        return total <= BATCH_BYTES
+        total = sum(map(len, self.keys)) + sum(map(len, self.values or ()))
+        return total + _ENTRY_BYTES * len(self.keys) <= BATCH_BYTES
 
     def halves(self, chunk: Sequence[int]) -> list[list[int]]:
         """Return ``chunk`` split in two, the half with the larger values first."""
@@ -129,11 +127,10 @@ class Round:
         chunk = left.pop()
         batch = self._batch
         columns = batch.columns(chunk)
+        arguments = (self._view.id, *columns, *batch.arguments)
         largest = 0 if batch.values is None else max(map(len, columns[1]))
         self.chunks.append(chunk)
-        self.requests.append(
-            Request(member, batch.command, (self._view.id, *columns, *batch.arguments), largest)
-        )
+        self.requests.append(Request(member, batch.command, arguments, largest))
 
     def unanswered(self) -> list[int]:
         """Return the indices that are to be sent again, in order."""

@@ -91,11 +91,14 @@ def decide(
     """
     error = error_of(request, problem)
     after = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.rounds, 10), _LONGEST_PAUSE_SECONDS)
-    action: Retry | LookUp | None
-    if isinstance(problem, Refused):
-        action = _after_refusal(problem, after)
-    else:
+    action: Retry | LookUp | None = None
+    if isinstance(problem, Unavailable):
         action = _after_silence(attempts, request, problem, after, now, looked_up_at)
+    elif problem.refusal.code == refusals.STALE_VIEW:
+        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
+        action = LookUp(after, members=problem.refusal.detail)
+    elif problem.refusal.code == refusals.OVERLOADED:
+        action = Retry(after)
     if action is not None and remaining > after:
         attempts.errors[request.member.name] = error
         return action
@@ -116,14 +119,6 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
     if refusal.code == refusals.STALE_VIEW:
         text += " It did not agree within the deadline on which nodes there are; try again."
     return _REFUSED.get(refusal.code, errors.RemoteError)(text)
-
-
-def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:
-    code = problem.refusal.code
-    if code == refusals.STALE_VIEW:
-        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
-        return LookUp(after, members=problem.refusal.detail)
-    return Retry(after) if code == refusals.OVERLOADED else None
 
 
 def _after_silence(

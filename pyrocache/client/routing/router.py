@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -76,18 +77,13 @@ class Router:
         at_fork.in_child(self.reset_after_fork)
 
     def call(
-        self,
-        command: Command,
-        key: bytes,
-        arguments: tuple[Any, ...],
-        deadline: Deadline,
-        largest_value: int = 0,
+        self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline, largest: int = 0
     ) -> Any:
         """Send a command about one key to the node that owns it, and return the result.
 
         Args:
             arguments: the arguments after the view and the key.
-            largest_value: bytes of the largest value among them.
+            largest: bytes of the largest value among them.
 
         Raises:
             NodeUnavailable: the node does not answer; `Overloaded` if it is at a limit.
@@ -103,9 +99,7 @@ class Router:
                 view = self.views.known(deadline)
                 member = view.owner(key)
             try:
-                return self._connections.call(
-                    member, command, (view.id, key, *arguments), deadline, largest_value
-                )
+                return self._connections.call(member, command, (view.id, key, *arguments), deadline, largest)
             except (Refused, Unavailable) as problem:
                 attempts = attempts or Attempts()
                 self._recover(attempts, Request(member, command, ()), problem, deadline)
@@ -140,9 +134,9 @@ class Router:
         while True:
             view = self.views.known(deadline)
             member = view.owner(key)
-            told = (view.id, key, *arguments)
+            sent = (view.id, key, *arguments)
             try:
-                return self._pinning.pin(member, command, told, deadline, pinned, reserve)
+                return self._pinning.pin(member, command, sent, deadline, pinned, reserve)
             except (Refused, Unavailable) as problem:
                 pinned = None
                 self._recover(attempts, Request(member, command, ()), problem, deadline)
@@ -268,10 +262,7 @@ class Router:
     def _connect(self, view: ClusterView) -> None:
         self._connections = Connections(self._max_connections, self._transport)
         self._pinning = Connections(self._max_pinned, self._transport)  # callers may keep these for long
-        self._membership = Membership(
-            self._directory.members,
-            lambda missing, seconds: serving_members(self._connections, missing, seconds),
-        )
+        self._membership = Membership(self._directory.members, partial(serving_members, self._connections))
         self._membership.view = view
         self.views = Views(self._membership, self._clock)
 
@@ -305,8 +296,8 @@ class Router:
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | PyroCacheError:
-        now, remaining = self._clock(), deadline.remaining()
-        return decide(attempts, request, problem, now, remaining, self.views.looked_up_at)
+        looked_up_at = self.views.looked_up_at
+        return decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
         """Pause, after a query of the name server if needed, before a request is repeated."""
