@@ -156,12 +156,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return self._put(key, value, ttl_on_the_wire(ttl_seconds), "present", tags)
 
     def _put(
-        self,
-        key: object,
-        value: object,
-        ttl: float | None,
-        condition: Condition,
-        tags: Iterable[str] | None = None,
+        self, key: object, value: object, ttl: float | None, condition: Condition, tags: Iterable[str] | None
     ) -> bool:
         context = self._context
         encoded_tags = context.encode_tags(tags)
@@ -189,8 +184,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             if touch_seconds is None:
                 frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
-                seconds = _finite(touch_seconds)
-                frame = context.backend.get(encoded, context.deadline(), seconds)
+                frame = context.backend.get(encoded, context.deadline(), _finite(touch_seconds))
         except NodeUnavailable as error:
             return context.missed(error, default)
         if frame is None:
@@ -216,7 +210,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         By default the entry keeps its expiry and its tags; with another ``ttl_seconds`` it has no tags.
         """
-        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version))
+        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version), None)
 
     def compute(
         self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
@@ -253,8 +247,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             TypeError: these are not entries. `compute` changes one entry by a function.
         """
-        looks_like_compute = len(arguments) > 1 or callable(named.get("function"))
-        if looks_like_compute or "ttl_seconds" in named:
+        if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
             raise TypeError(
                 "update stores entries, as dict.update does: to change one by a function there is compute, to store "
                 "with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."

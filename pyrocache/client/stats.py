@@ -9,7 +9,7 @@ Thread safety: thread-safe, because nothing changes an object after it was made.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import zip_longest
@@ -61,8 +61,7 @@ class LatencyHistogram:
     def as_dict(self) -> dict[str, Any]:
         """Return the counts, and the usual percentiles in milliseconds."""
         percentiles = {
-            f"p{percent:g}_ms": self.percentile(percent) * 1e3 if self.count else None
-            for percent in (50, 90, 99, 99.9)
+            f"p{p:g}_ms": self.percentile(p) * 1e3 if self.count else None for p in (50, 90, 99, 99.9)
         }
         return {"count": self.count, **percentiles, "counts": list(self.counts)}
 
@@ -216,7 +215,12 @@ class Stats:
     @classmethod
     def of(cls, nodes: dict[str, NodeStats], client: ClientStats, away: list[str]) -> Self:
         """Return the statistics of these nodes with their sums."""
-        return cls(nodes, _sum(nodes.values()), client, away)
+        total: dict[str, Any] = {}
+        for one in fields(Totals):
+            figures = [getattr(node, one.name) for node in nodes.values()]
+            total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
+        total["uptime_seconds"] = max((node.uptime_seconds for node in nodes.values()), default=0.0)
+        return cls(nodes, Totals(**total), client, away)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, suitable for JSON."""
@@ -239,15 +243,6 @@ class Stats:
         lines += _shown(f"method {method}: {_measured(histogram)}" for method, histogram in by_count)
         client = ", ".join(f"{name} {figure:,}" for name, figure in self.client.as_dict().items())
         return "\n".join([*lines, f"  this client: {client}"])
-
-
-def _sum(nodes: Collection[NodeStats]) -> Totals:
-    total: dict[str, Any] = {}
-    for one in fields(Totals):
-        figures = [getattr(node, one.name) for node in nodes]
-        total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
-    total["uptime_seconds"] = max((node.uptime_seconds for node in nodes), default=0.0)
-    return Totals(**total)
 
 
 def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:

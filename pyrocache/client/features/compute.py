@@ -37,12 +37,11 @@ def compute(
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, sleep=sleep)
     attempts = 0
     while True:
-        old: Any = default
-        condition: str | int = "absent"
         try:
             found = context.backend.get_with_version(encoded, deadline)
         except NodeUnavailable as error:
             found = context.missed(error, None)
+        old, condition = default, "absent"
         if found is not None:
             old, condition = context.decode(encoded, found[0]), found[1]
         if old is MISSING:

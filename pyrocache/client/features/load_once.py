@@ -30,13 +30,12 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
-from pyrocache.client.backend import Seconds
+from pyrocache.client.backend import Pinned, Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.pinned import PinnedConnection
 
 _T = TypeVar("_T")
 
@@ -49,7 +48,7 @@ _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loadi
 """What the factories that are running here load, by backend and key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a value is loaded and kept.
 
@@ -73,13 +72,9 @@ def load_options(
 ) -> LoadOptions:
     """Return the options that a user gave. Raises `TypeError` or `ValueError` if one is not valid."""
     check_number(early, "early")
-    return LoadOptions(
-        ttl_seconds=ttl_to_seconds(ttl_seconds),
-        stale_seconds=to_seconds(stale_seconds, "stale_seconds"),
-        early=early,
-        wait_seconds=wait_to_seconds(wait_seconds),
-        lease_seconds=to_seconds(lease_seconds, "lease_seconds", zero=False),
-    )
+    ttl, stale = ttl_to_seconds(ttl_seconds), to_seconds(stale_seconds, "stale_seconds")
+    wait, lease = wait_to_seconds(wait_seconds), to_seconds(lease_seconds, "lease_seconds", zero=False)
+    return LoadOptions(ttl, stale, early, wait, lease)
 
 
 class Load(NamedTuple, Generic[_T]):
@@ -124,7 +119,7 @@ class LoadTask:
         live: the value that exists, if this is an early refresh of it.
     """
 
-    def __init__(self, load: Load[Any], pinned: PinnedConnection | None = None, token: int = 0) -> None:
+    def __init__(self, load: Load[Any], pinned: Pinned = None, token: int = 0) -> None:
         self._load = load
         self._backend = load.context.backend  # also once the context is closed
         self._pinned = pinned
@@ -291,7 +286,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
     context, key, refresh = load.context, load.key, load.refresh
     recursive = (id(context.backend), key) in _loading.get()
 
-    def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
+    def ask(seconds: float, deadline: Deadline, pinned: Pinned) -> Pinned:
         return context.backend.lease(key, load.options.lease_seconds, seconds, refresh, deadline, pinned)
 
     with PinnedWait(context, ask, 0.0 if recursive else wait_seconds) as wait:

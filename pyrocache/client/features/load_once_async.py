@@ -108,13 +108,11 @@ class _Threads:
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()  # so that nobody can cancel it
         permits, context = self.permits, copy_context()
+        future.add_done_callback(lambda _: permits.release())
 
         def run() -> None:
             try:
-                try:
-                    result = context.run(function)
-                finally:
-                    permits.release()
+                result = context.run(function)
             except BaseException as error:
                 future.set_exception(error)
             else:

@@ -31,7 +31,7 @@ import weakref
 from types import EllipsisType
 from typing import Any, Self, TypeAlias
 
-from pyrocache.client.backend import Backend
+from pyrocache.client.backend import Backend, Pinned
 from pyrocache.client.context import ClientContext, Duration, Ttl
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import to_seconds
@@ -169,22 +169,17 @@ class Lock:
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
         seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
-        grant = self._granted(seconds)
-        self._of_thread.grant = grant
+        self._of_thread.grant = grant = self._granted(seconds)
         _renewer.watch(grant)
         return grant.token
 
     def _granted(self, wait_seconds: float | None) -> Grant:
-        backend = self._context.backend
+        context, backend = self._context, self._context.backend
 
-        def ask(
-            seconds: float, deadline: Deadline, pinned: PinnedConnection | None
-        ) -> PinnedConnection | None:
-            return self._context.backend.acquire(
-                self._key, self._limit, self._ttl_seconds, seconds, deadline, pinned
-            )
+        def ask(poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
+            return context.backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
 
-        with PinnedWait(self._context, ask, wait_seconds) as wait:
+        with PinnedWait(context, ask, wait_seconds) as wait:
             while (token := wait.ask()) is None:
                 if wait.is_over():
                     wait.release()
@@ -320,8 +315,7 @@ _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
 def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:
     """Wait until a node answers, `_Renewer.watch` writes to the pipe, or a time has come. Receive the answers."""
     poll = select.poll()
-    poll.register(receiver, select.POLLIN)
-    for descriptor in renewals:
+    for descriptor in (receiver, *renewals):
         poll.register(descriptor, select.POLLIN)
     wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
     seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))

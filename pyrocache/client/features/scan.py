@@ -13,7 +13,7 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.keys.encoding import decode_key
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _TEXT, _TUPLE = b"s", b"t"
 
+Prefix: TypeAlias = str | tuple[Any, ...] | None
+"""The beginning of the keys to return; None for all keys."""
 
-def scan(
-    context: ClientContext, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH
-) -> Iterator[Any]:
+
+def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
     return (decode_key(key) for page in _pages(context, prefix, batch) for key in page)
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and values of a namespace."""
-    for page in _pages(context):
-        waiting = page
+    for waiting in _pages(context):
         while waiting:
             found, waiting = _some_values(context, waiting)
             for key, frame in found:
@@ -79,9 +79,7 @@ class Values(ValuesView[Any]):
         return any(other is value or other == value for other in self)
 
 
-def _pages(
-    context: ClientContext, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH
-) -> Iterator[list[bytes]]:
+def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[list[bytes]]:
     """Return pages of encoded keys. Checks the arguments now, not when the first page is asked for."""
     if isinstance(batch, bool) or not isinstance(batch, int):
         raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
@@ -105,10 +103,9 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
             continue
         cursor = 0
         while True:
+            deadline = context.deadline()
             try:
-                cursor, page = context.backend.scan(
-                    member, context.prefix, prefix, cursor, batch, context.deadline()
-                )
+                cursor, page = context.backend.scan(member, context.prefix, prefix, cursor, batch, deadline)
             except NodeUnavailable as error:
                 context.missed(error, None)
                 break
