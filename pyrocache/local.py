@@ -132,9 +132,8 @@ class LocalCluster:
         del self.nodes[i]
         directory = NameServerDirectory(self.nameserver)
         for entry in directory.members():
-            if (
-                entry.name == node.name and entry.address == node.address
-            ):  # it was killed, and did not unregister
+            # A node that was killed did not unregister.
+            if entry.name == node.name and entry.address == node.address:
                 directory.remove(entry)
 
     def kill_nameserver(self) -> None:
@@ -176,8 +175,7 @@ class LocalCluster:
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
-        return start_node(settings, quiet=True)
+        return start_node({"nameserver": self.nameserver, "name": name, **self._settings}, quiet=True)
 
     def _started(self, process: ChildProcess) -> LocalNode:
         answer = process.wait_until_ready()

@@ -41,6 +41,7 @@ InsecureOption = Annotated[
 NamespaceOption = Annotated[str | None, typer.Option(help="Work in this namespace.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
+_ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _NO_ENTRY = "There is no entry under this key."
 
 
@@ -212,16 +213,11 @@ def delete_command(
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
     with _client(nameserver, namespace) as cache:
-        deleted = cache.delete(key)
-    if not deleted:
-        raise PyroCacheError(_NO_ENTRY)
+        if not cache.delete(key):
+            raise PyroCacheError(_NO_ENTRY)
 
 
-@app.command(
-    "replay",
-    hidden=True,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
+@app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)
 def replay_command() -> None:
     """Say that the command was removed, and what replaces it."""
     removed = "`pyrocache replay` was removed. In the source tree, run"

@@ -81,12 +81,8 @@ class Stage:
 
     def step(self, node: str, call: str, answer: str, *, good: bool, expected: str) -> None:
         """Show one step and its answer."""
-        line = Text()
-        line.append(f"{self._good if good else self._bad} ", style="bold green" if good else "bold red")
-        line.append(f"{node:<12} ", style="cyan")
-        line.append(call)
-        line.append(self._arrow, style="dim")
-        line.append(answer, style="bold")
+        mark = (f"{self._good} ", "bold green") if good else (f"{self._bad} ", "bold red")
+        line = Text.assemble(mark, (f"{node:<12} ", "cyan"), call, (self._arrow, "dim"), (answer, "bold"))
         if not good:
             line.append(f" instead of {expected}", style="red")
         self.passed += good
@@ -99,10 +95,8 @@ class Stage:
 
     def bar(self, node: str, entries: int, share: float, largest: int) -> None:
         """Show how much one node holds, relative to the one that holds most."""
-        line = Text(f"  {node:<12}  ")
-        line.append(f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}", style="cyan")
-        line.append(f"{entries:>9,} {share:>7.1%}")
-        self.print(line)
+        blocks = f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}"
+        self.print(Text.assemble(f"  {node:<12}  ", (blocks, "cyan"), f"{entries:>9,} {share:>7.1%}"))
 
     def track(self, what: str, items: Iterable[_T], total: int) -> Iterator[_T]:
         """Yield the items. Show a progress bar meanwhile, on a terminal."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pyrocache.errors import PyroCacheError
@@ -112,8 +113,6 @@ class Supervisor:
         if self._stopping.is_set():  # `stop` may have terminated the previous process
             self._process.terminate()
             return
-        try:
+        with suppress(PyroCacheError):  # the process has printed why; the next pause is longer
             self._wait_until_ready()
-        except PyroCacheError:
-            return  # it has said why; the next pause is longer
-        report(f"{self.what} is back with pid {self.answer['pid']}.")
+            report(f"{self.what} is back with pid {self.answer['pid']}.")
