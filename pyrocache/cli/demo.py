@@ -94,12 +94,12 @@ class Stage:
         self.console.print(text, soft_wrap=True)
 
     def bar(self, node: str, entries: int, share: float, largest: int) -> None:
-        """Show how much one node holds, relative to the one that holds most."""
+        """Show a node's entries as a bar, relative to the ``largest`` number of entries of a node."""
         blocks = f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}"
         self.print(Text.assemble(f"  {node:<12}  ", (blocks, "cyan"), f"{entries:>9,} {share:>7.1%}"))
 
     def track(self, what: str, items: Iterable[_T], total: int) -> Iterator[_T]:
-        """Yield the items. Show a progress bar meanwhile, on a terminal."""
+        """Yield the items. On a terminal, show a progress bar meanwhile."""
         columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH))
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
@@ -165,10 +165,10 @@ def _play_many_keys(stage: Stage, cache: PyroCacheClient, keys: int) -> None:
 
 @contextlib.contextmanager
 def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
-    """Start the client processes; yield when all are connected.
+    """Start the client processes and yield their pool once all are connected.
 
     Raises:
-        PyroCacheError: one of them died.
+        PyroCacheError: a client process ended early.
     """
     context = multiprocessing.get_context("spawn")
     arguments = (cache, context.Barrier(_PROCESSES))
@@ -192,7 +192,7 @@ def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
 
 
 def _show_balance(stage: Stage, entries: dict[str, int], keys: int) -> None:
-    """Show how many entries each node got. The check passes if none is missing and each node has its share."""
+    """Show how many entries each node got. Check that none is missing and that each node has its share."""
     total, largest = max(sum(entries.values()), 1), max(*entries.values(), 1)
     shares = [count / total for count in entries.values()]
     fair = 1 / len(entries)
@@ -218,7 +218,7 @@ _client: PyroCacheClient
 
 
 def _connect(cache: PyroCacheClient, others: Barrier) -> None:
-    """Prepare a client process, and wait until the others are ready too."""
+    """Prepare a client process, and wait until all of them are ready."""
     global _client
     _client = cache
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -50,7 +50,7 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
 
 
 def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> bool:
-    """Start ``count`` nodes at once and add them to ``nodes``. Return False when one fails."""
+    """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
 
     def start(name: str | None) -> ChildProcess:
         return start_node({**asdict(config), "name": name or config.name}, quiet=False)
@@ -69,7 +69,11 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
 
 
 def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None:
-    """Start a name server and add it to ``nameservers``, unless another command starts one at the same time."""
+    """Start a name server and append it to ``nameservers``, unless another command starts one at the same time.
+
+    Raises:
+        PyroCacheError: it did not start, and no other one answers.
+    """
     host, port = parse_address(config.nameserver)
     first = True
 
@@ -103,7 +107,7 @@ def _wait_for_registrations(nameserver: str) -> None:
     """Give running nodes time to register again at a name server that may just have been restarted.
 
     Raises:
-        NameServerUnavailable: there is none.
+        NameServerUnavailable: no name server answers.
     """
     if not NameServerDirectory(nameserver).members():
         time.sleep(_REGISTER_SECONDS)

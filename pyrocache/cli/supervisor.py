@@ -27,7 +27,7 @@ _REFUSED = 3  # exit status of a node whose name a live node holds
 
 
 def report(text: str) -> None:
-    """Print what happened on standard error."""
+    """Print an event on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -35,12 +35,12 @@ class Supervisor:
     """Keeps one child process running.
 
     Args:
-        what: how to call it in reports, until it has told its name.
+        what: its name in reports, until the process has reported a name.
         start: starts it, given its name, or None the first time.
         renamable: whether a process that lost its name to another node may take a new one.
 
     Attributes:
-        answer: what the process said when it was last ready.
+        answer: the report of the process when it was last ready.
         gave_up: whether it ended and is not restarted.
     """
 
@@ -67,17 +67,17 @@ class Supervisor:
 
     @property
     def killed(self) -> bool:
-        """Whether a signal ended the process, so that it could not say why."""
+        """Whether a signal ended the process, so that it could not print the reason."""
         status = self._process.exit_status
         return status is not None and status < 0
 
     def stop(self) -> None:
-        """Ask the process to leave; `join` waits for that."""
+        """Request the process to end, without waiting; `join` waits."""
         self._stopping.set()
         self._process.terminate()
 
     def join(self) -> None:
-        """Wait until the process has ended; kill it if it does not."""
+        """Wait until the process has ended; kill it after `_STOP_SECONDS`."""
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS + 1.0)
         self._process.wait(_STOP_SECONDS)

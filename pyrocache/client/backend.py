@@ -171,10 +171,11 @@ class Backend:
     def lease(
         self, key: bytes, lease_seconds: float, wait: float, refresh: int, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
-        """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait`` seconds.
+        """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: 0 to load if there is no value, 1 even if there is one unless another caller loads, 2 always.
+            refresh: 0 to load if there is no value; 1 to load even if there is one, unless another caller loads; 2 to
+                load in any case.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:
@@ -198,7 +199,7 @@ class Backend:
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
-        """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the fencing token."""
+        """Request a lock, or a semaphore of ``limit`` permits. Returns as `lease`; the answer is the fencing token."""
         waited = self._router.pin(commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned)
         return waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
 
@@ -282,14 +283,14 @@ class Backend:
         self._router.close()
 
     def _pin_at_once(self, command: Command, key: bytes, deadline: Deadline, *arguments: Any) -> Pinned:
-        """Send a command that does not wait at the node, when too many of this client's calls wait already."""
+        """Send a command that does not wait at the node, because too many calls of this client wait already."""
         pinned = self._router.pin(command, key, arguments, deadline, may_wait=False)
         if pinned is not None and pinned.answer is None:
             pinned.release()
         return pinned
 
     def _end(self, pinned: PinnedConnection, command: Command, deadline: Deadline, *arguments: Any) -> Any:
-        """End the grant on a connection, and give the connection up. Return the answer, or None."""
+        """End the grant on a connection and give up the connection. Return the answer; None if there is none."""
         if pinned.closed:
             return None
         try:

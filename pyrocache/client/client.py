@@ -51,8 +51,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     Args:
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
-        namespace: the part of the keys that this client works on, as by `namespace`: a name, or a path of names.
-        timeout: seconds that any one call may take, including querying the name server, connecting and retries.
+        namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
+        timeout: seconds that each call may take, including querying the name server, connecting and retries.
         on_error: what to do when a node is unreachable: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts and
             logs it, and returns what a miss returns. No other error becomes a miss.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
@@ -292,6 +292,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove the entry and return its value; if there is none, return ``default`` or raise `KeyError`.
 
         Raises:
+            KeyError: there is no entry, and no ``default``.
             SerializationError: the value does not unpickle here; the entry is removed nevertheless.
         """
         context = self._context
@@ -355,11 +356,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> _T:
         """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
-        However many threads, processes and hosts ask for a missing key at the same time, one of them calls its factory;
-        the others wait for the value. If the factory raises, its caller gets the exception, and another caller's
-        factory is called. Another caller's factory is also called if the loading process ends. A loaded value is
-        returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it may
-        be outdated.
+        When callers in several threads, processes or hosts request a missing key at the same time, one of them calls
+        its factory and the rest wait for the value. If the factory raises, its caller gets the exception, and another
+        caller's factory is called. Another caller's factory is also called if the loading process ends. A loaded value
+        is returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it
+        may be outdated.
 
         Args:
             ttl_seconds, tags: of the stored value, as for `set`.
@@ -459,13 +460,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def semaphore(
         self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
     ) -> Lock:
-        """Return a lock that up to ``n`` callers hold at a time; all must pass the same ``n``. Otherwise as `lock`."""
+        """Return a semaphore with ``n`` permits, one for each holder; all callers must pass the same ``n``.
+
+        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name.
+        """
         return Lock(self._context, name, n, ttl_seconds, wait_seconds)
 
     # Many keys -------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
-        """Return the values of those ``keys`` that have one, by key, in the order of the keys.
+        """Return the values of those ``keys`` that have an entry, by key, in the order of the keys.
 
         Raises:
             TypeError: a key is not hashable, like a list; `get` accepts those.

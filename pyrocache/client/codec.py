@@ -134,7 +134,7 @@ class Codec:
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
-    """Write a pickle to ``file`` that depends on the content of ``obj``, not on which of its parts are identical.
+    """Write a pickle of ``obj`` to ``file`` that does not depend on which of its equal parts are the same object.
 
     ``persistent_id`` is called with every object that is reached, including ``obj``. Its result is written in place of
     that object; None lets pickle descend into the object. Raises whatever pickling raises.

@@ -36,7 +36,7 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """The number of calls that were measured."""
+        """Number of calls that were measured."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
@@ -84,7 +84,7 @@ class NamespaceStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits to all reads; NaN without any."""
+        """Share of the reads that were hits, 0 to 1; NaN if there were no reads."""
         return _ratio(self.hits, self.misses)
 
     def __add__(self, other: NamespaceStats) -> NamespaceStats:
@@ -102,13 +102,13 @@ class Totals:
         entries: the current number.
         bytes, max_bytes: memory that the entries take, by the node's accounting, and its limit.
         uptime_seconds: since the start of the node; of several nodes, since the first start.
-        connections: open now.
+        connections: the current number of open connections.
         rss_bytes: resident memory of the process.
-        leases, locks: values that are being loaded now, and locks that are held now.
-        waiting: callers that wait for a lease or a lock now.
-        loads: leases granted so far.
+        leases, locks: the current numbers of values being loaded, and of locks held.
+        waiting: the current number of callers that wait for a lease or a lock.
+        loads: leases granted.
         namespaces: the most used namespaces, by their path of names; ``()`` is the root.
-        latencies: by the node's method, from the complete request to the reply.
+        latencies: the durations of calls, by the node's method.
     """
 
     hits: int = 0
@@ -132,7 +132,7 @@ class Totals:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits to all reads; NaN without any."""
+        """Share of the reads that were hits, 0 to 1; NaN if there were no reads."""
         return _ratio(self.hits, self.misses)
 
     def as_dict(self) -> dict[str, Any]:

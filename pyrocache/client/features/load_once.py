@@ -45,19 +45,19 @@ caller is loading. `ALWAYS`: in any case."""
 
 _NEVER = Event()
 _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
-"""What the factories that are running here load, by backend and key."""
+"""The values that factories running in this context are loading: the id of the backend, and the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a value is loaded and kept.
+    """Settings for loading and keeping a value. Durations are in seconds.
 
     Attributes:
-        ttl_seconds: its time to live; None for no expiry.
-        stale_seconds: how long after its expiry it is still returned while a new one is loaded.
+        ttl_seconds: time to live of the value; None for no expiry.
+        stale_seconds: how long after its expiry the value is still returned while a new one is loaded.
         early: XFetch's beta; 0 for no early refresh.
         wait_seconds: how long to wait for another loader; None for no limit.
-        lease_seconds: how long a loader may take before somebody else loads.
+        lease_seconds: how long a loader may take before another caller loads.
     """
 
     ttl_seconds: float | None = None
@@ -70,7 +70,7 @@ class LoadOptions:
 def load_options(
     ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
 ) -> LoadOptions:
-    """Return the options that a user gave. Raises `TypeError` or `ValueError` if one is not valid."""
+    """Return the options from a user's arguments. Raises `TypeError` or `ValueError` if one is not valid."""
     check_number(early, "early")
     ttl, stale = ttl_to_seconds(ttl_seconds), to_seconds(stale_seconds, "stale_seconds")
     wait, lease = wait_to_seconds(wait_seconds), to_seconds(lease_seconds, "lease_seconds", zero=False)
@@ -81,12 +81,13 @@ class Load(NamedTuple, Generic[_T]):
     """A value to return, or to load.
 
     Attributes:
-        context, key: the client's, and the canonical key.
+        context: the client's.
+        key: canonical bytes.
         factory: makes the value.
-        options: how it is loaded and kept.
-        tags: makes its encoded tags; called if it is to be loaded.
-        keep: whether a value that was loaded is to be stored.
-        refresh: when to load although there is a value.
+        options: settings for loading and keeping it.
+        tags: makes its encoded tags; called only if the value is loaded.
+        keep: called with a loaded value; whether to store it. None stores every value.
+        refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
     """
 
     context: ClientContext
@@ -107,16 +108,16 @@ class LoadTask:
             task.loaded(load.tags(), load.factory())
         return task.settle()
 
-    An exception of the factory leaves the block silently, and `settle` raises it once the lease has ended. Any other
-    exception, as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
+    The block suppresses an exception of the factory; `settle` raises it once the lease has ended. Any other exception,
+    such as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
 
     Args:
-        load: the value.
-        pinned: the connection that the lease was granted on; None for no lease: the value is not stored.
-        token: of the lease.
+        load: the value to load.
+        pinned: the connection that the lease was granted on; None for no lease, so that the value is not stored.
+        token: the number of the lease.
 
     Attributes:
-        live: the value that exists, if this is an early refresh of it.
+        live: the existing value, if this is an early refresh of it; else `MISSING`.
     """
 
     def __init__(self, load: Load[Any], pinned: Pinned = None, token: int = 0) -> None:
@@ -143,16 +144,16 @@ class LoadTask:
         return False
 
     def loaded(self, tags: list[bytes] | None, value: Any) -> None:
-        """Take what the factory returned and its encoded tags. It is stored unless ``keep`` returns false for it."""
+        """Set the loaded value and its encoded tags. `settle` stores it unless ``keep`` returns false for it."""
         self._load_seconds = time.monotonic() - self._started_at
         self._tags = tags
         self._value = value
         self._keep = self._load.keep is None or bool(self._load.keep(value))
 
     def settle(self) -> Any:
-        """Store what was loaded, or end the lease without. Return the value, or raise what the factory raised.
+        """Store the loaded value, or end the lease. Return the value, or raise the factory's exception.
 
-        A value that is outdated by now is not stored, nor one whose node is unreachable; it is returned all the same.
+        If the value is outdated by now, or its node is unreachable, it is returned but not stored.
 
         Raises:
             SerializationError, ValueTooLarge: the value cannot be stored; the next caller loads.
@@ -171,7 +172,7 @@ class LoadTask:
             del error  # or this frame and its traceback would keep each other alive
 
     def drop(self) -> None:
-        """End the lease without waiting, by closing its connection."""
+        """End the lease by closing its connection, without waiting for the node."""
         if self._pinned is not None:
             self._pinned.drop()
 
@@ -200,20 +201,20 @@ class LoadTask:
             self._pinned.release()
 
     def _abandon(self) -> None:
-        """End the lease; the next caller loads at once."""
+        """End the lease without storing a value, so that the next caller loads immediately."""
         if self._pinned is not None and not self._pinned.closed:
             self._backend.abandon(self._load.key, self._token, self._pinned)
 
 
 class Found(NamedTuple):
-    """What `find` found: a value, or the task of loading it."""
+    """The result of `find`: a value, or the task of loading it."""
 
     value: Any
     task: LoadTask | None = None
 
 
 def get_or_set(load: Load[_T]) -> _T:
-    """Return the value, loaded if need be; see `PyroCacheClient.get_or_set`."""
+    """Return the value, and load it if there is none; see `PyroCacheClient.get_or_set`."""
     value, task = find(load, load.options.wait_seconds)
     if task is not None:
         with task:
@@ -223,10 +224,11 @@ def get_or_set(load: Load[_T]) -> _T:
 
 
 def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER) -> Found:
-    """Return the value, after waiting for another loader if there is one; or the task of loading it.
+    """Return the value, or the task of loading it. Wait for another loader if there is one.
 
     Args:
-        cancelled: ends the wait between two requests, as if its time were over.
+        wait_seconds: how long to wait for another loader; None for no limit.
+        cancelled: when set, the wait ends before the next request, as if its time were over.
 
     Raises:
         WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
@@ -244,14 +246,14 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
 
 
 def _find(load: Load[Any]) -> Found | None:
-    """Return the value; None: no value."""
+    """Return the value; None if there is none."""
     context = load.context
     frame = context.backend.get(load.key, context.deadline())
     return None if frame is None else Found(context.decode(load.key, frame))
 
 
 def _find_or_refresh_early(load: Load[Any]) -> Found | None:
-    """Return the value, or the task of refreshing it if that is due and no other caller does; None: no value."""
+    """Return the value, or the task of an early refresh if one is due and no other caller loads; None if no value."""
     context = load.context
     answer = context.backend.get_with_times(load.key, context.deadline())
     if answer is None:
@@ -272,8 +274,9 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
 def refresh_is_due(
     early: float, remaining: Seconds, load_seconds: Seconds, dice: Callable[[], float] = random.random
 ) -> bool:
-    """Return whether this caller is to refresh a value that expires in ``remaining`` seconds.
+    """Return whether this caller is to refresh a value that expires in ``remaining`` seconds (None: never).
 
+    ``load_seconds`` is the time that loading the value took. Implements XFetch:
     Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
     """
     if not early or remaining is None or not load_seconds:
@@ -282,7 +285,7 @@ def refresh_is_due(
 
 
 def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
-    """Ask the node for the lease, until it grants it or there is a value. Raises as `find`."""
+    """Request the lease until the node grants it or has a value. Raises as `find`."""
     context, key, refresh = load.context, load.key, load.refresh
     recursive = (id(context.backend), key) in _loading.get()
 
@@ -302,7 +305,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                     raise RemoteError("A node answered lease with an invalid reply.")
             if recursive or (wait.crowded and _loading.get()):
                 return Found(None, LoadTask(load))
-            # If the node could not be asked, see whether the value is there.
+            # No request was sent, so look whether another caller has loaded the value meanwhile.
             if wait.pinned is None and not refresh and (found := _find(load)) is not None:
                 return found
             if wait.is_over() or cancelled.is_set():
@@ -312,7 +315,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
 
 
 def still_loading(wait_seconds: float | None) -> WaitTimeout:
-    """Return the error of a caller that waited in vain for another loader."""
+    """Return the error of a caller whose wait for another loader has ended without a value."""
     if wait_seconds is None:
         return WaitTimeout("get_or_set was cancelled while another caller was loading the value.")
     return WaitTimeout(

@@ -48,15 +48,16 @@ _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock 
 
 
 class Grant:
-    """A lock that is held, or was.
+    """One grant of a lock to a thread, held or over.
 
     Attributes:
         backend: the client's.
-        name, token: of the lock, and the grant's number.
+        name: the lock's canonical bytes.
+        token: the fencing token.
         ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
         good_until: when the node may grant the lock to another holder, unless it is renewed (monotonic seconds).
-        renew_at: when to renew it.
-        over: it was released, or lost.
+        renew_at: when to renew it (monotonic seconds).
+        over: whether it was released or lost.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Grant:
         self.renewed(time.monotonic())
 
     def renewed(self, at: float) -> None:
-        """Begin the time to live again."""
+        """Restart the time to live at ``at`` (monotonic seconds)."""
         self.good_until = at + self.ttl_seconds
         self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
@@ -83,20 +84,20 @@ class Grant:
 
     @property
     def held(self) -> bool:
-        """Whether nobody else can hold the lock, as far as this process knows."""
+        """Whether no other caller can hold the lock, as far as this process knows."""
         if self.over or self.inherited or time.monotonic() >= self.good_until:
             return False
         return not any(pinned.closed for pinned in tuple(self._idle))
 
     def take(self) -> PinnedConnection | None:
-        """Take the connection, to use it alone; None while another thread does."""
+        """Take the connection for exclusive use; None while another thread uses it."""
         try:
             return self._idle.pop()
         except IndexError:
             return None
 
     def put_back(self, pinned: PinnedConnection, *, lost: bool) -> None:
-        """Put the connection back after a renewal."""
+        """Put the connection back after a renewal; ``lost``: the lock is not held any more."""
         if lost:
             self.over = True
         self._idle.append(pinned)
@@ -105,7 +106,7 @@ class Grant:
 
 
 class _OfThread(threading.local):
-    """What a thread holds of one `Lock`. Not by the thread's identifier, which a later thread may have again."""
+    """The grant of each thread for one `Lock`. Identifiers of threads are reused, so they cannot be its keys."""
 
     grant: Grant | None = None
 
@@ -113,13 +114,13 @@ class _OfThread(threading.local):
 class Lock:
     """A lock or a semaphore: ``with cache.lock("report"): ...``.
 
-    Any number of threads may use one object; each acquires for itself. Making one costs nothing. It is not reentrant.
+    Any number of threads may use one object; each acquires for itself. Creating one sends nothing. It is not reentrant.
 
     Args:
         context: the client's.
-        name: any key; a lock and an entry of the same name have nothing to do with each other.
-        limit: how many may hold it at once.
-        ttl_seconds: how long it stays with a holder that does not renew it.
+        name: any key; a lock and an entry of the same name are independent.
+        limit: the number of permits: 1 for a lock, more for a semaphore.
+        ttl_seconds: how long the node keeps it for a holder that does not renew it; seconds or a timedelta.
         wait_seconds: how long `acquire` waits; None for no limit.
     """
 
@@ -140,10 +141,10 @@ class Lock:
 
     @property
     def token(self) -> int | None:
-        """The number of this thread's grant, larger than that of any earlier grant; None if it holds none.
+        """The fencing token of this thread's grant, larger than that of any earlier grant; None if it holds none.
 
-        What the lock protects can refuse a holder whose number is smaller than one it has seen. Nothing else protects
-        it from a holder that was stopped for longer than its time to live and does not know.
+        The protected resource can refuse a holder whose token is smaller than one that it has seen. Nothing else
+        protects it from a holder that was suspended for longer than the time to live and has not noticed.
         """
         grant = self._of_thread.grant
         return grant.token if grant is not None and self.held else None
@@ -158,11 +159,11 @@ class Lock:
         """Acquire the lock, waiting if another holder has it, and return its token.
 
         Args:
-            wait_seconds: instead of the lock's own; 0 does not wait.
+            wait_seconds: overrides the lock's own; None for no limit, 0 for not at all.
 
         Raises:
-            LockTimeout: others held it all the time.
-            NodeUnavailable: the lock's node is unreachable, whatever ``on_error`` says.
+            LockTimeout: other callers held it all the time, or this client has too many pinned connections to its node.
+            NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
             RuntimeError: this thread holds it already.
         """
         before = self._of_thread.grant
@@ -196,10 +197,10 @@ class Lock:
             return Grant(backend, self._key, token, self._ttl_seconds, wait.take())
 
     def release(self) -> None:
-        """Release what this thread holds.
+        """Release the lock that this thread holds.
 
         Raises:
-            LockLost: it was lost before this; another holder may have done its work meanwhile.
+            LockLost: it was lost before; another caller may have held it meanwhile.
             RuntimeError: this thread has not acquired it.
         """
         grant = self._of_thread.grant
@@ -209,9 +210,9 @@ class Lock:
             )
         self._of_thread.grant = None
         was_over = grant.over or grant.inherited
-        # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over
-        # after that: the renewing thread closes the connection of one that is over, and if it did so before the node
-        # knows of the release, the lock would seem to have been lost.
+        # If the renewing thread is using the connection, the release goes over another one. `over` is set afterwards:
+        # the renewing thread closes the connection of a grant that is over. If it did so before the node has received
+        # the release, the node would end the grant first and answer that the lock was lost.
         pinned, deadline = grant.take(), self._context.deadline()
         released = not was_over and self._context.backend.release(grant.name, grant.token, deadline, pinned)
         grant.over = True
@@ -229,7 +230,7 @@ class Lock:
         try:
             self.release()
         except PyroCacheError:
-            if kind is None:  # what the body raised says more
+            if kind is None:  # the exception of the body is more informative
                 raise
 
     def __repr__(self) -> str:
@@ -251,7 +252,7 @@ class _Renewer:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: in a forked child the thread does not exist, and the locks are the parent's."""
+        """Forget all grants: in a forked child the thread does not exist, and the parent holds the locks."""
         for descriptor in self._pipe or ():
             os.close(descriptor)
         self._lock = threading.Lock()  # guards: all that follows
@@ -260,7 +261,7 @@ class _Renewer:
         self._pipe = None  # wakes it before that; None: there is no thread
 
     def watch(self, grant: Grant) -> None:
-        """Renew a grant until it is over or collected."""
+        """Renew a grant until it is over or collected. Starts the thread if there is none."""
         with self._lock:
             self._grants.add(grant)
             if self._pipe is None:
@@ -272,7 +273,7 @@ class _Renewer:
                 os.write(self._pipe[1], b"\0")
 
     def _live(self) -> list[Grant]:
-        """Return the grants to renew. The caller holds the lock."""
+        """Return the grants to renew. The caller holds ``_lock``."""
         return [grant for grant in self._grants if not grant.over]
 
     def _run(self, receiver: int) -> None:
@@ -293,7 +294,7 @@ class _Renewer:
             return True
 
     def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
-        """Send the renewals that are due, and note when the next one is."""
+        """Send the renewals that are due, and set the time of the next one."""
         now = time.monotonic()
         with self._lock:
             grants = self._live()
@@ -309,7 +310,7 @@ class _Renewer:
 
 
 _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
-"""A renewal that was sent: of which grant, over its connection, and when (monotonic seconds)."""
+"""A renewal that was sent: the grant, its connection, and the time of sending (monotonic seconds)."""
 
 
 def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:

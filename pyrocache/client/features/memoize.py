@@ -40,7 +40,7 @@ Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 
 
 class _Plan:
-    """Makes the keys of the calls of one function."""
+    """The keys of one function's calls, and the loads and removals of their results."""
 
     def __init__(self, function: Callable[..., Any], settings: Memoizer) -> None:
         self.function = function
@@ -58,7 +58,7 @@ class _Plan:
         self._required = self._defaults.count(inspect.Parameter.empty)
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the key of a call, as `PyroCacheClient.get` and the others take it."""
+        """Return the key of a call, as the methods of `PyroCacheClient` take it."""
         key = self.settings.key
         if key is not None:
             bound = self._bind(arguments, named)
@@ -90,7 +90,7 @@ class _Plan:
             raise
 
     def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Load[Any]:
-        """Return the value of a call, for `get_or_set`."""
+        """Return the `Load` of a call's result, for `get_or_set`."""
         settings = self.settings
 
         def tags() -> list[bytes] | None:
@@ -104,7 +104,7 @@ class _Plan:
         return Load(settings.context, key, factory, settings.options, tags, settings.cache_if, refresh)
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Remove the result of a call; return whether there was one."""
+        """Remove the result of a call. Return whether there was one."""
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
@@ -112,7 +112,7 @@ class _Plan:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
-        """Return the arguments with defaults: the same for the same call, however it is written."""
+        """Return the arguments with defaults, independent of how they are passed. Raises `TypeError` as a call does."""
         bound = self._signature.bind(*arguments, **named)
         bound.apply_defaults()
         return bound
@@ -128,30 +128,30 @@ class _Plan:
 
 
 class Memoized(Generic[_P, _R, _B]):
-    """A function whose results are cached: it has the function's name, signature and documentation.
+    """A function whose results are cached. It has the function's name, signature and documentation.
 
-    A call of it returns ``_R``, and one of `invalidate` ``_B``: a bool, or a coroutine that returns one.
+    Calling it returns ``_R``. `invalidate` returns ``_B``: a bool, or a coroutine that returns one.
     """
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         functools.update_wrapper(self, plan.function)
         self._plan = plan
-        self._before: tuple[Any, ...] = ()  # what a method is bound to
-        self._binds = binds  # what an attribute access binds it to: "instance", "class" or "nothing"
+        self._before: tuple[Any, ...] = ()  # the object or class that a method is bound to
+        self._binds = binds  # what an attribute access binds: "instance", "class" or "nothing"
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
     def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Call the function even if its result is cached, and cache the new one; a load under way is discarded."""
+        """Call the function even if its result is cached, and cache the new one. Discards a load in progress."""
         return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
     def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
-        """Return the key of the result for these arguments, as `PyroCacheClient.get` takes it."""
+        """Return the key of the result for these arguments, as the methods of `PyroCacheClient` take it."""
         return self._plan.key((*self._before, *args), kwargs)
 
     def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> _B:
-        """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
+        """Remove the result for these arguments. Return whether there was one. Discards a load in progress."""
         return self._invalidate((*self._before, *args), kwargs)  # type: ignore[no-any-return]
 
     @property
@@ -160,7 +160,7 @@ class Memoized(Generic[_P, _R, _B]):
         return self.__wrapped__  # type: ignore[attr-defined, no-any-return]
 
     def bound(self, thing: Any) -> Self:
-        """Return the same as a method of ``thing``."""
+        """Return a copy that is bound to ``thing``, an object or a class."""
         method = type(self).__new__(type(self))
         original = MethodType(self._plan.function, thing)
         method.__dict__.update(self.__dict__, _before=(thing,), __wrapped__=original)
@@ -173,7 +173,7 @@ class Memoized(Generic[_P, _R, _B]):
         self: Memoized[Concatenate[_S, _Q], _R, _B], instance: _S, owner: type | None = None
     ) -> Memoized[_Q, _R, _B]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """Return what attribute access on a class or an object gives: a method, bound as a function would be."""
+        """Bind to the object or class whose attribute is accessed, as a function does (descriptor protocol)."""
         if self._before or self._binds == "nothing":
             return self
         if self._binds == "class":
@@ -200,7 +200,7 @@ _Async: TypeAlias = Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bo
 
 
 class _AsyncMemoized(_Async[..., Any]):
-    """An ``async def`` function whose results are cached; it is awaited in its caller's event loop."""
+    """An ``async def`` function whose results are cached. It is awaited in the caller's event loop."""
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         super().__init__(plan, binds)
@@ -210,7 +210,7 @@ class _AsyncMemoized(_Async[..., Any]):
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
-        # nothing is done before it is awaited
+        # The key is made here, when the coroutine is awaited, as nothing of a coroutine runs before.
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
@@ -219,16 +219,19 @@ class _AsyncMemoized(_Async[..., Any]):
 
 @dataclass(frozen=True, slots=True)
 class Memoizer:
-    """The decorator that ``@cache.memoize(...)`` makes.
+    """The decorator that ``@cache.memoize(...)`` returns.
 
     Attributes:
         context: the client's.
-        options: how results are loaded and kept.
-        key: called with the arguments; what it returns stands for them in the key.
-        ignore: names of arguments to leave out of the key.
-        cache_if: called with a result; whether to cache it.
-        typed: whether arguments that are equal but of different types make different keys.
-        tags: of the results; or a function of the arguments that returns them.
+        options: settings for loading and keeping results.
+        key: called with the arguments; its result replaces them in the key.
+        ignore: names of arguments that are not part of the key.
+        cache_if: called with a result; whether to store it.
+        typed: whether equal arguments of different types make different keys.
+        tags: the tags of the results, or a function of the arguments that returns them.
+
+    Raises:
+        TypeError, ValueError: an attribute is not valid.
     """
 
     context: ClientContext
@@ -271,7 +274,7 @@ class Memoizer:
 
 
 def identity(function: Callable[..., Any]) -> str:
-    """Return a name for a function that is the same in every process and no other function's."""
+    """Return a unique name for a function that is the same in every process."""
     # A child of multiprocessing knows the script of its parent as __mp_main__.
     module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
     name = f"{module}.{function.__qualname__}"

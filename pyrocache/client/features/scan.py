@@ -44,7 +44,7 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
-    """Remove some entry and return it. Raises `KeyError` when there is none."""
+    """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
     for page in _pages(context, batch=16):
         for encoded in page:
             try:
@@ -80,7 +80,11 @@ class Values(ValuesView[Any]):
 
 
 def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[list[bytes]]:
-    """Return pages of encoded keys. Checks the arguments now, not when the first page is asked for."""
+    """Return an iterator over pages of encoded keys. Checks the arguments before the first page is requested.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
+    """
     if isinstance(batch, bool) or not isinstance(batch, int):
         raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
     if not 1 <= batch <= MAX_BATCH:
@@ -89,7 +93,7 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
         return _walk(context, context.prefix, batch)
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
-        if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass need not be
+        if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
             return _walk(context, encoded, batch)
     kind = type(prefix).__name__
     raise TypeError(f"scan takes the beginning of a text or of a tuple as a prefix, not {kind}.")
@@ -115,7 +119,7 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
 
 
 def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
-    """Return entries of the first ``keys``, each with its frame, and the keys that are still to be asked about."""
+    """Return entries of some ``keys``, each with its frame, and the keys that are still to be requested."""
     found: dict[int, Any] = {}
     failures: set[PyroCacheError] = set()
     unknown = set(range(len(keys)))

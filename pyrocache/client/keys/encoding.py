@@ -103,7 +103,7 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
 
 
 def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
-    """Return what `encode_key` makes of each key. Faster than one by one if all are str."""
+    """Return the canonical bytes of each key. Faster than `encode_key` for each if all are str. Raises as it does."""
     if set(map(type, keys)) <= {str}:
         texts: Any = keys
         try:
@@ -116,10 +116,10 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
 
 
 def decode_key(data: bytes) -> object:
-    """Return the key in bytes that `encode_key` made, whatever its namespace.
+    """Return the key in bytes from `encode_key`, whatever its namespace.
 
     Raises:
-        InvalidKey: other bytes, or a class of the key cannot be imported here.
+        InvalidKey: the bytes are not canonical, or a class of the key cannot be imported here.
     """
     if len(data) > MAX_KEY_BYTES:
         raise InvalidKey(f"{len(data)} bytes are more than a key has")
@@ -164,14 +164,17 @@ def _encode_pickled(key: Any) -> bytes:
 
 
 def _encode_part(part: Any) -> bytes | None:
-    """Return the bytes of a part of a pickled key; None if it is to be pickled too."""
+    """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
     cls: Any = type(part)
     encoder = _ENCODERS.get(cls) or _encoder_of(cls)
     return None if encoder is _encode_pickled else encoder(part)
 
 
 def _nest_all(keys: Iterable[Any]) -> list[bytes]:
-    """Return each key nested. Stop as soon as they are too large, since shared parts can multiply."""
+    """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
+
+    A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+    """
     room = MAX_KEY_BYTES
     parts = []
     for key in keys:

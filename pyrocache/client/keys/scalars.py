@@ -38,10 +38,12 @@ _WINDOWS = WindowsPath if os.name == "nt" else PureWindowsPath
 
 
 def encode_int(key: int) -> bytes:
+    """Encode an int: type byte and minimal two's complement."""
     return b"i" + int_bytes(key)
 
 
 def encode_float(key: float) -> bytes:
+    """Encode a float; an integral value as an int. Raises `InvalidKey` for NaN."""
     if key.is_integer():
         return encode_int(int(key))
     if key != key:
@@ -77,6 +79,7 @@ def _encode_decimal(key: Decimal) -> bytes:
 
 
 def encode_complex(key: complex) -> bytes:
+    """Encode a complex number; one without imaginary part as a float. Raises `InvalidKey` for NaN."""
     if key.imag == 0:
         return encode_float(key.real)
     return b"c" + nest(encode_float(key.real)) + nest(encode_float(key.imag))
@@ -86,12 +89,14 @@ def encode_complex(key: complex) -> bytes:
 
 
 def encode_str(key: str) -> bytes:
+    """Encode a text. Raises `KeyTooLarge`."""
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"s" + key.encode("utf-8", "surrogatepass")
 
 
 def encode_bytes(key: bytes | bytearray) -> bytes:
+    """Encode bytes. Raises `KeyTooLarge`."""
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"b" + key
@@ -109,7 +114,7 @@ def _delta(payload: bytes) -> timedelta:
 
 
 def encode_datetime(key: datetime) -> bytes | None:
-    """Encode a datetime; None in a gap or a fold of its zone, where it equals none of another zone (PEP 495)."""
+    """Encode a datetime; None in a gap or fold of its zone, where it equals no datetime of another zone (PEP 495)."""
     first = key.replace(fold=0)
     wall = _microseconds(first.replace(tzinfo=None) - datetime.min)
     offset = first.utcoffset()
@@ -121,7 +126,7 @@ def encode_datetime(key: datetime) -> bytes | None:
 
 
 def _decode_aware_datetime(payload: bytes) -> datetime:
-    """Return the datetime in UTC; outside years 1 to 9999, in a zone where it is the first or last instant."""
+    """Return the datetime in UTC; outside years 1 to 9999, in a zone where it is the first or last datetime."""
     moment = read_int(payload)
     nearest = min(max(moment, 0), _microseconds(datetime.max - datetime.min))
     zone = timezone(timedelta(microseconds=nearest - moment))
@@ -162,7 +167,7 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
     PurePosixPath: lambda key: b"p" + utf8(str(key)),
     PureWindowsPath: lambda key: b"w" + utf8(str(key).lower()),
 }
-"""By exact type. Datetimes are not among them because some of them are pickled."""
+"""By exact type. Datetimes are not among them, because some of them are pickled."""
 
 DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"N": lambda payload: None,
@@ -180,10 +185,10 @@ DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"p": lambda payload: _POSIX(read_text(payload)),
     b"w": lambda payload: _WINDOWS(read_text(payload)),
 }
-"""By tag: the function that makes a key of a payload."""
+"""By type byte: the function that makes a key from a payload."""
 
 BUILDERS: dict[bytes, Callable[..., object]] = {
     b"r": Fraction,
     b"c": lambda real, imaginary: complex(float(real), float(imaginary)),
 }
-"""By tag: the function of a payload's decoded keys that makes a key."""
+"""By type byte: the function that makes a key from the decoded keys of a payload."""

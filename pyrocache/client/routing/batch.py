@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     Attributes:
         command: a command of scope `Scope.KEYS`.
         keys: canonical bytes.
-        values: the value frame of each key; None for no values.
+        values: the value frame of each key; None if the command takes no values.
         arguments: the arguments after keys and values.
     """
 
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     arguments: tuple[Any, ...] = ()
 
     def columns(self, chunk: Sequence[int]) -> list[list[Any]]:
-        """Return the keys at these indices, and their values."""
+        """Return the keys at these indices and, if there are values, their values."""
         columns = (self.keys,) if self.values is None else (self.keys, self.values)
         if len(chunk) == len(self.keys):
             return [list(column) for column in columns]
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
     def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> Sequence[int]:
         """Return the indices that a reply covers.
 
-        A number covers the whole chunk, a list its first keys: as many as it has items.
+        A number covers the whole chunk. A list covers the first keys of the chunk, as many as it has items.
 
         Raises:
             RemoteError: the reply is of another type, empty or too long.
@@ -102,7 +102,7 @@ class Round:
     Attributes:
         requests: the requests made so far.
         chunks: the indices that each request covers.
-        left: for each owner the chunks that are still to be sent, the next one last.
+        left: by owner, the chunks that are still to be sent, the next one last.
     """
 
     __slots__ = ("_batch", "_view", "chunks", "left", "requests")

@@ -49,10 +49,10 @@ class Retry(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Query the name server, pause, then send the request again to the node that owns the key by then.
+    """Query the name server, pause, then send the request again, to the node that owns the key by then.
 
     Attributes:
-        after: seconds to pause at most.
+        after: seconds to pause, at most.
         unless_moved: pause only if this node is still at its address.
         members: the nodes as listed by the node that refused, used if the name server does not answer.
     """
@@ -66,7 +66,7 @@ class Attempts:
     """The failures of one call so far.
 
     Attributes:
-        rounds: how many times requests were repeated.
+        rounds: the number of times that requests were repeated.
         unreachable_since: by node, when it was first found unreachable.
         errors: by name of the node, the last error that was not final.
     """
@@ -82,7 +82,7 @@ class Attempts:
 def decide(
     attempts: Attempts, request: Request, problem: Problem, now: float, remaining: float, looked_up_at: float
 ) -> Retry | LookUp | PyroCacheError:
-    """Return the action after a problem, or the error to report. Records the problem in ``attempts``.
+    """Return the action after a failure, or the error to raise. Records the failure in ``attempts``.
 
     Args:
         now: seconds of the same clock as ``looked_up_at``.
@@ -111,7 +111,7 @@ def decide(
 
 
 def error_of(request: Request, problem: Problem) -> PyroCacheError:
-    """Return the exception that tells the user why a request failed."""
+    """Return the exception to raise for a failed request."""
     if isinstance(problem, Unavailable):
         return problem.error
     refusal = problem.refusal

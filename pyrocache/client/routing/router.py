@@ -48,11 +48,12 @@ class Router:
         max_pinned: the most additional connections to one node, for calls that may wait for another caller, and for
             grants that end with their connection.
         transport: whether nodes on this host are reached over their Unix sockets.
-        sleep, jitter: pauses for a number of seconds; returns a random number from 0 to 1.
+        sleep: pauses for a number of seconds.
+        jitter: returns a random number from 0 to 1.
         clock: monotonic seconds.
 
     Attributes:
-        views: the view of the cluster.
+        views: the cluster view and its updates.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Router:
 
         Args:
             arguments: the arguments after the view and the key.
-            largest: bytes of the largest value among them.
+            largest: bytes of the largest value among the arguments.
 
         Raises:
             NodeUnavailable: the node does not answer; `Overloaded` if it is at a limit.
@@ -114,9 +115,9 @@ class Router:
         *,
         may_wait: bool = True,
     ) -> PinnedConnection | None:
-        """Send a command whose effect ends with its connection to the owner of ``key``; return the connection.
+        """Send a command whose effect ends with its connection to the owner of ``key``. Return the connection.
 
-        The connection holds the answer. Safe to retry: closing the connection undoes the effect.
+        The connection has the answer. Safe to retry, because closing the connection undoes the effect.
 
         Args:
             pinned: from an earlier call, to reuse if it is to the same node; the caller must not use it any more.
@@ -144,7 +145,7 @@ class Router:
     def batch(
         self, batch: Batch, deadline: Deadline, *, one_reply: bool = False
     ) -> Iterator[tuple[Sequence[int], Any | PyroCacheError]]:
-        """Send a command about many keys to their owners, in as many messages as it takes.
+        """Send a command about many keys to their owners, in as many messages as needed.
 
         Each owner gets a message before the first reply is read, and its next message as soon as it has answered: no
         node waits for another. A message with a value that is too large for its node is halved until that value is
@@ -188,9 +189,12 @@ class Router:
     def broadcast(
         self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> list[tuple[Member, Any]]:
-        """Send a command to every node, and return each with its result or its `NodeUnavailable`.
+        """Send a command to every node. Return each node with its result or its `NodeUnavailable`.
 
-        A node that leaves meanwhile is omitted; its entries are lost with it.
+        A node that leaves meanwhile is omitted, because its entries are lost.
+
+        Raises:
+            RemoteError: a node refused the request.
         """
         members = self.views.fresh(deadline).members
         answers: dict[str, tuple[Member, Any]] = {}
@@ -210,7 +214,7 @@ class Router:
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
         """Return the view that all answering nodes use at this moment, and the errors of the other nodes.
 
-        So each reachable key is at its owner by this view, and at no other node.
+        Thus each reachable key is at its owner by this view, and at no other node.
         """
         attempts = Attempts()
         while True:
@@ -254,7 +258,7 @@ class Router:
         self._pinning.close()
 
     def reset_after_fork(self) -> None:
-        """Make this usable in a child process, which must not touch its parent's connections or locks."""
+        """Replace connections and locks in a forked child, which must not use those of its parent."""
         self._connections.abandon()
         self._pinning.abandon()
         self._connect(self._membership.view)
@@ -287,7 +291,7 @@ class Router:
             self._perform(attempts, again, deadline)
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
-        """Return when the request is to be repeated; otherwise raise the error for the user."""
+        """Return when it is time to repeat the request. Raise the error if it is not to be repeated."""
         action = self._decide(attempts, request, problem, deadline)
         if isinstance(action, PyroCacheError):
             raise action from None
@@ -300,7 +304,7 @@ class Router:
         return decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
-        """Pause, after a query of the name server if needed, before a request is repeated."""
+        """Query the name server if needed, then pause before a request is repeated."""
         attempts.rounds += 1
         if isinstance(action, LookUp):
             self.views.after_failure(deadline, action.members)

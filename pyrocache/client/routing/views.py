@@ -86,7 +86,7 @@ class Views:
             self._membership.view = view
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
-        """Query the name server for a part of the deadline only: the request itself comes after it."""
+        """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""
         try:
             self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
         except NameServerUnavailable:
