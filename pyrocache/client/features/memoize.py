@@ -55,7 +55,8 @@ class _Plan:
             raise ValueError(f"memoize is to ignore {unknown[0]!r}, which is no argument of {self.name}.")
         self._simple = kinds <= _POSITIONAL and not settings.ignore and not settings.typed
         self._defaults = tuple(parameter.default for parameter in parameters.values())
-        self._required = self._defaults.count(inspect.Parameter.empty)
+        # By identity: a default such as an array may have an ``==`` that returns no bool.
+        self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Return the key of a call, as the methods of `PyroCacheClient` take it."""
