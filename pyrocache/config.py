@@ -102,7 +102,7 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def _is_host(host: str) -> bool:
-    labels = host.rstrip(".").split(".")
+    labels = host.rstrip(".").split(".")  # a fully qualified name may end with a dot
     return _ip_address(host) is not None or (len(host) <= 253 and all(map(_LABEL.fullmatch, labels)))
 
 
@@ -154,7 +154,7 @@ def check_seconds(what: str, seconds: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)  # a bool is an int
 
 
 def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
@@ -175,8 +175,9 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
         raise TypeError(
             f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
         )
-    if not ttl_seconds > 0:
+    if not ttl_seconds > 0:  # also true for NaN
         raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+    # Infinity means no expiry, and so does an int that no float can hold.
     return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
 
 

@@ -76,20 +76,22 @@ class LocalCluster:
             raise ConfigurationError("There is one copy of each entry for now: replicas must be 1.")
         self._settings: dict[str, Any] = {"max_memory": parse_size(max_memory), "eviction": eviction}
         NodeConfig(**self._settings)  # raises before any process is started
+        # By id and not in a WeakSet, because a client is a mapping and not hashable.
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
         starting: list[ChildProcess] = []
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
+            # All are started before the first is waited for, so that they start in parallel.
             for _ in range(nodes):
                 starting.append(self._start_node())
             started = [self._started(process) for process in starting]
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no process may be left
             for process in (*starting, self._nameserver_process):
                 process.kill()
             raise
-        self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))
+        self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))  # 9 before 10
 
     def client(self, **options: Any) -> PyroCacheClient:
         """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`."""
@@ -157,13 +159,14 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Close the clients and end all processes. A second call does nothing."""
-        for client in list(self._clients.values()):
+        for client in list(self._clients.values()):  # a copy: the dictionary shrinks when one is collected
             client.close()
         self._clients.clear()
         for node in self.nodes:
             node._process.terminate()
         for node in self.nodes:
             node._process.wait()
+        # Last, because the nodes unregister there.
         self._nameserver_process.terminate()
         self._nameserver_process.wait()
 

@@ -91,7 +91,7 @@ class Stage:
 
     def print(self, text: str | Text = "") -> None:
         """Show a line."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)  # or rich breaks lines at column 80 of a pipe
 
     def bar(self, node: str, entries: int, share: float, largest: int) -> None:
         """Show a node's entries as a bar, relative to the ``largest`` number of entries of a node."""
@@ -127,7 +127,7 @@ def _play_single_keys(stage: Stage, cache: PyroCacheClient, ttl: float) -> None:
 
     step(f"set user:123 {alice}", "user:123", cache.set("user:123", alice), True)
     answer = cache.set("product:abc", laptop, ttl_seconds=ttl)
-    expired_at = time.monotonic() + ttl
+    expired_at = time.monotonic() + ttl  # at the latest: the node began to count earlier
     step(f"set product:abc {laptop} ttl={ttl:g}s", "product:abc", answer, True)
     step("get user:123", "user:123", cache.get("user:123"), alice)
     step("get product:abc", "product:abc", cache.get("product:abc"), laptop)
@@ -214,6 +214,7 @@ def _entries(cache: PyroCacheClient) -> dict[str, int]:
 
 # In the client processes -----------------------------------------------------------------------------------
 
+# A global variable, because a pool's functions get only their arguments.
 _client: PyroCacheClient
 
 
@@ -230,7 +231,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread only
 
 
 def _set_key(number: int) -> bool:

@@ -38,7 +38,7 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
             return 1
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory)
-        print("ready", flush=True)
+        print("ready", flush=True)  # for scripts that wait for this line
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             if all(node.gave_up for node in nodes):
@@ -57,6 +57,7 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
 
     begin = len(nodes)
     for _ in range(count):
+        # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
         nodes.append(Supervisor("a node", start, renamable=config.name is None))
     for node in nodes[begin:]:
         try:
@@ -79,6 +80,7 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
 
     def start(_: str | None) -> ChildProcess:
         nonlocal first
+        # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
@@ -87,6 +89,7 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         nameservers[0].wait_until_ready()
     except PyroCacheError:
         nameservers.pop().join()
+        # The name server of the other command may still be starting.
         for _ in range(10):
             if _answers(config.nameserver):
                 return

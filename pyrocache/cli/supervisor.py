@@ -78,7 +78,7 @@ class Supervisor:
 
     def join(self) -> None:
         """Wait until the process has ended; kill it after `_STOP_SECONDS`."""
-        if self._thread.is_alive():
+        if self._thread.is_alive():  # it was not started if the first start failed
             self._thread.join(_STOP_SECONDS + 1.0)
         self._process.wait(_STOP_SECONDS)
 

@@ -61,7 +61,7 @@ def _table(*columns: str) -> Table:
 def _console() -> Console:
     """Return a console that breaks lines on a terminal only."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    return console if console.is_terminal else Console(highlight=False, width=200)  # 80 is assumed otherwise
 
 
 def _duration(seconds: float) -> str:

@@ -36,7 +36,7 @@ from pyrocache.protocol.messages import Pieces
 
 _R = TypeVar("_R", covariant=True)
 
-_ABANDON_SECONDS = 1.0
+_ABANDON_SECONDS = 1.0  # independent of the call's deadline, which may have passed while the factory ran
 
 Frame: TypeAlias = bytes | memoryview
 """The value frame in a reply; a `memoryview` is of memory that no other object uses."""
@@ -78,7 +78,7 @@ class Backend:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._call = router.call
+        self._call = router.call  # bound once: saves attribute look-ups on the path of a get
 
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
@@ -116,6 +116,7 @@ class Backend:
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store an entry if the existing one meets ``condition``, and return whether it was stored."""
+        # A write with a condition is not idempotent: sent again, it would fail because of its own first execution.
         command = commands.PUT if condition is None else commands.PUT_IF
         return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
 
@@ -125,6 +126,7 @@ class Backend:
 
     def incr(self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline) -> Frame:
         """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
+        # Ints may have any size: one that is too large for the node is refused before it is sent.
         return self._call(commands.INCR, key, (delta, default, ttl), deadline, max(len(delta), len(default)))
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
@@ -294,6 +296,7 @@ class Backend:
         if pinned.closed:
             return None
         try:
+            # No view: the grant is at this node, even if another node owns the key by now.
             answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
         except (Refused, Unavailable):
             pinned.drop()

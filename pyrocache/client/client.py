@@ -97,7 +97,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     @classmethod
     def _of(cls, context: ClientContext) -> Self:
         """Return the client of a context, which may have any backend."""
-        client = object.__new__(cls)
+        client = object.__new__(cls)  # `__init__` would create a backend
         client._context = context
         return client
 
@@ -130,6 +130,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node does not accept a value of that size; the old value is kept.
         """
+        # The plain write below is the most frequent one. It does not go through `_put`, which saves function calls.
         if tags is not None or if_version is not None or ttl_seconds is ...:
             condition = None if if_version is None else _version(if_version)
             return self._put(key, value, ttl_on_the_wire(ttl_seconds), condition, tags)
@@ -247,6 +248,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             TypeError: these are not entries. `compute` changes one entry by a function.
         """
+        # A mistaken `compute` or `set_many`: `dict.update` would store the named arguments as entries.
         if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
             raise TypeError(
                 "update stores entries, as dict.update does: to change one by a function there is compute, to store "
@@ -386,6 +388,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 "setdefault takes a value."
             )
         context = self._context
+        # All arguments are checked before the factory can run.
         options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
         return load_once.get_or_set(Load(context, encoded, factory, options, lambda: encoded_tags))
@@ -588,7 +591,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         except TypeError:  # a key that is not hashable, which no other mapping has
             return False
 
-    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # set to None by Python, because there is an __eq__
 
     def __contains__(self, key: object) -> bool:
         return self.contains(key)
@@ -661,7 +664,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return f"<PyroCacheClient {config.nameserver!r}{path}{' closed' if self._context.closed else ''}>"
 
     def __getstate__(self) -> ClientConfig:
-        return self._context.config
+        return self._context.config  # connections and locks do not pickle; a copy connects on its first use
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._context = ClientContext(config, Backend.of(config))

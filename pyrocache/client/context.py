@@ -81,6 +81,7 @@ class ClientContext:
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
         self._root = root
+        # Weak references, so that an unused namespace is collected.
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards: figures
         self.figures = ClientStats()
@@ -103,6 +104,7 @@ class ClientContext:
 
     def close(self) -> None:
         """Make every later call raise `ClientClosed`, also in the namespaces made from this context."""
+        # The backend is replaced, so that calls need not check a flag.
         backend, self.backend = self.backend, _CLOSED
         if self._root and backend is not _CLOSED:
             backend.close()
@@ -162,6 +164,7 @@ class ClientContext:
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
         with self._lock:
+            # Replaced, not changed, so that `stats` reads consistent values without the lock.
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
     def _reset_after_fork(self) -> None:

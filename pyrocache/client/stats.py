@@ -168,6 +168,7 @@ class NodeStats(Totals):
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:
         """Return the statistics in a node's answer. Names that are not known here are ignored."""
+        # A node of another version may send fewer or more statistics.
         known = {one.name: answer[one.name] for one in fields(cls) if one.name in answer}
         namespaces: dict[tuple[str, ...], NamespaceStats] = {}
         for prefix, *figures in known.pop("namespaces", ()):
@@ -218,6 +219,7 @@ class Stats:
         total: dict[str, Any] = {}
         for one in fields(Totals):
             figures = [getattr(node, one.name) for node in nodes.values()]
+            # Only the dicts have no plain default: they have a default_factory.
             total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
         total["uptime_seconds"] = max((node.uptime_seconds for node in nodes.values()), default=0.0)
         return cls(nodes, Totals(**total), client, away)

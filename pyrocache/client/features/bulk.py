@@ -34,6 +34,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
             failures.append((indices, frames))
             continue
         whole = whole and None not in frames
+        # One node has answered for all keys, in their order.
         if len(indices) == len(values):
             values = _decoded(context, encoded, indices, frames, failures)
             continue
@@ -42,6 +43,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
             values[index] = value
     found = zip(asked, values, strict=True)
     complete = whole and not failures
+    # If no key is missing, `dict` builds the result in C.
     results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
     _check(context, "get_many", asked, results, failures)
     return results
@@ -65,6 +67,7 @@ def set_many(
 def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
     """Return what `PyroCacheClient.delete_many` returns."""
     asked = _listed(keys)
+    # A key that is given twice counts once, because its second removal finds nothing.
     encoded = encode_keys(asked, context.prefix)
     return _sum_of(context, "delete_many", asked, context.backend.delete_many(encoded, context.deadline()))
 
@@ -99,6 +102,7 @@ def _decoded(
         return context.codec.decode_many(keys, frames, MISSING)
     except SerializationError:
         values: list[Any] = []
+    # Some frame does not decode. Decode one by one, to keep the other values.
     for index, key, frame in zip(indices, keys, frames, strict=True):
         values.append(MISSING)
         if frame is not None:

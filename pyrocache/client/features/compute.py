@@ -47,11 +47,11 @@ def compute(
         if old is MISSING:
             raise KeyError(key)
         deadline.remaining()
-        begun = deadline.seen_at
+        begun = deadline.seen_at  # the clock reading of the line above
         value = function(old)
         frame = context.codec.encode(encoded, value)
         deadline.remaining()
-        deadline.at += deadline.seen_at - begun
+        deadline.at += deadline.seen_at - begun  # the function's run time does not count
         attempts += 1
         try:
             if context.backend.put(encoded, frame, ttl, condition, None, deadline):
@@ -59,6 +59,7 @@ def compute(
         except NodeUnavailable as error:
             return context.missed(error, value)
         context.count("conflicts")
+        # Report the conflict, which says more than a timeout of the next attempt would.
         if deadline.remaining() <= backoff.longest_next:
             raise Conflict(
                 f"compute failed: other callers changed the entry each of the {attempts} times that this tried to, "

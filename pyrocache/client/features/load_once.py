@@ -43,7 +43,7 @@ IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
 """When to load a value. `IF_MISSING`: if there is none. `UNLESS_LOADING`: also if there is one, except while another
 caller is loading. `ALWAYS`: in any case."""
 
-_NEVER = Event()
+_NEVER = Event()  # never set
 _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
 """The values that factories running in this context are loading: the id of the backend, and the key."""
 
@@ -189,7 +189,7 @@ class LoadTask:
             context.count("misses_on_error")
             log.warning("A value was loaded but not stored: %s", error)
         except Exception:
-            self._abandon()
+            self._abandon()  # or other callers would wait until the lease expires
             if not context.closed:  # if it was closed during the load, the caller gets the value all the same
                 raise
         except BaseException:
@@ -241,6 +241,7 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
                 return found
         return _wait_or_load(load, wait_seconds, cancelled)
     except NodeUnavailable as error:
+        # Either raises, or the value is loaded without a lease.
         load.context.missed(error, None)
         return Found(None, LoadTask(load))
 
@@ -263,6 +264,7 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
     frame, remaining, load_seconds = answer
     found = Found(context.decode(load.key, frame))
     if refresh_is_due(load.options.early, remaining, load_seconds):
+        # The value exists, so a failure to get the lease is not an error of this call.
         with suppress(PyroCacheError):
             task = _wait_or_load(load._replace(refresh=UNLESS_LOADING), 0.0, _NEVER).task
             if task is not None:
@@ -281,7 +283,7 @@ def refresh_is_due(
     """
     if not early or remaining is None or not load_seconds:
         return False
-    return -load_seconds * early * math.log(1.0 - dice()) >= remaining
+    return -load_seconds * early * math.log(1.0 - dice()) >= remaining  # dice() may be 0, but not 1
 
 
 def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
@@ -303,12 +305,14 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                     return Found(context.decode(key, frame))
                 case _:
                     raise RemoteError("A node answered lease with an invalid reply.")
+            # Deadlock otherwise: a factory would wait for its own lease, or for a connection whose user waits for it.
             if recursive or (wait.crowded and _loading.get()):
                 return Found(None, LoadTask(load))
             # No request was sent, so look whether another caller has loaded the value meanwhile.
             if wait.pinned is None and not refresh and (found := _find(load)) is not None:
                 return found
             if wait.is_over() or cancelled.is_set():
+                # Keep the connection open: `wait` would close it because of the exception.
                 wait.release()
                 raise still_loading(wait_seconds)
             wait.pause()

@@ -47,6 +47,7 @@ async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
 
 async def in_thread(function: Callable[[], _T]) -> _T:
     """Run a short function in a thread of the pool and return its result."""
+    # The context has the marks of the factories that are running, by which a recursive load is recognized.
     return await _result_of(_threads.calls.submit(copy_context().run, function))
 
 
@@ -57,6 +58,7 @@ async def _find(load: Load[Any]) -> Found:
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
     while True:
         try:
+            # A call that does not wait comes first. It usually finds the value, or gets the lease.
             return await in_thread(partial(find, load, 0.0))
         except WaitTimeout:
             left = give_up_at - time.monotonic()
@@ -64,13 +66,14 @@ async def _find(load: Load[Any]) -> Found:
                 raise still_loading(wait_seconds) from None
         if _threads.permits.acquire(blocking=False):
             break
+        # All permits for waiting threads are taken, so poll.
         await asyncio.sleep(min(backoff.next_pause(), left))
     cancelled = threading.Event()
     rest = None if wait_seconds is None else left
     try:
         return await _result_of(_threads.start_waiting(partial(find, load, rest, cancelled)))
     except asyncio.CancelledError:
-        cancelled.set()
+        cancelled.set()  # the thread ends after its current request
         raise
 
 
@@ -123,6 +126,7 @@ class _Threads:
                 future.set_result(result)
 
         try:
+            # A daemon: a wait for another loader must not delay the end of the process.
             threading.Thread(target=run, name="pyrocache-wait", daemon=True).start()
         except RuntimeError:  # the system's limit of threads is reached
             permits.release()

@@ -87,12 +87,12 @@ class Grant:
         """Whether no other caller can hold the lock, as far as this process knows."""
         if self.over or self.inherited or time.monotonic() >= self.good_until:
             return False
-        return not any(pinned.closed for pinned in tuple(self._idle))
+        return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
 
     def take(self) -> PinnedConnection | None:
         """Take the connection for exclusive use; None while another thread uses it."""
         try:
-            return self._idle.pop()
+            return self._idle.pop()  # atomic: of two threads, one gets it
         except IndexError:
             return None
 
@@ -132,6 +132,7 @@ class Lock:
         if not 1 <= limit <= 2**20:
             raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
         self._context = context
+        # The kind is part of the key, so a lock and a semaphore of the same name are independent.
         self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
         self._name = name
         self._limit = limit
@@ -175,6 +176,8 @@ class Lock:
         return grant.token
 
     def _granted(self, wait_seconds: float | None) -> Grant:
+        # `ask` uses the backend of the moment, which raises once the context is closed. The grant keeps this one: an
+        # exception would end the thread that renews all locks.
         context, backend = self._context, self._context.backend
 
         def ask(poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
@@ -256,7 +259,7 @@ class _Renewer:
         for descriptor in self._pipe or ():
             os.close(descriptor)
         self._lock = threading.Lock()  # guards: all that follows
-        self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()
+        self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()  # a thread that ends drops its grants
         self._wake_at = math.inf  # when the thread wakes by itself
         self._pipe = None  # wakes it before that; None: there is no thread
 
@@ -270,7 +273,7 @@ class _Renewer:
                 # leave that event's lock held.
                 _thread.start_new_thread(self._run, (self._pipe[0],))
             elif grant.renew_at < self._wake_at:
-                os.write(self._pipe[1], b"\0")
+                os.write(self._pipe[1], b"\0")  # the thread would wake too late by itself
 
     def _live(self) -> list[Grant]:
         """Return the grants to renew. The caller holds ``_lock``."""
@@ -320,17 +323,19 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
         poll.register(descriptor, select.POLLIN)
     wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
     seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))
+    # Rounded up, because poll() with 0 milliseconds would spin until the time has come.
     for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
         if descriptor == receiver:
-            os.read(receiver, 4096)
+            os.read(receiver, 4096)  # the bytes only wake the thread
             continue
         grant, pinned, sent_at = renewals.pop(descriptor)
         lost = not grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
         if not lost:
-            grant.renewed(sent_at)
+            grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
         grant.put_back(pinned, lost=lost)
     now = time.monotonic()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
+        # Lost or released before the node has answered. The node frees the lock when the connection closes.
         if now >= grant.good_until or grant.over:
             del renewals[descriptor]
             pinned.drop()

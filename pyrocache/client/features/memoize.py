@@ -84,6 +84,7 @@ class _Plan:
                 try:
                     encode_key(value, b"")
                 except InvalidKey as cause:
+                    # The same type, because `KeyTooLarge` differs from other invalid keys.
                     raise type(cause)(
                         f"The argument {name!r} of {self.name} cannot be a key: {cause}. "
                         f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
@@ -162,7 +163,7 @@ class Memoized(Generic[_P, _R, _B]):
 
     def bound(self, thing: Any) -> Self:
         """Return a copy that is bound to ``thing``, an object or a class."""
-        method = type(self).__new__(type(self))
+        method = type(self).__new__(type(self))  # `__init__` is slow for each attribute access
         original = MethodType(self._plan.function, thing)
         method.__dict__.update(self.__dict__, _before=(thing,), __wrapped__=original)
         return method
@@ -189,7 +190,7 @@ class Memoized(Generic[_P, _R, _B]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self._before:
-            return getattr, (self._before[0], self._plan.function.__name__)
+            return getattr, (self._before[0], self._plan.function.__name__)  # as a bound method pickles
         return self._plan.name  # by name, like any function
 
     def __repr__(self) -> str:
@@ -297,6 +298,7 @@ def _text_of(constant: Any) -> str:
         parts = [constant.co_code.hex(), *constant.co_names, *constant.co_varnames, *constant.co_freevars]
         return f"code({','.join(parts)};{','.join(map(_text_of, constant.co_consts))})"
     if isinstance(constant, frozenset):
+        # Sorted, because its order depends on PYTHONHASHSEED.
         return f"frozenset({','.join(sorted(map(_text_of, constant)))})"
     if isinstance(constant, tuple):
         return f"({','.join(map(_text_of, constant))})"

@@ -64,7 +64,9 @@ class PinnedWait:
         timeout = self._context.timeout
         self._asked_at = now = time.monotonic()
         self._seconds = max(0.0, min(POLL_SECONDS, timeout, self._give_up_at - now))
+        # The time that the node delays its answer does not count towards the timeout.
         deadline = self._context.deadline(timeout + self._seconds)
+        # A connection that is back in its pool must not be used again.
         self.pinned = self._ask(self._seconds, deadline, None if self.crowded else self.pinned)
         return None if self.pinned is None else self.pinned.answer
 
@@ -80,6 +82,7 @@ class PinnedWait:
     def pause(self) -> None:
         """Pause before the next request, unless the last one has waited at the node."""
         now = time.monotonic()
+        # Also after an immediate answer, so that the node is not polled in a tight loop.
         if self.crowded or now - self._asked_at < min(_FIRST_PAUSE_SECONDS, self._seconds):
             self._backoff.pause(self._give_up_at - now)
 

@@ -45,7 +45,7 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
     """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
-    for page in _pages(context, batch=16):
+    for page in _pages(context, batch=16):  # small: the first key usually still exists
         for encoded in page:
             try:
                 frame = context.backend.pop(encoded, context.deadline())
@@ -76,6 +76,7 @@ class Values(ValuesView[Any]):
         return (value for _, value in items(self._mapping._context))
 
     def __contains__(self, value: object) -> bool:
+        # ValuesView's own method sends a request for each key.
         return any(other is value or other == value for other in self)
 
 
@@ -113,6 +114,7 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
             except NodeUnavailable as error:
                 context.missed(error, None)
                 break
+            # A key that has moved is left out: only its owner by this view returns it.
             yield [key for key in page if view.owner(key) is member]
             if cursor == 0:
                 break
@@ -123,6 +125,7 @@ def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[
     found: dict[int, Any] = {}
     failures: set[PyroCacheError] = set()
     unknown = set(range(len(keys)))
+    # One reply of each node bounds the memory; the caller requests the remaining keys later.
     for indices, frames in context.backend.get_many(keys, context.deadline(), one_reply=True):
         unknown.difference_update(indices)
         if isinstance(frames, PyroCacheError):

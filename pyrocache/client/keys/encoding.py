@@ -108,6 +108,7 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
         texts: Any = keys
         try:
             encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
+            # The sum is cheaper than the maximum, and nearly always small enough.
             if sum(map(len, encoded)) <= MAX_KEY_BYTES or len(max(encoded, key=len)) <= MAX_KEY_BYTES:
                 return encoded
         except UnicodeEncodeError:
@@ -147,6 +148,7 @@ def _encode(key: Any) -> bytes:
 @lru_cache(maxsize=1024)
 def _encoder_of(cls: Any) -> Callable[[Any], bytes]:
     """Return the encoder for keys of a class that is not in the table."""
+    # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
     if cls.__module__ == "numpy" and (encoder := numpy_scalars.encoder_of(cls, _encode_pickled)) is not None:
         return encoder
     base = next((base for base in cls.__mro__ if base in _ENCODERS), None)
@@ -179,7 +181,7 @@ def _nest_all(keys: Iterable[Any]) -> list[bytes]:
     parts = []
     for key in keys:
         cls: Any = type(key)
-        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))
+        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))  # `_encode`, inlined for speed
         room -= len(part)
         if room < 0:
             raise too_large(keys)
@@ -208,6 +210,7 @@ def _check_distinct(parts: list[bytes], key: object) -> None:
 
 
 def _encode_datetime(key: datetime) -> bytes:
+    # A pickle includes the fold, which `==` ignores within one zone.
     return scalars.encode_datetime(key) or _encode_pickled(
         datetime.combine(key.date(), key.timetz().replace(fold=0))
     )

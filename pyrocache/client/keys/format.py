@@ -50,7 +50,7 @@ def nest(encoded: bytes) -> bytes:
     """Return the nested form of an encoded key (type byte, payload): type byte, payload length, payload."""
     size = len(encoded) - 1
     if size < 0x80:
-        return encoded[:1] + _ONE_BYTE[size] + encoded[1:]
+        return encoded[:1] + _ONE_BYTE[size] + encoded[1:]  # `varint`, inlined for speed
     return encoded[:1] + varint(size) + encoded[1:]
 
 

@@ -59,6 +59,7 @@ def encode_enum(key: Any) -> bytes:
     """Encode a member of an Enum or Flag that does not inherit from a builtin type, as IntEnum does."""
     if isinstance(key, Flag):
         return b"F" + _class_reference(type(key)) + nest(encode_int(key.value))
+    # `_name_`, because a class may define an attribute `name` of its own.
     return b"e" + _class_reference(type(key)) + nest(encode_str(key._name_))
 
 
@@ -83,6 +84,7 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     if tuple(rest[::2]) != compared_fields(cls):
         raise InvalidKey("an encoded key's dataclass has other fields here")
     values = dict(zip(rest[::2], rest[1::2], strict=True))
+    # `__init__` may have other parameters, and a frozen dataclass refuses `setattr`.
     key = cls.__new__(cls)
     for field in fields(cls):
         if field.name in values:
@@ -104,7 +106,7 @@ def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> byte
         return encode_part("__main__" if type(part) is str and part == "__mp_main__" else part)
 
     file = _Bounded(b"P")
-    file.seek(1)
+    file.seek(1)  # behind the type byte
     try:
         canonical_pickle(key, persistent_id, file)
     except (InvalidKey, RecursionError):

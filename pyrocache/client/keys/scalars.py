@@ -58,7 +58,8 @@ def _encode_rational(numerator: int, denominator: int) -> bytes:
     try:
         nearest = numerator / denominator
     except OverflowError:
-        nearest = 0.0
+        nearest = 0.0  # has another ratio
+    # A float of the same value is equal, so it must have the same bytes.
     if nearest.as_integer_ratio() == (numerator, denominator):
         return b"f" + _DOUBLE.pack(nearest)
     return b"r" + nest(encode_int(numerator)) + nest(encode_int(denominator))
@@ -71,6 +72,7 @@ def _encode_decimal(key: Decimal) -> bytes:
         return encode_int(0)
     sign, digits, exponent = key.as_tuple()
     zeros = next(count for count, digit in enumerate(reversed(digits)) if digit)
+    # `Decimal.normalize` would round to the precision of the context.
     significant = digits[: len(digits) - zeros]
     # Checked first, because 1E+1000000000 would need its memory as an int before it could be too large.
     if abs(key.adjusted()) > _MAX_DIGITS or len(significant) > _MAX_DIGITS:

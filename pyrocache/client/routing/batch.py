@@ -51,6 +51,7 @@ class Batch(NamedTuple):
         """Return ``chunk`` split in two, the half with the larger values first."""
         values = self.values
         assert values is not None
+        # By size, so that a single large value is separated from small ones after few messages.
         by_size = sorted(chunk, key=lambda index: len(values[index]), reverse=True)
         half = len(by_size) // 2
         return [sorted(by_size[:half]), sorted(by_size[half:])]
@@ -65,7 +66,7 @@ class Batch(NamedTuple):
                 del chunk[self._fitting(chunk) :]
             chunks.append(chunk)
             begin += len(chunk)
-        chunks.reverse()
+        chunks.reverse()  # `Round.ask` pops the next one from the end
         return chunks
 
     def _fitting(self, indices: Sequence[int]) -> int:
@@ -113,7 +114,7 @@ class Round:
         self.requests: list[Request] = []
         self.chunks: list[list[int]] = []
         self.left: dict[str, list[list[int]]] = {}
-        small = batch.is_small()
+        small = batch.is_small()  # then no chunk needs to be measured
         for member, owned in zip(view.members, view.split(batch.keys, indices), strict=True):
             if owned:
                 self.left[member.name] = batch.chunks(owned, small)

@@ -90,6 +90,7 @@ def decide(
         looked_up_at: when the last query of the name server began.
     """
     error = error_of(request, problem)
+    # The exponent is bounded, because 2.0 ** 1024 raises OverflowError.
     after = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.rounds, 10), _LONGEST_PAUSE_SECONDS)
     action: Retry | LookUp | None = None
     if isinstance(problem, Unavailable):
@@ -132,5 +133,5 @@ def _after_silence(
     if since is None:
         attempts.unreachable_since[request.member] = now
     elif looked_up_at >= since:
-        return None
+        return None  # the name server was queried after the first failure, and the address is still the same
     return LookUp(after, unless_moved=request.member)

@@ -90,7 +90,7 @@ class Router:
             NodeUnavailable: the node does not answer; `Overloaded` if it is at a limit.
             RemoteError, ValueTooLarge, KeyTooLarge, NotAnInt: the node refused the request.
         """
-        attempts: Attempts | None = None
+        attempts: Attempts | None = None  # made after the first failure, which most calls do not have
         while True:
             view = self._membership.view
             owner = view.owners[xxh3_64_intdigest(key) % PARTITIONS]
@@ -208,6 +208,7 @@ class Router:
                     names.append(member.name)
                 else:
                     answers[member.name] = member, _not_refused(outcome)
+            # Repeat at the current address of each node; a node that has left is omitted.
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 
@@ -221,6 +222,7 @@ class Router:
             view = self.views.fresh(deadline)
             unreachable: dict[Member, NodeUnavailable] = {}
             retried = False
+            # Without keys, this is the cheapest request by which a node checks the view.
             requests = [Request(member, GET_MANY, (view.id, [])) for member in view.members]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = view.members[index]
@@ -280,6 +282,7 @@ class Router:
             request is to be repeated. The pause or query before that is made when all replies have arrived.
         """
         again: Retry | LookUp | None = None
+        # `closing`: if the caller stops early, connections with unread replies are closed now.
         with closing(self._connections.exchange(requests, deadline)) as outcomes:
             for index, outcome in outcomes:
                 if isinstance(outcome, (Refused, Unavailable)):
@@ -311,6 +314,7 @@ class Router:
             moved = action.unless_moved
             if moved is not None and self._membership.view.member(moved.name) != moved:
                 return
+        # With jitter, so that clients that failed together do not retry together.
         self._sleep(min(action.after * (0.5 + self._jitter() / 2), deadline.remaining()))
 
 
