@@ -233,12 +233,12 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
 
 
 def _decode(encoded: bytes) -> object:
-    tag = encoded[:1]
-    decoder = _DECODERS.get(tag)
+    type_byte = encoded[:1]
+    decoder = _DECODERS.get(type_byte)
     if decoder is None:
         raise InvalidKey("an encoded key is of an unknown kind")
     key = decoder(encoded[1:])
-    if tag in _CHECKED and _encode(key) != encoded:
+    if type_byte in _CHECKED and _encode(key) != encoded:
         raise InvalidKey("an encoded key is not in its canonical form")
     return key
 
@@ -267,7 +267,7 @@ def _check_sorted(members: list[bytes]) -> None:
 
 _DECODERS: dict[bytes, Callable[[bytes], object]] = {
     **scalars.DECODERS,
-    **{tag: _of_items(build) for tag, build in (scalars.BUILDERS | objects.BUILDERS).items()},
+    **{kind: _of_items(build) for kind, build in (scalars.BUILDERS | objects.BUILDERS).items()},
     b"t": lambda payload: tuple(map(_decode, split(payload))),
     b"l": lambda payload: list(map(_decode, split(payload))),
     b"S": _decode_set,
@@ -276,4 +276,4 @@ _DECODERS: dict[bytes, Callable[[bytes], object]] = {
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.
-_CHECKED = frozenset(bytes((tag,)) for tag in b"NifrcahHnyTpweF")
+_CHECKED = frozenset(bytes((kind,)) for kind in b"NifrcahHnyTpweF")
