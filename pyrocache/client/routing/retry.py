@@ -31,7 +31,7 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 
 Problem: TypeAlias = Refused | Unavailable
-"""Why a request failed."""
+"""The failure of a request."""
 
 _REFUSED: dict[str, type[PyroCacheError]] = {
     refusals.VALUE_TOO_LARGE: errors.ValueTooLarge,
