@@ -102,12 +102,12 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def _is_host(host: str) -> bool:
-    labels = host.rstrip(".").split(".")
+    labels = host.rstrip(".").split(".")  # a fully qualified name may end with a dot
     return _ip_address(host) is not None or (len(host) <= 253 and all(map(_LABEL.fullmatch, labels)))
 
 
 def check_bind_host(host: str, *, insecure: bool) -> None:
-    """Refuse to bind to an address that other hosts can reach, unless the user asked for it.
+    """Refuse to bind to an address that other hosts can reach, unless the user allowed it.
 
     Raises:
         ConfigurationError: ``host`` is not a valid host name or address.
@@ -154,11 +154,14 @@ def check_seconds(what: str, seconds: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)  # a bool is an int
 
 
 def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
-    """Return a TTL as the wire carries it: float seconds, or None for no expiry. ``name`` is the argument's.
+    """Return a time to live as the wire carries it: float seconds, or None for no expiry.
+
+    Args:
+        name: the argument that the error names.
 
     Raises:
         TypeError: not an int, float, timedelta or None.
@@ -172,17 +175,22 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
         raise TypeError(
             f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
         )
-    if not ttl_seconds > 0:
+    if not ttl_seconds > 0:  # also true for NaN
         raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+    # Infinity means no expiry, and so does an int that no float can hold.
     return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
 
 
 def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
-    """Return the seconds of a finite duration, the argument called ``name``; ``zero``: it may be 0.
+    """Return the seconds of a finite duration.
+
+    Args:
+        name: the argument that the error names.
+        zero: whether 0 is valid.
 
     Raises:
         TypeError: not an int, float or timedelta.
-        ValueError: negative, infinite or NaN.
+        ValueError: negative, infinite, NaN, or an invalid 0.
     """
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
@@ -190,7 +198,13 @@ def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> 
 
 
 def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "an int or a float") -> None:
-    """Raise `TypeError` or `ValueError` unless the argument called ``name`` is a finite number, not negative."""
+    """Raise `TypeError` or `ValueError` unless ``number`` is finite and not negative.
+
+    Args:
+        name: the argument that the error names.
+        zero: whether 0 is valid.
+        kinds: the valid types, as the error lists them.
+    """
     if not _is_number(number):
         raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
     if not 0 <= number < math.inf or (number == 0 and not zero):
@@ -212,15 +226,16 @@ class NodeConfig:
         max_memory: bytes that entries may take, overhead included.
         eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
         max_value_bytes: the largest value frame that is accepted.
-        max_connections: connections at once; further ones are refused.
+        max_connections: the most connections at a time; further ones are refused.
         handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may be idle between requests.
         workers: threads for calls that may block or take long.
-        max_queued_calls: calls that may run on a worker or wait for one; further ones are answered `Overloaded`.
+        max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
         max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections. Beyond it, the
-            largest incomplete request is answered `Overloaded`, or the connection with the most unread bytes is closed.
-        heartbeat_seconds: time between two look-ups at the name server.
+            largest incomplete request is refused as `Overloaded`, or the connection with the most unread bytes is
+            closed.
+        heartbeat_seconds: time between two queries of the name server.
         drain_seconds: how long a leaving node redirects clients.
     """
 
@@ -290,7 +305,7 @@ class ClientConfig:
         namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
         timeout: seconds that a call may take, connecting and retries included.
         on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
-        max_connections: connections to each node; further threads wait for a free one.
+        max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
     """
 

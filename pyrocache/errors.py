@@ -12,10 +12,10 @@
     ├── NodeUnavailable (ConnectionError)    a node does not answer within the deadline
     │   ├── Overloaded                       a node answers, but is at one of its limits
     │   └── PartialFailure                   a call for many keys failed for some; says which and why
-    ├── Conflict                             others changed the entry each time before `compute` could
-    ├── NotAnInt (TypeError)                 the entry to count up is not an int
+    ├── Conflict                             other callers changed the entry during each attempt of `compute`
+    ├── NotAnInt (TypeError)                 `incr` or `decr` of a value that is not an int
     ├── WaitTimeout (TimeoutError)           another caller did not load the value in time
-    ├── LockTimeout (TimeoutError)           others held the lock for longer than the caller waited
+    ├── LockTimeout (TimeoutError)           other callers held the lock for longer than this one waited
     ├── LockLost                             a lock was lost before its release; another caller may have held it
     ├── RemoteError                          a node refused a request or failed; says why
     ├── ProtocolError                        bytes on a connection that are not a valid message
@@ -93,7 +93,7 @@ class Overloaded(NodeUnavailable):
 
 
 class PartialFailure(NodeUnavailable):
-    """A call for many keys failed for some of them and succeeded for the others.
+    """A call for many keys failed for some of the keys and succeeded for the rest.
 
     Attributes:
         results: what the call would have returned for the keys that succeeded.
@@ -107,11 +107,11 @@ class PartialFailure(NodeUnavailable):
 
 
 class Conflict(PyroCacheError):
-    """Others changed the entry each time before `compute` could; what they stored stays."""
+    """Other callers changed the entry during each attempt of `compute`; what they stored stays."""
 
 
 class NotAnInt(PyroCacheError, TypeError):
-    """The entry to count up is not an int; it is unchanged."""
+    """`PyroCacheClient.incr` or `decr` of an entry whose value is not an int; the entry is unchanged."""
 
 
 class WaitTimeout(PyroCacheError, TimeoutError):
@@ -119,7 +119,7 @@ class WaitTimeout(PyroCacheError, TimeoutError):
 
 
 class LockTimeout(PyroCacheError, TimeoutError):
-    """Others held the lock for longer than this caller waited."""
+    """Other callers held the lock or semaphore for longer than this caller waited."""
 
 
 class LockLost(PyroCacheError):
@@ -138,7 +138,7 @@ class ProtocolError(PyroCacheError):
 
 
 class InvalidKey(PyroCacheError, ValueError):
-    """A key that has no canonical bytes, and so could not be found again."""
+    """A key that has no canonical bytes, so that its entry could not be found again."""
 
 
 class KeyTooLarge(InvalidKey):

@@ -25,9 +25,9 @@ class LocalNode:
     """One node of a `LocalCluster`.
 
     Attributes:
-        name: ``cache.node.N``; the same after a restart.
-        pid: its process id; changes with a restart.
-        address: its ``host:port``; changes with a restart.
+        name: ``cache.node.N``; unchanged by a restart.
+        pid: its process id; changed by a restart.
+        address: its ``host:port``; changed by a restart.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LocalNode:
 
     @property
     def alive(self) -> bool:
-        """Return whether its process runs or is paused."""
+        """Whether its process exists; a paused process does."""
         return self._process.exit_status is None
 
 
@@ -55,11 +55,11 @@ class LocalCluster:
 
     Attributes:
         nameserver: ``host:port`` of the name server.
-        nodes: a list of `LocalNode`. Methods take indices in this list.
+        nodes: a list of `LocalNode`, by number at first. The methods' argument ``i`` is an index of it.
 
     Raises:
         ConfigurationError: an argument is not valid.
-        PyroCacheError: a process did not start. The others were stopped.
+        PyroCacheError: a process did not start. All other processes were killed.
     """
 
     def __init__(
@@ -76,29 +76,31 @@ class LocalCluster:
             raise ConfigurationError("There is one copy of each entry for now: replicas must be 1.")
         self._settings: dict[str, Any] = {"max_memory": parse_size(max_memory), "eviction": eviction}
         NodeConfig(**self._settings)  # raises before any process is started
+        # By id and not in a WeakSet, because a client is a mapping and not hashable.
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._nameserver_process = start_nameserver(quiet=True)
         starting: list[ChildProcess] = []
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
+            # All are started before the first is waited for, so that they start in parallel.
             for _ in range(nodes):
                 starting.append(self._start_node())
             started = [self._started(process) for process in starting]
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no process may be left
             for process in (*starting, self._nameserver_process):
                 process.kill()
             raise
-        self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))
+        self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))  # 9 before 10
 
     def client(self, **options: Any) -> PyroCacheClient:
-        """Return a new client of this cluster. `stop` closes it. ``options`` are those of `PyroCacheClient`."""
+        """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`."""
         client = PyroCacheClient(self.nameserver, **options)
         self._clients[id(client)] = client
         return client
 
     def kill(self, i: int) -> None:
-        """Kill node ``i`` with SIGKILL. It does not unregister."""
+        """Kill node ``i`` with SIGKILL. It stays registered at the name server."""
         self.nodes[i]._process.kill()
 
     def pause(self, i: int) -> None:
@@ -110,7 +112,7 @@ class LocalCluster:
         self.nodes[i]._process.signal(signal.SIGCONT)
 
     def restart(self, i: int) -> LocalNode:
-        """Start node ``i`` again under its name, empty. If it still runs, it shuts down first."""
+        """Start node ``i`` again under its name, without entries. Shut it down first if it runs. Return the node."""
         node = self.nodes[i]
         node._process.terminate()
         node._process.wait()
@@ -119,22 +121,21 @@ class LocalCluster:
         return node
 
     def add_node(self) -> LocalNode:
-        """Start one more node, and append it to ``nodes``."""
+        """Start one more node, append it to ``nodes``, and return it."""
         node = self._started(self._start_node())
         self.nodes.append(node)
         return node
 
     def remove_node(self, i: int) -> None:
-        """Shut down node ``i``, and remove it from ``nodes``."""
+        """Shut down node ``i``, and remove it from ``nodes`` and from the name server."""
         node = self.nodes[i]
         node._process.terminate()
         node._process.wait()
         del self.nodes[i]
         directory = NameServerDirectory(self.nameserver)
         for entry in directory.members():
-            if (
-                entry.name == node.name and entry.address == node.address
-            ):  # it was killed, and did not unregister
+            # A node that was killed did not unregister.
+            if entry.name == node.name and entry.address == node.address:
                 directory.remove(entry)
 
     def kill_nameserver(self) -> None:
@@ -142,7 +143,10 @@ class LocalCluster:
         self._nameserver_process.kill()
 
     def restart_nameserver(self) -> None:
-        """Start the name server again at its address, empty, and wait until the nodes have registered again."""
+        """Start the name server again at its address, without registrations, and wait for those of the nodes.
+
+        Waits at most 3 seconds, because a paused node does not register.
+        """
         self._nameserver_process.kill()
         host, _, port = self.nameserver.rpartition(":")
         self._nameserver_process = start_nameserver(host=host, port=int(port), quiet=True)
@@ -155,13 +159,14 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Close the clients and end all processes. A second call does nothing."""
-        for client in list(self._clients.values()):
+        for client in list(self._clients.values()):  # a copy: the dictionary shrinks when one is collected
             client.close()
         self._clients.clear()
         for node in self.nodes:
             node._process.terminate()
         for node in self.nodes:
             node._process.wait()
+        # Last, because the nodes unregister there.
         self._nameserver_process.terminate()
         self._nameserver_process.wait()
 
@@ -176,8 +181,7 @@ class LocalCluster:
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
-        return start_node(settings, quiet=True)
+        return start_node({"nameserver": self.nameserver, "name": name, **self._settings}, quiet=True)
 
     def _started(self, process: ChildProcess) -> LocalNode:
         answer = process.wait_until_ready()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class FakeClock:
-    """A clock that only advances when told to. Pass it where a function such as ``time.monotonic`` is expected.
+    """A clock that advances only by `tick`. Pass it where a function such as ``time.monotonic`` is expected.
+
+    Args:
+        now: the time in seconds that the clock begins with.
 
     Example:
         >>> clock = FakeClock(100.0)
@@ -21,5 +24,5 @@ class FakeClock:
         return self.now
 
     def tick(self, seconds: float) -> None:
-        """Advance the clock."""
+        """Advance the clock by ``seconds``."""
         self.now += seconds

@@ -41,6 +41,7 @@ InsecureOption = Annotated[
 NamespaceOption = Annotated[str | None, typer.Option(help="Work in this namespace.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
+_ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _NO_ENTRY = "There is no entry under this key."
 
 
@@ -48,6 +49,7 @@ def main(command: str | None = None) -> NoReturn:
     """Run the command line of this process, or only ``command`` with its arguments."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
+            # A value's repr may have characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     for variable in [name for name in os.environ if name.startswith("PYRO_")]:
         del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
@@ -61,7 +63,7 @@ def main(command: str | None = None) -> NoReturn:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as a shell reports it
     except OSError as error:
         print(f"Cannot go on: {error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
@@ -93,7 +95,7 @@ def nameserver_command(
     insecure: InsecureOption = False,
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
-    from pyrocache.nameserver.process import serve
+    from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
     from pyrocache.runtime.stop_request import StopRequest
 
     def ready(address: str) -> None:
@@ -187,7 +189,7 @@ def set_command(
     with _client(nameserver, namespace) as cache:
         try:
             cache.set(key, value, ttl_seconds=ttl)
-        except PyroCacheError:
+        except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
             raise
         except ValueError as error:
             raise ConfigurationError(f"--ttl: {error}") from error
@@ -198,7 +200,7 @@ def get_command(
     key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = DEFAULT_NAMESERVER
 ) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
-    missing = object()
+    missing = object()  # None is a value
     with _client(nameserver, namespace) as cache:
         value = cache.get(key, missing)
     if value is missing:
@@ -212,16 +214,11 @@ def delete_command(
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
     with _client(nameserver, namespace) as cache:
-        deleted = cache.delete(key)
-    if not deleted:
-        raise PyroCacheError(_NO_ENTRY)
+        if not cache.delete(key):
+            raise PyroCacheError(_NO_ENTRY)
 
 
-@app.command(
-    "replay",
-    hidden=True,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
+@app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)
 def replay_command() -> None:
     """Say that the command was removed, and what replaces it."""
     removed = "`pyrocache replay` was removed. In the source tree, run"

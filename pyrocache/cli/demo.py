@@ -81,12 +81,8 @@ class Stage:
 
     def step(self, node: str, call: str, answer: str, *, good: bool, expected: str) -> None:
         """Show one step and its answer."""
-        line = Text()
-        line.append(f"{self._good if good else self._bad} ", style="bold green" if good else "bold red")
-        line.append(f"{node:<12} ", style="cyan")
-        line.append(call)
-        line.append(self._arrow, style="dim")
-        line.append(answer, style="bold")
+        mark = (f"{self._good} ", "bold green") if good else (f"{self._bad} ", "bold red")
+        line = Text.assemble(mark, (f"{node:<12} ", "cyan"), call, (self._arrow, "dim"), (answer, "bold"))
         if not good:
             line.append(f" instead of {expected}", style="red")
         self.passed += good
@@ -95,17 +91,15 @@ class Stage:
 
     def print(self, text: str | Text = "") -> None:
         """Show a line."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)  # or rich breaks lines at column 80 of a pipe
 
     def bar(self, node: str, entries: int, share: float, largest: int) -> None:
-        """Show how much one node holds, relative to the one that holds most."""
-        line = Text(f"  {node:<12}  ")
-        line.append(f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}", style="cyan")
-        line.append(f"{entries:>9,} {share:>7.1%}")
-        self.print(line)
+        """Show a node's entries as a bar, relative to the ``largest`` number of entries of a node."""
+        blocks = f"{self._block * round(_BAR_WIDTH * entries / largest):<{_BAR_WIDTH}}"
+        self.print(Text.assemble(f"  {node:<12}  ", (blocks, "cyan"), f"{entries:>9,} {share:>7.1%}"))
 
     def track(self, what: str, items: Iterable[_T], total: int) -> Iterator[_T]:
-        """Yield the items. Show a progress bar meanwhile, on a terminal."""
+        """Yield the items. On a terminal, show a progress bar meanwhile."""
         columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH))
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
@@ -133,7 +127,7 @@ def _play_single_keys(stage: Stage, cache: PyroCacheClient, ttl: float) -> None:
 
     step(f"set user:123 {alice}", "user:123", cache.set("user:123", alice), True)
     answer = cache.set("product:abc", laptop, ttl_seconds=ttl)
-    expired_at = time.monotonic() + ttl
+    expired_at = time.monotonic() + ttl  # at the latest: the node began to count earlier
     step(f"set product:abc {laptop} ttl={ttl:g}s", "product:abc", answer, True)
     step("get user:123", "user:123", cache.get("user:123"), alice)
     step("get product:abc", "product:abc", cache.get("product:abc"), laptop)
@@ -171,10 +165,10 @@ def _play_many_keys(stage: Stage, cache: PyroCacheClient, keys: int) -> None:
 
 @contextlib.contextmanager
 def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
-    """Start the client processes; yield when all are connected.
+    """Start the client processes and yield their pool once all are connected.
 
     Raises:
-        PyroCacheError: one of them died.
+        PyroCacheError: a client process ended early.
     """
     context = multiprocessing.get_context("spawn")
     arguments = (cache, context.Barrier(_PROCESSES))
@@ -198,7 +192,7 @@ def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
 
 
 def _show_balance(stage: Stage, entries: dict[str, int], keys: int) -> None:
-    """Show how many entries each node got. The check passes if none is missing and each node has its share."""
+    """Show how many entries each node got. Check that none is missing and that each node has its share."""
     total, largest = max(sum(entries.values()), 1), max(*entries.values(), 1)
     shares = [count / total for count in entries.values()]
     fair = 1 / len(entries)
@@ -220,11 +214,12 @@ def _entries(cache: PyroCacheClient) -> dict[str, int]:
 
 # In the client processes -----------------------------------------------------------------------------------
 
+# A global variable, because a pool's functions get only their arguments.
 _client: PyroCacheClient
 
 
 def _connect(cache: PyroCacheClient, others: Barrier) -> None:
-    """Prepare a client process, and wait until the others are ready too."""
+    """Prepare a client process, and wait until all of them are ready."""
     global _client
     _client = cache
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -236,7 +231,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread only
 
 
 def _set_key(number: int) -> bool:

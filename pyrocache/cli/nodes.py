@@ -38,7 +38,7 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
             return 1
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory)
-        print("ready", flush=True)
+        print("ready", flush=True)  # for scripts that wait for this line
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             if all(node.gave_up for node in nodes):
@@ -50,13 +50,14 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
 
 
 def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> bool:
-    """Start ``count`` nodes at once and add them to ``nodes``. Return False when one fails."""
+    """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
 
     def start(name: str | None) -> ChildProcess:
         return start_node({**asdict(config), "name": name or config.name}, quiet=False)
 
     begin = len(nodes)
     for _ in range(count):
+        # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
         nodes.append(Supervisor("a node", start, renamable=config.name is None))
     for node in nodes[begin:]:
         try:
@@ -69,12 +70,17 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
 
 
 def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None:
-    """Start a name server and add it to ``nameservers``, unless another command starts one at the same time."""
+    """Start a name server and append it to ``nameservers``, unless another command starts one at the same time.
+
+    Raises:
+        PyroCacheError: it did not start, and no other one answers.
+    """
     host, port = parse_address(config.nameserver)
     first = True
 
     def start(_: str | None) -> ChildProcess:
         nonlocal first
+        # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
@@ -83,6 +89,7 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         nameservers[0].wait_until_ready()
     except PyroCacheError:
         nameservers.pop().join()
+        # The name server of the other command may still be starting.
         for _ in range(10):
             if _answers(config.nameserver):
                 return
@@ -103,7 +110,7 @@ def _wait_for_registrations(nameserver: str) -> None:
     """Give running nodes time to register again at a name server that may just have been restarted.
 
     Raises:
-        NameServerUnavailable: there is none.
+        NameServerUnavailable: no name server answers.
     """
     if not NameServerDirectory(nameserver).members():
         time.sleep(_REGISTER_SECONDS)

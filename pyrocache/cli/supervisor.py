@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pyrocache.errors import PyroCacheError
@@ -26,7 +27,7 @@ _REFUSED = 3  # exit status of a node whose name a live node holds
 
 
 def report(text: str) -> None:
-    """Print what happened on standard error."""
+    """Print an event on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -34,12 +35,12 @@ class Supervisor:
     """Keeps one child process running.
 
     Args:
-        what: how to call it in reports, until it has told its name.
+        what: its name in reports, until the process has reported a name.
         start: starts it, given its name, or None the first time.
         renamable: whether a process that lost its name to another node may take a new one.
 
     Attributes:
-        answer: what the process said when it was last ready.
+        answer: the report of the process when it was last ready.
         gave_up: whether it ended and is not restarted.
     """
 
@@ -66,18 +67,18 @@ class Supervisor:
 
     @property
     def killed(self) -> bool:
-        """Whether a signal ended the process, so that it could not say why."""
+        """Whether a signal ended the process, so that it could not print the reason."""
         status = self._process.exit_status
         return status is not None and status < 0
 
     def stop(self) -> None:
-        """Ask the process to leave; `join` waits for that."""
+        """Request the process to end, without waiting; `join` waits."""
         self._stopping.set()
         self._process.terminate()
 
     def join(self) -> None:
-        """Wait until the process has ended; kill it if it does not."""
-        if self._thread.is_alive():
+        """Wait until the process has ended; kill it after `_STOP_SECONDS`."""
+        if self._thread.is_alive():  # it was not started if the first start failed
             self._thread.join(_STOP_SECONDS + 1.0)
         self._process.wait(_STOP_SECONDS)
 
@@ -112,8 +113,6 @@ class Supervisor:
         if self._stopping.is_set():  # `stop` may have terminated the previous process
             self._process.terminate()
             return
-        try:
+        with suppress(PyroCacheError):  # the process has printed why; the next pause is longer
             self._wait_until_ready()
-        except PyroCacheError:
-            return  # it has said why; the next pause is longer
-        report(f"{self.what} is back with pid {self.answer['pid']}.")
+            report(f"{self.what} is back with pid {self.answer['pid']}.")

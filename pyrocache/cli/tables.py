@@ -28,7 +28,7 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
 
 
 def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
-    """Print what ``pyrocache status`` has found."""
+    """Print the members and their statistics, as ``pyrocache status`` does."""
     table = _table("node", "address", "entries", "memory", "eviction", "hits", "peers", "up")
     for member in members:
         figures = stats.nodes.get(member.name)
@@ -59,9 +59,9 @@ def _table(*columns: str) -> Table:
 
 
 def _console() -> Console:
-    """Return a console that folds lines on a terminal only."""
+    """Return a console that breaks lines on a terminal only."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    return console if console.is_terminal else Console(highlight=False, width=200)  # 80 is assumed otherwise
 
 
 def _duration(seconds: float) -> str:

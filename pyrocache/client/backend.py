@@ -36,7 +36,7 @@ from pyrocache.protocol.messages import Pieces
 
 _R = TypeVar("_R", covariant=True)
 
-_ABANDON_SECONDS = 1.0
+_ABANDON_SECONDS = 1.0  # independent of the call's deadline, which may have passed while the factory ran
 
 Frame: TypeAlias = bytes | memoryview
 """The value frame in a reply; a `memoryview` is of memory that no other object uses."""
@@ -78,7 +78,7 @@ class Backend:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._call = router.call
+        self._call = router.call  # bound once: saves attribute look-ups on the path of a get
 
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
@@ -116,6 +116,7 @@ class Backend:
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store an entry if the existing one meets ``condition``, and return whether it was stored."""
+        # A write with a condition is not idempotent: sent again, it would fail because of its own first execution.
         command = commands.PUT if condition is None else commands.PUT_IF
         return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
 
@@ -125,8 +126,8 @@ class Backend:
 
     def incr(self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline) -> Frame:
         """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
-        largest = max(len(delta), len(default))
-        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
+        # Ints may have any size: one that is too large for the node is refused before it is sent.
+        return self._call(commands.INCR, key, (delta, default, ttl), deadline, max(len(delta), len(default)))
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
@@ -172,10 +173,11 @@ class Backend:
     def lease(
         self, key: bytes, lease_seconds: float, wait: float, refresh: int, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
-        """Ask for a value or for the lease to load it, waiting for another loader for up to ``wait`` seconds.
+        """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: 0 to load if there is no value, 1 even if there is one unless another caller loads, 2 always.
+            refresh: 0 to load if there is no value; 1 to load even if there is one, unless another caller loads; 2 to
+                load in any case.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:
@@ -183,28 +185,25 @@ class Backend:
             node, the request does not wait: then the connection is released already (``closed``) unless a lease was
             granted. None if no request was sent, because this client has too many pinned connections.
         """
-        return self._router.pin(
-            commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned
-        ) or self._pin_at_once(commands.LEASE, key, (lease_seconds, 0.0, refresh), deadline)
+        waited = self._router.pin(commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned)
+        return waited or self._pin_at_once(commands.LEASE, key, deadline, lease_seconds, 0.0, refresh)
 
     def fill(
         self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store a value loaded under a lease and return whether it was stored. If so, the lease has ended."""
-        arguments = (token, frame, *times, tags)
-        return bool(self._call(commands.FILL, key, arguments, deadline, len(frame)))
+        return bool(self._call(commands.FILL, key, (token, frame, *times, tags), deadline, len(frame)))
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
-        self._end(pinned, commands.ABANDON, (key, token), Deadline(_ABANDON_SECONDS))
+        self._end(pinned, commands.ABANDON, Deadline(_ABANDON_SECONDS), key, token)
 
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
     ) -> Pinned:
-        """Ask for a lock that up to ``limit`` callers hold. Returns as `lease`; the answer is the fencing token."""
-        return self._router.pin(
-            commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned
-        ) or self._pin_at_once(commands.ACQUIRE, name, (limit, ttl, 0.0), deadline)
+        """Request a lock, or a semaphore of ``limit`` permits. Returns as `lease`; the answer is the fencing token."""
+        waited = self._router.pin(commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned)
+        return waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
         """Send a renewal without blocking. Return whether it was sent; if not, the connection is closed.
@@ -226,7 +225,7 @@ class Backend:
         Returns False when the node does not answer.
         """
         if pinned is not None:
-            return self._end(pinned, commands.RELEASE, (name, token), deadline) is True
+            return self._end(pinned, commands.RELEASE, deadline, name, token) is True
         try:
             return bool(self._call(commands.RELEASE, name, (token,), deadline))
         except NodeUnavailable:
@@ -285,22 +284,19 @@ class Backend:
         """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()
 
-    def _pin_at_once(
-        self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline
-    ) -> Pinned:
-        """Send a command that does not wait at the node, when too many of this client's calls wait already."""
+    def _pin_at_once(self, command: Command, key: bytes, deadline: Deadline, *arguments: Any) -> Pinned:
+        """Send a command that does not wait at the node, because too many calls of this client wait already."""
         pinned = self._router.pin(command, key, arguments, deadline, may_wait=False)
         if pinned is not None and pinned.answer is None:
             pinned.release()
         return pinned
 
-    def _end(
-        self, pinned: PinnedConnection, command: Command, arguments: tuple[Any, ...], deadline: Deadline
-    ) -> Any:
-        """End the grant on a connection, and give the connection up. Return the answer, or None."""
+    def _end(self, pinned: PinnedConnection, command: Command, deadline: Deadline, *arguments: Any) -> Any:
+        """End the grant on a connection and give up the connection. Return the answer; None if there is none."""
         if pinned.closed:
             return None
         try:
+            # No view: the grant is at this node, even if another node owns the key by now.
             answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
         except (Refused, Unavailable):
             pinned.drop()

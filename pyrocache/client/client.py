@@ -51,8 +51,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     Args:
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
-        namespace: the part of the keys that this client works on, as by `namespace`: a name, or a path of names.
-        timeout: seconds that any one call may take, including querying the name server, connecting and retries.
+        namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
+        timeout: seconds that each call may take, including querying the name server, connecting and retries.
         on_error: what to do when a node is unreachable: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts and
             logs it, and returns what a miss returns. No other error becomes a miss.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
@@ -97,7 +97,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     @classmethod
     def _of(cls, context: ClientContext) -> Self:
         """Return the client of a context, which may have any backend."""
-        client = object.__new__(cls)
+        client = object.__new__(cls)  # `__init__` would create a backend
         client._context = context
         return client
 
@@ -130,6 +130,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node does not accept a value of that size; the old value is kept.
         """
+        # The plain write below is the most frequent one. It does not go through `_put`, which saves function calls.
         if tags is not None or if_version is not None or ttl_seconds is ...:
             condition = None if if_version is None else _version(if_version)
             return self._put(key, value, ttl_on_the_wire(ttl_seconds), condition, tags)
@@ -156,12 +157,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return self._put(key, value, ttl_on_the_wire(ttl_seconds), "present", tags)
 
     def _put(
-        self,
-        key: object,
-        value: object,
-        ttl: float | None,
-        condition: Condition,
-        tags: Iterable[str] | None = None,
+        self, key: object, value: object, ttl: float | None, condition: Condition, tags: Iterable[str] | None
     ) -> bool:
         context = self._context
         encoded_tags = context.encode_tags(tags)
@@ -189,8 +185,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             if touch_seconds is None:
                 frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
-                seconds = _finite(touch_seconds)
-                frame = context.backend.get(encoded, context.deadline(), seconds)
+                frame = context.backend.get(encoded, context.deadline(), _finite(touch_seconds))
         except NodeUnavailable as error:
             return context.missed(error, default)
         if frame is None:
@@ -216,7 +211,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         By default the entry keeps its expiry and its tags; with another ``ttl_seconds`` it has no tags.
         """
-        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version))
+        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version), None)
 
     def compute(
         self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
@@ -253,8 +248,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             TypeError: these are not entries. `compute` changes one entry by a function.
         """
-        looks_like_compute = len(arguments) > 1 or callable(named.get("function"))
-        if looks_like_compute or "ttl_seconds" in named:
+        # A mistaken `compute` or `set_many`: `dict.update` would store the named arguments as entries.
+        if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
             raise TypeError(
                 "update stores entries, as dict.update does: to change one by a function there is compute, to store "
                 "with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
@@ -299,6 +294,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove the entry and return its value; if there is none, return ``default`` or raise `KeyError`.
 
         Raises:
+            KeyError: there is no entry, and no ``default``.
             SerializationError: the value does not unpickle here; the entry is removed nevertheless.
         """
         context = self._context
@@ -362,11 +358,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> _T:
         """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
-        However many threads, processes and hosts ask for a missing key at the same time, one of them calls its factory;
-        the others wait for the value. If the factory raises, its caller gets the exception, and another caller's
-        factory is called. Another caller's factory is also called if the loading process ends. A loaded value is
-        returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it may
-        be outdated.
+        When callers in several threads, processes or hosts request a missing key at the same time, one of them calls
+        its factory and the rest wait for the value. If the factory raises, its caller gets the exception, and another
+        caller's factory is called. Another caller's factory is also called if the loading process ends. A loaded value
+        is returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it
+        may be outdated.
 
         Args:
             ttl_seconds, tags: of the stored value, as for `set`.
@@ -392,6 +388,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 "setdefault takes a value."
             )
         context = self._context
+        # All arguments are checked before the factory can run.
         options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
         return load_once.get_or_set(Load(context, encoded, factory, options, lambda: encoded_tags))
@@ -466,13 +463,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def semaphore(
         self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
     ) -> Lock:
-        """Return a lock that up to ``n`` callers hold at a time; all must pass the same ``n``. Otherwise as `lock`."""
+        """Return a semaphore with ``n`` permits, one for each holder; all callers must pass the same ``n``.
+
+        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name.
+        """
         return Lock(self._context, name, n, ttl_seconds, wait_seconds)
 
     # Many keys -------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
-        """Return the values of those ``keys`` that have one, by key, in the order of the keys.
+        """Return the values of those ``keys`` that have an entry, by key, in the order of the keys.
 
         Raises:
             TypeError: a key is not hashable, like a list; `get` accepts those.
@@ -591,7 +591,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         except TypeError:  # a key that is not hashable, which no other mapping has
             return False
 
-    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # set to None by Python, because there is an __eq__
 
     def __contains__(self, key: object) -> bool:
         return self.contains(key)
@@ -664,7 +664,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return f"<PyroCacheClient {config.nameserver!r}{path}{' closed' if self._context.closed else ''}>"
 
     def __getstate__(self) -> ClientConfig:
-        return self._context.config
+        return self._context.config  # connections and locks do not pickle; a copy connects on its first use
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._context = ClientContext(config, Backend.of(config))

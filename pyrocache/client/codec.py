@@ -51,7 +51,7 @@ _DOUBLE = struct.Struct(">d")
 _NONE, _FALSE, _TRUE = b"n", b"m", b"y"
 _FLOAT, _BYTES, _STR, _OUT_OF_BAND = b"f", b"z", b"x", b"v"
 _PICKLE_FIRST = pickle.PROTO[0]
-_first_byte = itemgetter(0)
+_first_byte = itemgetter(0)  # in C, for `map`
 _BYTES_LIKE = (bytes, bytearray, memoryview)
 
 _LARGE = 64 * 1024  # bytes from which a buffer is stored out-of-band
@@ -108,7 +108,7 @@ class Codec:
             try:
                 for value in values:
                     dump(value)
-                    forget()
+                    forget()  # or a later pickle would refer to objects of an earlier one
             except _LargeBuffer:
                 frames.clear()
             except Exception as error:  # the value's own code may raise anything
@@ -120,6 +120,7 @@ class Codec:
 
     def decode_many(self, keys: Sequence[bytes], frames: Sequence[Any], missing: Any) -> list[Any]:
         """Return the value in each frame, and ``missing`` for None. Faster than calling `decode` for each."""
+        # If all are pickles, the most frequent case, both passes run in C.
         try:
             pickles = set(map(_first_byte, frames)) == {_PICKLE_FIRST}
         except (TypeError, IndexError):  # None, or not a frame
@@ -134,7 +135,7 @@ class Codec:
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
-    """Write a pickle to ``file`` that depends on the content of ``obj``, not on which of its parts are identical.
+    """Write a pickle of ``obj`` to ``file`` that does not depend on which of its equal parts are the same object.
 
     ``persistent_id`` is called with every object that is reached, including ``obj``. Its result is written in place of
     that object; None lets pickle descend into the object. Raises whatever pickling raises.
@@ -190,6 +191,7 @@ def _encode_str(value: str) -> bytes | Pieces:
 def _encode_pickle(value: object) -> bytes | Pieces:
     try:
         try:
+            # Few values have a large buffer; only these are pickled a second time.
             frame = dumps(value, _PICKLE_PROTOCOL, buffer_callback=_in_band)
             return frame if len(frame) < _LARGE else Pieces((frame,))
         except _LargeBuffer:

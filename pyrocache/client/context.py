@@ -46,7 +46,7 @@ class Missing(Enum):
 
 
 MISSING: Final = Missing.MISSING
-"""No default was given, or there is no value: None is a value like any other."""
+"""Marks an omitted default or an absent value, because None is a value like any other."""
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a timedelta."""
@@ -59,7 +59,7 @@ KeptTtl: TypeAlias = Ttl | EllipsisType
 
 
 class ClientContext:
-    """What one client, or one namespace of it, works with.
+    """The settings, codec, backend and statistics of one client, or of one namespace of it.
 
     Args:
         config: settings, including the namespace.
@@ -81,6 +81,7 @@ class ClientContext:
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
         self._root = root
+        # Weak references, so that an unused namespace is collected.
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards: figures
         self.figures = ClientStats()
@@ -103,6 +104,7 @@ class ClientContext:
 
     def close(self) -> None:
         """Make every later call raise `ClientClosed`, also in the namespaces made from this context."""
+        # The backend is replaced, so that calls need not check a flag.
         backend, self.backend = self.backend, _CLOSED
         if self._root and backend is not _CLOSED:
             backend.close()
@@ -114,11 +116,11 @@ class ClientContext:
         return Deadline(self.timeout if seconds is None else seconds)
 
     def encode_key(self, key: object) -> bytes:
-        """Return the canonical bytes of a key of this namespace."""
+        """Return the canonical bytes of a key in this namespace. Raises `InvalidKey` or `KeyTooLarge`."""
         return encode_key(key, self.prefix)
 
     def decode(self, key: bytes, frame: Any) -> Any:
-        """Return the value in a value frame. Counts a frame that is corrupt."""
+        """Return the value in a value frame. Counts a corrupt frame. Raises `CorruptValue` or `SerializationError`."""
         try:
             return self.codec.decode(key, frame)
         except CorruptValue:
@@ -126,7 +128,12 @@ class ClientContext:
             raise
 
     def encode_tag(self, tag: str) -> bytes:
-        """Return the encoded tag, with the namespace's prefix: each namespace has tags of its own."""
+        """Return the encoded tag, with the namespace's prefix: each namespace has tags of its own.
+
+        Raises:
+            TypeError: it is not a str.
+            ValueError: it is longer than `MAX_TAG_BYTES` once encoded.
+        """
         if not isinstance(tag, str):
             raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
         encoded = self.prefix + utf8(tag)
@@ -136,7 +143,7 @@ class ClientContext:
         return encoded
 
     def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
-        """Return the tags of an entry, each once; None when ``tags`` is None."""
+        """Return the encoded tags of an entry without duplicates; None for None. Raises as `encode_tag`."""
         if tags is None:
             return None
         if isinstance(tags, str) or not isinstance(tags, Iterable):
@@ -147,7 +154,7 @@ class ClientContext:
         return encoded
 
     def missed(self, error: NodeUnavailable, value: _T) -> _T:
-        """Apply ``on_error``: raise the error, or count a miss, log it and return ``value``."""
+        """Apply ``on_error``: either raise ``error``, or count and log a miss and return ``value``."""
         if self.config.on_error == "raise":
             raise error
         self.count("misses_on_error")
@@ -157,6 +164,7 @@ class ClientContext:
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
         with self._lock:
+            # Replaced, not changed, so that `stats` reads consistent values without the lock.
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
     def _reset_after_fork(self) -> None:

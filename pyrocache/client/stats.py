@@ -9,7 +9,7 @@ Thread safety: thread-safe, because nothing changes an object after it was made.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import zip_longest
@@ -36,7 +36,7 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """The number of calls that were measured."""
+        """Number of calls that were measured."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
@@ -61,8 +61,7 @@ class LatencyHistogram:
     def as_dict(self) -> dict[str, Any]:
         """Return the counts, and the usual percentiles in milliseconds."""
         percentiles = {
-            f"p{percent:g}_ms": self.percentile(percent) * 1e3 if self.count else None
-            for percent in (50, 90, 99, 99.9)
+            f"p{p:g}_ms": self.percentile(p) * 1e3 if self.count else None for p in (50, 90, 99, 99.9)
         }
         return {"count": self.count, **percentiles, "counts": list(self.counts)}
 
@@ -85,7 +84,7 @@ class NamespaceStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits to all reads; NaN without any."""
+        """Share of the reads that were hits, 0 to 1; NaN if there were no reads."""
         return _ratio(self.hits, self.misses)
 
     def __add__(self, other: NamespaceStats) -> NamespaceStats:
@@ -103,13 +102,13 @@ class Totals:
         entries: the current number.
         bytes, max_bytes: memory that the entries take, by the node's accounting, and its limit.
         uptime_seconds: since the start of the node; of several nodes, since the first start.
-        connections: open now.
+        connections: the current number of open connections.
         rss_bytes: resident memory of the process.
-        leases, locks: values that are being loaded now, and locks that are held now.
-        waiting: callers that wait for a lease or a lock now.
-        loads: leases granted so far.
+        leases, locks: the current numbers of values being loaded, and of locks held.
+        waiting: the current number of callers that wait for a lease or a lock.
+        loads: leases granted.
         namespaces: the most used namespaces, by their path of names; ``()`` is the root.
-        latencies: by the node's method, from the complete request to the reply.
+        latencies: the durations of calls, by the node's method.
     """
 
     hits: int = 0
@@ -133,7 +132,7 @@ class Totals:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits to all reads; NaN without any."""
+        """Share of the reads that were hits, 0 to 1; NaN if there were no reads."""
         return _ratio(self.hits, self.misses)
 
     def as_dict(self) -> dict[str, Any]:
@@ -169,6 +168,7 @@ class NodeStats(Totals):
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:
         """Return the statistics in a node's answer. Names that are not known here are ignored."""
+        # A node of another version may send fewer or more statistics.
         known = {one.name: answer[one.name] for one in fields(cls) if one.name in answer}
         namespaces: dict[tuple[str, ...], NamespaceStats] = {}
         for prefix, *figures in known.pop("namespaces", ()):
@@ -216,7 +216,13 @@ class Stats:
     @classmethod
     def of(cls, nodes: dict[str, NodeStats], client: ClientStats, away: list[str]) -> Self:
         """Return the statistics of these nodes with their sums."""
-        return cls(nodes, _sum(nodes.values()), client, away)
+        total: dict[str, Any] = {}
+        for one in fields(Totals):
+            figures = [getattr(node, one.name) for node in nodes.values()]
+            # Only the dicts have no plain default: they have a default_factory.
+            total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
+        total["uptime_seconds"] = max((node.uptime_seconds for node in nodes.values()), default=0.0)
+        return cls(nodes, Totals(**total), client, away)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, suitable for JSON."""
@@ -239,15 +245,6 @@ class Stats:
         lines += _shown(f"method {method}: {_measured(histogram)}" for method, histogram in by_count)
         client = ", ".join(f"{name} {figure:,}" for name, figure in self.client.as_dict().items())
         return "\n".join([*lines, f"  this client: {client}"])
-
-
-def _sum(nodes: Collection[NodeStats]) -> Totals:
-    total: dict[str, Any] = {}
-    for one in fields(Totals):
-        figures = [getattr(node, one.name) for node in nodes]
-        total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
-    total["uptime_seconds"] = max((node.uptime_seconds for node in nodes), default=0.0)
-    return Totals(**total)
 
 
 def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:

@@ -34,6 +34,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
             failures.append((indices, frames))
             continue
         whole = whole and None not in frames
+        # One node has answered for all keys, in their order.
         if len(indices) == len(values):
             values = _decoded(context, encoded, indices, frames, failures)
             continue
@@ -42,6 +43,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
             values[index] = value
     found = zip(asked, values, strict=True)
     complete = whole and not failures
+    # If no key is missing, `dict` builds the result in C.
     results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
     _check(context, "get_many", asked, results, failures)
     return results
@@ -65,6 +67,7 @@ def set_many(
 def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
     """Return what `PyroCacheClient.delete_many` returns."""
     asked = _listed(keys)
+    # A key that is given twice counts once, because its second removal finds nothing.
     encoded = encode_keys(asked, context.prefix)
     return _sum_of(context, "delete_many", asked, context.backend.delete_many(encoded, context.deadline()))
 
@@ -79,7 +82,7 @@ def touch_many(context: ClientContext, keys: Iterable[object], ttl_seconds: Ttl)
 
 
 def _listed(keys: Iterable[object]) -> list[Any]:
-    """Return the keys as a list; refuse a text, which is not meant as a list of its letters."""
+    """Return the keys as a list. Raises `TypeError` for a single str or bytes, which would be split into its items."""
     if isinstance(keys, (str, bytes, bytearray)) or not hasattr(type(keys), "__iter__"):
         raise TypeError(
             f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}."
@@ -94,11 +97,12 @@ def _decoded(
     frames: Sequence[Any],
     failures: _Failures,
 ) -> list[Any]:
-    """Return the values of those frames that have one, and `MISSING` for the others; why not goes to ``failures``."""
+    """Return the value of each frame, `MISSING` where there is none. Append decoding errors to ``failures``."""
     try:
         return context.codec.decode_many(keys, frames, MISSING)
     except SerializationError:
         values: list[Any] = []
+    # Some frame does not decode. Decode one by one, to keep the other values.
     for index, key, frame in zip(indices, keys, frames, strict=True):
         values.append(MISSING)
         if frame is not None:
@@ -112,7 +116,7 @@ def _decoded(
 
 
 def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: Replies[int]) -> int:
-    """Return the sum of the nodes' answers to a call."""
+    """Return the sum of the nodes' replies to a call. Raises as `_check`."""
     total = 0
     failures: _Failures = []
     for indices, reply in replies:
@@ -127,7 +131,7 @@ def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: 
 def _check(
     context: ClientContext, name: str, keys: Sequence[object], results: Any, failures: _Failures
 ) -> None:
-    """Raise what ``on_error`` makes of the failures of a call that had these ``results``."""
+    """Apply ``on_error`` to the failures of a call; raise `PartialFailure`, with ``results``, if any remain."""
     if failures and context.config.on_error == "miss":
         for error in {error for _, error in failures if isinstance(error, NodeUnavailable)}:
             context.missed(error, None)  # once for each node

@@ -37,22 +37,21 @@ def compute(
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, sleep=sleep)
     attempts = 0
     while True:
-        old: Any = default
-        condition: str | int = "absent"
         try:
             found = context.backend.get_with_version(encoded, deadline)
         except NodeUnavailable as error:
             found = context.missed(error, None)
+        old, condition = default, "absent"
         if found is not None:
             old, condition = context.decode(encoded, found[0]), found[1]
         if old is MISSING:
             raise KeyError(key)
         deadline.remaining()
-        begun = deadline.seen_at
+        begun = deadline.seen_at  # the clock reading of the line above
         value = function(old)
         frame = context.codec.encode(encoded, value)
         deadline.remaining()
-        deadline.at += deadline.seen_at - begun
+        deadline.at += deadline.seen_at - begun  # the function's run time does not count
         attempts += 1
         try:
             if context.backend.put(encoded, frame, ttl, condition, None, deadline):
@@ -60,6 +59,7 @@ def compute(
         except NodeUnavailable as error:
             return context.missed(error, value)
         context.count("conflicts")
+        # Report the conflict, which says more than a timeout of the next attempt would.
         if deadline.remaining() <= backoff.longest_next:
             raise Conflict(
                 f"compute failed: other callers changed the entry each of the {attempts} times that this tried to, "

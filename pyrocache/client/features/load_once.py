@@ -30,13 +30,12 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
-from pyrocache.client.backend import Seconds
+from pyrocache.client.backend import Pinned, Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.pinned import PinnedConnection
 
 _T = TypeVar("_T")
 
@@ -44,21 +43,21 @@ IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
 """When to load a value. `IF_MISSING`: if there is none. `UNLESS_LOADING`: also if there is one, except while another
 caller is loading. `ALWAYS`: in any case."""
 
-_NEVER = Event()
+_NEVER = Event()  # never set
 _loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
-"""What the factories that are running here load, by backend and key."""
+"""The values that factories running in this context are loading: the id of the backend, and the key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a value is loaded and kept.
+    """Settings for loading and keeping a value. Durations are in seconds.
 
     Attributes:
-        ttl_seconds: its time to live; None for no expiry.
-        stale_seconds: how long after its expiry it is still returned while a new one is loaded.
+        ttl_seconds: time to live of the value; None for no expiry.
+        stale_seconds: how long after its expiry the value is still returned while a new one is loaded.
         early: XFetch's beta; 0 for no early refresh.
         wait_seconds: how long to wait for another loader; None for no limit.
-        lease_seconds: how long a loader may take before somebody else loads.
+        lease_seconds: how long a loader may take before another caller loads.
     """
 
     ttl_seconds: float | None = None
@@ -71,27 +70,24 @@ class LoadOptions:
 def load_options(
     ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
 ) -> LoadOptions:
-    """Return the options that a user gave. Raises `TypeError` or `ValueError` if one is not valid."""
+    """Return the options from a user's arguments. Raises `TypeError` or `ValueError` if one is not valid."""
     check_number(early, "early")
-    return LoadOptions(
-        ttl_seconds=ttl_to_seconds(ttl_seconds),
-        stale_seconds=to_seconds(stale_seconds, "stale_seconds"),
-        early=early,
-        wait_seconds=wait_to_seconds(wait_seconds),
-        lease_seconds=to_seconds(lease_seconds, "lease_seconds", zero=False),
-    )
+    ttl, stale = ttl_to_seconds(ttl_seconds), to_seconds(stale_seconds, "stale_seconds")
+    wait, lease = wait_to_seconds(wait_seconds), to_seconds(lease_seconds, "lease_seconds", zero=False)
+    return LoadOptions(ttl, stale, early, wait, lease)
 
 
 class Load(NamedTuple, Generic[_T]):
     """A value to return, or to load.
 
     Attributes:
-        context, key: the client's, and the canonical key.
+        context: the client's.
+        key: canonical bytes.
         factory: makes the value.
-        options: how it is loaded and kept.
-        tags: makes its encoded tags; called if it is to be loaded.
-        keep: whether a value that was loaded is to be stored.
-        refresh: when to load although there is a value.
+        options: settings for loading and keeping it.
+        tags: makes its encoded tags; called only if the value is loaded.
+        keep: called with a loaded value; whether to store it. None stores every value.
+        refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
     """
 
     context: ClientContext
@@ -112,19 +108,19 @@ class LoadTask:
             task.loaded(load.tags(), load.factory())
         return task.settle()
 
-    An exception of the factory leaves the block silently, and `settle` raises it once the lease has ended. Any other
-    exception, as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
+    The block suppresses an exception of the factory; `settle` raises it once the lease has ended. Any other exception,
+    such as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
 
     Args:
-        load: the value.
-        pinned: the connection that the lease was granted on; None for no lease: the value is not stored.
-        token: of the lease.
+        load: the value to load.
+        pinned: the connection that the lease was granted on; None for no lease, so that the value is not stored.
+        token: the number of the lease.
 
     Attributes:
-        live: the value that exists, if this is an early refresh of it.
+        live: the existing value, if this is an early refresh of it; else `MISSING`.
     """
 
-    def __init__(self, load: Load[Any], pinned: PinnedConnection | None = None, token: int = 0) -> None:
+    def __init__(self, load: Load[Any], pinned: Pinned = None, token: int = 0) -> None:
         self._load = load
         self._backend = load.context.backend  # also once the context is closed
         self._pinned = pinned
@@ -148,16 +144,16 @@ class LoadTask:
         return False
 
     def loaded(self, tags: list[bytes] | None, value: Any) -> None:
-        """Take what the factory returned and its encoded tags. It is stored unless ``keep`` returns false for it."""
+        """Set the loaded value and its encoded tags. `settle` stores it unless ``keep`` returns false for it."""
         self._load_seconds = time.monotonic() - self._started_at
         self._tags = tags
         self._value = value
         self._keep = self._load.keep is None or bool(self._load.keep(value))
 
     def settle(self) -> Any:
-        """Store what was loaded, or end the lease without. Return the value, or raise what the factory raised.
+        """Store the loaded value, or end the lease. Return the value, or raise the factory's exception.
 
-        A value that is outdated by now is not stored, nor one whose node is unreachable; it is returned all the same.
+        If the value is outdated by now, or its node is unreachable, it is returned but not stored.
 
         Raises:
             SerializationError, ValueTooLarge: the value cannot be stored; the next caller loads.
@@ -176,7 +172,7 @@ class LoadTask:
             del error  # or this frame and its traceback would keep each other alive
 
     def drop(self) -> None:
-        """End the lease without waiting, by closing its connection."""
+        """End the lease by closing its connection, without waiting for the node."""
         if self._pinned is not None:
             self._pinned.drop()
 
@@ -193,7 +189,7 @@ class LoadTask:
             context.count("misses_on_error")
             log.warning("A value was loaded but not stored: %s", error)
         except Exception:
-            self._abandon()
+            self._abandon()  # or other callers would wait until the lease expires
             if not context.closed:  # if it was closed during the load, the caller gets the value all the same
                 raise
         except BaseException:
@@ -205,20 +201,20 @@ class LoadTask:
             self._pinned.release()
 
     def _abandon(self) -> None:
-        """End the lease; the next caller loads at once."""
+        """End the lease without storing a value, so that the next caller loads immediately."""
         if self._pinned is not None and not self._pinned.closed:
             self._backend.abandon(self._load.key, self._token, self._pinned)
 
 
 class Found(NamedTuple):
-    """What `find` found: a value, or the task of loading it."""
+    """The result of `find`: a value, or the task of loading it."""
 
     value: Any
     task: LoadTask | None = None
 
 
 def get_or_set(load: Load[_T]) -> _T:
-    """Return the value, loaded if need be; see `PyroCacheClient.get_or_set`."""
+    """Return the value, and load it if there is none; see `PyroCacheClient.get_or_set`."""
     value, task = find(load, load.options.wait_seconds)
     if task is not None:
         with task:
@@ -228,10 +224,11 @@ def get_or_set(load: Load[_T]) -> _T:
 
 
 def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER) -> Found:
-    """Return the value, after waiting for another loader if there is one; or the task of loading it.
+    """Return the value, or the task of loading it. Wait for another loader if there is one.
 
     Args:
-        cancelled: ends the wait between two requests, as if its time were over.
+        wait_seconds: how long to wait for another loader; None for no limit.
+        cancelled: when set, the wait ends before the next request, as if its time were over.
 
     Raises:
         WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
@@ -244,19 +241,20 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
                 return found
         return _wait_or_load(load, wait_seconds, cancelled)
     except NodeUnavailable as error:
+        # Either raises, or the value is loaded without a lease.
         load.context.missed(error, None)
         return Found(None, LoadTask(load))
 
 
 def _find(load: Load[Any]) -> Found | None:
-    """Return the value; None: no value."""
+    """Return the value; None if there is none."""
     context = load.context
     frame = context.backend.get(load.key, context.deadline())
     return None if frame is None else Found(context.decode(load.key, frame))
 
 
 def _find_or_refresh_early(load: Load[Any]) -> Found | None:
-    """Return the value, or the task of refreshing it if that is due and no other caller does; None: no value."""
+    """Return the value, or the task of an early refresh if one is due and no other caller loads; None if no value."""
     context = load.context
     answer = context.backend.get_with_times(load.key, context.deadline())
     if answer is None:
@@ -266,6 +264,7 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
     frame, remaining, load_seconds = answer
     found = Found(context.decode(load.key, frame))
     if refresh_is_due(load.options.early, remaining, load_seconds):
+        # The value exists, so a failure to get the lease is not an error of this call.
         with suppress(PyroCacheError):
             task = _wait_or_load(load._replace(refresh=UNLESS_LOADING), 0.0, _NEVER).task
             if task is not None:
@@ -277,21 +276,22 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
 def refresh_is_due(
     early: float, remaining: Seconds, load_seconds: Seconds, dice: Callable[[], float] = random.random
 ) -> bool:
-    """Return whether this caller is to refresh a value that expires in ``remaining`` seconds.
+    """Return whether this caller is to refresh a value that expires in ``remaining`` seconds (None: never).
 
+    ``load_seconds`` is the time that loading the value took. Implements XFetch:
     Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015).
     """
     if not early or remaining is None or not load_seconds:
         return False
-    return -load_seconds * early * math.log(1.0 - dice()) >= remaining
+    return -load_seconds * early * math.log(1.0 - dice()) >= remaining  # dice() may be 0, but not 1
 
 
 def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
-    """Ask the node for the lease, until it grants it or there is a value. Raises as `find`."""
+    """Request the lease until the node grants it or has a value. Raises as `find`."""
     context, key, refresh = load.context, load.key, load.refresh
     recursive = (id(context.backend), key) in _loading.get()
 
-    def ask(seconds: float, deadline: Deadline, pinned: PinnedConnection | None) -> PinnedConnection | None:
+    def ask(seconds: float, deadline: Deadline, pinned: Pinned) -> Pinned:
         return context.backend.lease(key, load.options.lease_seconds, seconds, refresh, deadline, pinned)
 
     with PinnedWait(context, ask, 0.0 if recursive else wait_seconds) as wait:
@@ -305,19 +305,21 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                     return Found(context.decode(key, frame))
                 case _:
                     raise RemoteError("A node answered lease with an invalid reply.")
+            # Deadlock otherwise: a factory would wait for its own lease, or for a connection whose user waits for it.
             if recursive or (wait.crowded and _loading.get()):
                 return Found(None, LoadTask(load))
-            # If the node could not be asked, see whether the value is there.
+            # No request was sent, so look whether another caller has loaded the value meanwhile.
             if wait.pinned is None and not refresh and (found := _find(load)) is not None:
                 return found
             if wait.is_over() or cancelled.is_set():
+                # Keep the connection open: `wait` would close it because of the exception.
                 wait.release()
                 raise still_loading(wait_seconds)
             wait.pause()
 
 
 def still_loading(wait_seconds: float | None) -> WaitTimeout:
-    """Return the error of a caller that waited in vain for another loader."""
+    """Return the error of a caller whose wait for another loader has ended without a value."""
     if wait_seconds is None:
         return WaitTimeout("get_or_set was cancelled while another caller was loading the value.")
     return WaitTimeout(

@@ -36,7 +36,7 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 
 async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
-    """Return the value, loaded if need be, as `load_once.get_or_set` does."""
+    """Return the value, and load it if there is none; see `load_once.get_or_set`."""
     value, task = await _find(load)
     if task is not None:
         with task:
@@ -46,17 +46,19 @@ async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:
-    """Run a function that does not take long in another thread and return its result."""
+    """Run a short function in a thread of the pool and return its result."""
+    # The context has the marks of the factories that are running, by which a recursive load is recognized.
     return await _result_of(_threads.calls.submit(copy_context().run, function))
 
 
 async def _find(load: Load[Any]) -> Found:
-    """Return what `load_once.find` does, without blocking the event loop."""
+    """Return the result of `load_once.find` without blocking the event loop. Raises as `load_once.find`."""
     wait_seconds = load.options.wait_seconds
     give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
     while True:
         try:
+            # A call that does not wait comes first. It usually finds the value, or gets the lease.
             return await in_thread(partial(find, load, 0.0))
         except WaitTimeout:
             left = give_up_at - time.monotonic()
@@ -64,13 +66,14 @@ async def _find(load: Load[Any]) -> Found:
                 raise still_loading(wait_seconds) from None
         if _threads.permits.acquire(blocking=False):
             break
+        # All permits for waiting threads are taken, so poll.
         await asyncio.sleep(min(backoff.next_pause(), left))
     cancelled = threading.Event()
     rest = None if wait_seconds is None else left
     try:
         return await _result_of(_threads.start_waiting(partial(find, load, rest, cancelled)))
     except asyncio.CancelledError:
-        cancelled.set()
+        cancelled.set()  # the thread ends after its current request
         raise
 
 
@@ -85,7 +88,7 @@ async def _result_of(future: Future[_T]) -> _T:
 
 
 def _drop_lease(future: Future[Any]) -> None:
-    """End the lease that a cancelled caller was granted."""
+    """End the lease that was granted to a cancelled caller."""
     if not future.cancelled() and future.exception() is None:
         result = future.result()
         if isinstance(result, Found) and result.task is not None:
@@ -93,36 +96,39 @@ def _drop_lease(future: Future[Any]) -> None:
 
 
 class _Threads:
-    """The threads of this process. The pool makes its threads when they are needed first."""
+    """The threads of this process, which are started when they are first needed."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: a forked child has none of the threads."""
+        """Create a new pool and new permits; in a forked child, none of the parent's threads exist."""
         self.calls = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
-        self.permits = threading.Semaphore(_WAITING_THREADS)  # of the threads that may wait
+        self.permits = threading.Semaphore(_WAITING_THREADS)  # one for each thread that waits for a loader
 
     def start_waiting(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run a function in a thread of its own, which gives back the permit that the caller took."""
+        """Run a function in a thread of its own. The permit that the caller took is released when it ends.
+
+        Raises:
+            RuntimeError: no thread can be started; the permit is released.
+        """
         future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()  # so that nobody can cancel it
+        future.set_running_or_notify_cancel()  # cannot be cancelled: a lease that it gets must be dropped
         permits, context = self.permits, copy_context()
+        future.add_done_callback(lambda _: permits.release())
 
         def run() -> None:
             try:
-                try:
-                    result = context.run(function)
-                finally:
-                    permits.release()
+                result = context.run(function)
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
 
         try:
+            # A daemon: a wait for another loader must not delay the end of the process.
             threading.Thread(target=run, name="pyrocache-wait", daemon=True).start()
-        except RuntimeError:  # the process may have no more threads
+        except RuntimeError:  # the system's limit of threads is reached
             permits.release()
             raise
         return future

@@ -31,7 +31,7 @@ import weakref
 from types import EllipsisType
 from typing import Any, Self, TypeAlias
 
-from pyrocache.client.backend import Backend
+from pyrocache.client.backend import Backend, Pinned
 from pyrocache.client.context import ClientContext, Duration, Ttl
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import to_seconds
@@ -48,15 +48,16 @@ _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock 
 
 
 class Grant:
-    """A lock that is held, or was.
+    """One grant of a lock to a thread, held or over.
 
     Attributes:
         backend: the client's.
-        name, token: of the lock, and the grant's number.
+        name: the lock's canonical bytes.
+        token: the fencing token.
         ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
         good_until: when the node may grant the lock to another holder, unless it is renewed (monotonic seconds).
-        renew_at: when to renew it.
-        over: it was released, or lost.
+        renew_at: when to renew it (monotonic seconds).
+        over: whether it was released or lost.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Grant:
         self.renewed(time.monotonic())
 
     def renewed(self, at: float) -> None:
-        """Begin the time to live again."""
+        """Restart the time to live at ``at`` (monotonic seconds)."""
         self.good_until = at + self.ttl_seconds
         self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
@@ -83,20 +84,20 @@ class Grant:
 
     @property
     def held(self) -> bool:
-        """Whether nobody else can hold the lock, as far as this process knows."""
+        """Whether no other caller can hold the lock, as far as this process knows."""
         if self.over or self.inherited or time.monotonic() >= self.good_until:
             return False
-        return not any(pinned.closed for pinned in tuple(self._idle))
+        return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
 
     def take(self) -> PinnedConnection | None:
-        """Take the connection, to use it alone; None while another thread does."""
+        """Take the connection for exclusive use; None while another thread uses it."""
         try:
-            return self._idle.pop()
+            return self._idle.pop()  # atomic: of two threads, one gets it
         except IndexError:
             return None
 
     def put_back(self, pinned: PinnedConnection, *, lost: bool) -> None:
-        """Put the connection back after a renewal."""
+        """Put the connection back after a renewal; ``lost``: the lock is not held any more."""
         if lost:
             self.over = True
         self._idle.append(pinned)
@@ -105,7 +106,7 @@ class Grant:
 
 
 class _OfThread(threading.local):
-    """What a thread holds of one `Lock`. Not by the thread's identifier, which a later thread may have again."""
+    """The grant of each thread for one `Lock`. Identifiers of threads are reused, so they cannot be its keys."""
 
     grant: Grant | None = None
 
@@ -113,13 +114,13 @@ class _OfThread(threading.local):
 class Lock:
     """A lock or a semaphore: ``with cache.lock("report"): ...``.
 
-    Any number of threads may use one object; each acquires for itself. Making one costs nothing. It is not reentrant.
+    Any number of threads may use one object; each acquires for itself. Creating one sends nothing. It is not reentrant.
 
     Args:
         context: the client's.
-        name: any key; a lock and an entry of the same name have nothing to do with each other.
-        limit: how many may hold it at once.
-        ttl_seconds: how long it stays with a holder that does not renew it.
+        name: any key; a lock and an entry of the same name are independent.
+        limit: the number of permits: 1 for a lock, more for a semaphore.
+        ttl_seconds: how long the node keeps it for a holder that does not renew it; seconds or a timedelta.
         wait_seconds: how long `acquire` waits; None for no limit.
     """
 
@@ -131,6 +132,7 @@ class Lock:
         if not 1 <= limit <= 2**20:
             raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
         self._context = context
+        # The kind is part of the key, so a lock and a semaphore of the same name are independent.
         self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
         self._name = name
         self._limit = limit
@@ -140,10 +142,10 @@ class Lock:
 
     @property
     def token(self) -> int | None:
-        """The number of this thread's grant, larger than that of any earlier grant; None if it holds none.
+        """The fencing token of this thread's grant, larger than that of any earlier grant; None if it holds none.
 
-        What the lock protects can refuse a holder whose number is smaller than one it has seen. Nothing else protects
-        it from a holder that was stopped for longer than its time to live and does not know.
+        The protected resource can refuse a holder whose token is smaller than one that it has seen. Nothing else
+        protects it from a holder that was suspended for longer than the time to live and has not noticed.
         """
         grant = self._of_thread.grant
         return grant.token if grant is not None and self.held else None
@@ -158,33 +160,30 @@ class Lock:
         """Acquire the lock, waiting if another holder has it, and return its token.
 
         Args:
-            wait_seconds: instead of the lock's own; 0 does not wait.
+            wait_seconds: overrides the lock's own; None for no limit, 0 for not at all.
 
         Raises:
-            LockTimeout: others held it all the time.
-            NodeUnavailable: the lock's node is unreachable, whatever ``on_error`` says.
+            LockTimeout: other callers held it all the time, or this client has too many pinned connections to its node.
+            NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
             RuntimeError: this thread holds it already.
         """
         before = self._of_thread.grant
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
         seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
-        grant = self._granted(seconds)
-        self._of_thread.grant = grant
+        self._of_thread.grant = grant = self._granted(seconds)
         _renewer.watch(grant)
         return grant.token
 
     def _granted(self, wait_seconds: float | None) -> Grant:
-        backend = self._context.backend
+        # `ask` uses the backend of the moment, which raises once the context is closed. The grant keeps this one: an
+        # exception would end the thread that renews all locks.
+        context, backend = self._context, self._context.backend
 
-        def ask(
-            seconds: float, deadline: Deadline, pinned: PinnedConnection | None
-        ) -> PinnedConnection | None:
-            return self._context.backend.acquire(
-                self._key, self._limit, self._ttl_seconds, seconds, deadline, pinned
-            )
+        def ask(poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
+            return context.backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
 
-        with PinnedWait(self._context, ask, wait_seconds) as wait:
+        with PinnedWait(context, ask, wait_seconds) as wait:
             while (token := wait.ask()) is None:
                 if wait.is_over():
                     wait.release()
@@ -201,10 +200,10 @@ class Lock:
             return Grant(backend, self._key, token, self._ttl_seconds, wait.take())
 
     def release(self) -> None:
-        """Release what this thread holds.
+        """Release the lock that this thread holds.
 
         Raises:
-            LockLost: it was lost before this; another holder may have done its work meanwhile.
+            LockLost: it was lost before; another caller may have held it meanwhile.
             RuntimeError: this thread has not acquired it.
         """
         grant = self._of_thread.grant
@@ -214,9 +213,9 @@ class Lock:
             )
         self._of_thread.grant = None
         was_over = grant.over or grant.inherited
-        # Without its connection, which is in use to renew it at this moment, another one will do. The grant is over
-        # after that: the renewing thread closes the connection of one that is over, and if it did so before the node
-        # knows of the release, the lock would seem to have been lost.
+        # If the renewing thread is using the connection, the release goes over another one. `over` is set afterwards:
+        # the renewing thread closes the connection of a grant that is over. If it did so before the node has received
+        # the release, the node would end the grant first and answer that the lock was lost.
         pinned, deadline = grant.take(), self._context.deadline()
         released = not was_over and self._context.backend.release(grant.name, grant.token, deadline, pinned)
         grant.over = True
@@ -234,7 +233,7 @@ class Lock:
         try:
             self.release()
         except PyroCacheError:
-            if kind is None:  # what the body raised says more
+            if kind is None:  # the exception of the body is more informative
                 raise
 
     def __repr__(self) -> str:
@@ -256,16 +255,16 @@ class _Renewer:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: in a forked child the thread does not exist, and the locks are the parent's."""
+        """Forget all grants: in a forked child the thread does not exist, and the parent holds the locks."""
         for descriptor in self._pipe or ():
             os.close(descriptor)
         self._lock = threading.Lock()  # guards: all that follows
-        self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()
+        self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()  # a thread that ends drops its grants
         self._wake_at = math.inf  # when the thread wakes by itself
         self._pipe = None  # wakes it before that; None: there is no thread
 
     def watch(self, grant: Grant) -> None:
-        """Renew a grant until it is over or collected."""
+        """Renew a grant until it is over or collected. Starts the thread if there is none."""
         with self._lock:
             self._grants.add(grant)
             if self._pipe is None:
@@ -274,10 +273,10 @@ class _Renewer:
                 # leave that event's lock held.
                 _thread.start_new_thread(self._run, (self._pipe[0],))
             elif grant.renew_at < self._wake_at:
-                os.write(self._pipe[1], b"\0")
+                os.write(self._pipe[1], b"\0")  # the thread would wake too late by itself
 
     def _live(self) -> list[Grant]:
-        """Return the grants to renew. The caller holds the lock."""
+        """Return the grants to renew. The caller holds ``_lock``."""
         return [grant for grant in self._grants if not grant.over]
 
     def _run(self, receiver: int) -> None:
@@ -298,7 +297,7 @@ class _Renewer:
             return True
 
     def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
-        """Send the renewals that are due, and note when the next one is."""
+        """Send the renewals that are due, and set the time of the next one."""
         now = time.monotonic()
         with self._lock:
             grants = self._live()
@@ -314,28 +313,29 @@ class _Renewer:
 
 
 _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
-"""A renewal that was sent: of which grant, over its connection, and when (monotonic seconds)."""
+"""A renewal that was sent: the grant, its connection, and the time of sending (monotonic seconds)."""
 
 
 def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:
     """Wait until a node answers, `_Renewer.watch` writes to the pipe, or a time has come. Receive the answers."""
     poll = select.poll()
-    poll.register(receiver, select.POLLIN)
-    for descriptor in renewals:
+    for descriptor in (receiver, *renewals):
         poll.register(descriptor, select.POLLIN)
     wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
     seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))
+    # Rounded up, because poll() with 0 milliseconds would spin until the time has come.
     for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
         if descriptor == receiver:
-            os.read(receiver, 4096)
+            os.read(receiver, 4096)  # the bytes only wake the thread
             continue
         grant, pinned, sent_at = renewals.pop(descriptor)
         lost = not grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
         if not lost:
-            grant.renewed(sent_at)
+            grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
         grant.put_back(pinned, lost=lost)
     now = time.monotonic()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
+        # Lost or released before the node has answered. The node frees the lock when the connection closes.
         if now >= grant.good_until or grant.over:
             del renewals[descriptor]
             pinned.drop()

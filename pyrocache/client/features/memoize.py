@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVa
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
-from pyrocache.client.features.load_once import ALWAYS, IF_MISSING
+from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.errors import InvalidKey, NodeUnavailable
 
@@ -34,13 +34,13 @@ _S = TypeVar("_S")
 _B = TypeVar("_B")
 
 _MARK = "pyrocache.memoize"
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 
 
 class _Plan:
-    """Makes the keys of the calls of one function."""
+    """The keys of one function's calls, and the loads and removals of their results."""
 
     def __init__(self, function: Callable[..., Any], settings: Memoizer) -> None:
         self.function = function
@@ -49,27 +49,27 @@ class _Plan:
         self.identity = identity(function)
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        kinds = {parameter.kind for parameter in parameters.values()}
         unknown = sorted(settings.ignore - parameters.keys())
-        if unknown and not takes_any:
+        if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise ValueError(f"memoize is to ignore {unknown[0]!r}, which is no argument of {self.name}.")
-        plain = all(parameter.kind in _POSITIONAL for parameter in parameters.values())
-        self._simple = plain and not settings.ignore and not settings.typed
+        self._simple = kinds <= _POSITIONAL and not settings.ignore and not settings.typed
         self._defaults = tuple(parameter.default for parameter in parameters.values())
-        self._required = self._defaults.count(inspect.Parameter.empty)
+        # By identity: a default such as an array may have an ``==`` that returns no bool.
+        self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the key of a call, as `PyroCacheClient.get` and the others take it."""
+        """Return the key of a call, as the methods of `PyroCacheClient` take it."""
         key = self.settings.key
         if key is not None:
             bound = self._bind(arguments, named)
-            return (_MARK, self.identity, (key(*bound.args, **bound.kwargs),))
-        if self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
+            values: tuple[Any, ...] = (key(*bound.args, **bound.kwargs),)
+        elif self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
             values = (*arguments, *self._defaults[len(arguments) :])  # the same as binding, but faster
-            return (_MARK, self.identity, values)
-        values = tuple(self._what_matters(arguments, named).values())
-        plain = (_MARK, self.identity, values)
-        return (*plain, tuple(map(_types, values))) if self.settings.typed else plain
+        else:
+            values = tuple(self._what_matters(arguments, named).values())
+        types = (tuple(map(_types, values)),) if self.settings.typed and key is None else ()
+        return (_MARK, self.identity, values, *types)
 
     def encoded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
         """Return the canonical bytes of the key of a call. Raises `InvalidKey` if an argument has none."""
@@ -81,21 +81,18 @@ class _Plan:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"
                 raise type(error)(text) from error
             for name, value in self._what_matters(arguments, named).items():
-                self._check_argument(name, value)
+                try:
+                    encode_key(value, b"")
+                except InvalidKey as cause:
+                    # The same type, because `KeyTooLarge` differs from other invalid keys.
+                    raise type(cause)(
+                        f"The argument {name!r} of {self.name} cannot be a key: {cause}. "
+                        f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
+                    ) from cause
             raise
 
-    def _check_argument(self, name: str, value: object) -> None:
-        """Raise `InvalidKey`, with the argument's name, if it cannot be part of a key."""
-        try:
-            encode_key(value, b"")
-        except InvalidKey as error:
-            raise type(error)(
-                f"The argument {name!r} of {self.name} cannot be a key: {error}. "
-                f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
-            ) from error
-
-    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> load_once.Load[Any]:
-        """Return the value of a call, for `get_or_set`."""
+    def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Load[Any]:
+        """Return the `Load` of a call's result, for `get_or_set`."""
         settings = self.settings
 
         def tags() -> list[bytes] | None:
@@ -106,12 +103,10 @@ class _Plan:
 
         key = self.encoded(arguments, named)
         factory = functools.partial(self.function, *arguments, **named)
-        return load_once.Load(
-            settings.context, key, factory, settings.options, tags, settings.cache_if, refresh
-        )
+        return Load(settings.context, key, factory, settings.options, tags, settings.cache_if, refresh)
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Remove the result of a call; return whether there was one."""
+        """Remove the result of a call. Return whether there was one."""
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
@@ -119,7 +114,7 @@ class _Plan:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
-        """Return the arguments with defaults: the same for the same call, however it is written."""
+        """Return the arguments with defaults, independent of how they are passed. Raises `TypeError` as a call does."""
         bound = self._signature.bind(*arguments, **named)
         bound.apply_defaults()
         return bound
@@ -135,30 +130,30 @@ class _Plan:
 
 
 class Memoized(Generic[_P, _R, _B]):
-    """A function whose results are cached: it has the function's name, signature and documentation.
+    """A function whose results are cached. It has the function's name, signature and documentation.
 
-    A call of it returns ``_R``, and one of `invalidate` ``_B``: a bool, or a coroutine that returns one.
+    Calling it returns ``_R``. `invalidate` returns ``_B``: a bool, or a coroutine that returns one.
     """
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         functools.update_wrapper(self, plan.function)
         self._plan = plan
-        self._before: tuple[Any, ...] = ()  # what a method is bound to
-        self._binds = binds  # what an attribute access binds it to: "instance", "class" or "nothing"
+        self._before: tuple[Any, ...] = ()  # the object or class that a method is bound to
+        self._binds = binds  # what an attribute access binds: "instance", "class" or "nothing"
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
     def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Call the function even if its result is cached, and cache the new one; a load under way is discarded."""
+        """Call the function even if its result is cached, and cache the new one. Discards a load in progress."""
         return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
     def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
-        """Return the key of the result for these arguments, as `PyroCacheClient.get` takes it."""
+        """Return the key of the result for these arguments, as the methods of `PyroCacheClient` take it."""
         return self._plan.key((*self._before, *args), kwargs)
 
     def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> _B:
-        """Remove the result for these arguments, discard a load under way, and return whether there was a result."""
+        """Remove the result for these arguments. Return whether there was one. Discards a load in progress."""
         return self._invalidate((*self._before, *args), kwargs)  # type: ignore[no-any-return]
 
     @property
@@ -167,11 +162,10 @@ class Memoized(Generic[_P, _R, _B]):
         return self.__wrapped__  # type: ignore[attr-defined, no-any-return]
 
     def bound(self, thing: Any) -> Self:
-        """Return the same as a method of ``thing``."""
-        method = type(self).__new__(type(self))
-        method.__dict__.update(
-            self.__dict__, _before=(thing,), __wrapped__=MethodType(self._plan.function, thing)
-        )
+        """Return a copy that is bound to ``thing``, an object or a class."""
+        method = type(self).__new__(type(self))  # `__init__` is slow for each attribute access
+        original = MethodType(self._plan.function, thing)
+        method.__dict__.update(self.__dict__, _before=(thing,), __wrapped__=original)
         return method
 
     @overload
@@ -181,7 +175,7 @@ class Memoized(Generic[_P, _R, _B]):
         self: Memoized[Concatenate[_S, _Q], _R, _B], instance: _S, owner: type | None = None
     ) -> Memoized[_Q, _R, _B]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """Return what attribute access on a class or an object gives: a method, bound as a function would be."""
+        """Bind to the object or class whose attribute is accessed, as a function does (descriptor protocol)."""
         if self._before or self._binds == "nothing":
             return self
         if self._binds == "class":
@@ -196,7 +190,7 @@ class Memoized(Generic[_P, _R, _B]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self._before:
-            return getattr, (self._before[0], self._plan.function.__name__)
+            return getattr, (self._before[0], self._plan.function.__name__)  # as a bound method pickles
         return self._plan.name  # by name, like any function
 
     def __repr__(self) -> str:
@@ -208,7 +202,7 @@ _Async: TypeAlias = Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bo
 
 
 class _AsyncMemoized(_Async[..., Any]):
-    """An ``async def`` function whose results are cached; it is awaited in its caller's event loop."""
+    """An ``async def`` function whose results are cached. It is awaited in the caller's event loop."""
 
     def __init__(self, plan: _Plan, binds: str) -> None:
         super().__init__(plan, binds)
@@ -218,7 +212,7 @@ class _AsyncMemoized(_Async[..., Any]):
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
-        # nothing is done before it is awaited
+        # The key is made here, when the coroutine is awaited, as nothing of a coroutine runs before.
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
@@ -227,20 +221,23 @@ class _AsyncMemoized(_Async[..., Any]):
 
 @dataclass(frozen=True, slots=True)
 class Memoizer:
-    """The decorator that ``@cache.memoize(...)`` makes.
+    """The decorator that ``@cache.memoize(...)`` returns.
 
     Attributes:
         context: the client's.
-        options: how results are loaded and kept.
-        key: called with the arguments; what it returns stands for them in the key.
-        ignore: names of arguments to leave out of the key.
-        cache_if: called with a result; whether to cache it.
-        typed: whether arguments that are equal but of different types make different keys.
-        tags: of the results; or a function of the arguments that returns them.
+        options: settings for loading and keeping results.
+        key: called with the arguments; its result replaces them in the key.
+        ignore: names of arguments that are not part of the key.
+        cache_if: called with a result; whether to store it.
+        typed: whether equal arguments of different types make different keys.
+        tags: the tags of the results, or a function of the arguments that returns them.
+
+    Raises:
+        TypeError, ValueError: an attribute is not valid.
     """
 
     context: ClientContext
-    options: load_once.LoadOptions
+    options: LoadOptions
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
     cache_if: Callable[[Any], object] | None = None
@@ -258,16 +255,10 @@ class Memoizer:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a function that returns a coroutine matches both
-        self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]]
+        self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]] | Callable[_P, Coroutine[Any, Any, _R]]
     ) -> _Async[_P, _R]: ...
     @overload
-    def __call__(self, function: classmethod[Any, _P, _R]) -> _Sync[_P, _R]: ...
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[_P, Coroutine[Any, Any, _R]]
-    ) -> _Async[_P, _R]: ...
-    @overload
-    def __call__(self, function: Callable[_P, _R]) -> _Sync[_P, _R]: ...
+    def __call__(self, function: classmethod[Any, _P, _R] | Callable[_P, _R]) -> _Sync[_P, _R]: ...
     def __call__(self, function: Any) -> Any:
         binds, instance = "instance", None
         if isinstance(function, MethodType):
@@ -285,12 +276,11 @@ class Memoizer:
 
 
 def identity(function: Callable[..., Any]) -> str:
-    """Return a name for a function that is the same in every process and no other function's."""
-    module = function.__module__
-    if module in ("__main__", "__mp_main__"):  # the latter: a child of multiprocessing runs the same script
-        return f"__main__.{function.__qualname__}:{_digest(function)}"
+    """Return a unique name for a function that is the same in every process."""
+    # A child of multiprocessing knows the script of its parent as __mp_main__.
+    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
     name = f"{module}.{function.__qualname__}"
-    return f"{name}:{_digest(function)}" if "<lambda>" in name else name
+    return f"{name}:{_digest(function)}" if module == "__main__" or "<lambda>" in name else name
 
 
 def _digest(function: Callable[..., Any]) -> str:
@@ -308,6 +298,7 @@ def _text_of(constant: Any) -> str:
         parts = [constant.co_code.hex(), *constant.co_names, *constant.co_varnames, *constant.co_freevars]
         return f"code({','.join(parts)};{','.join(map(_text_of, constant.co_consts))})"
     if isinstance(constant, frozenset):
+        # Sorted, because its order depends on PYTHONHASHSEED.
         return f"frozenset({','.join(sorted(map(_text_of, constant)))})"
     if isinstance(constant, tuple):
         return f"({','.join(map(_text_of, constant))})"

@@ -23,22 +23,23 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 
 POLL_SECONDS = 10.0
-"""How long one request waits, at most, and never longer than the client's timeout: the node may have vanished."""
+"""The poll interval: seconds that one request waits at the node, at most, and not longer than the client's timeout. It
+bounds the time until an unreachable node is noticed."""
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05
 
 Ask: TypeAlias = Callable[[float, Deadline, PinnedConnection | None], PinnedConnection | None]
-"""Sends one request, given the seconds to wait, the deadline and the connection of the request before."""
+"""Sends one request; takes the seconds to wait, the deadline and the connection of the previous request."""
 
 
 def wait_to_seconds(wait_seconds: Duration | None) -> float | None:
-    """Return how long to wait. Raises `TypeError` or `ValueError` if it is not valid."""
+    """Return a wait in seconds, None for no limit. Raises `TypeError` or `ValueError` if it is not valid."""
     return None if wait_seconds is None else to_seconds(wait_seconds, "wait_seconds")
 
 
 class PinnedWait:
-    """The wait of one caller. As a context manager it gives up its connection, and closes it after an exception.
+    """The wait of one caller. Leaving its context releases the connection, or closes it after an exception.
 
     Args:
         context: the client's.
@@ -46,7 +47,7 @@ class PinnedWait:
         wait_seconds: how long to wait; None for no limit.
 
     Attributes:
-        pinned: what the last request returned: None if the node could not be asked.
+        pinned: the connection of the last request; None if it was not sent.
     """
 
     __slots__ = ("_ask", "_asked_at", "_backoff", "_context", "_give_up_at", "_seconds", "pinned")
@@ -59,17 +60,19 @@ class PinnedWait:
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
     def ask(self) -> Any:
-        """Send a request and return what the node grants; None if it grants nothing within the poll interval."""
+        """Send a request and return the node's answer; None if the node grants nothing within the poll interval."""
         timeout = self._context.timeout
         self._asked_at = now = time.monotonic()
         self._seconds = max(0.0, min(POLL_SECONDS, timeout, self._give_up_at - now))
+        # The time that the node delays its answer does not count towards the timeout.
         deadline = self._context.deadline(timeout + self._seconds)
+        # A connection that is back in its pool must not be used again.
         self.pinned = self._ask(self._seconds, deadline, None if self.crowded else self.pinned)
         return None if self.pinned is None else self.pinned.answer
 
     @property
     def crowded(self) -> bool:
-        """Whether too many calls waited for the node, so that it was asked without waiting, or not at all."""
+        """Whether the last request did not wait or was not sent, because too many calls of this client wait."""
         return self.pinned is None or self.pinned.closed
 
     def is_over(self) -> bool:
@@ -77,19 +80,20 @@ class PinnedWait:
         return time.monotonic() >= self._give_up_at
 
     def pause(self) -> None:
-        """Wait before the next request, if the node did not make the last one wait."""
+        """Pause before the next request, unless the last one has waited at the node."""
         now = time.monotonic()
+        # Also after an immediate answer, so that the node is not polled in a tight loop.
         if self.crowded or now - self._asked_at < min(_FIRST_PAUSE_SECONDS, self._seconds):
             self._backoff.pause(self._give_up_at - now)
 
     def take(self) -> PinnedConnection:
-        """Return the connection that something was granted on. It is the caller's from now on."""
+        """Return the connection of the grant. The caller is responsible for it from now on."""
         pinned, self.pinned = self.pinned, None
         assert pinned is not None
         return pinned
 
     def release(self) -> None:
-        """Give up the connection, on which nothing is granted."""
+        """Return the connection, on which nothing is granted, to its pool."""
         if self.pinned is not None:
             self.pinned.release()
 

@@ -13,7 +13,7 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.keys.encoding import decode_key
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _TEXT, _TUPLE = b"s", b"t"
 
+Prefix: TypeAlias = str | tuple[Any, ...] | None
+"""The beginning of the keys to return; None for all keys."""
 
-def scan(
-    context: ClientContext, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH
-) -> Iterator[Any]:
+
+def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
     return (decode_key(key) for page in _pages(context, prefix, batch) for key in page)
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and values of a namespace."""
-    for page in _pages(context):
-        waiting = page
+    for waiting in _pages(context):
         while waiting:
             found, waiting = _some_values(context, waiting)
             for key, frame in found:
@@ -44,8 +44,8 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
-    """Remove some entry and return it. Raises `KeyError` when there is none."""
-    for page in _pages(context, batch=16):
+    """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
+    for page in _pages(context, batch=16):  # small: the first key usually still exists
         for encoded in page:
             try:
                 frame = context.backend.pop(encoded, context.deadline())
@@ -76,13 +76,16 @@ class Values(ValuesView[Any]):
         return (value for _, value in items(self._mapping._context))
 
     def __contains__(self, value: object) -> bool:
+        # ValuesView's own method sends a request for each key.
         return any(other is value or other == value for other in self)
 
 
-def _pages(
-    context: ClientContext, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH
-) -> Iterator[list[bytes]]:
-    """Return pages of encoded keys. Checks the arguments now, not when the first page is asked for."""
+def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[list[bytes]]:
+    """Return an iterator over pages of encoded keys. Checks the arguments before the first page is requested.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
+    """
     if isinstance(batch, bool) or not isinstance(batch, int):
         raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
     if not 1 <= batch <= MAX_BATCH:
@@ -91,7 +94,7 @@ def _pages(
         return _walk(context, context.prefix, batch)
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
-        if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass need not be
+        if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
             return _walk(context, encoded, batch)
     kind = type(prefix).__name__
     raise TypeError(f"scan takes the beginning of a text or of a tuple as a prefix, not {kind}.")
@@ -105,23 +108,24 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
             continue
         cursor = 0
         while True:
+            deadline = context.deadline()
             try:
-                cursor, page = context.backend.scan(
-                    member, context.prefix, prefix, cursor, batch, context.deadline()
-                )
+                cursor, page = context.backend.scan(member, context.prefix, prefix, cursor, batch, deadline)
             except NodeUnavailable as error:
                 context.missed(error, None)
                 break
+            # A key that has moved is left out: only its owner by this view returns it.
             yield [key for key in page if view.owner(key) is member]
             if cursor == 0:
                 break
 
 
 def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
-    """Return entries of the first ``keys``, each with its frame, and the keys that are still to be asked about."""
+    """Return entries of some ``keys``, each with its frame, and the keys that are still to be requested."""
     found: dict[int, Any] = {}
     failures: set[PyroCacheError] = set()
     unknown = set(range(len(keys)))
+    # One reply of each node bounds the memory; the caller requests the remaining keys later.
     for indices, frames in context.backend.get_many(keys, context.deadline(), one_reply=True):
         unknown.difference_update(indices)
         if isinstance(frames, PyroCacheError):

@@ -103,11 +103,12 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
 
 
 def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
-    """Return what `encode_key` makes of each key. Faster than one by one if all are str."""
+    """Return the canonical bytes of each key. Faster than `encode_key` for each if all are str. Raises as it does."""
     if set(map(type, keys)) <= {str}:
         texts: Any = keys
         try:
             encoded = list(map((prefix + b"s").__add__, map(str.encode, texts)))
+            # The sum is cheaper than the maximum, and nearly always small enough.
             if sum(map(len, encoded)) <= MAX_KEY_BYTES or len(max(encoded, key=len)) <= MAX_KEY_BYTES:
                 return encoded
         except UnicodeEncodeError:
@@ -116,10 +117,10 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
 
 
 def decode_key(data: bytes) -> object:
-    """Return the key in bytes that `encode_key` made, whatever its namespace.
+    """Return the key in bytes from `encode_key`, whatever its namespace.
 
     Raises:
-        InvalidKey: other bytes, or a class of the key cannot be imported here.
+        InvalidKey: the bytes are not canonical, or a class of the key cannot be imported here.
     """
     if len(data) > MAX_KEY_BYTES:
         raise InvalidKey(f"{len(data)} bytes are more than a key has")
@@ -147,6 +148,7 @@ def _encode(key: Any) -> bytes:
 @lru_cache(maxsize=1024)
 def _encoder_of(cls: Any) -> Callable[[Any], bytes]:
     """Return the encoder for keys of a class that is not in the table."""
+    # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
     if cls.__module__ == "numpy" and (encoder := numpy_scalars.encoder_of(cls, _encode_pickled)) is not None:
         return encoder
     base = next((base for base in cls.__mro__ if base in _ENCODERS), None)
@@ -164,19 +166,22 @@ def _encode_pickled(key: Any) -> bytes:
 
 
 def _encode_part(part: Any) -> bytes | None:
-    """Return the bytes of a part of a pickled key; None if it is to be pickled too."""
+    """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
     cls: Any = type(part)
     encoder = _ENCODERS.get(cls) or _encoder_of(cls)
     return None if encoder is _encode_pickled else encoder(part)
 
 
 def _nest_all(keys: Iterable[Any]) -> list[bytes]:
-    """Return each key nested. Stop as soon as they are too large, since shared parts can multiply."""
+    """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
+
+    A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+    """
     room = MAX_KEY_BYTES
     parts = []
     for key in keys:
         cls: Any = type(key)
-        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))
+        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))  # `_encode`, inlined for speed
         room -= len(part)
         if room < 0:
             raise too_large(keys)
@@ -205,6 +210,7 @@ def _check_distinct(parts: list[bytes], key: object) -> None:
 
 
 def _encode_datetime(key: datetime) -> bytes:
+    # A pickle includes the fold, which `==` ignores within one zone.
     return scalars.encode_datetime(key) or _encode_pickled(
         datetime.combine(key.date(), key.timetz().replace(fold=0))
     )
@@ -227,12 +233,12 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
 
 
 def _decode(encoded: bytes) -> object:
-    tag = encoded[:1]
-    decoder = _DECODERS.get(tag)
+    type_byte = encoded[:1]
+    decoder = _DECODERS.get(type_byte)
     if decoder is None:
         raise InvalidKey("an encoded key is of an unknown kind")
     key = decoder(encoded[1:])
-    if tag in _CHECKED and _encode(key) != encoded:
+    if type_byte in _CHECKED and _encode(key) != encoded:
         raise InvalidKey("an encoded key is not in its canonical form")
     return key
 
@@ -261,7 +267,7 @@ def _check_sorted(members: list[bytes]) -> None:
 
 _DECODERS: dict[bytes, Callable[[bytes], object]] = {
     **scalars.DECODERS,
-    **{tag: _of_items(build) for tag, build in (scalars.BUILDERS | objects.BUILDERS).items()},
+    **{kind: _of_items(build) for kind, build in (scalars.BUILDERS | objects.BUILDERS).items()},
     b"t": lambda payload: tuple(map(_decode, split(payload))),
     b"l": lambda payload: list(map(_decode, split(payload))),
     b"S": _decode_set,
@@ -270,4 +276,4 @@ _DECODERS: dict[bytes, Callable[[bytes], object]] = {
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.
-_CHECKED = frozenset(bytes((tag,)) for tag in b"NifrcahHnyTpweF")
+_CHECKED = frozenset(bytes((kind,)) for kind in b"NifrcahHnyTpweF")

@@ -31,7 +31,7 @@ def varint(number: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the length at an index, and the index behind it."""
+    """Return the length that begins at an index, and the index after it. Raises `InvalidKey`."""
     number = 0
     for shift in range(0, 21, 7):  # enough for every length up to MAX_KEY_BYTES
         if at >= len(data):
@@ -47,15 +47,15 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def nest(encoded: bytes) -> bytes:
-    """Return an encoded key (tag, payload) as it stands inside another: tag, length, payload."""
+    """Return the nested form of an encoded key (type byte, payload): type byte, payload length, payload."""
     size = len(encoded) - 1
     if size < 0x80:
-        return encoded[:1] + _ONE_BYTE[size] + encoded[1:]
+        return encoded[:1] + _ONE_BYTE[size] + encoded[1:]  # `varint`, inlined for speed
     return encoded[:1] + varint(size) + encoded[1:]
 
 
 def split(payload: bytes) -> list[bytes]:
-    """Return the nested keys of a payload, each as it would be on its own. `nest` is the inverse."""
+    """Return the nested keys of a payload, each without its length. `nest` is the inverse. Raises `InvalidKey`."""
     keys = []
     at = 0
     while at < len(payload):
@@ -90,14 +90,14 @@ def read_text(payload: bytes) -> str:
 
 
 def namespace_prefix(*path: str) -> bytes:
-    """Return what stands before every key of the namespace with this path; for the root, a zero byte."""
+    """Return the bytes that begin every key of the namespace with this path; for the root, a zero byte."""
     names = [utf8(name) for name in path]
     body = b"".join(varint(len(name)) + name for name in names)
     return varint(len(body)) + body
 
 
 def split_namespace(data: bytes) -> tuple[tuple[str, ...], bytes]:
-    """Return the path of an encoded key's namespace, and the rest of its bytes. Raises `InvalidKey`."""
+    """Return the path of an encoded key's namespace, and the bytes after its prefix. Raises `InvalidKey`."""
     size, at = read_varint(data, 0)
     end = at + size
     path = []

@@ -19,7 +19,7 @@ from pyrocache.errors import InvalidKey
 
 
 def encoder_of(cls: type, encode_pickled: Callable[[Any], bytes]) -> Callable[[Any], bytes] | None:
-    """Return the encoder for keys of a class of numpy's; None if it is not a scalar known here."""
+    """Return the encoder for keys of a numpy class; None if it is not a supported scalar type."""
     np: Any = sys.modules["numpy"]
     kinds: list[tuple[Any, Callable[[Any], bytes]]] = [
         # timedelta64 comes first because it inherits from integer

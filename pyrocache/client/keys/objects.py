@@ -56,9 +56,10 @@ def _named(module: object, qualname: str) -> object:
 
 
 def encode_enum(key: Any) -> bytes:
-    """Encode a member of an Enum or Flag that is not a builtin too, as an IntEnum's is."""
+    """Encode a member of an Enum or Flag that does not inherit from a builtin type, as IntEnum does."""
     if isinstance(key, Flag):
         return b"F" + _class_reference(type(key)) + nest(encode_int(key.value))
+    # `_name_`, because a class may define an attribute `name` of its own.
     return b"e" + _class_reference(type(key)) + nest(encode_str(key._name_))
 
 
@@ -73,7 +74,7 @@ def compared_fields(cls: type) -> tuple[str, ...] | None:
 
 
 def encode_dataclass(key: Any, names: Iterable[str], nest_all: Callable[..., list[bytes]]) -> bytes:
-    """Encode a dataclass's instance; ``names`` are its `compared_fields`."""
+    """Encode an instance of a dataclass; ``names`` are its `compared_fields`."""
     parts = nest_all(chain.from_iterable((name, getattr(key, name)) for name in names))
     return b"D" + _class_reference(type(key)) + b"".join(parts)
 
@@ -83,6 +84,7 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     if tuple(rest[::2]) != compared_fields(cls):
         raise InvalidKey("an encoded key's dataclass has other fields here")
     values = dict(zip(rest[::2], rest[1::2], strict=True))
+    # `__init__` may have other parameters, and a frozen dataclass refuses `setattr`.
     key = cls.__new__(cls)
     for field in fields(cls):
         if field.name in values:
@@ -96,7 +98,7 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
 
 
 def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> bytes:
-    """Pickle the key, with its parts replaced by what ``encode_part`` makes of them; None: pickle the part too."""
+    """Pickle a key, each part replaced by the result of ``encode_part``; where that is None, the part is pickled."""
 
     def persistent_id(part: Any) -> bytes | None:
         if part is key:
@@ -104,7 +106,7 @@ def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> byte
         return encode_part("__main__" if type(part) is str and part == "__mp_main__" else part)
 
     file = _Bounded(b"P")
-    file.seek(1)
+    file.seek(1)  # behind the type byte
     try:
         canonical_pickle(key, persistent_id, file)
     except (InvalidKey, RecursionError):
@@ -115,7 +117,7 @@ def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> byte
 
 
 class _Bounded(io.BytesIO):
-    """Fails early: a few shared objects, or one large array, can make any number of bytes."""
+    """A buffer that raises `KeyTooLarge` early: shared objects or one large array can make any number of bytes."""
 
     def write(self, data: Any) -> int:
         if self.tell() + memoryview(data).nbytes > MAX_KEY_BYTES:
@@ -128,4 +130,4 @@ BUILDERS: dict[bytes, Callable[..., object]] = {
     b"F": lambda module, qualname, value: _import_class(module, qualname, Flag)(value),
     b"D": _build_dataclass,
 }
-"""By tag: the function of a payload's decoded keys that makes a key."""
+"""By type byte: the function that makes a key from the decoded keys of a payload."""

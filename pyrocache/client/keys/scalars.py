@@ -38,10 +38,12 @@ _WINDOWS = WindowsPath if os.name == "nt" else PureWindowsPath
 
 
 def encode_int(key: int) -> bytes:
+    """Encode an int: type byte and minimal two's complement."""
     return b"i" + int_bytes(key)
 
 
 def encode_float(key: float) -> bytes:
+    """Encode a float; an integral value as an int. Raises `InvalidKey` for NaN."""
     if key.is_integer():
         return encode_int(int(key))
     if key != key:
@@ -56,7 +58,8 @@ def _encode_rational(numerator: int, denominator: int) -> bytes:
     try:
         nearest = numerator / denominator
     except OverflowError:
-        nearest = 0.0
+        nearest = 0.0  # has another ratio
+    # A float of the same value is equal, so it must have the same bytes.
     if nearest.as_integer_ratio() == (numerator, denominator):
         return b"f" + _DOUBLE.pack(nearest)
     return b"r" + nest(encode_int(numerator)) + nest(encode_int(denominator))
@@ -69,6 +72,7 @@ def _encode_decimal(key: Decimal) -> bytes:
         return encode_int(0)
     sign, digits, exponent = key.as_tuple()
     zeros = next(count for count, digit in enumerate(reversed(digits)) if digit)
+    # `Decimal.normalize` would round to the precision of the context.
     significant = digits[: len(digits) - zeros]
     # Checked first, because 1E+1000000000 would need its memory as an int before it could be too large.
     if abs(key.adjusted()) > _MAX_DIGITS or len(significant) > _MAX_DIGITS:
@@ -77,6 +81,7 @@ def _encode_decimal(key: Decimal) -> bytes:
 
 
 def encode_complex(key: complex) -> bytes:
+    """Encode a complex number; one without imaginary part as a float. Raises `InvalidKey` for NaN."""
     if key.imag == 0:
         return encode_float(key.real)
     return b"c" + nest(encode_float(key.real)) + nest(encode_float(key.imag))
@@ -86,12 +91,14 @@ def encode_complex(key: complex) -> bytes:
 
 
 def encode_str(key: str) -> bytes:
+    """Encode a text. Raises `KeyTooLarge`."""
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"s" + key.encode("utf-8", "surrogatepass")
 
 
 def encode_bytes(key: bytes | bytearray) -> bytes:
+    """Encode bytes. Raises `KeyTooLarge`."""
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"b" + key
@@ -109,7 +116,7 @@ def _delta(payload: bytes) -> timedelta:
 
 
 def encode_datetime(key: datetime) -> bytes | None:
-    """Encode a datetime; None in a gap or a fold of its zone, where it equals none of another zone (PEP 495)."""
+    """Encode a datetime; None in a gap or fold of its zone, where it equals no datetime of another zone (PEP 495)."""
     first = key.replace(fold=0)
     wall = _microseconds(first.replace(tzinfo=None) - datetime.min)
     offset = first.utcoffset()
@@ -121,7 +128,7 @@ def encode_datetime(key: datetime) -> bytes | None:
 
 
 def _decode_aware_datetime(payload: bytes) -> datetime:
-    """Return the datetime in UTC; outside years 1 to 9999, in a zone where it is the first or last instant."""
+    """Return the datetime in UTC; outside years 1 to 9999, in a zone where it is the first or last datetime."""
     moment = read_int(payload)
     nearest = min(max(moment, 0), _microseconds(datetime.max - datetime.min))
     zone = timezone(timedelta(microseconds=nearest - moment))
@@ -162,7 +169,7 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
     PurePosixPath: lambda key: b"p" + utf8(str(key)),
     PureWindowsPath: lambda key: b"w" + utf8(str(key).lower()),
 }
-"""By exact type. Datetimes are not among them because some of them are pickled."""
+"""By exact type. Datetimes are not among them, because some of them are pickled."""
 
 DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"N": lambda payload: None,
@@ -180,10 +187,10 @@ DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"p": lambda payload: _POSIX(read_text(payload)),
     b"w": lambda payload: _WINDOWS(read_text(payload)),
 }
-"""By tag: the function that makes a key of a payload."""
+"""By type byte: the function that makes a key from a payload."""
 
 BUILDERS: dict[bytes, Callable[..., object]] = {
     b"r": Fraction,
     b"c": lambda real, imaginary: complex(float(real), float(imaginary)),
 }
-"""By tag: the function of a payload's decoded keys that makes a key."""
+"""By type byte: the function that makes a key from the decoded keys of a payload."""

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     Attributes:
         command: a command of scope `Scope.KEYS`.
         keys: canonical bytes.
-        values: the value frame of each key; None for no values.
+        values: the value frame of each key; None if the command takes no values.
         arguments: the arguments after keys and values.
     """
 
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     arguments: tuple[Any, ...] = ()
 
     def columns(self, chunk: Sequence[int]) -> list[list[Any]]:
-        """Return the keys at these indices, and their values."""
+        """Return the keys at these indices and, if there are values, their values."""
         columns = (self.keys,) if self.values is None else (self.keys, self.values)
         if len(chunk) == len(self.keys):
             return [list(column) for column in columns]
@@ -44,15 +44,14 @@ class Batch(NamedTuple):
 
     def is_small(self) -> bool:
         """Return whether all keys and values take at most `BATCH_BYTES`."""
-        total = sum(map(len, self.keys)) + _ENTRY_BYTES * len(self.keys)
-        if self.values is not None:
-            total += sum(map(len, self.values))
-        return total <= BATCH_BYTES
+        total = sum(map(len, self.keys)) + sum(map(len, self.values or ()))
+        return total + _ENTRY_BYTES * len(self.keys) <= BATCH_BYTES
 
     def halves(self, chunk: Sequence[int]) -> list[list[int]]:
         """Return ``chunk`` split in two, the half with the larger values first."""
         values = self.values
         assert values is not None
+        # By size, so that a single large value is separated from small ones after few messages.
         by_size = sorted(chunk, key=lambda index: len(values[index]), reverse=True)
         half = len(by_size) // 2
         return [sorted(by_size[:half]), sorted(by_size[half:])]
@@ -67,7 +66,7 @@ class Batch(NamedTuple):
                 del chunk[self._fitting(chunk) :]
             chunks.append(chunk)
             begin += len(chunk)
-        chunks.reverse()
+        chunks.reverse()  # `Round.ask` pops the next one from the end
         return chunks
 
     def _fitting(self, indices: Sequence[int]) -> int:
@@ -83,7 +82,7 @@ class Batch(NamedTuple):
     def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> Sequence[int]:
         """Return the indices that a reply covers.
 
-        A number covers the whole chunk, a list its first keys: as many as it has items.
+        A number covers the whole chunk. A list covers the first keys of the chunk, as many as it has items.
 
         Raises:
             RemoteError: the reply is of another type, empty or too long.
@@ -104,7 +103,7 @@ class Round:
     Attributes:
         requests: the requests made so far.
         chunks: the indices that each request covers.
-        left: for each owner the chunks that are still to be sent, the next one last.
+        left: by owner, the chunks that are still to be sent, the next one last.
     """
 
     __slots__ = ("_batch", "_view", "chunks", "left", "requests")
@@ -115,7 +114,7 @@ class Round:
         self.requests: list[Request] = []
         self.chunks: list[list[int]] = []
         self.left: dict[str, list[list[int]]] = {}
-        small = batch.is_small()
+        small = batch.is_small()  # then no chunk needs to be measured
         for member, owned in zip(view.members, view.split(batch.keys, indices), strict=True):
             if owned:
                 self.left[member.name] = batch.chunks(owned, small)
@@ -129,11 +128,10 @@ class Round:
         chunk = left.pop()
         batch = self._batch
         columns = batch.columns(chunk)
+        arguments = (self._view.id, *columns, *batch.arguments)
         largest = 0 if batch.values is None else max(map(len, columns[1]))
         self.chunks.append(chunk)
-        self.requests.append(
-            Request(member, batch.command, (self._view.id, *columns, *batch.arguments), largest)
-        )
+        self.requests.append(Request(member, batch.command, arguments, largest))
 
     def unanswered(self) -> list[int]:
         """Return the indices that are to be sent again, in order."""

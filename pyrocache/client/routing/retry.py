@@ -31,7 +31,7 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 
 Problem: TypeAlias = Refused | Unavailable
-"""Why a request failed."""
+"""The failure of a request."""
 
 _REFUSED: dict[str, type[PyroCacheError]] = {
     refusals.VALUE_TOO_LARGE: errors.ValueTooLarge,
@@ -49,10 +49,10 @@ class Retry(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Query the name server, pause, then send the request again to the node that owns the key by then.
+    """Query the name server, pause, then send the request again, to the node that owns the key by then.
 
     Attributes:
-        after: seconds to pause at most.
+        after: seconds to pause, at most.
         unless_moved: pause only if this node is still at its address.
         members: the nodes as listed by the node that refused, used if the name server does not answer.
     """
@@ -66,7 +66,7 @@ class Attempts:
     """The failures of one call so far.
 
     Attributes:
-        rounds: how many times requests were repeated.
+        rounds: the number of times that requests were repeated.
         unreachable_since: by node, when it was first found unreachable.
         errors: by name of the node, the last error that was not final.
     """
@@ -82,7 +82,7 @@ class Attempts:
 def decide(
     attempts: Attempts, request: Request, problem: Problem, now: float, remaining: float, looked_up_at: float
 ) -> Retry | LookUp | PyroCacheError:
-    """Return the action after a problem, or the error to report. Records the problem in ``attempts``.
+    """Return the action after a failure, or the error to raise. Records the failure in ``attempts``.
 
     Args:
         now: seconds of the same clock as ``looked_up_at``.
@@ -90,12 +90,16 @@ def decide(
         looked_up_at: when the last query of the name server began.
     """
     error = error_of(request, problem)
+    # The exponent is bounded, because 2.0 ** 1024 raises OverflowError.
     after = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.rounds, 10), _LONGEST_PAUSE_SECONDS)
-    action: Retry | LookUp | None
-    if isinstance(problem, Refused):
-        action = _after_refusal(problem, after)
-    else:
+    action: Retry | LookUp | None = None
+    if isinstance(problem, Unavailable):
         action = _after_silence(attempts, request, problem, after, now, looked_up_at)
+    elif problem.refusal.code == refusals.STALE_VIEW:
+        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
+        action = LookUp(after, members=problem.refusal.detail)
+    elif problem.refusal.code == refusals.OVERLOADED:
+        action = Retry(after)
     if action is not None and remaining > after:
         attempts.errors[request.member.name] = error
         return action
@@ -108,7 +112,7 @@ def decide(
 
 
 def error_of(request: Request, problem: Problem) -> PyroCacheError:
-    """Return the exception that tells the user why a request failed."""
+    """Return the exception to raise for a failed request."""
     if isinstance(problem, Unavailable):
         return problem.error
     refusal = problem.refusal
@@ -116,14 +120,6 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
     if refusal.code == refusals.STALE_VIEW:
         text += " It did not agree within the deadline on which nodes there are; try again."
     return _REFUSED.get(refusal.code, errors.RemoteError)(text)
-
-
-def _after_refusal(problem: Refused, after: float) -> Retry | LookUp | None:
-    code = problem.refusal.code
-    if code == refusals.STALE_VIEW:
-        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
-        return LookUp(after, members=problem.refusal.detail)
-    return Retry(after) if code == refusals.OVERLOADED else None
 
 
 def _after_silence(
@@ -137,5 +133,5 @@ def _after_silence(
     if since is None:
         attempts.unreachable_since[request.member] = now
     elif looked_up_at >= since:
-        return None
+        return None  # the name server was queried after the first failure, and the address is still the same
     return LookUp(after, unless_moved=request.member)

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -47,11 +48,12 @@ class Router:
         max_pinned: the most additional connections to one node, for calls that may wait for another caller, and for
             grants that end with their connection.
         transport: whether nodes on this host are reached over their Unix sockets.
-        sleep, jitter: pauses for a number of seconds; returns a random number from 0 to 1.
+        sleep: pauses for a number of seconds.
+        jitter: returns a random number from 0 to 1.
         clock: monotonic seconds.
 
     Attributes:
-        views: the view of the cluster.
+        views: the cluster view and its updates.
     """
 
     def __init__(
@@ -76,24 +78,19 @@ class Router:
         at_fork.in_child(self.reset_after_fork)
 
     def call(
-        self,
-        command: Command,
-        key: bytes,
-        arguments: tuple[Any, ...],
-        deadline: Deadline,
-        largest_value: int = 0,
+        self, command: Command, key: bytes, arguments: tuple[Any, ...], deadline: Deadline, largest: int = 0
     ) -> Any:
         """Send a command about one key to the node that owns it, and return the result.
 
         Args:
             arguments: the arguments after the view and the key.
-            largest_value: bytes of the largest value among them.
+            largest: bytes of the largest value among the arguments.
 
         Raises:
             NodeUnavailable: the node does not answer; `Overloaded` if it is at a limit.
             RemoteError, ValueTooLarge, KeyTooLarge, NotAnInt: the node refused the request.
         """
-        attempts: Attempts | None = None
+        attempts: Attempts | None = None  # made after the first failure, which most calls do not have
         while True:
             view = self._membership.view
             owner = view.owners[xxh3_64_intdigest(key) % PARTITIONS]
@@ -103,9 +100,7 @@ class Router:
                 view = self.views.known(deadline)
                 member = view.owner(key)
             try:
-                return self._connections.call(
-                    member, command, (view.id, key, *arguments), deadline, largest_value
-                )
+                return self._connections.call(member, command, (view.id, key, *arguments), deadline, largest)
             except (Refused, Unavailable) as problem:
                 attempts = attempts or Attempts()
                 self._recover(attempts, Request(member, command, ()), problem, deadline)
@@ -120,9 +115,9 @@ class Router:
         *,
         may_wait: bool = True,
     ) -> PinnedConnection | None:
-        """Send a command whose effect ends with its connection to the owner of ``key``; return the connection.
+        """Send a command whose effect ends with its connection to the owner of ``key``. Return the connection.
 
-        The connection holds the answer. Safe to retry: closing the connection undoes the effect.
+        The connection has the answer. Safe to retry, because closing the connection undoes the effect.
 
         Args:
             pinned: from an earlier call, to reuse if it is to the same node; the caller must not use it any more.
@@ -140,9 +135,9 @@ class Router:
         while True:
             view = self.views.known(deadline)
             member = view.owner(key)
-            told = (view.id, key, *arguments)
+            sent = (view.id, key, *arguments)
             try:
-                return self._pinning.pin(member, command, told, deadline, pinned, reserve)
+                return self._pinning.pin(member, command, sent, deadline, pinned, reserve)
             except (Refused, Unavailable) as problem:
                 pinned = None
                 self._recover(attempts, Request(member, command, ()), problem, deadline)
@@ -150,7 +145,7 @@ class Router:
     def batch(
         self, batch: Batch, deadline: Deadline, *, one_reply: bool = False
     ) -> Iterator[tuple[Sequence[int], Any | PyroCacheError]]:
-        """Send a command about many keys to their owners, in as many messages as it takes.
+        """Send a command about many keys to their owners, in as many messages as needed.
 
         Each owner gets a message before the first reply is read, and its next message as soon as it has answered: no
         node waits for another. A message with a value that is too large for its node is halved until that value is
@@ -194,9 +189,12 @@ class Router:
     def broadcast(
         self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> list[tuple[Member, Any]]:
-        """Send a command to every node, and return each with its result or its `NodeUnavailable`.
+        """Send a command to every node. Return each node with its result or its `NodeUnavailable`.
 
-        A node that leaves meanwhile is omitted; its entries are lost with it.
+        A node that leaves meanwhile is omitted, because its entries are lost.
+
+        Raises:
+            RemoteError: a node refused the request.
         """
         members = self.views.fresh(deadline).members
         answers: dict[str, tuple[Member, Any]] = {}
@@ -210,19 +208,21 @@ class Router:
                     names.append(member.name)
                 else:
                     answers[member.name] = member, _not_refused(outcome)
+            # Repeat at the current address of each node; a node that has left is omitted.
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
         """Return the view that all answering nodes use at this moment, and the errors of the other nodes.
 
-        So each reachable key is at its owner by this view, and at no other node.
+        Thus each reachable key is at its owner by this view, and at no other node.
         """
         attempts = Attempts()
         while True:
             view = self.views.fresh(deadline)
             unreachable: dict[Member, NodeUnavailable] = {}
             retried = False
+            # Without keys, this is the cheapest request by which a node checks the view.
             requests = [Request(member, GET_MANY, (view.id, [])) for member in view.members]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = view.members[index]
@@ -260,7 +260,7 @@ class Router:
         self._pinning.close()
 
     def reset_after_fork(self) -> None:
-        """Make this usable in a child process, which must not touch its parent's connections or locks."""
+        """Replace connections and locks in a forked child, which must not use those of its parent."""
         self._connections.abandon()
         self._pinning.abandon()
         self._connect(self._membership.view)
@@ -268,10 +268,7 @@ class Router:
     def _connect(self, view: ClusterView) -> None:
         self._connections = Connections(self._max_connections, self._transport)
         self._pinning = Connections(self._max_pinned, self._transport)  # callers may keep these for long
-        self._membership = Membership(
-            self._directory.members,
-            lambda missing, seconds: serving_members(self._connections, missing, seconds),
-        )
+        self._membership = Membership(self._directory.members, partial(serving_members, self._connections))
         self._membership.view = view
         self.views = Views(self._membership, self._clock)
 
@@ -285,6 +282,7 @@ class Router:
             request is to be repeated. The pause or query before that is made when all replies have arrived.
         """
         again: Retry | LookUp | None = None
+        # `closing`: if the caller stops early, connections with unread replies are closed now.
         with closing(self._connections.exchange(requests, deadline)) as outcomes:
             for index, outcome in outcomes:
                 if isinstance(outcome, (Refused, Unavailable)):
@@ -296,7 +294,7 @@ class Router:
             self._perform(attempts, again, deadline)
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
-        """Return when the request is to be repeated; otherwise raise the error for the user."""
+        """Return when it is time to repeat the request. Raise the error if it is not to be repeated."""
         action = self._decide(attempts, request, problem, deadline)
         if isinstance(action, PyroCacheError):
             raise action from None
@@ -305,17 +303,18 @@ class Router:
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | PyroCacheError:
-        now, remaining = self._clock(), deadline.remaining()
-        return decide(attempts, request, problem, now, remaining, self.views.looked_up_at)
+        looked_up_at = self.views.looked_up_at
+        return decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
-        """Pause, after a query of the name server if needed, before a request is repeated."""
+        """Query the name server if needed, then pause before a request is repeated."""
         attempts.rounds += 1
         if isinstance(action, LookUp):
             self.views.after_failure(deadline, action.members)
             moved = action.unless_moved
             if moved is not None and self._membership.view.member(moved.name) != moved:
                 return
+        # With jitter, so that clients that failed together do not retry together.
         self._sleep(min(action.after * (0.5 + self._jitter() / 2), deadline.remaining()))
 
 

@@ -73,9 +73,8 @@ class Views:
         Args:
             members: the nodes as a node lists them, used if the name server does not answer; ignored if not valid.
         """
-        if self._clock() - self.looked_up_at < _PAUSE_SECONDS:
-            return
-        if self._look_up_if_possible(deadline) or members is None:
+        queried_already = self._clock() - self.looked_up_at < _PAUSE_SECONDS
+        if queried_already or self._look_up_if_possible(deadline) or members is None:
             return
         try:
             view = ClusterView(Member(*fields) for fields in members)
@@ -87,7 +86,7 @@ class Views:
             self._membership.view = view
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
-        """Query the name server for a part of the deadline only: the request itself comes after it."""
+        """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""
         try:
             self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
         except NameServerUnavailable:
