@@ -84,9 +84,8 @@ def serve(
     thread.start()
     try:
         ready(address)
-        while not stop.wait(
-            _POLL_SECONDS
-        ):  # not endless: a signal that reaches another thread does not wake it
+        # With a timeout, as a signal that reaches another thread does not end a wait.
+        while not stop.wait(_POLL_SECONDS):
             pass
     finally:
         loop.shutdown()

@@ -51,7 +51,7 @@ class CallProtocol:
     """
 
     __slots__ = (
-        *("_decoder", "_handshake", "_partial"),
+        *("_decoder", "_handshake"),
         *("greeting", "max_value_bytes", "pack", "sequence", "space"),
     )
 
@@ -61,7 +61,6 @@ class CallProtocol:
         self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(handshake.admit, _room)
-        self._partial = False  # whether the decoder holds a part of a frame
         self.space = self._decoder.space
         self.pack = CallPacker(object_id).pack
         self.sequence = 0
@@ -83,11 +82,10 @@ class CallProtocol:
         """
         if not data:
             raise ConnectionResetError("the node closed the connection")
-        if not self._partial and self._handshake is None:
+        if self._handshake is None and self._decoder.between_frames:
             result = messages.unpack_result(data, self.sequence)
             if result is not messages.UNUSUAL:
                 return result
-        self._partial = True
         self._decoder.feed(data)
         return self._next_outcome()
 
@@ -102,7 +100,6 @@ class CallProtocol:
         frame = self._decoder.next_frame()
         if frame is None:
             return PENDING
-        self._partial = False
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
@@ -116,8 +113,7 @@ class CallProtocol:
 
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
-        if greeting.max_value_bytes:
-            self.max_value_bytes = greeting.max_value_bytes
+        self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)
         return GREETED

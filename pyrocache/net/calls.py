@@ -160,37 +160,32 @@ class Connections:
         if len(requests) != 1:
             yield from multiplex.exchange(self, requests, deadline)
             return
-        begun = 0  # to one node `call` is faster
-        while begun < len(requests):
-            member, command, arguments, largest_value = requests[begun]
-            outcome: Any
+        # To one node `call` is faster. The iterator of a list also returns items that are appended meanwhile.
+        for index, (member, command, arguments, largest_value) in enumerate(requests):
             try:
-                outcome = self.call(member, command, arguments, deadline, largest_value)
+                outcome: Any = self.call(member, command, arguments, deadline, largest_value)
             except (Refused, Unavailable, ValueTooLarge) as error:
                 outcome = error
-            yield begun, outcome
-            begun += 1
+            yield index, outcome
 
     def close(self) -> None:
         """Close the idle connections, and end those that are pinned; others close when their call ends."""
         with self._lock:
             self._closed = True
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.close()
-        for loan in self._pinned_loans():
+        for loan in self._close_pools():
             if (connection := loan.connection) is not None:
                 connection.interrupt()
 
     def abandon(self) -> None:
         """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
+        for loan in self._close_pools():
+            loan.end(healthy=False)  # or the node would not see it end when the parent does
+
+    def _close_pools(self) -> list[Loan]:
+        """Close the idle connections. Return the loans of those that are pinned."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
-        for loan in self._pinned_loans():
-            loan.end(healthy=False)  # or the node would not see it end when the parent does
-
-    def _pinned_loans(self) -> list[Loan]:
         return [loan for reference in list(self._pinned.values()) if (loan := reference()) is not None]
 
     def pool(self, member: Member) -> Pool:

@@ -80,8 +80,10 @@ class Connection:
 
     def finish_opening(self, deadline: Deadline) -> None:
         """Connect and shake hands. Raises one of `failures.BROKEN`."""
-        while self.advance_after(deadline) is not GREETED:
-            pass
+        while not self.opened:
+            deadline.check()
+            self._wait(deadline)
+            self.advance()
 
     def call(self, method: str, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
         """Make a call and return its result; a large value may be a `memoryview` of memory that is nobody else's.
@@ -147,12 +149,6 @@ class Connection:
             self.opened = True
             self.max_value_bytes = self._protocol.max_value_bytes
         return outcome
-
-    def advance_after(self, deadline: Deadline) -> Any:
-        """Wait until `advance` can go on, and return what it returns."""
-        deadline.check()
-        self._wait(deadline)
-        return self.advance()
 
     def receive(self, deadline: Deadline, data: bytes | None = None) -> Any:
         """Wait for the reply to the last request, which begins with ``data``. Returns and raises as `call`."""

@@ -65,13 +65,9 @@ class PinnedConnection:
             connection = self._loan.take(deadline, False, reserve)
             if connection is None:
                 return False
-            if not connection.opened:
-                connection.finish_opening(deadline)
-        except BaseException as error:
-            self.drop()
-            if isinstance(error, BROKEN):
-                raise unavailable(self.member, command.name, deadline, error, sent=False) from error
-            raise
+            connection.finish_opening(deadline)
+        except BROKEN as error:  # `Connections.pin` drops it
+            raise unavailable(self.member, command.name, deadline, error, sent=False) from error
         return True
 
     def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
@@ -121,10 +117,9 @@ class PinnedConnection:
         connection = self._connection()
         try:
             self.answer = ask(deadline)
-        except Refused:
-            raise
         except BaseException as error:
-            self.drop()
+            if not isinstance(error, Refused):
+                self.drop()
             if isinstance(error, BROKEN):
                 raise unavailable(
                     self.member, self._operation, deadline, error, sent=connection.sent

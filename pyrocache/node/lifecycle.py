@@ -8,6 +8,7 @@ the `CacheNode`, whose entries are guarded by the lock of its request guard.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import secrets
@@ -191,7 +192,7 @@ class Node:
 
     def _leave(self) -> None:
         """Remove this node from the name server, redirect clients for a moment, then stop serving."""
-        try:
+        with contextlib.suppress(NameServerUnavailable):
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._others())
                 self.cache_node.ownership.redirect(others)
@@ -200,8 +201,6 @@ class Node:
                 threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
-        except NameServerUnavailable:
-            pass
         unix_socket.remove(self.member.socket_path)
         self._event_loop.shutdown()
         if self._io_thread.is_alive():

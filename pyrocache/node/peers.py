@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from pyrocache.cluster.routing import Member
@@ -67,13 +68,11 @@ class Peers:
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:
         """Return the outcome of each request, in order."""
-        connections = Connections(max_per_node=2, transport="tcp")  # over TCP, as most callers reach a node
         outcomes: list[Any] = [None] * len(requests)
-        try:
+        # Over TCP, as most callers reach a node.
+        with closing(Connections(max_per_node=2, transport="tcp")) as connections:
             for index, outcome in connections.exchange(requests, Deadline(self._timeout)):
                 outcomes[index] = outcome
-        finally:
-            connections.close()
         return outcomes
 
 

@@ -140,7 +140,6 @@ class ClientHandshake:
             HandshakeRefused: the server refuses.
             ProtocolError: the frame is not a valid answer.
         """
-        self.admit(frame.header)
         answer = unpack_plain(frame.body)
         if frame.header.type == framing.CONNECT_FAIL:
             self.state = State.REFUSED

@@ -111,8 +111,7 @@ class ChildProcess:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self._release()
 
     def kill(self) -> None:
@@ -123,13 +122,12 @@ class ChildProcess:
 
     def _failure(self) -> str:
         """Return the last line of its standard error, or its exit status if there is none."""
-        text = ""
+        lines = [f"A process ended with status {self._process.returncode} before it was ready."]
         if self._errors is not None:
             self._errors.seek(0)
-            text = self._errors.read().decode(errors="replace").strip()
+            lines += self._errors.read().decode(errors="replace").strip().splitlines()
         self._release()
-        last_line = text.splitlines()[-1] if text else ""
-        return last_line or f"A process ended with status {self._process.returncode} before it was ready."
+        return lines[-1]
 
     def _release(self) -> None:
         for stream in filter(None, (self._process.stdin, self._process.stdout, self._errors)):

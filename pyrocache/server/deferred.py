@@ -52,23 +52,26 @@ class Session:
         self.closed = False
         self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks
-        self._callbacks: dict[Callable[[], object], None] = {}  # an ordered set
+        self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
 
-    def on_close(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once, when the connection closes, on any thread; at once if it is closed already."""
+    def on_close(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call ``callback`` when the connection closes, on any thread; at once if it is closed already.
+
+        A callback that is registered several times with equal arguments is called once.
+        """
         with self._lock:
             if not self.closed:
-                self._callbacks[callback] = None
+                self._callbacks[callback, arguments] = None
                 return
-        _call_safely(callback)
+        _call_safely(callback, *arguments)
 
     def close(self) -> None:
         """Run the callbacks of `on_close`. A second call does nothing."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, {}
             self.closed = True
-        for callback in callbacks:
-            _call_safely(callback)
+        for callback, arguments in callbacks:
+            _call_safely(callback, *arguments)
 
 
 class Deferred:
@@ -193,9 +196,9 @@ class Deadlines:
         self.first = self._heap[0][0] if self._heap else math.inf
 
 
-def _call_safely(callback: Callable[[], object]) -> None:
+def _call_safely(callback: Callable[..., object], *arguments: Any) -> None:
     """Call ``callback``. Log an exception, so that further callbacks run and the calling thread continues."""
     try:
-        callback()
+        callback(*arguments)
     except Exception as error:
         log.error("A callback of a deferred call failed with %s.", type(error).__name__)

@@ -116,12 +116,11 @@ class Dispatcher:
             "registered": lambda: list(self._metadata),
             "get_metadata": self._get_metadata,
         }
+        names = [name for name in commands if hasattr(target, name)]
         calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
-            (object_id, name): (_bound(target, command), command.runs)
-            for name, command in commands.items()
-            if hasattr(target, name)
+            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name].runs)
+            for name in names
         }
-        names = [name for _, name in calls]
         calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
         self._methods = {
             (serializer.number, *key): Method(key[1], *call, serializer)
@@ -237,13 +236,6 @@ class Dispatcher:
         if objectId not in self._metadata:
             raise DaemonError("unknown object")
         return self._metadata[objectId]
-
-
-def _bound(target: Any, command: Command) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(target, command.name)
-    if command.runs is Runs.DEFERRED:
-        method = getattr(target, f"begin_{command.name}", method)
-    return method
 
 
 def _refusals_of_others(spoken: Iterable[Serializer]) -> dict[int, bytes]:

@@ -134,12 +134,10 @@ class EventLoop:
         """Close all connections and sockets. `run` calls this at its end; call it only if `run` was never called."""
         for connection in list(self.connections):
             self._close(connection)
-        for listener in self._listeners:
-            listener.close()
         self.poller.close()
         self._calls.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        for sock in (*self._listeners, self._wake_receiver, self._wake_sender):
+            sock.close()
 
     # Accepting -------------------------------------------------------------------------------------------
 
@@ -161,7 +159,9 @@ class EventLoop:
                 continue  # the peer is gone already
             sock.setblocking(False)
             if len(self.connections) >= self._limits.max_connections:
-                _reject(sock, self._dispatcher.rejected())
+                with sock, contextlib.suppress(OSError):
+                    sock.send(self._dispatcher.rejected())
+                    sock.shutdown(socket.SHUT_WR)
                 continue
             connection = Connection(sock, self._dispatcher.handshake(), self._now)
             self.connections.add(connection)
@@ -359,9 +359,3 @@ class EventLoop:
         except Exception as error:
             log.error("Housekeeping failed with %s.", type(error).__name__)
             return False
-
-
-def _reject(sock: socket.socket, last_words: bytes) -> None:
-    with sock, contextlib.suppress(OSError):
-        sock.send(last_words)
-        sock.shutdown(socket.SHUT_WR)

@@ -69,12 +69,8 @@ def _directory() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{directory} is not a directory of this user alone")
     for path in directory.glob(f"*{_SUFFIX}"):
-        if _nobody_answers(path):
-            path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            if probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED:
+                path.unlink(missing_ok=True)
     return directory
-
-
-def _nobody_answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED

@@ -68,8 +68,7 @@ class Locks(Claims[_Lock]):
         self._wait(name, lock, session, Waiter(deferred, ttl_seconds, limit))
         self._serve(name, lock)
         if not deferred.waiting:
-            token: int = deferred.outcome()
-            return token
+            return int(deferred.outcome())
         if wait_seconds <= 0:
             del lock.waiters[session]
             self._strike(name, lock, session)

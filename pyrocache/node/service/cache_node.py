@@ -336,16 +336,14 @@ class CacheNode:
         validation.check(namespace=namespace)
         with self._lock:
             self._coordination.leases.void_all(namespace)
-            count: int = self._store.apply(Clear(namespace))
-            return count
+            return int(self._store.apply(Clear(namespace)))
 
     def invalidate_tag(self, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
             self._coordination.leases.invalidate(tag)
-            count: int = self._store.apply(InvalidateTag(tag))
-            return count
+            return int(self._store.apply(InvalidateTag(tag)))
 
     # The node --------------------------------------------------------------------------------------------
 

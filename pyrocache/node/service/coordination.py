@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from pyrocache.node.coordination.claims import QuotaExceeded
@@ -152,7 +151,7 @@ class Coordination:
         self, session: Session, view: int, key: bytes, request: Callable[[], _Result]
     ) -> _Result | None:
         """Check a request for something that ends with ``session``, and answer it by ``request``."""
-        session.on_close(_Free(self, session))  # not under the lock, which it takes
+        session.on_close(self.free, session)  # not under the lock, which it takes
         with self.lock:
             self._guard.check(view, (key,))
             try:
@@ -163,14 +162,3 @@ class Coordination:
     def _wait_for(self, result: _Result | Deferred) -> _Result:
         """Block until a deferred result is there."""
         return result.wait(self._clock) if isinstance(result, Deferred) else result
-
-
-@dataclass(frozen=True, slots=True)
-class _Free:
-    """Frees what a session holds when called. Two for one session are equal, so that it is kept once."""
-
-    coordination: Coordination
-    session: Session
-
-    def __call__(self) -> None:
-        self.coordination.free(self.session)

@@ -46,7 +46,6 @@ class NodeMetrics:
     ) -> None:
         self._store = store
         self._coordination = coordination
-        self._lock = coordination.lock
         self._gauges = gauges
         self._on_reset = on_reset
         self._clock = clock
@@ -78,7 +77,7 @@ class NodeMetrics:
 
     def reset(self) -> bool:
         """Count everything from 0 on again. Return True."""
-        with self._lock:
+        with self._coordination.lock:
             self._store.reset_counters()
             self._counted_since = self._clock()
         self._on_reset()

@@ -155,7 +155,7 @@ class ValueLimits:
             raise refusal(VALUE_TOO_LARGE, f"The node accepts values of up to {self._max_value_bytes} bytes.")
         if entry_cost(key, value, expires=ttl_seconds is not None) + NAMESPACE_OVERHEAD > self._max_bytes:
             raise self.no_room()
-        if type(value) is memoryview and not _is_most_of_its_message(value):
+        if type(value) is memoryview and len(value) < max(_KEPT_IN_MESSAGE, len(value.obj) / 2):  # type: ignore[arg-type]
             return bytes(value)
         return value
 
@@ -175,7 +175,3 @@ class ValueLimits:
         """Return the refusal of a value that the store cannot hold."""
         text = f"The value does not fit into the node's {self._max_bytes} bytes of memory; start nodes with more."
         return refusal(VALUE_TOO_LARGE, text)
-
-
-def _is_most_of_its_message(value: memoryview) -> bool:
-    return len(value) >= _KEPT_IN_MESSAGE and 2 * len(value) >= len(value.obj)  # type: ignore[arg-type]
