@@ -27,7 +27,7 @@ _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
 
 class Progress(Enum):
-    """What is returned instead of a result."""
+    """The outcome of a step that has not produced the result of a call."""
 
     PENDING = "more must come"
     GREETED = "the handshake is done"
@@ -46,8 +46,8 @@ class CallProtocol:
         greeting: the first message to send.
         sequence: number of the last call.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
-        max_value_bytes: of the largest value that the peer takes.
-        space: returns where the rest of a long reply is to be received to; None: call `receive_data`.
+        max_value_bytes: length of the largest value frame that the peer accepts.
+        space: returns the memory to receive the rest of a long reply into; None: call `receive_data`.
     """
 
     __slots__ = (
@@ -72,12 +72,12 @@ class CallProtocol:
         return self.pack(method, arguments, self.sequence)
 
     def receive_data(self, data: bytes) -> Any:
-        """Take what the connection brought. Return the result of the call, `GREETED` or `PENDING`.
+        """Process received bytes. Return the result of the call, `GREETED` or `PENDING`.
 
-        A large value may be a `memoryview` of memory that is nobody else's.
+        A large value may be a `memoryview` of memory that nothing else uses.
 
         Raises:
-            Refused: the peer refused the call; the connection is as good as before.
+            Refused: the peer refused the call; the connection is still usable.
             HandshakeRefused, ProtocolError, OSError: close the connection.
         """
         if not data:
@@ -90,7 +90,7 @@ class CallProtocol:
         return self._next_outcome()
 
     def received(self, count: int) -> Any:
-        """Take the ``count`` bytes that were put at the beginning of `space`. As `receive_data`."""
+        """Process ``count`` bytes that were received into `space`. Returns and raises as `receive_data`."""
         if not count:
             raise ConnectionResetError("the node closed the connection")
         self._decoder.filled(count)
@@ -120,7 +120,7 @@ class CallProtocol:
 
 
 def _room(frame_bytes: int) -> memoryview | None:
-    """Return memory for a long reply, such that a large value in it begins at a multiple of 16."""
+    """Return memory for a long reply, in which a large value begins at a multiple of 16 (for arrays)."""
     if frame_bytes <= limits.LARGE_BYTES:
         return None
     offset = -messages.VALUE_OFFSET % 16

@@ -69,11 +69,11 @@ class Connections:
 
         Raises:
             Refused: the node refused.
-            Unavailable: it could not be asked, or did not answer.
-            ValueTooLarge: nothing was sent.
+            Unavailable: the node could not be reached, or did not answer.
+            ValueTooLarge: the node does not accept the value; nothing was sent.
         """
         pool = self._pools.get(member.name)
-        if pool is None or pool.member is not member:
+        if pool is None or pool.member is not member:  # identity first: `pool` compares by value
             pool = self.pool(member)
         try:
             connection = pool.checkout(deadline, not command.idempotent)
@@ -86,7 +86,7 @@ class Connections:
                 raise too_large(member, largest_value, connection.max_value_bytes)
             result = connection.call(command.name, arguments, deadline)
         except (Refused, ValueTooLarge):
-            pool.idle.append(connection)
+            pool.idle.append(connection)  # `checkin` without its call: see the ``finally`` for `closed`
             raise
         except BaseException as error:
             pool.drop(connection)
@@ -110,15 +110,15 @@ class Connections:
         pinned: PinnedConnection | None = None,
         reserve: int = 0,
     ) -> PinnedConnection | None:
-        """Make a call whose result is bound to its connection, which stays the caller's.
+        """Make a call over a pinned connection. The caller keeps the connection, to which the result is bound.
 
         Args:
             member, command, arguments, deadline: as in `call`.
-            pinned: from an earlier call, perhaps to another node; it is not the caller's any more.
-            reserve: how many more connections must be left if one is taken for this.
+            pinned: the connection of an earlier call, perhaps to another node. Do not use it afterwards.
+            reserve: how many permits must be left after one is taken.
 
         Returns:
-            The connection, whose ``answer`` is the result; None, without waiting, when too many are in use.
+            The connection, whose ``answer`` is the result; None, without waiting, if too many are in use.
 
         Raises:
             Refused, Unavailable: as `call`.
@@ -146,16 +146,16 @@ class Connections:
     def exchange(
         self, requests: Sequence[Request], deadline: Deadline
     ) -> Generator[tuple[int, Any], None, None]:
-        """Make calls, all of them sent before the first reply is read; no node keeps another waiting.
+        """Make calls in parallel: send all requests before the first reply is read. A slow node delays no other.
 
         Close the generator if it is not run to its end (`contextlib.closing`).
 
         Args:
-            requests: may grow while this runs, by further calls to nodes that have answered.
+            requests: may grow meanwhile, by further calls to nodes that have answered.
 
         Yields:
-            As the replies come, a request's index and its result, or the `Refused`, `Unavailable` or `ValueTooLarge`
-            that `call` would have raised.
+            In the order of the replies: the index of a request, and its result or the `Refused`, `Unavailable` or
+            `ValueTooLarge` that `call` would have raised.
         """
         if len(requests) != 1:
             yield from multiplex.exchange(self, requests, deadline)
@@ -169,7 +169,7 @@ class Connections:
             yield index, outcome
 
     def close(self) -> None:
-        """Close the idle connections, and end those that are pinned; others close when their call ends."""
+        """Close the idle connections and shut the pinned ones down. The others close when their call ends."""
         with self._lock:
             self._closed = True
         for loan in self._close_pools():
@@ -177,9 +177,9 @@ class Connections:
                 connection.interrupt()
 
     def abandon(self) -> None:
-        """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
+        """Close the inherited descriptors in a forked child. Takes no lock: one may stay locked forever there."""
         for loan in self._close_pools():
-            loan.end(healthy=False)  # or the node would not see it end when the parent does
+            loan.end(healthy=False)  # a copy left open would hide from the node that the parent closed it
 
     def _close_pools(self) -> list[Loan]:
         """Close the idle connections. Return the loans of those that are pinned."""
@@ -191,7 +191,7 @@ class Connections:
     def pool(self, member: Member) -> Pool:
         """Return the connections to ``member``. Raises `ClientClosed` after `close`."""
         pool = self._pools.get(member.name)
-        if pool is None or pool.member != member:
+        if pool is None or pool.member != member:  # no lock in the usual case: threads would contend for it
             with self._lock:
                 if self._closed:
                     raise client_closed()
