@@ -29,9 +29,9 @@ class PeerState(enum.Enum):
 
     SERVING = "serving"
     SILENT = "silent"
-    """The node does not answer in time: it may be stopped or cut off, and come back."""
+    """The node does not answer in time. It may be suspended or disconnected, and may come back."""
     GONE = "gone"
-    """No node of that name is there, or it is leaving."""
+    """No node of that name listens at the address, or it is leaving."""
 
 
 class Peers:
@@ -48,7 +48,7 @@ class Peers:
         """Return the state of each of ``members``.
 
         Args:
-            view_id: the caller's view: a peer that has another one queries the name server soon.
+            view_id: id of the caller's view. A peer that has another view queries the name server soon.
         """
         requests = [Request(member, PING, (view_id,)) for member in members]
         return [_state(answer) for answer in self._ask(requests)]
