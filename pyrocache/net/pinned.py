@@ -113,10 +113,10 @@ class PinnedConnection:
         """Close the connection. The node then frees what it granted on it."""
         self._loan.end(healthy=False)
 
-    def _take_answer(self, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+    def _take_answer(self, receive: Callable[[Deadline], Any], deadline: Deadline) -> Any:
         connection = self._connection()
         try:
-            self.answer = ask(deadline)
+            self.answer = receive(deadline)
         except BaseException as error:
             if not isinstance(error, Refused):
                 self.drop()

@@ -31,7 +31,7 @@ LOAD = "load"
 
 IF_MISSING = 0
 """The caller wants to load the value if there is no live one."""
-IF_NOBODY_DOES = 1
+IF_NOT_LOADING = 1
 """The caller wants to load it even if there is a live value, unless another caller is loading it."""
 IN_ANY_CASE = 2
 """The caller wants to load it even if another caller is loading it. The value of the other will not be stored."""
@@ -88,7 +88,7 @@ class Leases(Claims[_Lease]):
             found: what the store has.
             lease_seconds: the time after which another caller may load the value.
             wait_seconds: the longest time to wait for another loader; 0: do not wait.
-            refresh: when to load the value: `IF_MISSING`, `IF_NOBODY_DOES` or `IN_ANY_CASE`.
+            refresh: when to load the value: `IF_MISSING`, `IF_NOT_LOADING` or `IN_ANY_CASE`.
 
         Returns:
             An answer, or a `Deferred` of an answer or of None (call again), or None: another caller is loading.
