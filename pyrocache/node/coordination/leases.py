@@ -1,6 +1,6 @@
 """Leases: at most one caller loads the missing value of a key; others wait for it or get the expired value.
 
-A lease begins when a caller is told to load a value. It ends when the value is stored, when the loader gives up, when
+A lease begins when a caller receives `LOAD`. It ends when the value is stored, when the loader gives up, when
 its connection closes, or when its time is over and another caller wants it. It becomes void as soon as the key is set
 or deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
 Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
@@ -71,7 +71,7 @@ class Leases(Claims[_Lease]):
         self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> number of its latest invalidation
         self._dropped = 0  # the largest number that was removed from there
 
-    # Who loads -------------------------------------------------------------------------------------------
+    # Granting --------------------------------------------------------------------------------------------
 
     def request(
         self,
