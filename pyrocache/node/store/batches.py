@@ -10,7 +10,6 @@ Thread safety: not thread-safe; the caller holds the node's lock.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from types import NoneType
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.node.store.contents import Contents
-from pyrocache.node.store.entry import Entry, Stored, Value, cost_of, plain_costs
+from pyrocache.node.store.entry import Entry, Stored, Value, plain_costs
 from pyrocache.node.store.mutation import SetMany
 from pyrocache.node.store.namespaces import Namespace
 from pyrocache.protocol.partition import PARTITION_MASK
@@ -63,30 +62,26 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
     if len(batch) < len(keys) or cost > contents.max_bytes:
         return False
     contents.reclaim_for(cost)
-    partitions = [number & PARTITION_MASK for number in map(xxh3_64_intdigest, keys)]
-    known, before, new = keys, list[Any](map(dict.get, space.shards_at(partitions), keys)), list[bytes]()
+    known, before, new = keys, list[Any](space.get_many(keys)), list[bytes]()
     if None in before:
         new = _absent(keys, before)
         known, before = _present(keys, before)
         if space.prefix in contents.namespaces.cleared or _common(contents, new) is not space:
             return False
-    plain = _PLAIN.issuperset(map(type, before))
-    freed = plain_costs(known, before) if plain else sum(map(cost_of, known, before))
-    contents.evict_for(cost - freed, keep=batch)
     # From here on everything succeeds.
-    contents.bytes += cost - freed - (space.overhead if space.count else 0)
+    if _PLAIN.issuperset(map(type, before)):
+        contents.bytes -= plain_costs(known, before)
+    else:
+        for key, stored in zip(known, before, strict=True):
+            contents.detach(space, key, stored)
+    contents.evict_for(cost, keep=batch)
+    contents.bytes += cost - (space.overhead if space.count else 0)
     contents.counters.sets += len(keys)
+    partitions = [number & PARTITION_MASK for number in map(xxh3_64_intdigest, keys)]
     counts = contents.mutations
     for partition in partitions:
         counts[partition] += 1
-    if not plain:
-        for key, stored in zip(known, before, strict=True):
-            if isinstance(stored, Entry):
-                contents.unlink(space, key, stored)
-    stored_many = _entries(contents, space, change, now)
-    deque(map(dict.__setitem__, space.shards_at(partitions), keys, stored_many), maxlen=0)
-    space.count += len(new)
-    space.split_large(new)
+    space.put_many(keys, partitions, _entries(contents, space, change, now), new)
     contents.policy.used_many(known)
     contents.policy.added_many(new)
     return True

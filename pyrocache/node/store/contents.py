@@ -1,7 +1,7 @@
 """`Contents`: the entries of a store with their accounting; the code that changes entries.
 
 `Contents` has a function for each kind of mutation. Expiry, eviction and reclaiming remove entries as well; they are
-local to a node and are not mutations. Entries that are removed or overwritten go through `_detach`, which takes them
+local to a node and are not mutations. Entries that are removed or overwritten go through `detach`, which takes them
 out of the accounts, the expiry buckets and their tags. `batches.set_many` does the same for many entries at once.
 
 No I/O and no threads; clock and policy are injected.
@@ -112,7 +112,7 @@ class Contents:
     # Executing mutations ----------------------------------------------------------------------------------
 
     def _set(self, change: Set) -> None:
-        # The path of every single write: what `_detach` and `make_room` do for plain values is written out here.
+        # The path of every single write: what `detach` and `make_room` do for plain values is written out here.
         key, value, expires_at, extras = change.key, change.value, change.expires_at, change.extras
         spaces = self.namespaces
         space = spaces.of(key) if key[0] else spaces.root
@@ -136,7 +136,7 @@ class Contents:
         elif type(before) is bytes:
             self.bytes -= len(key) + len(before) + ENTRY_OVERHEAD
         else:
-            self._detach(space, key, before)
+            self.detach(space, key, before)
         shard[key] = value if plain else self._entry(space, key, Entry(value, expires_at), extras)
         self.bytes += cost
         if before is None:
@@ -239,27 +239,23 @@ class Contents:
     def remove(self, space: Namespace, key: bytes, stored: Stored) -> None:
         """Remove an entry, and tell the policy."""
         space.pop(key)
-        self._detach(space, key, stored)
+        self.detach(space, key, stored)
         if not space.count:
             self.bytes -= space.overhead
         self.policy.removed(key)
 
-    def _detach(self, space: Namespace, key: bytes, stored: Stored) -> None:
+    def detach(self, space: Namespace, key: bytes, stored: Stored) -> None:
         """Take an entry, which leaves its table or is about to be overwritten, out of everything else."""
         if type(stored) is bytes:
             self.bytes -= len(key) + len(stored) + ENTRY_OVERHEAD
             return
         self.bytes -= cost_of(key, stored)
         if isinstance(stored, Entry):
-            self.unlink(space, key, stored)
-
-    def unlink(self, space: Namespace, key: bytes, entry: Entry) -> None:
-        """Take an entry out of its expiry bucket and its tags."""
-        if entry.bucket is not None:
-            space.expiring -= 1
-            entry.bucket.discard(key)
-        if entry.details is not None and entry.details.tags:
-            self.bytes -= self.tags.detach(key, entry.details.tags)
+            if stored.bucket is not None:
+                space.expiring -= 1
+                stored.bucket.discard(key)
+            if stored.details is not None and stored.details.tags:
+                self.bytes -= self.tags.detach(key, stored.details.tags)
 
     # Making room ------------------------------------------------------------------------------------------
 
@@ -302,7 +298,7 @@ class Contents:
             space = spaces.of(victim) if victim[0] else spaces.root
             stored = space.pop(victim)
             assert stored is not None
-            self._detach(space, victim, stored)
+            self.detach(space, victim, stored)
             if not space.count:
                 self.bytes -= space.overhead
             self.counters.evictions += 1

@@ -71,26 +71,17 @@ class Table(Generic[_Stored]):
             return shards[0]
         return shards[(xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift]
 
-    def shards_at(self, partitions: Sequence[int]) -> list[dict[bytes, _Stored]]:
-        """Return the dict for each of ``partitions``, until the next `split` or `pop`."""
-        shards, shift = self.shards, self.shift
-        if len(shards) == 1:
-            return shards * len(partitions)
-        return [shards[partition >> shift] for partition in partitions]
-
     def get(self, key: bytes) -> _Stored | None:
         """Return what is stored under ``key``, or None."""
         return self.shard(key).get(key)
 
     def get_many(self, keys: Sequence[bytes]) -> list[_Stored | None]:
         """Return `get` of each of ``keys``."""
-        if len(self.shards) == 1:
-            return list(map(self.shards[0].get, keys))
         shards, shift, mask = self.shards, self.shift, PARTITION_MASK
-        return [
-            shards[(number & mask) >> shift].get(key)
-            for number, key in zip(map(xxh3_64_intdigest, keys), keys, strict=True)
-        ]
+        if len(shards) == 1:
+            return list(map(shards[0].get, keys))
+        numbers = map(xxh3_64_intdigest, keys)
+        return [shards[(number & mask) >> shift].get(key) for number, key in zip(numbers, keys, strict=True)]
 
     def put(self, key: bytes, stored: _Stored) -> None:
         """Store ``stored``, which is not None, under ``key``."""
@@ -101,6 +92,22 @@ class Table(Generic[_Stored]):
         if len(shard) > FEW_KEYS and too_large(shard):
             self.split(key)
 
+    def put_many(
+        self, keys: Sequence[bytes], partitions: Sequence[int], stored: Sequence[_Stored], new: Sequence[bytes]
+    ) -> None:
+        """Call `put` for each of ``keys``, which are in these partitions; ``new`` are those not present yet."""
+        shards, shift = self.shards, self.shift
+        if len(shards) == 1:
+            shards[0].update(zip(keys, stored, strict=True))
+        else:
+            for key, partition, one in zip(keys, partitions, stored, strict=True):
+                shards[partition >> shift][key] = one
+        self.count += len(new)
+        for key in new:
+            shard = self.shard(key)
+            if len(shard) > FEW_KEYS and too_large(shard):
+                self.split(key)
+
     def pop(self, key: bytes) -> _Stored | None:
         """Remove ``key``. Return what was stored, or None."""
         shard = self.shard(key)
@@ -110,13 +117,6 @@ class Table(Generic[_Stored]):
             if sys.getsizeof(shard) > _EMPTY_BYTES + _MOST_BYTES_PER_KEY * len(shard):
                 self._shrink(key)
         return stored
-
-    def split_large(self, keys: Sequence[bytes]) -> None:
-        """`split` the dicts that have become too large by adding ``keys``."""
-        for key in keys:
-            shard = self.shard(key)
-            if len(shard) > FEW_KEYS and too_large(shard):
-                self.split(key)
 
     def split(self, key: bytes) -> None:
         """Divide the dict of ``key`` by the next bits of the partition, if it has more than one partition."""
