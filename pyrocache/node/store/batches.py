@@ -45,7 +45,7 @@ def get_many(contents: Contents, keys: Sequence[bytes], room: int, now: float) -
         # Only keys that are found here are known to belong here.
         if _common(contents, _absent(keys, found)) is not space:
             return None
-    if sum(map(len, values)) > room:
+    if sum(map(len, values)) > room:  # before anything is counted: the caller reads key by key instead
         return None
     space.hits += len(hits)
     space.misses += len(found) - len(hits)
@@ -74,7 +74,7 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
     else:
         for key, stored in zip(known, before, strict=True):
             contents.detach(space, key, stored)
-    contents.evict_for(cost, keep=batch)
+    contents.evict_for(cost, keep=batch)  # may replace dicts, so `put_many` looks them up afterwards
     contents.bytes += cost - (space.overhead if space.count else 0)
     contents.counters.sets += len(keys)
     partitions = [number & PARTITION_MASK for number in map(xxh3_64_intdigest, keys)]

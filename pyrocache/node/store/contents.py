@@ -88,7 +88,7 @@ class Contents:
             Set: self._set,
             Touch: self._touch,
             Delete: self._delete,
-            Discard: self._discard,
+            Discard: self._delete,
             Clear: self._clear,
             InvalidateTag: self._invalidate,
         }
@@ -126,6 +126,7 @@ class Contents:
         shard = space.shards[partition >> space.shift]
         before = shard.get(key)
         if before is None:
+            # Most new keys need none of these: nothing is being reclaimed, and the entry fits.
             if (
                 self.reclaimer.cleared
                 or not space.count
@@ -146,7 +147,7 @@ class Contents:
                 space.split(key)
         else:
             self._used(key)
-        if self.bytes > self.max_bytes:  # its tags may be new
+        if self.bytes > self.max_bytes:  # tags that did not exist before are accounted for only now
             self.make_room(key)
 
     def _touch(self, change: Touch) -> bool:
@@ -159,35 +160,30 @@ class Contents:
         self._used(key)
         details = live.details if isinstance(live, Entry) else None
         if details is not None and isinstance(live, Entry):
-            # A stale period moves along; what never expires is never stale.
+            # The stale period keeps its length; an entry that never expires has none.
             stale_seconds = details.stale_until - live.expires_at
             lasts = stale_seconds > 0 and change.expires_at < _NEVER
             details.stale_until = change.expires_at + stale_seconds if lasts else 0.0
         self.replace(space, key, live, Entry(value_of(live), change.expires_at, None, details))
         return True
 
-    def _delete(self, change: Delete) -> None:
-        space = self.namespaces.of(change.key)
-        stored = space.get(change.key)
-        if stored is not None:
-            self._count(change.key)
-            self.remove(space, change.key, stored)
-        self.counters.deletes += 1
-
-    def _discard(self, change: Discard) -> None:
+    def _delete(self, change: Delete | Discard) -> None:
         space = self.namespaces.of(change.key)
         stored = space.get(change.key)
         if stored is not None:
             self.remove(space, change.key, stored)
+            if type(change) is Delete:
+                self._count(change.key)
+        self.counters.deletes += type(change) is Delete
 
     def _clear(self, change: Clear) -> int:
         space = self.namespaces.get(change.namespace)
         if space is None or not space.count:
             return 0
-        self.mutations_of_all += 1
+        self.mutations_of_all += 1  # to count it in each of the 16,384 partitions would take a millisecond
         count = space.count
         self.reclaimer.clear(space)
-        # Whoever clears few entries often leaves nothing behind.
+        # Few entries are reclaimed at once: a client that clears small namespaces often leaves no work behind.
         self.reclaim(self._reclaimed_by_clear)
         return count
 
@@ -240,7 +236,7 @@ class Contents:
         """Remove an entry, and tell the policy."""
         space.pop(key)
         self.detach(space, key, stored)
-        if not space.count:
+        if not space.count:  # an empty namespace is not accounted for
             self.bytes -= space.overhead
         self.policy.removed(key)
 
@@ -263,7 +259,7 @@ class Contents:
         """Make room for a new key. An entry that it had before its namespace was cleared is reclaimed."""
         for old in self.namespaces.cleared.get(space.prefix, ()):
             stored = old.get(key)
-            if stored is not None:
+            if stored is not None:  # else the policy would know the key twice
                 self.remove(old, key, stored)
         cost += space.overhead
         if self.bytes + cost > self.max_bytes:
@@ -297,12 +293,12 @@ class Contents:
                 continue
             space = spaces.of(victim) if victim[0] else spaces.root
             stored = space.pop(victim)
-            assert stored is not None
+            assert stored is not None  # the policy knows exactly the keys that are stored
             self.detach(space, victim, stored)
             if not space.count:
                 self.bytes -= space.overhead
             self.counters.evictions += 1
-        for key in kept:
+        for key in kept:  # `victim` has removed them from the policy
             self.policy.added(key)
 
     def reclaim(self, limit: int) -> bool:

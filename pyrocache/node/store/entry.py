@@ -55,9 +55,9 @@ class Details:
 
     Attributes:
         stale_until: until when an expired entry is kept for callers that take a stale value meanwhile; or 0.
-        load_seconds: how long its value took to make, None when nobody said.
+        load_seconds: how long its value took to make; None if that is unknown.
         tags: those it has.
-        version: differs from that of every other state of the key; 0 until somebody asks.
+        version: differs from that of every other state of the key; 0 until a client asks for it.
     """
 
     stale_until: float = 0.0
@@ -84,7 +84,7 @@ class Entry:
 
     @property
     def leaves_at(self) -> float:
-        """When it is of no use to anybody."""
+        """When it is dead: neither live nor stale (monotonic seconds)."""
         return max(self.expires_at, self.details.stale_until) if self.details else self.expires_at
 
     @property

@@ -86,7 +86,8 @@ class TwoQueues:
         if self._rests:
             self._next_epoch()
         if key in self._removed:
-            self._removed.remove(key)  # it takes its old place again, as a used one
+            # It is still queued: appending it would queue it twice. It keeps its position and counts as used.
+            self._removed.remove(key)
             self._uses.put(key, self._bump[0])
         elif self._evicts and self._is_remembered(key):
             self._main.append(key, self._epoch)
@@ -134,7 +135,8 @@ class TwoQueues:
             self._to_note -= len(keys)
             if self._to_note < 0:
                 return
-        # Look at all of them first: `used` may begin an epoch, which may change the segments.
+        # Read all slots first: `used` may begin an epoch, which may change the segments. Most keys were used before in
+        # this epoch, so this loop, without a call for each key, is all that happens.
         segments, mask, stamp = self._uses.segments, self._uses.mask, self._stamp
         first_uses = []
         for number, key in zip(map(hash, keys), keys, strict=True):
@@ -148,6 +150,7 @@ class TwoQueues:
         """See `EvictionPolicy.removed`."""
         self._uses.forget(key)
         self._removed.add(key)
+        # Removing it from its chunk would take time linear in the chunk's length; chunks are purged now and then.
         self._until_purge -= 1
         if self._until_purge <= 0:
             self._purge_chunk()
@@ -170,7 +173,7 @@ class TwoQueues:
         self._bump = tuple(stamp << 2 | min(uses + once, 3) for uses in range(4))
 
     def _is_remembered(self, key: bytes) -> bool:
-        """Return whether ``key``, which is not present, was evicted from the small queue lately, and forget that."""
+        """Return whether ``key``, which is not present, was evicted from the small queue recently, and forget that."""
         state = self._uses.get(key)
         if state:
             self._uses.forget(key)

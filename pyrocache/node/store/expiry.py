@@ -76,7 +76,7 @@ class ExpiryBuckets:
     def due(self, now: float) -> Bucket | None:
         """Return the keys, at least one, of a tick that is over, or None."""
         while self.ticks and self.ticks[0] * self._tick_seconds <= now:
-            buckets = self._buckets[self.ticks[0]]
+            buckets = self._buckets[self.ticks[0]]  # empty ones are dropped until one has a key
             while buckets:
                 if buckets[-1]:
                     return buckets[-1]

@@ -67,7 +67,7 @@ class Namespaces:
     def of(self, key: bytes) -> Namespace:
         """Return the namespace of ``key``, which is made if it is unknown."""
         prefix = prefix_of(key)
-        return self._by_prefix.get(prefix) or self._new(prefix)
+        return self._by_prefix.get(prefix) or self._new(prefix)  # a Namespace has no length, so it is true
 
     def get(self, prefix: bytes) -> Namespace | None:
         """Return the namespace with that prefix, if it is known."""
@@ -98,7 +98,7 @@ class Namespaces:
             del self.cleared[namespace.prefix]
 
     def _new(self, prefix: bytes) -> Namespace:
-        if len(self._by_prefix) > _MOST_EMPTY:
+        if len(self._by_prefix) > _MOST_EMPTY:  # else reads of made-up namespaces would fill the memory
             self._forget_some()
         return self._by_prefix.setdefault(prefix, Namespace(prefix))
 

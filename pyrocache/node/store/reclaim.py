@@ -62,7 +62,7 @@ class Reclaimer:
                 stored = space.get(key)  # None if it was set again meanwhile
                 if stored is not None:
                     return space, key, stored
-            self.cleared.popleft()
+            self.cleared.popleft()  # all keys were yielded, so it is empty
             self._namespaces.reclaimed(space)
         return None
 

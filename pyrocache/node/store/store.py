@@ -52,7 +52,7 @@ class Found(NamedTuple):
         value: the bytes; None when there is no entry, not even a stale one.
         stale: it has expired, and is kept for callers that take a stale value.
         remaining: seconds until it expires, infinite if it never does.
-        load_seconds: how long it took to make, None when nobody said.
+        load_seconds: how long it took to make; None if that is unknown.
     """
 
     value: Value | None
@@ -69,7 +69,7 @@ class Store:
 
     Reads: `get`, `get_many`, `get_with_version`, `lookup`, `contains`, `remaining`, `page`, `count`, ``len()``.
     Changes: `apply`, and what decides on mutations: `set`, `set_many`, `put`, `setdefault`, `change`, `touch`,
-    `delete`, `pop`. By partition: `partition_keys`, `drop_partition`, `mutations_of`. Maintenance: `reclaim`,
+    `delete`, `pop`. By partition: `partition_keys`, `mutations_of`. Maintenance: `reclaim`,
     `reset_counters`.
 
     Args:
@@ -180,7 +180,7 @@ class Store:
         return Found(stored.value, False, stored.expires_at - self._clock(), seconds)
 
     def get_with_version(self, key: bytes) -> tuple[Value, int] | None:
-        """Return what `get` returns, with what tells this state of the entry from all others of the key; or None."""
+        """Return the value and a version, which no other state of the key's entry has; None if there is no entry."""
         value = self.get(key)
         if value is None:
             return None
@@ -188,7 +188,7 @@ class Store:
         stored = space.get(key)
         assert stored is not None
         details = stored.details if isinstance(stored, Entry) else None
-        if details is None:
+        if details is None:  # give it a place for the version; entries whose version is never read need none
             details = Details()
             expires_at = stored.expires_at if isinstance(stored, Entry) else math.inf
             self.contents.replace(space, key, stored, Entry(value, expires_at, None, details))
@@ -241,7 +241,7 @@ class Store:
         return self.contents.executors[type(mutation)](mutation)
 
     def set(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> None:
-        """Store ``value``, for ``ttl_seconds`` or for good."""
+        """Store ``value`` for ``ttl_seconds``, or forever."""
         # What `apply` does, written out: this runs for every write.
         expires_at = math.inf if ttl_seconds is None else self._clock() + ttl_seconds
         self._executors[Set](Set(key, value, expires_at))
@@ -301,7 +301,7 @@ class Store:
         live = self._live(key)
         if live is None:
             return None
-        value = make(value_of(live))
+        value = make(value_of(live))  # may raise, so nothing has changed yet
         self._put_in_place(key, live, value)
         return value
 
@@ -313,7 +313,9 @@ class Store:
     def delete(self, key: bytes) -> bool:
         """Remove the entry. Return whether there was one."""
         live = self._live(key) is not None
-        self.apply(Delete(key) if live else Discard(key))  # a stale one
+        self.apply(
+            Delete(key) if live else Discard(key)
+        )  # a stale entry goes too, but does not count as deleted
         return live
 
     def pop(self, key: bytes) -> Value | None:
@@ -329,11 +331,6 @@ class Store:
         for space in list(self.namespaces):
             if space.count:
                 yield from space.partition(partition)
-
-    def drop_partition(self, partition: int) -> None:
-        """Discard all entries of a partition: another node owns it."""
-        for key in list(self.partition_keys(partition)):
-            self.apply(Discard(key))
 
     def mutations_of(self, partition: int) -> int:
         """Return how many mutations a partition has undergone; evictions and expiry are none."""

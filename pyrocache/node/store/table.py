@@ -54,7 +54,7 @@ class Table(Generic[_Stored]):
     Attributes:
         shards: the directory. A key of partition ``p`` is in ``shards[p >> shift]``.
         shift: see there.
-        count: how many keys there are. Whoever changes a shard keeps it true.
+        count: how many keys there are. Code that changes a shard must update it.
     """
 
     __slots__ = ("count", "shards", "shift")
@@ -93,7 +93,11 @@ class Table(Generic[_Stored]):
             self.split(key)
 
     def put_many(
-        self, keys: Sequence[bytes], partitions: Sequence[int], stored: Sequence[_Stored], new: Sequence[bytes]
+        self,
+        keys: Sequence[bytes],
+        partitions: Sequence[int],
+        stored: Sequence[_Stored],
+        new: Sequence[bytes],
     ) -> None:
         """Call `put` for each of ``keys``, which are in these partitions; ``new`` are those not present yet."""
         shards, shift = self.shards, self.shift
@@ -121,9 +125,9 @@ class Table(Generic[_Stored]):
     def split(self, key: bytes) -> None:
         """Divide the dict of ``key`` by the next bits of the partition, if it has more than one partition."""
         first, last = self._run((xxh3_64_intdigest(key) & PARTITION_MASK) >> self.shift)
-        if first == last:
+        if first == last:  # the dict has one place in the directory: double the directory first
             bits = min(_SPLIT_BITS, self.shift)
-            if not bits:
+            if not bits:  # a single partition
                 return
             self.shards = [shard for shard in self.shards for _ in range(1 << bits)]
             self.shift -= bits
@@ -152,7 +156,7 @@ class Table(Generic[_Stored]):
         if position > first << self.shift + _WITHIN_BITS:
             keys = [key for key in keys if _position(key) >= position]
         if len(keys) > limit or sum(map(len, keys)) > room:
-            keys.sort(key=_position)
+            keys.sort(key=_position)  # the next position must lie between two keys
             limit = min(limit, max(1, bisect_right(list(accumulate(map(len, keys))), room)))
             if limit < len(keys):
                 end = _position(keys[limit])

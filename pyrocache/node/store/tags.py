@@ -53,7 +53,7 @@ class Tags:
             tag.keys.discard(key)
             if not tag.keys:
                 freed += len(tag.name) + TAG_BYTES
-                if not tag.invalid:
+                if not tag.invalid:  # `invalidate` has removed the name; it may be that of a new tag by now
                     del self._by_name[tag.name]
         return freed
 

@@ -62,7 +62,7 @@ class UseTable:
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
         tag = number >> TAG_SHIFT & TAG_MASK
         slot = segment[number & SEGMENT_MASK]
-        if not slot & 3 or slot ^ tag < STATES:
+        if not slot & 3 or slot ^ tag < STATES:  # a note without uses, or this key's own
             segment[number & SEGMENT_MASK] = tag | state
 
     def step(self, keys: int) -> None:

@@ -1450,17 +1450,6 @@ class TestPartitions:
             expected = [key for key in keys if partition_of(key) == partition]
             assert sorted(store.partition_keys(partition)) == sorted(expected)
 
-    def test_one_is_dropped_without_the_others(self, store: Store) -> None:
-        keys = [prefix + b"%d" % number for number in range(500) for prefix in (b"\0", b"\1n")]
-        for key in keys:
-            store.put(key, b"v", 9.0, tags=[b"t"])
-        partition = partition_of(keys[0])
-        store.drop_partition(partition)
-        assert list(store.partition_keys(partition)) == []
-        rest = [key for key in keys if partition_of(key) != partition]
-        assert sorted(keys_of(store) + keys_of(store, b"\1n")) == sorted(rest)
-        assert store.counters.deletes == 0
-
     def test_each_counts_its_mutations(self, store: Store, clock: FakeClock) -> None:
         key, partition = b"\0key", partition_of(b"\0key")
 
