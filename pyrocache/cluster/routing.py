@@ -28,7 +28,7 @@ from pyrocache.protocol.partition import PARTITIONS, partition_of
 __all__ = ["PARTITIONS", "ClusterView", "Member", "is_socket_path", "partition_of"]
 
 _UNKNOWN = -1
-_MOST_MEMBERS = 2**15 - 1
+_MOST_MEMBERS = 2**15 - 1  # the cache of owners has 16-bit signed indices
 
 _SOCKET_PATH = re.compile(r"/[^\0]*/pyrocache-\d+/([0-9a-f]{16})\.sock")
 
@@ -78,7 +78,7 @@ class ClusterView:
 
     Attributes:
         members: the nodes, sorted by number.
-        id: equal for two views iff they route alike; never 0.
+        id: equal for two views if and only if they route alike; never 0.
         owners: by partition, the index of its owner in ``members``; -1 until `owner` computes it.
     """
 
@@ -92,7 +92,7 @@ class ClusterView:
         if len(self._by_name) != len(self.members):
             raise ValueError("Two members of one view have the same name.")
         routed = "\n".join(f"{member.name} {float(member.weight)!r}" for member in self.members)
-        self.id: int = xxh3_64_intdigest(routed.encode()) or 1
+        self.id: int = xxh3_64_intdigest(routed.encode()) or 1  # 0 is `limits.NO_VIEW`
         self._weighted = [(member.name.encode(), float(member.weight)) for member in self.members]
         self.owners = array("h", [_UNKNOWN]) * PARTITIONS  # indices in members; small, to stay in caches
 

@@ -3,7 +3,7 @@
 The name server forgets its entries when it restarts. So a view is never dropped because a listing is empty, and a
 member that the listing lacks stays while it answers that it serves.
 
-Pure: no I/O, no threads, no clock; the caller passes in the function that asks the members.
+Pure: no I/O, no threads, no clock; the caller passes in the function that queries the members.
 """
 
 from __future__ import annotations

@@ -26,18 +26,22 @@ _URI_CLASS = "Pyro5.core.URI"
 
 
 class Names(NameServer):  # type: ignore[misc]
-    """Pyro5's name server. What is not here does what Pyro5 says."""
+    """Pyro5's name server. Inherited methods are as documented by Pyro5."""
 
     def lookup(self, name: str, return_metadata: bool = False) -> Any:
-        """Return the URI under ``name``, as Pyro5's serializers write one, or the URI and its metadata."""
+        """Return the URI of ``name``, in the form of Pyro5's serializers, or the URI and its metadata."""
         uri, metadata = super().lookup(name, return_metadata=True)
         plain = {"__class__": _URI_CLASS, "state": uri.__getstate__()}
         return (plain, metadata) if return_metadata else plain
 
     def register(self, name: str, uri: Any, safe: bool = False, metadata: Any = None) -> None:
-        """Enter a URI, which is text or what a serializer makes of one, under ``name``; ``safe``: if it is free."""
+        """Register a URI, a str or the form of Pyro5's serializers, under ``name``. ``safe``: only if it is free.
+
+        Raises:
+            NamingError: the name is taken, or the URI is not valid.
+        """
         if isinstance(uri, dict) and uri.get("__class__") == _URI_CLASS:
-            plain, uri = uri, URI.__new__(URI)
+            plain, uri = uri, URI.__new__(URI)  # what Pyro5's serializers do, which are not used here
             try:
                 uri.__setstate__(plain["state"])
                 uri = str(uri)
@@ -46,17 +50,17 @@ class Names(NameServer):  # type: ignore[misc]
         super().register(name, uri, safe, metadata)
 
     def remove(self, name: Any = None, prefix: Any = None, regex: Any = None) -> Any:
-        """Remove one entry, or all whose name begins with ``prefix``. Return how many there were."""
+        """Remove one entry, or all entries whose name begins with ``prefix``. Return their number."""
         _refuse(regex)
         return super().remove(name, prefix)
 
     def list(self, prefix: Any = None, regex: Any = None, return_metadata: bool = False) -> Any:
-        """Return the entries whose name begins with ``prefix``, or all: URIs by name, or URIs and metadata."""
+        """Return the URIs, or URIs and metadata, by name, of all entries or those whose name begins with ``prefix``."""
         _refuse(regex)
         return super().list(prefix, None, return_metadata)
 
     def yplookup(self, meta_all: Any = None, meta_any: Any = None, return_metadata: bool = True) -> Any:
-        """Return the entries that have all, or any, of these metadata, as `list` does."""
+        """Return the entries that have all, or any, of the given metadata, in the form of `list`."""
         if meta_all and meta_any:
             raise NamingError("Search by all or by any metadata, not by both.")
         return super().yplookup(meta_all, meta_any, return_metadata)

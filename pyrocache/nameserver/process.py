@@ -42,13 +42,15 @@ _LIMITS = NodeConfig(
 def serve(
     *, host: str, port: int, storage: str, insecure: bool, stop: StopRequest, ready: Callable[[str], None]
 ) -> None:
-    """Run a name server until ``stop`` is requested; ``ready`` is told its ``host:port``.
+    """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
-        storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries.
+        host, port: the address to listen on; port 0 takes a free port.
+        storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries in an SQLite file.
+        insecure: whether ``host`` may be an address that other hosts can reach.
 
     Raises:
-        ConfigurationError: it cannot be started that way.
+        ConfigurationError: it cannot be started with these settings.
     """
     check_bind_host(host, insecure=insecure)
     if not 0 <= port < 65536:
@@ -75,7 +77,7 @@ def serve(
         NAMESERVER_NAME,
         names,
         COMMANDS,
-        greeting="hello",  # as Pyro5's says
+        greeting="hello",  # that of Pyro5's daemons
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
     )
@@ -84,9 +86,8 @@ def serve(
     thread.start()
     try:
         ready(address)
-        while not stop.wait(
-            _POLL_SECONDS
-        ):  # not endless: a signal that reaches another thread does not wake it
+        # With a timeout, as a signal that reaches another thread does not end a wait.
+        while not stop.wait(_POLL_SECONDS):
             pass
     finally:
         loop.shutdown()
@@ -94,7 +95,7 @@ def serve(
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Serve as ``argv[0]``, the arguments of `serve` in JSON, says; prints one line of JSON when ready."""
+    """Run a name server. ``argv[0]`` has the arguments of `serve` in JSON. Print one line of JSON when ready."""
     stop = StopRequest()
     stop.on_signals()
     stop.with_parent()

@@ -41,4 +41,4 @@ def _pack_result(sequence: int, result: Any) -> bytes:
 
 
 SERPENT = Serializer(_NUMBER, _dumps, _loads, _loads_call, _pack_result)
-"""As a `Dispatcher` takes it."""
+"""The serpent serializer, for a `Dispatcher`."""

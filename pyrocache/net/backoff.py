@@ -15,13 +15,13 @@ class Backoff:
     """Pauses that double from one to the next, each shortened at random by up to a half.
 
     Args:
-        first: seconds of the first pause, at most.
-        longest: seconds of any pause, at most.
+        first: upper bound of the first pause, in seconds.
+        longest: upper bound of every pause, in seconds.
         sleep: waits; None for `time.sleep`, looked up when it is called, as gevent replaces it.
         jitter: returns a number from 0 to 1.
 
     Attributes:
-        longest_next: seconds of the next pause, at most.
+        longest_next: upper bound of the next pause, in seconds.
     """
 
     __slots__ = ("_jitter", "_longest", "_sleep", "longest_next")
@@ -41,6 +41,7 @@ class Backoff:
 
     def next_pause(self) -> float:
         """Return the seconds of the next pause; the one after it may be twice as long."""
+        # Half of a pause is random, so that callers that failed together do not retry together.
         seconds = self.longest_next * (0.5 + self._jitter() / 2)
         self.longest_next = min(2 * self.longest_next, self._longest)
         return seconds

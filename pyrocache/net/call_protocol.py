@@ -27,7 +27,7 @@ _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
 
 class Progress(Enum):
-    """What is returned instead of a result."""
+    """The outcome of a step that has not produced the result of a call."""
 
     PENDING = "more must come"
     GREETED = "the handshake is done"
@@ -46,12 +46,12 @@ class CallProtocol:
         greeting: the first message to send.
         sequence: number of the last call.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
-        max_value_bytes: of the largest value that the peer takes.
-        space: returns where the rest of a long reply is to be received to; None: call `receive_data`.
+        max_value_bytes: length of the largest value frame that the peer accepts.
+        space: returns the memory to receive the rest of a long reply into; None: call `receive_data`.
     """
 
     __slots__ = (
-        *("_decoder", "_handshake", "_partial"),
+        *("_decoder", "_handshake"),
         *("greeting", "max_value_bytes", "pack", "sequence", "space"),
     )
 
@@ -61,7 +61,6 @@ class CallProtocol:
         self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(handshake.admit, _room)
-        self._partial = False  # whether the decoder holds a part of a frame
         self.space = self._decoder.space
         self.pack = CallPacker(object_id).pack
         self.sequence = 0
@@ -73,26 +72,25 @@ class CallProtocol:
         return self.pack(method, arguments, self.sequence)
 
     def receive_data(self, data: bytes) -> Any:
-        """Take what the connection brought. Return the result of the call, `GREETED` or `PENDING`.
+        """Process received bytes. Return the result of the call, `GREETED` or `PENDING`.
 
-        A large value may be a `memoryview` of memory that is nobody else's.
+        A large value may be a `memoryview` of memory that nothing else uses.
 
         Raises:
-            Refused: the peer refused the call; the connection is as good as before.
+            Refused: the peer refused the call; the connection is still usable.
             HandshakeRefused, ProtocolError, OSError: close the connection.
         """
         if not data:
             raise ConnectionResetError("the node closed the connection")
-        if not self._partial and self._handshake is None:
+        if self._handshake is None and self._decoder.between_frames:
             result = messages.unpack_result(data, self.sequence)
             if result is not messages.UNUSUAL:
                 return result
-        self._partial = True
         self._decoder.feed(data)
         return self._next_outcome()
 
     def received(self, count: int) -> Any:
-        """Take the ``count`` bytes that were put at the beginning of `space`. As `receive_data`."""
+        """Process ``count`` bytes that were received into `space`. Returns and raises as `receive_data`."""
         if not count:
             raise ConnectionResetError("the node closed the connection")
         self._decoder.filled(count)
@@ -102,7 +100,6 @@ class CallProtocol:
         frame = self._decoder.next_frame()
         if frame is None:
             return PENDING
-        self._partial = False
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
@@ -116,15 +113,14 @@ class CallProtocol:
 
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
-        if greeting.max_value_bytes:
-            self.max_value_bytes = greeting.max_value_bytes
+        self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)
         return GREETED
 
 
 def _room(frame_bytes: int) -> memoryview | None:
-    """Return memory for a long reply, such that a large value in it begins at a multiple of 16."""
+    """Return memory for a long reply, in which a large value begins at a multiple of 16 (for arrays)."""
     if frame_bytes <= limits.LARGE_BYTES:
         return None
     offset = -messages.VALUE_OFFSET % 16

@@ -69,11 +69,11 @@ class Connections:
 
         Raises:
             Refused: the node refused.
-            Unavailable: it could not be asked, or did not answer.
-            ValueTooLarge: nothing was sent.
+            Unavailable: the node could not be reached, or did not answer.
+            ValueTooLarge: the node does not accept the value; nothing was sent.
         """
         pool = self._pools.get(member.name)
-        if pool is None or pool.member is not member:
+        if pool is None or pool.member is not member:  # identity first: `pool` compares by value
             pool = self.pool(member)
         try:
             connection = pool.checkout(deadline, not command.idempotent)
@@ -86,7 +86,7 @@ class Connections:
                 raise too_large(member, largest_value, connection.max_value_bytes)
             result = connection.call(command.name, arguments, deadline)
         except (Refused, ValueTooLarge):
-            pool.idle.append(connection)
+            pool.idle.append(connection)  # `checkin` without its call: see the ``finally`` for `closed`
             raise
         except BaseException as error:
             pool.drop(connection)
@@ -110,15 +110,15 @@ class Connections:
         pinned: PinnedConnection | None = None,
         reserve: int = 0,
     ) -> PinnedConnection | None:
-        """Make a call whose result is bound to its connection, which stays the caller's.
+        """Make a call over a pinned connection. The caller keeps the connection, to which the result is bound.
 
         Args:
             member, command, arguments, deadline: as in `call`.
-            pinned: from an earlier call, perhaps to another node; it is not the caller's any more.
-            reserve: how many more connections must be left if one is taken for this.
+            pinned: the connection of an earlier call, perhaps to another node. Do not use it afterwards.
+            reserve: how many permits must be left after one is taken.
 
         Returns:
-            The connection, whose ``answer`` is the result; None, without waiting, when too many are in use.
+            The connection, whose ``answer`` is the result; None, without waiting, if too many are in use.
 
         Raises:
             Refused, Unavailable: as `call`.
@@ -146,57 +146,52 @@ class Connections:
     def exchange(
         self, requests: Sequence[Request], deadline: Deadline
     ) -> Generator[tuple[int, Any], None, None]:
-        """Make calls, all of them sent before the first reply is read; no node keeps another waiting.
+        """Make calls in parallel: send all requests before the first reply is read. A slow node delays no other.
 
         Close the generator if it is not run to its end (`contextlib.closing`).
 
         Args:
-            requests: may grow while this runs, by further calls to nodes that have answered.
+            requests: may grow meanwhile, by further calls to nodes that have answered.
 
         Yields:
-            As the replies come, a request's index and its result, or the `Refused`, `Unavailable` or `ValueTooLarge`
-            that `call` would have raised.
+            In the order of the replies: the index of a request, and its result or the `Refused`, `Unavailable` or
+            `ValueTooLarge` that `call` would have raised.
         """
         if len(requests) != 1:
             yield from multiplex.exchange(self, requests, deadline)
             return
-        begun = 0  # to one node `call` is faster
-        while begun < len(requests):
-            member, command, arguments, largest_value = requests[begun]
-            outcome: Any
+        # To one node `call` is faster. The iterator of a list also returns items that are appended meanwhile.
+        for index, (member, command, arguments, largest_value) in enumerate(requests):
             try:
-                outcome = self.call(member, command, arguments, deadline, largest_value)
+                outcome: Any = self.call(member, command, arguments, deadline, largest_value)
             except (Refused, Unavailable, ValueTooLarge) as error:
                 outcome = error
-            yield begun, outcome
-            begun += 1
+            yield index, outcome
 
     def close(self) -> None:
-        """Close the idle connections, and end those that are pinned; others close when their call ends."""
+        """Close the idle connections and shut the pinned ones down. The others close when their call ends."""
         with self._lock:
             self._closed = True
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.close()
-        for loan in self._pinned_loans():
+        for loan in self._close_pools():
             if (connection := loan.connection) is not None:
                 connection.interrupt()
 
     def abandon(self) -> None:
-        """In a forked child: let go of every connection. No lock is taken, as one may be held for ever."""
+        """Close the inherited descriptors in a forked child. Takes no lock: one may stay locked forever there."""
+        for loan in self._close_pools():
+            loan.end(healthy=False)  # a copy left open would hide from the node that the parent closed it
+
+    def _close_pools(self) -> list[Loan]:
+        """Close the idle connections. Return the loans of those that are pinned."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
-        for loan in self._pinned_loans():
-            loan.end(healthy=False)  # or the node would not see it end when the parent does
-
-    def _pinned_loans(self) -> list[Loan]:
         return [loan for reference in list(self._pinned.values()) if (loan := reference()) is not None]
 
     def pool(self, member: Member) -> Pool:
         """Return the connections to ``member``. Raises `ClientClosed` after `close`."""
         pool = self._pools.get(member.name)
-        if pool is None or pool.member != member:
+        if pool is None or pool.member != member:  # no lock in the usual case: threads would contend for it
             with self._lock:
                 if self._closed:
                     raise client_closed()

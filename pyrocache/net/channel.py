@@ -27,17 +27,17 @@ from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.channel import Channel
 
-# Looking a host up imports this codec; a fork in the middle of the import would lock the child out for ever.
+# Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
 codecs.lookup("idna")
 
 PATIENCE_SECONDS = 0.25
-"""How long a plain channel blocks at most before deadlines are looked at again."""
+"""Longest time that a plain channel blocks before the deadline is checked again."""
 
 _PATIENCE = struct.pack("ll", 0, int(PATIENCE_SECONDS * 1_000_000))  # a struct timeval
 
 
 class Endpoint(Protocol):
-    """Whom to connect to: a `Member`, or the name server."""
+    """The remote object to connect to: a `Member`, or the name server."""
 
     @property
     def name(self) -> str:
@@ -53,11 +53,11 @@ class Endpoint(Protocol):
 
     @property
     def socket_path(self) -> str:
-        """Its Unix socket on this host; empty when it has none."""
+        """Path of its Unix socket on this host; empty if it has none."""
 
 
 def check_supported() -> None:
-    """Raise `ConfigurationError` where channels cannot work."""
+    """Raise `ConfigurationError` if channels cannot work in this interpreter."""
     if not hasattr(select, "poll"):
         raise ConfigurationError(
             "select.poll is missing: pyrocache does not run under eventlet, which removes it; use threads or gevent."
@@ -65,7 +65,7 @@ def check_supported() -> None:
 
 
 def is_cooperative(channel: Channel) -> bool:
-    """Whether the channel's socket is not the interpreter's own but gevent's, which must never block."""
+    """Return whether the channel is gevent's socket, which must never block, instead of the interpreter's."""
     return not isinstance(channel, _socket.socket)
 
 
@@ -75,12 +75,12 @@ class Dialing:
     Only resolving a host name may block.
 
     Args:
-        endpoint: whom to connect to.
+        endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
 
     Attributes:
-        pending: not connected yet; call `advance` once the socket can be written to.
-        sock: the present attempt's.
+        pending: not connected yet; call `advance` once the socket is writable.
+        sock: the socket of the current attempt.
     """
 
     __slots__ = ("_addresses", "pending", "sock")
@@ -90,7 +90,7 @@ class Dialing:
         self._next_address(OSError("no address"))
 
     def advance(self) -> bool:
-        """Return whether the channel is connected. Raises `OSError` after the last address."""
+        """Return whether the channel is connected. Raises `OSError` if the last address failed."""
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             self.sock.close()
@@ -103,9 +103,9 @@ class Dialing:
         """Return the connected channel."""
         sock = self.sock
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay a small request
         if not is_cooperative(sock):
-            sock.settimeout(None)
+            sock.settimeout(None)  # a timeout of Python's would add a poll to each receive
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         return sock
 
@@ -114,6 +114,7 @@ class Dialing:
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
+                # `connect` raises one exception for EINPROGRESS and for EAGAIN, the full backlog of a Unix socket.
                 error = sock.connect_ex(address)
                 if error in (0, errno.EINPROGRESS):
                     self.sock, self.pending = sock, error != 0
@@ -130,7 +131,8 @@ class Dialing:
 
 def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple[int, Any]]:
     if endpoint.socket_path and transport == "auto":
-        # It may be another host's, another user's, or of a killed node.
+        # The path may be of another host, another user or a killed node; the TCP addresses follow.
         yield socket.AF_UNIX, endpoint.socket_path
+    # Reached only if the Unix socket failed: resolving the name may block.
     for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
         yield family, address

@@ -28,7 +28,7 @@ from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 
 _RECEIVE_BYTES = 64 * 1024
-_BUFFERS_AT_ONCE = 512
+_BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
 _NOW = socket.MSG_DONTWAIT
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
 
@@ -36,14 +36,14 @@ _Poll = Callable[[int], list[tuple[int, int]]]
 
 
 class Connection:
-    """A connection that begins to be opened; `finish_opening` or `advance` opens it.
+    """An outgoing connection. Making it begins to open it; `finish_opening` or `advance` continue.
 
     Args:
-        endpoint: whom to connect to.
+        endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
 
     Attributes:
-        max_value_bytes: of the largest value that the peer takes, once the connection is open.
+        max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
         used_at: monotonic seconds, set by the pool that hands it out.
@@ -70,24 +70,26 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether somebody listens at the endpoint's address."""
+        """Return whether a peer at the endpoint's address has accepted the connection."""
         return self._dialing is None
 
     @property
     def events(self) -> int:
-        """What to poll for before the next `advance`."""
+        """Return the events to poll for before the next `advance`."""
         return select.POLLOUT if self._unsent or self._dialing is not None else select.POLLIN
 
     def finish_opening(self, deadline: Deadline) -> None:
-        """Connect and shake hands. Raises one of `failures.BROKEN`."""
-        while self.advance_after(deadline) is not GREETED:
-            pass
+        """Connect and complete the handshake, unless that is done. Raises one of `failures.BROKEN`."""
+        while not self.opened:
+            deadline.check()
+            self._wait(deadline)
+            self.advance()
 
     def call(self, method: str, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
-        """Make a call and return its result; a large value may be a `memoryview` of memory that is nobody else's.
+        """Make a call and return its result. A large value may be a `memoryview` of memory that nothing else uses.
 
         Raises:
-            Refused: the connection is as good as before.
+            Refused: the peer refused the call; the connection is still usable.
             ProtocolError, OSError: close the connection.
         """
         # This is begin() and receive() for a small message, in as few Python calls as possible.
@@ -106,23 +108,24 @@ class Connection:
         else:
             self._send_rest(message, count, deadline)
         if self._spin_wait is not None:
-            self._spin_wait(self._poll)
+            self._spin_wait(self._poll)  # blocking and waking cost more than a small request
         try:
+            # `recv` may block for PATIENCE_SECONDS. Poll with the exact timeout if there is little time left.
             if deadline.at - deadline.seen_at < _HURRY_SECONDS:
                 self._wait(deadline)
             data = self._channel.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
+        except BlockingIOError:  # nothing for PATIENCE_SECONDS
             return self.receive(deadline)
         result = unpack_result(data, sequence)
         return result if result is not UNUSUAL else self.receive(deadline, data)  # large, cut, or a refusal
 
     def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
-        """Send as much of a request as fits now. Return whether that was all; if not, `advance` sends more."""
+        """Send as much of a request as the socket accepts now. Return whether that was all; `advance` sends more."""
         self.sent = False
         return self._begin_sending(self._protocol.send_call(method, arguments))
 
     def advance(self) -> Any:
-        """Go on as far as possible without waiting: connect, shake hands, send, receive.
+        """Proceed as far as possible without blocking: connect, complete the handshake, send, receive.
 
         Returns:
             The result of the request, `GREETED` once the connection is open, or `PENDING`: poll for `events`.
@@ -132,7 +135,7 @@ class Connection:
         """
         if self._dialing is not None:
             if not self._dialing.advance():
-                self._channel = self._dialing.sock
+                self._channel = self._dialing.sock  # each address has a socket of its own
                 return PENDING
             self._greet(self._dialing)
         elif self._unsent and not self._send_some():
@@ -147,12 +150,6 @@ class Connection:
             self.opened = True
             self.max_value_bytes = self._protocol.max_value_bytes
         return outcome
-
-    def advance_after(self, deadline: Deadline) -> Any:
-        """Wait until `advance` can go on, and return what it returns."""
-        deadline.check()
-        self._wait(deadline)
-        return self.advance()
 
     def receive(self, deadline: Deadline, data: bytes | None = None) -> Any:
         """Wait for the reply to the last request, which begins with ``data``. Returns and raises as `call`."""
@@ -175,7 +172,7 @@ class Connection:
         return self._channel.fileno()
 
     def usable(self) -> bool:
-        """Return whether the peer has neither closed this connection nor sent anything unasked."""
+        """Return whether the peer has neither closed this connection nor sent anything without a request."""
         try:
             self._channel.recv(1, socket.MSG_PEEK | _NOW)
         except BlockingIOError:
@@ -185,12 +182,12 @@ class Connection:
         return False
 
     def interrupt(self) -> None:
-        """End the stream, so that whoever waits for a reply on another thread sees it end. Not after a fork."""
+        """Shut the stream down: a thread that waits for a reply wakes up. Do not call this after a fork."""
         with contextlib.suppress(OSError):  # it has ended
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close this process's end; after a fork the other process's end stays open."""
+        """Close this process's descriptor. A stream that was inherited by a fork stays open in the other process."""
         self._channel.close()
 
     def _greet(self, dialing: Dialing) -> None:
@@ -201,7 +198,7 @@ class Connection:
         self._poll: _Poll = poll.poll
         if not is_cooperative(channel):
             self._spin_wait = SpinWait().wait
-        # A node that turns connections away may have closed this one by now; what it said is there to be read.
+        # A node that refuses connections may have closed this one already. Its message can still be received.
         try:
             self._begin_sending(self._protocol.greeting)
         except (BrokenPipeError, ConnectionResetError):
@@ -214,7 +211,7 @@ class Connection:
         return self._send_some()
 
     def _receive_some(self, long_flags: int) -> Any:
-        """Receive what is there, or with ``long_flags`` more of a long reply. Raises `BlockingIOError`."""
+        """Receive what has arrived; with ``long_flags``, the rest of a long reply. Raises `BlockingIOError`."""
         space = self._protocol.space()
         if space is None:
             return self._protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, _NOW))
@@ -231,7 +228,7 @@ class Connection:
                 count -= len(unsent.pop(0))
             if count:
                 unsent[0] = unsent[0][count:]
-        self.sent = self.opened  # before that, it was the handshake
+        self.sent = self.opened  # else this was the handshake
         return True
 
     def _send_rest(self, message: bytes | list[Buffer], count: int, deadline: Deadline) -> None:
@@ -242,7 +239,11 @@ class Connection:
             sent = self._send_some()
 
     def _wait(self, deadline: Deadline) -> None:
-        """Poll until the deadline; what is there by then is good even if it has passed."""
+        """Poll until the deadline. Check once even if it has passed: a reply that has arrived is valid.
+
+        Raises:
+            TimeoutError: nothing arrived.
+        """
         if self.events == select.POLLIN:
             poll = self._poll
         else:

@@ -21,7 +21,7 @@ class Deadline:
     Attributes:
         at: when the call ends, in the clock's seconds.
         seconds: as given.
-        seen_at: when the clock was last read; good enough where reading it again would cost too much.
+        seen_at: when the clock was last read; used where reading it again would cost too much.
     """
 
     __slots__ = ("_clock", "at", "seconds", "seen_at")
@@ -38,7 +38,7 @@ class Deadline:
         return max(0.0, self.at - now)
 
     def check(self) -> float:
-        """Return the seconds left; raise `TimeoutError` when there are none."""
+        """Return the seconds left. Raises `TimeoutError` if there are none."""
         remaining = self.remaining()
         if remaining <= 0:
             raise TimeoutError

@@ -27,16 +27,16 @@ _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
 class Directory(Protocol):
-    """What nodes and clients need of a name server."""
+    """The interface of a name server, as nodes and clients use it."""
 
     def members(self, timeout: float = ...) -> list[Member]:
         """Return the nodes that are registered."""
 
     def add(self, member: Member) -> bool:
-        """Register a node unless its name is taken; return whether that was done."""
+        """Register a node unless its name is taken. Return whether that was done."""
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
-        """Remove the node if the entry is still this incarnation's; return whether that was done."""
+        """Remove the node if its entry is of the same incarnation. Return whether that was done."""
 
 
 class _NameServer(NamedTuple):
@@ -55,7 +55,7 @@ class NameServerDirectory:
         self._server = _NameServer(*parse_address(address))
 
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
-        """Return the nodes that are registered, without entries that make no sense.
+        """Return the nodes that are registered. Malformed entries are left out.
 
         Raises:
             NameServerUnavailable: no name server answered within ``timeout`` seconds.
@@ -63,15 +63,16 @@ class NameServerDirectory:
         return self._members(Deadline(timeout))
 
     def add(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
-        """Register ``member``, which is a compare-and-set: return False when anybody has the name."""
+        """Register ``member`` atomically. Return False if its name is taken."""
         uri = f"PYRO:{member.name}@{member.address}"
-        arguments = (member.name, uri, True, _metadata(member))
+        arguments = (member.name, uri, True, _metadata(member))  # True: `safe`, refused if the name is taken
         answer = self._ask(Deadline(timeout), "register a node", "register", *arguments, if_refused=_REFUSED)
         return answer is not _REFUSED
 
     def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
-        """Remove ``member``, unless another incarnation has its name by now."""
+        """Remove ``member``. Return False if it is not registered, or if another incarnation has its name."""
         deadline = Deadline(timeout)
+        # Two requests, as Pyro5 has no conditional removal. `node.registration` allows for the race.
         entry = next((entry for entry in self._members(deadline) if entry.name == member.name), None)
         if entry is not None and entry.incarnation != member.incarnation:
             return False
@@ -80,7 +81,7 @@ class NameServerDirectory:
     def _members(self, deadline: Deadline) -> list[Member]:
         purpose = "list the nodes"
         listed = self._ask(deadline, purpose, "list", PREFIX, None, True, if_refused=_REFUSED)
-        if listed is _REFUSED:  # Pyro5 fails to write entries that somebody made without metadata in msgpack
+        if listed is _REFUSED:  # Pyro5 cannot write entries without metadata in msgpack
             addresses = self._ask(deadline, purpose, "list", PREFIX, None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
@@ -90,7 +91,11 @@ class NameServerDirectory:
     def _ask(
         self, deadline: Deadline, purpose: str, method: str, *arguments: Any, if_refused: Any = None
     ) -> Any:
-        """Call a method; a listing is a dict. Return ``if_refused``, unless it is None, when that is refused."""
+        """Call a method. Return its result, or ``if_refused``, unless that is None, if the call is refused.
+
+        Raises:
+            NameServerUnavailable: there was no reply, a refusal, or a listing that is not a dict.
+        """
         connection: Connection | None = None
         try:
             connection = Connection(self._server)
@@ -128,7 +133,7 @@ def _metadata(member: Member) -> list[str]:
 
 
 def _member(name: Any, entry: Any) -> Member | None:
-    """Return the node of one entry, or None: anybody can write anything into a name server."""
+    """Return the node of one entry, or None if it is malformed: any peer can write to a name server."""
     try:
         uri, metadata = entry
         if type(uri) is dict:  # a Pyro5 URI in msgpack: protocol, object, socket name, host, port
@@ -140,6 +145,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         host, port = parse_address(match[2], default_port=0)
         tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
         weight, incarnation, path = (tags.get(tag, "") for tag in ("weight", "incarnation", "unix"))
+        # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path)
     except (TypeError, ValueError, LookupError):

@@ -30,13 +30,13 @@ class Refused(Exception):
 
 @dataclass(eq=False)
 class Unavailable(Exception):
-    """The node could not be asked, or did not answer.
+    """The node could not be reached, or did not answer.
 
     Attributes:
         error: what to raise to the user.
-        maybe_executed: the whole request had been sent, so the node may have acted on it.
+        maybe_executed: the whole request was sent, so the node may have executed it.
         timed_out: the node did not answer in time.
-        gone: something at its address answered, but no such node: by a refused or reset connection or handshake.
+        gone: there is no such node at its address: the connection or the handshake was refused, or reset.
     """
 
     error: NodeUnavailable
@@ -50,13 +50,17 @@ class PoolExhausted(Exception):
 
 
 BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
-"""What ends a connection, or keeps one from being opened, and becomes `Unavailable`."""
+"""Exceptions that end a connection or prevent its opening. They become `Unavailable`."""
 
 
 def unavailable(
     member: Member, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
 ) -> Unavailable:
-    """Return the outcome of a request that ended in one of `BROKEN`; ``sent``: after all of it was sent."""
+    """Return the outcome of a request that failed with ``cause``, one of `BROKEN`.
+
+    Args:
+        sent: whether the whole request was sent before.
+    """
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
     kind: type[NodeUnavailable] = NodeUnavailable

@@ -28,10 +28,11 @@ class Membership:
 
     Args:
         lookup: lists the nodes within the given number of seconds, or raises.
-        serving: which of some members that are not listed any more serve, found out within so many seconds.
+        serving: returns those of the given members, which are no longer listed, that serve; takes the time limit in
+            seconds.
 
     Attributes:
-        view: the latest; empty at first. May be replaced by one that a node told of.
+        view: the latest view; empty at first. The client may replace it by a view that a node sent.
     """
 
     def __init__(
@@ -47,20 +48,21 @@ class Membership:
         self._refreshes = 0
 
     def refresh(self, timeout: float) -> ClusterView:
-        """Look up and return the view; one that another thread got while this one waited will do.
+        """Look up and return the view, or return the one that another thread looked up meanwhile.
 
         Raises:
-            NameServerUnavailable: as the look-up does. ``view`` stays as it was.
+            NameServerUnavailable: from the look-up. ``view`` is unchanged.
         """
         deadline = Deadline(timeout)
         seen = self._refreshes
         try:
+            # Not a call in Python, so no signal handler can run between the permit and the next ``try``.
             (_,) = map(self._permit.get, _WAITING, (timeout,))
         except queue.Empty:
             return self.view
         try:
             if self._refreshes == seen:
-                # An empty listing is a name server that was restarted: the nodes are still where they were.
+                # An empty listing means that the name server was restarted. The nodes still serve.
                 listed = list(self._lookup(max(deadline.remaining(), 0.001)))
                 if listed:
                     self.view = next_view(
@@ -75,9 +77,9 @@ class Membership:
 def serving_members(
     connections: Connections, members: Sequence[Member], seconds: float
 ) -> Collection[Member]:
-    """Ask all members at once; return those that say within ``seconds``, or half a second, that they serve.
+    """Ping all members in parallel. Return those that report within ``seconds``, at most 0.5, that they serve.
 
-    All of them when there is no time to ask: nobody is given up unasked.
+    Without time for a ping, return all: a member is not given up without one.
     """
     if seconds <= 0:
         return members

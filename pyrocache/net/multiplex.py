@@ -24,15 +24,15 @@ from pyrocache.protocol.commands import Command
 if TYPE_CHECKING:
     from pyrocache.net.calls import Connections
 
-_PERMIT_SECONDS = 0.002  # between two looks for a permit, while other threads have them all
+_PERMIT_SECONDS = 0.002  # between two attempts to take a permit while all are taken
 
 
 class Request(NamedTuple):
     """One call to one node.
 
     Attributes:
-        member: whom to call.
-        command: what to call.
+        member: the node to call.
+        command: the method to call.
         arguments: its arguments.
         largest_value: bytes of the largest value among them.
     """
@@ -63,22 +63,22 @@ def exchange(
                     flights.remove(flight)
                     yield flight.index, outcome
     finally:
-        for flight in flights:  # an exception left replies unread
+        for flight in flights:  # their replies are unread, so their connections cannot be reused
             flight.loan.end(healthy=False)
 
 
 class _Flight:
-    """A request that is under way."""
+    """A request in progress."""
 
     __slots__ = ("index", "loan", "request")
 
     def __init__(self, index: int, request: Request, pool: Pool) -> None:
         self.index = index
         self.request = request
-        self.loan = Loan(pool, {})
+        self.loan = Loan(pool, {})  # not registered elsewhere: `exchange` ends each loan
 
     def advance(self, deadline: Deadline) -> Any:
-        """Go on as far as possible without waiting. Return the outcome, or `PENDING`."""
+        """Proceed as far as possible without blocking. Return the outcome, or `PENDING`."""
         member, command, arguments, largest_value = self.request
         loan = self.loan
         connection = loan.connection
@@ -113,7 +113,7 @@ class _Flight:
 
 
 def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
-    """Wait, and return the flights that can go on; all of them once the deadline has passed."""
+    """Wait. Return the flights that can proceed; all of them once the deadline has passed."""
     poll = select.poll()
     by_descriptor: dict[int, _Flight] = {}
     without_permit = []
@@ -126,7 +126,7 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
     seconds = deadline.remaining()
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)
-    # A reply that is on its way is good even after the deadline.
+    # Poll after the deadline too: a reply that has arrived is valid.
     milliseconds = max(1, math.ceil(seconds * 1000))
     ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
     if not ready and deadline.remaining() <= 0:

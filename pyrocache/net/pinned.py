@@ -22,12 +22,12 @@ from pyrocache.protocol.commands import Command
 
 
 class PinnedConnection:
-    """One caller's connection. Used by one thread at a time.
+    """A connection that one caller keeps. Used by one thread at a time.
 
-    An exception other than `Refused` closes the connection.
+    An exception of a call other than `Refused` closes the connection.
 
     Args:
-        pool: where the connection comes from and goes back to.
+        pool: the pool that the connection is taken from and put back into.
         registry: see `Loan`.
 
     Attributes:
@@ -43,12 +43,12 @@ class PinnedConnection:
 
     @property
     def member(self) -> Member:
-        """The node at the other end."""
+        """Return the node at the other end."""
         return self._loan.pool.member
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is closed, or back in its pool."""
+        """Return whether the connection is closed, or back in its pool."""
         return self._loan.connection is None
 
     def is_from(self, pool: Pool) -> bool:
@@ -56,22 +56,18 @@ class PinnedConnection:
         return self._loan.pool is pool and not self.closed
 
     def open(self, command: Command, deadline: Deadline, reserve: int) -> bool:
-        """Take a connection; False, without waiting, if there is no permit or too few would be left.
+        """Take a connection and open it. Return False, without waiting, if too few permits would be left.
 
         Raises:
-            Unavailable: the node cannot be reached.
+            Unavailable: the node cannot be reached. Call `drop`.
         """
         try:
             connection = self._loan.take(deadline, False, reserve)
             if connection is None:
                 return False
-            if not connection.opened:
-                connection.finish_opening(deadline)
-        except BaseException as error:
-            self.drop()
-            if isinstance(error, BROKEN):
-                raise unavailable(self.member, command.name, deadline, error, sent=False) from error
-            raise
+            connection.finish_opening(deadline)
+        except BROKEN as error:  # `Connections.pin` drops it
+            raise unavailable(self.member, command.name, deadline, error, sent=False) from error
         return True
 
     def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
@@ -84,7 +80,7 @@ class PinnedConnection:
         return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
     def begin(self, command: Command, arguments: tuple[Any, ...]) -> bool:
-        """Send a small request without waiting; return whether that worked. If not, the connection is closed."""
+        """Send a small request without blocking. Return False, and close the connection, if that fails."""
         self._operation = command.name
         try:
             if self._connection().begin(command.name, arguments):
@@ -97,11 +93,11 @@ class PinnedConnection:
         return False
 
     def finish(self, deadline: Deadline) -> Any:
-        """Return the result of the call that `begin` began. Raises as `call`."""
+        """Wait for the reply to the request that `begin` sent. Returns and raises as `call`."""
         return self._take_answer(self._connection().receive, deadline)
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable when the reply to what was begun comes."""
+        """Return the descriptor, which is readable once the reply to the request of `begin` arrives."""
         return self._connection().fileno()
 
     def usable(self) -> bool:
@@ -110,21 +106,20 @@ class PinnedConnection:
         return connection is not None and connection.usable()
 
     def release(self) -> None:
-        """Put the connection, on which nothing is granted any more, back into its pool."""
+        """Put the connection back into its pool. No lease or lock may be bound to it any more."""
         self._loan.end(healthy=True)
 
     def drop(self) -> None:
-        """Close the connection; the node frees what it had granted on it."""
+        """Close the connection. The node then frees what it granted on it."""
         self._loan.end(healthy=False)
 
-    def _take_answer(self, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+    def _take_answer(self, receive: Callable[[Deadline], Any], deadline: Deadline) -> Any:
         connection = self._connection()
         try:
-            self.answer = ask(deadline)
-        except Refused:
-            raise
+            self.answer = receive(deadline)
         except BaseException as error:
-            self.drop()
+            if not isinstance(error, Refused):
+                self.drop()
             if isinstance(error, BROKEN):
                 raise unavailable(
                     self.member, self._operation, deadline, error, sent=connection.sent

@@ -23,7 +23,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import PoolExhausted
 
-_TRUST_SECONDS = 0.05  # a connection used that recently is not looked at before it is used again
+_TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
 _AT_ONCE = (False,)
 _WAITING = (True,)
 
@@ -33,14 +33,14 @@ class Pool:
 
     Args:
         member: the node.
-        limit: how many may be open.
+        limit: the most connections that may be open.
         transport: whether its Unix socket may be used.
 
     Attributes:
         member: as given.
-        idle: open connections that nobody uses.
-        permits: one token for each connection that may be taken. Whoever has called `checkout` puts one back.
-        closed: idle connections are closed now.
+        idle: open connections that no caller uses.
+        permits: one token for each connection that may be taken. The caller of `checkout` puts its permit back.
+        closed: whether connections are closed instead of kept idle.
     """
 
     __slots__ = ("_take", "_transport", "closed", "idle", "member", "permits")
@@ -56,15 +56,15 @@ class Pool:
         self._transport = transport
 
     def checkout(self, deadline: Deadline, careful: bool, wait: bool = True) -> Connection:
-        """Take a permit and return a connection, which may have to be opened yet.
+        """Take a permit and return a connection, which may not be open yet.
 
         Args:
-            deadline: until when to wait for a permit.
-            careful: do not return a connection that the node has closed.
-            wait: for a permit, if all are taken.
+            deadline: limits the wait for a permit.
+            careful: check that the node has not closed the connection, even if it was used just now.
+            wait: whether to wait for a permit if all are taken.
 
         Raises:
-            PoolExhausted: there was no permit until the deadline, or now.
+            PoolExhausted: there was no permit before the deadline, or without waiting.
             OSError, UnicodeError: the node cannot be reached.
         """
         try:
@@ -79,7 +79,7 @@ class Pool:
             now = deadline.seen_at
             while True:
                 try:
-                    connection = self.idle.pop()
+                    connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
                     return Connection(self.member, self._transport)
                 if (now - connection.used_at < _TRUST_SECONDS and not careful) or connection.usable():
@@ -91,15 +91,15 @@ class Pool:
             raise
 
     def checkin(self, connection: Connection) -> None:
-        """Keep a connection for the next caller, who must not be waited for on it. Puts no permit back."""
+        """Keep a connection, on which no reply is outstanding, for the next caller. Does not put a permit back."""
         self.idle.append(connection)
         if self.closed:  # check last: close() may have raced with us
             self.close()
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection whose call failed, and the idle ones that the same cause has closed."""
+        """Close a connection whose call failed, and the idle ones that have failed with it."""
         connection.close()
-        for _ in range(len(self.idle)):
+        for _ in range(len(self.idle)):  # each one once: `checkin` appends the usable ones again
             try:
                 other = self.idle.pop(0)
             except IndexError:
@@ -110,7 +110,7 @@ class Pool:
                 other.close()
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed when they come back."""
+        """Close the idle connections. Those in use are closed when they are put back."""
         self.closed = True
         while self.idle:
             try:
@@ -120,16 +120,16 @@ class Pool:
 
 
 class Loan:
-    """A connection taken from a pool until it is given back, exactly once, with its permit.
+    """A connection taken from a pool, with its permit, until both are given back exactly once.
 
     Args:
-        pool: where the connection comes from.
-        registry: of all loans that are taken. It sees to the permit of one that is collected without its end; the
-            connection is closed then, with a `ResourceWarning`.
+        pool: the pool to take it from.
+        registry: holds a weak reference to each loan that is taken, which puts the permit back if the loan is
+            garbage-collected without `end`; its connection then closes with a `ResourceWarning`.
 
     Attributes:
         pool: as given.
-        connection: None before `take`, and after the end.
+        connection: None before `take` and after `end`.
     """
 
     __slots__ = ("__weakref__", "_number", "_registry", "connection", "pool")
@@ -141,22 +141,22 @@ class Loan:
         self._registry = registry
 
     def take(self, deadline: Deadline, careful: bool, reserve: int = 0) -> Connection | None:
-        """Take a connection, which may have to be opened yet, without waiting for a permit.
+        """Take a connection, which may not be open yet, without waiting for a permit.
 
-        Return None if there is no permit, or fewer than ``reserve`` would be left. Raises `OSError`, `UnicodeError`.
+        Return None if there is no permit, or fewer than ``reserve`` would be left. Raises `OSError` or `UnicodeError`.
         """
         permits = self.pool.permits
         try:
             self.connection = self.pool.checkout(deadline, careful, False)
         except PoolExhausted:
             return None
-        self._registry[self._number] = weakref.ref(self, permits.put)
-        if permits.qsize() < reserve:  # check last: others may have taken some at the same moment
+        self._registry[self._number] = weakref.ref(self, permits.put)  # in C: safe in any garbage collection
+        if permits.qsize() < reserve:  # check last: other threads may have taken permits meanwhile
             self.end(healthy=self.connection.opened)
         return self.connection
 
     def end(self, *, healthy: bool) -> None:
-        """Give the connection back; close it unless it is healthy."""
+        """Give the connection and its permit back. Close the connection unless it is healthy."""
         connection, self.connection = self.connection, None
         if connection is not None:
             try:

@@ -8,6 +8,7 @@ the `CacheNode`, whose entries are guarded by the lock of its request guard.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import secrets
@@ -43,7 +44,7 @@ _NUDGE_PAUSE_SECONDS = 0.02
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _NAME_SERVER_SECONDS = 2.0
-_FRAME_SLACK = 256 * 1024  # more than the tags of an entry may take
+_FRAME_SLACK = 256 * 1024  # more than the tags of an entry, and the rest of a call, take
 
 
 class Node:
@@ -52,11 +53,11 @@ class Node:
     Args:
         config: the settings.
         directory: the name server.
-        peers: probes other nodes.
+        peers: probes other nodes; None for a `Peers` with default settings.
         clock: monotonic seconds.
 
     Attributes:
-        member: its entry in the name server.
+        member: the entry of the node in the name server.
         cache_node: the remote object.
         stop_request: ends `run`.
 
@@ -85,6 +86,7 @@ class Node:
             listeners.append(local[0])
             socket_path = local[1]
         address, port = listeners[0].getsockname()[:2]
+        # Clients must not resolve `localhost` themselves: it may have another address that this node does not serve.
         host = config.host if config.host != "localhost" else address
         unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
         try:
@@ -99,7 +101,7 @@ class Node:
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
-            on_reset=lambda: self._dispatcher.latencies.reset(),
+            on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
         )
         self._dispatcher = Dispatcher(
             self.member.name,
@@ -115,7 +117,7 @@ class Node:
         """Serve until ``stop_request`` is made. Call ``ready`` once the node can be reached.
 
         Raises:
-            NameTaken: another live node has taken this one's name.
+            NameTaken: another live node has registered under the same name.
         """
         try:
             self.cache_node.ownership.set_state(PartitionState.LOADING)
@@ -127,7 +129,7 @@ class Node:
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
                 self.heartbeat()
                 if self.stop_request.wait(self.config.heartbeat_seconds):
-                    time.sleep(_NUDGE_PAUSE_SECONDS)  # several callers with a newer view often come together
+                    time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
         finally:
             self._leave()
 
@@ -150,7 +152,7 @@ class Node:
         if self._name_server_unreachable:
             log.warning("%s: the name server is back.", self.member.name)
         self._name_server_unreachable = False
-        listed[self.member.name] = self.member
+        listed[self.member.name] = self.member  # the listing may be older than `_register_again`
         view = next_view(self._view, listed.values(), self._serving)
         if view != self._view:
             self._view = view
@@ -159,7 +161,7 @@ class Node:
     def _register_again(self, entry: Member | None) -> None:
         """Register again: the name server was restarted, or lists another node under this one's name."""
         if entry is not None:
-            if self._peers.states([entry]) != [PeerState.GONE]:
+            if self._peers.states([entry]) != [PeerState.GONE]:  # a silent node may come back
                 raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
             self._directory.remove(entry)
         if False in self._peers.know(self._others(), self.member):
@@ -169,11 +171,12 @@ class Node:
         log.warning("%s: registered again.", self.member.name)
 
     def _be_admitted(self) -> None:
-        """Wait until every other node that answers has this one in its view, then serve."""
+        """Wait until every other node that answers has this one in its view. Then start to serve."""
         give_up_at = self._clock() + _ADMISSION_SECONDS
         waiting = {member.name for member in self._directory.members()} - {self.member.name}
         while not self.stop_request.requested:
             self.heartbeat()
+            # The probe carries the view id, so a node with an older view queries the name server.
             asked = [member for member in self._others() if member.name in waiting]
             known = self._peers.know(asked, self.member, self._view.id)
             waiting = {member.name for member, knows in zip(asked, known, strict=True) if knows is False}
@@ -191,7 +194,7 @@ class Node:
 
     def _leave(self) -> None:
         """Remove this node from the name server, redirect clients for a moment, then stop serving."""
-        try:
+        with contextlib.suppress(NameServerUnavailable):
             if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
                 others = ClusterView(self._others())
                 self.cache_node.ownership.redirect(others)
@@ -200,9 +203,7 @@ class Node:
                 threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
-        except NameServerUnavailable:
-            pass
-        unix_socket.remove(self.member.socket_path)
+        unix_socket.remove(self.member.socket_path)  # first, so that no client finds a dead path
         self._event_loop.shutdown()
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from pyrocache.cluster.routing import Member
@@ -28,9 +29,9 @@ class PeerState(enum.Enum):
 
     SERVING = "serving"
     SILENT = "silent"
-    """The node does not answer in time: it may be stopped or cut off, and come back."""
+    """The node does not answer in time. It may be suspended or disconnected, and may come back."""
     GONE = "gone"
-    """No node of that name is there, or it is leaving."""
+    """No node of that name listens at the address, or it is leaving."""
 
 
 class Peers:
@@ -47,7 +48,7 @@ class Peers:
         """Return the state of each of ``members``.
 
         Args:
-            view_id: the caller's view: a peer that has another one queries the name server soon.
+            view_id: id of the caller's view. A peer that has another view queries the name server soon.
         """
         requests = [Request(member, PING, (view_id,)) for member in members]
         return [_state(answer) for answer in self._ask(requests)]
@@ -67,13 +68,11 @@ class Peers:
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:
         """Return the outcome of each request, in order."""
-        connections = Connections(max_per_node=2, transport="tcp")  # over TCP, as most callers reach a node
         outcomes: list[Any] = [None] * len(requests)
-        try:
+        # Over TCP, as most callers reach a node.
+        with closing(Connections(max_per_node=2, transport="tcp")) as connections:
             for index, outcome in connections.exchange(requests, Deadline(self._timeout)):
                 outcomes[index] = outcome
-        finally:
-            connections.close()
         return outcomes
 
 

@@ -25,7 +25,7 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
 
 EXIT_REFUSED = 3
-"""Exit status of a node that must not be started again: its name is taken, or a setting is wrong."""
+"""Exit status of a node that must not be restarted: its name is taken, or a setting is not valid."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> NoReturn:
 
 def tune() -> None:
     """Tune the process as a whole: file descriptors, garbage collector, switch interval and malloc."""
+    # Each connection has a descriptor.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -68,7 +69,7 @@ def _tune_malloc(variable: str, option: int, value: int) -> None:
     """Set an option of glibc's malloc, unless the environment sets it. Do nothing with other C libraries."""
     if variable not in os.environ:
         with contextlib.suppress(ImportError, OSError, AttributeError):
-            import ctypes
+            import ctypes  # missing in some builds of Python
 
             ctypes.CDLL(None).mallopt(option, value)
 

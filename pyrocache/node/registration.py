@@ -22,7 +22,7 @@ _SETTLE_SECONDS = 0.1
 
 
 def register(config: NodeConfig, directory: Directory, peers: Peers, member: Member) -> Member:
-    """Enter ``member`` into the name server, under the name of ``config`` or the first free one. Return the entry.
+    """Register ``member`` under the name of ``config``, or under the first free name. Return its entry.
 
     Raises:
         NameTaken: a live node has the name.
@@ -41,7 +41,7 @@ def register(config: NodeConfig, directory: Directory, peers: Peers, member: Mem
 
 
 def _take(directory: Directory, member: Member, dead: Member | None) -> bool:
-    """Enter ``member``, in place of ``dead`` if there is such an entry. Return False if another node was first."""
+    """Register ``member``, in place of ``dead`` if that is an entry. Return False if another node was faster."""
     if dead is None:
         return directory.add(member)
     directory.remove(dead)

@@ -25,7 +25,7 @@ class Scope(Enum):
 
 
 class Runs(Enum):
-    """How a node runs a command."""
+    """The execution mode of a command on a node."""
 
     INLINE = "inline"
     """On the I/O thread: takes microseconds, or a millisecond for a batch."""

@@ -81,7 +81,7 @@ def pack_message(kind: int, sequence: int, body: bytes, flags: int = 0, serializ
 
 
 class FrameDecoder:
-    """Takes received bytes and returns complete frames.
+    """Collects received bytes and returns complete frames.
 
     A short frame is collected from the bytes given to `feed`. A long frame is received directly into its own buffer,
     which `space` returns, so that it is not copied.
@@ -145,6 +145,7 @@ class FrameDecoder:
         header = self._header
         if header is None:
             if len(buffer) < HEADER_BYTES:
+                # Do not wait for 40 bytes from a peer of another protocol.
                 if buffer and not b"PYRO".startswith(buffer[:4]):
                     raise ProtocolError(_NO_MESSAGE)
                 return None

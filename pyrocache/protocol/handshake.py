@@ -57,7 +57,7 @@ class HandshakeRefused(Exception):
 
 
 class CloseAfterReply(Exception):
-    """The server ends the connection after ``reply`` has been sent."""
+    """Raised by a server to close the connection after ``reply`` has been sent."""
 
     def __init__(self, reply: bytes) -> None:
         super().__init__("the connection is closed after a last message")
@@ -100,7 +100,7 @@ class Greeting(NamedTuple):
 
 
 class ClientHandshake:
-    """The client's end.
+    """The state of a handshake at the client.
 
     Args:
         object_id: the remote object that the connection is for.
@@ -134,13 +134,12 @@ class ClientHandshake:
             raise ProtocolError("This answer to a handshake is compressed or too long.")
 
     def receive(self, frame: Frame) -> Greeting:
-        """Process the answer. Return the server's greeting.
+        """Process the answer, whose header `admit` has accepted. Return the server's greeting.
 
         Raises:
             HandshakeRefused: the server refuses.
-            ProtocolError: the frame is not a valid answer.
+            ProtocolError: the body is not plain msgpack.
         """
-        self.admit(frame.header)
         answer = unpack_plain(frame.body)
         if frame.header.type == framing.CONNECT_FAIL:
             self.state = State.REFUSED
@@ -150,14 +149,14 @@ class ClientHandshake:
 
 
 class Serializer(NamedTuple):
-    """One way to write the bodies of messages.
+    """A serialization format for the bodies of messages.
 
     Attributes:
         number: its id in a message's header.
-        dumps: a plain value as bytes.
-        loads: the plain value in a body; raises ProtocolError.
-        loads_call: object, method, arguments and options in the body of a request; raises ProtocolError.
-        pack_result: the whole reply to the request with that sequence number.
+        dumps: returns a plain value as bytes.
+        loads: returns the plain value in a body; raises `ProtocolError`.
+        loads_call: returns object id, method, arguments and options of the request in a body; raises `ProtocolError`.
+        pack_result: returns the whole reply to the request with the given sequence number.
     """
 
     number: int
@@ -173,7 +172,7 @@ MSGPACK = Serializer(framing.MSGPACK, pack_plain, unpack_plain, unpack_call, pac
 
 @dataclass(slots=True, eq=False)
 class ServerHandshake:
-    """The server's end.
+    """The state of a handshake at the server.
 
     Attributes:
         describe: called with the id of the object that the client wants, and the client's greeting. Returns the plain
@@ -182,7 +181,7 @@ class ServerHandshake:
         spoken: the serializers that a client may choose from, by number.
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         state: the progress.
-        serializer: the one that the client chose; messages in another one are not admitted afterwards.
+        serializer: the serializer that the client chose; messages in any other are refused from then on.
     """
 
     describe: Callable[[str, Any], Any]
@@ -232,7 +231,7 @@ class ServerHandshake:
         if header.frame_bytes > REQUEST_BYTES:
             raise ProtocolError("A handshake is short.")
         if header.serializer not in self.spoken:
-            if header.serializer not in self.refusals:
+            if header.serializer not in self.refusals:  # the peer could not read any reason
                 raise ProtocolError("An unknown serializer.")
             raise self._refused(header, self.refusals[header.serializer])
 

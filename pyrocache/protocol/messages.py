@@ -117,7 +117,7 @@ def _pack_with_pieces(value: Any) -> Iterable[Buffer]:
 
 def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
     """Return the reply with a call's result, in several buffers if the result is a large value."""
-    if type(result) is bytes and len(result) < 256:
+    if type(result) is bytes and len(result) < 256:  # most replies: one formatting call instead of msgpack
         length = len(result)
         header = _VARYING.pack(_RESULT_START, sequence, length + 2, _END)
         return b"%b%c%c%b" % (header, _BIN8_TYPE, length, result)
@@ -134,7 +134,7 @@ class CallUnpacker(Generic[_Method]):
 
     Args:
         object_id: the object's name.
-        methods: by the name of each method that may be called, the object that `unpack` returns for it.
+        methods: for each method that may be called, by name, the object that `unpack` returns.
     """
 
     __slots__ = ("_methods", "_name_at")
@@ -145,7 +145,7 @@ class CallUnpacker(Generic[_Method]):
         self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
 
     def unpack(self, data: bytes) -> tuple[int, _Method, list[Any]] | None:
-        """Return sequence, method and arguments; None if ``data`` is not exactly one usual call."""
+        """Return sequence number, method and arguments; None if ``data`` is not exactly one usual call."""
         if not self._name_at < len(data) <= LARGE_BYTES:
             return None
         start, sequence, length, end = _VARYING.unpack_from(data)
@@ -169,7 +169,7 @@ def sequence_of(message: bytes | list[Buffer]) -> int:
 
 
 UNUSUAL: Any = object()
-"""What `unpack_result` returns for a reply that needs a `FrameDecoder`."""
+"""Returned by `unpack_result` for a reply that needs a `FrameDecoder`."""
 
 
 def unpack_result(data: bytes, sequence: int) -> Any:

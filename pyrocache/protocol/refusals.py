@@ -13,7 +13,7 @@ from pyrocache.protocol.messages import pack_plain, unpack_plain
 
 
 class Refusal(NamedTuple):
-    """A peer's reply in place of a result.
+    """The reply of a peer that does not execute a call.
 
     Attributes:
         code: one of the codes in ``docs/wire-format.md``; ``""`` if the peer sent none.
@@ -36,7 +36,7 @@ INTERNAL = "internal"
 
 
 def refusal_to_wire(refusal: Refusal, kind: str = "PyroError") -> dict[str, Any]:
-    """Return the plain value that an exception reply holds; ``kind`` is the name of a class in ``Pyro5.errors``."""
+    """Return the plain value of an exception reply. ``kind`` is the name of a class in ``Pyro5.errors``."""
     return {
         "__class__": f"Pyro5.errors.{kind}",
         "__exception__": True,

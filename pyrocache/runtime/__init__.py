@@ -1,1 +1,1 @@
-"""What a process needs of its operating system: children, signals, spin-waiting."""
+"""Services of the operating system: child processes, signals, fork hooks, byte streams, spin-wait."""

@@ -36,7 +36,7 @@ def in_child(hook: Callable[[], object]) -> None:
 
 
 def _run_hooks() -> None:
-    for reference, function in list(_hooks.values()):
+    for reference, function in list(_hooks.values()):  # a copy: collecting an object removes its hook
         arguments = [] if reference is None else [reference()]
         if None not in arguments:
             try:

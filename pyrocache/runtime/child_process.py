@@ -43,13 +43,13 @@ class ChildProcess:
     def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
         self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
         self._process = subprocess.Popen(
-            # -P: import no module from the working directory
+            # -P: a module in the working directory must not replace one of ours
             [sys.executable, "-P", "-m", module, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment(),
-            process_group=0,
+            process_group=0,  # Ctrl-C must not reach it
         )
         self.started_at = time.monotonic()
         at_fork.in_child(self.let_go_after_fork)
@@ -81,6 +81,7 @@ class ChildProcess:
                     raise PyroCacheError(
                         f"A process did not start within {timeout:g} s. Is the machine busy?"
                     )
+                # Not `readline`, which would block if the process wrote a part of the line.
                 data = os.read(self._process.stdout.fileno(), 4096)
                 if not data:
                     self._process.wait()
@@ -95,7 +96,7 @@ class ChildProcess:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Stop the process with SIGSTOP, and wait until it has stopped."""
+        """Suspend the process with SIGSTOP, and wait until it is suspended."""
         self.signal(signal.SIGSTOP)
         if hasattr(os, "waitid"):  # not on macOS before Python 3.13
             with contextlib.suppress(ChildProcessError):  # it has ended
@@ -111,8 +112,7 @@ class ChildProcess:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self._release()
 
     def kill(self) -> None:
@@ -123,13 +123,12 @@ class ChildProcess:
 
     def _failure(self) -> str:
         """Return the last line of its standard error, or its exit status if there is none."""
-        text = ""
+        lines = [f"A process ended with status {self._process.returncode} before it was ready."]
         if self._errors is not None:
             self._errors.seek(0)
-            text = self._errors.read().decode(errors="replace").strip()
+            lines += self._errors.read().decode(errors="replace").strip().splitlines()
         self._release()
-        last_line = text.splitlines()[-1] if text else ""
-        return last_line or f"A process ended with status {self._process.returncode} before it was ready."
+        return lines[-1]
 
     def _release(self) -> None:
         for stream in filter(None, (self._process.stdin, self._process.stdout, self._errors)):
@@ -137,7 +136,7 @@ class ChildProcess:
                 stream.close()
 
     def let_go_after_fork(self) -> None:
-        """Close the pipe in a forked process, so that the child depends only on its real parent."""
+        """Close the pipe in a forked process. Otherwise the child would not see the end of its parent."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()

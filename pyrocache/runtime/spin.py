@@ -31,11 +31,11 @@ _yield_processor: Callable[[], Any] = getattr(os, "sched_yield", partial(time.sl
 
 
 class SpinWait:
-    """Spins while that is worth it.
+    """Polls for input without blocking, as long as recent waits have shown that it pays.
 
     Args:
         clock: monotonic seconds.
-        yield_processor: lets another process that waits for this processor have it.
+        yield_processor: gives the processor to another process that waits for it.
     """
 
     __slots__ = ("_clock", "_left", "_skipped", "_yield")
@@ -48,10 +48,10 @@ class SpinWait:
         self._clock = clock
         self._yield = yield_processor
         self._skipped = 0  # waits that do not spin after each one that does
-        self._left = 0  # of them
+        self._left = 0  # of those, before the next wait that spins
 
     def wait(self, look: Callable[[int], list[Any]]) -> list[Any]:
-        """Return what ``look(0)`` finds, or nothing when it is time to block."""
+        """Return the result of ``look(0)``; empty if the caller should block."""
         if self._left:
             self._left -= 1
             return []

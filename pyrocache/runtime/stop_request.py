@@ -17,7 +17,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """A flag that tells the main thread to stop, and a way to wait for it.
+    """A flag that requests the main thread to stop, and a way to wait for it.
 
     Unlike a `threading.Event`, it can be set by a signal handler that interrupts `wait`: ``SimpleQueue.put`` is
     reentrant, whereas the event's lock may be held by the thread that the handler interrupts.
@@ -34,16 +34,16 @@ class StopRequest:
 
     def wake(self) -> None:
         """End the current or the next `wait`, without requesting the stop."""
-        if self._wakeups.empty():
+        if self._wakeups.empty():  # many callers may do this: one pending item is enough
             self._wakeups.put(None)
 
     def wait(self, timeout: float) -> bool:
-        """Wait for at most ``timeout`` seconds. Return whether it was woken before that."""
+        """Wait for at most ``timeout`` seconds. Return whether `request` or `wake` ended the wait."""
         try:
             self._wakeups.get(timeout=timeout)
         except Empty:
             return False
-        while not self._wakeups.empty():
+        while not self._wakeups.empty():  # requests that came together are one wake-up
             self._wakeups.get()
         return True
 

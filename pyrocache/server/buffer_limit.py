@@ -24,11 +24,11 @@ class BufferLimit:
     """The limit on the buffers of all connections.
 
     Attributes:
-        max_bytes: the limit, for all connections together.
+        max_bytes: the most bytes that are buffered for all connections together.
         connections: the open connections.
-        refuse: answers a connection's request, given its sequence number, with `Overloaded`.
+        refuse: answers the request of a connection with that sequence number with `Overloaded`.
         close: closes a connection.
-        used: bytes that are buffered, as of the last `account` of each connection.
+        used: bytes that were buffered at the last `account` of each connection.
     """
 
     max_bytes: int
@@ -38,7 +38,7 @@ class BufferLimit:
     used: int = 0
 
     def account(self, connection: Connection) -> None:
-        """Count the bytes buffered for ``connection`` now; none once it is closed."""
+        """Update `used` by the bytes buffered for ``connection`` now: none once it is closed."""
         held = connection.held if connection in self.connections else 0
         self.used += held - connection.accounted
         connection.accounted = held
@@ -48,7 +48,7 @@ class BufferLimit:
 
         To make room, larger incomplete requests of other connections are discarded.
         """
-        if size < LARGE_BYTES:
+        if size < LARGE_BYTES:  # not worth the search: `enforce` handles the sum of small replies
             return True
         self.account(connection)
         while self.used + size > self.max_bytes:
@@ -69,7 +69,7 @@ class BufferLimit:
         return max(self.connections, key=lambda connection: connection.held)
 
     def _refuse_request_of(self, connection: Connection) -> bool:
-        """Discard and refuse an incomplete request, if it is most of what is buffered for the connection."""
+        """Refuse and discard the incomplete request of a connection if most of its buffered bytes are in it."""
         header = connection.decoder.discard() if connection.unread < connection.held // 2 else None
         if header is None:
             return False

@@ -27,7 +27,7 @@ class OutstandingCalls:
 
     Args:
         workers: number of threads that run jobs.
-        max_jobs: how many jobs may run or wait for a worker.
+        max_jobs: the most jobs that may run or wait for a worker.
         wake: makes the event loop call `finished` soon; called on any thread.
 
     Attributes:
@@ -44,7 +44,7 @@ class OutstandingCalls:
         self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
     def start_job(self, connection: Connection, job: Job) -> bool:
-        """Run ``job`` on a worker. Return False, and do nothing, if there are too many."""
+        """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many jobs."""
         if self._jobs >= self._max_jobs:
             return False
         self._jobs += 1
@@ -67,7 +67,7 @@ class OutstandingCalls:
             deferred.cancel()
 
     def finished(self) -> Iterator[tuple[Connection, Reply | PendingReply | None]]:
-        """Yield each connection whose call has its outcome, and the reply; None if the job raised an exception."""
+        """Yield each connection whose call has its outcome, with the reply: None if the job raised an exception."""
         while self.done:
             connection, reply = self.done.popleft()
             connection.busy = False
@@ -78,14 +78,14 @@ class OutstandingCalls:
             yield connection, reply
 
     def close(self) -> None:
-        """Start no more jobs. Running jobs continue to their end."""
+        """Discard the jobs that wait for a worker. Running jobs continue to their end."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, connection: Connection, job: Job) -> None:  # on a worker
         reply = None
         try:
             reply = job()
-        except BaseException as error:
+        except BaseException as error:  # also SystemExit: otherwise the connection would wait forever
             log.error("A call failed with %s.", type(error).__name__)
         self._end(connection, reply)
 

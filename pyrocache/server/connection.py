@@ -19,29 +19,29 @@ from pyrocache.runtime.channel import Channel
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
-_SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of this size
+_SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 _MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
-_BUFFERS_AT_ONCE = 16
+_BUFFERS_AT_ONCE = 16  # of one sendmsg
 # A request of this size gets memory pages of its own, which are allocated only as the data arrives.
 _OWN_MEMORY_BYTES = 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
 
 
 class Connection:
-    """The state of one connection: received requests, unsent replies, and when they began.
+    """The state of one connection: received requests, unsent replies, and their times.
 
     Attributes:
-        session: the connection as calls see it.
+        session: the part of the connection that calls may use.
         idle: established, with no call outstanding and no bytes buffered: the fast path may be used.
-        busy: one of its calls is on a worker or deferred; the connection is not read meanwhile.
+        busy: a call is on a worker thread or deferred; the connection is not read meanwhile.
         deferred: the `Deferred` that a deferred call waits for.
         events: the events that the poller watches for; 0: not registered.
         unread: bytes of replies that are not yet sent.
-        throttled: so many bytes are unread that requests wait (back-pressure).
+        throttled: too many bytes are unread, so further requests wait (back-pressure).
         accounted: bytes that the `BufferLimit` counts for this connection.
-        active_at: when it was last active.
-        partial_since: when the incomplete request began.
-        ending_at: None, or when it will be closed. Input is discarded until then.
+        active_at: time of the last activity (monotonic seconds, like the other times).
+        partial_since: time at which the incomplete request began.
+        ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class Connection:
         self.deferred: Deferred | None = None
         self.throttled = False
         self.events = 0
-        self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray
+        self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray: one system call sends them
         self.queued_at: deque[float] = deque()  # when each of them was begun
         self.sent = 0  # bytes of the first of them that are sent
         self.unread = 0
@@ -70,11 +70,11 @@ class Connection:
 
     @property
     def held(self) -> int:
-        """Bytes that are buffered for this connection."""
+        """Return the number of bytes buffered for this connection."""
         return self.decoder.buffered + self.unread
 
     def may_ask(self) -> bool:
-        """Return whether the next request may be answered: replies are in order, and the peer must read them."""
+        """Return whether the next request may be answered: replies keep their order, and the peer must read them."""
         return not self.busy and self.unread < _MAX_UNREAD_BYTES
 
     def queue(self, reply: bytes | list[Buffer], now: float) -> None:
@@ -98,7 +98,7 @@ class Connection:
             except BlockingIOError:
                 return
             finally:
-                for buffer in buffers:  # else `queue` could not extend the bytearray below
+                for buffer in buffers:  # a bytearray with an exported view cannot be extended by `queue`
                     buffer.release()
             self.unread -= sent
             self.sent += sent
@@ -129,18 +129,18 @@ class Connection:
         return events
 
     def deadline(self, limits: NodeConfig) -> float:
-        """Return when to close it unless there is activity before (monotonic seconds)."""
+        """Return the time at which to close the connection unless there is activity before (monotonic seconds)."""
         if self.ending_at is not None:
             return self.ending_at
         if self.handshake.state is State.AWAITING:
             return self.active_at + limits.handshake_seconds
         if self.queued_at:
             return self.queued_at[0] + limits.request_seconds
-        if self.busy:
+        if self.busy:  # the peer waits for this server
             return float("inf")
         if not self.decoder.between_frames:
             return self.partial_since + limits.request_seconds
-        if self.session.holds:
+        if self.session.holds:  # a holder may be silent until its lease or lock must be renewed
             return self.active_at + max(limits.idle_seconds, MOST_SECONDS)
         return self.active_at + limits.idle_seconds
 
@@ -149,7 +149,9 @@ def _room(frame_bytes: int) -> memoryview | None:
     """Return memory for a long request. Pages are allocated as data arrives, not for what the header claims."""
     if frame_bytes < _OWN_MEMORY_BYTES:
         return None
+    # Not a bytearray, which would be filled with zeros at once.
     memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if frame_bytes > 2 * _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        # Not for the first pages: a header without data must not cost a huge page.
         memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE_BYTES, frame_bytes - _HUGE_PAGE_BYTES)
     return memoryview(memory)

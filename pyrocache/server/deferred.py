@@ -33,17 +33,17 @@ from Pyro5.errors import PyroError
 log = logging.getLogger("pyrocache.node")
 
 _LONGEST_WAIT_SECONDS = 3600.0  # per wait, as the operating system limits a wait's timeout
-_FEW = 64
+_FEW = 64  # a heap of fewer entries is not rebuilt
 
 _WAITING, _GIVEN, _REFUSED = range(3)
 
 
 class Session:
-    """One connection, as far as the calls that arrive on it can see.
+    """The part of a connection that the calls which arrive on it may use.
 
     Attributes:
         closed: whether the connection is closed. Once True, it stays True.
-        holds: how many kinds of grants (leases, locks) the connection has. While it has any, it may idle for longer.
+        holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
     """
 
     __slots__ = ("_callbacks", "_lock", "closed", "holds")
@@ -52,23 +52,26 @@ class Session:
         self.closed = False
         self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks
-        self._callbacks: dict[Callable[[], object], None] = {}  # an ordered set
+        self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
 
-    def on_close(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once, when the connection closes, on any thread; at once if it is closed already."""
+    def on_close(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call ``callback`` when the connection closes, on any thread; at once if it is closed already.
+
+        A callback that is registered several times with equal arguments is called once.
+        """
         with self._lock:
             if not self.closed:
-                self._callbacks[callback] = None
+                self._callbacks[callback, arguments] = None
                 return
-        _call_safely(callback)
+        _call_safely(callback, *arguments)
 
     def close(self) -> None:
         """Run the callbacks of `on_close`. A second call does nothing."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, {}
             self.closed = True
-        for callback in callbacks:
-            _call_safely(callback)
+        for callback, arguments in callbacks:
+            _call_safely(callback, *arguments)
 
 
 class Deferred:
@@ -76,7 +79,7 @@ class Deferred:
 
     Args:
         session: the connection whose call waits for it.
-        deadline: when the default becomes the outcome (monotonic seconds).
+        deadline: time at which the default becomes the outcome (monotonic seconds).
         default: the result at the deadline.
 
     Attributes:
@@ -96,7 +99,8 @@ class Deferred:
 
     @property
     def waiting(self) -> bool:
-        """Whether it has no outcome yet."""
+        """Return whether it has no outcome yet."""
+        # Without the lock: an outcome is final, and a caller that needs certainty uses the result of `give`.
         return self._state == _WAITING
 
     def give(self, result: Any) -> bool:
@@ -112,11 +116,11 @@ class Deferred:
         return now >= self.deadline and self._settle(_GIVEN, self._default)
 
     def cancel(self) -> bool:
-        """Make a cancellation the outcome: no caller waits any more. Return False if there is one already."""
+        """Make a cancellation the outcome. Return False if there is an outcome already."""
         return self._settle(_REFUSED, PyroError("Nobody waits for this call any more."))
 
     def take(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once there is an outcome: on the thread that settles it, or now. Call this only once."""
+        """Call ``callback`` when there is an outcome, on the thread that settles it, or now. Call this only once."""
         with self._lock:
             if self._state == _WAITING:
                 self._callback = callback
@@ -124,7 +128,7 @@ class Deferred:
         _call_safely(callback)
 
     def outcome(self) -> Any:
-        """Return what was given.
+        """Return the result that was given.
 
         Raises:
             Exception: the error of `refuse`.
@@ -161,7 +165,7 @@ class Deadlines:
     """A heap of the deadlines of many `Deferred`. Used by one thread.
 
     Attributes:
-        first: when `expire` must be called next, at the latest (monotonic seconds), or infinity.
+        first: the earliest deadline (monotonic seconds), at which `expire` must be called, or infinity.
     """
 
     __slots__ = ("_added", "_heap", "_open", "first")
@@ -173,14 +177,14 @@ class Deadlines:
         self._open = 0  # added and not discarded
 
     def add(self, deferred: Deferred) -> None:
-        """Have `expire` handle ``deferred`` at its deadline."""
+        """Add ``deferred``: `expire` handles it at its deadline."""
         self._added += 1
         self._open += 1
         heapq.heappush(self._heap, (deferred.deadline, self._added, deferred))
         self.first = self._heap[0][0]
 
     def discard(self, deferred: Deferred) -> None:
-        """Forget ``deferred``: it has its outcome, or is about to be cancelled. Call this once for each added."""
+        """Forget ``deferred``, which has its outcome or is about to be cancelled. Call this once for each one added."""
         self._open -= 1
         if len(self._heap) > 2 * self._open + _FEW:  # most settle long before their deadline
             self._heap = [entry for entry in self._heap if entry[2].waiting and entry[2] is not deferred]
@@ -193,9 +197,9 @@ class Deadlines:
         self.first = self._heap[0][0] if self._heap else math.inf
 
 
-def _call_safely(callback: Callable[[], object]) -> None:
+def _call_safely(callback: Callable[..., object], *arguments: Any) -> None:
     """Call ``callback``. Log an exception, so that further callbacks run and the calling thread continues."""
     try:
-        callback()
+        callback(*arguments)
     except Exception as error:
         log.error("A callback of a deferred call failed with %s.", type(error).__name__)

@@ -53,7 +53,7 @@ Reply: TypeAlias = bytes | list[Buffer]
 """The bytes to send, in several buffers if they contain a large value."""
 
 Job: TypeAlias = Callable[[], Reply]
-"""Runs the call and returns the reply; may take a long time."""
+"""Runs the call and returns the reply. May block."""
 
 
 class PendingReply(NamedTuple):
@@ -61,7 +61,7 @@ class PendingReply(NamedTuple):
 
     Attributes:
         deferred: the promise of the result.
-        reply: makes the reply once ``deferred`` has its outcome.
+        reply: returns the reply once ``deferred`` has its outcome.
     """
 
     deferred: Deferred
@@ -70,7 +70,7 @@ class PendingReply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Method:
-    """A method that clients may call, for requests in one serializer."""
+    """A method that clients may call, with the serializer of their requests."""
 
     name: str
     call: Callable[..., Any]
@@ -83,12 +83,12 @@ class Dispatcher:
 
     Args:
         object_id: the id of the object.
-        target: the object. A method that may defer its reply (`Runs.DEFERRED`) takes the caller's `Session` first;
-            if the object also has a blocking one, for stock Pyro5 daemons, the deferring one has the prefix ``begin_``.
+        target: the object. A method that may defer its reply (`Runs.DEFERRED`) takes the caller's `Session` first.
+            It has the prefix ``begin_`` if a blocking variant, for stock Pyro5 daemons, has the plain name.
         commands: the methods that clients may call, by name; names that the object lacks are left out.
         greeting: the answer to a handshake, a plain value.
         max_frame_bytes: the longest request that is accepted.
-        serializers: those that clients may use.
+        serializers: the serializers that clients may use.
         timer: seconds, for the latency histograms.
 
     Attributes:
@@ -116,12 +116,11 @@ class Dispatcher:
             "registered": lambda: list(self._metadata),
             "get_metadata": self._get_metadata,
         }
+        names = [name for name in commands if hasattr(target, name)]
         calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
-            (object_id, name): (_bound(target, command), command.runs)
-            for name, command in commands.items()
-            if hasattr(target, name)
+            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name].runs)
+            for name in names
         }
-        names = [name for _, name in calls]
         calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
         self._methods = {
             (serializer.number, *key): Method(key[1], *call, serializer)
@@ -172,7 +171,7 @@ class Dispatcher:
         """Call ``method``. Return the reply, a job for a worker that makes it, or a `PendingReply`.
 
         Args:
-            since: when the request was dispatched, if this is a job on a worker or the outcome of a deferred call.
+            since: time of the first dispatch, if this is a job on a worker or the outcome of a deferred call.
         """
         runs = method.runs
         if since is None and (runs is not Runs.INLINE or sequence % SAMPLE == 1):
@@ -180,7 +179,7 @@ class Dispatcher:
             if runs is Runs.WORKER:
                 return partial(self.dispatch, session, sequence, method, arguments, options, since)  # type: ignore[return-value]
         try:
-            if runs is Runs.DEFERRED:
+            if runs is Runs.DEFERRED:  # its grants are bound to the connection
                 arguments = (session, *arguments)
             result = method.call(*arguments, **options) if options else method.call(*arguments)
             if type(result) is Deferred:
@@ -196,13 +195,13 @@ class Dispatcher:
 
     @staticmethod
     def overloaded(sequence: int, serializer: Serializer | None) -> bytes:
-        """Return the reply to a request that is refused because the server is at a limit."""
+        """Return the refusal of a request that exceeds a limit of the server."""
         refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
         return _refuse(sequence, refusal, serializer or MSGPACK)
 
     @staticmethod
     def rejected() -> bytes:
-        """Return the message for a connection beyond the limit of connections."""
+        """Return the refusal of a connection beyond the limit of connections."""
         text = "overloaded: this server has as many connections as it takes"
         return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
 
@@ -233,17 +232,10 @@ class Dispatcher:
         except PyroError as error:
             raise HandshakeRefused(str(error)) from None
 
-    def _get_metadata(self, objectId: str) -> dict[str, list[str]]:
+    def _get_metadata(self, objectId: str) -> dict[str, list[str]]:  # the parameter is named as in Pyro5
         if objectId not in self._metadata:
             raise DaemonError("unknown object")
         return self._metadata[objectId]
-
-
-def _bound(target: Any, command: Command) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(target, command.name)
-    if command.runs is Runs.DEFERRED:
-        method = getattr(target, f"begin_{command.name}", method)
-    return method
 
 
 def _refusals_of_others(spoken: Iterable[Serializer]) -> dict[int, bytes]:
@@ -261,7 +253,7 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
         kind = type(error).__name__
         code, detail = getattr(error, "code", refusals.BAD_REQUEST), getattr(error, "detail", None)
         refusal = Refusal(code, str(error), detail)
-    elif isinstance(error, TypeError):
+    elif isinstance(error, TypeError):  # nearly always a wrong number of arguments from the peer
         refusal = Refusal(refusals.BAD_REQUEST, "The arguments do not fit the method.")
     else:
         # Log neither the traceback nor the error's text: they could contain a key or a value.

@@ -43,7 +43,7 @@ log = logging.getLogger("pyrocache.node")
 _RECEIVE_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
-_ACCEPT_AT_ONCE = 64
+_ACCEPT_AT_ONCE = 64  # then open connections have their turn
 _ACCEPT_PAUSE_SECONDS = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -55,7 +55,7 @@ class EventLoop:
         listeners: sockets that are bound and listening.
         dispatcher: answers requests.
         limits: the limits of connections, buffers, workers and times.
-        housekeeping: called four times a second, or again at once while it returns True.
+        housekeeping: called four times a second, and once per iteration of the loop while it returns True.
 
     Attributes:
         connections: the open connections.
@@ -98,6 +98,7 @@ class EventLoop:
         more = False
         while not self._stopping:
             first = deadlines.first
+            # The clock is read again only for a deferred call. A tick may be late by the time of one iteration.
             seconds = first - time.monotonic() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
             self._now = time.monotonic()
@@ -126,7 +127,7 @@ class EventLoop:
 
     def wake(self) -> None:
         """Interrupt the wait of `run`. Any thread may call this."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread:  # the loop looks at `done` anyway before it waits
             with contextlib.suppress(OSError):  # full: the loop is awake; closed: it has ended
                 self._wake_sender.send(b"\0")
 
@@ -134,12 +135,10 @@ class EventLoop:
         """Close all connections and sockets. `run` calls this at its end; call it only if `run` was never called."""
         for connection in list(self.connections):
             self._close(connection)
-        for listener in self._listeners:
-            listener.close()
         self.poller.close()
         self._calls.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        for sock in (*self._listeners, self._wake_receiver, self._wake_sender):
+            sock.close()
 
     # Accepting -------------------------------------------------------------------------------------------
 
@@ -161,13 +160,15 @@ class EventLoop:
                 continue  # the peer is gone already
             sock.setblocking(False)
             if len(self.connections) >= self._limits.max_connections:
-                _reject(sock, self._dispatcher.rejected())
+                with sock, contextlib.suppress(OSError):
+                    sock.send(self._dispatcher.rejected())
+                    sock.shutdown(socket.SHUT_WR)
                 continue
             connection = Connection(sock, self._dispatcher.handshake(), self._now)
             self.connections.add(connection)
             try:
                 if sock.family != socket.AF_UNIX:
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay small replies
                 self._watch(connection)
             except Exception as error:
                 self._give_up(connection, error)
@@ -186,6 +187,7 @@ class EventLoop:
         """Fast path: answer a request that arrives alone, complete and small, without a buffer or a queue."""
         try:
             try:
+                # `recv` would allocate its full size for each request.
                 received = connection.channel.recv_into(self._inbox)
             except BlockingIOError:
                 return
@@ -201,7 +203,7 @@ class EventLoop:
                     sent = connection.channel.send(reply)
                 except BlockingIOError:
                     sent = 0
-                if sent == len(reply):
+                if sent == len(reply):  # nothing is buffered: no accounting, and the same events
                     return
                 connection.queue(reply[sent:], self._now)
             else:
@@ -244,11 +246,11 @@ class EventLoop:
             self._answer(connection)
 
     def _answer(self, connection: Connection) -> None:
-        """Answer the requests that are complete, while the connection `may_ask`."""
+        """Answer the complete requests as long as `Connection.may_ask` is true."""
         try:
             while connection.may_ask() and (frame := connection.decoder.next_frame()) is not None:
                 self._answer_frame(connection, frame)
-                if not connection.may_ask():
+                if not connection.may_ask():  # after sending, it may again
                     connection.send()
         except CloseAfterReply as closing:
             connection.queue(closing.reply, self._now)
@@ -289,10 +291,10 @@ class EventLoop:
         self._watch(connection)
 
     def _flush(self, connection: Connection) -> None:
-        """Send what can be sent now. Update the accounting and the watched events, and enforce the buffer limit."""
+        """Send as much as possible. Update the accounting and the watched events, and enforce the buffer limit."""
         connection.send()
         if connection.ending_at is not None and not connection.outgoing:
-            connection.channel.shutdown(socket.SHUT_WR)
+            connection.channel.shutdown(socket.SHUT_WR)  # the peer sees the end after the last reply
         self.buffers.account(connection)
         self._watch(connection)
         self.buffers.enforce()
@@ -311,7 +313,7 @@ class EventLoop:
         connection.events = events
 
     def _give_up(self, connection: Connection, error: Exception) -> None:
-        """Close a connection that failed, for whatever reason. The other connections are not affected."""
+        """Close a connection after any exception. The other connections are not affected."""
         if not isinstance(error, OSError | ProtocolError):
             log.error("A connection failed with %s; it is closed.", type(error).__name__)
         self._close(connection)
@@ -347,7 +349,7 @@ class EventLoop:
                 self._give_up(connection, error)
 
     def _tick(self) -> bool:
-        """Close connections past their deadline, and run the housekeeping. Return whether it has more to do."""
+        """Close connections past their deadline and run the housekeeping. Return whether that has more to do."""
         now = time.monotonic()
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)
@@ -359,9 +361,3 @@ class EventLoop:
         except Exception as error:
             log.error("Housekeeping failed with %s.", type(error).__name__)
             return False
-
-
-def _reject(sock: socket.socket, last_words: bytes) -> None:
-    with sock, contextlib.suppress(OSError):
-        sock.send(last_words)
-        sock.shutdown(socket.SHUT_WR)

@@ -13,7 +13,7 @@ from typing import Any
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 
-READ, WRITE = select.POLLIN, select.POLLOUT
+READ, WRITE = select.POLLIN, select.POLLOUT  # epoll has the same numbers
 HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
 """Event: the peer has closed the stream or its sending side."""
 
@@ -22,7 +22,7 @@ class Poller:
     """Watches descriptors.
 
     Attributes:
-        handlers: the handler of each descriptor's events.
+        handlers: the handler of the events of each descriptor.
     """
 
     def __init__(self) -> None:
@@ -30,11 +30,12 @@ class Poller:
         self._spin_wait = SpinWait()
         epoll = hasattr(select, "epoll")
         self._poll: Any = select.epoll() if epoll else select.poll()
-        self._units_per_second = 1 if epoll else 1000
+        self._units_per_second = 1 if epoll else 1000  # poll counts in milliseconds
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         """Wait up to ``seconds`` for events. Return descriptors and their events."""
         look = self._poll.poll
+        # Under load there are events already, and neither the spin-wait nor a blocking call is needed.
         return look(0) or self._spin_wait.wait(look) or look(seconds * self._units_per_second)
 
     def register(self, channel: Channel, events: int, handler: Any) -> None:

@@ -26,7 +26,7 @@ _SUFFIX = ".sock"
 
 
 def listen(incarnation: str) -> tuple[socket.socket, str] | None:
-    """Return a listening socket and its path, or None if it cannot be made. Remove the path when the node ends."""
+    """Return a listening socket and its path, or None if that fails. Call `remove` when the node ends."""
     try:
         path = _directory() / f"{incarnation}{_SUFFIX}"
         return _listen(path), os.fspath(path)
@@ -49,7 +49,7 @@ def _listen(path: Path) -> socket.socket:
     try:
         listener.bind(os.fspath(unfinished))
         listener.listen(1024)
-        unfinished.rename(path)
+        unfinished.rename(path)  # only now: other nodes remove a path on which nothing listens
     except BaseException:
         listener.close()
         unfinished.unlink(missing_ok=True)
@@ -65,16 +65,12 @@ def _directory() -> Path:
     """
     directory = Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
+    status = directory.lstat()  # not `stat`, which would follow a symbolic link of another user
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{directory} is not a directory of this user alone")
     for path in directory.glob(f"*{_SUFFIX}"):
-        if _nobody_answers(path):
-            path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # a full backlog belongs to a live node: do not wait for it
+            if probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED:
+                path.unlink(missing_ok=True)
     return directory
-
-
-def _nobody_answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED

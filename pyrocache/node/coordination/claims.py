@@ -17,25 +17,25 @@ from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.server.deferred import Deferred, Session
 
 MAX_BYTES = 16 * 2**20
-"""Most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
+"""The most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
 
 MAX_PER_SESSION = 64
-"""Most keys that one connection may hold or wait for; our clients use a connection for each."""
+"""The most keys that one connection may hold or wait for. Our clients use a connection for each key."""
 
-KEY_OVERHEAD = 512
+KEY_OVERHEAD = 512  # bytes that a claim takes in addition to its key, roughly
 
 
 class QuotaExceeded(Exception):
-    """There is no room for one more key."""
+    """One more key would exceed a quota."""
 
 
 class Waiter(NamedTuple):
     """A call that waits for a key.
 
     Attributes:
-        deferred: its reply.
-        hold_seconds: how long it holds the key once the key is granted to it.
-        limit: how many may hold the key then, this one included.
+        deferred: the promise of its reply.
+        hold_seconds: the time that it holds the key once the key is granted to it.
+        limit: the most holders of the key then, this one included.
     """
 
     deferred: Deferred
@@ -45,14 +45,14 @@ class Waiter(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One key that is held, and who waits for it.
+    """One key that is held, and the calls that wait for it.
 
-    A waiter parks on a `Deferred` until a holder's time is over at the latest; it then receives None and must ask
-    again. It keeps its place as long as it asks over the same connection. So no timer is needed beyond that of the
+    A waiter parks on a `Deferred` until the time of a holder is over at the latest. It then receives None and must call
+    again. It keeps its place as long as it calls over the same connection. So no timer is needed except that of the
     `Deferred`.
 
     Attributes:
-        waiters: in the order of their arrival.
+        waiters: the waiting sessions in FIFO order.
     """
 
     waiters: dict[Session, Waiter] = field(default_factory=dict, init=False)
@@ -62,7 +62,7 @@ class Claim:
         raise NotImplementedError
 
     def parked(self) -> list[tuple[Session, Waiter]]:
-        """Return the waiters whose call is still open. The others received None and may ask again."""
+        """Return the waiters whose call is still open. The others have received None and may call again."""
         return [item for item in self.waiters.items() if item[1].deferred.waiting]
 
 
@@ -75,8 +75,8 @@ class Claims(Generic[_Claim]):
     Args:
         tokens: numbers the holders.
         clock: monotonic seconds.
-        max_bytes: the bound on all keys together.
-        max_per_session: the bound on the number of keys of one session.
+        max_bytes: the quota of all keys together.
+        max_per_session: the quota of one session, a number of keys.
 
     Attributes:
         by_key: the claims, roughly in the order in which they were granted. For reading only.
@@ -99,12 +99,12 @@ class Claims(Generic[_Claim]):
 
     @property
     def waiting(self) -> int:
-        """The number of calls that wait now. May be read without the lock: it walks over copies."""
+        """Return the number of calls that wait now. May be called without the lock: it walks over copies."""
         claims = list(self.by_key.values())
         return sum(waiter.deferred.waiting for claim in claims for waiter in list(claim.waiters.values()))
 
     def forget(self, belongs_elsewhere: Callable[[bytes], bool], error: Exception) -> None:
-        """Drop the keys that belong to other nodes from now on. Refuse their waiters with ``error``."""
+        """Drop the keys for which ``belongs_elsewhere`` is true. Refuse their waiters with ``error``."""
         for key in [key for key in self.by_key if belongs_elsewhere(key)]:
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.refuse(error)
@@ -113,10 +113,10 @@ class Claims(Generic[_Claim]):
         return self._bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
 
     def _check_quota(self, session: Session, key: bytes) -> None:
-        """Check that ``session`` may hold or wait for ``key``.
+        """Check the quotas before ``session`` holds or waits for ``key``.
 
         Raises:
-            QuotaExceeded: it may not.
+            QuotaExceeded: there are too many keys of this session, or of all.
         """
         keys = self._keys.get(session, ())
         if len(keys) >= self._max_per_session and key not in keys:
@@ -127,7 +127,7 @@ class Claims(Generic[_Claim]):
     def _count(self, key: bytes, session: Session) -> None:
         """Count ``key``, which ``session`` holds or waits for."""
         keys = self._keys.setdefault(session, set())
-        if not keys:
+        if not keys:  # the first key: the server now allows the connection to be idle for longer
             session.holds += 1
         keys.add(key)
 
@@ -137,11 +137,11 @@ class Claims(Generic[_Claim]):
         self._count(key, session)
 
     def _wait(self, key: bytes, claim: _Claim, session: Session, waiter: Waiter) -> None:
-        claim.waiters[session] = waiter  # a session that asks again keeps its place
+        claim.waiters[session] = waiter  # a dict keeps the place of a session that calls again
         self._count(key, session)
 
     def _strike(self, key: bytes, claim: _Claim, session: Session) -> None:
-        """Count ``key`` no longer for ``session``, unless it still holds it or waits for it."""
+        """Stop counting ``key`` for ``session``, unless the session still holds it or waits for it."""
         if session not in claim.waiters and session not in claim.holders():
             self._discount(key, session)
 
@@ -152,7 +152,7 @@ class Claims(Generic[_Claim]):
             session.holds -= 1
 
     def _close(self, key: bytes) -> _Claim:
-        """Remove the claim and return it. Its waiters are the caller's to answer."""
+        """Remove the claim and return it. The caller must answer its waiters."""
         claim = self.by_key.pop(key)
         self._bytes -= len(key) + KEY_OVERHEAD
         for session in (*claim.waiters, *claim.holders()):

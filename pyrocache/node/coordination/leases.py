@@ -1,6 +1,6 @@
 """Leases: at most one caller loads the missing value of a key; others wait for it or get the expired value.
 
-A lease begins when a caller is told to load a value. It ends when the value is stored, when the loader gives up, when
+A lease begins when a caller receives `LOAD`. It ends when the value is stored, when the loader gives up, when
 its connection closes, or when its time is over and another caller wants it. It becomes void as soon as the key is set
 or deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
 Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
@@ -31,17 +31,17 @@ LOAD = "load"
 
 IF_MISSING = 0
 """The caller wants to load the value if there is no live one."""
-IF_NOBODY_DOES = 1
+IF_NOT_LOADING = 1
 """The caller wants to load it even if there is a live value, unless another caller is loading it."""
 IN_ANY_CASE = 2
-"""The caller wants to load it even if another caller is loading it; that one's value will not be stored."""
+"""The caller wants to load it even if another caller is loading it. The value of the other will not be stored."""
 
 Answer: TypeAlias = list[Any]
 """``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` or
 ``["load", token, frame or None]``."""
 
-_MAX_INVALIDATIONS = 1024
-_EXAMINED_FOR_ROOM = 64
+_MAX_INVALIDATIONS = 1024  # tags that are remembered; see `accepts` for the others
+_EXAMINED_FOR_ROOM = 64  # leases, so that a grant takes bounded time
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +49,7 @@ class _Lease(Claim):
     token: int
     deadline: float
     loader: Session
-    invalidations: int  # how many tags had been invalidated when it was granted
+    invalidations: int  # the number of tag invalidations before it was granted
 
     def holders(self) -> Iterable[Session]:
         return (self.loader,)
@@ -61,17 +61,17 @@ class Leases(Claims[_Lease]):
     The arguments are those of `Claims`.
 
     Attributes:
-        granted: how many callers became the loader.
+        granted: the number of callers that became the loader.
     """
 
     def __init__(self, *arguments: Any, **bounds: Any) -> None:
         super().__init__(*arguments, **bounds)
         self.granted = 0
         self._invalidations = 0
-        self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> its number, for the latest ones
-        self._dropped = 0  # the largest number that is not in there any more
+        self._invalidated: OrderedDict[bytes, int] = OrderedDict()  # tag -> number of its latest invalidation
+        self._dropped = 0  # the largest number that was removed from there
 
-    # Who loads -------------------------------------------------------------------------------------------
+    # Granting --------------------------------------------------------------------------------------------
 
     def request(
         self,
@@ -82,15 +82,16 @@ class Leases(Claims[_Lease]):
         wait_seconds: float,
         refresh: int = IF_MISSING,
     ) -> Answer | Deferred | None:
-        """Decide what a caller that wants a value gets, given what the store has.
+        """Decide what a caller that wants a value gets.
 
         Args:
-            lease_seconds: how long the caller may load before somebody else may.
-            wait_seconds: how long it waits for another loader; 0 means not at all.
-            refresh: when it wants to load the value: `IF_MISSING`, `IF_NOBODY_DOES` or `IN_ANY_CASE`.
+            found: what the store has.
+            lease_seconds: the time after which another caller may load the value.
+            wait_seconds: the longest time to wait for another loader; 0: do not wait.
+            refresh: when to load the value: `IF_MISSING`, `IF_NOT_LOADING` or `IN_ANY_CASE`.
 
         Returns:
-            An answer, or a `Deferred` of an answer or of None (ask again), or None: somebody else is loading.
+            An answer, or a `Deferred` of an answer or of None (call again), or None: another caller is loading.
 
         Raises:
             QuotaExceeded: there are too many leases, or this session has too many.
@@ -116,18 +117,19 @@ class Leases(Claims[_Lease]):
     def accepts(self, key: bytes, token: int, tags: Iterable[bytes]) -> bool:
         """Return whether the loaded value, with these tags, may be stored. If so, store it and call `settle`.
 
-        A loader that was slower than its lease may store its value if nobody has asked for the lease since.
+        A loader that was slower than its lease may store its value if no other caller has requested the lease since.
         """
         lease = self._lease(key, token)
         if lease is None:
             return False
+        # For a tag that is not remembered, assume that it was the latest one that was removed.
         if any(self._invalidated.get(tag, self._dropped) > lease.invalidations for tag in tags):
             self._pass_on(key, lease)
             return False
         return True
 
     def abandon(self, key: bytes, token: int) -> bool:
-        """Pass the lease on to the next waiter. Return False if the lease is no longer the caller's."""
+        """Pass the lease on to the next waiter. Return False if the caller no longer has the lease."""
         lease = self._lease(key, token)
         if lease is None:
             return False
@@ -147,9 +149,9 @@ class Leases(Claims[_Lease]):
     # What happens to the entries -------------------------------------------------------------------------
 
     def settle(self, key: bytes, found: Found) -> None:
-        """Void the lease on ``key``, whose value was set or deleted: one that is being loaded may be outdated.
+        """Void the lease on ``key``, whose value was set or deleted: a value that is being loaded may be outdated.
 
-        The waiters get the new value; if there is none, the next of them loads it.
+        The waiters get the new value. If there is none, the first of them becomes the loader.
         """
         if found.value is None or found.stale:
             self._pass_on(key, self.by_key[key])
@@ -163,8 +165,8 @@ class Leases(Claims[_Lease]):
             self._pass_on(key, lease)
 
     def invalidate(self, tag: bytes) -> None:
-        """Refuse to store values that are being loaded now and have this tag."""
-        if not self.by_key:
+        """Refuse values that are being loaded now and have this tag, when they are to be stored."""
+        if not self.by_key:  # no value is being loaded
             return
         self._invalidations += 1
         self._invalidated[tag] = self._invalidations
@@ -191,7 +193,7 @@ class Leases(Claims[_Lease]):
         return lease.token
 
     def _take_over(self, key: bytes, lease: _Lease, session: Session, lease_seconds: float) -> int:
-        """Make ``session`` the loader in place of another one. The waiters go on waiting."""
+        """Make ``session`` the loader in place of another one. The waiters continue to wait."""
         self._check_quota(session, key)
         lease.token = self._tokens.next()
         self._count(key, session)
@@ -200,7 +202,7 @@ class Leases(Claims[_Lease]):
 
     def _pass_on(self, key: bytes, lease: _Lease) -> bool:
         """Make the next waiter the loader. Return False if there is none; the lease is over then."""
-        lease.token = self._tokens.next()
+        lease.token = self._tokens.next()  # from now on the former loader cannot store its value
         for session, waiter in lease.parked():
             del lease.waiters[session]
             if not session.closed and waiter.deferred.give([LOAD, lease.token, None]):
@@ -218,7 +220,7 @@ class Leases(Claims[_Lease]):
         self._strike(key, lease, former)
 
     def _make_room(self) -> None:
-        """Drop expired leases that nobody waits for, among those that were granted first."""
+        """Drop expired leases without waiters, among those that were granted first."""
         now = self._clock()
         for key, lease in list(islice(self.by_key.items(), _EXAMINED_FOR_ROOM)):
             if now >= lease.deadline and not lease.parked():

@@ -45,7 +45,7 @@ class Locks(Claims[_Lock]):
 
     @property
     def held(self) -> int:
-        """The number of holders now; a semaphore may have several. May be read without the lock."""
+        """Return the number of holders now; a semaphore may have several. May be called without the node's lock."""
         return sum(len(lock.by_token) for lock in list(self.by_key.values()))
 
     def acquire(
@@ -54,7 +54,7 @@ class Locks(Claims[_Lock]):
         """Acquire ``name`` together with at most ``limit`` - 1 other holders.
 
         Returns:
-            The holder's token, or a `Deferred` of the token or of None (ask again), or None: the lock is not free.
+            The fencing token, or a `Deferred` of the token or of None (call again), or None: the lock is not free.
 
         Raises:
             QuotaExceeded: there are too many locks, or this session has too many.
@@ -65,22 +65,23 @@ class Locks(Claims[_Lock]):
             lock = _Lock()
             self._open(name, lock, session)
         deferred = Deferred(session, self._clock() + wait_seconds)
+        # Wait first, even if the lock may be free: earlier waiters come first.
         self._wait(name, lock, session, Waiter(deferred, ttl_seconds, limit))
         self._serve(name, lock)
         if not deferred.waiting:
-            token: int = deferred.outcome()
-            return token
+            return int(deferred.outcome())
         if wait_seconds <= 0:
             del lock.waiters[session]
             self._strike(name, lock, session)
             return None
+        # When the time of a holder is over, the caller calls again, and that holder loses the lock.
         deferred.deadline = min(deferred.deadline, *(holder.deadline for holder in lock.by_token.values()))
         return deferred
 
     def renew(self, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold the lock for ``ttl_seconds`` from now. Return False if it is no longer held with this token.
 
-        A lock whose time is over can still be renewed if nobody has asked for it since.
+        A lock whose time is over can still be renewed if no other caller has requested it since.
         """
         lock = self.by_key.get(name)
         holder = None if lock is None else lock.by_token.get(token)
@@ -111,9 +112,9 @@ class Locks(Claims[_Lock]):
     # Inside ----------------------------------------------------------------------------------------------
 
     def _serve(self, name: bytes, lock: _Lock) -> None:
-        """Give the lock to the waiters in their order, as far as their limits allow."""
+        """Grant the lock to the waiters in FIFO order, as far as their limits allow."""
         for session, waiter in lock.parked():
-            if len(lock.by_token) >= waiter.limit:  # somebody wants it: a holder whose time is over loses it
+            if len(lock.by_token) >= waiter.limit:  # requested: a holder whose time is over loses it
                 now = self._clock()
                 expired = [token for token, holder in lock.by_token.items() if now >= holder.deadline]
                 self._release(name, lock, expired)
@@ -121,7 +122,7 @@ class Locks(Claims[_Lock]):
                 break
             del lock.waiters[session]
             token = self._tokens.next()
-            if session.closed or not waiter.deferred.give(token):
+            if session.closed or not waiter.deferred.give(token):  # the token is skipped; they need only grow
                 self._strike(name, lock, session)
                 continue
             lock.by_token[token] = _Holder(session, self._clock() + waiter.hold_seconds)

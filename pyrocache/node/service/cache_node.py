@@ -2,9 +2,13 @@
 
 Composes the store, the coordination service (leases and locks), the request guard and the metrics. Checks every
 argument, since a peer can send anything, then takes the node's lock, has the guard check the view that the request was
-routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles. Every change of values goes
-through `CacheNode._apply`, which settles their leases, except `set`, which repeats its few lines for speed, and
-`clear` and `invalidate_tag`, which void leases by namespace and by tag.
+routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
+
+Every command that sets or removes values goes through `CacheNode._apply`, which settles the leases on their keys. There
+are three exceptions: `set` repeats the few lines of `_apply` for speed, and `clear` and `invalidate_tag` void leases by
+namespace and by tag. Changes that no lease depends on bypass it: of times to live (`touch`, `touch_many`, and `get`
+with ``touch_seconds``), version numbers (`get_with_version`), and reclaimed memory (`sweep`). `Ownership` drops the
+entries and leases of keys that move to other nodes.
 
 Thread safety: every method may run on any thread. Commands that run inline hold the lock briefly; the others walk over
 entries in slices and release the lock between them.
@@ -39,7 +43,7 @@ from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
 SLICE = 500
 """Entries that are examined while the lock is held."""
 
-_PAGES_PER_CALL = 16  # of a scan that finds little
+_PAGES_PER_CALL = 16  # examined by one `scan` that finds few keys
 
 _Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -58,18 +62,18 @@ def _forwarded(part: str, method: _Method) -> _Method:
 class CacheNode:
     """One node's share of the cache, as a Pyro5 remote object.
 
-    Every data method takes the id of the view that the caller routed with, or 0 for no check.
+    Every method for keys takes the id of the view that the caller routed with, or 0 for no check.
 
     Args:
         store: the entries.
         guard: knows the node's name, its view and which partitions it serves; owns the node's lock.
         max_value_bytes: the largest value frame that is accepted.
-        gauges: returns further figures for `stats`.
-        on_reset: called when `reset_stats` is.
+        gauges: returns further statistics for `stats`.
+        on_reset: called by `reset_stats`.
         clock: monotonic seconds.
 
     Attributes:
-        ownership: tells the node of changes of the cluster.
+        ownership: applies changes of the cluster view to the node.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class CacheNode:
         self._store = store
         self._limits = ValueLimits(max_value_bytes, store.max_bytes)
         self._coordination = Coordination(store, self._guard, clock)
-        self._leased = self._coordination.leases.by_key  # nearly always empty; then there is nobody to tell
+        self._leased = self._coordination.leases.by_key  # nearly always empty; then nothing is settled
         self._metrics = NodeMetrics(store, self._coordination, gauges, on_reset, clock)
         self.ownership = Ownership(store, self._coordination, self._guard)
 
@@ -107,7 +111,7 @@ class CacheNode:
             return value
 
     def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
-        """Return the value frame and a number that no other state of the entry has, or None."""
+        """Return the value frame and the version, a number that no other state of the entry has, or None."""
         validation.check_key(key)
         found = self._guard.run(view, (key,), self._store.get_with_version, key)
         return None if found is None else list(found)
@@ -131,8 +135,9 @@ class CacheNode:
     def set(self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None) -> bool:
         """Store ``value`` for ``ttl_seconds`` (None: no expiry). Return True.
 
-        A value that is most of a message is kept as that part of it, and must not change.
+        A `memoryview` that is most of a large message is stored without a copy: the message must not change.
         """
+        # One condition for the usual case. `accept` also checks the type of a value that is not bytes.
         if type(key) is not bytes or type(value) is not bytes or len(value) > self._limits.surely_fits:
             validation.check_key(key)
             value = self._limits.accept(key, value, ttl_seconds)
@@ -157,12 +162,13 @@ class CacheNode:
         condition: Condition = None,
         tags: list[bytes] | None = None,
     ) -> bool:
-        """Store ``value`` if the condition holds. Return whether it did.
+        """Store ``value`` if the condition holds. Return whether it was stored.
 
         Args:
-            ttl_seconds: `KEEP_TTL` keeps the entry's, and its tags if none are given.
+            ttl_seconds: seconds to live (None: no expiry). `KEEP_TTL` keeps those of the entry, and its tags unless
+                ``tags`` are given.
             condition: None, ``"absent"``, ``"present"`` or a version.
-            tags: each with its namespace.
+            tags: the tags of the entry, each with its namespace.
         """
         validation.check(key=key, ttl_or_keep=ttl_seconds, condition=condition, tags=tags)
         value = self._limits.accept(key, value, ttl_seconds)
@@ -172,7 +178,7 @@ class CacheNode:
     def setdefault(
         self, view: int, key: bytes, value: Value, ttl_seconds: float | None = None
     ) -> Value | None:
-        """Return the value that is there. If there is none, store ``value`` and return None."""
+        """Return the stored value. If there is none, store ``value`` and return None."""
         validation.check(key=key, ttl=ttl_seconds)
         value = self._limits.accept(key, value, ttl_seconds)
         setdefault = partial(self._store.setdefault, key, value, ttl_seconds)
@@ -181,9 +187,9 @@ class CacheNode:
     def incr(
         self, view: int, key: bytes, delta: bytes, default: bytes, ttl_seconds: float | None = None
     ) -> bytes:
-        """Add to the int that is there, or to ``default``, which is then stored for ``ttl_seconds``. Return the sum.
+        """Add ``delta`` to the stored int, or to ``default`` if there is none. Store and return the sum.
 
-        All are frames of ints. An existing entry keeps its TTL and its tags.
+        All are frames of ints. An existing entry keeps its TTL and its tags; a new one expires after ``ttl_seconds``.
         """
         validation.check(key=key, ttl=ttl_seconds)
         increment, start = validation.int_in(delta), validation.int_in(default)
@@ -222,7 +228,7 @@ class CacheNode:
     def get_many(self, view: int, keys: list[bytes]) -> list[Value | None]:
         """Return the values of ``keys`` in their order, None for a miss.
 
-        Ends early, after at least one, when the reply has become large: ask again for the rest.
+        Returns fewer, but at least one, when the reply has become large: request the rest again.
         """
         validation.check(keys=keys)
         return self._guard.run(view, keys, self._store.get_many, keys, BATCH_BYTES)
@@ -282,7 +288,7 @@ class CacheNode:
         load_seconds: float = 0.0,
         tags: list[bytes] | None = None,
     ) -> bool:
-        """Store what the holder of a lease has loaded. Return False if it is outdated or the lease is lost."""
+        """Store the value that a lease holder has loaded. Return False if it is outdated or the lease is lost."""
         validation.check(key=key, ttl=ttl_seconds, tags=tags, duration=stale_seconds, token=token)
         validation.check(duration=load_seconds)
         value = self._limits.accept(key, value, ttl_seconds)
@@ -297,9 +303,9 @@ class CacheNode:
     # A whole namespace -----------------------------------------------------------------------------------
 
     def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
-        """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. 0 is the end.
+        """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. Cursor 0 is the end.
 
-        Over all cursors, each key that exists throughout comes exactly once. A page may be empty before the end.
+        A key that exists throughout the scan is returned exactly once. A page may be empty before the end.
         """
         validation.check(namespace=namespace, cursor=cursor, limit=limit)
         validation.check(namespace=prefix)
@@ -317,7 +323,7 @@ class CacheNode:
         return [cursor, found]
 
     def count(self, namespace: bytes, enough: int | None = None) -> int:
-        """Return the number of entries of the namespace, or any number from ``enough`` up if it has as many."""
+        """Return the number of entries of the namespace, or any number from ``enough`` up if there are as many."""
         validation.check(namespace=namespace, enough=enough)
         total = cursor = 0
         while True:
@@ -336,16 +342,14 @@ class CacheNode:
         validation.check(namespace=namespace)
         with self._lock:
             self._coordination.leases.void_all(namespace)
-            count: int = self._store.apply(Clear(namespace))
-            return count
+            return int(self._store.apply(Clear(namespace)))
 
     def invalidate_tag(self, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
             self._coordination.leases.invalidate(tag)
-            count: int = self._store.apply(InvalidateTag(tag))
-            return count
+            return int(self._store.apply(InvalidateTag(tag)))
 
     # The node --------------------------------------------------------------------------------------------
 
@@ -371,14 +375,14 @@ class CacheNode:
         """Check the request, change the store, and settle the leases on ``keys``. Return the result of the change.
 
         Args:
-            settles: tells from the result whether the values of ``keys`` may have changed.
+            settles: returns, given the result, whether the values of ``keys`` may have changed.
         """
         with self._lock:
             if view != self._guard.open_view:
                 self._guard.check(view, keys)
             try:
                 result = change()
-            except ValueTooLarge:
+            except ValueTooLarge:  # with its tags, which `accept` does not count
                 raise self._limits.no_room() from None
             if self._leased and settles(result):
                 self._coordination.settle(keys)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from pyrocache.node.coordination.claims import QuotaExceeded
@@ -33,13 +32,13 @@ class Coordination:
     """The leases and the locks of one node.
 
     Args:
-        store: where the values are.
-        guard: checks the requests; owns the node's lock.
+        store: the values.
+        guard: checks the requests, and holds the node's lock.
         clock: monotonic seconds.
 
     Attributes:
-        leases, locks: what is granted. Guarded by ``lock``.
-        lock: that of ``guard``.
+        leases, locks: the grants. Guarded by ``lock``.
+        lock: the lock of ``guard``.
     """
 
     def __init__(
@@ -58,17 +57,18 @@ class Coordination:
     ) -> Answer | None:
         """Return the value of ``key``, or a lease to load it, after waiting for another loader.
 
-        The caller has already missed (`get`, `get_with_times`), which was counted.
+        Does not count a miss: the caller has missed before, with `get` or `get_with_times`.
 
         Args:
-            lease_seconds: after which another caller may load the value.
-            wait_seconds: how long to wait at most.
-            refresh: when the caller wants to load it: 0 if there is no value; 1 even if there is, unless another caller
-                is loading it; 2 even then, and that one's value will not be stored.
+            lease_seconds: the time after which another caller may load the value.
+            wait_seconds: the longest time to wait.
+            refresh: 0: load the value if there is none. 1: load it even if there is one, unless another caller is
+                loading it. 2: load it in any case; the value of another loader will not be stored.
 
         Returns:
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
-            another caller refreshes it, ``["load", token, frame or None]`` for the loader, None: ask again, or give up.
+            another caller refreshes it, ``["load", token, frame or None]`` for the loader, or None: call again or give
+            up.
         """
         return self._wait_for(self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh))
 
@@ -86,13 +86,14 @@ class Coordination:
 
         def request() -> Answer | Deferred | None:
             found = self._store.lookup(key, count=False)
+            # Bounded, as the server keeps an idle connection with a grant open for MOST_SECONDS only.
             lease, wait = min(lease_seconds, MOST_SECONDS), min(wait_seconds, MOST_SECONDS)
             return self.leases.request(key, session, found, lease, wait, refresh)
 
         return self._begin(session, view, key, request)
 
     def abandon(self, view: int, key: bytes, token: int) -> bool:
-        """Give a lease up: the next waiter becomes the loader. Return False if it was no longer held."""
+        """Give up a lease: the next waiter becomes the loader. Return False if it was no longer held."""
         validation.check(key=key, token=token)
         return self._guard.run(view, (key,), self.leases.abandon, key, token)
 
@@ -102,7 +103,7 @@ class Coordination:
         """Acquire ``name``, with at most ``limit`` - 1 other holders, until `release` or for ``ttl_seconds``.
 
         Returns:
-            The holder's token, larger than all before it; None: ask again, or give up.
+            The fencing token, larger than all before it; None: call again or give up.
         """
         return self._wait_for(self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds))
 
@@ -131,13 +132,13 @@ class Coordination:
     # For the node ----------------------------------------------------------------------------------------
 
     def settle(self, keys: Iterable[bytes]) -> None:
-        """Settle the leases on ``keys``, which were written or deleted: the waiters get the value or the lease."""
+        """Settle the leases on ``keys``, which were set or deleted: the waiters get the value or the lease."""
         for key in keys:
             if key in self.leases.by_key:
                 self.leases.settle(key, self._store.lookup(key, count=False))
 
     def forget(self, belongs_elsewhere: Callable[[bytes], bool]) -> None:
-        """Drop what belongs to other nodes from now on, and refuse its waiters."""
+        """Drop the leases and locks of keys that belong to other nodes from now on, and refuse their waiters."""
         error = self._guard.stale_view()
         self.leases.forget(belongs_elsewhere, error)
         self.locks.forget(belongs_elsewhere, error)
@@ -151,26 +152,16 @@ class Coordination:
     def _begin(
         self, session: Session, view: int, key: bytes, request: Callable[[], _Result]
     ) -> _Result | None:
-        """Check a request for something that ends with ``session``, and answer it by ``request``."""
-        session.on_close(_Free(self, session))  # not under the lock, which it takes
+        """Check a request for a grant that ends with ``session``, and answer it by ``request``."""
+        session.on_close(self.free, session)  # not under the lock, which `free` takes
         with self.lock:
             self._guard.check(view, (key,))
             try:
+                # A grant to a closed session would have no end: `free` has run already.
                 return None if session.closed else request()
             except QuotaExceeded as error:
                 raise validation.refusal(OVERLOADED, str(error)) from None
 
     def _wait_for(self, result: _Result | Deferred) -> _Result:
-        """Block until a deferred result is there."""
+        """Block until a deferred result has its outcome."""
         return result.wait(self._clock) if isinstance(result, Deferred) else result
-
-
-@dataclass(frozen=True, slots=True)
-class _Free:
-    """Frees what a session holds when called. Two for one session are equal, so that it is kept once."""
-
-    coordination: Coordination
-    session: Session
-
-    def __call__(self) -> None:
-        self.coordination.free(self.session)

@@ -27,13 +27,14 @@ _Result = TypeVar("_Result")
 
 
 class PartitionState(IntEnum):
-    """What a node does with the requests for a partition."""
+    """The state of a partition, which decides how a node answers requests for it."""
 
     LOADING = 0
-    """It refuses them: other nodes may still answer for the partition."""
+    """Requests are refused: other nodes may still answer for the partition."""
     SERVING = 1
+    """Requests are answered."""
     RETIRED = 2
-    """It refuses them: another node answers for the partition from now on."""
+    """Requests are refused: another node answers for the partition from now on."""
 
 
 class RequestGuard:
@@ -42,14 +43,14 @@ class RequestGuard:
     Args:
         name: ``cache.node.N``.
         incarnation: differs from one start of the node to the next.
-        on_stale: called, on any thread, when a caller holds another view than this node.
+        on_stale: called on any thread when a caller has another view than this node.
 
     Attributes:
         name: as given.
-        lock: of the whole node.
+        lock: the lock of the whole node.
         view: the view that the node serves under, or None before the first.
-        open_view: the id of the view while all partitions are served, else NaN, which equals no id. A request with this
-            id needs no further check.
+        open_view: the id of the view while all partitions are served; else NaN, which is equal to no id. A request with
+            this id needs no further check.
     """
 
     __slots__ = ("_incarnation", "_on_stale", "_states", "lock", "name", "open_view", "view")
@@ -75,7 +76,7 @@ class RequestGuard:
             return
         if type(view) is not int:
             raise refusal(BAD_REQUEST, "A view is given by its id.")
-        if view == NO_VIEW:
+        if view == NO_VIEW:  # the caller needs this node, whatever the view: it holds a lock here
             return
         current = self.view
         served = all(self._states[partition_of(key)] == PartitionState.SERVING for key in keys)
@@ -84,7 +85,7 @@ class RequestGuard:
             raise self.stale_view()
 
     def run(self, view: Any, keys: Iterable[bytes], call: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Check a request and answer it by ``call``, in one go. Takes the lock."""
+        """Check a request and execute ``call`` atomically. Takes the lock. Return the result."""
         with self.lock:
             if view != self.open_view:
                 self.check(view, keys)
@@ -96,7 +97,7 @@ class RequestGuard:
         return view is None or (bool(view.members) and view.owner(key).name == self.name)
 
     def adopt(self, view: ClusterView) -> bool:
-        """Serve under ``view`` from now on. Return whether it routes otherwise than the view before."""
+        """Serve under ``view`` from now on. Return whether it routes differently from the view before."""
         changed = self.view is None or view.id != self.view.id
         self.view = view
         self._update_open_view()
@@ -120,7 +121,7 @@ class RequestGuard:
     def ping(self, view: int = NO_VIEW) -> dict[str, Any]:
         """Return ``name``, ``incarnation`` and ``serving`` (False once the node is leaving).
 
-        A caller that holds another ``view`` makes this node look for a newer one.
+        A caller with another ``view`` makes this node query the name server for a newer one.
         """
         current = self.view
         if view != NO_VIEW and (current is None or view != current.id):

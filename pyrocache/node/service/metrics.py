@@ -21,17 +21,17 @@ from pyrocache.node.service.coordination import Coordination
 from pyrocache.node.store.store import Store
 
 MAX_NAMESPACES = 500
-"""Most namespaces that are reported: those with the most reads."""
+"""Number of namespaces that are reported at most: those with the most reads."""
 
 _SLICE = 1000
 
 
 class NodeMetrics:
-    """Collects the figures of one node.
+    """Collects the statistics of one node.
 
     Args:
-        store, coordination: what is reported on.
-        gauges: returns further figures.
+        store, coordination: the parts of the node that are reported.
+        gauges: returns further statistics by name.
         on_reset: called by `reset`.
         clock: monotonic seconds.
     """
@@ -46,14 +46,13 @@ class NodeMetrics:
     ) -> None:
         self._store = store
         self._coordination = coordination
-        self._lock = coordination.lock
         self._gauges = gauges
         self._on_reset = on_reset
         self._clock = clock
         self._started = self._counted_since = clock()
 
     def collect(self) -> dict[str, Any]:
-        """Return the figures of this node by name. Counters count since its start or `reset_stats`."""
+        """Return the statistics of this node by name. Counters count since its start or the last `reset`."""
         store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
         entries, hits, misses, namespaces = self._namespaces()
         now = self._clock()
@@ -77,15 +76,15 @@ class NodeMetrics:
         }
 
     def reset(self) -> bool:
-        """Count everything from 0 on again. Return True."""
-        with self._lock:
+        """Reset all counters to 0. Return True."""
+        with self._coordination.lock:
             self._store.reset_counters()
             self._counted_since = self._clock()
         self._on_reset()
         return True
 
     def _namespaces(self) -> tuple[int, int, int, list[list[Any]]]:
-        """Return all entries, hits and misses, and ``[prefix, hits, misses, entries]`` of the namespaces most read."""
+        """Return all entries, hits and misses, and ``[prefix, hits, misses, entries]`` of the namespaces read most."""
         spaces = list(self._store.namespaces)  # one call into C
         hits, misses = self._store.namespaces.hits, self._store.namespaces.misses
         entries = sum(space.count for space, _ in list(self._store.contents.reclaimer.cleared))

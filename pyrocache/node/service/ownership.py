@@ -20,10 +20,10 @@ _SLICE = 500  # entries that are examined while the lock is held
 
 
 class Ownership:
-    """Changes the view and the partition states of one node, and drops what they take away from it.
+    """Changes the view and the partition states of one node, and drops what the node no longer owns.
 
     Args:
-        store, coordination, guard: of the node.
+        store, coordination, guard: the parts of the node.
     """
 
     def __init__(self, store: Store, coordination: Coordination, guard: RequestGuard) -> None:
@@ -32,21 +32,22 @@ class Ownership:
         self._guard = guard
 
     def adopt(self, view: ClusterView) -> None:
-        """Serve under ``view`` from now on, and drop what no longer belongs here.
+        """Serve under ``view`` from now on, and drop what the node no longer owns.
 
-        Returns when all of that is gone. Until the next call of this method no caller can reach those entries, and
-        afterwards none is left that could reappear, outdated, with a later view.
+        Returns when all of those entries are dropped. Meanwhile the guard refuses requests for them, and afterwards
+        none is left that could reappear, outdated, under a later view.
         """
         with self._guard.lock:
             if not self._guard.adopt(view):
                 return
             self._coordination.forget(lambda key: not self._guard.owns(key))
+            # The list is complete: from now on the guard refuses requests for keys that this node does not own.
             namespaces = [space.prefix for space in self._store.namespaces]
         for namespace in namespaces:
             self._drop_foreign(namespace)
 
     def redirect(self, view: ClusterView) -> None:
-        """Refuse every caller from now on, and send ``view`` along: this node is leaving."""
+        """Refuse all requests from now on, and send ``view`` in the refusals: this node is leaving."""
         with self._guard.lock:
             self._guard.adopt(view)
         self.set_state(PartitionState.RETIRED)
@@ -54,8 +55,8 @@ class Ownership:
     def set_state(self, state: PartitionState) -> None:
         """Set the state of all partitions.
 
-        A node is loading until the others know of it. One that served earlier, and left again before another node had
-        noticed it, would leave that one with entries that are older than those that it took along.
+        A node is loading until all other nodes know it. Otherwise it could serve, and leave again before another node
+        knows it. That node would then still have older values of the keys that were set meanwhile.
         """
         with self._guard.lock:
             self._guard.set_state(state)

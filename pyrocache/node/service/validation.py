@@ -25,7 +25,7 @@ from pyrocache.protocol.refusals import BAD_REQUEST, KEY_TOO_LARGE, VALUE_TOO_LA
 
 _MAX_HOLDERS = 2**20
 _ABOVE_0, _FINITE = math.ulp(0.0), sys.float_info.max
-_TAGS_SLACK = 64 * 1024  # more than all tags of an entry take beside their names
+_TAGS_SLACK = 64 * 1024  # more than all tags of an entry take in addition to their names
 _KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
 _OVERHEADS = 2048  # more than an entry without tags takes beyond its key and value
 
@@ -39,17 +39,17 @@ def refusal(code: str, message: str, detail: Any = None) -> PyroError:
 
 
 def check(**arguments: Any) -> None:
-    """Check each argument by the rule of that name, see `_RULES`.
+    """Check each argument by the rule of its name, see `_RULES`.
 
     Raises:
-        PyroError: an argument is not as it must be.
+        PyroError: an argument is not valid.
     """
     for rule, argument in arguments.items():
         _RULES[rule](argument)
 
 
 def check_key(key: Any) -> None:
-    """Check a key: bytes, of a bounded length."""
+    """Check that a key is bytes of a valid length. Raises `PyroError`."""
     if type(key) is not bytes or not key:
         raise refusal(BAD_REQUEST, "A key is bytes, and not empty.")
     if len(key) > MAX_KEY_BYTES:
@@ -60,7 +60,7 @@ def _check_keys(keys: Any) -> None:
     _RULES["batch"](keys)
     if not {bytes}.issuperset(map(type, keys)) or b"" in keys or len(b"".join(keys)) > MAX_KEY_BYTES:
         for key in keys:
-            check_key(key)  # says what is wrong with it, if anything is
+            check_key(key)  # raises the error of the first bad key, if there is one
 
 
 def _check_ttl_or_keep(ttl_seconds: Any) -> None:
@@ -81,7 +81,7 @@ def _check_tags(tags: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """The types that an argument may have, and the bounds of its value, or of its length if it has one."""
+    """The types that an argument may have, and the bounds of its value or length. ``text`` is the error message."""
 
     text: str
     types: tuple[type, ...]
@@ -89,7 +89,7 @@ class _Rule:
     most: float = math.inf
 
     def __call__(self, argument: Any) -> None:
-        valid = type(argument) in self.types
+        valid = type(argument) in self.types  # not `isinstance`: True is no int here
         if valid and argument is not None:
             size = argument if isinstance(argument, (int, float)) else len(argument)
             valid = self.least <= size <= self.most
@@ -122,7 +122,7 @@ _RULES: dict[str, Callable[[Any], None]] = {
 
 
 def int_in(frame: Any) -> int:
-    """Return the number in the frame of an int."""
+    """Return the number in the frame of an int. Raises `PyroError` if it is not one."""
     number = unpack_int(frame) if type(frame) in (bytes, memoryview) else None
     if number is None:
         raise refusal(BAD_REQUEST, "A number is the frame of an int.")
@@ -130,14 +130,14 @@ def int_in(frame: Any) -> int:
 
 
 class ValueLimits:
-    """Which values a node accepts.
+    """Decides which values a node accepts.
 
     Args:
-        max_value_bytes: the largest value frame.
+        max_value_bytes: length of the largest value frame.
         max_bytes: the memory of the whole store.
 
     Attributes:
-        surely_fits: a value of at most so many bytes fits, whatever its key.
+        surely_fits: a value frame of at most this length fits with any key.
     """
 
     __slots__ = ("_max_bytes", "_max_value_bytes", "surely_fits")
@@ -148,21 +148,21 @@ class ValueLimits:
         self.surely_fits = min(max_value_bytes, max_bytes - 2 * MAX_KEY_BYTES - _OVERHEADS)
 
     def accept(self, key: bytes, value: Value, ttl_seconds: float | None) -> Value:
-        """Return ``value`` as it is to be stored, or refuse it."""
+        """Return ``value`` in the form to store. Raises `PyroError` if it is refused."""
         if type(value) is not bytes and type(value) is not memoryview:
             raise refusal(BAD_REQUEST, "A value is bytes.")
         if len(value) > self._max_value_bytes:
             raise refusal(VALUE_TOO_LARGE, f"The node accepts values of up to {self._max_value_bytes} bytes.")
         if entry_cost(key, value, expires=ttl_seconds is not None) + NAMESPACE_OVERHEAD > self._max_bytes:
             raise self.no_room()
-        if type(value) is memoryview and not _is_most_of_its_message(value):
-            return bytes(value)
+        if type(value) is memoryview and len(value) < max(_KEPT_IN_MESSAGE, len(value.obj) / 2):  # type: ignore[arg-type]
+            return bytes(value)  # the view would keep the rest of its message in memory
         return value
 
     def check_all(
         self, keys: Sequence[bytes], values: Sequence[Any], ttl_seconds: float | None, tags: Collection[bytes]
     ) -> None:
-        """Check the values of a batch, which have these tags."""
+        """Check the values of a batch that get these tags. Raises `PyroError`."""
         if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > self.surely_fits:
             for key, value in zip(keys, values, strict=True):
                 self.accept(key, value, ttl_seconds)
@@ -175,7 +175,3 @@ class ValueLimits:
         """Return the refusal of a value that the store cannot hold."""
         text = f"The value does not fit into the node's {self._max_bytes} bytes of memory; start nodes with more."
         return refusal(VALUE_TOO_LARGE, text)
-
-
-def _is_most_of_its_message(value: memoryview) -> bool:
-    return len(value) >= _KEPT_IN_MESSAGE and 2 * len(value) >= len(value.obj)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyrocache.node.coordination.claims import KEY_OVERHEAD, QuotaExceeded
-from pyrocache.node.coordination.leases import IF_MISSING, IF_NOBODY_DOES, IN_ANY_CASE, Leases
+from pyrocache.node.coordination.leases import IF_MISSING, IF_NOT_LOADING, IN_ANY_CASE, Leases
 from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.node.store.store import Found
 from pyrocache.server.deferred import Deferred, Session
@@ -80,9 +80,9 @@ def test_the_first_who_asks_for_what_is_missing_loads_it_and_the_others_wait_for
 
 def test_a_value_that_is_there_is_told_at_once_whether_or_not_another_refreshes_it(node: Node) -> None:
     assert node.ask(found=LIVE) == ["value", b"live", 7.0, 0.5]
-    token = node.load(found=LIVE, refresh=IF_NOBODY_DOES)
+    token = node.load(found=LIVE, refresh=IF_NOT_LOADING)
     assert node.ask(found=LIVE) == ["value", b"live", 7.0, 0.5]
-    assert node.ask(found=LIVE, refresh=IF_NOBODY_DOES) == ["value", b"live", 7.0, 0.5]
+    assert node.ask(found=LIVE, refresh=IF_NOT_LOADING) == ["value", b"live", 7.0, 0.5]
     assert node.leases.accepts(KEY, token, ())
 
 
