@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import RemoteError
 from pyrocache.net.calls import Request
+from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH
 
@@ -87,7 +88,7 @@ class Batch(NamedTuple):
         Raises:
             RemoteError: the reply is of another type, empty or too long.
         """
-        if self.command.name == "get_many":
+        if self.command is commands.GET_MANY:
             count = len(reply) if type(reply) is list else 0
         else:
             count = len(chunk) if type(reply) is int else 0
