@@ -625,6 +625,7 @@ assert len(cache) == 100_000, len(cache)
 """
 
 
+@pytest.mark.full
 def test_a_hundred_thousand_keys_of_all_kinds_are_found_in_another_process(
     cache: PyroCacheClient, shared_cluster: LocalCluster, tmp_path: Path
 ) -> None:

@@ -736,6 +736,7 @@ def test_a_scan_asks_as_it_is_walked_over_and_each_page_has_its_own_time(
     assert len(list(scanning)) < 40
 
 
+@pytest.mark.full
 def test_what_is_there_throughout_comes_once_while_others_come_and_go(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:

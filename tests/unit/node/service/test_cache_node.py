@@ -70,6 +70,7 @@ class TimedLock:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.full
 def test_the_figures_of_200_000_namespaces_hold_the_lock_for_a_moment() -> None:
     guard = RequestGuard(NAME)
     guard.lock = lock = TimedLock()  # type: ignore[assignment]

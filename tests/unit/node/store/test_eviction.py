@@ -144,6 +144,7 @@ def test_victims_are_the_keys_that_are_held_each_once(
 
 
 @all_policies
+@pytest.mark.full
 def test_it_takes_few_bytes_though_all_keys_were_used(policy: str) -> None:
     count = 85_000  # a dict is as large as with 170,000: the worst case
     keys, more = numbered("k", 0, count), numbered("n", 0, count // 2)
