@@ -15,36 +15,37 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 _INTRODUCTION = """\
 # Performance
 
-How fast pyrocache is beside what one might use instead, on one machine: redis-py (with hiredis) and redis-server,
-pymemcache and memcached, a plain dict behind a stock Pyro5 proxy and daemon, and the dict of a
-`multiprocessing.Manager`. The benchmarks write this page; its figures are theirs, also where they do not flatter us.
+This page compares pyrocache with four alternatives on one machine: redis-py (with hiredis) and redis-server; pymemcache
+and memcached; a plain dict behind a stock Pyro5 proxy and daemon; the dict of a `multiprocessing.Manager`. The
+benchmarks write this page from their results, including the results in which pyrocache is slower.
 
 ```console
 $ pip install '.[bench]' && apt-get install redis-server memcached
-$ python -m benchmarks                    # all of it; writes this page
-$ python -m benchmarks --quick            # whether all works, in less than a minute; rough figures
-$ python -m benchmarks --only single      # one case
-$ python -m benchmarks report             # writes this page from the results that were saved last
+$ python -m benchmarks                    # run all cases and write this page
+$ python -m benchmarks --quick            # check in less than a minute that all cases run; the results are rough
+$ python -m benchmarks --only single      # run one case
+$ python -m benchmarks report             # write this page from the newest saved results
 ```
 """
 
 _METHOD = """\
 ## How
 
-- Servers and clients are processes of one machine: loopback TCP is compared with loopback TCP, and Unix sockets with
-  Unix sockets. Redis persists nothing. Clients are set up as their libraries come, but for `TCP_NODELAY`, which all
-  set, and memcached's replies, which are waited for. Redis and memcached are written in C; the others are Python.
-- All get the same keys (16 characters) and the same objects (dicts of `str`, `bytes`, `int` and a tuple), pickled by
-  protocol 5. Pickling is a part of every call.
-- The contenders take turns in short slices, and each round another one begins. *ours/theirs* is the ratio of our calls
-  per second to theirs in the same round: the median of the rounds, with the quartiles beside it. *of medians* is the
-  ratio of the two medians. Above 1, pyrocache is faster.
-- Latency is that of each call, over all rounds. *calls/s* is that of the median round, all clients together. *CPU* is
-  CPU time per call, of all server processes and of all client processes (which includes the loop that calls and
-  takes the time).
-- Ratios count, not figures. Two processes that talk to each other take several times longer when the kernel wakes one
-  on another core than when both share one. Which it does differs between contenders, and from one moment to the next;
-  where it does, the quartiles are far apart. CPU per call depends on it least.
+- Servers and clients are processes on one machine. Loopback TCP is compared with loopback TCP, and Unix sockets with
+  Unix sockets. Redis does not persist anything. Clients have the default settings of their libraries with two
+  exceptions: all set `TCP_NODELAY`, and the memcached client waits for replies. Redis and memcached are written in C,
+  the others in Python.
+- All store the same keys (16 characters) and the same objects (dicts of `str`, `bytes`, `int` and a tuple), pickled with
+  protocol 5. Pickling is part of every call.
+- The contenders run in turn, in short slices; a different one begins each round. *ours/theirs* is the ratio of our calls
+  per second to theirs in the same round. The table shows the median of the rounds and the quartiles. *of medians* is the
+  ratio of the two medians. pyrocache is faster if a ratio is above 1.
+- Latency is measured for each call, over all rounds. *calls/s* is the rate of the median round, of all clients together.
+  *CPU* is the CPU time per call, of all server processes and of all client processes (including the loop that makes and
+  times the calls).
+- Compare ratios rather than absolute values. Two processes that communicate are several times slower when the kernel
+  runs them on different cores than on the same core. This differs between contenders and changes from moment to
+  moment; the quartiles are far apart where it happens. CPU time per call depends on it least.
 """
 
 _SHORT = """\

@@ -1,7 +1,7 @@
 """`set` and `get` of numpy float64 arrays of 1 MB and 16 MB, one client process.
 
-All pickle by protocol 5; the others in one piece, as ``pickle.dumps`` and ``pickle.loads`` do it. memcached runs with
-``-I 64m``, as it takes no item above 1 MB otherwise.
+All pickle with protocol 5. The other contenders use ``pickle.dumps`` and ``pickle.loads``, which copy the array.
+memcached runs with ``-I 64m``, because its default limit is 1 MB.
 """
 
 from __future__ import annotations

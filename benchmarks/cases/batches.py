@@ -1,7 +1,7 @@
 """`get_many` and `set_many` of 10, 100 and 1000 keys with values of 100 bytes, one client process.
 
-Ours is a cluster of three nodes, and for comparison one of a single node; the ratios are those of three nodes to the
-others, which are one server each. Redis does MGET and MSET.
+pyrocache runs as a cluster of three nodes and, for comparison, of one node. The ratios compare three nodes with the
+single server of each other contender. The commands of Redis are MGET and MSET.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`get` of 100 bytes by 8 client processes, beside 1000 clients that are connected and do nothing, and without those.
+"""`get` of 100 bytes by 8 client processes, with and without 1000 idle connections of other clients.
 
 One node, TCP. With and without take turns; the ratio is that of calls per second with them to calls without.
 """

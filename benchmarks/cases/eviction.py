@@ -1,12 +1,14 @@
-"""Hit ratios of the eviction policies on traces of real systems, and what a scan costs. No server takes part.
+"""Hit ratios of the eviction policies on traces of real systems, and the effect of a scan. No server takes part.
 
-A cache that starts empty is asked for each key of a trace, and stores what it does not have. Capacity counts entries,
-for the trace that tells sizes the bytes that a node accounts for. *exact LRU* is that of cachetools; theine is
-W-TinyLFU, and counts entries only; *best possible* knows all accesses to come, and by bytes is an upper bound.
+The cache is empty at first. Each key of a trace is looked up, and is stored on a miss. Capacity is a number of entries,
+or, for the trace that contains sizes, the bytes that a node accounts for. *exact LRU* is that of cachetools. theine is
+W-TinyLFU and limits entries only. *best possible* is the optimum with knowledge of all future accesses; for a capacity
+in bytes, it is an upper bound.
 
-The scan: a working set of half the capacity is in use, popular as by Zipf's law or all of it alike. Then come ten times
-as many keys as the cache holds, each once: in one burst, or between the accesses to the working set. Shown is which
-part of the working set's hits is left, for a burst in as many accesses after it as the working set has keys.
+The scan: a working set of half the capacity is in use, with a popularity by Zipf's law or with uniform popularity. Then
+ten times as many keys as the cache holds are accessed once each, in one burst or between the accesses to the working
+set. The table shows the part of the working set's hits that is left; for a burst, in as many accesses after it as the
+working set has keys.
 
 Policies hash keys, so the last digit differs from run to run.
 """

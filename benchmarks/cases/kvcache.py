@@ -1,8 +1,8 @@
-"""The mix, sizes and popularity of a production key-value cache of Meta's, after CacheLib's cachebench.
+"""The mix, sizes and popularity of a production key-value cache of Meta, after CacheLib's cachebench.
 
 8 client processes on one server. 98.45 % of the calls are `get`, of which 13.5 % look up keys that do not exist; the
-others are `set`. Sizes of the pickled values are drawn by the weights in the data. Popularity is that of the data,
-whose large buckets of equally popular keys are cut so that 100,000 keys remain.
+others are `set`. The sizes of the pickled values are drawn by the weights in the data. The popularity of keys is that
+of the data; its large buckets of equally popular keys are reduced so that 100,000 keys remain.
 """
 
 from __future__ import annotations

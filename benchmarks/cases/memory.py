@@ -1,7 +1,7 @@
-"""Memory of a million entries with keys of 16 and values of 100 bytes, beyond those 116 bytes.
+"""Memory of a million entries with keys of 16 bytes and values of 100 bytes, beyond those 116 bytes.
 
-The server's resident memory before and after, per entry. Values are `bytes` as they are, random and unpickled; every
-server must then hold all of them. Ours also with a TTL on each entry.
+The resident memory of the server before and after, per entry. The values are random `bytes`, not pickled, and every
+server must hold all of them. For pyrocache, a second run has a TTL for each entry.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """8 and 32 client processes at once on one server: `get` and `set` of 100 bytes.
 
-All start at the same moment and call for a fixed time; then it is the next contender's turn.
+All clients start at the same moment and make calls for a fixed time; then the next contender runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The owner of a key, when the view has been used before: `ClusterView.owner` for views of 3, 16, 100 and 1000 nodes.
+"""The owner of a key, by a view that was used before: `ClusterView.owner` for views of 3, 16, 100 and 1000 nodes.
 
-One process calls it for 20,000 distinct keys in a loop, and takes the time of the same loop with an empty body off it.
-Medians of rounds in which the views take turns. No server takes part.
+One process calls it for 20,000 distinct keys in a loop; the time of the same loop with an empty body is subtracted. The
+table has the medians of rounds in which the views alternate. No server takes part.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""One client process and one server: `get` of a key that is there and of one that is not, `set`, `delete`.
+"""One client process and one server: `get` of a key that exists and of one that does not, `set`, `delete`.
 
-Blocks of calls take turns; three client processes, one after the other, make a third of the rounds each.
+The contenders run in turn, in blocks of calls. Three client processes, one after the other, make a third of the rounds
+each.
 """
 
 from __future__ import annotations

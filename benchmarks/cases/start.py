@@ -1,7 +1,7 @@
-"""From nothing to the first `get`, each in a fresh process: a cluster of three nodes, and for scale a redis-server.
+"""From nothing to the first `get`, each in a fresh process: a cluster of three nodes and, for scale, a redis-server.
 
-And what ``import pyrocache`` takes in a fresh interpreter (the time of the statement alone, without that of the bare
-interpreter), and the import of the client, which comes with its first use.
+Also the time of ``import pyrocache`` in a fresh interpreter, without the start of the interpreter, and of the import of
+the client module, which happens at the first use of the client.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The store of a node in one process, without a server, beside caches of the same process that one might use instead.
+"""The store of a node in one process, without a server, compared with caches that run in the same process.
 
-100,000 entries with keys of 16 and values of 100 bytes; the caches are full, and what is read was stored in them
-lately. Each round every contender does 20,000 `set` of new keys, each of which evicts, then 20,000 `get` of keys that
-it has; the time of the same loop with an empty body is taken off.
+100,000 entries with keys of 16 bytes and values of 100 bytes. The caches are full, and the keys that are read were
+stored recently. In each round, every contender makes 20,000 `set` calls with new keys, each of which evicts, then
+20,000 `get` calls with present keys. The time of the same loop with an empty body is subtracted.
 
-The others are asked for less: cachetools (Python), cachebox (Rust) and theine (W-TinyLFU in Rust, without its lock) are
-bounded by a number of entries. The store accounts for the bytes of each entry, and counts hits by namespace.
+The other contenders do less: cachetools (Python), cachebox (Rust) and theine (W-TinyLFU in Rust, without its lock)
+limit the number of entries. The store accounts for the bytes of each entry, and counts hits by namespace.
 """
 
 from __future__ import annotations

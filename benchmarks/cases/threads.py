@@ -1,7 +1,7 @@
 """16 threads of one client process on one server: `get` and `set` of 100 bytes.
 
-pyrocache and redis-py share one client among the threads, pymemcache its `PooledClient`; stock Pyro5 and the manager
-have a proxy, or its connection, for each thread.
+The threads share one client of pyrocache and of redis-py, and pymemcache's `PooledClient`. With stock Pyro5 and the
+manager, each thread has a proxy or a connection of its own.
 """
 
 from __future__ import annotations

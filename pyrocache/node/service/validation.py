@@ -58,7 +58,7 @@ def check_key(key: Any) -> None:
 
 def _check_keys(keys: Any) -> None:
     _RULES["batch"](keys)
-    if not {bytes}.issuperset(map(type, keys)) or b"" in keys or len(b"".join(keys)) > MAX_KEY_BYTES:
+    if not {bytes}.issuperset(map(type, keys)) or not all(keys) or len(b"".join(keys)) > MAX_KEY_BYTES:
         for key in keys:
             check_key(key)  # raises the error of the first bad key, if there is one
 

@@ -22,7 +22,6 @@ from pyrocache.node.store.mutation import SetMany
 from pyrocache.node.store.namespaces import Namespace
 from pyrocache.protocol.partition import PARTITION_MASK
 
-_PLAIN = frozenset({bytes})
 _PLAIN_OR_NONE = frozenset({bytes, NoneType})
 
 
@@ -63,13 +62,14 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
         return False
     contents.reclaim_for(cost)
     known, before, new = keys, list[Any](space.get_many(keys)), list[bytes]()
-    if None in before:
+    types = set(map(type, before))
+    if NoneType in types:
         new = _absent(keys, before)
         known, before = _present(keys, before)
         if space.prefix in contents.namespaces.cleared or _common(contents, new) is not space:
             return False
     # From here on everything succeeds.
-    if _PLAIN.issuperset(map(type, before)):
+    if types <= _PLAIN_OR_NONE:
         contents.bytes -= plain_costs(known, before)
     else:
         for key, stored in zip(known, before, strict=True):
