@@ -35,14 +35,14 @@ _METHOD = """\
   Unix sockets. Redis does not persist anything. Clients have the default settings of their libraries with two
   exceptions: all set `TCP_NODELAY`, and the memcached client waits for replies. Redis and memcached are written in C,
   the others in Python.
-- All store the same keys (16 characters) and the same objects (dicts of `str`, `bytes`, `int` and a tuple), pickled with
-  protocol 5. Pickling is part of every call.
-- The contenders run in turn, in short slices; a different one begins each round. *ours/theirs* is the ratio of our calls
-  per second to theirs in the same round. The table shows the median of the rounds and the quartiles. *of medians* is the
-  ratio of the two medians. pyrocache is faster if a ratio is above 1.
-- Latency is measured for each call, over all rounds. *calls/s* is the rate of the median round, of all clients together.
-  *CPU* is the CPU time per call, of all server processes and of all client processes (including the loop that makes and
-  times the calls).
+- All store the same keys (16 characters) and the same objects (dicts of `str`, `bytes`, `int` and a tuple), pickled
+  with protocol 5. Pickling is part of every call.
+- The contenders run in turn, in short slices; a different one begins each round. *ours/theirs* is the ratio of our
+  calls per second to theirs in the same round. The table shows the median of the rounds and the quartiles. *of
+  medians* is the ratio of the two medians. pyrocache is faster if a ratio is above 1.
+- Latency is measured for each call, over all rounds. *calls/s* is the rate of the median round, of all clients
+  together. *CPU* is the CPU time per call, of all server processes and of all client processes (including the loop
+  that makes and times the calls).
 - Compare ratios rather than absolute values. Two processes that communicate are several times slower when the kernel
   runs them on different cores than on the same core. This differs between contenders and changes from moment to
   moment; the quartiles are far apart where it happens. CPU time per call depends on it least.
