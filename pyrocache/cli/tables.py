@@ -1,6 +1,7 @@
 """The tables that the command line prints: started nodes, and the statistics of ``pyrocache status``.
 
-The statistics come from `client.stats`, which collects what `node.service.metrics` returns.
+The statistics are the `Stats` object of ``client/stats.py``, which is made from the replies of
+``node/service/metrics.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Codec`: values to value frames and back; with it, the only module that imports pickle.
+"""`Codec`: values to value frames and back. This is the only module that imports pickle.
 
 A *value frame* is the form in which a value is stored; it is not a message of the protocol, which carries value frames.
 `canonical_pickle` and `canonical_unpickle` are the two pickle calls that `pyrocache.client.keys` needs. The first byte

@@ -1,7 +1,7 @@
 """`next_view`: the cluster view that follows from a listing of the name server.
 
-The name server forgets its entries when it restarts. So a view is never dropped because a listing is empty, and a
-member that the listing lacks stays while it answers that it serves.
+The name server forgets its entries when it restarts. Therefore an empty listing does not replace a view, and a member
+that is missing from the listing stays in the view while it answers that it serves.
 
 Pure: no I/O, no threads, no clock; the caller passes in the function that queries the members.
 """

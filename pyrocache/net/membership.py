@@ -1,8 +1,8 @@
 """`Membership`: the latest cluster view that one client has, and how it is refreshed.
 
-The look-up is injected. One thread at a time looks up, while other threads wait for its result; ``view`` is replaced
-as a whole. The permit to look up is put back by a ``finally``; `net.pool` explains why that holds against signal
-handlers too.
+The look-up is injected. One thread at a time looks up, while other threads wait for its result; ``view`` is replaced as
+a whole. The right to look up is a permit in a queue, taken and put back as ``net/pool.py`` explains, so an exception
+from a signal handler cannot lose it. `client.routing.views` decides when to refresh.
 
 Thread safety: thread-safe.
 """

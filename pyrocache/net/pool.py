@@ -5,9 +5,10 @@ items of a `queue.SimpleQueue`: waiting for one blocks in C, in FIFO order, and 
 is looked up when a pool is made, as gevent replaces it.
 
 A permit is put back by a ``finally``, so an exception object that is kept alive does not keep a permit. An exception
-that a signal handler raises does not lose one either. Python runs signal handlers only at the start of a function, at a
-backward jump of a loop and after a call has returned. Therefore a permit is taken by unpacking a ``map`` that calls the
-queue, which is not a call in Python, right before the ``try``; and it is put back by the first call of a ``finally``.
+that a signal handler raises does not lose a permit either. Python runs signal handlers only at the start of a Python
+function, at a backward jump of a loop, and after a call has returned. Therefore a permit is taken without a call
+instruction, right before the ``try``: a ``map`` over the queue's ``get`` is unpacked, which calls ``get`` from C. A
+permit is put back by the first call of the ``finally``.
 
 Thread safety: thread-safe without a lock; ``list`` appends and pops are atomic.
 """

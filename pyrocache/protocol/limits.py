@@ -1,7 +1,8 @@
-"""Limits that both ends of a connection know: of keys, batches, tags, and the durations of leases, locks and waits.
+"""Limits that both ends of a connection know: of messages, keys, batches, tags, and the durations of leases, locks and
+waits.
 
-Also the reserved view id `NO_VIEW`, the reserved TTL `KEEP_TTL`, and the size from which a message is not copied. The
-largest value is a setting of each node (``--max-value``), which it sends in the handshake. Pure: constants only.
+Also contains the reserved view id `NO_VIEW` and the reserved TTL `KEEP_TTL`. The largest value is not here: it is a
+setting of each node (``--max-value``), which the node sends in the handshake. Pure: constants only.
 """
 
 from __future__ import annotations

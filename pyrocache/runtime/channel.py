@@ -1,12 +1,12 @@
-"""`Channel`: the interface of an open byte stream, for clients and servers. Pure.
+"""`Channel`: the interface of an open byte stream, for clients and servers. An interface only, without code.
 
 To add TLS or another byte stream, start here. `net.channel` opens channels; `server.event_loop` accepts them.
 
 A `Channel` has the methods of a socket, and the plain channel *is* the socket, so the interface costs nothing.
 
 TLS would be a class with these methods around an ``ssl.SSLObject`` and its memory buffers, made where the event loop
-accepts and where a client has connected. It must raise `BlockingIOError` where ``ssl`` raises ``SSLWantReadError``, and
-must be read until it does so, as decrypted bytes that it holds make no descriptor readable.
+accepts and where a client has connected. It must raise `BlockingIOError` where ``ssl`` raises ``SSLWantReadError``. The
+caller must then read until it does: bytes that are decrypted but not read yet do not make a descriptor readable.
 """
 
 from __future__ import annotations

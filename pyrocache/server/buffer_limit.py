@@ -1,8 +1,8 @@
 """Back-pressure: the limit on the bytes buffered for all connections (incomplete requests and unread replies).
 
-Beyond the limit, the connection that has most bytes buffered loses its incomplete request, which is answered
-`Overloaded`; if most of its bytes are unread replies, it is closed instead. That is rarely the connection whose bytes
-exceeded the limit.
+Beyond the limit, the connection with the most buffered bytes loses its incomplete request, which is answered
+`Overloaded`. If most of its bytes are unread replies, it is closed instead. So a connection with little buffered data
+is not affected, even if its bytes were the ones that exceeded the limit.
 
 Thread safety: not thread-safe; used by the event loop's thread.
 """

@@ -11,9 +11,10 @@ something exclusive, such as a lock, must take it back when the session closes:
     if deferred.give(grant):  # False: it no longer waits, so grant it to the next in line
         deferred.session.on_close(free)  # runs at once if the session closed in between
 
-No lock of this module is held while a callback runs. `Deferred.give` and `Deferred.refuse` may be called under a lock
-of the caller, as the callback that the event loop registers takes none. `Session.on_close` must not be called under a
-lock that its callback takes: the callback may run at once, which would be a deadlock.
+No lock of this module is held while a callback runs. `Deferred.give` and `Deferred.refuse` may be called while the
+caller holds a lock: the callback that they run, which the event loop has registered, acquires no lock.
+`Session.on_close` may run its callback at once, so it must not be called while the caller holds a lock that the
+callback acquires.
 
 Thread safety: `Session` and `Deferred` are thread-safe; a `Deadlines` is used by one thread.
 """

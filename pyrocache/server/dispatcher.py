@@ -1,8 +1,8 @@
 """`Dispatcher`: from a request to its reply. Selects the method and the thread that runs it, and encodes failures.
 
-Holds the method table of one remote object, and the methods that every Pyro5 daemon offers in addition to it, which
-list the methods that there are. Refuses, from the header alone, every message that Pyro5 would decompress, unmarshal,
-batch or run in a thread of its own. No sockets.
+Holds the method table of one remote object, and the methods by which a Pyro5 proxy asks any daemon for its metadata.
+Refuses, from the header alone, every message that Pyro5 would decompress, unmarshal, batch or run in a thread of its
+own. No sockets.
 
 `unpack` decodes a request that is complete, small and ordinary, `read` decodes any other; `dispatch` calls the method,
 or returns a job for a worker thread.

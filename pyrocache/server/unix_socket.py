@@ -1,9 +1,9 @@
 """The listening Unix socket of a node: the choice of its path, and the removal of paths that dead nodes left.
 
 Clients on the node's host use it instead of TCP. It is in a directory that only this user can enter (mode 0700), so
-that no other user can connect. The name of the socket is the node's incarnation, so that no two nodes ever share a
-path. A killed node leaves its path behind; the next node that starts removes every path on which nothing listens. To
-make that safe, a socket gets its final name only when it listens.
+that no other user can connect. The socket is named after the node's incarnation, a random id of its process, so no two
+nodes ever share a path. A killed node leaves its path behind; the next node that starts removes every path on which
+nothing listens. To make that safe, a socket gets its final name only when it listens.
 
 Thread safety: thread-safe.
 """

@@ -8,8 +8,9 @@ The node that owns a key grants the *lease* to load its value; ``node/coordinati
 lease ends with the connection that it was granted on, which the `LoadTask` holds: when a loader's process dies, the
 node sees the connection close and lets the next caller load at once.
 
-No deadlock within a thread: a factory that requests its own key loads without a lease, and its result is not stored.
-The same applies to a factory that requests another key while too many calls of its client wait for that key's node.
+A thread cannot deadlock with itself: a factory that requests its own key loads without a lease, and its result is not
+stored. A factory that requests another key also loads without a lease if too many calls of its client already wait for
+the node of that key; otherwise each could wait for a connection that another one holds.
 
 Starts no thread.
 

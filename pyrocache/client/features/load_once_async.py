@@ -2,7 +2,8 @@
 
 The event loop never blocks: calls to nodes run in threads. Short calls run in a pool of `_THREADS`. Each call that
 waits for another loader runs in a thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll.
-The calls that store a loaded value, which end such a wait, are short calls. They never queue behind a call that waits.
+A call that stores a loaded value, and so ends the wait of other callers, is a short call. It never queues behind a call
+that waits.
 
 A coroutine that is cancelled while it loads or waits releases its lease at once.
 

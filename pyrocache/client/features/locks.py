@@ -8,13 +8,14 @@ released, when the connection that it was granted on closes, or when it was not 
 a lock is held, one daemon thread of this process renews all locks; it starts with the first lock and ends soon after
 the last one.
 
-A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`: when a thread ends without
-releasing, its grants are collected, which closes their connections, so that the nodes release the locks. Therefore no
-other object may keep a strong reference to a grant for long. The renewing thread has weak references, and strong ones
-only while it waits for a node's answer.
+A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`. When a thread ends without
+releasing, its grants are garbage-collected. This closes their connections, so that the nodes release the locks.
+Therefore no other object may keep a strong reference to a grant for long. The renewing thread has weak references, and
+strong ones only while it waits for a node's answer.
 
-Both the renewing thread and the thread that releases a lock use its connection. A thread takes the connection out of
-the grant, and has exclusive use of it until it puts it back; a thread that finds none does not wait for it.
+Both the renewing thread and the thread that releases a lock use the connection of its grant. A thread removes the
+connection from the grant, uses it exclusively, and puts it back. If the connection is in use, the other thread does not
+wait for it.
 
 Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself.
 """

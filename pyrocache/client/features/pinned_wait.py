@@ -3,8 +3,9 @@
 The node answers such a request when it grants it, or with None when the poll interval is over. The caller then sends
 the request again over the same connection, which keeps its place in the queue. A grant ends with its connection.
 
-A caller never waits for another caller's connection. When too many calls wait for a node, the backend sends a request
-that does not wait, or none at all, and the caller pauses before the next one. ``net/pinned.py`` is the connection.
+A caller never waits for another caller's connection. When too many calls of this client wait for a node, the backend
+sends a request that does not wait; if no connection is left, it sends none. In both cases the caller pauses and then
+tries again. ``net/pinned.py`` is the connection.
 
 Thread safety: not thread-safe; each `PinnedWait` is used by one thread.
 """

@@ -3,9 +3,9 @@
 Memory is bounded by one page of keys, and for values by 4 MiB (`BATCH_BYTES` of ``protocol/limits.py``) plus one
 value for each node. Each page is a call with a deadline of its own. A node keeps no state of an iteration.
 
-The nodes agree on a cluster view before an iteration begins, and a key is returned only from its owner by that view.
-So no key is returned twice, and each key that exists throughout is returned once. An entry whose owner changes during
-the iteration is removed by its old node.
+The nodes agree on a cluster view before an iteration begins, and a key is returned only from its owner by that view. So
+no key is returned twice, and each key that exists throughout is returned once. A key whose owner changes during the
+iteration does not exist throughout: its old node drops the entry.
 
 Thread safety: not thread-safe; each iterator is used by one thread. A client may have any number of iterators.
 """

@@ -4,13 +4,13 @@ Keys compare as dict keys do. Equal keys have the same bytes in every process, i
 order and interning, except objects of kind P (see below). The bytes decode to an equal key, not always of the same
 type: 1.0 may come back as 1, a named tuple as a tuple.
 
-An encoded key is the prefix of its namespace, a type byte and a payload without a length. Hence the bytes of "user:"
-are a prefix of those of "user:1", and the bytes of ("a", 1) are a prefix of those of ("a", 1, "x"). A namespace is a
-path of names. Its prefix is the varint length of what follows, then the varint length and the UTF-8 text of each name.
-The root's prefix is a zero byte, and no path's prefix begins with that of another path.
+An encoded key consists of the prefix of its namespace, a type byte, and a payload without a length. Hence the bytes of
+"user:" are a prefix of those of "user:1", and the bytes of ("a", 1) are a prefix of those of ("a", 1, "x"). A namespace
+is a path of names. Its prefix is the varint length of what follows, then the varint length and the UTF-8 text of each
+name. The root's prefix is a zero byte, and no path's prefix begins with that of another path.
 
 Inside a payload, a nested key is type byte, varint payload length, payload. Varints are LEB128, ints are minimal
-big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone surrogates passed::
+big-endian two's complement, floats big-endian binary64, texts UTF-8, which may contain lone surrogates::
 
     byte kind                                      payload
     N    None                                      nothing
@@ -28,7 +28,8 @@ big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone s
     n    datetime, naive                           int: microseconds since year 1
     a    datetime, aware                           int: microseconds since year 1, UTC
     h    time, naive                               int: microseconds since midnight
-    H    time, aware                               int: the same, less the whole seconds of the UTC offset
+    H    time, aware                               int: microseconds since midnight, minus the UTC
+                                                   offset in whole seconds
     T    timedelta                                 int: microseconds
     u    UUID                                      16 bytes
     p    path, POSIX flavour                       text
@@ -37,15 +38,16 @@ big-endian two's complement, floats big-endian binary64, texts UTF-8 with lone s
     F    Flag member                               nested module, qualified name, value
     D    dataclass instance                        nested module, qualified name, then name and value of
                                                    each compared field, sorted by name
-    P    any other object                          pickle, its parts of the kinds above as persistent ids
+    P    any other object                          pickle; objects of other kinds that it refers to are
+                                                   persistent ids: their encoded bytes
 
 A numpy scalar has the kind of its value. A subclass that inherits the ``==`` of its builtin (IntEnum, a named tuple) is
 encoded as that builtin. Any other object (kind P) is encoded as its class and its pickled state: if its class defines
 ``==``, or if its pickle is not reproducible, two equal objects may have different bytes.
 
 Raises `InvalidKey` for NaN and NaT, for objects that do not pickle or that contain themselves, for classes that cannot
-be imported by name, and for sets and dicts with two members that have the same bytes. Raises `KeyTooLarge` for keys
-that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
+be imported by name, and for sets and dicts with two members that are unequal but have the same bytes, as objects of
+kind P may have. Raises `KeyTooLarge` for keys that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
 
 Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them.
 Encoding runs the key's own pickling code.

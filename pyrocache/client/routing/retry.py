@@ -6,8 +6,9 @@
   server for its address. It is asked again after that only if its address has changed.
 - A timeout is final, because it used up the deadline.
 - A command that is not idempotent is never sent again once it was sent completely.
-- No attempt begins if the deadline would end before the pause does. The error is then that of the last attempt. If the
-  last attempt timed out, the error of an earlier attempt at the same node, if any, is reported instead: it says more.
+- No attempt begins if the pause before it would last beyond the deadline. The error is then that of the last attempt.
+  If the last attempt timed out, and an earlier attempt at the same node failed for another reason, the error has that
+  reason.
 
 Failed requests arrive as `Refused` or `Unavailable` of ``net/failures.py``. ``protocol/commands.py`` lists which
 commands are idempotent. Pure: no I/O, no threads, no clock of its own.

@@ -1,13 +1,13 @@
-"""Leases: at most one caller loads the missing value of a key; others wait for it or get the expired value.
+"""Leases: at most one caller loads the missing or stale value of a key; others wait for it, or get the stale value.
 
-A lease begins when a caller receives `LOAD`. It ends when the value is stored, when the loader gives up, when
-its connection closes, or when its time is over and another caller wants it. It becomes void as soon as the key is set
-or deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it. After
-Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
+A lease begins when a caller receives the answer `LOAD`. It ends when the value is stored, when the loader gives up,
+when its connection closes, or when its time is over and another caller wants it. It becomes void as soon as the key is
+set or deleted, or a tag of the loaded value is invalidated: a value loaded before that must not be stored after it.
+After Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), except that callers wait instead of polling.
 
 Responsible for the leases and the recent tag invalidations. Does not read the store: the caller passes in what it
-found. While there is no lease, `Leases.by_key` is empty and no method needs to be called. Pure: no I/O and no threads;
-the clock is injected.
+found. `Leases.by_key` is empty while there is no lease; a write then needs no call of this module. Pure: no I/O and no
+threads; the clock is injected.
 
 Thread safety: not thread-safe; `CacheNode` and `Coordination` call it under the guard's lock.
 """

@@ -8,8 +8,8 @@ What a lock promises:
   resource that a lock protects can refuse a holder whose token is smaller than one that it has seen.
 - Locks are in the memory of the node that owns the name, and are not replicated. If that node dies, or the name moves
   to another node, the lock is lost: another caller can acquire it at the new owner while the former holder still works.
-  The former holder learns this when it renews or releases the lock. Until then only the fencing token keeps them apart;
-  it grows from node to node as far as the clocks of the hosts agree (see `Tokens`).
+  The former holder learns this when it renews or releases the lock. Until then, only the fencing token tells them
+  apart. Tokens of different nodes grow over time only if the clocks of the hosts agree (see `Tokens`).
 
 The client's side is in `pyrocache.client.features.locks`. Responsible for the locks of one node. Pure: no I/O and no
 threads; the clock is injected.

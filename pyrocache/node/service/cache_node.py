@@ -4,11 +4,12 @@ Composes the store, the coordination service (leases and locks), the request gua
 argument, since a peer can send anything, then takes the node's lock, has the guard check the view that the request was
 routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
 
-Every command that sets or removes values goes through `CacheNode._apply`, which settles the leases on their keys. There
-are three exceptions: `set` repeats the few lines of `_apply` for speed, and `clear` and `invalidate_tag` void leases by
-namespace and by tag. Changes that no lease depends on bypass it: of times to live (`touch`, `touch_many`, and `get`
-with ``touch_seconds``), version numbers (`get_with_version`), and reclaimed memory (`sweep`). `Ownership` drops the
-entries and leases of keys that move to other nodes.
+Every command that sets or removes values goes through `CacheNode._apply`, which also settles the leases on their keys:
+a waiting caller receives the new value, or the lease becomes void. There are three exceptions: `set` repeats the few
+lines of `_apply` for speed, and `clear` and `invalidate_tag` void leases by namespace and by tag. Changes that affect
+no lease do not go through `_apply`: new times to live (`touch`, `touch_many`, `get` with ``touch_seconds``), version
+numbers, which `get_with_version` assigns, and reclaiming (`sweep`). `Ownership` drops the entries and leases of keys
+that move to other nodes.
 
 Thread safety: every method may run on any thread. Commands that run inline hold the lock briefly; the others walk over
 entries in slices and release the lock between them.

@@ -1,8 +1,8 @@
 """`RequestGuard`: decides which requests a node may answer.
 
-Holds the cluster view that the node serves under and the state of each partition. Refuses a request that was routed
-with another view, or whose key is in a partition that is not served, and sends the node's own view along. Does not
-touch the store. Also holds the node's lock, under which a request is checked and executed atomically.
+Knows the cluster view that the node serves under and the state of each partition. Refuses a request that was routed
+with another view, or whose key is in a partition that is not served; the refusal contains the node's view. Does not
+touch the store. Creates the node's lock, `RequestGuard.lock`; a request is checked and executed while it is held.
 
 Thread safety: the caller holds the lock, except for `run`, which takes it, and for `members` and `ping`.
 """

@@ -1,7 +1,7 @@
 """Entries: what a store keeps under a key, and how many bytes each is accounted for.
 
-An entry has one of two shapes. A value that never expires and has no details is stored as its bytes alone: an object
-for each would take half as much memory again. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
+An entry has one of two shapes. A value without expiry, tags or version is stored as its bytes alone: an object for each
+would take 50 % more memory. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """`TwoQueues`: two queues of keys with coarse recency, the mechanism of both eviction policies.
 
-Time is counted in *epochs*. An epoch ends when about a thirtieth of the keys has been touched: added, or used for the
-first time in it. A queue is a row of chunks, one for each epoch in which keys were queued; a key is in one chunk of one
-queue. A use is noted in a `UseTable`: the epoch, and in how many epochs the key was used, up to three. If there are no
-uses, the note is the epoch in which the key was evicted. So
+Time is counted in *epochs*. An epoch ends when about a thirtieth of the keys has been added or used, each key counted
+once. A queue is a row of chunks, one for each epoch in which keys were queued; a key is in one chunk of one queue. For
+each key, a `UseTable` notes the epoch of its last use, and in how many epochs it was used, up to three. For a key that
+was evicted, the same note has the epoch of the eviction and no uses. So
 
 - a second use in one epoch is one read of that table and changes nothing;
 - a key does not move when it is used. It moves when it reaches the end of its queue, according to its uses until then;
 - a key takes some 12 bytes in a queue and 16 to 32 in the table.
 
-Without a share for the small queue, the least recently used key is evicted, to the precision of an epoch. With one, the
-queues are S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023): a new key enters the
-small queue. At its end, it goes to the main queue if it was used often enough, and is evicted otherwise. An evicted key
-that comes back while it is remembered enters the main queue at once. The main queue is a clock: a key that was used
-goes around again.
+There are two modes. LRU uses the small queue alone (no ``share``): the least recently used key is evicted, to the
+precision of an epoch. S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023) uses both: a
+new key enters the small queue. At its end, it goes to the main queue if it was used often enough, and is evicted
+otherwise. An evicted key that comes back while it is remembered enters the main queue at once. The main queue is a
+clock: a key that was used goes around again.
 
-While nothing is added and nothing was ever evicted, the queues *rest*: the order of keys does not matter yet, so an
-epoch lasts longer and a use is noted only once in it.
+While no key was ever evicted and no new key is added, the order of the keys does not matter yet. In this state
+(``_rests``), an epoch lasts longer, and most uses are not noted.
 
 Pure: no I/O, no threads, no clock.
 
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pyrocache.node.store.use_table import SEGMENT_BITS, SEGMENT_MASK, STATES, TAG_MASK, TAG_SHIFT, UseTable
 
 _EPOCHS = 32
-"""How many epochs pass while all keys are touched once: the precision of recency."""
+"""How many epochs pass while all keys are used once: the precision of recency."""
 
 _SMALLEST_EPOCH = 8
 _LARGEST_EPOCH = 1024
@@ -40,7 +40,7 @@ _STAMPS = (1 << 14) - 1
 """Epochs that the use table can tell apart. A key that was not used for longer may seem to be more recent."""
 
 _REMEMBERED = 2
-"""An evicted key is remembered while so many times the number of keys are touched."""
+"""An evicted key is remembered for the time in which so many times the number of keys are added or used."""
 
 _MOST_MOVES = 128
 """The most keys that one eviction moves, so that none takes long. The rest is left to the next ones."""

@@ -1,10 +1,10 @@
 """`ExpiryBuckets`: keys grouped by the time at which they expire.
 
-The keys that expire within the same tick share one bucket, or several if they are many: a set of a million keys blocks
-the node for 25 ms when it grows. A heap holds the ticks; the longer the TTL, the wider its tick. A key leaves its
-bucket when it is overwritten or removed, so no outdated keys pile up, and finding the keys that are due takes time
-proportional to their number. (Like a timing wheel, but with a heap: Varghese and Lauck, "Hashed and Hierarchical Timing
-Wheels", SOSP 1987.) Pure: no I/O, no threads; the caller passes the time.
+The keys that expire within the same tick share a bucket. A tick with many keys has several buckets, because a set of a
+million keys blocks the node for 25 ms when it grows. The end times of the ticks are in a heap. A key with a longer TTL
+is in a longer tick. A key leaves its bucket when it is overwritten or removed, so no outdated keys pile up, and finding
+the keys that are due takes time proportional to their number. (Like a timing wheel, but with a heap: Varghese and
+Lauck, "Hashed and Hierarchical Timing Wheels", SOSP 1987.) Pure: no I/O, no threads; the caller passes the time.
 
 Thread safety: not thread-safe; the caller holds the node's lock.
 """

@@ -1,12 +1,12 @@
 """Mutations: the changes that a client can request of a store. `Store.apply` executes them.
 
-A mutation is the effect of a command, not the command: conditions are decided and sums are computed before. Every
-change that a client requests is a mutation. Expiry, eviction and reclaiming also remove entries; they are local to a
-node and are not mutations.
+A mutation is the effect of a command, not the command: the condition of a `put` has been decided, and the sum of an
+`incr` has been computed. Every change that a client requests is a mutation. Expiry, eviction and reclaiming also remove
+entries; they are local to a node and are not mutations.
 
-Applied in the same order, the mutations of a partition have the same effect on another store, so they could be sent to
-a replica. Times are those of the store's monotonic clock; they must be converted for another host. Pure: no I/O, no
-threads, no clock.
+Applied in the same order, the mutations of a partition have the same effect on another store. To send them to a
+replica, start at `Store.apply`, which executes all of them. Times are those of the store's monotonic clock; they must
+be converted for another host. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`UseTable`: a table of fixed-size notes about keys, indexed by their hash, that keeps no key in memory.
 
-It records how often and how recently a key was used, or that it was evicted recently. It is lossy: of two keys whose
-hashes meet in one slot, the later one overwrites the other. For S3-FIFO on the OLTP trace that costs at most 0.002 of
-hit ratio; a dict by key takes 27 to 54 bytes more and needs the key objects of the store, or copies. Pure: no I/O, no
-threads, no clock.
+It records how often and how recently a key was used, or that the key was evicted recently. The table is lossy: if the
+hashes of two keys select the same slot, the later note overwrites the earlier one. This costs S3-FIFO at most 0.002 of
+hit ratio (on the OLTP trace of ``docs/eviction.md``). A dict by key would take 27 to 54 bytes more for each key, and
+would need the key objects of the store, or copies of them. Pure: no I/O, no threads, no clock.
 
 Thread safety: not thread-safe; the caller holds the node's lock.
 """
