@@ -639,7 +639,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return Stats.of(nodes, context.figures, away)
 
     def reset_stats(self) -> None:
-        """Set the counters of every node and of this client to 0, except ``loads``. Gauges (entries, bytes) do not change."""
+        """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""
         self._total(self._context.backend.reset_stats)
         self._context.reset_figures()
 

@@ -58,8 +58,8 @@ class Contents:
         bytes: how much they take; more than ``max_bytes`` only if the last entry has grown by its bookkeeping.
         counters: see `Counters`.
         namespaces, tags, expiry, policy, reclaimer: where the entries are, by what they can be found, which are dead.
-        mutations: for each partition, how many mutations were applied to one of its keys. Mutations of all partitions
-            at once are counted in ``mutations_of_all``.
+        mutations: for each partition, the number of mutations that changed one of its keys; `Discard` is not counted.
+            Mutations of all partitions at once are counted in ``mutations_of_all``.
         executors: the function for each kind of mutation.
     """
 
@@ -280,7 +280,11 @@ class Contents:
             pass
 
     def evict_for(self, cost: int, *, keep: Collection[bytes] = ()) -> None:
-        """Evict entries, but none of ``keep``, until ``cost`` more bytes fit. No entry is dead by now."""
+        """Evict entries other than ``keep`` until ``cost`` more bytes fit.
+
+        The caller has reclaimed the dead entries that can be found; an entry whose tick has not ended may still be
+        dead.
+        """
         kept = []
         spaces, next_victim = self.namespaces, self.policy.victim
         while self.bytes + cost > self.max_bytes:

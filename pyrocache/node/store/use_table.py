@@ -57,7 +57,10 @@ class UseTable:
         segment[number & SEGMENT_MASK] = number >> TAG_SHIFT & TAG_MASK | state
 
     def forget(self, key: bytes, state: int = 0) -> None:
-        """Set the state of ``key`` to one without uses, unless its slot has the uses of another key."""
+        """Set the state of ``key`` to ``state``, which has no uses.
+
+        Do nothing if the slot holds the uses of another key.
+        """
         number = hash(key)
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
         tag = number >> TAG_SHIFT & TAG_MASK
