@@ -183,7 +183,7 @@ class ClientStats:
     """Statistics of one client object.
 
     Attributes:
-        misses_on_error: calls that counted as misses because a node was unreachable.
+        misses_on_error: calls that counted as misses because of a `NodeUnavailable`.
         corrupt_values: values read that were not valid value frames.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """
