@@ -19,15 +19,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.store.entry import (
-    ENTRY_OVERHEAD,
-    Details,
-    Entry,
-    Stored,
-    cost_of,
-    entry_cost,
-    value_of,
-)
+from pyrocache.node.store.entry import ENTRY_OVERHEAD, Details, Entry, Stored, cost_of, entry_cost, value_of
 from pyrocache.node.store.eviction import EvictionPolicy
 from pyrocache.node.store.expiry import ExpiryBuckets
 from pyrocache.node.store.mutation import Clear, Delete, Discard, Extras, InvalidateTag, Set, Touch

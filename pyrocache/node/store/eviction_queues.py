@@ -28,7 +28,14 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from pyrocache.node.store.use_table import SEGMENT_BITS, SEGMENT_MASK, STATES, TAG_MASK, TAG_SHIFT, UseTable
+from pyrocache.node.store.use_table import (
+    FINGERPRINT_MASK,
+    FINGERPRINT_SHIFT,
+    SEGMENT_BITS,
+    SEGMENT_MASK,
+    STATES,
+    UseTable,
+)
 
 _EPOCHS = 32
 """How many epochs pass while all keys are used once: the precision of recency. Above 32,768 keys, there are more."""
@@ -121,10 +128,10 @@ class TwoQueues:
         number = hash(key)
         uses = self._uses
         segment = uses.segments[number >> SEGMENT_BITS & uses.mask]
-        tag = number >> TAG_SHIFT & TAG_MASK
-        state = segment[number & SEGMENT_MASK] ^ tag
+        fingerprint = number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK
+        state = segment[number & SEGMENT_MASK] ^ fingerprint
         if state >> 2 != self._stamp:
-            segment[number & SEGMENT_MASK] = tag | self._bump[state & 3 if state < STATES else 0]
+            segment[number & SEGMENT_MASK] = fingerprint | self._bump[state & 3 if state < STATES else 0]
             self._left -= 1
             if self._left <= 0:
                 self._next_epoch()
@@ -141,7 +148,7 @@ class TwoQueues:
         first_uses = []
         for number, key in zip(map(hash, keys), keys, strict=True):
             slot = segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK]
-            if (slot ^ number >> TAG_SHIFT & TAG_MASK) >> 2 != stamp:
+            if (slot ^ number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK) >> 2 != stamp:
                 first_uses.append(key)
         for key in first_uses:
             self.used(key)
