@@ -49,31 +49,29 @@ _METHOD = """\
 """
 
 _SHORT = """\
-## What falls short, and why
+## Where pyrocache is slower, and why
 
-- **Batches over three nodes** are slower than one Redis (`get_many` and `set_many` of 1000 keys). Most of a
-  `get_many` is `pickle.loads` itself; finding the owners, the keys' bytes and sending take about a tenth each. What
-  three nodes add to one is in the tables: three messages wake three processes, whose caches are cold by then, on two
-  cores that the client needs too: about 150 µs of CPU time a node at either end. With one node, `get_many` is about
-  level with Redis. Tried: columns instead of pairs, checks and look-ups that run in C, one pickler for all values,
-  replies decoded while other nodes still work. What is left would take C code for routing and for a node's table, or
-  more cores. A `set_many` costs a node more than Redis, as each entry is two Python objects, a place in a table and
-  one in the order of use; stock Pyro5 with a plain dict, which bounds and orders nothing, shows the price of that.
-  A profile of `get_many` (py-spy, µs of 1318): `pickle.loads` 732, owners 117, keys' bytes 104, sending 101, placing
-  values 59, waiting and receiving 81, the rest 124. A node spends two thirds of its time for a small `get` in the
-  kernel, half of that on waking and being woken (perf); the interpreter takes 27 %.
-- **Eight clients of one node** do fewer calls than with memcached, and of `set` fewer than wanted: clients and server
-  share two cores, so what counts is CPU time a call, and memcached stores in C. How much it is varies from run to run
-  (`get` 0.8 to 1.0 of pymemcache, `set` 0.7 to 0.9), with how fast the machine is at the moment for either.
-- **The store alone** is slower than cachetools, which neither counts bytes nor expires by itself, and much slower than
-  what is written in Rust. Of the time of a `get` of a client it is a twentieth, of a `set` that evicts a fifth.
-- **`set` of a 1 MB array** takes twice as long as with Redis and memcached, which write into memory that they have. A
-  node takes fresh pages for it, and a page fault costs 2 µs on a virtual machine such as this one. From 4 MiB on huge
-  pages make up for that.
-- **32 clients on two cores** gain less than 8: what they wait for is mostly the processor.
-- Both ends of a connection look for microseconds before they sleep, which the CPU time of a single client's calls
-  includes. Beside processes that compute all the time they sleep at once, and the ratios are nearer to 1.
-- `Manager` and stock Pyro5 serve a dict that neither bounds, nor expires, nor evicts anything.
+- **Batches over three nodes** (`get_many` and `set_many` of 1000 keys) are slower than one Redis server. Most of the
+  time of a `get_many` is `pickle.loads`; each of the owners, the encoded keys and the sending takes about a tenth.
+  With three nodes instead of one, three messages wake three processes on the two cores that the client needs as well.
+  With one node, `get_many` is about as fast as Redis. A `set_many` costs a node more than Redis, because each entry
+  is two Python objects, an entry in a table and a note of its use, and because each key is hashed to count the
+  mutations of its partition. Already in use: columns instead of pairs, checks and look-ups that run in C, one pickler
+  for all values, and decoding while other nodes still work. More speed would need C code for routing and for the
+  table of a node, or more cores.
+- **Eight clients of one node** make fewer calls per second than with memcached. Clients and server share two cores,
+  so only the CPU time per call counts, and memcached stores in C. The ratio varies from run to run (`get` 0.8 to 1.0
+  of pymemcache, `set` 0.7 to 0.9).
+- **The store alone** is slower than cachetools, which does not count bytes, and much slower than caches written in
+  Rust. A `get` of the store is a twentieth of the time of a client's `get`; a `set` that evicts is a fifth of a
+  client's `set`.
+- **`set` of a 1 MB array** takes twice as long as with Redis and memcached, which write into memory that they already
+  have. A node uses new memory pages for it, and a page fault costs 2 µs on a virtual machine such as this one. From 4
+  MiB on, huge pages compensate for that.
+- **32 clients on two cores** gain less than 8, because they mostly wait for a processor.
+- Both ends of a connection spin for some microseconds before they block. The CPU time of a single client's calls
+  includes this. Next to CPU-bound processes they block at once, and the ratios are nearer to 1.
+- `Manager` and stock Pyro5 serve a dict without a memory limit, expiry or eviction.
 """
 
 

@@ -1,16 +1,19 @@
 """Adaptive spin-wait: poll a few times more, yielding the processor in between, before blocking in `poll()`.
 
-Blocking and waking cost more than a small request, for both ends. Gets per second with / without the spin-wait,
-measured in interleaved rounds on an idle machine with two cores:
+Blocking and waking cost more than a small request, for both ends. Gets per second with / without the spin-wait of both
+ends, in interleaved rounds on two cores, clients of one node that only send and receive:
 
-    clients     TCP                Unix socket
-    1           71,000 / 16,000    91,000 / 20,000
-    8           98,000 / 73,000    134,000 / 87,000
+    clients                          TCP                Unix socket
+    1                                56,000 / 12,500    95,000 / 24,000
+    1, next to a CPU-bound process   40,000 / 45,500    47,000 / 53,500
+    8                                58,000 / 58,500    75,000 / 71,500
+    8, next to a CPU-bound process   44,500 / 46,000    51,500 / 54,500
 
 Spinning helps only if the event arrives soon and other processes yield the processor quickly. A CPU-bound process keeps
 it for its time slice, about a millisecond. So a wait that was in vain, or that took so long, is followed by waits that
-block at once; their number grows with each further failure. Next to a CPU-bound process, a single client is as fast as
-without spinning, but with eight clients the p99 latency is twice as high (760 / 400 µs over TCP).
+block at once; their number grows with each further failure. With this rule, the p99 latency of eight clients next to a
+CPU-bound process is 412 / 415 µs over TCP and 368 / 322 µs over Unix sockets. To block already after waits of 0.1 ms
+makes it lower, but 16 threads of one client then lose 14 to 23 % of their calls.
 
 Thread safety: a `SpinWait` is used by one thread at a time.
 """

@@ -359,14 +359,14 @@ def test_a_paused_node_costs_a_call_its_timeout_and_other_keys_nothing(cluster: 
 
 
 def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> None:
-    cache = cluster.client(timeout=0.3, on_error="miss")
+    cache = cluster.client(timeout=0.6, on_error="miss")
     fill(cache)
     names = owners(cache)
     for paused in (cluster.nodes[0], cluster.nodes[2]):
         others = {key for key in KEYS if names[key] != paused.name}
         cluster.pause(cluster.nodes.index(paused))
 
-        for user in (cache, cluster.client(timeout=0.3, on_error="miss")):
+        for user in (cache, cluster.client(timeout=0.6, on_error="miss")):
             assert user.stats().away == [paused.name]
             assert readable(user) == others
 

@@ -243,18 +243,19 @@ class Store:
     # Changing ---------------------------------------------------------------------------------------------
 
     def apply(self, mutation: Mutation) -> Any:
-        """Execute a mutation: the only way to change an entry. Return its result, see `mutation`.
+        """Execute a mutation, which is the only way to change an entry for a client. Return its result, see `mutation`.
+
+        Not mutations are version numbers, and what a node does by itself: expiry, eviction and reclaiming.
 
         Raises:
             ValueTooLarge: a value does not fit at all. Nothing has changed.
         """
-        return self.contents.executors[type(mutation)](mutation)
+        return self._executors[type(mutation)](mutation)
 
     def set(self, key: bytes, value: Value, ttl_seconds: float | None = None) -> None:
         """Store ``value`` for ``ttl_seconds``, or forever."""
-        # What `apply` does, written out: this runs for every write.
-        expires_at = math.inf if ttl_seconds is None else self._clock() + ttl_seconds
-        self._executors[Set](Set(key, value, expires_at))
+        # `_expiry` written out: this runs for every write.
+        self.apply(Set(key, value, math.inf if ttl_seconds is None else self._clock() + ttl_seconds))
 
     def set_many(
         self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
