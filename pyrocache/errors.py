@@ -16,7 +16,7 @@
     ├── NotAnInt (TypeError)                 `incr` or `decr` of a value that is not an int
     ├── WaitTimeout (TimeoutError)           another caller did not load the value in time
     ├── LockTimeout (TimeoutError)           other callers held the lock for longer than this one waited
-    ├── LockLost                             a lock was lost before its release; another caller may have held it
+    ├── LockLost                             a lock was lost before its release, or its node did not answer it
     ├── RemoteError                          a node refused a request or failed; says why
     ├── ProtocolError                        bytes on a connection that are not a valid message
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
@@ -123,8 +123,9 @@ class LockTimeout(PyroCacheError, TimeoutError):
 
 
 class LockLost(PyroCacheError):
-    """A lock was lost before its release: its node became unreachable, or it was not renewed in time.
+    """A lock was lost before its release, because its node became unreachable or it was not renewed in time.
 
+    Also raised if the node does not answer the release.
     Another caller may have held it meanwhile. Where that matters, let the protected resource compare fencing tokens.
     """
 

@@ -277,7 +277,7 @@ class Backend:
         return self._router.broadcast(commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:
-        """Set the counters of every node to 0."""
+        """Set the counters of every node to 0, except ``loads``."""
         return self._router.broadcast(commands.RESET_STATS, (), deadline)
 
     def close(self) -> None:

@@ -52,9 +52,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     Args:
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
         namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
-        timeout: seconds that each call may take, including querying the name server, connecting and retries.
-        on_error: what to do when a node is unreachable: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts and
-            logs it, and returns what a miss returns. No other error becomes a miss.
+        timeout: seconds that a call may take, including queries of the name server, connecting and retries. It does not
+            include the time that a call waits for another caller, and applies to each page of a scan separately.
+        on_error: what to do on a `NodeUnavailable` error, which includes `Overloaded`: ``"raise"`` raises it;
+            ``"miss"`` counts and logs it, and returns what a miss returns. No other error becomes a miss.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
@@ -62,7 +63,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     The node that owns an entry executes each change of it atomically, so concurrent callers do not undo each other's
     changes. After a lost reply, only idempotent calls are sent again. After a `NodeUnavailable` from any other call
-    (those with a condition, `incr`, `pop`, `setdefault`, `delete`) the change may or may not have been executed.
+    (those with a condition, `incr`, `pop`, `setdefault`, `delete`, `delete_many`, `clear`) the change may or may not
+    have been executed.
 
     As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
     is not hashable.
@@ -199,7 +201,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     def get_with_version(self, key: object) -> tuple[Any, int] | None:
         """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
 
-        Every change of an entry gives it a new version, which is never used again for this key.
+        Every write of a value gives the entry a new version, which is never reused for this key. `touch` keeps the
+        version.
         """
         context = self._context
         encoded = context.encode_key(key)
@@ -257,7 +260,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self.set_many(dict(*arguments, **named))
 
     def incr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
-        """Add ``delta`` to the int stored under ``key``, which may have any size. Return the sum.
+        """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have any size.
 
         Args:
             default: what ``delta`` is added to if there is no entry.
@@ -336,7 +339,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return None if seconds is None else float(seconds)
 
     def _answer(self, method: Callable[..., _T], key: bytes, missed: Any, *arguments: Any) -> _T:
-        """Return what a method of the backend returns, or ``missed`` if an unreachable node counts as a miss."""
+        """Return what a method of the backend returns, or ``missed`` if a `NodeUnavailable` counts as a miss."""
         try:
             return method(key, *arguments, self._context.deadline())
         except NodeUnavailable as error:
@@ -413,9 +416,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ``@staticmethod`` and ``@classmethod``. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
         ``.key(...)``, each called with the function's own arguments, and ``.original``.
 
-        The key of a result is the function's module and qualified name (in ``__main__`` also its source) and its
-        arguments, defaults included, however they are passed. Anything else that a function refers to, such as
-        the variables around a nested function, is not part of the key: include it with ``key``.
+        The key of a result is the function's module and qualified name and its arguments, defaults included, however
+        they are passed. For a lambda, and for a function in ``__main__``, it also contains a digest of the code.
+        Anything else that a function refers to, such as the variables around a nested function, is not part of the key:
+        include it with ``key``.
 
         Args:
             key: called with all arguments, by position and defaults included; its result replaces them in the key.
@@ -441,14 +445,15 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
 
         A held lock is renewed in the background. It is free at once when the holder releases it or its process ends. A
-        holder that cannot renew it, because its host failed or its process is stopped, loses it after ``ttl_seconds``.
+        holder that cannot renew the lock, because its host has failed or its process is suspended, loses the lock after
+        ``ttl_seconds``.
 
         The promise: while the node that owns the name runs and the cluster view does not change, there is at most one
         holder whose ``ttl_seconds`` are not over. A node keeps its locks in memory, in one copy. If the node ends, or
         if nodes join or leave so that another node owns the name, the lock is free, although its holder notices this
         only after up to a third of ``ttl_seconds``. So a lock avoids duplicate work. Where duplicate work would do
         harm, pass the fencing token `Lock.token` to the protected resource, and let the resource refuse a token smaller
-        than one that it has seen. Fencing tokens only grow (from one node to another as far as their clocks agree).
+        than one that it has seen. Fencing tokens only grow, provided that the clocks of the nodes agree.
 
         Args:
             name: any key. A lock and an entry of the same name are independent.
@@ -456,7 +461,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             wait_seconds: how long to wait for it; None for no limit, 0 for not at all.
 
         Raises, when it is acquired: `LockTimeout`; `NodeUnavailable`, independent of ``on_error``. When it is released:
-        `LockLost` if it was lost before, unless the body of a ``with`` has raised an exception.
+        `LockLost` if it was lost before or its node does not answer, unless the body of a ``with`` has raised an
+        exception.
         """
         return Lock(self._context, name, 1, ttl_seconds, wait_seconds)
 
@@ -518,8 +524,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         `len` and `clear` of this client do not include them either. The new client shares this client's settings and
         connections. Closing it leaves this client open; closing this client closes it.
-        ``PyroCacheClient(namespace="shop")`` makes a client of the same namespace as ``namespace("shop")`` of a client
-        without one. Namespaces can be nested: ``namespace("shop").namespace("eu")``.
+        ``PyroCacheClient(namespace="shop")`` and ``PyroCacheClient().namespace("shop")`` use the same namespace.
+        Namespaces can be nested: ``namespace("shop").namespace("eu")``.
 
         Raises:
             ConfigurationError: ``name`` is not a str, or takes more than 255 bytes in UTF-8, or the path more than 512.
@@ -542,15 +548,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Return an iterator over the keys of this namespace, node by node, in no order.
 
         No key is returned twice. A key that exists throughout is returned once; a key that is stored or removed
-        meanwhile may or may not be returned. When a node joins or leaves, the entries of keys whose owner changes are
-        removed.
+        meanwhile may or may not be returned. If a node joins or leaves during the scan, the keys whose owner changes
+        may not be returned, because their entries are removed.
 
         Args:
-            prefix: only keys that are texts which begin with this text, or tuples which begin with these items.
+            prefix: a str or a tuple. Only keys that are strings with this prefix, or tuples that begin with these
+                items, are returned.
             batch: how many keys to request from a node at a time, at most 1,000. Each request has a timeout of its own.
 
         Raises:
-            TypeError: ``prefix`` is neither a text nor a tuple.
+            TypeError: ``prefix`` is neither a str nor a tuple.
         """
         return scan.scan(self._context, prefix, batch)
 
@@ -632,12 +639,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return Stats.of(nodes, context.figures, away)
 
     def reset_stats(self) -> None:
-        """Set the counters of every node and of this client to 0. Gauges (entries, bytes) are unchanged."""
+        """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""
         self._total(self._context.backend.reset_stats)
         self._context.reset_figures()
 
     def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
-        """Return the sum of the nodes' answers. ``on_error`` decides whether an unreachable node is an error."""
+        """Return the sum of the nodes' answers. ``on_error`` decides whether a `NodeUnavailable` is raised."""
         total = 0
         for _, answer in method(*arguments, self._context.deadline()):
             if isinstance(answer, NodeUnavailable):

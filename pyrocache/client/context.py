@@ -147,7 +147,7 @@ class ClientContext:
         if tags is None:
             return None
         if isinstance(tags, str) or not isinstance(tags, Iterable):
-            raise TypeError(f"tags is a list of texts, not one {type(tags).__name__}.")
+            raise TypeError(f"tags is a list of str, not one {type(tags).__name__}.")
         encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
         if len(encoded) > MAX_TAGS:
             raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")

@@ -93,7 +93,7 @@ class NamespaceStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Totals:
-    """Statistics of one node, or sums over several. Counters start with the node, or at `reset_stats`.
+    """Statistics of one node, or sums over several. Counters start with the node, or, except `loads`, at `reset_stats`.
 
     Attributes:
         hits, misses: reads that found an entry, and that found none.
@@ -106,7 +106,7 @@ class Totals:
         rss_bytes: resident memory of the process.
         leases, locks: the current numbers of values being loaded, and of locks held.
         waiting: the current number of callers that wait for a lease or a lock.
-        loads: leases granted.
+        loads: leases granted since the start of the node.
         namespaces: the most used namespaces, by their path of names; ``()`` is the root.
         latencies: the durations of calls, by the node's method.
     """
@@ -183,7 +183,7 @@ class ClientStats:
     """Statistics of one client object.
 
     Attributes:
-        misses_on_error: calls that counted as misses because a node was unreachable.
+        misses_on_error: calls that counted as misses because of a `NodeUnavailable`.
         corrupt_values: values read that were not valid value frames.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """

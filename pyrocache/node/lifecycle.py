@@ -165,13 +165,16 @@ class Node:
                 raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
             self._directory.remove(entry)
         if False in self._peers.know(self._others(), self.member):
-            # Another node considered this one dead, for example while it was stopped, and serves its keys.
+            # Another node considered this one dead, for example while it was suspended, and serves its keys.
             self.cache_node.ownership.forget_everything()
         self._directory.add(self.member)
         log.warning("%s: registered again.", self.member.name)
 
     def _be_admitted(self) -> None:
-        """Wait until every other node that answers has this one in its view. Then start to serve."""
+        """Wait until every other node that answers has this one in its view, but no longer than about 3 seconds.
+
+        Then start to serve.
+        """
         give_up_at = self._clock() + _ADMISSION_SECONDS
         waiting = {member.name for member in self._directory.members()} - {self.member.name}
         while not self.stop_request.requested:

@@ -43,8 +43,8 @@ class Command:
     Attributes:
         name: the method of `CacheNode`.
         scope: its subject.
-        idempotent: executing it twice has the effect and the reply of executing it once, so that it may be sent again
-            after its reply was lost.
+        idempotent: executing it twice has the same effect as executing it once, so it may be sent again after its reply
+            was lost. The second reply may differ for `invalidate_tag`, `fill` and `abandon`.
         runs: how a node runs it.
         mutates: it may change the store.
     """

@@ -203,7 +203,8 @@ class EventLoop:
                     sent = connection.channel.send(reply)
                 except BlockingIOError:
                     sent = 0
-                if sent == len(reply):  # nothing is buffered: no accounting, and the same events
+                if sent == len(reply):
+                    # Nothing is buffered, so neither the accounting nor the watched events change.
                     return
                 connection.queue(reply[sent:], self._now)
             else:

@@ -306,7 +306,8 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                     return Found(context.decode(key, frame))
                 case _:
                     raise RemoteError("A node answered lease with an invalid reply.")
-            # Deadlock otherwise: a factory would wait for its own lease, or for a connection whose user waits for it.
+            # Load without a lease. Otherwise, there could be a deadlock: a factory would wait for its own lease, or for
+            # a connection of a call that waits for this factory.
             if recursive or (wait.crowded and _loading.get()):
                 return Found(None, LoadTask(load))
             # No request was sent, so look whether another caller has loaded the value meanwhile.

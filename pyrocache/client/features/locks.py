@@ -85,7 +85,7 @@ class Grant:
 
     @property
     def held(self) -> bool:
-        """Whether no other caller can hold the lock, as far as this process knows."""
+        """Whether this grant is still valid, as far as this process knows."""
         if self.over or self.inherited or time.monotonic() >= self.good_until:
             return False
         return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
@@ -143,7 +143,9 @@ class Lock:
 
     @property
     def token(self) -> int | None:
-        """The fencing token of this thread's grant, larger than that of any earlier grant; None if it holds none.
+        """The fencing token of this thread's grant; None if it holds none.
+
+        It is larger than the token of any earlier grant, provided that the clocks of the nodes agree.
 
         The protected resource can refuse a holder whose token is smaller than one that it has seen. Nothing else
         protects it from a holder that was suspended for longer than the time to live and has not noticed.
@@ -189,11 +191,11 @@ class Lock:
                 if wait.is_over():
                     wait.release()
                     raise LockTimeout(
-                        f"acquire failed: others held the lock for the {wait_seconds:g} s that this waited. "
-                        "Wait longer with wait_seconds."
+                        f"acquire failed: the lock was not available within {wait_seconds:g} s. "
+                        "To wait longer, pass wait_seconds."
                         if wait.pinned is not None
-                        else "acquire failed: this client holds or loads as much of the lock's node as it may at a "
-                        "time. Release some first, or take another client."
+                        else "acquire failed: this client has reached its limit of locks and loads on the node of this "
+                        "lock. Release some of them, or create another client."
                     )
                 wait.pause()
             if type(token) is not int:
@@ -204,7 +206,7 @@ class Lock:
         """Release the lock that this thread holds.
 
         Raises:
-            LockLost: it was lost before; another caller may have held it meanwhile.
+            LockLost: the lock was lost before, or its node did not answer. Another caller may have held it meanwhile.
             RuntimeError: this thread has not acquired it.
         """
         grant = self._of_thread.grant
@@ -222,8 +224,8 @@ class Lock:
         grant.over = True
         if not released:
             raise LockLost(
-                "The lock was lost before it was released: its node went away, or it could not be renewed in time. "
-                "Another holder may have done its work meanwhile."
+                "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
+                "did not answer the release. Another holder may have done its work meanwhile."
             )
 
     def __enter__(self) -> Self:

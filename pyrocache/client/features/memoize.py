@@ -293,7 +293,7 @@ def _digest(function: Callable[..., Any]) -> str:
 
 
 def _text_of(constant: Any) -> str:
-    """Return a text for a constant that is the same in every process, unlike its ``repr``."""
+    """Return a string for a constant that is the same in every process, unlike its ``repr``."""
     if isinstance(constant, CodeType):
         parts = [constant.co_code.hex(), *constant.co_names, *constant.co_varnames, *constant.co_freevars]
         return f"code({','.join(parts)};{','.join(map(_text_of, constant.co_consts))})"

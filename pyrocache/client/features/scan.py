@@ -97,7 +97,7 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
             return _walk(context, encoded, batch)
     kind = type(prefix).__name__
-    raise TypeError(f"scan takes the beginning of a text or of a tuple as a prefix, not {kind}.")
+    raise TypeError(f"scan takes a str or a tuple as a prefix, not {kind}.")
 
 
 def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:

@@ -10,7 +10,7 @@ is a path of names. Its prefix is the varint length of what follows, then the va
 name. The root's prefix is a zero byte, and no path's prefix begins with that of another path.
 
 Inside a payload, a nested key is type byte, varint payload length, payload. Varints are LEB128, ints are minimal
-big-endian two's complement, floats big-endian binary64, texts UTF-8, which may contain lone surrogates::
+big-endian two's complement, floats big-endian binary64, strings UTF-8, which may contain lone surrogates::
 
     byte kind                                      payload
     N    None                                      nothing

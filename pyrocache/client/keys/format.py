@@ -1,6 +1,6 @@
-"""The grammar of encoded keys: varints, nesting, ints, texts and the prefixes of namespaces; and two errors.
+"""The grammar of encoded keys: varints, nesting, ints, strings and the prefixes of namespaces; and two errors.
 
-Defines how a length, an int and a text are written and read, how a key is nested in another one, and the prefix of a
+Defines how a length, an int and a string are written and read, how a key is nested in another one, and the prefix of a
 namespace. It knows no kind of key and does not interpret type bytes.
 
 Raises `InvalidKey` for a length that is truncated or not minimal, and for a nested key or a prefix that is truncated.
@@ -80,7 +80,7 @@ def read_int(payload: bytes) -> int:
 
 
 def utf8(text: str) -> bytes:
-    """Return a text in UTF-8, lone surrogates passed."""
+    """Return a str in UTF-8, lone surrogates included."""
     return text.encode("utf-8", "surrogatepass")
 
 

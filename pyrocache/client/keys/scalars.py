@@ -1,4 +1,4 @@
-"""Keys that hold no other keys: None, numbers, texts, bytes, dates, times, UUIDs, paths.
+"""Keys that hold no other keys: None, numbers, strings, bytes, dates, times, UUIDs, paths.
 
 Encodes and decodes these kinds, in three tables for `encoding`: encoders by exact type, decoders of payloads by type
 byte, and builders of keys from nested keys by type byte. Equal numbers have the same kind, whatever their types.
@@ -87,11 +87,11 @@ def encode_complex(key: complex) -> bytes:
     return b"c" + nest(encode_float(key.real)) + nest(encode_float(key.imag))
 
 
-# None, texts, bytes, paths.
+# None, strings, bytes, paths.
 
 
 def encode_str(key: str) -> bytes:
-    """Encode a text. Raises `KeyTooLarge`."""
+    """Encode a str. Raises `KeyTooLarge`."""
     if len(key) > MAX_KEY_BYTES:
         raise too_large(key)
     return b"s" + key.encode("utf-8", "surrogatepass")

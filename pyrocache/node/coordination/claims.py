@@ -1,8 +1,8 @@
 """`Claims`: the common part of leases and locks: keys that sessions hold, and the sessions that wait for them.
 
 Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, and all
-sessions together, hold or wait for are bounded. Does not decide which session holds a key. Pure: no I/O and no
-threads; the clock is injected.
+sessions together, hold or wait for are bounded, separately for leases and for locks. Does not decide which session
+holds a key. Pure: no I/O and no threads; the clock is injected.
 
 Thread safety: not thread-safe; `Coordination` calls it under the guard's lock.
 """

@@ -112,7 +112,7 @@ class CacheNode:
             return value
 
     def get_with_version(self, view: int, key: bytes) -> list[Any] | None:
-        """Return the value frame and the version, a number that no other state of the entry has, or None."""
+        """Return the value frame and the version, or None. Every write of a value gives a new version."""
         validation.check_key(key)
         found = self._guard.run(view, (key,), self._store.get_with_version, key)
         return None if found is None else list(found)
@@ -360,7 +360,10 @@ class CacheNode:
     reset_stats = _forwarded("_metrics", NodeMetrics.reset)
 
     def sweep(self) -> bool:
-        """Free some expired entries. Return whether there may be more. Not exposed."""
+        """Free some dead entries: expired, cleared or invalidated. Return whether there may be more.
+
+        Not a remote method.
+        """
         with self._lock:
             return self._store.reclaim(SLICE)
 

@@ -103,7 +103,7 @@ class Coordination:
         """Acquire ``name``, with at most ``limit`` - 1 other holders, until `release` or for ``ttl_seconds``.
 
         Returns:
-            The fencing token, larger than all before it; None: call again or give up.
+            The fencing token, larger than all earlier ones of this node; None: call again or give up.
         """
         return self._wait_for(self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds))
 

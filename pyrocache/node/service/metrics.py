@@ -1,11 +1,11 @@
 """`NodeMetrics`: the statistics of one node, as `CacheNode.stats` reports them.
 
-With many namespaces it walks over all of them, which must neither hold the node's lock nor keep the interpreter from
-the I/O thread. So it copies the list of namespaces in one call into C and adds them up in slices, without the lock. A
-counter that changes meanwhile is reported as before or after the change. Clients read the result in
-`pyrocache.client.stats`; `pyrocache.cli.tables` prints it.
+`collect` reads the counters of all namespaces. There may be many, so it does not hold the node's lock, and lets the I/O
+thread run between slices. It copies the list of namespaces in one call into C, which needs no lock. A counter that
+changes meanwhile is reported as before or after the change. Clients read the result in `pyrocache.client.stats`;
+`pyrocache.cli.tables` prints it.
 
-Thread safety: thread-safe; runs on a worker thread.
+Thread safety: thread-safe; `collect` runs on a worker thread, `reset` on the I/O thread.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class NodeMetrics:
         self._started = self._counted_since = clock()
 
     def collect(self) -> dict[str, Any]:
-        """Return the statistics of this node by name. Counters count since its start or the last `reset`."""
+        """Return the statistics of this node by name.
+
+        Counters count from the start of the node or the last `reset`, except ``loads``, which is never reset.
+        """
         store, leases, locks = self._store, self._coordination.leases, self._coordination.locks
         entries, hits, misses, namespaces = self._namespaces()
         now = self._clock()
@@ -76,7 +79,7 @@ class NodeMetrics:
         }
 
     def reset(self) -> bool:
-        """Reset all counters to 0. Return True."""
+        """Reset all counters but ``loads`` to 0. Return True."""
         with self._coordination.lock:
             self._store.reset_counters()
             self._counted_since = self._clock()

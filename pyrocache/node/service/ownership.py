@@ -55,8 +55,9 @@ class Ownership:
     def set_state(self, state: PartitionState) -> None:
         """Set the state of all partitions.
 
-        A node is loading until all other nodes know it. Otherwise it could serve, and leave again before another node
-        knows it. That node would then still have older values of the keys that were set meanwhile.
+        A node is loading until all other nodes that answer know it, or for about 3 seconds at most. Otherwise it could
+        serve, and leave again before another node knows it. That node would then still have older values of the keys
+        that were set meanwhile.
         """
         with self._guard.lock:
             self._guard.set_state(state)

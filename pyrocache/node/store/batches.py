@@ -1,8 +1,8 @@
 """Batch reads and writes: the keys of one namespace, column by column instead of key by key.
 
-That is three to five times as fast as a call for each key, since C code loops over the columns. Both functions have
-exactly the effect of one call for each key. If they cannot, they change nothing and return None or False; the caller
-then makes those calls. No I/O and no threads; the caller passes the time.
+That is three to five times as fast as a call for each key, since C code loops over the columns. Both functions have the
+effect of one call for each key, except for the order of evictions. If they cannot, they change no live entry and return
+None or False; the caller then makes those calls. No I/O and no threads; the caller passes the time.
 
 Thread safety: not thread-safe; the caller holds the node's lock.
 """
@@ -53,7 +53,11 @@ def get_many(contents: Contents, keys: Sequence[bytes], room: int, now: float) -
 
 
 def set_many(contents: Contents, change: SetMany, now: float) -> bool:
-    """Store distinct keys of one namespace, which fit together. Return False if they are not that: nothing changed."""
+    """Store a batch.
+
+    Return False, without storing anything, unless the keys are distinct, are in one namespace, and fit into the memory
+    limit together.
+    """
     keys = change.keys
     space = contents.namespaces.of(keys[0])
     batch = set(keys)

@@ -19,15 +19,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.errors import ValueTooLarge
-from pyrocache.node.store.entry import (
-    ENTRY_OVERHEAD,
-    Details,
-    Entry,
-    Stored,
-    cost_of,
-    entry_cost,
-    value_of,
-)
+from pyrocache.node.store.entry import ENTRY_OVERHEAD, Details, Entry, Stored, cost_of, entry_cost, value_of
 from pyrocache.node.store.eviction import EvictionPolicy
 from pyrocache.node.store.expiry import ExpiryBuckets
 from pyrocache.node.store.mutation import Clear, Delete, Discard, Extras, InvalidateTag, Set, Touch
@@ -58,8 +50,8 @@ class Contents:
         bytes: how much they take; more than ``max_bytes`` only if the last entry has grown by its bookkeeping.
         counters: see `Counters`.
         namespaces, tags, expiry, policy, reclaimer: where the entries are, by what they can be found, which are dead.
-        mutations: for each partition, how many mutations were applied to one of its keys. Mutations of all partitions
-            at once are counted in ``mutations_of_all``.
+        mutations: for each partition, the number of mutations that changed one of its keys; `Discard` is not counted.
+            Mutations of all partitions at once are counted in ``mutations_of_all``.
         executors: the function for each kind of mutation.
     """
 
@@ -280,7 +272,11 @@ class Contents:
             pass
 
     def evict_for(self, cost: int, *, keep: Collection[bytes] = ()) -> None:
-        """Evict entries, but none of ``keep``, until ``cost`` more bytes fit. No entry is dead by now."""
+        """Evict entries other than ``keep`` until ``cost`` more bytes fit.
+
+        The caller has reclaimed the dead entries that can be found; an entry whose tick has not ended may still be
+        dead.
+        """
         kept = []
         spaces, next_victim = self.namespaces, self.policy.victim
         while self.bytes + cost > self.max_bytes:

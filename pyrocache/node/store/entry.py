@@ -1,7 +1,7 @@
 """Entries: what a store keeps under a key, and how many bytes each is accounted for.
 
-An entry has one of two shapes. A value without expiry, tags or version is stored as its bytes alone: an object for each
-would take 50 % more memory. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
+An entry has one of two shapes. A value that has no expiry, version, tags or load time is stored as its bytes alone: an
+object for each would take about 50 % more memory. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ TAG_OVERHEAD = 128
 """Bytes that each of its tags takes."""
 
 SHORT_KEY = 64
-"""A longer key is accounted for once more if its entry expires, and if it has tags: an entry that is overwritten keeps
-the key object that it had, while its bucket and its tags refer to the one that came with the request."""
+"""The length of a longer key is counted once more if the entry has a TTL, and once more if it has tags. When an entry
+is overwritten, the table keeps the old key object, but the expiry bucket and the tags refer to the new one, so up to
+three copies exist."""
 
 Value: TypeAlias = bytes | memoryview
-"""A large value is the part of the message that brought it."""
+"""The encoded value. A large value is a `memoryview` of the request in which it arrived."""
 
 Bucket: TypeAlias = set[bytes]
 """The keys that expire in one tick."""
@@ -39,7 +40,7 @@ class Tag:
     """A name that entries share, by which all of them can be invalidated at once.
 
     Attributes:
-        name: as the client writes it.
+        name: the encoded tag, as it is on the wire: the prefix of its namespace and its name.
         keys: of the entries that have the tag.
         invalid: its entries are gone, though some may not be reclaimed yet.
     """
@@ -51,13 +52,13 @@ class Tag:
 
 @dataclass(slots=True, eq=False)
 class Details:
-    """What is known of few entries.
+    """The attributes that only few entries have.
 
     Attributes:
         stale_until: until when an expired entry is kept for callers that take a stale value meanwhile; or 0.
         load_seconds: how long its value took to make; None if that is unknown.
         tags: those it has.
-        version: differs from that of every other state of the key; 0 until a client asks for it.
+        version: differs from that of every other value of the key; 0 until a client asks for it.
     """
 
     stale_until: float = 0.0
@@ -68,13 +69,13 @@ class Details:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A value of which more is known.
+    """A value with an expiry time or with `Details`.
 
     Attributes:
         value: the bytes.
         expires_at: monotonic seconds; infinite if it never expires.
         bucket: the keys that leave the store in the same tick; None if it never expires.
-        details: see there, or None.
+        details: the `Details` of the entry; None if it has none.
     """
 
     value: Value

@@ -1,13 +1,13 @@
 """`TwoQueues`: two queues of keys with coarse recency, the mechanism of both eviction policies.
 
-Time is counted in *epochs*. An epoch ends when about a thirtieth of the keys has been added or used, each key counted
-once. A queue is a row of chunks, one for each epoch in which keys were queued; a key is in one chunk of one queue. For
-each key, a `UseTable` notes the epoch of its last use, and in how many epochs it was used, up to three. For a key that
-was evicted, the same note has the epoch of the eviction and no uses. So
+Time is counted in *epochs*. An epoch ends when a 32nd of the keys, at least 8 and at most 1,024, have been added, or
+used for the first time in the epoch. A queue is a row of chunks, one for each epoch in which keys were queued; a key is
+in one chunk of one queue. For each key, a `UseTable` notes the epoch of its last use, and in how many epochs it was
+used, up to three. For a key that was evicted, the same note has the epoch of the eviction and no uses. So
 
 - a second use in one epoch is one read of that table and changes nothing;
 - a key does not move when it is used. It moves when it reaches the end of its queue, according to its uses until then;
-- a key takes some 12 bytes in a queue and 16 to 32 in the table.
+- a key takes 8 to 12 bytes in a queue and 16 to 32 in the table.
 
 There are two modes. LRU uses the small queue alone (no ``share``): the least recently used key is evicted, to the
 precision of an epoch. S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023) uses both: a
@@ -28,10 +28,17 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from pyrocache.node.store.use_table import SEGMENT_BITS, SEGMENT_MASK, STATES, TAG_MASK, TAG_SHIFT, UseTable
+from pyrocache.node.store.use_table import (
+    FINGERPRINT_MASK,
+    FINGERPRINT_SHIFT,
+    SEGMENT_BITS,
+    SEGMENT_MASK,
+    STATES,
+    UseTable,
+)
 
 _EPOCHS = 32
-"""How many epochs pass while all keys are used once: the precision of recency."""
+"""How many epochs pass while all keys are used once: the precision of recency. Above 32,768 keys, there are more."""
 
 _SMALLEST_EPOCH = 8
 _LARGEST_EPOCH = 1024
@@ -121,10 +128,10 @@ class TwoQueues:
         number = hash(key)
         uses = self._uses
         segment = uses.segments[number >> SEGMENT_BITS & uses.mask]
-        tag = number >> TAG_SHIFT & TAG_MASK
-        state = segment[number & SEGMENT_MASK] ^ tag
+        fingerprint = number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK
+        state = segment[number & SEGMENT_MASK] ^ fingerprint
         if state >> 2 != self._stamp:
-            segment[number & SEGMENT_MASK] = tag | self._bump[state & 3 if state < STATES else 0]
+            segment[number & SEGMENT_MASK] = fingerprint | self._bump[state & 3 if state < STATES else 0]
             self._left -= 1
             if self._left <= 0:
                 self._next_epoch()
@@ -141,7 +148,7 @@ class TwoQueues:
         first_uses = []
         for number, key in zip(map(hash, keys), keys, strict=True):
             slot = segments[number >> SEGMENT_BITS & mask][number & SEGMENT_MASK]
-            if (slot ^ number >> TAG_SHIFT & TAG_MASK) >> 2 != stamp:
+            if (slot ^ number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK) >> 2 != stamp:
                 first_uses.append(key)
         for key in first_uses:
             self.used(key)

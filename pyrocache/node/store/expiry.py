@@ -20,8 +20,8 @@ _FAR_SECONDS = 1e12
 """No expiry is planned beyond this: thirty thousand years."""
 
 _BUCKET_KEYS = 3900
-"""A bucket with more keys gets no further ones. One batch more, and a set is still just below where it grows: 27 to 33
-bytes a key; above, it takes 105."""
+"""No key is added to a bucket that has this many keys. Even with one more batch (1,000 keys), the set stays below the
+size at which it is resized. It takes 27 to 33 bytes per key before that, and 105 after it."""
 
 
 class ExpiryBuckets:

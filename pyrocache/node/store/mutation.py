@@ -21,7 +21,7 @@ from pyrocache.node.store.entry import Value
 
 @dataclass(slots=True)
 class Extras:
-    """What few values come with.
+    """The attributes of a value that only few values have.
 
     Attributes:
         stale_until: until when the entry is kept, once it has expired, for callers that take a stale value; or 0.
@@ -41,7 +41,7 @@ class Set:
     Attributes:
         key, value: the entry.
         expires_at: monotonic seconds; infinite if it never expires.
-        extras: what else is known of it, if anything.
+        extras: its further attributes; None if it has none.
     """
 
     key: bytes

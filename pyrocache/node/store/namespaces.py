@@ -31,7 +31,7 @@ class Namespace(Table[Stored]):
         prefix: what its keys begin with.
         overhead: the bytes that it is accounted for while it has entries; 0 for the root, which is always there.
         expiring: how many of the entries have a TTL.
-        hits, misses: of `Store.get`.
+        hits, misses: the number of reads that found a value, and of those that did not.
     """
 
     __slots__ = ("expiring", "hits", "misses", "overhead", "prefix")

@@ -1,8 +1,8 @@
 """`Reclaimer`: finds entries that are dead but still in memory.
 
-Dead entries are those of cleared namespaces, those with an invalid tag, and expired ones. They are invisible to reads
-at once and are reclaimed one by one, so that no call takes long. The caller removes them and keeps the accounts. No I/O
-and no threads; the clock is injected.
+An entry is dead if its namespace was cleared, one of its tags was invalidated, or its TTL and its stale period have
+ended. Dead entries are invisible to reads at once and are reclaimed one by one, so that no call takes long. The caller
+removes them and keeps the accounts. No I/O and no threads; the clock is injected.
 
 Thread safety: not thread-safe; the caller holds the node's lock.
 """
@@ -42,7 +42,7 @@ class Reclaimer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is dead, and nothing will be."""
+        """Whether there is no cleared namespace, no invalid tag, and no tick in which an entry may expire."""
         return not (self.cleared or self._tags.invalid or self._expiry.ticks)
 
     def clear(self, space: Namespace) -> None:

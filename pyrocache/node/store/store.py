@@ -5,9 +5,11 @@ The rest of the node uses `Store` only: reads, and commands that decide on a `Mu
 once), `namespaces` and `table` (where an entry is), `expiry` and `reclaim` (which entries are dead), `tags`,
 `eviction`.
 
-An entry is expired from the instant ``now >= expires_at``, and an entry with an invalid tag is dead at once: no read
-returns it from then on. Dead entries that are still in memory, those of cleared namespaces included, are reclaimed in
-small steps, and before any live entry is evicted.
+An entry is *live* until its TTL ends (``now >= expires_at``), then *stale* for its stale period, if it has one, and
+then *dead*. It is dead at once if its namespace was cleared or one of its tags was invalidated. No read returns a dead
+entry, and only `Store.lookup` returns a stale one. Dead entries that are still in memory are reclaimed in small steps,
+and before any entry is evicted. An expired entry can be reclaimed only when its tick has ended (see `expiry`); until
+then, it may be evicted like a live one.
 
 No I/O and no threads; clock and eviction policy are injected.
 
@@ -77,11 +79,13 @@ class Store:
         policy: decides which entry is evicted when that is reached.
         clock: monotonic seconds.
         tick_seconds: see `ExpiryBuckets`.
-        versions: the first version that is given; another store of the same keys begins at another.
+        versions: the first version number to assign. It must be greater than every number that an earlier store of the
+            same node assigned.
         reclaimed_by_clear: how many dead entries `clear` removes at once.
 
     Attributes:
-        namespaces, policy: see there.
+        namespaces: the tables of entries, one for each namespace.
+        policy: as given.
         contents: the entries and their accounts; for the modules of this package.
     """
 
@@ -142,7 +146,10 @@ class Store:
         return stored
 
     def get_many(self, keys: Sequence[bytes], room: int) -> list[Value | None]:
-        """Return what `get` returns for each of ``keys``, or for the first ones that have over ``room`` bytes."""
+        """Return the values of ``keys``, with None for a miss.
+
+        Stop after the value with which the total exceeds ``room`` bytes; the list is then shorter than ``keys``.
+        """
         values = batches.get_many(self.contents, keys, room, self._clock()) if keys else []
         if values is None:
             values = []
@@ -180,7 +187,10 @@ class Store:
         return Found(stored.value, False, stored.expires_at - self._clock(), seconds)
 
     def get_with_version(self, key: bytes) -> tuple[Value, int] | None:
-        """Return the value and a version, which no other state of the key's entry has; None if there is no entry."""
+        """Return the value and its version; None if there is no entry.
+
+        Every write of a value gives the entry a new version, never reused for this key; `touch` keeps the version.
+        """
         value = self.get(key)
         if value is None:
             return None
@@ -334,7 +344,7 @@ class Store:
                 yield from space.partition(partition)
 
     def mutations_of(self, partition: int) -> int:
-        """Return how many mutations a partition has undergone; evictions and expiry are none."""
+        """Return the number of mutations of a partition so far. `Discard`, eviction and expiry are not counted."""
         return self.contents.mutations[partition] + self.contents.mutations_of_all
 
     # Maintenance ------------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ _SPREAD = SHARD_KEYS - FEW_KEYS
 
 _EMPTY_BYTES = 1024
 _MOST_BYTES_PER_KEY = 72
-"""Of a dict before it is copied to shrink it. One that only grew takes 27 to 54, so does a copy."""
+"""If a dict takes more bytes per key than this, it is copied, which makes it smaller. A dict that has only grown, or
+that is a copy, takes 27 to 54 bytes per key."""
 
 
 class Table(Generic[_Stored]):
@@ -53,7 +54,7 @@ class Table(Generic[_Stored]):
 
     Attributes:
         shards: the directory. A key of partition ``p`` is in ``shards[p >> shift]``.
-        shift: see there.
+        shift: how many bits of a partition number do not select a dict: 14 at first, fewer as the directory grows.
         count: how many keys there are. Code that changes a shard must update it.
     """
 
@@ -195,8 +196,9 @@ class Table(Generic[_Stored]):
 def too_large(shard: dict[bytes, _Stored]) -> bool:
     """Return whether a dict is to be split.
 
-    The limit is another one for each: hashes are so even that all dicts would be split at about the same time, and the
-    collector would examine all the new ones, with a million entries, in one pause of 8 ms.
+    The limit differs from dict to dict. With one limit, all dicts would be split at about the same time, because the
+    keys are distributed evenly, and the garbage collector would examine all new dicts in one pause: 8 ms with a million
+    entries.
     """
     return len(shard) > FEW_KEYS + (id(shard) >> 6) % _SPREAD
 

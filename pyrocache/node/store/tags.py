@@ -47,7 +47,10 @@ class Tags:
         return tuple(tags), cost
 
     def detach(self, key: bytes, tags: tuple[Tag, ...]) -> int:
-        """Take the tags from ``key``. Return the bytes that those were accounted for that have no keys any more."""
+        """Remove ``key`` from its tags.
+
+        Return the number of bytes that were counted for the tags that now have no keys.
+        """
         freed = 0
         for tag in tags:
             tag.keys.discard(key)
@@ -58,7 +61,10 @@ class Tags:
         return freed
 
     def invalidate(self, name: bytes) -> int:
-        """Mark the tag as invalid; an entry that gets the name later has another tag. Return the number of its keys."""
+        """Mark the tag as invalid and return the number of its keys.
+
+        An entry that is stored with this name later gets a new `Tag` object.
+        """
         tag = self._by_name.pop(name, None)
         if tag is None:
             return 0

@@ -15,10 +15,10 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 SEGMENT_BITS = 18
 SEGMENT_MASK = (1 << SEGMENT_BITS) - 1
 STATES = 1 << 16
-"""A state is below this."""
+"""A state is less than this."""
 
-TAG_SHIFT = 24
-TAG_MASK = 0xFFFF0000
+FINGERPRINT_SHIFT = 24
+FINGERPRINT_MASK = 0xFFFF0000
 
 _SLOTS_PER_KEY = 4
 
@@ -26,13 +26,13 @@ _SLOTS_PER_KEY = 4
 class UseTable:
     """A state of 16 bits for each key, 0 at first. The lowest two count uses; the caller says what the others mean.
 
-    A slot of 32 bits has the state and above it a tag: sixteen further bits of the hash, which tell whose state it is.
-    Slots lie in segments of 1 MiB. To grow, the table doubles its list of segments, so that two indices share each
-    segment; `step` then gives the second index a copy, one segment at a time. So no call moves much memory.
+    A slot of 32 bits has the state and above it a fingerprint: sixteen further bits of the hash, which tell whose state
+    it is. Slots lie in segments of 1 MiB. To grow, the table doubles its list of segments, so that two indices share
+    each segment; `step` then gives the second index a copy, one segment at a time. So no call moves much memory.
 
     Attributes:
-        segments: the slot of hash ``h`` is ``segments[h >> SEGMENT_BITS & mask][h & SEGMENT_MASK]``, its tag
-            ``h >> TAG_SHIFT & TAG_MASK``.
+        segments: the slot of hash ``h`` is ``segments[h >> SEGMENT_BITS & mask][h & SEGMENT_MASK]``, its
+            fingerprint ``h >> FINGERPRINT_SHIFT & FINGERPRINT_MASK``.
         mask: the number of segments, a power of two, less one.
     """
 
@@ -47,23 +47,26 @@ class UseTable:
         """Return the state of ``key``."""
         number = hash(key)
         slot = self.segments[number >> SEGMENT_BITS & self.mask][number & SEGMENT_MASK]
-        state = slot ^ number >> TAG_SHIFT & TAG_MASK
+        state = slot ^ number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK
         return state if state < STATES else 0
 
     def put(self, key: bytes, state: int) -> None:
         """Set the state of ``key``; its slot may have been that of another key."""
         number = hash(key)
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
-        segment[number & SEGMENT_MASK] = number >> TAG_SHIFT & TAG_MASK | state
+        segment[number & SEGMENT_MASK] = number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK | state
 
     def forget(self, key: bytes, state: int = 0) -> None:
-        """Set the state of ``key`` to one without uses, unless its slot has the uses of another key."""
+        """Set the state of ``key`` to ``state``, which has no uses.
+
+        Do nothing if the slot holds the uses of another key.
+        """
         number = hash(key)
         segment = self.segments[number >> SEGMENT_BITS & self.mask]
-        tag = number >> TAG_SHIFT & TAG_MASK
+        fingerprint = number >> FINGERPRINT_SHIFT & FINGERPRINT_MASK
         slot = segment[number & SEGMENT_MASK]
-        if not slot & 3 or slot ^ tag < STATES:  # a note without uses, or this key's own
-            segment[number & SEGMENT_MASK] = tag | state
+        if not slot & 3 or slot ^ fingerprint < STATES:  # a note without uses, or this key's own
+            segment[number & SEGMENT_MASK] = fingerprint | state
 
     def step(self, keys: int) -> None:
         """Adapt the size to that many keys, in a small step."""
