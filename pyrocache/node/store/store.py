@@ -243,9 +243,9 @@ class Store:
     # Changing ---------------------------------------------------------------------------------------------
 
     def apply(self, mutation: Mutation) -> Any:
-        """Execute a mutation, which is the only way to change an entry for a client. Return its result, see `mutation`.
+        """Execute a mutation and return its result, see `mutation`. Clients change entries in this way only.
 
-        Not mutations are version numbers, and what a node does by itself: expiry, eviction and reclaiming.
+        Version numbers, expiry, eviction and reclaiming are not mutations.
 
         Raises:
             ValueTooLarge: a value does not fit at all. Nothing has changed.
