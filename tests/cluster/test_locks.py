@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import pickle
@@ -248,7 +249,7 @@ def renewing() -> bool:
     """Whether this process has a thread that renews locks."""
     from pyrocache.client.features.locks import _renewer
 
-    return _renewer._pipe is not None
+    return _renewer.running
 
 
 def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
@@ -258,13 +259,34 @@ def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cac
     with contextlib.ExitStack() as stack:
         for lock in locks:
             stack.enter_context(lock)
-        assert renewing()
+        eventually(renewing, 10)
         time.sleep(1.5)
         assert all(lock.held for lock in locks)
         assert not any(is_free(cache, number) for number in range(20))
     eventually(lambda: not renewing(), 10)
-    at_rest = len(locks) + 2 * len(cache.nodes())  # connections
+    at_rest = len(locks) + 2 * len(cache.nodes()) + 2  # connections, and a pipe that stays
     assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
+
+
+def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_ones_are_renewed(
+    cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eventually(lambda: not renewing(), 10)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", fail)
+        lock = cache.lock("name", ttl_seconds=30)
+        with pytest.raises(RuntimeError, match="can't start new thread") as kept:
+            lock.acquire()
+        assert not lock.held
+        assert lock.token is None
+    with cache.lock("name", ttl_seconds=0.6, wait_seconds=1) as lock:
+        time.sleep(1.5)
+        assert lock.held
+    assert kept.value.__traceback__ is not None  # it does not keep the lock
 
 
 def test_a_release_during_a_renewal_releases_the_lock(

@@ -174,8 +174,14 @@ class Lock:
         if before is not None and before.held:
             raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
         seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
-        self._of_thread.grant = grant = self._granted(seconds)
-        _renewer.watch(grant)
+        grant = self._granted(seconds)
+        try:
+            _renewer.watch(grant)
+        except BaseException:  # it would not be renewed, so the node must free it
+            if (pinned := grant.take()) is not None:
+                grant.put_back(pinned, lost=True)
+            raise
+        self._of_thread.grant = grant
         return grant.token
 
     def _granted(self, wait_seconds: float | None) -> Grant:
@@ -264,14 +270,16 @@ class _Renewer:
         self._lock = threading.Lock()  # guards: all that follows
         self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()  # a thread that ends drops its grants
         self._wake_at = math.inf  # when the thread wakes by itself
-        self._pipe = None  # wakes it before that; None: there is no thread
+        self._pipe = None  # wakes it before that
+        self.running = False  # set by the thread itself: to start it may fail
 
     def watch(self, grant: Grant) -> None:
         """Renew a grant until it is over or collected. Starts the thread if there is none."""
         with self._lock:
-            self._grants.add(grant)
             if self._pipe is None:
                 self._pipe = os.pipe()
+            self._grants.add(grant)
+            if not self.running:
                 # Not threading.Thread: its `start` waits for an event, and an exception from a signal handler can
                 # leave that event's lock held.
                 _thread.start_new_thread(self._run, (self._pipe[0],))
@@ -283,6 +291,10 @@ class _Renewer:
         return [grant for grant in self._grants if not grant.over]
 
     def _run(self, receiver: int) -> None:
+        with self._lock:
+            if self.running:  # `watch` was called twice before the first thread began
+                return
+            self.running = True
         renewals: dict[int, _Renewal] = {}
         while True:
             self._begin_those_due(renewals)
@@ -292,12 +304,8 @@ class _Renewer:
 
     def _end(self) -> bool:
         with self._lock:
-            if self._live():
-                return False
-            for descriptor in self._pipe or ():
-                os.close(descriptor)
-            self._pipe = None
-            return True
+            self.running = bool(self._live())
+            return not self.running
 
     def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
         """Send the renewals that are due, and set the time of the next one."""
