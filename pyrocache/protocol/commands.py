@@ -90,7 +90,7 @@ INVALIDATE_TAG = Command("invalidate_tag", Scope.NAMESPACE, True, Runs.INLINE, T
 PING = Command("ping", Scope.NODE, True, Runs.INLINE, False)
 MEMBERS = Command("members", Scope.NODE, True, Runs.INLINE, False)
 STATS = Command("stats", Scope.NODE, True, Runs.WORKER, False)
-RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.INLINE, False)
+RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.WORKER, False)
 
 COMMANDS: dict[str, Command] = {
     command.name: command

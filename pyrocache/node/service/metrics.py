@@ -5,7 +5,7 @@ thread run between slices. It copies the list of namespaces in one call into C, 
 changes meanwhile is reported as before or after the change. Clients read the result in `pyrocache.client.stats`;
 `pyrocache.cli.tables` prints it.
 
-Thread safety: thread-safe; `collect` runs on a worker thread, `reset` on the I/O thread.
+Thread safety: thread-safe; both methods run on a worker thread.
 """
 
 from __future__ import annotations
@@ -80,7 +80,14 @@ class NodeMetrics:
 
     def reset(self) -> bool:
         """Reset all counters but ``loads`` to 0. Return True."""
-        with self._coordination.lock:
+        namespaces = self._store.namespaces
+        prefixes = [space.prefix for space in list(namespaces)]
+        for start in range(0, len(prefixes), _SLICE):
+            with self._coordination.lock:
+                for space in filter(None, map(namespaces.get, prefixes[start : start + _SLICE])):
+                    space.hits = space.misses = 0
+            time.sleep(0)  # let a waiting I/O thread have the interpreter
+        with self._coordination.lock:  # last: counters of namespaces that are forgotten go into the totals
             self._store.reset_counters()
             self._counted_since = self._clock()
         self._on_reset()

@@ -86,3 +86,18 @@ def test_the_figures_of_200_000_namespaces_hold_the_lock_for_a_moment() -> None:
     assert (stats["entries"], stats["hits"]) == (200_000, 3)
     assert stats["namespaces"][0] == [b"\x06000007", 3, 0, 1]
     assert len(stats["namespaces"]) == 500
+
+
+def test_counters_are_reset_in_slices_and_those_of_forgotten_namespaces_too() -> None:
+    store = Store(2**24)
+    node = CacheNode(store)
+    for number in range(3000):
+        node.get(NO_VIEW, b"\x04%04dkey" % number)
+    node.set(NO_VIEW, b"\x01nkey", b"")
+    node.get(NO_VIEW, b"\x01nkey")
+    assert (node.stats()["hits"], node.stats()["misses"]) == (1, 3000)
+    assert store.namespaces.misses > 0, "some were forgotten"
+    assert node.reset_stats() is True
+    assert (node.stats()["hits"], node.stats()["misses"]) == (0, 0)
+    node.get(NO_VIEW, b"\x01nkey")
+    assert (node.stats()["hits"], node.stats()["misses"]) == (1, 0)
