@@ -229,6 +229,25 @@ def test_nodes_are_listed_in_a_table_and_leave_when_told(start: Start, cluster: 
     assert nodes.err == ""
 
 
+def test_under_nohup_a_hang_up_ends_nothing(start: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; what is started inherits it
+    try:
+        address = free_address()
+        nodes, pids = start_nodes(start, address, "--with-nameserver", "--nodes", "1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for pid in (nodes.process.pid, *pids.values()):
+        os.kill(pid, signal.SIGHUP)
+    with PyroCacheClient(address) as cache:
+        cache.set("key", 1)
+        for pid in pids.values():
+            os.kill(pid, signal.SIGHUP)
+        assert cache.get("key") == 1
+    assert nodes.process.poll() is None
+    assert nodes.ends(signal.SIGTERM) == 0
+    assert not any(map(state, pids.values()))
+
+
 def test_a_second_command_adds_nodes_and_takes_only_its_own_away(start: Start) -> None:
     address = free_address()
     first, pids = start_nodes(start, address, "--with-nameserver")
