@@ -1,6 +1,7 @@
 """`LocalCluster`: a name server and nodes as child processes, for notebooks, tests and demos.
 
-The processes listen on free loopback ports and end with this process, however it ends (`runtime.child_process`).
+The processes listen on free loopback ports. They end with this process, however it ends, and when the `LocalCluster` is
+garbage-collected (`runtime.child_process`).
 
 Thread safety: not thread-safe; use a `LocalCluster` from one thread.
 """
@@ -46,6 +47,10 @@ _REGISTER_AGAIN_SECONDS = 3.0
 
 class LocalCluster:
     """A cluster on this machine: ``with LocalCluster(nodes=3) as cluster: cache = cluster.client()``.
+
+    Its processes end with `stop`, with this process, and when neither the cluster nor any of its clients is referred to
+    any more. If a notebook cell that makes a cluster is run again, it makes a new one, without the old entries; the old
+    one ends as soon as its clients are replaced as well.
 
     Args:
         nodes: the number of nodes to start.
@@ -96,6 +101,7 @@ class LocalCluster:
     def client(self, **options: Any) -> PyroCacheClient:
         """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`."""
         client = PyroCacheClient(self.nameserver, **options)
+        client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
         return client
 
@@ -160,7 +166,9 @@ class LocalCluster:
     def stop(self) -> None:
         """Close the clients and end all processes. A second call does nothing."""
         for client in list(self._clients.values()):  # a copy: the dictionary shrinks when one is collected
-            client.close()
+            client._context.close(
+                "The cluster of this client was stopped; start a new one and take its client()."
+            )
         self._clients.clear()
         for node in self.nodes:
             node._process.terminate()

@@ -74,9 +74,13 @@ class Backend:
 
     Args:
         router: sends requests; `close` closes it.
+
+    Attributes:
+        keeps_alive: an object that must exist as long as the backend is used, such as a `LocalCluster`.
     """
 
     def __init__(self, router: Router) -> None:
+        self.keeps_alive: object = None
         self._router = router
         self._call = router.call  # bound once: saves attribute look-ups on the path of a get
 

@@ -25,9 +25,9 @@ from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.keys.format import namespace_prefix, utf8
 from pyrocache.client.stats import ClientStats
 from pyrocache.config import ClientConfig, ttl_to_seconds
-from pyrocache.errors import CorruptValue, NodeUnavailable
+from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import client_closed
+from pyrocache.net.failures import CLOSED, client_closed
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
 
@@ -90,7 +90,7 @@ class ClientContext:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.backend is _CLOSED
+        return isinstance(self.backend, _ClosedBackend)
 
     def namespace(self, name: str) -> ClientContext:
         """Return the context of a namespace within this one."""
@@ -102,14 +102,15 @@ class ClientContext:
             raise client_closed()
         return inner
 
-    def close(self) -> None:
-        """Make every later call raise `ClientClosed`, also in the namespaces made from this context."""
+    def close(self, reason: str = CLOSED) -> None:
+        """Make every later call raise `ClientClosed` with ``reason``, also in the namespaces made from this context."""
         # The backend is replaced, so that calls need not check a flag.
-        backend, self.backend = self.backend, _CLOSED
-        if self._root and backend is not _CLOSED:
-            backend.close()
+        if not self.closed:
+            backend, self.backend = self.backend, cast(Backend, _ClosedBackend(reason))
+            if self._root:
+                backend.close()
         for inner in list(self._namespaces):
-            inner.close()
+            inner.close(reason)
 
     def deadline(self, seconds: float | None = None) -> Deadline:
         """Return the deadline of a call that begins now."""
@@ -184,8 +185,8 @@ def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
 class _ClosedBackend:
     """The backend of a closed context: every method raises `ClientClosed`."""
 
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
     def __getattr__(self, name: str) -> Any:
-        raise client_closed()
-
-
-_CLOSED = cast(Backend, _ClosedBackend())
+        raise ClientClosed(self._reason)

@@ -89,6 +89,9 @@ def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTo
     )
 
 
+CLOSED = "This client was closed; make a new PyroCacheClient."
+
+
 def client_closed() -> ClientClosed:
     """Return the error for calls after `close`."""
-    return ClientClosed("This client was closed; make a new PyroCacheClient.")
+    return ClientClosed(CLOSED)

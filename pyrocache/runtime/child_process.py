@@ -1,7 +1,8 @@
 """`ChildProcess`: a process that never outlives its parent.
 
 The standard input of a child is a pipe whose other end is open in the parent only. When the parent ends, for whatever
-reason, the child reads the end of file and exits (`StopRequest.with_parent`). Each child has its own process group:
+reason, or the `ChildProcess` is garbage-collected, the child reads the end of file and exits
+(`StopRequest.with_parent`). Each child has its own process group:
 Ctrl-C in a terminal reaches only the parent, and a child that is *stopped* (SIGSTOP) when its parent dies receives
 SIGHUP and SIGCONT from the kernel, as POSIX requires for orphaned process groups.
 
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +54,8 @@ class ChildProcess:
             process_group=0,  # Ctrl-C must not reach it
         )
         self.started_at = time.monotonic()
+        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it and its pipes.
+        weakref.finalize(self, self._process.stdin.close).atexit = False  # type: ignore[union-attr]
         at_fork.in_child(self.let_go_after_fork)
 
     @property

@@ -48,9 +48,14 @@ class StopRequest:
         return True
 
     def on_signals(self) -> None:
-        """Request the stop on SIGINT, SIGTERM and SIGHUP. Only the main thread may call this."""
+        """Request the stop on SIGINT, SIGTERM and SIGHUP. Only the main thread may call this.
+
+        A SIGINT or SIGHUP that was ignored when the process started remains ignored: ``nohup`` and shells that start a
+        process in the background want that.
+        """
         for number in ENDING:
-            signal.signal(number, lambda *_: self.request())
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: self.request())
 
     def with_parent(self) -> None:
         """Request the stop when standard input ends, if it is a pipe: the parent process holds the other end.

@@ -229,6 +229,27 @@ def test_nodes_are_listed_in_a_table_and_leave_when_told(start: Start, cluster: 
     assert nodes.err == ""
 
 
+def ignored_signals(pid: int) -> set[int]:
+    mask = int(re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0], 16)
+    return {number for number in range(1, 65) if mask >> number - 1 & 1}
+
+
+def test_under_nohup_a_hang_up_ends_nothing(start: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; what is started inherits it
+    try:
+        address = free_address()
+        nodes, pids = start_nodes(start, address, "--with-nameserver", "--nodes", "1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for pid in (nodes.process.pid, *pids.values()):
+        assert signal.SIGHUP in ignored_signals(pid)
+        os.kill(pid, signal.SIGHUP)
+    with PyroCacheClient(address) as cache:
+        assert cache.set("key", 1)
+    assert nodes.ends(signal.SIGTERM) == 0
+    assert not any(map(state, pids.values()))
+
+
 def test_a_second_command_adds_nodes_and_takes_only_its_own_away(start: Start) -> None:
     address = free_address()
     first, pids = start_nodes(start, address, "--with-nameserver")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from pyrocache import (
     PyroCacheClient,
     PyroCacheError,
 )
-from tests.support.processes import ROOT, is_stopped, state
+from tests.support.processes import ROOT, is_gone, is_stopped, state
 from tests.support.waiting import eventually
 
 KEYS = [f"key {number}" for number in range(100)]
@@ -41,6 +42,10 @@ def playground() -> Iterator[LocalCluster]:
         yield cluster
 
 
+def text_of(number: int) -> str:
+    return str(number)
+
+
 # Its life ----------------------------------------------------------------------------------------------------
 
 
@@ -54,11 +59,49 @@ def test_stop_ends_everything_at_once_and_again_does_nothing() -> None:
     cluster.stop()
 
     assert not any(map(state, started))
-    with pytest.raises(ClientClosed):
+    with pytest.raises(ClientClosed, match=r"cluster of this client was stopped; start a new one"):
         cache.get("key")
     cluster.stop()
     with PyroCacheClient(cluster.nameserver) as other, pytest.raises(NameServerUnavailable):
         other.get("key")
+
+
+def test_it_ends_when_nothing_refers_to_it_or_to_a_client_of_it() -> None:
+    cluster = LocalCluster(nodes=2)
+    started = pids(cluster)
+    shop = cluster.client().namespace("shop")
+    memoized = shop.memoize()(text_of)
+    del cluster
+    gc.collect()
+    assert shop.set("key", 1)
+    assert memoized(1) == "1"
+    del shop
+    gc.collect()
+    assert memoized(2) == "2"
+    del memoized
+    gc.collect()
+    eventually(lambda: all(map(is_gone, started)), 10.0)
+
+
+def test_a_closed_client_does_not_keep_it() -> None:
+    cluster = LocalCluster(nodes=1)
+    started = pids(cluster)
+    client = cluster.client()
+    client.close()
+    del cluster
+    gc.collect()
+    eventually(lambda: all(map(is_gone, started)), 10.0)
+
+
+def test_a_forked_child_that_collects_it_ends_nothing() -> None:
+    with LocalCluster(nodes=1) as cluster:
+        child = os.fork()
+        if not child:
+            cluster.__dict__.clear()
+            gc.collect()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert cluster.client().set("key", 1)
 
 
 def test_stop_ends_what_is_paused_or_dead_too() -> None:

@@ -48,6 +48,19 @@ def called() -> Counted:
 # What is one call --------------------------------------------------------------------------------------------
 
 
+def test_a_keyword_may_be_called_self(cache: PyroCacheClient, called: Counted) -> None:
+    @cache.memoize()
+    def named(**names: int) -> int:
+        called()
+        return sum(names.values())
+
+    assert named(self=1, args=2) == named(args=2, self=1) == 3
+    assert cache.get(named.key(self=1, args=2)) == 3
+    assert named.invalidate(self=1, args=2)
+    assert named.refresh(self=1, args=2) == 3
+    assert len(called) == 2
+
+
 def test_neither_defaults_nor_the_order_of_keywords_matter(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize()
     def area(width: int, height: int = 2, *, unit: str = "m") -> str:

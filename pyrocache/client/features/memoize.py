@@ -141,18 +141,18 @@ class Memoized(Generic[_P, _R, _B]):
         self._before: tuple[Any, ...] = ()  # the object or class that a method is bound to
         self._binds = binds  # what an attribute access binds: "instance", "class" or "nothing"
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
-    def refresh(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def refresh(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function even if its result is cached, and cache the new one. Discards a load in progress."""
         return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
-    def key(self, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
+    def key(self, /, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
         """Return the key of the result for these arguments, as the methods of `PyroCacheClient` take it."""
         return self._plan.key((*self._before, *args), kwargs)
 
-    def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> _B:
+    def invalidate(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _B:
         """Remove the result for these arguments. Return whether there was one. Discards a load in progress."""
         return self._invalidate((*self._before, *args), kwargs)  # type: ignore[no-any-return]
 

@@ -29,6 +29,20 @@ def test_a_signal_ends_the_wait(stop: StopRequest, number: signal.Signals) -> No
     assert stop.requested
 
 
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_is_ignored_stays_so_except_sigterm(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in ENDING}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        request = StopRequest()
+        request.on_signals()
+        os.kill(os.getpid(), number)
+        assert request.wait(0.01) is (number == signal.SIGTERM)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def test_being_woken_is_not_being_stopped(stop: StopRequest) -> None:
     threading.Thread(target=stop.wake).start()
     assert stop.wait(10.0) is True
