@@ -122,9 +122,7 @@ class ClusterView:
         Raises:
             LookupError: the view is empty.
         """
-        partition = xxh3_64_intdigest(key) % PARTITIONS
-        owner = self.owners[partition]
-        return self.members[owner if owner >= 0 else self._first(partition)]
+        return self.owner_of_partition(xxh3_64_intdigest(key) % PARTITIONS)
 
     def owner_of_partition(self, partition: int) -> Member:
         """Return the node that owns a partition. Raises `LookupError` if the view is empty."""
@@ -141,9 +139,8 @@ class ClusterView:
             return [list(indices)]
         owned: list[list[int]] = [[] for _ in range(len(self.members) + 1)]
         add, owners = [own.append for own in owned], self.owners
-        for index, hashed in zip(
-            indices, map(xxh3_64_intdigest, map(keys.__getitem__, indices)), strict=True
-        ):
+        numbers = map(xxh3_64_intdigest, map(keys.__getitem__, indices))
+        for index, hashed in zip(indices, numbers, strict=True):
             add[owners[hashed % PARTITIONS]](index)
         for index in owned.pop():  # the last list is that of index -1, _UNKNOWN
             owned[self._first(partition_of(keys[index]))].append(index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pyrocache.errors import ProtocolError
-from pyrocache.protocol.messages import pack_plain, unpack_plain
+from pyrocache.protocol.messages import unpack_plain
 
 
 class Refusal(NamedTuple):
@@ -43,11 +43,6 @@ def refusal_to_wire(refusal: Refusal, kind: str = "PyroError") -> dict[str, Any]
         "args": [refusal.message],
         "attributes": {"code": refusal.code, "detail": refusal.detail},
     }
-
-
-def pack_refusal(refusal: Refusal) -> bytes:
-    """Return the body of an exception reply in msgpack."""
-    return pack_plain(refusal_to_wire(refusal))
 
 
 def unpack_refusal(body: bytes | memoryview) -> Refusal:

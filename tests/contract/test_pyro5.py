@@ -47,7 +47,7 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
-from tests.support.wire import frame_decoder
+from tests.support.wire import frame_decoder, pack_refusal
 
 NO_VIEW = 0
 PREFIX = b"\x08contract"  # a namespace
@@ -647,7 +647,7 @@ class TestTheSeamsOfPyro5:
         assert decoder.buffered == 0
 
     def test_our_refusal_is_their_exception(self) -> None:
-        body = refusals.pack_refusal(refusals.Refusal("a-code", "A sentence.", [["detail", 1]]))
+        body = pack_refusal(refusals.Refusal("a-code", "A sentence.", [["detail", 1]]))
         error = serializers["msgpack"].loads(body)
         assert type(error) is PyroError
         assert (str(error), error.code, error.detail) == ("A sentence.", "a-code", [["detail", 1]])

@@ -12,10 +12,11 @@ from typing import Any
 
 from pyrocache.cluster.routing import Member
 from pyrocache.net.deadline import Deadline
-from pyrocache.protocol import framing, messages, refusals
+from pyrocache.protocol import framing, messages
 from pyrocache.protocol.framing import FrameDecoder
 from pyrocache.protocol.refusals import Refusal
 from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.wire import pack_refusal
 
 MIB = 2**20
 
@@ -175,7 +176,7 @@ def message(
 
 
 def refusal_message(sequence: int, code: str) -> bytes:
-    body = refusals.pack_refusal(Refusal(code, "no"))
+    body = pack_refusal(Refusal(code, "no"))
     return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
 
 

@@ -22,6 +22,11 @@ def frame_decoder() -> framing.FrameDecoder:
     return framing.FrameDecoder(lambda header: None, lambda frame_bytes: None)
 
 
+def pack_refusal(refusal: refusals.Refusal) -> bytes:
+    """Return the body of an exception reply in msgpack."""
+    return messages.pack_plain(refusals.refusal_to_wire(refusal))
+
+
 def handshake(target: str = NAME, **options: Any) -> bytes:
     """Return the first message of a connection."""
     body = messages.pack_plain({"handshake": "hello", "object": target})

@@ -119,11 +119,8 @@ class Contents:
         before = shard.get(key)
         if before is None:
             # Most new keys need none of these: nothing is being reclaimed, and the entry fits.
-            if (
-                self.reclaimer.cleared
-                or not space.count
-                or self.bytes + cost + space.overhead > self.max_bytes
-            ):
+            full = self.bytes + cost + space.overhead > self.max_bytes
+            if full or not space.count or self.reclaimer.cleared:
                 self._prepare(space, key, cost)
                 shard = space.shards[partition >> space.shift]  # it may have been copied meanwhile
         elif type(before) is bytes:

@@ -324,9 +324,8 @@ class Store:
     def delete(self, key: bytes) -> bool:
         """Remove the entry. Return whether there was one."""
         live = self._live(key) is not None
-        self.apply(
-            Delete(key) if live else Discard(key)
-        )  # a stale entry goes too, but does not count as deleted
+        # A stale entry is removed as well, but does not count as deleted.
+        self.apply(Delete(key) if live else Discard(key))
         return live
 
     def pop(self, key: bytes) -> Value | None:

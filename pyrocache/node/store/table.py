@@ -84,15 +84,6 @@ class Table(Generic[_Stored]):
         numbers = map(xxh3_64_intdigest, keys)
         return [shards[(number & mask) >> shift].get(key) for number, key in zip(numbers, keys, strict=True)]
 
-    def put(self, key: bytes, stored: _Stored) -> None:
-        """Store ``stored``, which is not None, under ``key``."""
-        shard = self.shard(key)
-        if key not in shard:
-            self.count += 1
-        shard[key] = stored
-        if len(shard) > FEW_KEYS and too_large(shard):
-            self.split(key)
-
     def put_many(
         self,
         keys: Sequence[bytes],
@@ -100,7 +91,7 @@ class Table(Generic[_Stored]):
         stored: Sequence[_Stored],
         new: Sequence[bytes],
     ) -> None:
-        """Call `put` for each of ``keys``, which are in these partitions; ``new`` are those not present yet."""
+        """Store ``stored`` under ``keys``, which are in these partitions; ``new`` are those not present yet."""
         shards, shift = self.shards, self.shift
         if len(shards) == 1:
             shards[0].update(zip(keys, stored, strict=True))

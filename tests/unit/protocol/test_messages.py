@@ -15,6 +15,7 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import FrameDecoder, Header
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
+from tests.support.wire import pack_refusal
 
 
 def admit_all(header: Header) -> None:
@@ -533,7 +534,7 @@ def test_a_large_result_is_not_copied() -> None:
 
 
 def test_refusals_and_other_messages_are_no_results() -> None:
-    refusal = refusals.pack_refusal(Refusal("a-code", "A sentence."))
+    refusal = pack_refusal(Refusal("a-code", "A sentence."))
     for message in (
         framing.pack_message(framing.RESULT, 7, refusal, flags=framing.FLAG_EXCEPTION),
         framing.pack_message(framing.RESULT, 7, messages.pack_plain(1), flags=framing.FLAG_CORRELATION_ID),
@@ -632,7 +633,7 @@ def test_a_map_that_names_a_class_stays_a_map() -> None:
 @given(st.text(max_size=30), st.text(max_size=30), plain)
 def test_refusals_come_back(code: str, message: str, detail: Any) -> None:
     refusal = Refusal(code, message, detail)
-    assert refusals.unpack_refusal(refusals.pack_refusal(refusal)) == refusal
+    assert refusals.unpack_refusal(pack_refusal(refusal)) == refusal
 
 
 def test_a_foreign_exception_becomes_a_refusal_without_a_code() -> None:

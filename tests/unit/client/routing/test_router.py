@@ -29,6 +29,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.protocol import commands, framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
+from tests.support.wire import pack_refusal
 
 Call = tuple[str, list[Any]]
 Script = Callable[[Call], Any]
@@ -101,7 +102,7 @@ class ScriptedNode:
         if callable(result):
             return result(sequence)
         if isinstance(result, Refusal):
-            body = refusals.pack_refusal(result)
+            body = pack_refusal(result)
             return framing.pack_message(framing.RESULT, sequence, body, flags=framing.FLAG_EXCEPTION)
         return framing.pack_message(framing.RESULT, sequence, messages.pack_plain(result))
 

@@ -22,6 +22,7 @@ from tests.support.scripted_peer import (
     ScriptedPeer,
 )
 from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.wire import pack_refusal
 
 Start = Callable[..., ScriptedPeer]
 Open = Callable[..., Connections]
@@ -55,7 +56,7 @@ def test_a_path_that_a_node_tells_is_judged_like_one_in_the_name_server(director
                         f"{directory}/docker.sock",
                     ]
                 ]
-                body = refusals.pack_refusal(Refusal(refusals.STALE_VIEW, "another view", told))
+                body = pack_refusal(Refusal(refusals.STALE_VIEW, "another view", told))
                 line.send(
                     framing.pack_message(framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION)
                 )

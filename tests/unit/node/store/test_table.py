@@ -14,10 +14,14 @@ from pyrocache.node.store.table import SHARD_KEYS, Table
 from pyrocache.protocol.partition import PARTITIONS, partition_of
 
 
+def put(table: Table[int], key: bytes, stored: int) -> None:
+    table.put_many([key], [partition_of(key)], [stored], [key] if table.get(key) is None else [])
+
+
 def filled(count: int) -> Table[int]:
     table: Table[int] = Table()
     for number in range(count):
-        table.put(b"%d" % number, number)
+        put(table, b"%d" % number, number)
     return table
 
 
@@ -57,8 +61,8 @@ def check(table: Table[int]) -> None:
 class TestMapping:
     def test_what_was_put_is_there_until_it_is_removed(self) -> None:
         table: Table[int] = Table()
-        table.put(b"key", 1)
-        table.put(b"key", 2)
+        put(table, b"key", 1)
+        put(table, b"key", 2)
         assert (table.get(b"key"), table.get(b"other"), table.count) == (2, None, 1)
         assert (table.pop(b"key"), table.pop(b"key"), table.count) == (2, None, 0)
         assert table.get(b"key") is None
@@ -81,7 +85,7 @@ class TestMapping:
         for step, number in steps:
             key = b"%d" % (number * 100)
             if step == "put":
-                table.put(key, -number - 1)
+                put(table, key, -number - 1)
                 model[key] = -number - 1
             else:
                 assert table.pop(key) == model.pop(key, None)
@@ -149,7 +153,7 @@ def test_a_partition_too_large_for_a_dict_is_not_split() -> None:
     table: Table[int] = Table()
     keys = in_partition(5, 12)
     for key in keys:
-        table.put(key, 1)
+        put(table, key, 1)
     for _ in range(10):
         table.split(keys[0])
     check(table)
@@ -174,7 +178,7 @@ def test_what_keys_leave_behind_that_come_and_go_is_given_back() -> None:
     for number in range(100_000):
         key = b"%d" % number
         table.pop(key)
-        table.put(b"%d" % (number + 20_000), number + 20_000)
+        put(table, b"%d" % (number + 20_000), number + 20_000)
         if number % 10_000 == 0:
             check(table)
     check(table)
@@ -198,7 +202,7 @@ class TestWalks:
 
         def disturb(pages: int) -> None:
             for number in range(1000 if pages <= 20 else 0):
-                table.put(b"new %d %d" % (pages, number), 0)
+                put(table, b"new %d %d" % (pages, number), 0)
             for number in range(1, 2 * pages, 2):
                 table.pop(b"%d" % number)
 
@@ -213,7 +217,7 @@ class TestWalks:
         before, position = table.page(0, 700)
         small: Table[int] = Table()
         for number in range(100):
-            small.put(b"%d" % number, number)
+            put(small, b"%d" % number, number)
         found = before + walked_from(small, position)
         assert len(set(found)) == len(found)
         assert {b"%d" % number for number in range(100)} <= set(found)
@@ -221,7 +225,7 @@ class TestWalks:
     def test_a_page_has_room_for_so_many_bytes_but_always_for_one_key(self) -> None:
         table: Table[int] = Table()
         for number in range(50):
-            table.put(b"%02d" % number * 50, number)
+            put(table, b"%02d" % number * 50, number)
         page, position = table.page(0, 1000, 450)
         assert len(page) == 4
         assert position
