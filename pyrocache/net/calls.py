@@ -163,6 +163,9 @@ class Connections:
         # To one node `call` is faster. The iterator of a list also returns items that are appended meanwhile.
         for index, (member, command, arguments, largest_value) in enumerate(requests):
             try:
+                # A node that always answers in time must not extend the call.
+                if deadline.remaining() <= 0:
+                    raise unavailable(member, command.name, deadline, TimeoutError(), sent=False)
                 outcome: Any = self.call(member, command, arguments, deadline, largest_value)
             except (Refused, Unavailable, ValueTooLarge) as error:
                 outcome = error

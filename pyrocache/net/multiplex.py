@@ -94,6 +94,8 @@ class _Flight:
             if outcome is GREETED:
                 if largest_value > connection.max_value_bytes:
                     outcome = too_large(member, largest_value, connection.max_value_bytes)
+                elif deadline.remaining() <= 0:  # the connection is still usable
+                    outcome = unavailable(member, command.name, deadline, TimeoutError(), sent=False)
                 else:
                     connection.begin(command.name, arguments)
                     return PENDING

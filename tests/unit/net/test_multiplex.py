@@ -17,6 +17,7 @@ from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol import commands
+from pyrocache.testing import FakeClock
 from tests.support.scripted_peer import MIB, Line, ScriptedPeer, connect_ok, echo, soon
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -53,6 +54,30 @@ def test_an_exchange_that_is_given_up_leaves_no_reply_behind(start: Start, opene
         outcomes.close()
         for peer in peers:
             assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_nodes_that_always_answer_in_time_do_not_extend_the_call(
+    start: Start, opened: Open, nodes: int
+) -> None:
+    peers = [start(echo, number=number + 1) for number in range(nodes)]
+    connections = opened(1)
+    clock = FakeClock()
+    deadline = Deadline(10.0, clock)
+    requests = [Request(peer.member, commands.GET, (0, b"key")) for peer in peers]
+    outcomes = []
+    for index, outcome in connections.exchange(requests, deadline):
+        outcomes.append(outcome)
+        clock.tick(1.0)
+        requests.append(requests[index])
+        assert len(requests) < 100
+        if isinstance(outcome, Unavailable):
+            break
+    assert outcomes[:-1] == [b"key"] * 10
+    assert outcomes[-1].timed_out
+    assert not outcomes[-1].maybe_executed
+    assert connections.call(peers[0].member, commands.GET, (0, b"key"), soon()) == b"key"
+    assert peers[0].opened == 1, "the connection was idle, and is used again"
 
 
 def test_one_silent_node_costs_the_others_of_an_exchange_nothing(start: Start, opened: Open) -> None:
