@@ -73,11 +73,14 @@ def test_nodes_that_always_answer_in_time_do_not_extend_the_call(
         assert len(requests) < 100
         if isinstance(outcome, Unavailable):
             break
-    assert outcomes[:-1] == [b"key"] * 10
+    answered = len(outcomes) - 1
+    assert outcomes[:-1] == [b"key"] * answered
+    assert 10 <= answered < 10 + nodes, "those that were under way when the deadline passed are answered"
     assert outcomes[-1].timed_out
     assert not outcomes[-1].maybe_executed
-    assert connections.call(peers[0].member, commands.GET, (0, b"key"), soon()) == b"key"
-    assert peers[0].opened == 1, "the connection was idle, and is used again"
+    if nodes == 1:
+        assert connections.call(peers[0].member, commands.GET, (0, b"key"), soon()) == b"key"
+        assert peers[0].opened == 1, "the connection was idle, and is used again"
 
 
 def test_one_silent_node_costs_the_others_of_an_exchange_nothing(start: Start, opened: Open) -> None:
