@@ -69,6 +69,8 @@ def _set_as_list(value: Any) -> list[Any]:
 _PLAIN_CALL, _PLAIN_RESULT = pack_message(INVOKE, 0, b""), pack_message(RESULT, 0, b"")
 _CALL_START, _RESULT_START, _END = _PLAIN_CALL[:10], _PLAIN_RESULT[:10], _PLAIN_CALL[16:]
 _NO_OPTIONS = b"\x80"
+_CONSTANTS = {value: pack_plain(value) for value in (None, False, True)}
+_CONSTANT_OF = {body[0]: value for value, body in _CONSTANTS.items()}
 
 
 class CallPacker:
@@ -125,7 +127,8 @@ def pack_result(sequence: int, result: Any) -> bytes | list[Buffer]:
         length = len(result)
         header = _VARYING.pack(_RESULT_START, sequence, _BIN32.size + length, _END)
         return [header + _BIN32.pack(_BIN32_TYPE, length), result]
-    body = pack_plain(result)
+    # A write, a miss: packed here, as each call of `pack_plain` makes a packer.
+    body = _CONSTANTS[result] if result is None or type(result) is bool else pack_plain(result)
     return _VARYING.pack(_RESULT_START, sequence, len(body), _END) + body
 
 
@@ -184,6 +187,8 @@ def unpack_result(data: bytes, sequence: int) -> Any:
         if start == _RESULT_START and answered == sequence and end == _END and length == size - HEADER_BYTES:
             if length > 1 and data[HEADER_BYTES] == _BIN8_TYPE and data[HEADER_BYTES + 1] == length - 2:
                 return data[HEADER_BYTES + 2 :]
+            if length == 1 and data[HEADER_BYTES] in _CONSTANT_OF:
+                return _CONSTANT_OF[data[HEADER_BYTES]]
             return unpack_plain(data[HEADER_BYTES:])
     return UNUSUAL
 

@@ -29,10 +29,6 @@ class Tags:
         self._by_name: dict[bytes, Tag] = {}
         self.invalid: deque[Tag] = deque()
 
-    def __len__(self) -> int:
-        """Return how many valid tags there are."""
-        return len(self._by_name)
-
     def attach(self, key: bytes, names: tuple[bytes, ...]) -> tuple[tuple[Tag, ...], int]:
         """Give ``key`` the tags of these names. Return the tags, and the bytes that new ones are accounted for."""
         cost = 0

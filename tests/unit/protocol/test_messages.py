@@ -641,3 +641,11 @@ def test_a_foreign_exception_becomes_a_refusal_without_a_code() -> None:
         {"__class__": "builtins.SystemExit", "__exception__": True, "args": [], "attributes": 3}
     )
     assert refusals.unpack_refusal(body) == Refusal("", "builtins.SystemExit", None)
+
+
+@pytest.mark.parametrize("value", [None, True, False, 0, 1, 127, -1, "", b"", [], {}])
+def test_a_reply_of_one_byte_is_the_same_however_it_is_packed(value: object) -> None:
+    message = messages.pack_result(7, value)
+    assert message == framing.pack_message(framing.RESULT, 7, messages.pack_plain(value))
+    result = messages.unpack_result(message, 7)
+    assert (result, type(result)) == (value, type(value))

@@ -1097,7 +1097,7 @@ class TestAccounting:
             assert store.used_bytes == entry + NAMESPACE_OVERHEAD + TAG_BYTES + 1
             empty(store)
             assert store.used_bytes == 0
-            assert not store.contents.tags
+            assert not store.contents.tags._by_name
 
     def test_evicting_the_last_entry_of_a_namespace_frees_it(self, clock: FakeClock) -> None:
         store = Store(3000, policy=LRU(), clock=clock)
@@ -1105,7 +1105,7 @@ class TestAccounting:
             store.put(b"\1%cn" % number, bytes(500), tags=[b"t%d" % number])
         assert store.used_bytes <= 3000
         assert sum(space.count for space in store.namespaces) == 1
-        assert len(store.contents.tags) == 1
+        assert len(store.contents.tags._by_name) == 1
 
     def test_what_is_cheap_is_held_as_it_is(self, store: Store) -> None:
         value = b"some value"
@@ -1305,7 +1305,7 @@ class TestTags:
         assert store.apply(InvalidateTag(b"prime")) == 3
         reclaim(store)
         assert len(store) == 497
-        assert not store.contents.tags
+        assert not store.contents.tags._by_name
 
     def test_one_that_is_used_again_has_only_its_new_entries(self, store: Store) -> None:
         store.put(b"\0old", b"v", tags=[b"t"])
