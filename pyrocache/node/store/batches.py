@@ -62,7 +62,8 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
     space = contents.namespaces.of(keys[0])
     batch = set(keys)
     cost = plain_costs(keys, change.values, expire=change.expires_at < math.inf) + space.overhead
-    if len(batch) < len(keys) or cost > contents.max_bytes:
+    # Malformed keys have no prefix; each is stored by itself.
+    if not space.prefix or len(batch) < len(keys) or cost > contents.max_bytes:
         return False
     contents.reclaim_for(cost)
     known, before, new = keys, list[Any](space.get_many(keys)), list[bytes]()

@@ -1249,6 +1249,14 @@ class TestNamespaces:
         store.get(b"\0k")
         assert reads_of(store) == (1, 1)
 
+    def test_a_batch_of_a_malformed_key_evicts_nothing_for_a_namespace_that_is_there(self) -> None:
+        costs = [entry_cost(key, b"v", expires=False) for key in (b"\0k", b"neither")]
+        store = Store(NAMESPACE_OVERHEAD + sum(costs))
+        for key in (b"\0k", b"neither"):
+            store.set(key, b"v")
+        store.set_many([b"neither"], [b"w"])
+        assert (store.get(b"\0k"), store.get(b"neither")) == (b"v", b"w")
+
     def test_namespaces_that_are_empty_are_forgotten_but_not_their_figures(self, store: Store) -> None:
         store.set(b"\1nk", b"v")
         for number in range(5000):
