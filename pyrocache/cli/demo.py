@@ -99,11 +99,18 @@ class Stage:
         self.print(Text.assemble(f"  {node:<12}  ", (blocks, "cyan"), f"{entries:>9,} {share:>7.1%}"))
 
     def track(self, what: str, items: Iterable[_T], total: int) -> Iterator[_T]:
-        """Yield the items. On a terminal, show a progress bar meanwhile."""
+        """Yield the items. On a terminal, show a progress bar meanwhile.
+
+        Raises:
+            KeyboardInterrupt: also if Ctrl-C was pressed while it is blocked, see `_client_processes`.
+        """
         columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH))
         terminal = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
-            yield from progress.track(items, total=total, description=f"  {what}")
+            for item in progress.track(items, total=total, description=f"  {what}"):
+                if signal.SIGINT in signal.sigpending():
+                    raise KeyboardInterrupt
+                yield item
 
     def end(self) -> int:
         """Show the result and return the exit status."""
@@ -165,30 +172,28 @@ def _play_many_keys(stage: Stage, cache: PyroCacheClient, keys: int) -> None:
 
 @contextlib.contextmanager
 def _client_processes(cache: PyroCacheClient) -> Iterator[ProcessPoolExecutor]:
-    """Start the client processes and yield their pool once all are connected.
+    """Start the client processes and yield their pool once all are connected. Ctrl-C is blocked meanwhile.
 
     Raises:
         PyroCacheError: a client process ended early.
     """
     context = multiprocessing.get_context("spawn")
     arguments = (cache, context.Barrier(_PROCESSES))
-    pool = ProcessPoolExecutor(_PROCESSES, context, _connect, arguments)
-    # Processes inherit the signal mask. Ignoring Ctrl-C in them would be too late: it could hit their imports.
     multiprocessing.resource_tracker.ensure_running()  # would unblock the signal if it started later
+    # Processes inherit the signal mask: to ignore Ctrl-C in them would be too late, it could hit their imports. In this
+    # one, a KeyboardInterrupt could leave a lock of the pool held, and its shutdown would wait for ever.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pool = ProcessPoolExecutor(_PROCESSES, context, _connect, arguments)
     try:
         # As none is idle before all are connected, the pool starts one process for each of these calls.
-        connected = [pool.submit(int) for _ in range(_PROCESSES)]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        for each in connected:
+        for each in [pool.submit(int) for _ in range(_PROCESSES)]:
             each.result()
         yield pool
     except BrokenProcessPool:
         raise PyroCacheError("A client process ended before its work was done.") from None
     finally:
         pool.shutdown(cancel_futures=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show_balance(stage: Stage, entries: dict[str, int], keys: int) -> None:
