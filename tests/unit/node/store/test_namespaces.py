@@ -6,7 +6,13 @@ import pytest
 
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.keys.format import namespace_prefix
-from pyrocache.node.store.namespaces import ROOT, Namespaces, prefix_of
+from pyrocache.node.store.namespaces import ROOT, Namespace, Namespaces, prefix_of
+from pyrocache.protocol.partition import partition_of
+
+
+def put(space: Namespace, key: bytes, value: bytes) -> None:
+    """Store an entry under a new key."""
+    space.put_many([key], [partition_of(key)], [value], [key])
 
 
 class TestPrefixes:
@@ -59,7 +65,7 @@ class TestNamespaces:
     def test_one_that_is_cleared_is_replaced_and_keeps_its_figures(self, key: bytes) -> None:
         spaces = Namespaces()
         old = spaces.of(key)
-        old.put(key, b"value")
+        put(old, key, b"value")
         old.hits, old.misses = 3, 4
         spaces.clear(old)
         new = spaces.of(key)
@@ -76,7 +82,7 @@ class TestNamespaces:
     def test_of_many_that_are_empty_only_the_figures_are_kept(self) -> None:
         spaces = Namespaces()
         kept = spaces.of(b"\1nkey")
-        kept.put(b"\1nkey", b"value")
+        put(kept, b"\1nkey", b"value")
         root = spaces.root
         for number in range(5000):
             space = spaces.of(b"\5n%04dkey" % number)
@@ -92,7 +98,7 @@ class TestNamespaces:
         spaces = Namespaces()
         for number in range(3000):
             key = b"\5n%04dkey" % number
-            spaces.of(key).put(key, b"value")
+            put(spaces.of(key), key, b"value")
         for number in range(3000):
             key = b"\5n%04dkey" % number
             assert spaces.of(key).get(key) == b"value"
