@@ -180,8 +180,8 @@ class Backend:
         """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: 0 to load if there is no value; 1 to load even if there is one, unless another caller loads; 2 to
-                load in any case.
+            refresh: when to load. 0: if there is no value. 1: also if there is one, but not if another caller is
+                loading it. 2: always.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:

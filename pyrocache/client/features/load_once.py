@@ -87,7 +87,7 @@ class Load(NamedTuple, Generic[_T]):
         factory: makes the value.
         options: settings for loading and keeping it.
         tags: makes its encoded tags; called only if the value is loaded.
-        keep: called with a loaded value; whether to store it. None stores every value.
+        keep: a function that is called with a loaded value and returns whether to store it. None stores every value.
         refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
     """
 

@@ -228,7 +228,7 @@ class Memoizer:
         options: settings for loading and keeping results.
         key: called with the arguments; its result replaces them in the key.
         ignore: names of arguments that are not part of the key.
-        cache_if: called with a result; whether to store it.
+        cache_if: a function that is called with a result and returns whether to store it.
         typed: whether equal arguments of different types make different keys.
         tags: the tags of the results, or a function of the arguments that returns them.
 

@@ -89,7 +89,7 @@ class _Rule:
     most: float = math.inf
 
     def __call__(self, argument: Any) -> None:
-        valid = type(argument) in self.types  # not `isinstance`: True is no int here
+        valid = type(argument) in self.types  # not `isinstance`, which accepts a bool as an int
         if valid and argument is not None:
             size = argument if isinstance(argument, (int, float)) else len(argument)
             valid = self.least <= size <= self.most
