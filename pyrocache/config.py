@@ -13,8 +13,10 @@ import math
 import re
 import sys
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from datetime import datetime, timedelta
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal, SupportsFloat
 
 from pyrocache.errors import ConfigurationError, InsecureAddress
 
@@ -37,6 +39,8 @@ _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNO
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+_NUMBERS: Any = (Real, Decimal)
 
 OnError = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
@@ -147,41 +151,97 @@ def check_namespace(path: tuple[str, ...]) -> None:
     )
 
 
-def check_seconds(what: str, seconds: float) -> None:
-    """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
+def check_seconds(what: str, seconds: SupportsFloat) -> float:
+    """Return ``seconds`` as a float.
+
+    Raises:
+        ConfigurationError: it is not a number above 0 and at most `MAX_SECONDS`.
+    """
+    number = None if isinstance(seconds, timedelta) else _number(seconds)
     problem = f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
-    _check(_is_number(seconds) and 0 < seconds <= MAX_SECONDS, problem)
+    _check(number is not None and 0 < number <= MAX_SECONDS, problem)
+    return float(number or 0)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)  # a bool is an int
 
 
-def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
+def _number(value: Any) -> float | None:
+    """Return a number of any type, or the seconds of a duration, as an int or a float; None if it is neither.
+
+    Numbers of numpy are among them, as are Decimal and Fraction. A numpy number must not be calculated with as it is: a
+    float32 would make the result a float32.
+    """
+    if type(value) is int or type(value) is float:
+        return value
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if type(value).__module__ == "numpy" and type(value).__name__ == "timedelta64":
+        try:
+            return float(value / type(value)(1, "s"))
+        except TypeError:  # months and years have no fixed length
+            return None
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def ttl_to_seconds(ttl_seconds: SupportsFloat | timedelta | None, name: str = "ttl_seconds") -> float | None:
     """Return a time to live as the wire carries it: float seconds, or None for no expiry.
 
     Args:
         name: the argument that the error names.
 
     Raises:
-        TypeError: not an int, float, timedelta or None.
+        TypeError: not a number, timedelta or None.
         ValueError: zero, negative or NaN.
     """
     if ttl_seconds is None:
         return None
-    if isinstance(ttl_seconds, timedelta):
-        ttl_seconds = ttl_seconds.total_seconds()
-    elif not _is_number(ttl_seconds):
+    seconds = _number(ttl_seconds)
+    if seconds is None:
         raise TypeError(
             f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
         )
-    if not ttl_seconds > 0:  # also true for NaN
-        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+    if not seconds > 0:  # also true for NaN
+        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {seconds!r}.")
     # Infinity means no expiry, and so does an int that no float can hold.
-    return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
+    return float(seconds) if seconds <= sys.float_info.max else None
 
 
-def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
+def seconds_until(expires_at: SupportsFloat | datetime, now: float) -> float | None:
+    """Return the seconds from ``now`` until a point in time; 0 if it has passed, None if it is infinitely far.
+
+    Args:
+        expires_at: an aware datetime, or seconds since the epoch (as ``time.time()`` and ``now``).
+
+    Raises:
+        TypeError: not a datetime or a number.
+        ValueError: a datetime without a time zone, or NaN.
+    """
+    if isinstance(expires_at, datetime):
+        if expires_at.utcoffset() is None:
+            raise ValueError(
+                "expires_at needs a time zone, such as datetime.now(UTC); a naive datetime may mean any."
+            )
+        at: float | None = expires_at.timestamp()
+    else:
+        at = None if isinstance(expires_at, timedelta) else _number(expires_at)
+    if at is None:
+        kind = type(expires_at).__name__
+        raise TypeError(
+            f"expires_at must be an aware datetime or a number of seconds since 1970, not {kind}."
+        )
+    if at != at:
+        raise ValueError("expires_at must not be NaN.")
+    return max(at - now, 0.0) if at <= sys.float_info.max else None
+
+
+def to_seconds(duration: SupportsFloat | timedelta, name: str, *, zero: bool = True) -> float:
     """Return the seconds of a finite duration.
 
     Args:
@@ -189,27 +249,32 @@ def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> 
         zero: whether 0 is valid.
 
     Raises:
-        TypeError: not an int, float or timedelta.
+        TypeError: not a number or timedelta.
         ValueError: negative, infinite, NaN, or an invalid 0.
     """
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
-    return seconds
+    return check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
 
 
-def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "an int or a float") -> None:
-    """Raise `TypeError` or `ValueError` unless ``number`` is finite and not negative.
+def check_number(
+    number: SupportsFloat, name: str, *, zero: bool = True, kinds: str = "an int or a float"
+) -> float:
+    """Return ``number`` as an int or a float.
+
+    Raises `TypeError` or `ValueError` unless it is finite and not negative.
 
     Args:
         name: the argument that the error names.
         zero: whether 0 is valid.
         kinds: the valid types, as the error lists them.
     """
-    if not _is_number(number):
+    value = None if isinstance(number, timedelta) else _number(number)
+    if value is None:
         raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
-    if not 0 <= number < math.inf or (number == 0 and not zero):
+    if not 0 <= value < math.inf or (value == 0 and not zero):
         least = "not negative" if zero else "above 0"
-        raise ValueError(f"{name} must be finite and {least}, not {number!r}.")
+        raise ValueError(f"{name} must be finite and {least}, not {value!r}.")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +345,7 @@ class NodeConfig:
         known = self.eviction in EVICTION_POLICIES
         _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
-            check_seconds(field, getattr(self, field))
+            object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
         counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
         for field in counts.split():
             _check_count(field, getattr(self, field))
@@ -307,6 +372,7 @@ class ClientConfig:
         on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
+        ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -315,11 +381,12 @@ class ClientConfig:
     on_error: OnError = "raise"
     max_connections: int = 64
     transport: TransportChoice = "auto"
+    ttl_seconds: float | None = None
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
         check_namespace(self.namespace)
-        check_seconds("timeout", self.timeout)
+        object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
         _check_count("max_connections", self.max_connections)

@@ -102,6 +102,7 @@ def _as_documented(name: str, method: Callable[..., object]) -> str:
         if parameter.default is parameter.empty:
             arguments.append(parameter.name)
         else:
-            default = "nil" if parameter.default is None else f"{parameter.default:g}"
+            value = parameter.default
+            default = "nil" if value is None else "false" if value is False else f"{value:g}"
             arguments.append(f"{parameter.name}={default}")
     return f"{name}({', '.join(arguments)})"
