@@ -17,7 +17,7 @@ from threading import Timer
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
-from tests.support.commands import Outcome, call, run
+from tests.support.commands import Outcome, call, run, shell_environment
 from tests.support.nodes import private_cluster
 from tests.support.processes import ROOT, environment, free_address
 from tests.support.waiting import eventually
@@ -45,12 +45,7 @@ def pyrocache(cluster: LocalCluster, *command: str, stdin: bytes = b"", **variab
 
 @pytest.fixture
 def shell(tmp_path: Path, cluster: LocalCluster) -> dict[str, str]:
-    """The environment of a shell that finds a command ``pyrocache``."""
-    script = tmp_path / "pyrocache"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m pyrocache "$@"\n')
-    script.chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    return environment(PATH=path, PYROCACHE_NAMESERVER=cluster.nameserver)
+    return shell_environment(tmp_path, cluster.nameserver)
 
 
 # Values -------------------------------------------------------------------------------------------------------
@@ -410,3 +405,35 @@ def test_the_hints_of_nodes_can_be_run(shell: dict[str, str], tmp_path: Path) ->
     finally:
         process.terminate()
         process.wait(10.0)
+
+
+def test_a_node_is_restarted_when_nobody_reads_the_reports(shell: dict[str, str]) -> None:
+    address = free_address()
+    process = subprocess.Popen(
+        ["pyrocache", "nodes", "-w", "-n", "1", "-s", address],
+        env=shell,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lines = [process.stdout.readline() for _ in range(5)]
+        assert lines[-1] == "ready\n", lines
+        process.stderr.close()
+        for _ in range(2):
+            pid = served_by(address)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda old=pid: served_by(address) not in (None, old), 20.0)  # type: ignore[misc]
+    finally:
+        process.terminate()
+        process.wait(10.0)
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def served_by(address: str) -> int | None:
+    """The pid of the node, or None if it does not answer."""
+    with PyroCacheClient(address, timeout=1.0) as cache:
+        return next((node.pid for node in cache.stats().nodes.values()), None)

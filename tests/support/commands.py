@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -72,6 +73,14 @@ def call(*command: str, stdin: bytes = b"", **variables: str) -> Outcome:
     ):
         main({"run_nameserver.py": "nameserver", "run_nodes.py": "nodes"}.get(script))
     return Outcome(ended.value.code, _written(out), _written(err))  # type: ignore[arg-type]
+
+
+def shell_environment(directory: Path, nameserver: str) -> dict[str, str]:
+    """Return the environment of a shell that finds a command ``pyrocache``, which this writes to ``directory``."""
+    script = directory / "pyrocache"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m pyrocache "$@"\n')
+    script.chmod(0o755)
+    return environment(PATH=f"{directory}{os.pathsep}{os.environ['PATH']}", PYROCACHE_NAMESERVER=nameserver)
 
 
 def _written(stream: io.TextIOWrapper) -> str:
