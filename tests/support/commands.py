@@ -80,7 +80,8 @@ def shell_environment(directory: Path, nameserver: str) -> dict[str, str]:
     script = directory / "pyrocache"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m pyrocache "$@"\n')
     script.chmod(0o755)
-    return environment(PATH=f"{directory}{os.pathsep}{os.environ['PATH']}", PYROCACHE_NAMESERVER=nameserver)
+    path = f"{directory}{os.pathsep}{os.environ['PATH']}"
+    return environment(PATH=path, PYROCACHE_NAMESERVER=nameserver, PYTHONUNBUFFERED="")
 
 
 def _written(stream: io.TextIOWrapper) -> str:
