@@ -16,7 +16,7 @@ from typing import Any
 from pyrocache.cluster.routing import Member
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, unavailable
+from pyrocache.net.failures import BROKEN, Refused, suspected
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
@@ -67,7 +67,7 @@ class PinnedConnection:
                 return False
             connection.finish_opening(deadline)
         except BROKEN as error:  # `Connections.pin` drops it
-            raise unavailable(self.member, command.name, deadline, error, sent=False) from error
+            raise self._loan.pool.failed(command.name, deadline, error, sent=False) from error
         return True
 
     def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
@@ -76,6 +76,10 @@ class PinnedConnection:
         Raises:
             Refused, Unavailable: as `Connections.call`; the latter closes the connection.
         """
+        pool = self._loan.pool
+        if pool.suspicion.suspected:
+            self.drop()
+            raise suspected(pool.member, command.name, pool.suspicion)
         self._operation = command.name
         return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
@@ -121,9 +125,8 @@ class PinnedConnection:
             if not isinstance(error, Refused):
                 self.drop()
             if isinstance(error, BROKEN):
-                raise unavailable(
-                    self.member, self._operation, deadline, error, sent=connection.sent
-                ) from error
+                pool = self._loan.pool
+                raise pool.failed(self._operation, deadline, error, sent=connection.sent) from error
             raise
         return self.answer
 
