@@ -118,7 +118,10 @@ def nodes_command(
     host: Annotated[str, typer.Option(help="Address that the nodes listen on.")] = "127.0.0.1",
     max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
-    max_value: Annotated[str, typer.Option(help="Largest encoded value that a node accepts.")] = "64MiB",
+    max_value: Annotated[
+        str | None,
+        typer.Option(help="Largest encoded value that a node accepts; by default a quarter of --max-memory."),
+    ] = None,
     eviction: Annotated[
         str, typer.Option(help="What to remove when memory is full.", metavar="|".join(EVICTION_POLICIES))
     ] = DEFAULT_EVICTION,
@@ -139,7 +142,7 @@ def nodes_command(
         insecure=insecure,
         weight=weight,
         max_memory=parse_size(max_memory),
-        max_value_bytes=parse_size(max_value),
+        max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
     _warn_if_insecure(insecure)

@@ -23,7 +23,7 @@ from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
-from pyrocache.config import NodeConfig, check_bind_host, format_address
+from pyrocache.config import NodeConfig, check_bind_host, check_port, format_address
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
@@ -55,8 +55,7 @@ def serve(
         ConfigurationError: it cannot be started with these settings.
     """
     check_bind_host(host, insecure=insecure)
-    if not 0 <= port < 65536:
-        raise ConfigurationError(f"A port is a number from 0 to 65535, not {port}.")
+    check_port(port)
     if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 
@@ -70,7 +69,7 @@ def serve(
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another --port."
+            "there already, use that one; else give another port (--port)."
         ) from error
     address = format_address(host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
-from pyrocache.config import NodeConfig
+from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.directory import PREFIX, Directory
 from pyrocache.node.peers import Peers, PeerState
@@ -32,7 +32,7 @@ from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
-from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
+from pyrocache.protocol.limits import BATCH_BYTES
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -44,7 +44,6 @@ _NUDGE_PAUSE_SECONDS = 0.02
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _NAME_SERVER_SECONDS = 2.0
-_FRAME_SLACK = 256 * 1024  # more than the tags of an entry, and the rest of a call, take
 
 
 class Node:
@@ -108,7 +107,7 @@ class Node:
             self.cache_node,
             COMMANDS,
             greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
-            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
+            max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
         self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)

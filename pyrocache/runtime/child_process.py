@@ -23,14 +23,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Sequence
 from typing import IO, Any
 
-from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.errors import PyroCacheError
 from pyrocache.runtime import at_fork, interpreter
 
 START_SECONDS = 20.0
@@ -38,7 +37,6 @@ _STOP_SECONDS = 5.0
 _ANSWER_BYTES = 64 * 1024
 _QUOTED_LINES = 5
 _QUOTED_BYTES = 2000
-_CHILD_VARIABLE = "PYROCACHE_CHILD_OF"  # set in the environment of each child
 
 
 class ChildProcess:
@@ -51,17 +49,13 @@ class ChildProcess:
         descriptors: further descriptors that it inherits, under the same numbers.
 
     Raises:
-        ConfigurationError: there is no Python interpreter to run it with.
+        ConfigurationError: there is no Python interpreter to run it with, or this process is such a child itself.
     """
 
     def __init__(
         self, module: str, settings: dict[str, Any], *, quiet: bool, descriptors: Sequence[int] = ()
     ) -> None:
-        if _CHILD_VARIABLE in os.environ:  # otherwise each child could start another one, without end
-            raise ConfigurationError(
-                "This process was started to be a node or a name server, and must not start another one: "
-                f"{sys.executable!r} or a `sitecustomize` module runs a program that makes a LocalCluster."
-            )
+        interpreter.refuse_in_a_child()
         self._module = module
         self._output = _capture() if quiet else None
         self._link, other_end = socket.socketpair()
@@ -73,7 +67,7 @@ class ChildProcess:
                 # Standard output is nobody's answer: show it with the errors, or not at all.
                 stdout=self._output or subprocess.DEVNULL,
                 stderr=self._output,
-                env={**interpreter.environment(), _CHILD_VARIABLE: str(os.getpid())},
+                env=interpreter.environment(),
                 pass_fds=(other_end.fileno(), *descriptors),
                 process_group=0,  # Ctrl-C must not reach it
             )

@@ -26,6 +26,7 @@ from pyrocache.errors import ConfigurationError
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 _VERIFY_SECONDS = 10.0
+_CHILD_VARIABLE = "PYROCACHE_CHILD_OF"  # set in the environment of each child
 
 
 def command(module: str, settings: str, descriptor: int) -> list[str]:
@@ -58,11 +59,18 @@ def environment() -> dict[str, str]:
     """Return the environment for a child process."""
     # Pyro5 fails to import if there is an unknown PYRO_ variable, and the known ones would change the protocol.
     # PYTHONINSPECT would keep an interpreter running after its program has ended.
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PYRO_") and name != "PYTHONINSPECT"
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYRO_")}
+    kept.pop("PYTHONINSPECT", None)
+    return {**kept, _CHILD_VARIABLE: str(os.getpid())}
+
+
+def refuse_in_a_child() -> None:
+    """Raise `ConfigurationError` in a process that was started as a child: it could start another one, without end."""
+    if _CHILD_VARIABLE in os.environ:
+        raise ConfigurationError(
+            "This process was started to be a node or a name server, and must not start another one: "
+            f"{sys.executable!r} or a `sitecustomize` module runs a program that makes a LocalCluster."
+        )
 
 
 def _candidates() -> Iterator[str]:
