@@ -87,6 +87,8 @@ class LocalCluster:
         PyroCacheError: a process did not start. All other processes were killed.
     """
 
+    _clock: int | None = None  # the descriptor of the nodes' `SharedClock`; see `pyrocache.testing`
+
     def __init__(
         self,
         nodes: int = 3,
@@ -215,7 +217,8 @@ class LocalCluster:
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        return start_node({"nameserver": self.nameserver, "name": name, **self._settings}, quiet=True)
+        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
+        return start_node(settings, quiet=True, clock=self._clock)
 
     def _started(self, process: ChildProcess) -> LocalNode:
         answer = process.wait_until_ready()

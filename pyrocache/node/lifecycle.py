@@ -33,6 +33,7 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -54,6 +55,7 @@ class Node:
         directory: the name server.
         peers: probes other nodes; None for a `Peers` with default settings.
         clock: monotonic seconds.
+        entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
         member: the entry of the node in the name server.
@@ -70,6 +72,7 @@ class Node:
         directory: Directory,
         peers: Peers | None = None,
         clock: Callable[[], float] = time.monotonic,
+        entry_clock: SharedClock | None = None,
     ) -> None:
         self.config = config
         self.stop_request = StopRequest()
@@ -94,13 +97,16 @@ class Node:
             unix_socket.remove(socket_path)
             raise
         # Versions begin at the current time, so that no version of an earlier start of this node is reused.
-        store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
+        now = entry_clock or time.monotonic
+        policy = POLICIES[config.eviction]()
+        store = Store(config.max_memory, policy=policy, versions=time.time_ns(), clock=now)
         self.cache_node = CacheNode(
             store,
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
+            clock=now,
         )
         self._dispatcher = Dispatcher(
             self.member.name,
@@ -109,7 +115,8 @@ class Node:
             greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
             max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
-        self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
+        ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._event_loop = EventLoop(listeners, self._dispatcher, config, self.cache_node.sweep, **ahead)
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:

@@ -24,6 +24,7 @@ from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameTaken, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import answer
 
 EXIT_REFUSED = 3
@@ -36,15 +37,17 @@ def main(argv: list[str]) -> NoReturn:
     """Run a node.
 
     Args:
-        argv: the settings, a `NodeConfig` in JSON; and the descriptor that leads to the parent process, which gets the
-            `answer`.
+        argv: the settings, a `NodeConfig` in JSON, perhaps with the descriptor of a `SharedClock` as ``clock``; and
+            the descriptor that leads to the parent process, which gets the `answer`.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     tune()
     parent = int(argv[1])
     try:
-        config = NodeConfig(**json.loads(argv[0]))
-        node = Node(config, NameServerDirectory(config.nameserver))
+        settings = json.loads(argv[0])
+        clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
+        config = NodeConfig(**settings)
+        node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
         node.stop_request.on_signals()
         node.stop_request.with_parent(parent)
         node.run(ready=partial(_report_ready, parent))

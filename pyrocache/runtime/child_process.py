@@ -190,6 +190,14 @@ def start_nameserver(
     return ChildProcess("pyrocache.nameserver.process", settings, quiet=quiet)
 
 
-def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
-    """Start a node process. ``settings`` are fields of `NodeConfig`."""
-    return ChildProcess("pyrocache.node.process", settings, quiet=quiet)
+def start_node(settings: dict[str, Any], *, quiet: bool, clock: int | None = None) -> ChildProcess:
+    """Start a node process.
+
+    Args:
+        settings: fields of `NodeConfig`.
+        clock: the descriptor of a `SharedClock` for its TTLs, leases and locks.
+    """
+    descriptors = () if clock is None else (clock,)
+    if clock is not None:
+        settings = {**settings, "clock": clock}
+    return ChildProcess("pyrocache.node.process", settings, quiet=quiet, descriptors=descriptors)
