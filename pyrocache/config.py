@@ -23,6 +23,11 @@ from pyrocache.errors import ConfigurationError, InsecureAddress
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
+REQUEST_OVERHEAD_BYTES = 320 * 1024
+"""The most bytes that a request has in addition to its value: its key, its tags, and the rest of the call."""
+
+_LONGEST_FRAME = 2**32 - 1  # of a Pyro5 message
+_SPARE_BUFFER_BYTES = 16 * 2**20
 EVICTION_POLICIES = ("s3fifo", "lru")
 DEFAULT_EVICTION = "s3fifo"
 
@@ -290,14 +295,15 @@ class NodeConfig:
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
         eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
-        max_value_bytes: the largest value frame that is accepted.
+        max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
         max_connections: the most connections at a time; further ones are refused.
         handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may be idle between requests.
         workers: threads for calls that may block or take long.
         max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
-        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections. Beyond it, the
+        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
+            ``max_memory`` and 16 MiB, so that the process stays below 1.3 times ``max_memory`` + 64 MiB. Beyond it, the
             largest incomplete request is refused as `Overloaded`, or the connection with the most unread bytes is
             closed.
         heartbeat_seconds: time between two queries of the name server.
@@ -312,14 +318,14 @@ class NodeConfig:
     weight: float = 1.0
     max_memory: int = 2**30
     eviction: str = DEFAULT_EVICTION
-    max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES
+    max_value_bytes: int = 0
     max_connections: int = 4096
     handshake_seconds: float = 5.0
     request_seconds: float = 20.0
     idle_seconds: float = 900.0
     workers: int = 4
     max_queued_calls: int = 64
-    max_buffered_bytes: int = 512 * 2**20
+    max_buffered_bytes: int = 0
     heartbeat_seconds: float = 1.0
     drain_seconds: float = 0.5
 
@@ -333,7 +339,7 @@ class NodeConfig:
         )
         if self.name is not None:
             check_node_name(self.name)
-        _check(0 <= self.port < 65536, f"A port must be a number from 0 to 65535, not {self.port!r}.")
+        check_port(self.port)
         check_weight(self.weight)
         memory = self.max_memory
         _check(memory >= 64 * 1024, f"A node needs at least 64KiB of memory for entries, not {memory}.")
@@ -346,9 +352,29 @@ class NodeConfig:
         _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
             object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
+        self._complete_sizes()
         counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
         for field in counts.split():
             _check_count(field, getattr(self, field))
+
+    def _complete_sizes(self) -> None:
+        """Set the sizes that depend on ``max_memory``, and check that the largest value can be received."""
+        if self.max_buffered_bytes == 0:
+            object.__setattr__(self, "max_buffered_bytes", self.max_memory // 4 + _SPARE_BUFFER_BYTES)
+        largest = min(self.max_buffered_bytes, _LONGEST_FRAME) - REQUEST_OVERHEAD_BYTES
+        if self.max_value_bytes == 0:
+            object.__setattr__(self, "max_value_bytes", max(1, min(self.max_memory // 4, largest)))
+        _check(
+            self.max_value_bytes <= max(1, largest),
+            f"Values of {self.max_value_bytes} bytes cannot be received: with {format_size(self.max_memory)} of "
+            f"memory, the largest can have {largest} bytes. Give a smaller --max-value, or more --max-memory.",
+        )
+
+
+def check_port(port: int) -> None:
+    """Raise `ConfigurationError` unless ``port`` is a number from 0 to 65535."""
+    valid = isinstance(port, int) and not isinstance(port, bool) and 0 <= port < 65536
+    _check(valid, f"A port must be a number from 0 to 65535, not {port!r}.")
 
 
 def check_weight(weight: float) -> None:

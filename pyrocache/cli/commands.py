@@ -111,7 +111,10 @@ def nodes_command(
         str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
     ] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
-    max_value: Annotated[str, typer.Option(help="Largest encoded value that a node accepts.")] = "64MiB",
+    max_value: Annotated[
+        str | None,
+        typer.Option(help="Largest encoded value that a node accepts; by default a quarter of --max-memory."),
+    ] = None,
     eviction: Annotated[
         str,
         typer.Option(
@@ -137,7 +140,7 @@ def nodes_command(
         insecure=insecure,
         weight=weight,
         max_memory=parse_size(max_memory),
-        max_value_bytes=parse_size(max_value),
+        max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
     _warn_if_insecure(insecure)
