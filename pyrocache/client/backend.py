@@ -235,6 +235,10 @@ class Backend:
         except NodeUnavailable:
             return False
 
+    def holders(self, name: bytes, deadline: Deadline) -> int:
+        """Return how many callers hold a lock or a semaphore."""
+        return int(self._call(commands.HOLDERS, name, (), deadline))
+
     # Namespaces: the request is broadcast to every node.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
