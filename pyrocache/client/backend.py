@@ -288,6 +288,10 @@ class Backend:
         """Set the counters of every node to 0, except ``loads``."""
         return self._router.broadcast(commands.RESET_STATS, (), deadline)
 
+    def disconnect(self) -> None:
+        """Close the idle connections, and the others when they are put back. Later calls connect again."""
+        self._router.disconnect()
+
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()

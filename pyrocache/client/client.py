@@ -674,6 +674,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # Life ------------------------------------------------------------------------------------------------
 
+    def disconnect(self) -> None:
+        """Close the connections; the next call connects again. Does nothing once the client is closed.
+
+        Calls of other threads are not disturbed: the connection of a call is closed when the call ends. Held locks stay
+        held, and loads go on: their connections are closed when they are released. A client and its namespaces share
+        their connections, so this disconnects all of them.
+        """
+        if not self._context.closed:
+            self._context.backend.disconnect()
+
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""
         self._context.close()
