@@ -258,6 +258,10 @@ class Backend:
         except NodeUnavailable:
             return False
 
+    def holders(self, name: bytes, deadline: Deadline) -> int:
+        """Return how many callers hold a lock or a semaphore."""
+        return int(self._call(commands.HOLDERS, name, (), deadline))
+
     # Namespaces: the request is broadcast to every node.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
@@ -331,6 +335,10 @@ class Backend:
     def reset_stats(self, deadline: Deadline) -> Answers:
         """Set the counters of every node to 0, except ``loads``."""
         return self._router.broadcast(commands.RESET_STATS, (), deadline)
+
+    def disconnect(self) -> None:
+        """Close the idle connections, and the others when they are put back. Later calls connect again."""
+        self._router.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`."""

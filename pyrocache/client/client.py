@@ -543,8 +543,17 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # Locks -----------------------------------------------------------------------------------------------
 
-    def lock(self, name: object, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None) -> Lock:
+    def lock(
+        self,
+        name: object,
+        ttl_seconds: Duration = 30,
+        *,
+        wait_seconds: Duration | None = None,
+        thread_local: bool = True,
+    ) -> Lock:
         """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
+
+        It has the methods of `threading.Lock`: ``acquire(blocking, timeout)``, ``release()`` and ``locked()``.
 
         A held lock is renewed in the background. It is free at once when the holder releases it or its process ends. A
         holder that cannot renew the lock, because its host has failed or its process is suspended, loses the lock after
@@ -561,21 +570,31 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             name: any key. A lock and an entry of the same name are independent.
             ttl_seconds: as above, in seconds or as a timedelta.
             wait_seconds: how long to wait for it; None for no limit, 0 for not at all.
+            thread_local: whether each thread that uses the object acquires and releases for itself. If it is False, the
+                object is the owner, and any thread or coroutine may release what another one has acquired.
 
-        Raises, when it is acquired: `LockTimeout`; `NodeUnavailable`, independent of ``on_error``. When it is released:
+        Raises, when it is acquired: `LockTimeout` (``acquire`` returns False instead); `NodeUnavailable`, independent
+        of ``on_error``. When it is released:
         `LockLost` if it was lost before or its node does not answer, unless the body of a ``with`` has raised an
         exception.
         """
-        return Lock(self._context, name, 1, ttl_seconds, wait_seconds)
+        return Lock(self._context, name, 1, ttl_seconds, wait_seconds, thread_local)
 
     def semaphore(
-        self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
+        self,
+        name: object,
+        n: int,
+        ttl_seconds: Duration = 30,
+        *,
+        wait_seconds: Duration | None = None,
+        thread_local: bool = True,
     ) -> Lock:
         """Return a semaphore with ``n`` permits, one for each holder; all callers must pass the same ``n``.
 
-        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name.
+        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name. If ``thread_local`` is
+        False, an object may hold several permits: as many as were acquired with it and not released.
         """
-        return Lock(self._context, name, n, ttl_seconds, wait_seconds)
+        return Lock(self._context, name, n, ttl_seconds, wait_seconds, thread_local)
 
     # Many keys -------------------------------------------------------------------------------------------
 
@@ -835,6 +854,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return total
 
     # Life ------------------------------------------------------------------------------------------------
+
+    def disconnect(self) -> None:
+        """Close the connections; the next call connects again. Does nothing once the client is closed.
+
+        Calls of other threads are not disturbed: the connection of a call is closed when the call ends. Held locks stay
+        held, and loads go on: their connections are closed when they are released. A client and its namespaces share
+        their connections, so this disconnects all of them.
+        """
+        if not self._context.closed:
+            self._context.backend.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""

@@ -188,6 +188,11 @@ class Connections:
         if command is not PING:  # a ping itself is always sent
             pool.ping(command.name, deadline, Loan(pool, self._pinned))
 
+    def disconnect(self) -> None:
+        """Close the idle connections, and each of the others when its call or grant ends. Later calls open new ones."""
+        with self._lock:  # or `pool` could put a new pool into the old table
+            self._close_pools()
+
     def close(self) -> None:
         """Close the idle connections and shut the pinned ones down. The others close when their call ends."""
         with self._lock:

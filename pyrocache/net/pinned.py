@@ -52,8 +52,8 @@ class PinnedConnection:
         return self._loan.connection is None
 
     def is_from(self, pool: Pool) -> bool:
-        """Return whether this is an open connection of ``pool``."""
-        return self._loan.pool is pool and not self.closed
+        """Return whether this is an open connection to the node of ``pool``, perhaps from before a `disconnect`."""
+        return self._loan.pool.member == pool.member and not self.closed
 
     def open(self, command: Command, deadline: Deadline, reserve: int) -> bool:
         """Take a connection and open it. Return False, without waiting, if too few permits would be left.

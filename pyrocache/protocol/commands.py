@@ -83,6 +83,7 @@ ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
 ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)
 RELEASE = Command("release", Scope.KEY, False, Runs.INLINE, False)
+HOLDERS = Command("holders", Scope.KEY, True, Runs.INLINE, False)
 
 SCAN = Command("scan", Scope.NAMESPACE, True, Runs.WORKER, False)
 COUNT = Command("count", Scope.NAMESPACE, True, Runs.WORKER, False)

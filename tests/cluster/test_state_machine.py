@@ -934,11 +934,13 @@ class Machine(RuleBasedStateMachine):
         lock = cache.lock(name) if limit == 1 else cache.semaphore(name, limit)
         holders = self.holders.setdefault(place, [])
         if len(holders) == limit:
-            assert attempt(lambda: lock.acquire(wait_seconds=0)) == Raised(LockTimeout)
+            assert lock.locked()
+            assert not lock.acquire(blocking=False)
             assert not lock.held
             return place, None
-        token = lock.acquire(wait_seconds=0)
-        assert token == lock.token
+        assert not lock.locked()
+        assert lock.acquire(blocking=False)
+        token = lock.token or 0
         assert token > self.tokens.get(place, 0)
         assert lock.held
         self.tokens[place] = token

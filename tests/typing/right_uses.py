@@ -159,7 +159,9 @@ assert_type(cache.semaphore(("name", 1), 3), Lock)
 with cache.lock("name") as lock:
     assert_type(lock.token, int | None)
     assert_type(lock.held, bool)
-assert_type(cache.lock("name").acquire(wait_seconds=None), int)
+assert_type(cache.lock("name", thread_local=False).acquire(), bool)
+assert_type(cache.lock("name").acquire(True, timeout=5), bool)
+assert_type(cache.lock("name").locked(), bool)
 
 # Figures.
 

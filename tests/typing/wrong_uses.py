@@ -46,6 +46,7 @@ cache.memoize(key="text")  # wrong
 cache.memoize(tags=5)  # wrong
 cache.lock("name", wait_seconds="5")  # wrong
 cache.semaphore("name")  # wrong
+cache.lock("name").acquire(timeout="5")  # wrong
 
 
 @cache.memoize()

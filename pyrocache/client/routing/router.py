@@ -260,6 +260,11 @@ class Router:
         self._connections.close()
         self._pinning.close()
 
+    def disconnect(self) -> None:
+        """Close the connections that are not in use, and the others when they are put back. Keeps the view."""
+        self._connections.disconnect()
+        self._pinning.disconnect()
+
     def reset_after_fork(self) -> None:
         """Replace connections and locks in a forked child, which must not use those of its parent.
 

@@ -320,6 +320,7 @@ class CacheNode:
     begin_acquire = _forwarded("_coordination", Coordination.begin_acquire)
     renew = _forwarded("_coordination", Coordination.renew)
     release = _forwarded("_coordination", Coordination.release)
+    holders = _forwarded("_coordination", Coordination.holders)
 
     def fill(
         self,
