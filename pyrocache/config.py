@@ -243,7 +243,9 @@ def seconds_until(expires_at: SupportsFloat | datetime, now: float) -> float | N
         )
     if at != at:
         raise ValueError("expires_at must not be NaN.")
-    return max(at - now, 0.0) if at <= sys.float_info.max else None
+    if at <= now:
+        return 0.0
+    return at - now if at <= sys.float_info.max else None
 
 
 def to_seconds(duration: SupportsFloat | timedelta, name: str, *, zero: bool = True) -> float:
