@@ -43,12 +43,15 @@ MAX_SECONDS = 1_000_000
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
+_CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 _NUMBERS: Any = (Real, Decimal)
 
 OnError = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
+SerializerChoice = Literal["pickle", "msgpack", "json"]
+SERIALIZERS = ("pickle", "msgpack", "json")
 
 
 def _check(valid: bool, problem: str) -> None:
@@ -401,6 +404,10 @@ class ClientConfig:
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
         ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
+        serializer: how values are serialized, one of `SERIALIZERS`.
+        codec: a user's serializer, with ``dumps`` and ``loads``; None for ``serializer``.
+        allowed_classes: the names of the classes that stored values and keys may refer to; None for the default.
+        compress_above: the size in bytes of the values above which they are compressed; None for never.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -410,12 +417,32 @@ class ClientConfig:
     max_connections: int = 64
     transport: TransportChoice = "auto"
     ttl_seconds: float | None = None
+    serializer: SerializerChoice = "pickle"
+    codec: Any = None
+    allowed_classes: tuple[str, ...] | None = None
+    compress_above: int | None = None
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
         check_namespace(self.namespace)
+        self._check_serializer()
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
+
+    def _check_serializer(self) -> None:
+        known = self.serializer in SERIALIZERS
+        _check(known, f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}.")
+        if self.codec is not None:
+            methods = all(callable(getattr(self.codec, name, None)) for name in ("dumps", "loads"))
+            kind = type(self.codec).__name__
+            _check(methods, f"codec must be an object with the methods dumps and loads, not {kind}.")
+            _check(self.serializer == "pickle", "Give either a codec or a serializer.")
+        names = self.allowed_classes
+        valid = names is None or (isinstance(names, tuple) and all(map(_CLASS_NAME.fullmatch, names)))
+        _check(valid, f"allowed_classes must be classes, or names like 'module.Class', not {names!r}.")
+        if self.compress_above is not None:
+            valid = type(self.compress_above) is int and self.compress_above >= 0
+            _check(valid, f"compress_above must be a number of bytes or None, not {self.compress_above!r}.")

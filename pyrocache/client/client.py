@@ -33,6 +33,7 @@ from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.serializers import UserCodec
 from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
@@ -40,7 +41,9 @@ from pyrocache.config import (
     DEFAULT_TIMEOUT_SECONDS,
     ClientConfig,
     OnError,
+    SerializerChoice,
     TransportChoice,
+    parse_size,
     ttl_to_seconds,
 )
 from pyrocache.errors import CorruptValue, NodeUnavailable
@@ -69,6 +72,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
         ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
             expiry. It applies where a method's ``ttl_seconds`` is `DEFAULT_TTL`; None there means no expiry.
+        serializer: how values other than None, bool, int, float, str and bytes are stored. ``"msgpack"`` and ``"json"``
+            carry plain values only and never run code that a stored value contains. All clients that share entries must
+            use the same one.
+        codec: an object with ``dumps(obj) -> bytes`` and ``loads(bytes) -> obj``, used instead of ``serializer`` for
+            all values but ints. It is pickled with the client.
+        allowed_classes: the classes and functions, or their names like ``"module.Class"``, that stored values and keys
+            may refer to; others raise `SerializationError` when they are read. None for no restriction of pickle.
+            Values of builtin types are always allowed.
+        compress_above: compress values (with zlib) whose stored form has more bytes than this; None for never. Like
+            ``"64KiB"`` or a number.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -100,6 +113,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         on_error: OnError = "raise",
         transport: TransportChoice = "auto",
         ttl_seconds: Ttl = None,
+        serializer: SerializerChoice = "pickle",
+        codec: UserCodec | None = None,
+        allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
+        compress_above: int | str | None = None,
     ) -> None:
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
@@ -111,6 +128,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             on_error=on_error,
             transport=transport,
             ttl_seconds=ttl_to_seconds(ttl_seconds),
+            serializer=serializer,
+            codec=codec,
+            allowed_classes=None if allowed_classes is None else _class_names(allowed_classes),
+            compress_above=parse_size(compress_above) if isinstance(compress_above, str) else compress_above,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -885,6 +906,23 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._context = ClientContext(config, Backend.of(config))
+
+
+def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names by which pickles refer to classes and functions. Strings are names already."""
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}.")
+    return tuple(given if isinstance(given, str) else _class_name(given) for given in classes)
+
+
+def _class_name(given: Any) -> str:
+    module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise TypeError(
+            f"allowed_classes has classes, functions and their names, not {type(given).__name__}."
+        )
+    # A worker that multiprocessing spawned knows its parent's __main__ by another name.
+    return f"{'__main__' if module == '__mp_main__' else module}.{name}"
 
 
 def _version(version: int) -> int:

@@ -98,7 +98,7 @@ class ClientContext:
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
         self.config = config
         self.backend = backend
-        self.codec = Codec()
+        self.codec = Codec(config.serializer, config.codec, config.allowed_classes, config.compress_above)
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
         self.ttl_seconds = config.ttl_seconds

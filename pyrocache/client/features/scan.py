@@ -34,7 +34,7 @@ def scan(
     context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (decode_key(key) for page in _pages(context, prefix, batch, tag) for key in page)
+    return (decode_key(key, context.codec) for page in _pages(context, prefix, batch, tag) for key in page)
 
 
 def details(
@@ -75,7 +75,7 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
         while waiting:
             found, waiting = _some_values(context, waiting)
             for key, frame in found:
-                yield decode_key(key), context.decode(key, frame)
+                yield decode_key(key, context.codec), context.decode(key, frame)
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             except NodeUnavailable as error:
                 frame = context.missed(error, None)
             if frame is not None:
-                return decode_key(encoded), context.decode(encoded, frame)
+                return decode_key(encoded, context.codec), context.decode(encoded, frame)
     raise KeyError("there is no entry in this namespace")
 
 

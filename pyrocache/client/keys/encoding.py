@@ -49,7 +49,8 @@ Raises `InvalidKey` for NaN and NaT, for objects that do not pickle or that cont
 be imported by name, and for sets and dicts with two members that are unequal but have the same bytes, as objects of
 kind P may have. Raises `KeyTooLarge` for keys that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
 
-Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them.
+Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them, or
+decode them with a `Codec` that allows few classes or does not unpickle.
 Encoding runs the key's own pickling code.
 
 Thread safety: thread-safe; the functions depend on their arguments only.
@@ -66,14 +67,15 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import canonical_unpickle, type_name
+from pyrocache.client.codec import Codec, canonical_unpickle, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
-from pyrocache.errors import InvalidKey, KeyTooLarge
+from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 __all__ = ["decode_key", "encode_key", "encode_keys"]
 
+_ALL_CLASSES = Codec()
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 
 
@@ -118,18 +120,22 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
     return [encode_key(key, prefix) for key in keys]  # raises the error of a key that is too large
 
 
-def decode_key(data: bytes) -> object:
+def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
     """Return the key in bytes from `encode_key`, whatever its namespace.
+
+    Args:
+        codec: decides which classes the key may refer to, and whether it may be unpickled.
 
     Raises:
         InvalidKey: the bytes are not canonical, or a class of the key cannot be imported here.
+        SerializationError: the key refers to a class that is not allowed, or is a pickle and may not be.
     """
     if len(data) > MAX_KEY_BYTES:
         raise InvalidKey(f"{len(data)} bytes are more than a key has")
     _, encoded = split_namespace(data)
     try:
-        return _decode(encoded)
-    except InvalidKey:
+        return _decode(encoded, codec)
+    except (InvalidKey, SerializationError):
         raise
     except RecursionError:
         raise InvalidKey("an encoded key is nested too deeply to be decoded") from None
@@ -234,32 +240,58 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
 # Decoding. Each decoder may raise anything; decode_key makes an InvalidKey of it.
 
 
-def _decode(encoded: bytes) -> object:
+def _decode(encoded: bytes, codec: Codec) -> object:
     type_byte = encoded[:1]
-    decoder = _DECODERS.get(type_byte)
-    if decoder is None:
+    if (simple := scalars.DECODERS.get(type_byte)) is not None:
+        key = simple(encoded[1:])
+    elif (decoder := _DECODERS.get(type_byte)) is not None:
+        key = decoder(encoded[1:], codec)
+    else:
         raise InvalidKey("an encoded key is of an unknown kind")
-    key = decoder(encoded[1:])
     if type_byte in _CHECKED and _encode(key) != encoded:
         raise InvalidKey("an encoded key is not in its canonical form")
     return key
 
 
-def _of_items(build: Callable[..., object]) -> Callable[[bytes], object]:
+def _decode_all(encoded: list[bytes], codec: Codec) -> list[Any]:
+    return [_decode(part, codec) for part in encoded]
+
+
+def _of_items(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
     """Return a decoder that passes the decoded keys of a payload to ``build``."""
-    return lambda payload: build(*map(_decode, split(payload)))
+    return lambda payload, codec: build(*_decode_all(split(payload), codec))
 
 
-def _decode_set(payload: bytes) -> frozenset[Any]:
+def _of_class(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
+    """Return a decoder that does the same for a class that ``build`` imports: the first two keys are its name."""
+
+    def decode(payload: bytes, codec: Codec) -> object:
+        module, name, *rest = _decode_all(split(payload), codec)
+        codec.check_class(module, name)
+        return build(module, name, *rest)
+
+    return decode
+
+
+def _decode_set(payload: bytes, codec: Codec) -> frozenset[Any]:
     members = split(payload)
     _check_sorted(members)
-    return frozenset(map(_decode, members))
+    return frozenset(_decode_all(members, codec))
 
 
-def _decode_dict(payload: bytes) -> dict[Any, Any]:
+def _decode_dict(payload: bytes, codec: Codec) -> dict[Any, Any]:
     parts = split(payload)
     _check_sorted(parts[::2])
-    return dict(zip(map(_decode, parts[::2]), map(_decode, parts[1::2]), strict=True))
+    return dict(zip(_decode_all(parts[::2], codec), _decode_all(parts[1::2], codec), strict=True))
+
+
+def _decode_pickled(payload: bytes, codec: Codec) -> object:
+    if not codec.reads_pickles:
+        raise SerializationError(
+            "a key is a pickled object, and this client does not unpickle. Use keys of plain types, or a namespace of "
+            "its own for the client that stored this one."
+        )
+    return canonical_unpickle(payload, lambda part: _decode(part, codec), codec.check_class)
 
 
 def _check_sorted(members: list[bytes]) -> None:
@@ -267,14 +299,14 @@ def _check_sorted(members: list[bytes]) -> None:
         raise InvalidKey("an encoded key's members are not in their canonical order")
 
 
-_DECODERS: dict[bytes, Callable[[bytes], object]] = {
-    **scalars.DECODERS,
-    **{kind: _of_items(build) for kind, build in (scalars.BUILDERS | objects.BUILDERS).items()},
-    b"t": lambda payload: tuple(map(_decode, split(payload))),
-    b"l": lambda payload: list(map(_decode, split(payload))),
+_DECODERS: dict[bytes, Callable[[bytes, Codec], object]] = {
+    **{kind: _of_items(build) for kind, build in scalars.BUILDERS.items()},
+    **{kind: _of_class(build) for kind, build in objects.BUILDERS.items()},
+    b"t": lambda payload, codec: tuple(_decode_all(split(payload), codec)),
+    b"l": lambda payload, codec: _decode_all(split(payload), codec),
     b"S": _decode_set,
     b"d": _decode_dict,
-    b"P": lambda payload: canonical_unpickle(payload, _decode),
+    b"P": _decode_pickled,
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.
