@@ -527,6 +527,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         cache_if: Callable[[Any], object] | None = None,
         typed: bool = False,
         tags: Tags = None,
+        name: str | None = None,
         stale_seconds: Duration = 0,
         early: float = 0.0,
         wait_seconds: Duration | None = None,
@@ -538,10 +539,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ``@staticmethod`` and ``@classmethod``. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
         ``.key(...)``, each called with the function's own arguments, and ``.original``.
 
-        The key of a result is the function's module and qualified name and its arguments, defaults included, however
-        they are passed. For a lambda, and for a function in ``__main__``, it also contains a digest of the code.
-        Anything else that a function refers to, such as the variables around a nested function, is not part of the key:
-        include it with ``key``.
+        The key of a result is the function's identity and its arguments, defaults included, however they are passed.
+        The identity is the module, the qualified name, and a digest of the bytecode and of the variables of enclosing
+        functions that the function refers to, as they are at the first call. What a global name refers to, and a
+        variable that changes later, are not noticed: include them with ``key``. Arguments may be any picklable objects
+        of any size; large ones are compared by a digest.
 
         Args:
             key: called with all arguments, by position and defaults included; its result replaces them in the key.
@@ -550,9 +552,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             cache_if: called with a result; the result is stored if this returns true.
             typed: whether equal arguments of different types, like 1 and 1.0, have separate results.
             tags: the tags of the results, or a function that returns them, called like ``key``.
+            name: the identity of the function, in place of the above. Functions of one name share their results.
             ttl_seconds, ttl_jitter, stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
 
-        Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument cannot be a key.
+        Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument does not pickle, or
+        if an enclosing variable does not and there is neither ``key`` nor ``name``.
         """
         if callable(ttl_seconds):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
@@ -560,7 +564,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise TypeError("ignore is a list of names, not one name.")
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
-        return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags)
+        return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------
 

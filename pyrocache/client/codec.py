@@ -56,7 +56,7 @@ from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
 
-__all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "type_name"]
+__all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "raw_buffer", "type_name"]
 
 _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
@@ -249,13 +249,16 @@ class Codec:
         )
 
 
-def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
+def canonical_pickle(
+    obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO, shared: bool = False
+) -> None:
     """Write a pickle of ``obj`` to ``file`` that does not depend on which of its equal parts are the same object.
 
     ``persistent_id`` is called with every object that is reached, including ``obj``. Its result is written in place of
-    that object; None lets pickle descend into the object. Raises whatever pickling raises.
+    that object; None lets pickle descend into the object. With ``shared``, an object that is reached again is written
+    as a reference, so ``obj`` may contain itself. Raises whatever pickling raises.
     """
-    _CanonicalPickler(file, persistent_id).dump(obj)
+    _CanonicalPickler(file, persistent_id, shared).dump(obj)
 
 
 def canonical_unpickle(
@@ -276,10 +279,12 @@ def canonical_unpickle(
 
 # The hooks must be methods of a class: Python 3.13 ignores those that are set on a pickler.
 class _CanonicalPickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, persistent_id: Callable[[object], object | None]) -> None:
+    def __init__(
+        self, file: io.BytesIO, persistent_id: Callable[[object], object | None], shared: bool
+    ) -> None:
         super().__init__(file, _PICKLE_PROTOCOL)
         # Without its memo, pickle writes equal strings identically, whether they are the same object or not.
-        self.fast = True
+        self.fast = not shared
         self._persistent_id = persistent_id
 
     def persistent_id(self, obj: Any) -> Any:
@@ -307,6 +312,14 @@ class _CanonicalUnpickler(_CheckedUnpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self._persistent_load(pid)
+
+
+def raw_buffer(value: object) -> memoryview | None:
+    """Return the bytes of a buffer that an object's pickling code hands out; None if it is not such a buffer."""
+    if type(value) is not pickle.PickleBuffer:
+        return None
+    with memoryview(value) as view:
+        return value.raw() if view.contiguous else memoryview(view.tobytes())
 
 
 def type_name(value: object) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from types import EllipsisType
 from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
@@ -217,6 +218,9 @@ class ClientContext:
             # Replaced, not changed, so that `stats` reads consistent values without the lock.
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _shared_context, (self.config,)
+
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
 
@@ -224,6 +228,12 @@ class ClientContext:
         """Set this client's statistics to 0."""
         with self._lock:
             self.figures = ClientStats()
+
+
+@lru_cache(maxsize=8)
+def _shared_context(config: ClientConfig) -> ClientContext:
+    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
+    return ClientContext(config, Backend.of(config))
 
 
 class _ClosedBackend:

@@ -65,7 +65,7 @@ def entry(context: ClientContext, value: Any, version: int, attributes: Sequence
 
 def entry_info(context: ClientContext, sent: Sequence[Any]) -> EntryInfo:
     """Return an `EntryInfo` made of what a node has sent."""
-    return EntryInfo(decode_key(sent[0]), *_read(context, sent[1:]))
+    return EntryInfo(decode_key(sent[0], context.codec), *_read(context, sent[1:]))
 
 
 def _read(context: ClientContext, attributes: Sequence[Any]) -> tuple[Any, ...]:

@@ -73,7 +73,7 @@ from pyrocache.client.keys.format import nest, own_code_failed, split, split_nam
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
-__all__ = ["decode_key", "encode_key", "encode_keys"]
+__all__ = ["Encoding", "decode_key", "encode_key", "encode_keys"]
 
 _ALL_CLASSES = Codec()
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
@@ -148,93 +148,111 @@ def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
 # Encoding: by the exact type, else by what the class inherits, else by pickle. A kind depends on the class alone.
 
 
-def _encode(key: Any) -> bytes:
-    cls: Any = type(key)
-    return (_ENCODERS.get(cls) or _encoder_of(cls))(key)
+class Encoding:
+    """The encoders, by type. A subclass encodes some kinds differently; this one makes keys.
 
-
-@lru_cache(maxsize=1024)
-def _encoder_of(cls: Any) -> Callable[[Any], bytes]:
-    """Return the encoder for keys of a class that is not in the table."""
-    # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
-    if cls.__module__ == "numpy" and (encoder := numpy_scalars.encoder_of(cls, _encode_pickled)) is not None:
-        return encoder
-    base = next((base for base in cls.__mro__ if base in _ENCODERS), None)
-    if base is not None and cls.__eq__ is base.__eq__:
-        return _ENCODERS[base]
-    if issubclass(cls, Enum):
-        return objects.encode_enum
-    if (names := objects.compared_fields(cls)) is not None:
-        return lambda key: objects.encode_dataclass(key, names, _nest_all)
-    return _encode_pickled
-
-
-def _encode_pickled(key: Any) -> bytes:
-    return objects.encode_pickled(key, _encode_part)
-
-
-def _encode_part(part: Any) -> bytes | None:
-    """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
-    cls: Any = type(part)
-    encoder = _ENCODERS.get(cls) or _encoder_of(cls)
-    return None if encoder is _encode_pickled else encoder(part)
-
-
-def _nest_all(keys: Iterable[Any]) -> list[bytes]:
-    """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
-
-    A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+    Args:
+        limit: the most bytes that the parts of a container take; more raise `KeyTooLarge`.
     """
-    room = MAX_KEY_BYTES
-    parts = []
-    for key in keys:
+
+    def __init__(self, limit: int = MAX_KEY_BYTES) -> None:
+        self._limit = limit
+        self._encoders: dict[type, Callable[[Any], bytes]] = {
+            **scalars.ENCODERS,
+            tuple: self.encode_tuple,
+            list: self.encode_list,
+            set: self._encode_set,
+            frozenset: self._encode_set,
+            dict: self._encode_dict,
+            OrderedDict: self._encode_dict,
+            Counter: self._encode_dict,
+            datetime: self.encode_datetime,
+        }
+        self._encoder_of = lru_cache(maxsize=1024)(self.find_encoder)
+
+    def encode(self, key: Any) -> bytes:
+        """Return the type byte and the payload of a key. Raises as `encode_key`, and whatever the key's code raises."""
         cls: Any = type(key)
-        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))  # `_encode`, inlined for speed
-        room -= len(part)
-        if room < 0:
-            raise too_large(keys)
-        parts.append(part)
-    return parts
+        return (self._encoders.get(cls) or self._encoder_of(cls))(key)
+
+    def encode_other(self, key: Any) -> bytes:
+        """Encode an object that is of no other kind."""
+        return objects.encode_pickled(key, self.encode_part)
+
+    def find_encoder(self, cls: Any) -> Callable[[Any], bytes]:
+        """Return the encoder for keys of a class that is not in the table."""
+        # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
+        if (
+            cls.__module__ == "numpy"
+            and (encoder := numpy_scalars.encoder_of(cls, self.encode_other)) is not None
+        ):
+            return encoder
+        base = next((base for base in cls.__mro__ if base in self._encoders), None)
+        if base is not None and cls.__eq__ is base.__eq__:
+            return self._encoders[base]
+        if issubclass(cls, Enum):
+            return objects.encode_enum
+        if (names := objects.compared_fields(cls)) is not None:
+            return lambda key: objects.encode_dataclass(key, names, self.nest_all)
+        return self.encode_other
+
+    def nest_all(self, keys: Iterable[Any]) -> list[bytes]:
+        """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
+
+        A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+        """
+        room = self._limit
+        parts = []
+        encoders = self._encoders
+        for key in keys:
+            cls: Any = type(key)
+            part = nest((encoders.get(cls) or self._encoder_of(cls))(key))  # `encode`, inlined for speed
+            room -= len(part)
+            if room < 0:
+                raise too_large(keys)
+            parts.append(part)
+        return parts
+
+    def encode_part(self, part: Any) -> bytes | None:
+        """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
+        cls: Any = type(part)
+        encoder = self._encoders.get(cls) or self._encoder_of(cls)
+        return None if encoder == self.encode_other else encoder(part)
+
+    # Containers are iterated as their builtin's == would, past what a subclass may override.
+
+    def encode_tuple(self, key: tuple[Any, ...]) -> bytes:
+        """Encode a tuple."""
+        return b"t" + b"".join(self.nest_all(tuple.__iter__(key)))
+
+    def encode_list(self, key: list[Any]) -> bytes:
+        """Encode a list."""
+        return b"l" + b"".join(self.nest_all(list.__iter__(key)))
+
+    def _encode_set(self, key: Any) -> bytes:
+        parts = sorted(self.nest_all((set if isinstance(key, set) else frozenset).__iter__(key)))
+        self.check_distinct(parts, key)
+        return b"S" + b"".join(parts)
+
+    def _encode_dict(self, key: dict[Any, Any]) -> bytes:
+        parts = self.nest_all(chain.from_iterable(dict.items(key)))
+        self.check_distinct(parts[::2], key)
+        return b"d" + b"".join(sorted(map(operator.add, parts[::2], parts[1::2])))
+
+    def check_distinct(self, parts: list[bytes], key: object) -> None:
+        """Raise `InvalidKey` for members without an ``==`` of their own that are in the same state."""
+        if len(set(parts)) != len(parts):
+            raise InvalidKey(f"a key of type {type_name(key)} has two members with the same canonical bytes")
+
+    def encode_datetime(self, key: datetime) -> bytes:
+        """Encode a datetime."""
+        # A pickle includes the fold, which `==` ignores within one zone.
+        return scalars.encode_datetime(key) or self.encode_other(
+            datetime.combine(key.date(), key.timetz().replace(fold=0))
+        )
 
 
-# Containers are iterated as their builtin's == would, past what a subclass may override.
-
-
-def _encode_set(key: Any) -> bytes:
-    parts = sorted(_nest_all((set if isinstance(key, set) else frozenset).__iter__(key)))
-    _check_distinct(parts, key)
-    return b"S" + b"".join(parts)
-
-
-def _encode_dict(key: dict[Any, Any]) -> bytes:
-    parts = _nest_all(chain.from_iterable(dict.items(key)))
-    _check_distinct(parts[::2], key)
-    return b"d" + b"".join(sorted(map(operator.add, parts[::2], parts[1::2])))
-
-
-def _check_distinct(parts: list[bytes], key: object) -> None:
-    if len(set(parts)) != len(parts):  # objects without an == of their own, in the same state
-        raise InvalidKey(f"a key of type {type_name(key)} has two members with the same canonical bytes")
-
-
-def _encode_datetime(key: datetime) -> bytes:
-    # A pickle includes the fold, which `==` ignores within one zone.
-    return scalars.encode_datetime(key) or _encode_pickled(
-        datetime.combine(key.date(), key.timetz().replace(fold=0))
-    )
-
-
-_ENCODERS: dict[type, Callable[[Any], bytes]] = {
-    **scalars.ENCODERS,
-    tuple: lambda key: b"t" + b"".join(_nest_all(tuple.__iter__(key))),
-    list: lambda key: b"l" + b"".join(_nest_all(list.__iter__(key))),
-    set: _encode_set,
-    frozenset: _encode_set,
-    dict: _encode_dict,
-    OrderedDict: _encode_dict,
-    Counter: _encode_dict,
-    datetime: _encode_datetime,
-}
+_encode = Encoding().encode
 
 
 # Decoding. Each decoder may raise anything; decode_key makes an InvalidKey of it.
