@@ -39,6 +39,7 @@ _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 OnError = Literal["raise", "miss"]
+OnUndecodable = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
 
 
@@ -304,7 +305,9 @@ class ClientConfig:
         nameserver: the name server's ``host:port``.
         namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
         timeout: seconds that a call may take, connecting and retries included.
-        on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_error: ``"raise"`` raises `CacheUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_undecodable: ``"raise"`` raises the error of a stored key or value that does not decode here; ``"miss"``
+            counts it and behaves as if there were no such entry.
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
     """
@@ -315,6 +318,7 @@ class ClientConfig:
     on_error: OnError = "raise"
     max_connections: int = 64
     transport: TransportChoice = "auto"
+    on_undecodable: OnUndecodable = "raise"
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
@@ -322,5 +326,7 @@ class ClientConfig:
         check_seconds("timeout", self.timeout)
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        undecodable = self.on_undecodable
+        _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")

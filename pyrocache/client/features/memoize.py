@@ -25,7 +25,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
 from pyrocache.client.keys.encoding import encode_key
-from pyrocache.errors import InvalidKey, NodeUnavailable
+from pyrocache.errors import CacheUnavailable, InvalidKey
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -110,7 +110,7 @@ class _Plan:
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
@@ -216,7 +216,8 @@ class _AsyncMemoized(_Async[..., Any]):
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))
+        node = load_once_async.owner(self._plan.settings.context, self._plan.encoded(arguments, named))
+        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named), node)
 
 
 @dataclass(frozen=True, slots=True)

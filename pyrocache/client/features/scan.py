@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, ValuesView
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pyrocache.client.context import ClientContext
+from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.keys.encoding import decode_key
-from pyrocache.errors import NodeUnavailable, PyroCacheError
+from pyrocache.errors import CacheUnavailable, InvalidKey, NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ Prefix: TypeAlias = str | tuple[Any, ...] | None
 
 def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (decode_key(key) for page in _pages(context, prefix, batch) for key in page)
+    keys = (_key(context, key) for page in _pages(context, prefix, batch) for key in page)
+    return (key for key in keys if key is not MISSING)
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -39,21 +40,36 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     for waiting in _pages(context):
         while waiting:
             found, waiting = _some_values(context, waiting)
-            for key, frame in found:
-                yield decode_key(key), context.decode(key, frame)
+            for encoded, frame in found:
+                key = _key(context, encoded)
+                value = MISSING if key is MISSING else context.read(encoded, frame, MISSING)
+                if value is not MISSING:
+                    yield key, value
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
     """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
     for page in _pages(context, batch=16):  # small: the first key usually still exists
         for encoded in page:
+            key = _key(context, encoded)
+            if key is MISSING:
+                continue
             try:
                 frame = context.backend.pop(encoded, context.deadline())
-            except NodeUnavailable as error:
+            except CacheUnavailable as error:
                 frame = context.missed(error, None)
-            if frame is not None:
-                return decode_key(encoded), context.decode(encoded, frame)
+            value = MISSING if frame is None else context.read(encoded, frame, MISSING)
+            if value is not MISSING:
+                return key, value
     raise KeyError("there is no entry in this namespace")
+
+
+def _key(context: ClientContext, encoded: bytes) -> Any:
+    """Return a decoded key; if it does not decode, apply ``on_undecodable``: raise `InvalidKey` or return `MISSING`."""
+    try:
+        return decode_key(encoded)
+    except InvalidKey as error:
+        return context.undecodable(error, MISSING)
 
 
 class Items(ItemsView[Any, Any]):
@@ -101,7 +117,11 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
 
 
 def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:
-    view, unreachable = context.backend.agreed_view(context.deadline())
+    try:
+        view, unreachable = context.backend.agreed_view(context.deadline())
+    except CacheUnavailable as error:
+        context.missed(error, None)
+        return
     for member in view.members:
         if member in unreachable:
             context.missed(unreachable[member], None)
