@@ -49,6 +49,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NUMBERS: Any = (Real, Decimal)
 
 OnError = Literal["raise", "miss"]
+OnUndecodable = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
 SerializerChoice = Literal["pickle", "msgpack", "json"]
 SERIALIZERS = ("pickle", "msgpack", "json")
@@ -400,7 +401,9 @@ class ClientConfig:
         nameserver: the name server's ``host:port``.
         namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
         timeout: seconds that a call may take, connecting and retries included.
-        on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_error: ``"raise"`` raises `CacheUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_undecodable: ``"raise"`` raises the error of a stored key or value that does not decode here; ``"miss"``
+            counts it and behaves as if there were no such entry.
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
         ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
@@ -421,6 +424,7 @@ class ClientConfig:
     codec: Any = None
     allowed_classes: tuple[str, ...] | None = None
     compress_above: int | None = None
+    on_undecodable: OnUndecodable = "raise"
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
@@ -429,6 +433,8 @@ class ClientConfig:
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        undecodable = self.on_undecodable
+        _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
 

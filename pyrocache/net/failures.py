@@ -80,6 +80,7 @@ def unavailable(
     else:
         text = f"{where} cannot be reached ({type(cause).__name__})"
     error = kind(f"{operation} failed: {text}. See which nodes answer with: pyrocache status")
+    error.source = member.name
     gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
 

@@ -31,7 +31,7 @@ from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOp
 from pyrocache.client.keys.content import content_of
 from pyrocache.client.keys.format import nest, too_large
 from pyrocache.client.keys.scalars import encode_str
-from pyrocache.errors import InvalidKey, NodeUnavailable
+from pyrocache.errors import CacheUnavailable, InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 _P = ParamSpec("_P")
@@ -147,7 +147,7 @@ class _Plan:
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
@@ -290,7 +290,8 @@ class _AsyncMemoized(_Async[..., Any]):
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))
+        node = load_once_async.owner(self._plan.settings.context, self._plan.encoded(arguments, named))
+        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named), node)
 
 
 @dataclass(frozen=True, slots=True)

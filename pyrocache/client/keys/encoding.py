@@ -67,7 +67,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import Codec, canonical_unpickle, type_name
+from pyrocache.client.codec import Codec, canonical_unpickle, missing_name, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
@@ -140,7 +140,7 @@ def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
     except RecursionError:
         raise InvalidKey("an encoded key is nested too deeply to be decoded") from None
     except (ImportError, AttributeError) as error:
-        raise InvalidKey(f"an encoded key's class cannot be imported here ({type_name(error)})") from error
+        raise InvalidKey(f"an encoded key's class cannot be imported here ({missing_name(error)})") from error
     except Exception as error:  # unpickling and a class's own code may raise anything
         raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from error
 

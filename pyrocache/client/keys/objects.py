@@ -44,7 +44,7 @@ def _class_reference(cls: type) -> bytes:
 def _import_class(module: str, qualname: str, base: type) -> Any:
     found = _named(importlib.import_module(module), qualname)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ImportError("no such class")
+        raise AttributeError(f"module {module!r} has no attribute {qualname!r}")
     return found
 
 
