@@ -33,6 +33,7 @@ from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
 from pyrocache import LocalCluster, Lock, PyroCacheClient
+from pyrocache.config import NodeConfig
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
@@ -55,8 +56,8 @@ KEY = PREFIX + b"key"
 
 METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
-    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag",
-    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
+    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag", "delete_prefix",
+    "get_entry", "get_entries", "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
     "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
 
@@ -135,7 +136,7 @@ class TestAStockProxyOnOurNode:
             proxy._pyroHandshake = {"anything": [1, 2, 3]}
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
-        assert greetings[0]["max_value_bytes"] == 64 * 2**20
+        assert greetings[0]["max_value_bytes"] == NodeConfig().max_value_bytes
 
     def test_every_method_answers(self, proxy: Any) -> None:
         a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
