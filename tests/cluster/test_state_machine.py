@@ -1016,7 +1016,7 @@ class Machine(RuleBasedStateMachine):
     def function(cache: PyroCacheClient, factory: Any, ttl: Ttl) -> Any:
         """The same function each time, as far as `memoize` is concerned."""
 
-        @cache.memoize(ttl, tags=["page"])
+        @cache.memoize(ttl, tags=["page"], name="measured")
         def measured(argument: int, scale: int = 1) -> Any:
             return factory()
 

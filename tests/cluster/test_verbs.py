@@ -1392,5 +1392,5 @@ def _no_leftovers(shared_cluster: LocalCluster) -> Iterator[None]:
 def test_this_file_is_about_every_public_verb() -> None:
     here = Path(__file__).read_text()
     verbs = {name for name in vars(PyroCacheClient) if not name.startswith("_")}
-    elsewhere = {"get_or_set", "memoize", "lock", "semaphore", "nodes", "contains", "ping"}
+    elsewhere = {"get_or_set", "memoize", "lock", "semaphore", "nodes", "contains", "ping", "disconnect"}
     assert [verb for verb in verbs - elsewhere if f".{verb}" not in here] == []
