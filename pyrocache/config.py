@@ -24,7 +24,7 @@ DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
 REQUEST_OVERHEAD_BYTES = 320 * 1024
 """The most bytes that a request has in addition to its value: its key, its tags, and the rest of the call."""
 
-_LONGEST_FRAME = 2**32 - 1  # of a Pyro5 message
+_LARGEST_VALUE = 2**32 - 1 - REQUEST_OVERHEAD_BYTES  # a Pyro5 message has its length in 32 bits
 _SPARE_BUFFER_BYTES = 16 * 2**20
 EVICTION_POLICIES = ("s3fifo", "lru")
 DEFAULT_EVICTION = "s3fifo"
@@ -238,9 +238,10 @@ class NodeConfig:
         workers: threads for calls that may block or take long.
         max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
         max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
-            ``max_memory`` and 16 MiB, so that the process stays below 1.3 times ``max_memory`` + 64 MiB. Beyond it, the
-            largest incomplete request is refused as `Overloaded`, or the connection with the most unread bytes is
-            closed.
+            ``max_memory`` and 16 MiB, with which the process stays below 1.3 times ``max_memory`` + 64 MiB, and
+            ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
+            beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
+            unread bytes is closed.
         heartbeat_seconds: time between two queries of the name server.
         drain_seconds: how long a leaving node redirects clients.
     """
@@ -294,16 +295,16 @@ class NodeConfig:
 
     def _complete_sizes(self) -> None:
         """Set the sizes that depend on ``max_memory``, and check that the largest value can be received."""
+        if self.max_value_bytes == 0:
+            object.__setattr__(self, "max_value_bytes", min(self.max_memory // 4, _LARGEST_VALUE))
         if self.max_buffered_bytes == 0:
             object.__setattr__(self, "max_buffered_bytes", self.max_memory // 4 + _SPARE_BUFFER_BYTES)
-        largest = min(self.max_buffered_bytes, _LONGEST_FRAME) - REQUEST_OVERHEAD_BYTES
-        if self.max_value_bytes == 0:
-            object.__setattr__(self, "max_value_bytes", max(1, min(self.max_memory // 4, largest)))
-        _check(
-            self.max_value_bytes <= max(1, largest),
-            f"Values of {self.max_value_bytes} bytes cannot be received: with {format_size(self.max_memory)} of "
-            f"memory, the largest can have {largest} bytes. Give a smaller --max-value, or more --max-memory.",
-        )
+            largest = min(self.max_buffered_bytes - REQUEST_OVERHEAD_BYTES, _LARGEST_VALUE)
+            _check(
+                self.max_value_bytes <= largest,
+                f"Values of {self.max_value_bytes} bytes cannot be received: with {format_size(self.max_memory)} of "
+                f"memory, the largest can have {largest} bytes. Give a smaller --max-value, or more --max-memory.",
+            )
 
 
 def check_port(port: int) -> None:

@@ -129,7 +129,7 @@ class TestAStockProxyOnOurNode:
             proxy._pyroHandshake = {"anything": [1, 2, 3]}
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
-        assert greetings[0]["max_value_bytes"] == 64 * 2**20
+        assert greetings[0]["max_value_bytes"] == 2**30 // 4
 
     def test_every_method_answers(self, proxy: Any) -> None:
         a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"

@@ -189,24 +189,6 @@ class TestDeadlines:
             max_size=300,
         )
     )
-    def test_deadlines_of_a_clock_that_is_ahead_come_earlier(self) -> None:
-        deadlines = Deadlines()
-        early, late = Deferred(Session(), 100.0, "early"), Deferred(Session(), 200.0, "late")
-        deadlines.add(early)
-        assert deadlines.first == 100.0
-        deadlines.set_ahead(60.0)
-        assert deadlines.first == 40.0
-        deadlines.add(late)
-        deadlines.expire(39.0)
-        assert early.waiting
-        deadlines.expire(40.0)
-        assert early.outcome() == "early"
-        assert late.waiting
-        assert deadlines.first == 140.0
-        deadlines.set_ahead(200.0)
-        deadlines.expire(deadlines.first)
-        assert late.outcome() == "late"
-
     def test_each_expires_in_time_unless_it_was_settled(self, steps: list[tuple[str, Any]]) -> None:
         deadlines, now = Deadlines(), 0.0
         waiting: list[Deferred] = []
@@ -270,6 +252,24 @@ class TestDeadlines:
             deadlines.add(deferred)
         deadlines.expire(1.0)
         assert not any(deferred.waiting for deferred in deferreds)
+
+    def test_deadlines_of_a_clock_that_is_ahead_come_earlier(self) -> None:
+        deadlines = Deadlines()
+        early, late = Deferred(Session(), 100.0, "early"), Deferred(Session(), 200.0, "late")
+        deadlines.add(early)
+        assert deadlines.first == 100.0
+        deadlines.set_ahead(60.0)
+        assert deadlines.first == 40.0
+        deadlines.add(late)
+        deadlines.expire(39.0)
+        assert early.waiting
+        deadlines.expire(40.0)
+        assert early.outcome() == "early"
+        assert late.waiting
+        assert deadlines.first == 140.0
+        deadlines.set_ahead(200.0)
+        deadlines.expire(deadlines.first)
+        assert late.outcome() == "late"
 
 
 class TestRaces:
