@@ -310,8 +310,9 @@ class NodeConfig:
         max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
         max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
             ``max_memory`` and 16 MiB, with which the process stays below 1.3 times ``max_memory`` + 64 MiB, and
-            ``max_value_bytes`` is checked to be less. Beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most unread bytes is
-            closed.
+            ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
+            beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
+            unread bytes is closed.
         heartbeat_seconds: time between two queries of the name server.
         drain_seconds: how long a leaving node redirects clients.
     """

@@ -74,7 +74,9 @@ class EventLoop:
     ) -> None:
         self.connections: set[Connection] = set()
         self.poller = Poller()
-        self.buffers = BufferLimit(limits.max_buffered_bytes, self.connections, self._refuse, self._close)
+        self.buffers = BufferLimit(
+            limits.max_buffered_bytes, self.connections, self._refuse, self._close, self._resume
+        )
         self._listeners = tuple(listeners)
         self._dispatcher = dispatcher
         self._unpack, self._dispatch = dispatcher.unpack, dispatcher.dispatch
@@ -294,12 +296,17 @@ class EventLoop:
         connection.queue(reply, self._now)
         self._watch(connection)
 
+    def _resume(self, connection: Connection) -> None:
+        connection.partial_since = self._now
+        self._watch(connection)
+
     def _flush(self, connection: Connection) -> None:
         """Send as much as possible. Update the accounting and the watched events, and enforce the buffer limit."""
         connection.send()
         if connection.ending_at is not None and not connection.outgoing:
             connection.channel.shutdown(socket.SHUT_WR)  # the peer sees the end after the last reply
         self.buffers.account(connection)
+        self.buffers.take_turns(connection)
         self._watch(connection)
         self.buffers.enforce()
 
@@ -358,6 +365,7 @@ class EventLoop:
         self._calls.deadlines.set_ahead(self._ahead())
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)
+        self.buffers.tick()
         if self._accept_again_at is not None and now >= self._accept_again_at:
             self._accept_again_at = None
             self._listen()
