@@ -5,7 +5,7 @@ that they never queue behind calls to a node that does not answer. Each call tha
 thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll. A call that stores a loaded value,
 and so ends the wait of other callers, is a short call. It never queues behind a call that waits.
 
-A coroutine that is cancelled while it loads or waits releases its lease at once.
+A coroutine that is cancelled or closed while it loads or waits releases its lease at once.
 
 Thread safety: thread-safe, for event loops in any number of threads; the pools are shared by the whole process and
 replaced in a child process after a fork.
@@ -97,7 +97,7 @@ async def _find(load: Load[Any], node: Hashable) -> Found:
     rest = None if wait_seconds is None else left
     try:
         return await _result_of(_threads.start_waiting(partial(find, load, rest, cancelled)))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         cancelled.set()  # the thread ends after its current request
         raise
 
@@ -105,7 +105,7 @@ async def _find(load: Load[Any], node: Hashable) -> Found:
 async def _result_of(future: Future[_T]) -> _T:
     try:
         return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         future.add_done_callback(_drop_lease)
         raise
     finally:
