@@ -42,6 +42,7 @@ from typing import Any
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
+from pyrocache.tracebacks import cause_of
 
 __all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "type_name"]
 
@@ -90,7 +91,7 @@ class Codec:
             try:
                 return loads(frame)
             except Exception as error:
-                raise _unpicklable(error) from error
+                raise _unpicklable(error) from cause_of(error)
         decoder = _DECODERS.get(frame[0])
         if decoder is None:
             raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
@@ -112,7 +113,8 @@ class Codec:
             except _LargeBuffer:
                 frames.clear()
             except Exception as error:  # the value's own code may raise anything
-                raise _unpickled(value, error) from error
+                cause = cause_of(error)
+                raise _unpickled(value, error) from cause
             # The pickler writes a large value in several parts, or in one part that must become Pieces.
             if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
                 return frames
@@ -131,7 +133,7 @@ class Codec:
         try:
             return list(map(loads, frames))
         except Exception as error:
-            raise _unpicklable(error) from error
+            raise _unpicklable(error) from cause_of(error)
 
 
 def canonical_pickle(obj: object, persistent_id: Callable[[object], object | None], file: io.BytesIO) -> None:
@@ -199,7 +201,8 @@ def _encode_pickle(value: object) -> bytes | Pieces:
             data = dumps(value, _PICKLE_PROTOCOL, buffer_callback=lambda found: _keep_large(found, buffers))
             return _join_out_of_band(data, buffers)
     except Exception as error:  # the value's own __reduce__ or __getstate__ may raise anything
-        raise _unpickled(value, error) from error
+        cause = cause_of(error)
+        raise _unpickled(value, error) from cause
 
 
 def _unpickled(value: object, error: Exception) -> SerializationError:
@@ -305,7 +308,7 @@ def _decode_out_of_band(frame: bytes | memoryview) -> object:
     try:
         return loads(data, buffers=buffers)
     except Exception as error:
-        raise _unpicklable(error) from error
+        raise _unpicklable(error) from cause_of(error)
 
 
 _DECODERS: dict[int, Callable[[Any], object]] = {

@@ -18,6 +18,7 @@ from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, Protocol
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.tracebacks import came_from_outside
 
 
 class Refused(Exception):
@@ -51,6 +52,11 @@ class PoolExhausted(Exception):
 
 BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
 """Exceptions that end a connection or prevent its opening. They become `Unavailable`."""
+
+
+def broken(error: BaseException) -> bool:
+    """Return whether an exception is one of `BROKEN`, and not one that a signal handler raised: its own is raised."""
+    return isinstance(error, BROKEN) and not came_from_outside(error)
 
 
 def unavailable(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyrocache.cluster.routing import Member
 from pyrocache.net.call_protocol import GREETED, PENDING
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, too_large, unavailable
+from pyrocache.net.failures import PoolExhausted, Refused, broken, too_large, unavailable
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
@@ -106,7 +106,7 @@ class _Flight:
             outcome = refused
         except BaseException as error:
             loan.end(healthy=False)
-            if not isinstance(error, BROKEN):
+            if not broken(error):
                 raise
             sent = connection is not None and connection.sent
             return unavailable(member, command.name, deadline, error, sent=sent)

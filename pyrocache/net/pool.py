@@ -76,6 +76,7 @@ class Pool:
                 (_,) = map(self._take, _WAITING, (seconds,))
             except queue.Empty:
                 raise PoolExhausted from None
+        connection: Connection | None = None
         try:
             now = deadline.seen_at
             while True:
@@ -89,6 +90,8 @@ class Pool:
                 connection.close()
         except BaseException:
             self.permits.put(None)
+            if connection is not None:  # an exception that is kept would keep it open
+                connection.close()
             raise
 
     def checkin(self, connection: Connection) -> None:

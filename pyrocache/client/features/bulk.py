@@ -60,8 +60,10 @@ def set_many(
     keys = list(mapping)
     encoded = encode_keys(keys, context.prefix)
     frames = context.codec.encode_many(encoded, mapping.values())
-    replies = context.backend.set_many(encoded, frames, seconds, encoded_tags, context.deadline())
-    return _sum_of(context, "set_many", keys, replies)
+    deadline = context.deadline()
+    return _sum_of(
+        context, "set_many", keys, context.backend.set_many(encoded, frames, seconds, encoded_tags, deadline)
+    )
 
 
 def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
@@ -77,8 +79,9 @@ def touch_many(context: ClientContext, keys: Iterable[object], ttl_seconds: Ttl)
     seconds = ttl_to_seconds(ttl_seconds)
     asked = _listed(keys)
     distinct = dict(zip(encode_keys(asked, context.prefix), asked, strict=True))  # count no key twice
-    replies = context.backend.touch_many(list(distinct), seconds, context.deadline())
-    return _sum_of(context, "touch_many", list(distinct.values()), replies)
+    encoded, deadline = list(distinct), context.deadline()
+    values = list(distinct.values())
+    return _sum_of(context, "touch_many", values, context.backend.touch_many(encoded, seconds, deadline))
 
 
 def _listed(keys: Iterable[object]) -> list[Any]:
@@ -119,11 +122,14 @@ def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: 
     """Return the sum of the nodes' replies to a call. Raises as `_check`."""
     total = 0
     failures: _Failures = []
-    for indices, reply in replies:
-        if isinstance(reply, PyroCacheError):
-            failures.append((indices, reply))
-        else:
-            total += reply
+    try:
+        for indices, reply in replies:
+            if isinstance(reply, PyroCacheError):
+                failures.append((indices, reply))
+            else:
+                total += reply
+    finally:
+        del replies  # an exception that is kept would keep the connections of a call that it has cut short
     _check(context, name, keys, total, failures)
     return total
 

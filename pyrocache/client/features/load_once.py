@@ -37,6 +37,7 @@ from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
+from pyrocache.tracebacks import came_from_outside
 
 _T = TypeVar("_T")
 
@@ -110,7 +111,8 @@ class LoadTask:
         return task.settle()
 
     The block suppresses an exception of the factory; `settle` raises it once the lease has ended. Any other exception,
-    such as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
+    such as Ctrl-C, a cancellation, or what a signal handler raises, closes the connection, which ends the lease without
+    waiting for the node.
 
     Args:
         load: the value to load.
@@ -137,7 +139,7 @@ class LoadTask:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         _loading.reset(self._mark)
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not came_from_outside(error):
             self._error = error
             return True
         if error is not None:
@@ -189,7 +191,10 @@ class LoadTask:
             self.drop()
             context.count("misses_on_error")
             log.warning("A value was loaded but not stored: %s", error)
-        except Exception:
+        except Exception as error:
+            if came_from_outside(error):
+                self.drop()
+                raise
             self._abandon()  # or other callers would wait until the lease expires
             if not context.closed:  # if it was closed during the load, the caller gets the value all the same
                 raise
@@ -218,9 +223,13 @@ def get_or_set(load: Load[_T]) -> _T:
     """Return the value, and load it if there is none; see `PyroCacheClient.get_or_set`."""
     value, task = find(load, load.options.wait_seconds)
     if task is not None:
-        with task:
-            task.loaded(load.tags(), _no_coroutine(load.factory()))
-        value = task.settle()
+        try:
+            with task:
+                task.loaded(load.tags(), _no_coroutine(load.factory()))
+            value = task.settle()
+        except BaseException:  # also one that a signal handler raises just before the ``with``
+            task.drop()
+            raise
     return value  # type: ignore[no-any-return]
 
 
@@ -301,7 +310,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                 case None:
                     pass
                 case ["load", token, _]:
-                    return Found(None, LoadTask(load, wait.take(), token))
+                    return wait.give(Found(None, LoadTask(load, wait.pinned, token)))
                 case ["value", frame, _, _] | ["stale", frame]:
                     return Found(context.decode(key, frame))
                 case _:

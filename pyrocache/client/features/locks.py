@@ -206,7 +206,8 @@ class Lock:
                 wait.pause()
             if type(token) is not int:
                 raise RemoteError("A node answered acquire with an invalid reply.")
-            return Grant(backend, self._key, token, self._ttl_seconds, wait.take())
+            assert wait.pinned is not None
+            return wait.give(Grant(backend, self._key, token, self._ttl_seconds, wait.pinned))
 
     def release(self) -> None:
         """Release the lock that this thread holds.
@@ -221,13 +222,23 @@ class Lock:
                 "This thread does not hold the lock: it did not acquire it, or released it already."
             )
         self._of_thread.grant = None
-        was_over = grant.over or grant.inherited
-        # If the renewing thread is using the connection, the release goes over another one. `over` is set afterwards:
-        # the renewing thread closes the connection of a grant that is over. If it did so before the node has received
-        # the release, the node would end the grant first and answer that the lock was lost.
-        pinned, deadline = grant.take(), self._context.deadline()
-        released = not was_over and self._context.backend.release(grant.name, grant.token, deadline, pinned)
-        grant.over = True
+        pinned: Pinned = None
+        try:
+            was_over = grant.over or grant.inherited
+            # If the renewing thread is using the connection, the release goes over another one. `over` is set
+            # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
+            # node has received the release, the node would end the grant first and answer that the lock was lost.
+            pinned, deadline = grant.take(), self._context.deadline()
+            released = not was_over and self._context.backend.release(
+                grant.name, grant.token, deadline, pinned
+            )
+            grant.over = True
+        except BaseException:  # an exception that is kept would keep the grant
+            grant.over = True
+            for left in (pinned, grant.take()):
+                if left is not None:
+                    left.drop()
+            raise
         if not released:
             raise LockLost(
                 "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
