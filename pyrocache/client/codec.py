@@ -39,10 +39,11 @@ from pickle import dumps, loads
 from types import NoneType, SimpleNamespace
 from typing import Any
 
+from pyrocache.client.unpicklable import type_name, why
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
-from pyrocache.tracebacks import cause_of
+from pyrocache.tracebacks import came_from_outside, cause_of
 
 __all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "type_name"]
 
@@ -175,12 +176,6 @@ class _CanonicalUnpickler(pickle.Unpickler):
         return self._persistent_load(pid)
 
 
-def type_name(value: object) -> str:
-    """Return the qualified name of a value's type. Errors never show more of a value than this."""
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
 def _encode_bytes(value: bytes) -> bytes | Pieces:
     return _BYTES + value if len(value) < _LARGE else Pieces((_BYTES, value))
 
@@ -206,7 +201,27 @@ def _encode_pickle(value: object) -> bytes | Pieces:
 
 
 def _unpickled(value: object, error: Exception) -> SerializationError:
-    return SerializationError(f"a value of type {type_name(value)} does not pickle ({type_name(error)})")
+    part = value if isinstance(error, (RecursionError, MemoryError)) else _last_reached(value)
+    return SerializationError(why(value, part, error))
+
+
+def _last_reached(value: object) -> object:
+    """Return the object in a value at which pickling it fails; the value itself if it does not fail again."""
+    reached: Any = value
+    file: Any = SimpleNamespace(write=len)
+
+    class Tracer(pickle.Pickler):
+        def persistent_id(self, part: object) -> None:
+            nonlocal reached
+            reached = part
+
+    try:
+        Tracer(file, _PICKLE_PROTOCOL, buffer_callback=lambda found: False).dump(value)
+    except Exception as error:
+        if came_from_outside(error):
+            raise
+        return reached
+    return value
 
 
 class _LargeBuffer(Exception):
