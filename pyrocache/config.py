@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Literal
 
 from pyrocache.errors import ConfigurationError, InsecureAddress
+from pyrocache.tracebacks import brief
 
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
@@ -172,11 +173,13 @@ def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_secon
     if isinstance(ttl_seconds, timedelta):
         ttl_seconds = ttl_seconds.total_seconds()
     elif not _is_number(ttl_seconds):
-        raise TypeError(
-            f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+        raise brief(
+            TypeError(
+                f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+            )
         )
     if not ttl_seconds > 0:  # also true for NaN
-        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+        raise brief(ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}."))
     # Infinity means no expiry, and so does an int that no float can hold.
     return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
 
@@ -206,10 +209,10 @@ def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "a
         kinds: the valid types, as the error lists them.
     """
     if not _is_number(number):
-        raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
+        raise brief(TypeError(f"{name} must be {kinds}, not {type(number).__name__}."))
     if not 0 <= number < math.inf or (number == 0 and not zero):
         least = "not negative" if zero else "above 0"
-        raise ValueError(f"{name} must be finite and {least}, not {number!r}.")
+        raise brief(ValueError(f"{name} must be finite and {least}, not {number!r}."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyrocache.tracebacks import shown_in_ipython
+
 if TYPE_CHECKING:
     from pyrocache.pickle_errors import CorruptValue, SerializationError
 
@@ -67,6 +69,8 @@ __all__ = [
 
 class PyroCacheError(Exception):
     """Root of everything that pyrocache raises on purpose."""
+
+    _render_traceback_ = shown_in_ipython
 
 
 class ConfigurationError(PyroCacheError, ValueError):

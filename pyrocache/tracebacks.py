@@ -12,8 +12,12 @@ Thread safety: thread-safe; the functions depend on their arguments only.
 from __future__ import annotations
 
 import sys
-from inspect import CO_OPTIMIZED, CO_VARARGS
 from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+_E = TypeVar("_E", bound=Exception)
+
+_CO_OPTIMIZED, _CO_VARARGS = 0x1, 0x4  # as in `inspect`, whose import takes long
 
 _RAISED_BY_NOTHING_ELSE = {"RESUME", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_BACKWARD_JIT"}
 _RAISE_STATEMENTS = {"RAISE_VARARGS", "RERAISE"}
@@ -45,7 +49,7 @@ def came_from_outside(error: BaseException) -> bool:
 def _was_given_a_frame(frame: FrameType, caller: FrameType) -> bool:
     """Return whether a function's arguments include the frame of its caller. ``caller`` is the frame before it."""
     code = frame.f_code
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & CO_VARARGS)
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & _CO_VARARGS)
     for value in map(frame.f_locals.get, code.co_varnames[:count]):
         for given in value if type(value) is tuple else (value,):
             # The import system removes some frames from tracebacks, but not from the chain of callers.
@@ -59,7 +63,7 @@ def _was_set_by_a_thread(error: BaseException, entry: TracebackType) -> bool:
     from opcode import opname
 
     code = entry.tb_frame.f_code
-    if not code.co_flags & CO_OPTIMIZED:  # a module, or the frame that Cython makes up for compiled code
+    if not code.co_flags & _CO_OPTIMIZED:  # a module, or the frame that Cython makes up for compiled code
         return False
     instruction = opname[code.co_code[entry.tb_lasti]]
     if instruction in _RAISED_BY_NOTHING_ELSE:
@@ -97,3 +101,26 @@ def users_frames(traceback: TracebackType | None) -> TracebackType | None:
     for entry in reversed(entries):
         users = TracebackType(users, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return users
+
+
+def brief(error: _E) -> _E:
+    """Return ``error``, to be raised, after making it one that notebooks show with the user's frames only."""
+    error._render_traceback_ = _shown_now  # type: ignore[attr-defined]  # not a method: it would keep the error alive
+    return error
+
+
+def _shown_now() -> list[str]:
+    error = sys.exc_info()[1] or sys.last_value
+    assert error is not None, "IPython shows it"
+    return shown_in_ipython(error)
+
+
+def shown_in_ipython(error: BaseException) -> list[str]:
+    """Return the lines that IPython shows for an exception: its own, of the user's frames only.
+
+    IPython, also in a Jupyter kernel, calls a method ``_render_traceback_`` of an exception for them.
+    """
+    shell: Any = sys.modules["IPython"].get_ipython()
+    frames = users_frames(error.__traceback__)
+    lines: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, frames)
+    return lines

@@ -17,6 +17,7 @@ from pyrocache.client.context import MISSING, ClientContext, Ttl
 from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.config import ttl_to_seconds
 from pyrocache.errors import CorruptValue, NodeUnavailable, PartialFailure, PyroCacheError, SerializationError
+from pyrocache.tracebacks import brief
 
 _Failures: TypeAlias = list[tuple[Sequence[int], PyroCacheError]]
 
@@ -56,7 +57,7 @@ def set_many(
     seconds = ttl_to_seconds(ttl_seconds)
     encoded_tags = context.encode_tags(tags)
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}.")
+        raise brief(TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}."))
     keys = list(mapping)
     encoded = encode_keys(keys, context.prefix)
     frames = context.codec.encode_many(encoded, mapping.values())
@@ -87,8 +88,8 @@ def touch_many(context: ClientContext, keys: Iterable[object], ttl_seconds: Ttl)
 def _listed(keys: Iterable[object]) -> list[Any]:
     """Return the keys as a list. Raises `TypeError` for a single str or bytes, which would be split into its items."""
     if isinstance(keys, (str, bytes, bytearray)) or not hasattr(type(keys), "__iter__"):
-        raise TypeError(
-            f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}."
+        raise brief(
+            TypeError(f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}.")
         )
     return list(keys)
 
@@ -150,4 +151,4 @@ def _check(
     except TypeError:  # a key that is not hashable
         raise first from None
     text = f"{name} failed for {len(by_key)} of {len(keys)} keys, and .errors has why for each; the first: {first}"
-    raise PartialFailure(text, results, by_key) from first
+    raise PartialFailure(text, results, by_key) from first.__cause__

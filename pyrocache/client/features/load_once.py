@@ -37,7 +37,7 @@ from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
 from pyrocache.net.deadline import Deadline
-from pyrocache.tracebacks import came_from_outside
+from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")
 
@@ -140,7 +140,7 @@ class LoadTask:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         _loading.reset(self._mark)
         if isinstance(error, Exception) and not came_from_outside(error):
-            self._error = error
+            self._error = error.with_traceback(users_frames(error.__traceback__) or error.__traceback__)
             return True
         if error is not None:
             self.drop()
@@ -161,6 +161,7 @@ class LoadTask:
         Raises:
             SerializationError, ValueTooLarge: the value cannot be stored; the next caller loads.
         """
+        __tracebackhide__ = True
         error, self._error = self._error, None
         if error is None:
             self._store() if self._keep else self._abandon()
@@ -221,6 +222,7 @@ class Found(NamedTuple):
 
 def get_or_set(load: Load[_T]) -> _T:
     """Return the value, and load it if there is none; see `PyroCacheClient.get_or_set`."""
+    __tracebackhide__ = True  # debuggers, pytest and notebooks leave this frame out
     value, task = find(load, load.options.wait_seconds)
     if task is not None:
         try:

@@ -27,6 +27,7 @@ from pyrocache.client.features.load_once import Found, Load, find, still_loading
 from pyrocache.errors import WaitTimeout
 from pyrocache.net.backoff import Backoff
 from pyrocache.runtime import at_fork
+from pyrocache.tracebacks import users_frames
 
 _T = TypeVar("_T")
 
@@ -38,11 +39,18 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
     """Return the value, and load it if there is none; see `load_once.get_or_set`."""
+    __tracebackhide__ = True
     value, task = await _find(load)
     if task is not None:
         with task:
             task.loaded(load.tags(), await load.factory())
-        value = await in_thread(task.settle)
+        try:
+            value = await in_thread(task.settle)
+        except Exception as error:
+            error.__traceback__ = (
+                users_frames(error.__traceback__) or error.__traceback__
+            )  # not those of the pool
+            raise
     return value  # type: ignore[no-any-return]
 
 

@@ -19,6 +19,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.keys.encoding import decode_key
 from pyrocache.errors import NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
@@ -53,7 +54,7 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
                 frame = context.missed(error, None)
             if frame is not None:
                 return decode_key(encoded), context.decode(encoded, frame)
-    raise KeyError("there is no entry in this namespace")
+    raise brief(KeyError("there is no entry in this namespace"))
 
 
 class Items(ItemsView[Any, Any]):
@@ -87,9 +88,9 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
         TypeError, ValueError: an argument is not valid.
     """
     if isinstance(batch, bool) or not isinstance(batch, int):
-        raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
+        raise brief(TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}."))
     if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}.")
+        raise brief(ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}."))
     if prefix is None:
         return _walk(context, context.prefix, batch)
     if isinstance(prefix, (str, tuple)):
@@ -97,7 +98,7 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
             return _walk(context, encoded, batch)
     kind = type(prefix).__name__
-    raise TypeError(f"scan takes a str or a tuple as a prefix, not {kind}.")
+    raise brief(TypeError(f"scan takes a str or a tuple as a prefix, not {kind}."))
 
 
 def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:
