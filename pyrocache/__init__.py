@@ -12,6 +12,8 @@ from pyrocache import errors
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
+    from pyrocache.client.context import DEFAULT_TTL
+    from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.cluster.routing import Member
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_TTL",
     "ClientStats",
+    "Entry",
+    "EntryInfo",
     "LatencyHistogram",
     "LocalCluster",
     "Lock",
@@ -33,6 +38,9 @@ __all__ = [
     "Totals",
 ]
 _HOMES = {
+    "DEFAULT_TTL": "pyrocache.client.context",
+    "Entry": "pyrocache.client.features.entries",
+    "EntryInfo": "pyrocache.client.features.entries",
     "LocalCluster": "pyrocache.local",
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",

@@ -82,7 +82,13 @@ class InsecureAddress(ConfigurationError):
 
 
 class NameServerUnavailable(PyroCacheError, ConnectionError):
-    """No name server answers at the address."""
+    """No name server answers at the address.
+
+    Attributes:
+        timed_out: whether nothing was answered in time, instead of an error at once.
+    """
+
+    timed_out = False
 
 
 class NoNodes(PyroCacheError, ConnectionError):

@@ -8,13 +8,13 @@ Thread safety: public methods are for the main thread; each supervisor watches i
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from pyrocache.cli.output import report
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime.child_process import ChildProcess
 
@@ -24,11 +24,6 @@ _STEADY_SECONDS = 10.0  # after so long a life the pauses begin anew
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0
 _REFUSED = 3  # exit status of a node whose name a live node holds
-
-
-def report(text: str) -> None:
-    """Print an event on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Supervisor:

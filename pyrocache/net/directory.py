@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import Member, is_socket_path
@@ -19,10 +20,13 @@ from pyrocache.errors import NameServerUnavailable, ProtocolError
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
+from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.tracebacks import came_from_outside
 
 PREFIX = "cache.node."
 
+_ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
+_PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
@@ -38,6 +42,53 @@ class Directory(Protocol):
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
         """Remove the node if its entry is of the same incarnation. Return whether that was done."""
+
+
+class WatchedLookUp:
+    """The queries of one client, which cost one timeout together if the name server hangs (`net.suspicion`).
+
+    A timeout makes the name server suspected without a ping, as no query takes long. Thread-safe.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._suspicion = Suspicion()
+        self._failure = (
+            "The name server did not answer in time."  # why there is no listing; empty if there is one
+        )
+
+    def __call__(self, seconds: float) -> list[Member]:
+        """Return the nodes that are registered. Raises `NameServerUnavailable`."""
+        began_at = time.monotonic()
+        try:
+            members = self._directory.members(seconds)
+        except NameServerUnavailable as error:
+            self._failure = str(error)
+            if not error.timed_out:
+                self._suspicion.answered()
+            elif seconds >= _ENOUGH_SECONDS:
+                self._suspicion.silent(began_at)
+            raise
+        self._failure = ""
+        self._suspicion.answered()
+        return members
+
+    def admit(self, deadline: Deadline, seconds: float) -> float:
+        """Return the seconds that a query may take, ``seconds`` at most.
+
+        Raises:
+            NameServerUnavailable: it did not answer lately, and it is not this caller that tries again.
+        """
+        if not self._suspicion.doubted:
+            return seconds
+        if self._suspicion.ask(deadline) is Verdict.FAIL:
+            raise NameServerUnavailable(f"{self._failure} It {self._suspicion.describe()}.")
+        return min(seconds, _PROBE_SECONDS)
+
+    def raise_failure(self) -> None:
+        """Raise `NameServerUnavailable` if the last query failed, or there was none."""
+        if self._failure:
+            raise NameServerUnavailable(self._failure)
 
 
 class _NameServer(NamedTuple):
@@ -127,7 +178,9 @@ class NameServerDirectory:
         else:
             remedy = f"start one with: pyrocache nameserver --host {host} --port {port}"
         where = format_address(host, port)
-        return NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
+        unavailable = NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
+        unavailable.timed_out = isinstance(error, TimeoutError)
+        return unavailable
 
 
 def _metadata(member: Member) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.tracebacks import came_from_outside
@@ -38,12 +39,14 @@ class Unavailable(Exception):
         maybe_executed: the whole request was sent, so the node may have executed it.
         timed_out: the node did not answer in time.
         gone: there is no such node at its address: the connection or the handshake was refused, or reset.
+        suspected: nothing was sent, because the node has not answered earlier calls.
     """
 
     error: NodeUnavailable
     maybe_executed: bool
     timed_out: bool
     gone: bool = False
+    suspected: bool = False
 
 
 class PoolExhausted(Exception):
@@ -85,6 +88,15 @@ def unavailable(
     error = kind(f"{operation} failed: {text}. See which nodes answer with: pyrocache status")
     gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
+
+
+def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailable:
+    """Return the outcome of a request that is not sent to a node that seems to hang."""
+    error = NodeUnavailable(
+        f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. "
+        "See which nodes answer with: pyrocache status"
+    )
+    return Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
 
 
 def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:

@@ -16,7 +16,7 @@ from typing import Any
 from pyrocache.cluster.routing import Member
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, broken, unavailable
+from pyrocache.net.failures import BROKEN, Refused, broken, suspected
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
@@ -52,8 +52,8 @@ class PinnedConnection:
         return self._loan.connection is None
 
     def is_from(self, pool: Pool) -> bool:
-        """Return whether this is an open connection of ``pool``."""
-        return self._loan.pool is pool and not self.closed
+        """Return whether this is an open connection to the node of ``pool``, perhaps from before a `disconnect`."""
+        return self._loan.pool.member == pool.member and not self.closed
 
     def open(self, command: Command, deadline: Deadline, reserve: int) -> bool:
         """Take a connection and open it. Return False, without waiting, if too few permits would be left.
@@ -69,7 +69,7 @@ class PinnedConnection:
         except BROKEN as error:  # `Connections.pin` drops it
             if not broken(error):
                 raise
-            raise unavailable(self.member, command.name, deadline, error, sent=False) from error
+            raise self._loan.pool.failed(command.name, deadline, error, sent=False) from error
         return True
 
     def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
@@ -78,6 +78,10 @@ class PinnedConnection:
         Raises:
             Refused, Unavailable: as `Connections.call`; the latter closes the connection.
         """
+        pool = self._loan.pool
+        if pool.suspicion.suspected:
+            self.drop()
+            raise suspected(pool.member, command.name, pool.suspicion)
         self._operation = command.name
         return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
@@ -123,9 +127,8 @@ class PinnedConnection:
             if not isinstance(error, Refused):
                 self.drop()
             if broken(error):
-                raise unavailable(
-                    self.member, self._operation, deadline, error, sent=connection.sent
-                ) from error
+                pool = self._loan.pool
+                raise pool.failed(self._operation, deadline, error, sent=connection.sent) from error
             raise
         return self.answer
 

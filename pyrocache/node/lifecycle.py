@@ -21,7 +21,7 @@ from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
-from pyrocache.config import NodeConfig
+from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.directory import PREFIX, Directory
 from pyrocache.node.peers import Peers, PeerState
@@ -32,7 +32,8 @@ from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
-from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
+from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -44,7 +45,6 @@ _NUDGE_PAUSE_SECONDS = 0.02
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _NAME_SERVER_SECONDS = 2.0
-_FRAME_SLACK = 256 * 1024  # more than the tags of an entry, and the rest of a call, take
 
 
 class Node:
@@ -55,6 +55,7 @@ class Node:
         directory: the name server.
         peers: probes other nodes; None for a `Peers` with default settings.
         clock: monotonic seconds.
+        entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
         member: the entry of the node in the name server.
@@ -71,6 +72,7 @@ class Node:
         directory: Directory,
         peers: Peers | None = None,
         clock: Callable[[], float] = time.monotonic,
+        entry_clock: SharedClock | None = None,
     ) -> None:
         self.config = config
         self.stop_request = StopRequest()
@@ -95,22 +97,26 @@ class Node:
             unix_socket.remove(socket_path)
             raise
         # Versions begin at the current time, so that no version of an earlier start of this node is reused.
-        store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
+        now = entry_clock or time.monotonic
+        policy = POLICIES[config.eviction]()
+        store = Store(config.max_memory, policy=policy, versions=time.time_ns(), clock=now)
         self.cache_node = CacheNode(
             store,
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
+            clock=now,
         )
         self._dispatcher = Dispatcher(
             self.member.name,
             self.cache_node,
             COMMANDS,
             greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
-            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
+            max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
-        self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
+        ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._event_loop = EventLoop(listeners, self._dispatcher, config, self.cache_node.sweep, **ahead)
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:

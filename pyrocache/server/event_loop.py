@@ -56,6 +56,7 @@ class EventLoop:
         dispatcher: answers requests.
         limits: the limits of connections, buffers, workers and times.
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
+        ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
 
     Attributes:
         connections: the open connections.
@@ -69,6 +70,7 @@ class EventLoop:
         dispatcher: Dispatcher,
         limits: NodeConfig,
         housekeeping: Callable[[], bool] = lambda: False,
+        ahead: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.connections: set[Connection] = set()
         self.poller = Poller()
@@ -78,6 +80,7 @@ class EventLoop:
         self._unpack, self._dispatch = dispatcher.unpack, dispatcher.dispatch
         self._limits = limits
         self._housekeeping = housekeeping
+        self._ahead = ahead
         self._now = time.monotonic()
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
@@ -352,6 +355,7 @@ class EventLoop:
     def _tick(self) -> bool:
         """Close connections past their deadline and run the housekeeping. Return whether that has more to do."""
         now = time.monotonic()
+        self._calls.deadlines.set_ahead(self._ahead())
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)
         if self._accept_again_at is not None and now >= self._accept_again_at:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,88 @@ def test_connections_are_closed_with_the_client(shared_cluster: LocalCluster, ca
         other.stats()
         assert connections() == before + 3
     eventually(lambda: connections() == before)
+
+
+def test_a_disconnected_client_connects_on_use(shared_cluster: LocalCluster, cache: PyroCacheClient) -> None:
+    def connections() -> int:
+        return cache.stats().total.connections
+
+    cache.stats()
+    before = connections()
+    with shared_cluster.client() as other:
+        inner = other.namespace("inner")
+        for _ in range(3):
+            other["key"] = 1
+            other.stats()
+            assert connections() == before + 3
+            inner.disconnect()  # those of all, since they are shared
+            eventually(lambda: connections() == before)
+            assert other["key"] == 1
+            other.disconnect()
+            eventually(lambda: connections() == before)
+    other.disconnect()  # nothing happens
+    with pytest.raises(ClientClosed):
+        other.get("key")
+
+
+def test_disconnecting_disturbs_no_call_of_another_thread(shared_cluster: LocalCluster) -> None:
+    over = threading.Event()
+    with shared_cluster.client(timeout=20) as cache, ThreadPoolExecutor(8) as threads:
+
+        def use_until_over(who: int) -> int:
+            rounds = 0
+            while not over.is_set():
+                use(cache, who, 20)
+                assert len(cache.get_many(range(100))) <= 100
+                rounds += 1
+            return rounds
+
+        done = [threads.submit(use_until_over, number) for number in range(8)]
+        for _ in range(100):
+            cache.disconnect()
+            time.sleep(0.01)
+        over.set()
+        assert all(one.result(30) for one in done)
+        cache.disconnect()
+        pools = cache._context.backend._router._connections._pools
+        assert not pools
+
+
+def test_disconnecting_loses_no_lock_and_no_load(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    client = shared_cluster.client()
+    loading = threading.Event()
+    disconnected = threading.Event()
+
+    def factory() -> str:
+        loading.set()
+        disconnected.wait(20)
+        return "loaded"
+
+    def stats() -> Any:
+        return cache.stats().total
+
+    with cache.lock("another"):  # whose connection stays open
+        before = stats().connections
+    with client, ThreadPoolExecutor(2) as threads, client.lock("name", ttl_seconds=0.6) as lock:
+        with cache.lock("another"):
+            waiter = threads.submit(client.lock("another").acquire)
+            load = threads.submit(client.get_or_set, "key", factory)
+            assert loading.wait(20)
+            eventually(lambda: stats().waiting == 1)
+            client.disconnect()
+            disconnected.set()
+            assert load.result(20) == "loaded"
+            assert cache.get("key") == "loaded"
+            time.sleep(1)  # it is renewed
+            assert lock.held
+            assert cache.lock("name").locked()
+        assert waiter.result(20)
+        lock.release()
+        client.disconnect()
+        eventually(lambda: (stats().locks, stats().connections) == (0, before))
+        lock.acquire()
 
 
 @pytest.mark.parametrize(

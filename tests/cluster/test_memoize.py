@@ -155,7 +155,7 @@ def test_the_error_names_an_argument_that_is_not_a_valid_key(cache: PyroCacheCli
     ):
         handle(1, lambda: 0)
 
-    @cache.memoize(key=lambda _: float("nan"))
+    @cache.memoize(key=lambda _: threading.Lock())
     def wrong(_: int) -> None: ...
 
     with pytest.raises(InvalidKey, match=r"key function of .*wrong cannot be a key"):
@@ -224,7 +224,7 @@ def test_an_expired_result_is_served_while_one_caller_makes_a_new_one(cache: Pyr
     began, end = threading.Event(), threading.Event()
     results = iter(["old", "new"])
 
-    @cache.memoize(ttl_seconds=0.1, stale_seconds=60)
+    @cache.memoize(ttl_seconds=0.1, stale_seconds=60, name="slow")  # an Event is no part of a key
     def slow() -> str:
         result = next(results)
         if result == "new":
@@ -245,7 +245,7 @@ def test_an_expired_result_is_served_while_one_caller_makes_a_new_one(cache: Pyr
 def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
-    @cache.memoize()
+    @cache.memoize(name="slow")
     def slow(what: object = None) -> object:
         if not began.is_set():
             began.set()
@@ -267,7 +267,7 @@ def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -
 def test_invalidate_discards_a_load_under_way(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
-    @cache.memoize()
+    @cache.memoize(name="slow")
     def slow() -> str:
         if not began.is_set():
             began.set()
@@ -479,6 +479,10 @@ def test_invalid_uses_are_refused(cache: PyroCacheClient) -> None:
         cache.memoize(ignore=("c",))(documented)
     with pytest.raises(ValueError, match="not both"):
         cache.memoize(key=len, ignore=("a",))
+    with pytest.raises(TypeError, match="name is a str"):
+        cache.memoize(name=b"bytes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name is empty"):
+        cache.memoize(name="")
     with pytest.raises(TypeError, match="tag"):
         cache.memoize(tags="tag")
     with pytest.raises(ValueError, match="ttl_seconds"):
@@ -778,13 +782,14 @@ def test_a_coroutine_whose_node_is_unreachable(called: Counted) -> None:
             called()
             return "result"
 
-        asyncio.run(strict.memoize()(function)())
-        asyncio.run(lenient.memoize()(function)())
+        strictly, leniently = (client.memoize(name="function")(function) for client in (strict, lenient))
+        asyncio.run(strictly())
+        asyncio.run(leniently())
         assert len(called) == 1
         cluster.kill(0)
         with pytest.raises(NodeUnavailable):
-            asyncio.run(strict.memoize()(function)())
-        assert asyncio.run(lenient.memoize()(function)()) == "result"
+            asyncio.run(strictly())
+        assert asyncio.run(leniently()) == "result"
         assert len(called) == 2
 
 

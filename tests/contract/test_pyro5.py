@@ -32,7 +32,7 @@ from Pyro5.errors import TimeoutError as PyroTimeoutError
 from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import LocalCluster, Lock, PyroCacheClient
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
@@ -56,9 +56,15 @@ KEY = PREFIX + b"key"
 METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
     "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag",
-    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release",
+    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
     "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
+
+
+def acquired(lock: Lock) -> int:
+    """Acquire a lock and return its token."""
+    assert lock.acquire()
+    return lock.token or 0
 
 
 def through_its_address(cluster: LocalCluster) -> str:
@@ -174,6 +180,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.abandon(NO_VIEW, b, token) is True
         token = proxy.acquire(NO_VIEW, KEY, 1, 10, 0)
         assert proxy.renew(NO_VIEW, KEY, token, 10) is True
+        assert proxy.holders(NO_VIEW, KEY) == 1
         assert proxy.release(NO_VIEW, KEY, token) is True
         assert proxy.reset_stats() is True
         assert proxy.set(NO_VIEW, a, b"value") is True
@@ -439,15 +446,16 @@ class TestOurClientOnStockDaemons:
         with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
-                waiter = threads.submit(cache.lock("name").acquire)
-                with pytest.raises(LockTimeout):
-                    cache.lock("name", wait_seconds=0).acquire()
+                assert cache.lock("name").locked()
+                waiter = threads.submit(acquired, cache.lock("name"))
+                with pytest.raises(LockTimeout), cache.lock("name", wait_seconds=0):
+                    pass
                 time.sleep(1)
                 assert lock.held
                 assert not waiter.done()
             assert waiter.result(20) > token
-            with cache.semaphore("name", 2), cache.semaphore("name", 2), pytest.raises(LockTimeout):
-                cache.semaphore("name", 2, wait_seconds=0).acquire()
+            with cache.semaphore("name", 2), cache.semaphore("name", 2):
+                assert not cache.semaphore("name", 2).acquire(blocking=False)
 
     def test_threads_share_a_client(self, stock_cluster: str) -> None:
         wrong: list[str] = []

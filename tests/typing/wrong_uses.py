@@ -15,7 +15,15 @@ cache.set("key")  # wrong
 cache.set("key", 1, "60")  # wrong
 cache.set("key", 1, tags=[1])  # wrong
 cache.set("key", 1, if_version="3")  # wrong
-cache.add("key", 1, ttl_seconds=...)  # wrong
+cache.setdefault("key", 1, ttl_seconds=...)  # wrong
+cache.set("key", 1, expires_at="tomorrow")  # wrong
+cache.get_or_set("key", list, ttl_seconds=...)  # wrong
+cache.delete("key", 3)  # wrong
+cache.delete_prefix(None)  # wrong
+cache.scan(tag=5)  # wrong
+cache.set_many({}, ttl_jitter="0.1")  # wrong
+PyroCacheClient(ttl_seconds="60")  # wrong
+PyroCacheClient(ttl_seconds=...)  # wrong
 cache.get()  # wrong
 cache.get("key", None, 60)  # wrong
 cache.get("key", touch_seconds="60")  # wrong
@@ -23,13 +31,13 @@ cache.compare_and_set("key", 1)  # wrong
 cache.compare_and_set("key", 1, None)  # wrong
 cache.incr("key", 1.5)  # wrong
 cache.incr("key", "1")  # wrong
-cache.touch("key")  # wrong
+cache.touch("key", ...)  # wrong
 cache.compute("key", 5)  # wrong
 cache.update("key", len)  # wrong
 cache.compute("key", lambda: 5)  # wrong
 cache.set_many([("key", 1)])  # wrong
 cache.get_many(5)  # wrong
-cache.touch_many(["key"])  # wrong
+cache.touch_many(["key"], "60")  # wrong
 cache.scan(5)  # wrong
 cache.scan(batch="10")  # wrong
 cache.namespace(5)  # wrong
@@ -46,6 +54,7 @@ cache.memoize(key="text")  # wrong
 cache.memoize(tags=5)  # wrong
 cache.lock("name", wait_seconds="5")  # wrong
 cache.semaphore("name")  # wrong
+cache.lock("name").acquire(timeout="5")  # wrong
 
 
 @cache.memoize()

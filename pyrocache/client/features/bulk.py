@@ -1,4 +1,4 @@
-"""Bulk calls: `get_many`, `set_many`, `delete_many`, `touch_many`, sent to all owners in parallel.
+"""Bulk calls: `get_many`, `get_entries`, `set_many`, `delete_many`, `touch_many`, sent to all owners in parallel.
 
 A call does its work for as many keys as possible. If it fails for some keys, it raises a `PartialFailure` with the
 reason for each; with ``on_error="miss"``, keys whose node is unreachable count as misses instead. ``routing/batch.py``
@@ -9,13 +9,14 @@ Thread safety: thread-safe; a call has no shared state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pyrocache.client.backend import Replies
-from pyrocache.client.context import MISSING, ClientContext, Ttl
+from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, When
+from pyrocache.client.features.entries import Entry, entry
+from pyrocache.client.features.jitter import check_jitter, shortened
 from pyrocache.client.keys.encoding import encode_keys
-from pyrocache.config import ttl_to_seconds
 from pyrocache.errors import CorruptValue, NodeUnavailable, PartialFailure, PyroCacheError, SerializationError
 from pyrocache.tracebacks import brief
 
@@ -50,20 +51,51 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
     return results
 
 
+def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Entry]:
+    """Return what `PyroCacheClient.get_entries` returns."""
+    asked = _listed(keys)
+    hash(tuple(asked))  # TypeError now: the result is a dict by key
+    encoded = encode_keys(asked, context.prefix)
+    found: dict[int, Entry] = {}
+    failures: _Failures = []
+    for indices, answers in context.backend.get_entries(encoded, context.deadline()):
+        if isinstance(answers, PyroCacheError):
+            failures.append((indices, answers))
+            continue
+        there = [(i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None]
+        frames, places = [answer[0] for _, answer in there], [i for i, _ in there]
+        values = _decoded(context, [encoded[i] for i in places], places, frames, failures)
+        for (i, answer), value in zip(there, values, strict=True):
+            if value is not MISSING:
+                found[i] = entry(context, value, answer[1], answer[2:])
+    results = {asked[i]: found[i] for i in sorted(found)}
+    _check(context, "get_entries", asked, results, failures)
+    return results
+
+
 def set_many(
-    context: ClientContext, mapping: Mapping[Any, Any], ttl_seconds: Ttl, tags: Iterable[str] | None
+    context: ClientContext,
+    mapping: Mapping[Any, Any],
+    ttl_seconds: KeptTtl,
+    tags: Iterable[str] | None,
+    expires_at: When | None,
+    ttl_jitter: float,
 ) -> int:
     """Return what `PyroCacheClient.set_many` returns."""
-    seconds = ttl_to_seconds(ttl_seconds)
+    seconds, jitter = context.ttl(ttl_seconds, expires_at), check_jitter(ttl_jitter)
     encoded_tags = context.encode_tags(tags)
     if not isinstance(mapping, Mapping):
         raise brief(TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}."))
     keys = list(mapping)
     encoded = encode_keys(keys, context.prefix)
+    if seconds == 0:  # they have expired already: nothing is stored
+        removals = context.backend.delete_many(encoded, context.deadline())
+        return _sum_of(context, "set_many", keys, _counting_all(removals))
     frames = context.codec.encode_many(encoded, mapping.values())
+    ttl = [shortened(seconds, jitter) for _ in keys] if jitter and seconds is not None else seconds
     deadline = context.deadline()
     return _sum_of(
-        context, "set_many", keys, context.backend.set_many(encoded, frames, seconds, encoded_tags, deadline)
+        context, "set_many", keys, context.backend.set_many(encoded, frames, ttl, encoded_tags, deadline)
     )
 
 
@@ -75,13 +107,17 @@ def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
     return _sum_of(context, "delete_many", asked, context.backend.delete_many(encoded, context.deadline()))
 
 
-def touch_many(context: ClientContext, keys: Iterable[object], ttl_seconds: Ttl) -> int:
+def touch_many(
+    context: ClientContext, keys: Iterable[object], ttl_seconds: NewTtl, expires_at: When | None
+) -> int:
     """Return what `PyroCacheClient.touch_many` returns."""
-    seconds = ttl_to_seconds(ttl_seconds)
+    seconds = context.touch_ttl(ttl_seconds, expires_at)
     asked = _listed(keys)
     distinct = dict(zip(encode_keys(asked, context.prefix), asked, strict=True))  # count no key twice
     encoded, deadline = list(distinct), context.deadline()
     values = list(distinct.values())
+    if seconds == 0:
+        return _sum_of(context, "touch_many", values, context.backend.delete_many(encoded, deadline))
     return _sum_of(context, "touch_many", values, context.backend.touch_many(encoded, seconds, deadline))
 
 
@@ -117,6 +153,12 @@ def _decoded(
                     context.count("corrupt_values")
                 failures.append(([index], error))
     return values
+
+
+def _counting_all(replies: Replies[int]) -> Iterator[tuple[Sequence[int], int | PyroCacheError]]:
+    """Yield the replies, each with the number of its keys as result."""
+    for indices, reply in replies:
+        yield indices, reply if isinstance(reply, PyroCacheError) else len(indices)
 
 
 def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: Replies[int]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyrocache.client.context import MISSING, ClientContext, KeptTtl, Missing, ttl_on_the_wire
+from pyrocache.client.context import MISSING, ClientContext, KeptTtl, Missing
 from pyrocache.errors import Conflict, NodeUnavailable
 from pyrocache.net.backoff import Backoff
 from pyrocache.tracebacks import brief
@@ -33,7 +33,7 @@ def compute(
     sleep: Callable[[float], None] | None = None,
 ) -> _T:
     """Return what `PyroCacheClient.compute` returns. ``sleep`` waits between two attempts."""
-    encoded, ttl = context.encode_key(key), ttl_on_the_wire(ttl_seconds)
+    encoded, ttl = context.encode_key(key), context.ttl(ttl_seconds)
     deadline = context.deadline()
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, sleep=sleep)
     attempts = 0

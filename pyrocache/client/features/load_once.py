@@ -33,6 +33,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from pyrocache.client.backend import Pinned, Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
+from pyrocache.client.features.jitter import check_jitter, jittered
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
@@ -60,6 +61,7 @@ class LoadOptions:
         early: XFetch's beta; 0 for no early refresh.
         wait_seconds: how long to wait for another loader; None for no limit.
         lease_seconds: how long a loader may take before another caller loads.
+        ttl_jitter: the largest fraction by which the time to live is shortened at random.
     """
 
     ttl_seconds: float | None = None
@@ -67,16 +69,22 @@ class LoadOptions:
     early: float = 0.0
     wait_seconds: float | None = None
     lease_seconds: float = 60.0
+    ttl_jitter: float = 0.0
 
 
 def load_options(
-    ttl_seconds: Ttl, stale_seconds: Duration, early: float, wait_seconds: Ttl, lease_seconds: Duration
+    ttl_seconds: Ttl,
+    stale_seconds: Duration,
+    early: float,
+    wait_seconds: Ttl,
+    lease_seconds: Duration,
+    ttl_jitter: float = 0.0,
 ) -> LoadOptions:
     """Return the options from a user's arguments. Raises `TypeError` or `ValueError` if one is not valid."""
-    check_number(early, "early")
+    early = check_number(early, "early")
     ttl, stale = ttl_to_seconds(ttl_seconds), to_seconds(stale_seconds, "stale_seconds")
     wait, lease = wait_to_seconds(wait_seconds), to_seconds(lease_seconds, "lease_seconds", zero=False)
-    return LoadOptions(ttl, stale, early, wait, lease)
+    return LoadOptions(ttl, stale, early, wait, lease, check_jitter(ttl_jitter))
 
 
 class Load(NamedTuple, Generic[_T]):
@@ -186,7 +194,8 @@ class LoadTask:
         context, key, _, options, *_ = self._load
         try:
             frame = context.codec.encode(key, self._value)
-            times = (options.ttl_seconds, options.stale_seconds, self._load_seconds)
+            ttl = jittered(options.ttl_seconds, options.ttl_jitter)
+            times = (ttl, options.stale_seconds, self._load_seconds)
             stored = context.backend.fill(key, self._token, frame, times, self._tags, context.deadline())
         except NodeUnavailable as error:
             self.drop()

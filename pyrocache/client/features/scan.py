@@ -16,6 +16,7 @@ from collections.abc import ItemsView, Iterator, ValuesView
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyrocache.client.context import ClientContext
+from pyrocache.client.features.entries import EntryInfo, entry_info
 from pyrocache.client.keys.encoding import decode_key
 from pyrocache.errors import NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
@@ -30,9 +31,43 @@ Prefix: TypeAlias = str | tuple[Any, ...] | None
 """The beginning of the keys to return; None for all keys."""
 
 
-def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
+def scan(
+    context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
+) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (decode_key(key) for page in _pages(context, prefix, batch) for key in page)
+    return (decode_key(key, context.codec) for page in _pages(context, prefix, batch, tag) for key in page)
+
+
+def details(
+    context: ClientContext, prefix: Prefix, batch: int, tag: bytes | None = None
+) -> Iterator[EntryInfo]:
+    """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
+    pages = _pages(context, prefix, batch, tag, details=True)
+    return (entry_info(context, sent) for page in pages for sent in page)
+
+
+def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
+    """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
+    encoded = _encoded("delete_prefix", context, prefix)
+    view, unreachable = context.backend.agreed_view(context.deadline())
+    removed = 0
+    for member in view.members:
+        if member in unreachable:
+            context.missed(unreachable[member], None)
+            continue
+        cursor = 0
+        while True:
+            try:
+                cursor, count = context.backend.delete_prefix(
+                    member, context.prefix, encoded, cursor, context.deadline()
+                )
+            except NodeUnavailable as error:
+                context.missed(error, None)
+                break
+            removed += count
+            if cursor == 0:
+                break
+    return removed
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -41,7 +76,7 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
         while waiting:
             found, waiting = _some_values(context, waiting)
             for key, frame in found:
-                yield decode_key(key), context.decode(key, frame)
+                yield decode_key(key, context.codec), context.decode(key, frame)
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
@@ -53,7 +88,7 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             except NodeUnavailable as error:
                 frame = context.missed(error, None)
             if frame is not None:
-                return decode_key(encoded), context.decode(encoded, frame)
+                return decode_key(encoded, context.codec), context.decode(encoded, frame)
     raise brief(KeyError("there is no entry in this namespace"))
 
 
@@ -81,8 +116,17 @@ class Values(ValuesView[Any]):
         return any(other is value or other == value for other in self)
 
 
-def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[list[bytes]]:
-    """Return an iterator over pages of encoded keys. Checks the arguments before the first page is requested.
+def _pages(
+    context: ClientContext,
+    prefix: Prefix = None,
+    batch: int = MAX_BATCH,
+    tag: bytes | None = None,
+    *,
+    details: bool = False,
+) -> Iterator[list[Any]]:
+    """Return an iterator over pages of encoded keys, or of details that begin with the encoded key.
+
+    Checks the arguments before the first page is requested.
 
     Raises:
         TypeError, ValueError: an argument is not valid.
@@ -91,17 +135,22 @@ def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH
         raise brief(TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}."))
     if not 1 <= batch <= MAX_BATCH:
         raise brief(ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}."))
-    if prefix is None:
-        return _walk(context, context.prefix, batch)
+    encoded = context.prefix if prefix is None else _encoded("scan", context, prefix)
+    return _walk(context, encoded, batch, tag, details)
+
+
+def _encoded(name: str, context: ClientContext, prefix: Prefix) -> bytes:
+    """Return the bytes that the keys with a prefix begin with. Raises `TypeError`."""
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
-            return _walk(context, encoded, batch)
-    kind = type(prefix).__name__
-    raise brief(TypeError(f"scan takes a str or a tuple as a prefix, not {kind}."))
+            return encoded
+    raise brief(TypeError(f"{name} takes a str or a tuple as a prefix, not {type(prefix).__name__}."))
 
 
-def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:
+def _walk(
+    context: ClientContext, prefix: bytes, batch: int, tag: bytes | None, details: bool
+) -> Iterator[list[Any]]:
     view, unreachable = context.backend.agreed_view(context.deadline())
     for member in view.members:
         if member in unreachable:
@@ -111,12 +160,14 @@ def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[by
         while True:
             deadline = context.deadline()
             try:
-                cursor, page = context.backend.scan(member, context.prefix, prefix, cursor, batch, deadline)
+                cursor, page = context.backend.scan(
+                    member, context.prefix, prefix, cursor, batch, deadline, tag=tag, details=details
+                )
             except NodeUnavailable as error:
                 context.missed(error, None)
                 break
             # A key that has moved is left out: only its owner by this view returns it.
-            yield [key for key in page if view.owner(key) is member]
+            yield [each for each in page if view.owner(each[0] if details else each) is member]
             if cursor == 0:
                 break
 

@@ -98,18 +98,23 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     return key
 
 
-def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> bytes:
-    """Pickle a key, each part replaced by the result of ``encode_part``; where that is None, the part is pickled."""
+def encode_pickled(
+    key: Any, encode_part: Callable[[Any], bytes | None], limit: float = MAX_KEY_BYTES, shared: bool = False
+) -> bytes:
+    """Pickle a key, each part replaced by the result of ``encode_part``; where that is None, the part is pickled.
+
+    Raises `KeyTooLarge` for more than ``limit`` bytes. With ``shared``, the bytes depend on which parts are the same
+    object, and the key may contain itself.
+    """
 
     def persistent_id(part: Any) -> bytes | None:
         if part is key:
             return None
         return encode_part("__main__" if type(part) is str and part == "__mp_main__" else part)
 
-    file = _Bounded(b"P")
-    file.seek(1)  # behind the type byte
+    file = _Bounded(limit)
     try:
-        canonical_pickle(key, persistent_id, file)
+        canonical_pickle(key, persistent_id, file, shared)
     except (InvalidKey, RecursionError):
         raise
     except Exception as error:
@@ -120,8 +125,13 @@ def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> byte
 class _Bounded(io.BytesIO):
     """A buffer that raises `KeyTooLarge` early: shared objects or one large array can make any number of bytes."""
 
+    def __init__(self, limit: float) -> None:
+        super().__init__(b"P")
+        self.seek(1)  # behind the type byte
+        self._limit = limit
+
     def write(self, data: Any) -> int:
-        if self.tell() + memoryview(data).nbytes > MAX_KEY_BYTES:
+        if self.tell() + memoryview(data).nbytes > self._limit:
             raise too_large(data)
         return super().write(data)
 

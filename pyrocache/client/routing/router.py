@@ -27,10 +27,11 @@ from pyrocache.config import TransportChoice
 from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.directory import Directory
+from pyrocache.net.directory import Directory, WatchedLookUp
 from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
+from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import GET_MANY, Command
 from pyrocache.runtime import at_fork
 
@@ -259,18 +260,29 @@ class Router:
         self._connections.close()
         self._pinning.close()
 
+    def disconnect(self) -> None:
+        """Close the connections that are not in use, and the others when they are put back. Keeps the view."""
+        self._connections.disconnect()
+        self._pinning.disconnect()
+
     def reset_after_fork(self) -> None:
-        """Replace connections and locks in a forked child, which must not use those of its parent."""
+        """Replace connections and locks in a forked child, which must not use those of its parent.
+
+        The child trusts each node anew.
+        """
         self._connections.abandon()
         self._pinning.abandon()
         self._connect(self._membership.view)
 
     def _connect(self, view: ClusterView) -> None:
-        self._connections = Connections(self._max_connections, self._transport)
-        self._pinning = Connections(self._max_pinned, self._transport)  # callers may keep these for long
-        self._membership = Membership(self._directory.members, partial(serving_members, self._connections))
+        suspicions = Suspicions()
+        self._connections = Connections(self._max_connections, self._transport, suspicions)
+        # Callers may keep these for long.
+        self._pinning = Connections(self._max_pinned, self._transport, suspicions)
+        nameserver = WatchedLookUp(self._directory)
+        self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view
-        self.views = Views(self._membership, self._clock)
+        self.views = Views(self._membership, nameserver, self._clock)
 
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline

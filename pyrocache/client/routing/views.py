@@ -1,6 +1,7 @@
 """`Views`: the cluster view that a router uses, and when it queries the name server for a newer one.
 
-A query takes at most a share of the call's deadline. After failures, queries are at least `_PAUSE_SECONDS` apart.
+A query takes at most a share of the call's deadline. After failures, queries are at least `_PAUSE_SECONDS` apart. After
+a timeout, calls that need the name server fail at once for 1 to 2 seconds; then one query decides (`net.suspicion`).
 
 Thread safety: thread-safe; the view is immutable and replaced atomically.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
 from pyrocache.errors import NameServerUnavailable, NoNodes
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import WatchedLookUp
 from pyrocache.net.failures import client_closed
 from pyrocache.net.membership import Membership
 from pyrocache.tracebacks import came_from_outside
@@ -26,6 +28,7 @@ class Views:
 
     Args:
         membership: holds the latest view and queries the name server.
+        nameserver: what ``membership`` queries.
         clock: monotonic seconds.
 
     Attributes:
@@ -33,10 +36,11 @@ class Views:
         closed: whether the router was closed.
     """
 
-    __slots__ = ("_clock", "_membership", "closed", "looked_up_at")
+    __slots__ = ("_clock", "_membership", "_nameserver", "closed", "looked_up_at")
 
-    def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
+    def __init__(self, membership: Membership, nameserver: WatchedLookUp, clock: Callable[[], float]) -> None:
         self._membership = membership
+        self._nameserver = nameserver
         self._clock = clock
         self.looked_up_at = float("-inf")
         self.closed = False
@@ -53,8 +57,9 @@ class Views:
             raise client_closed()
         view = self._membership.view
         if not view.members:
-            view = self._look_up(deadline.remaining())
+            view = self._look_up(deadline, deadline.remaining())
             if not view.members:
+                self._nameserver.raise_failure()  # of the query of another thread that this one waited for
                 raise NoNodes("The name server knows no node; start some with: pyrocache nodes")
         return view
 
@@ -91,11 +96,12 @@ class Views:
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""
         try:
-            self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
+            self._look_up(deadline, min(deadline.remaining() / 2, _LONGEST_SECONDS))
         except NameServerUnavailable:
             return False
         return True
 
-    def _look_up(self, seconds: float) -> ClusterView:
+    def _look_up(self, deadline: Deadline, seconds: float) -> ClusterView:
         self.looked_up_at = self._clock()
+        seconds = self._nameserver.admit(deadline, seconds)
         return self._membership.refresh(max(seconds, 0.001))

@@ -129,6 +129,11 @@ class Coordination:
         validation.check(key=name, token=token)
         return self._guard.run(view, (name,), self.locks.release, name, token)
 
+    def holders(self, view: int, name: bytes) -> int:
+        """Return how many callers hold the lock, without those whose time to live is over."""
+        validation.check(key=name)
+        return self._guard.run(view, (name,), self.locks.holders, name)
+
     # For the node ----------------------------------------------------------------------------------------
 
     def settle(self, keys: Iterable[bytes]) -> None:

@@ -225,6 +225,7 @@ def test_every_method_checks_the_view(node: CacheNode) -> None:
         (node.fill, (KEY, 1, b"value")),
         (node.abandon, (KEY, 1)),
         (node.acquire, (b"\0name", 1, 30.0, 0.0)),
+        (node.holders, (b"\0name",)),
         (node.renew, (b"\0name", 1, 30.0)),
         (node.release, (b"\0name", 1)),
     ]:
@@ -248,6 +249,7 @@ def test_what_is_no_key_is_refused(node: CacheNode, key: Any) -> None:
         (node.fill, (1, b"value")),
         (node.abandon, (1,)),
         (node.acquire, (1, 30.0, 0.0)),
+        (node.holders, ()),
         (node.renew, (1, 30.0)),
         (node.release, (1,)),
     ]:
