@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any, Literal, SupportsFloat
 
 from pyrocache.errors import ConfigurationError, InsecureAddress
+from pyrocache.tracebacks import brief
 
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
@@ -213,11 +214,13 @@ def ttl_to_seconds(ttl_seconds: SupportsFloat | timedelta | None, name: str = "t
         return None
     seconds = _number(ttl_seconds)
     if seconds is None:
-        raise TypeError(
-            f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+        raise brief(
+            TypeError(
+                f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+            )
         )
     if not seconds > 0:  # also true for NaN
-        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {seconds!r}.")
+        raise brief(ValueError(f"{name} must be above 0 (or None for no expiry), not {seconds!r}."))
     # Infinity means no expiry, and so does an int that no float can hold.
     return float(seconds) if seconds <= sys.float_info.max else None
 
@@ -234,19 +237,21 @@ def seconds_until(expires_at: SupportsFloat | datetime, now: float) -> float | N
     """
     if isinstance(expires_at, datetime):
         if expires_at.utcoffset() is None:
-            raise ValueError(
-                "expires_at needs a time zone, such as datetime.now(UTC); a naive datetime may mean any."
+            raise brief(
+                ValueError(
+                    "expires_at needs a time zone, such as datetime.now(UTC); a naive datetime may mean any."
+                )
             )
         at: float | None = expires_at.timestamp()
     else:
         at = None if isinstance(expires_at, timedelta) else _number(expires_at)
     if at is None:
         kind = type(expires_at).__name__
-        raise TypeError(
-            f"expires_at must be an aware datetime or a number of seconds since 1970, not {kind}."
+        raise brief(
+            TypeError(f"expires_at must be an aware datetime or a number of seconds since 1970, not {kind}.")
         )
     if at != at:
-        raise ValueError("expires_at must not be NaN.")
+        raise brief(ValueError("expires_at must not be NaN."))
     if at <= now:
         return 0.0
     return at - now if at <= sys.float_info.max else None
@@ -281,10 +286,10 @@ def check_number(
     """
     value = None if isinstance(number, timedelta) else _number(number)
     if value is None:
-        raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
+        raise brief(TypeError(f"{name} must be {kinds}, not {type(number).__name__}."))
     if not 0 <= value < math.inf or (value == 0 and not zero):
         least = "not negative" if zero else "above 0"
-        raise ValueError(f"{name} must be finite and {least}, not {value!r}.")
+        raise brief(ValueError(f"{name} must be finite and {least}, not {value!r}."))
     return value
 
 

@@ -23,7 +23,8 @@
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
     │   └── KeyTooLarge                      longer than 64 KiB once encoded
     ├── ValueTooLarge (ValueError)           larger than the node accepts; the old value stays
-    ├── SerializationError (ValueError)      a value that does not pickle or unpickle
+    ├── SerializationError                   a value that does not pickle or unpickle
+    │   (pickle.PickleError, ValueError)
     │   └── CorruptValue                     stored bytes that are not a value frame
     └── ClientClosed                         the client was closed
 
@@ -33,7 +34,13 @@ Messages name the node, the operation and what to do next. They never hold a key
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pyrocache.tracebacks import shown_in_ipython
+
+if TYPE_CHECKING:
+    from pyrocache.pickle_errors import CorruptValue, SerializationError
 
 __all__ = [
     "CacheUnavailable",
@@ -65,6 +72,8 @@ __all__ = [
 
 class PyroCacheError(Exception):
     """Root of everything that pyrocache raises on purpose."""
+
+    _render_traceback_ = shown_in_ipython
 
 
 class ConfigurationError(PyroCacheError, ValueError):
@@ -177,13 +186,16 @@ class ValueTooLarge(PyroCacheError, ValueError):
     """A value larger than the node accepts; nothing was stored and the old value stays."""
 
 
-class SerializationError(PyroCacheError, ValueError):
-    """A value that does not pickle, or does not unpickle here."""
-
-
-class CorruptValue(SerializationError):
-    """Stored bytes that are not a value frame known here."""
-
-
 class ClientClosed(PyroCacheError):
     """The client was closed; create a new one."""
+
+
+def __getattr__(name: str) -> Any:
+    # Their module imports pickle, which a node must not do.
+    if name not in ("CorruptValue", "SerializationError"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("pyrocache.pickle_errors"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -519,6 +519,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 returned but not stored.
             TypeError: ``factory`` is not callable.
         """
+        __tracebackhide__ = True  # the factory's exceptions
         if not callable(factory):
             raise TypeError(
                 "get_or_set takes a function that makes the value, and calls it if there is none; "

@@ -53,9 +53,11 @@ from typing import Any, TypeAlias
 
 from pyrocache.client.compression import COMPRESSED_KIND, compress, decompress
 from pyrocache.client.serializers import JSON, MSGPACK, Serializer, Unsupported, UserCodec, user_serializer
+from pyrocache.client.unpicklable import type_name, why
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
+from pyrocache.tracebacks import came_from_outside, cause_of
 
 __all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "missing_name", "raw_buffer", "type_name"]
 
@@ -168,7 +170,7 @@ class Codec:
             try:
                 return loads(frame)
             except Exception as error:
-                raise _unpicklable(error) from error
+                raise _unpicklable(error) from cause_of(error)
         decoder = self._decoders.get(frame[0])
         if decoder is None:
             raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
@@ -190,7 +192,8 @@ class Codec:
             except _LargeBuffer:
                 frames.clear()
             except Exception as error:  # the value's own code may raise anything
-                raise _unpickled(value, error) from error
+                cause = cause_of(error)
+                raise _unpickled(value, error) from cause
             # The pickler writes a large value in several parts, or in one part that must become Pieces.
             if len(frames) == len(values) and max(map(len, frames), default=0) < _LARGE:
                 return frames
@@ -210,7 +213,7 @@ class Codec:
         try:
             return list(map(loads, frames))
         except Exception as error:
-            raise _unpicklable(error) from error
+            raise _unpicklable(error) from cause_of(error)
 
     def check_class(self, module: str, name: str) -> None:
         """Raise `SerializationError` unless pickles and keys may refer to a class or function."""
@@ -228,7 +231,7 @@ class Codec:
         except SerializationError:
             raise
         except Exception as error:
-            raise _unpicklable(error) from error
+            raise _unpicklable(error) from cause_of(error)
 
     def _decode_compressed(self, frame: bytes | memoryview) -> object:
         inner = decompress(frame)
@@ -246,7 +249,7 @@ class Codec:
         except Exception as error:  # a user's codec may raise anything
             raise SerializationError(
                 f"a stored value could not be loaded by {serializer.title} ({type_name(error)})"
-            ) from error
+            ) from cause_of(error)
 
     def _refuse(self, frame: bytes | memoryview) -> object:
         raise SerializationError(
@@ -328,12 +331,6 @@ def raw_buffer(value: object) -> memoryview | None:
         return value.raw() if view.contiguous else memoryview(view.tobytes())
 
 
-def type_name(value: object) -> str:
-    """Return the qualified name of a value's type. Errors never show more of a value than this."""
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
 def missing_name(error: ImportError | AttributeError) -> str:
     """Return which module or class an unpickler did not find; the type of the error if that is not known."""
     # Other texts are those of the value's own code, and may have its content in them.
@@ -369,7 +366,8 @@ def _encode_pickle(value: object) -> bytes | Pieces:
             data = dumps(value, _PICKLE_PROTOCOL, buffer_callback=lambda found: _keep_large(found, buffers))
             return _join_out_of_band(data, buffers)
     except Exception as error:  # the value's own __reduce__ or __getstate__ may raise anything
-        raise _unpickled(value, error) from error
+        cause = cause_of(error)
+        raise _unpickled(value, error) from cause
 
 
 def _writer_of(frame: bytes | memoryview) -> str:
@@ -389,7 +387,7 @@ def _encode_with(serializer: Serializer, value: object) -> bytes | Pieces:
         reason = str(error) if isinstance(error, Unsupported) else type_name(error)
         raise SerializationError(
             f"a value of type {type_name(value)} is not carried by {serializer.title} ({reason})"
-        ) from error
+        ) from cause_of(error)
     frame = serializer.head + data
     return frame if len(frame) < _LARGE else Pieces((frame,))
 
@@ -400,7 +398,27 @@ def _encode_compressed(encode: Callable[[Any], bytes | Pieces], above: int, valu
 
 
 def _unpickled(value: object, error: Exception) -> SerializationError:
-    return SerializationError(f"a value of type {type_name(value)} does not pickle ({type_name(error)})")
+    part = value if isinstance(error, (RecursionError, MemoryError)) else _last_reached(value)
+    return SerializationError(why(value, part, error))
+
+
+def _last_reached(value: object) -> object:
+    """Return the object in a value at which pickling it fails; the value itself if it does not fail again."""
+    reached: Any = value
+    file: Any = SimpleNamespace(write=len)
+
+    class Tracer(pickle.Pickler):
+        def persistent_id(self, part: object) -> None:
+            nonlocal reached
+            reached = part
+
+    try:
+        Tracer(file, _PICKLE_PROTOCOL, buffer_callback=lambda found: False).dump(value)
+    except Exception as error:
+        if came_from_outside(error):
+            raise
+        return reached
+    return value
 
 
 class _LargeBuffer(Exception):
@@ -504,7 +522,7 @@ def _decode_out_of_band(frame: bytes | memoryview, load: Callable[..., object] |
     try:
         return loads(data, buffers=buffers)
     except Exception as error:
-        raise _unpicklable(error) from error
+        raise _unpicklable(error) from cause_of(error)
 
 
 _DECODERS: dict[int, Callable[[Any], object]] = {

@@ -40,6 +40,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED, client_closed
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
+from pyrocache.tracebacks import brief
 
 log = logging.getLogger("pyrocache.client")
 
@@ -188,11 +189,11 @@ class ClientContext:
             ValueError: it is longer than `MAX_TAG_BYTES` once encoded.
         """
         if not isinstance(tag, str):
-            raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
+            raise brief(TypeError(f"A tag is a str, not {type(tag).__name__}."))
         encoded = self.prefix + utf8(tag)
         if len(encoded) > MAX_TAG_BYTES:
             most = MAX_TAG_BYTES - len(self.prefix)
-            raise ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}.")
+            raise brief(ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}."))
         return encoded
 
     def decode_tag(self, tag: bytes) -> str:
@@ -204,10 +205,10 @@ class ClientContext:
         if tags is None:
             return None
         if isinstance(tags, str) or not isinstance(tags, Iterable):
-            raise TypeError(f"tags is a list of str, not one {type(tags).__name__}.")
+            raise brief(TypeError(f"tags is a list of str, not one {type(tags).__name__}."))
         encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
         if len(encoded) > MAX_TAGS:
-            raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")
+            raise brief(ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}."))
         return encoded
 
     def new_ttl(self, ttl_seconds: NewTtl) -> float | None:

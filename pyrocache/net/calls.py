@@ -24,7 +24,7 @@ from pyrocache.errors import ValueTooLarge
 from pyrocache.net import multiplex
 from pyrocache.net.channel import check_supported
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, Unavailable, client_closed, too_large, unavailable
+from pyrocache.net.failures import BROKEN, Refused, Unavailable, broken, client_closed, too_large, unavailable
 from pyrocache.net.multiplex import Request
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.pool import Loan, Pool
@@ -88,6 +88,8 @@ class Connections:
         try:
             connection = pool.checkout(deadline, not command.idempotent)
         except BROKEN as error:
+            if not broken(error):
+                raise
             raise pool.failed(command.name, deadline, error, sent=False) from error
         try:
             if not connection.opened:
@@ -100,7 +102,7 @@ class Connections:
             raise
         except BaseException as error:
             pool.drop(connection)
-            if isinstance(error, BROKEN):
+            if broken(error):
                 raise pool.failed(command.name, deadline, error, sent=connection.sent) from error
             raise
         else:

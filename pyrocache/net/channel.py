@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.channel import Channel
+from pyrocache.tracebacks import came_from_outside
 
 # Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
 codecs.lookup("idna")
@@ -120,11 +121,11 @@ class Dialing:
                     self.sock, self.pending = sock, error != 0
                     return
                 problem = OSError(error, os.strerror(error))
-            except OSError as failure:  # a path that is too long
-                problem = failure
-            except BaseException:
+            except BaseException as failure:
                 sock.close()
-                raise
+                if not isinstance(failure, OSError) or came_from_outside(failure):
+                    raise
+                problem = failure  # a path that is too long
             sock.close()
         raise problem
 

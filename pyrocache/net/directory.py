@@ -19,8 +19,9 @@ from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_addr
 from pyrocache.errors import NameServerUnavailable, ProtocolError
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused
+from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.tracebacks import came_from_outside
 
 PREFIX = "cache.node."
 
@@ -158,10 +159,12 @@ class NameServerDirectory:
         except Refused as refused:
             if if_refused is not None:
                 return if_refused
-            raise self._unavailable(purpose, refused, answered=True) from refused
+            raise self._unavailable(purpose, refused, answered=True) from None
         except BROKEN as error:
+            if not broken(error):
+                raise
             answered = connection is not None and connection.connected
-            raise self._unavailable(purpose, error, answered=answered) from error
+            raise self._unavailable(purpose, error, answered=answered) from None
         finally:
             if connection is not None:
                 connection.close()
@@ -201,5 +204,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path)
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError) as error:
+        if came_from_outside(error):
+            raise
         return None

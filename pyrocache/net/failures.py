@@ -19,6 +19,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.tracebacks import came_from_outside
 
 
 class Refused(Exception):
@@ -54,6 +55,11 @@ class PoolExhausted(Exception):
 
 BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
 """Exceptions that end a connection or prevent its opening. They become `Unavailable`."""
+
+
+def broken(error: BaseException) -> bool:
+    """Return whether an exception is one of `BROKEN`, and not one that a signal handler raised: its own is raised."""
+    return isinstance(error, BROKEN) and not came_from_outside(error)
 
 
 def unavailable(

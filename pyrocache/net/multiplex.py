@@ -19,7 +19,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.net.call_protocol import GREETED, PENDING
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, suspected, too_large, unavailable
+from pyrocache.net.failures import PoolExhausted, Refused, broken, suspected, too_large, unavailable
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.net.suspicion import Verdict, patience
 from pyrocache.protocol.commands import PING, Command
@@ -128,7 +128,7 @@ class _Flight:
             outcome = refused
         except BaseException as error:
             loan.end(healthy=False)
-            if not isinstance(error, BROKEN):
+            if not broken(error):
                 raise
             return self._failed(error, deadline, connection)
         loan.end(healthy=True)

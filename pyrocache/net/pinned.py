@@ -16,7 +16,7 @@ from typing import Any
 from pyrocache.cluster.routing import Member
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, suspected
+from pyrocache.net.failures import BROKEN, Refused, broken, suspected
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
@@ -67,6 +67,8 @@ class PinnedConnection:
                 return False
             connection.finish_opening(deadline)
         except BROKEN as error:  # `Connections.pin` drops it
+            if not broken(error):
+                raise
             raise self._loan.pool.failed(command.name, deadline, error, sent=False) from error
         return True
 
@@ -92,7 +94,7 @@ class PinnedConnection:
             raise BlockingIOError
         except BaseException as error:
             self.drop()
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError) or not broken(error):
                 raise
         return False
 
@@ -124,7 +126,7 @@ class PinnedConnection:
         except BaseException as error:
             if not isinstance(error, Refused):
                 self.drop()
-            if isinstance(error, BROKEN):
+            if broken(error):
                 pool = self._loan.pool
                 raise pool.failed(self._operation, deadline, error, sent=connection.sent) from error
             raise

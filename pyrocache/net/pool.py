@@ -26,6 +26,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, suspected, unavailable
 from pyrocache.net.suspicion import Suspicion, Verdict, patience
 from pyrocache.protocol.commands import PING
+from pyrocache.tracebacks import came_from_outside
 
 _TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
 _AT_ONCE = (False,)
@@ -85,6 +86,7 @@ class Pool:
                 (_,) = map(self._take, _WAITING, (seconds,))
             except queue.Empty:
                 raise PoolExhausted from None
+        connection: Connection | None = None
         try:
             now = deadline.seen_at
             while True:
@@ -98,6 +100,8 @@ class Pool:
                 connection.close()
         except BaseException:
             self.permits.put(None)
+            if connection is not None:  # an exception that is kept would keep it open
+                connection.close()
             raise
 
     def checkin(self, connection: Connection) -> None:
@@ -146,11 +150,13 @@ class Pool:
                 connection.call(PING.name, (), Deadline(min(seconds, deadline.remaining())))
             elif suspicion.suspected:  # no permit: all connections are in calls that hang
                 raise suspected(self.member, operation, suspicion)
-        except TimeoutError:
-            if suspicion.silent(since):
+        except (Refused, *BROKEN) as error:
+            if came_from_outside(error):
+                raise
+            if not isinstance(error, TimeoutError):
+                suspicion.answered()  # the request itself will tell
+            elif suspicion.silent(since):
                 raise suspected(self.member, operation, suspicion) from None
-        except (Refused, *BROKEN):  # the request itself will tell
-            suspicion.answered()
         else:
             loan.end(healthy=True)
             if connection is not None:

@@ -92,54 +92,6 @@ def test_a_fork_in_the_middle_of_use_disturbs_neither_parent_nor_children(cache:
     use(cache, "parent afterwards", 20)
 
 
-INTERRUPTED = """
-import signal, sys
-from pyrocache import PyroCacheClient
-
-class Interrupt(BaseException):
-    pass
-
-armed = []
-
-def interrupt(*_):
-    if armed:
-        armed.clear()
-        raise Interrupt
-
-cache = PyroCacheClient(sys.argv[1], timeout=3.0)
-values = {number: number for number in range(50)}
-cache.set_many(values)
-signal.signal(signal.SIGALRM, interrupt)
-struck = 0
-for round in range(400):
-    try:
-        armed.append(True)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005 + round % 40 * 0.0001, 0.01)
-        while armed:  # a finaliser may swallow the exception
-            assert cache.get(7) == 7
-            assert cache.get_many(values) == values
-    except Interrupt:
-        struck += 1
-signal.setitimer(signal.ITIMER_REAL, 0)
-assert struck > 380
-assert cache.get_many(values) == values
-pools = cache._context.backend._router._connections._pools.values()
-lost = [64 - pool.permits.qsize() for pool in pools]
-assert max(lost) == 0, lost
-"""
-
-
-def test_calls_that_are_interrupted_anywhere_never_make_a_later_one_hang(
-    shared_cluster: LocalCluster,
-) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, shared_cluster.nameserver]
-    with subprocess.Popen(command) as process:
-        try:
-            assert process.wait(40.0) == 0
-        finally:
-            process.kill()
-
-
 FORK_EARLY = """
 import os, sys, threading
 from pyrocache import PyroCacheClient

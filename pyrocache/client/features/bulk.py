@@ -20,6 +20,7 @@ from pyrocache.client.features.entries import Entry, entry
 from pyrocache.client.features.jitter import check_jitter, shortened
 from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
+from pyrocache.tracebacks import brief
 
 _R = TypeVar("_R")
 
@@ -90,7 +91,7 @@ def set_many(
     seconds, jitter = context.ttl(ttl_seconds, expires_at), check_jitter(ttl_jitter)
     encoded_tags = context.encode_tags(tags)
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}.")
+        raise brief(TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}."))
     keys = list(mapping)
     encoded = encode_keys(keys, context.prefix)
     if seconds == 0:  # they have expired already: nothing is stored
@@ -98,8 +99,10 @@ def set_many(
         return _sum_of(context, "set_many", keys, _counting_all(removals))
     frames = context.codec.encode_many(encoded, mapping.values())
     ttl = [shortened(seconds, jitter) for _ in keys] if jitter and seconds is not None else seconds
-    replies = context.backend.set_many(encoded, frames, ttl, encoded_tags, context.deadline())
-    return _sum_of(context, "set_many", keys, replies)
+    deadline = context.deadline()
+    return _sum_of(
+        context, "set_many", keys, context.backend.set_many(encoded, frames, ttl, encoded_tags, deadline)
+    )
 
 
 def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
@@ -117,11 +120,11 @@ def touch_many(
     seconds = context.touch_ttl(ttl_seconds, expires_at)
     asked = _listed(keys)
     distinct = dict(zip(encode_keys(asked, context.prefix), asked, strict=True))  # count no key twice
+    encoded, deadline = list(distinct), context.deadline()
+    values = list(distinct.values())
     if seconds == 0:
-        replies = context.backend.delete_many(list(distinct), context.deadline())
-    else:
-        replies = context.backend.touch_many(list(distinct), seconds, context.deadline())
-    return _sum_of(context, "touch_many", list(distinct.values()), replies)
+        return _sum_of(context, "touch_many", values, context.backend.delete_many(encoded, deadline))
+    return _sum_of(context, "touch_many", values, context.backend.touch_many(encoded, seconds, deadline))
 
 
 def _answered(context: ClientContext, replies: Replies[_R]) -> Replies[_R]:
@@ -135,8 +138,8 @@ def _answered(context: ClientContext, replies: Replies[_R]) -> Replies[_R]:
 def _listed(keys: Iterable[object]) -> list[Any]:
     """Return the keys as a list. Raises `TypeError` for a single str or bytes, which would be split into its items."""
     if isinstance(keys, (str, bytes, bytearray)) or not hasattr(type(keys), "__iter__"):
-        raise TypeError(
-            f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}."
+        raise brief(
+            TypeError(f"keys is a list of keys, or another iterable of them, not one {type(keys).__name__}.")
         )
     return list(keys)
 
@@ -174,11 +177,18 @@ def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: 
     """Return the sum of the nodes' replies to a call. Raises as `_check`."""
     total = 0
     failures: _Failures = []
-    for indices, reply in _answered(context, replies):
-        if isinstance(reply, PyroCacheError):
-            failures.append((indices, reply))
-        else:
-            total += reply
+    answers = _answered(context, replies)
+    try:
+        for indices, reply in answers:
+            if isinstance(reply, PyroCacheError):
+                failures.append((indices, reply))
+            else:
+                total += reply
+    finally:
+        del (
+            answers,
+            replies,
+        )  # an exception that is kept would keep the connections of a call that it has cut short
     _check(context, name, keys, total, failures)
     return total
 
@@ -214,4 +224,4 @@ def _check(
     except TypeError:  # a key that is not hashable
         raise first from None
     text = f"{name} failed for {len(by_key)} of {len(keys)} keys, and .errors has why for each; the first: {first}"
-    raise PartialFailure(text, results, by_key) from first
+    raise PartialFailure(text, results, by_key) from first.__cause__

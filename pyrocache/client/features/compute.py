@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, Missing
 from pyrocache.errors import Conflict
 from pyrocache.net.backoff import Backoff
+from pyrocache.tracebacks import brief
 
 _T = TypeVar("_T")
 
@@ -43,7 +44,7 @@ def compute(
         if found is not None:
             old, condition = context.decode(encoded, found[0]), found[1]
         if old is MISSING:
-            raise KeyError(key)
+            raise brief(KeyError(key))
         deadline.remaining()
         begun = deadline.seen_at  # the clock reading of the line above
         value = function(old)

@@ -45,6 +45,7 @@ from pyrocache.client.throttle import Throttle
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import CacheUnavailable, PyroCacheError, RemoteError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
+from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")
 
@@ -141,7 +142,8 @@ class LoadTask:
         return task.settle()
 
     The block suppresses an exception of the factory; `settle` raises it once the lease has ended. Any other exception,
-    such as Ctrl-C or a cancellation, closes the connection, which ends the lease without waiting for the node.
+    such as Ctrl-C, a cancellation, or what a signal handler raises, closes the connection, which ends the lease without
+    waiting for the node.
 
     Args:
         load: the value to load.
@@ -172,8 +174,8 @@ class LoadTask:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         load_deadlock.end(self._started)
-        if isinstance(error, Exception):
-            self._error = error
+        if isinstance(error, Exception) and not came_from_outside(error):
+            self._error = error.with_traceback(users_frames(error.__traceback__) or error.__traceback__)
             return True
         if error is not None:
             self.drop()
@@ -187,6 +189,8 @@ class LoadTask:
         try:
             self._keep = self._load.keep is None or bool(self._load.keep(value))
         except Exception as error:  # of the user's code; the value must not be lost by it
+            if came_from_outside(error):
+                raise
             self._keep = False
             self.not_stored(error, "cache_if failed, so a loaded value was returned but not stored")
 
@@ -195,6 +199,7 @@ class LoadTask:
 
         If the value is outdated by now, or cannot be stored, it is returned but not stored; the next caller loads.
         """
+        __tracebackhide__ = True
         error, self._error = self._error, None
         if error is None:
             self._store() if self._keep else self.abandon()
@@ -262,11 +267,16 @@ class Found(NamedTuple):
 
 def get_or_set(load: Load[_T]) -> _T:
     """Return the value, and load it if there is none; see `PyroCacheClient.get_or_set`."""
+    __tracebackhide__ = True  # debuggers, pytest and notebooks leave this frame out
     value, task = find(load, load.options.wait_seconds)
     if task is not None:
-        with task:
-            task.loaded(load.tags(), _no_coroutine(load.factory()))
-        value = task.settle()
+        try:
+            with task:
+                task.loaded(load.tags(), _no_coroutine(load.factory()))
+            value = task.settle()
+        except BaseException:  # also one that a signal handler raises just before the ``with``
+            task.drop()
+            raise
     return value  # type: ignore[no-any-return]
 
 
@@ -386,7 +396,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                 case None:
                     pass
                 case ["load", token, frame]:
-                    return _granted(load, LoadTask(load, wait.take(), token), frame)
+                    return _granted(load, wait.give(LoadTask(load, wait.pinned, token)), frame)
                 case ["value", frame, _, _] | ["stale", frame]:
                     return Found(context.decode(key, frame))
                 case _:

@@ -29,6 +29,7 @@ from pyrocache.client.features.load_once import Found, Load, LoadTask, find, sti
 from pyrocache.errors import WaitTimeout
 from pyrocache.net.backoff import Backoff
 from pyrocache.runtime import at_fork
+from pyrocache.tracebacks import users_frames
 
 _T = TypeVar("_T")
 
@@ -41,13 +42,19 @@ _LONGEST_PAUSE_SECONDS = 0.1
 
 async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
     """Return the value, and load it if there is none; see `load_once.get_or_set`."""
+    __tracebackhide__ = True
     node = owner(load.context, load.key)
     value, task = await _find(load, node)
     if task is not None:
         task.asynchronous = True
         with task:
             task.loaded(load.tags(), await load.factory())
-        value = await _settle(task, node)
+        try:
+            value = await _settle(task, node)
+        except Exception as error:
+            # Not the frames of the pool.
+            error.__traceback__ = users_frames(error.__traceback__) or error.__traceback__
+            raise
     return value  # type: ignore[no-any-return]
 
 

@@ -41,6 +41,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork
+from pyrocache.tracebacks import brief
 
 _RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
@@ -150,11 +151,11 @@ class Lock:
         thread_local: bool = True,
     ) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"A semaphore's n is an int, not {type(limit).__name__}.")
+            raise brief(TypeError(f"A semaphore's n is an int, not {type(limit).__name__}."))
         if not 1 <= limit <= 2**20:
-            raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
+            raise brief(ValueError(f"A semaphore's n is from 1 to {2**20}."))
         if not isinstance(thread_local, bool):
-            raise TypeError(f"thread_local is True or False, not {type(thread_local).__name__}.")
+            raise brief(TypeError(f"thread_local is True or False, not {type(thread_local).__name__}."))
         self._context = context
         # The kind is part of the key, so a lock and a semaphore of the same name are independent.
         self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))

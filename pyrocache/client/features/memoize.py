@@ -117,7 +117,7 @@ class _Plan:
         except InvalidKey as error:
             if self.settings.key is not None:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"
-                raise InvalidKey(text) from error
+                raise InvalidKey(text) from error.__cause__
             for name, value in self._what_matters(arguments, named).items():
                 try:
                     content_of(value)
@@ -125,7 +125,7 @@ class _Plan:
                     raise InvalidKey(
                         f"The argument {name!r} of {self.name} cannot be a key: {cause}. "
                         f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
-                    ) from cause
+                    ) from cause.__cause__
             raise
 
     def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Load[Any]:
@@ -184,10 +184,12 @@ class Memoized(Generic[_P, _R, _B]):
         self._binds = binds  # what an attribute access binds: "instance", "class" or "nothing"
 
     def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        __tracebackhide__ = True
         return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
     def refresh(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function even if its result is cached, and cache the new one. Discards a load in progress."""
+        __tracebackhide__ = True
         return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
     def key(self, /, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
@@ -225,6 +227,7 @@ class Memoized(Generic[_P, _R, _B]):
         return self if instance is None else self.bound(instance)
 
     def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        __tracebackhide__ = True
         return load_once.get_or_set(self._plan.load(arguments, named, refresh))
 
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -286,6 +289,7 @@ class _AsyncMemoized(_Async[..., Any]):
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        __tracebackhide__ = True
         # The key is made here, when the coroutine is awaited, as nothing of a coroutine runs before.
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from pyrocache.client.context import ClientContext, Duration
 from pyrocache.config import to_seconds
 from pyrocache.net.backoff import Backoff
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
+
+_T = TypeVar("_T")
 
 POLL_SECONDS = 10.0
 """The poll interval: seconds that one request waits at the node, at most, and not longer than the client's timeout. It
@@ -91,11 +93,13 @@ class PinnedWait:
         if self.crowded or now - self._asked_at < min(_FIRST_PAUSE_SECONDS, self._seconds):
             self._backoff.pause(self._give_up_at - now)
 
-    def take(self) -> PinnedConnection:
-        """Return the connection of the grant. The caller is responsible for it from now on."""
-        pinned, self.pinned = self.pinned, None
-        assert pinned is not None
-        return pinned
+    def give(self, owner: _T) -> _T:
+        """Return ``owner``, which has the connection of the grant and is responsible for it from now on.
+
+        Until then this object is, also if a signal handler raises an exception while ``owner`` is made.
+        """
+        self.pinned = None
+        return owner
 
     def release(self) -> None:
         """Return the connection, on which nothing is granted, to its pool."""

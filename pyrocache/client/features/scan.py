@@ -20,6 +20,7 @@ from pyrocache.client.features.entries import EntryInfo, entry_info
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import CacheUnavailable, NodeUnavailable, PyroCacheError
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
@@ -85,7 +86,7 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             value = MISSING if frame is None else context.read(encoded, frame, MISSING)
             if value is not MISSING:
                 return key, value
-    raise KeyError("there is no entry in this namespace")
+    raise brief(KeyError("there is no entry in this namespace"))
 
 
 class Items(ItemsView[Any, Any]):
@@ -128,9 +129,9 @@ def _pages(
         TypeError, ValueError: an argument is not valid.
     """
     if isinstance(batch, bool) or not isinstance(batch, int):
-        raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
+        raise brief(TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}."))
     if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}.")
+        raise brief(ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}."))
     encoded = context.prefix if prefix is None else _encoded("scan", context, prefix)
     return _walk(context, encoded, batch, tag, details)
 
@@ -141,7 +142,7 @@ def _encoded(name: str, context: ClientContext, prefix: Prefix) -> bytes:
         encoded = context.encode_key(prefix)
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
             return encoded
-    raise TypeError(f"{name} takes a str or a tuple as a prefix, not {type(prefix).__name__}.")
+    raise brief(TypeError(f"{name} takes a str or a tuple as a prefix, not {type(prefix).__name__}."))
 
 
 def _walk(

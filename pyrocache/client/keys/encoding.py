@@ -72,6 +72,7 @@ from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
+from pyrocache.tracebacks import cause_of
 
 __all__ = ["Encoding", "decode_key", "encode_key", "encode_keys"]
 
@@ -100,7 +101,7 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
     except RecursionError:
         raise InvalidKey(f"a key of type {type_name(key)} is nested too deeply, or contains itself") from None
     except Exception as error:  # the key's own code may raise anything
-        raise own_code_failed(key, error) from error
+        raise own_code_failed(key, error) from cause_of(error)
     if len(data) > MAX_KEY_BYTES:
         raise too_large(key)
     return data
@@ -139,10 +140,12 @@ def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
         raise
     except RecursionError:
         raise InvalidKey("an encoded key is nested too deeply to be decoded") from None
-    except (ImportError, AttributeError) as error:
-        raise InvalidKey(f"an encoded key's class cannot be imported here ({missing_name(error)})") from error
     except Exception as error:  # unpickling and a class's own code may raise anything
-        raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from error
+        cause = cause_of(error)
+        if isinstance(error, (ImportError, AttributeError)):
+            name = missing_name(error)
+            raise InvalidKey(f"an encoded key's class cannot be imported here ({name})") from cause
+        raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from cause
 
 
 # Encoding: by the exact type, else by what the class inherits, else by pickle. A kind depends on the class alone.

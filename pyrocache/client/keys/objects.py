@@ -29,6 +29,7 @@ from pyrocache.client.keys.format import nest, own_code_failed, too_large
 from pyrocache.client.keys.scalars import encode_int, encode_str
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
+from pyrocache.tracebacks import cause_of
 
 
 def _class_reference(cls: type) -> bytes:
@@ -117,7 +118,7 @@ def encode_pickled(
     except (InvalidKey, RecursionError):
         raise
     except Exception as error:
-        raise own_code_failed(key, error) from error
+        raise own_code_failed(key, error) from cause_of(error)
     return file.getvalue()
 
 

@@ -17,6 +17,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import WatchedLookUp
 from pyrocache.net.failures import client_closed
 from pyrocache.net.membership import Membership
+from pyrocache.tracebacks import came_from_outside
 
 _PAUSE_SECONDS = 0.05
 _LONGEST_SECONDS = 1.0
@@ -83,7 +84,9 @@ class Views:
             return
         try:
             view = ClusterView(Member(*fields) for fields in members)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            if came_from_outside(error):
+                raise
             return
         # Do not let a node make us connect to sockets of this host that are not nodes' sockets.
         paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
