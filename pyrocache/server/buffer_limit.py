@@ -46,9 +46,8 @@ class BufferLimit:
     close: Callable[[Connection], None]
     resume: Callable[[Connection], None]
     used: int = 0
-    _receiving: dict[Connection, int] = field(
-        default_factory=dict
-    )  # long requests: bytes missing at the last tick
+    # Connections that receive a long request: how many bytes were missing at the last tick.
+    _receiving: dict[Connection, int] = field(default_factory=dict)
     _paused: dict[Connection, None] = field(default_factory=dict)  # those of them that are paused, in order
 
     def account(self, connection: Connection) -> None:
@@ -65,7 +64,9 @@ class BufferLimit:
         if not missing or connection not in self.connections:
             return
         self._receiving.setdefault(connection, missing)
-        if self.used > self.max_bytes // 2 and not connection.paused and not self._fits(connection):
+        hopeless = connection.held + missing > self.max_bytes  # `enforce` will refuse it
+        crowded = self.used > self.max_bytes // 2 and not self._fits(connection)
+        if crowded and not hopeless and not connection.paused:
             if not self._paused:  # from now on, the others must progress; before, nobody waited for them
                 for other in self._receiving:
                     self._receiving[other] = other.decoder.missing + _TURNS_PROGRESS_BYTES
@@ -127,14 +128,17 @@ class BufferLimit:
         """Note that a connection is not receiving a long request any more, and continue with paused ones that fit."""
         if self._receiving.pop(connection, None) is None:
             return
-        self._paused.pop(connection, None)
-        connection.paused = False
+        if connection.paused:  # refused: its rest must be read
+            self._continue(connection)
         for waiting in list(self._paused):
             if not self._fits(waiting):
                 return
-            del self._paused[waiting]
-            waiting.paused = False
-            self._receiving[waiting] = (
-                waiting.decoder.missing + _TURNS_PROGRESS_BYTES
-            )  # until the next tick but one
-            self.resume(waiting)
+            # It must have progressed by the next tick but one.
+            self._receiving[waiting] = waiting.decoder.missing + _TURNS_PROGRESS_BYTES
+            self._continue(waiting)
+
+    def _continue(self, connection: Connection) -> None:
+        del self._paused[connection]
+        connection.paused = False
+        if connection in self.connections:
+            self.resume(connection)

@@ -33,7 +33,6 @@ from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
 from pyrocache import LocalCluster, Lock, PyroCacheClient
-from pyrocache.config import NodeConfig
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
@@ -136,7 +135,7 @@ class TestAStockProxyOnOurNode:
             proxy._pyroHandshake = {"anything": [1, 2, 3]}
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
-        assert greetings[0]["max_value_bytes"] == NodeConfig().max_value_bytes
+        assert greetings[0]["max_value_bytes"] == 256 * 2**20 // 4
 
     def test_every_method_answers(self, proxy: Any) -> None:
         a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
