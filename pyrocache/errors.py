@@ -24,6 +24,7 @@
     ├── ValueTooLarge (ValueError)           larger than the node accepts; the old value stays
     ├── SerializationError (ValueError)      a value that does not pickle or unpickle
     │   └── CorruptValue                     stored bytes that are not a value frame
+    ├── OutOfResources (OSError)             this process has no descriptors, threads, disk space or the like left
     └── ClientClosed                         the client was closed
 
 Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
@@ -49,6 +50,7 @@ __all__ = [
     "NoNodes",
     "NodeUnavailable",
     "NotAnInt",
+    "OutOfResources",
     "Overloaded",
     "PartialFailure",
     "ProtocolError",
@@ -162,6 +164,10 @@ class SerializationError(PyroCacheError, ValueError):
 
 class CorruptValue(SerializationError):
     """Stored bytes that are not a value frame known here."""
+
+
+class OutOfResources(PyroCacheError, OSError):
+    """This process or this machine has run out of what the system provides; the message says of what."""
 
 
 class ClientClosed(PyroCacheError):

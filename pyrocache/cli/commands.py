@@ -22,6 +22,7 @@ from pyrocache import __version__
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, DEFAULT_NAMESERVER, EVICTION_POLICIES, NodeConfig, parse_size
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.runtime.shortage import explain
 
 app = typer.Typer(
     name="pyrocache",
@@ -64,8 +65,11 @@ def main(command: str | None = None) -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as a shell reports it
-    except OSError as error:
-        print(f"Cannot go on: {error.strerror or error}.", file=sys.stderr)
+    except (OSError, RuntimeError) as error:
+        cause = explain(error)
+        if cause is None and isinstance(error, RuntimeError):
+            raise
+        print(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

@@ -23,10 +23,11 @@ from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
 from pyrocache.config import NodeConfig, check_bind_host, format_address
-from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.protocol.handshake import MSGPACK
+from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -64,7 +65,10 @@ def serve(
     except (sqlite3.Error, PyroError, ValueError) as error:
         raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
     try:
-        listener = tcp_socket.listen(host, port)
+        with explained("The name server cannot start"):
+            listener = tcp_socket.listen(host, port)
+    except OutOfResources:
+        raise
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
@@ -81,9 +85,10 @@ def serve(
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
     )
-    loop = EventLoop([listener], dispatcher, _LIMITS)
-    thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
-    thread.start()
+    with explained("The name server cannot start"):
+        loop = EventLoop([listener], dispatcher, _LIMITS)
+        thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
+        thread.start()
     try:
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
@@ -98,8 +103,8 @@ def main(argv: list[str]) -> NoReturn:
     """Run a name server. ``argv[0]`` has the arguments of `serve` in JSON. Print one line of JSON when ready."""
     stop = StopRequest()
     stop.on_signals()
-    stop.with_parent()
     try:
+        stop.with_parent()
         serve(**json.loads(argv[0]), stop=stop, ready=_print_ready)
     except PyroCacheError as error:
         print(error, file=sys.stderr)

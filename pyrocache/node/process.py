@@ -37,8 +37,12 @@ def main(argv: list[str]) -> NoReturn:
     try:
         config = NodeConfig(**json.loads(argv[0]))
         node = Node(config, NameServerDirectory(config.nameserver))
-        node.stop_request.on_signals()
-        node.stop_request.with_parent()
+        try:
+            node.stop_request.on_signals()
+            node.stop_request.with_parent()
+        except BaseException:
+            node.withdraw()
+            raise
         node.run(ready=_print_ready)
     except PyroCacheError as error:
         print(error, file=sys.stderr)

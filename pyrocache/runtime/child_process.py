@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.shortage import explained
 
 START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -43,6 +44,14 @@ class ChildProcess:
     """
 
     def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
+        with explained("A process cannot be started", starts_process=True):
+            self._start(module, settings, quiet)
+        self.started_at = time.monotonic()
+        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it and its pipes.
+        weakref.finalize(self, self._process.stdin.close).atexit = False  # type: ignore[union-attr]
+        at_fork.in_child(self.let_go_after_fork)
+
+    def _start(self, module: str, settings: dict[str, Any], quiet: bool) -> None:
         self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
         self._process = subprocess.Popen(
             # -P: a module in the working directory must not replace one of ours
@@ -53,10 +62,6 @@ class ChildProcess:
             env=environment(),
             process_group=0,  # Ctrl-C must not reach it
         )
-        self.started_at = time.monotonic()
-        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it and its pipes.
-        weakref.finalize(self, self._process.stdin.close).atexit = False  # type: ignore[union-attr]
-        at_fork.in_child(self.let_go_after_fork)
 
     @property
     def pid(self) -> int:

@@ -12,6 +12,8 @@ import stat
 import threading
 from queue import Empty, SimpleQueue
 
+from pyrocache.runtime.shortage import explained
+
 _STDIN = 0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -64,9 +66,11 @@ class StopRequest:
         """
         with contextlib.suppress(OSError):  # standard input is closed
             if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._watch_parent, name="pyrocache-parent-watch", daemon=True
-                ).start()
+                )
+                with explained("The process cannot start"):
+                    thread.start()
 
     def _watch_parent(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,6 +23,7 @@ Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself.
 from __future__ import annotations
 
 import _thread
+import logging
 import math
 import os
 import select
@@ -41,11 +42,16 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.shortage import explained
 
 _RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1  # after an unexpected exception
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
+
+
+log = logging.getLogger("pyrocache.client")
 
 
 class Grant:
@@ -168,6 +174,7 @@ class Lock:
         Raises:
             LockTimeout: other callers held it all the time, or this client has too many pinned connections to its node.
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
+            OutOfResources: the thread that renews locks cannot be started; the lock is released.
             RuntimeError: this thread holds it already.
         """
         before = self._of_thread.grant
@@ -176,7 +183,8 @@ class Lock:
         seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
         grant = self._granted(seconds)
         try:
-            _renewer.watch(grant)
+            with explained("acquire failed, and the lock is free again"):
+                _renewer.watch(grant)
         except BaseException:  # it would not be renewed, so the node must free it
             if (pinned := grant.take()) is not None:
                 grant.put_back(pinned, lost=True)
@@ -296,11 +304,25 @@ class _Renewer:
                 return
             self.running = True
         renewals: dict[int, _Renewal] = {}
-        while True:
+        try:
+            while not self._renew(receiver, renewals):
+                pass
+        finally:
+            self.running = False  # also after an exception that nobody expects: the next lock starts a thread
+
+    def _renew(self, receiver: int, renewals: dict[int, _Renewal]) -> bool:
+        """Do one round of renewals. Return whether there is nothing left to renew."""
+        try:
             self._begin_those_due(renewals)
             if self._wake_at == math.inf and not renewals and self._end():
-                return
+                return True
             _receive(receiver, renewals, self._wake_at)  # only this thread changes it
+        except (
+            Exception
+        ) as error:  # no memory, for example; the locks that are held must be renewed nevertheless
+            log.error("The renewal of locks failed with %s; trying again.", type(error).__name__)
+            time.sleep(_PAUSE_SECONDS)
+        return False
 
     def _end(self) -> bool:
         with self._lock:
