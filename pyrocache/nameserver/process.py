@@ -63,7 +63,10 @@ def serve(
         names = Names(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
         names.count()
     except (sqlite3.Error, PyroError, ValueError) as error:
-        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
+        # SQLite only says that it is unable to open the file.
+        writable = os.access(os.path.dirname(storage[4:]) or ".", os.W_OK)
+        reason = str(error) if writable else "its directory does not exist or cannot be written to"
+        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {reason}.") from error
     try:
         with explained("The name server cannot start"):
             listener = tcp_socket.listen(host, port)
