@@ -26,6 +26,7 @@
     ├── SerializationError                   a value that does not pickle or unpickle
     │   (pickle.PickleError, ValueError)
     │   └── CorruptValue                     stored bytes that are not a value frame
+    ├── OutOfResources (OSError)             this process has no descriptors, threads, disk space or the like left
     └── ClientClosed                         the client was closed
 
 Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
@@ -59,6 +60,7 @@ __all__ = [
     "NoNodes",
     "NodeUnavailable",
     "NotAnInt",
+    "OutOfResources",
     "Overloaded",
     "PartialFailure",
     "ProtocolError",
@@ -184,6 +186,10 @@ class KeyTooLarge(InvalidKey):
 
 class ValueTooLarge(PyroCacheError, ValueError):
     """A value larger than the node accepts; nothing was stored and the old value stays."""
+
+
+class OutOfResources(PyroCacheError, OSError):
+    """This process or this machine has run out of what the system provides; the message says of what."""
 
 
 class ClientClosed(PyroCacheError):

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, write
 from pyrocache.errors import PyroCacheError
+from pyrocache.runtime.shortage import explain
 
 _WRONG_COMMAND_LINE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -52,9 +53,12 @@ def _status(command: str | None) -> int:
     except BrokenPipeError:
         discard_output()
         return BROKEN_PIPE
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = explain(error)
+        if cause is None and isinstance(error, RuntimeError):
+            raise
         discard_output()
-        report(f"Cannot go on: {error.strerror or error}.")
+        report(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.")
     return 1
 
 

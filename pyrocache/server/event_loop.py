@@ -32,6 +32,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
+from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.connection import Connection
@@ -88,6 +89,7 @@ class EventLoop:
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
         self._accept_again_at: float | None = None
+        self._full = False  # the system had no more descriptors or memory for connections
         self._stopping = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -163,6 +165,9 @@ class EventLoop:
                     self._stop_accepting(error)
                     return
                 continue  # the peer is gone already
+            if self._full:
+                self._full = False
+                log.error("Connections are accepted again.")
             sock.setblocking(False)
             if len(self.connections) >= self._limits.max_connections:
                 with sock, contextlib.suppress(OSError):
@@ -180,7 +185,9 @@ class EventLoop:
 
     def _stop_accepting(self, error: OSError) -> None:
         """Pause accepting. Without file descriptors, a listening socket stays readable and the loop would spin."""
-        log.error("Cannot accept connections for now: %s.", error.strerror)
+        if not self._full:  # once: it is tried again and again
+            log.error("No more connections are accepted for now: %s.", explain(error))
+        self._full = True
         if self._accept_again_at is None:
             for listener in self._listeners:
                 self.poller.unregister(listener)
