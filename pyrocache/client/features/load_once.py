@@ -136,7 +136,9 @@ class LoadTask:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        with suppress(ValueError):  # a coroutine is closed in another context than its own, which ends with it
+        with suppress(
+            ValueError
+        ):  # a coroutine is closed in another context than its own, which ends with it
             _loading.reset(self._mark)
         if isinstance(error, Exception):
             self._error = error
