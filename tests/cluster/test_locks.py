@@ -29,6 +29,7 @@ from pyrocache import (
     LockLost,
     LockTimeout,
     NodeUnavailable,
+    OutOfResources,
     PyroCacheClient,
 )
 from tests.support.nodes import private_cluster

@@ -37,7 +37,8 @@ LONG: Final = 256
 """Items from which a sequence is encoded by column."""
 
 _ITEMS = 1 << 14  # items that are copied at a time
-_BY_NAME = (type, FunctionType, BuiltinFunctionType)
+_IN_MAIN = (type, FunctionType)  # where a worker may have them of a pickle by value
+_BY_NAME = (*_IN_MAIN, BuiltinFunctionType)
 _SLOW = frozenset(b"XOP")  # digests and objects
 _OBJECT, _NAN, _COLUMNS = b"O", b"Q", b"C"  # not kinds of keys
 _SPECIAL: dict[str, Callable[[Any, Any], bytes | None]] = {
@@ -139,6 +140,8 @@ class ContentEncoding(Encoding):
         )
 
     def encode_other(self, key: Any) -> bytes:
+        if isinstance(key, _IN_MAIN) and objects.in_main(key):
+            return self.compose("main", key.__qualname__)
         special = _SPECIAL.get(type(key).__module__.partition(".")[0])
         encoded = None if special is None else special(key, self)
         if encoded is not None:
@@ -148,10 +151,13 @@ class ContentEncoding(Encoding):
         return objects.encode_pickled(key, self.encode_part, float("inf"))
 
     def encode_part(self, part: Any) -> bytes | None:
-        return None if isinstance(part, _BY_NAME) else self.encode(part)
+        by_name = isinstance(part, _BY_NAME) and not (isinstance(part, _IN_MAIN) and objects.in_main(part))
+        return None if by_name else self.encode(part)
 
     def _encode_leaf(self, part: Any) -> bytes | None:
         """Return the bytes of a part that contains no object which may be shared; None for any other part."""
+        if isinstance(part, _IN_MAIN):
+            return self.encode(part) if objects.in_main(part) else None
         if type(part) in ENCODERS or raw_buffer(part) is not None:
             return self.encode(part)
         special = _SPECIAL.get(type(part).__module__.partition(".")[0])
