@@ -717,6 +717,8 @@ def test_a_coroutine_that_is_closed_in_another_context_frees_its_lease(cache: Py
         elsewhere = copy_context()
         while not loading:
             awaited = elsewhere.run(abandoned.send, None)
+            if loading:
+                break
             awaited._asyncio_future_blocking = False  # as a task does that waits for it
             await asyncio.wait([awaited])
         abandoned.close()

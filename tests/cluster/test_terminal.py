@@ -310,7 +310,7 @@ def test_the_disk_is_full(shell: dict[str, str], cache: PyroCacheClient, command
     cache["key"] = "value"
     script = f"pyrocache {command} >/dev/full"
     told = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, timeout=30)
-    assert (told.returncode, told.stderr) == (1, "Cannot go on: No space left on device.\n")
+    assert (told.returncode, told.stderr) == (1, "Cannot go on: the disk is full.\n")
 
 
 def test_streams_that_are_closed(shell: dict[str, str], cache: PyroCacheClient) -> None:
