@@ -140,7 +140,7 @@ cache.get(repeat.key("a"))
 as_function: Callable[[str], str] = repeat
 
 
-@cache.memoize(cache_if=bool, tags=lambda number: [f"n:{number}"])
+@cache.memoize(name="numbers", cache_if=bool, tags=lambda number: [f"n:{number}"])
 async def half(number: int) -> float:
     return number / 2
 

@@ -52,6 +52,7 @@ loaded: str = cache.get_or_set("key", lambda: 5)  # wrong
 cache.memoize("60")  # wrong
 cache.memoize(key="text")  # wrong
 cache.memoize(tags=5)  # wrong
+cache.memoize(name=5)  # wrong
 cache.lock("name", wait_seconds="5")  # wrong
 cache.semaphore("name")  # wrong
 cache.lock("name").acquire(timeout="5")  # wrong

@@ -172,8 +172,17 @@ class ContentEncoding(Encoding):
         return encoder
 
     def nest_all(self, keys: Iterable[Any]) -> list[bytes]:
-        encode_float, encode = _encode_float, self.encode
-        return [nest(encode_float(key) if type(key) is float else encode(key)) for key in keys]
+        parts = []
+        for key in keys:
+            encoder = _SHORT.get(type(key))
+            if encoder is None or (encoder is encode_str and len(key) > LARGE):
+                part = self.encode(key)
+            else:  # `encode`, inlined for speed
+                part = encoder(key)
+                if len(part) > LARGE:
+                    part = digested((part,))
+            parts.append(nest(part))
+        return parts
 
     def encode_tuple(self, key: tuple[Any, ...]) -> bytes:
         if tuple.__len__(key) < LONG:
@@ -211,3 +220,10 @@ def _encode_float(key: float) -> bytes:
 
 def _encode_decimal(key: Decimal) -> bytes:
     return _NAN + b"d" + str(key).encode() if key.is_nan() else ENCODERS[Decimal](key)
+
+
+_SHORT: dict[type, Callable[[Any], bytes]] = {
+    **{cls: ENCODERS[cls] for cls in (type(None), bool, int, str)},
+    float: _encode_float,
+}
+"""Encoders of objects that are nearly always short, and frequent."""
