@@ -31,8 +31,7 @@ Prefix: TypeAlias = str | tuple[Any, ...] | None
 
 def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    keys = (_key(context, key) for page in _pages(context, prefix, batch) for key in page)
-    return (key for key in keys if key is not MISSING)
+    return (key for page in _pages(context, prefix, batch) for key in _keys(context, page))
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -62,6 +61,15 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             if value is not MISSING:
                 return key, value
     raise KeyError("there is no entry in this namespace")
+
+
+def _keys(context: ClientContext, page: list[bytes]) -> list[Any]:
+    """Return the decoded keys of a page. Applies ``on_undecodable`` to the others."""
+    try:
+        return list(map(decode_key, page))
+    except InvalidKey:
+        decoded = (_key(context, encoded) for encoded in page)
+        return [key for key in decoded if key is not MISSING]
 
 
 def _key(context: ClientContext, encoded: bytes) -> Any:
