@@ -178,7 +178,7 @@ class ClientContext:
         """Return a decoded key; if it does not decode, apply ``on_undecodable`` as `undecodable` does."""
         try:
             return decode_key(encoded, self.codec)
-        except InvalidKey as error:
+        except (InvalidKey, SerializationError) as error:
             return self.undecodable(error, missing)
 
     def encode_tag(self, tag: str) -> bytes:

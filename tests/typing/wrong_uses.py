@@ -9,6 +9,7 @@ from pyrocache import PyroCacheClient
 cache = PyroCacheClient()
 
 PyroCacheClient(on_error="ignore")  # wrong
+PyroCacheClient(on_undecodable="ignore")  # wrong
 PyroCacheClient(timeout="5")  # wrong
 PyroCacheClient(namespace=5)  # wrong
 cache.set("key")  # wrong

@@ -255,6 +255,7 @@ def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
         {"timeout": math.nan},
         {"timeout": "5"},
         {"on_error": "ignore"},
+        {"on_undecodable": "ignore"},
         {"max_connections": 0},
     ],
 )

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.features.entries import EntryInfo, entry_info
+from pyrocache.client.keys.encoding import decode_key
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.errors import CacheUnavailable, NodeUnavailable, PyroCacheError
+from pyrocache.errors import CacheUnavailable, InvalidKey, NodeUnavailable, PyroCacheError, SerializationError
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.tracebacks import brief
 
@@ -37,8 +38,7 @@ def scan(
     context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    keys = (context.read_key(key, MISSING) for page in _pages(context, prefix, batch, tag) for key in page)
-    return (key for key in keys if key is not MISSING)
+    return (key for page in _pages(context, prefix, batch, tag) for key in _keys(context, page))
 
 
 def details(
@@ -87,6 +87,15 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             if value is not MISSING:
                 return key, value
     raise brief(KeyError("there is no entry in this namespace"))
+
+
+def _keys(context: ClientContext, page: list[bytes]) -> list[Any]:
+    """Return the decoded keys of a page. Applies ``on_undecodable`` to the others."""
+    try:
+        return [decode_key(encoded, context.codec) for encoded in page]
+    except (InvalidKey, SerializationError):
+        decoded = (context.read_key(encoded, MISSING) for encoded in page)
+        return [key for key in decoded if key is not MISSING]
 
 
 class Items(ItemsView[Any, Any]):
