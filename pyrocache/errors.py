@@ -24,7 +24,8 @@
     ├── ValueTooLarge (ValueError)           larger than the node accepts; the old value stays
     ├── SerializationError (ValueError)      a value that does not pickle or unpickle
     │   └── CorruptValue                     stored bytes that are not a value frame
-    ├── OutOfResources (OSError)             this process has no descriptors, threads, disk space or the like left
+    ├── OutOfResources                       this process has no descriptors, threads, processes or the like left
+    │   (OSError, RuntimeError)
     └── ClientClosed                         the client was closed
 
 Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
@@ -166,8 +167,11 @@ class CorruptValue(SerializationError):
     """Stored bytes that are not a value frame known here."""
 
 
-class OutOfResources(PyroCacheError, OSError):
-    """This process or this machine has run out of what the system provides; the message says of what."""
+class OutOfResources(PyroCacheError, OSError, RuntimeError):
+    """This process or this machine has run out of what the system provides; the message says of what.
+
+    It is an `OSError`, and a `RuntimeError` because that is what Python raises if it cannot start a thread.
+    """
 
 
 class ClientClosed(PyroCacheError):
