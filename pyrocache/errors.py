@@ -26,7 +26,8 @@
     ├── SerializationError                   a value that does not pickle or unpickle
     │   (pickle.PickleError, ValueError)
     │   └── CorruptValue                     stored bytes that are not a value frame
-    ├── OutOfResources (OSError)             this process has no descriptors, threads, disk space or the like left
+    ├── OutOfResources                       this process has no descriptors, threads, processes or the like left
+    │   (OSError, RuntimeError)
     └── ClientClosed                         the client was closed
 
 Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
@@ -188,8 +189,11 @@ class ValueTooLarge(PyroCacheError, ValueError):
     """A value larger than the node accepts; nothing was stored and the old value stays."""
 
 
-class OutOfResources(PyroCacheError, OSError):
-    """This process or this machine has run out of what the system provides; the message says of what."""
+class OutOfResources(PyroCacheError, OSError, RuntimeError):
+    """This process or this machine has run out of what the system provides; the message says of what.
+
+    It is an `OSError`, and a `RuntimeError` because that is what Python raises if it cannot start a thread.
+    """
 
 
 class ClientClosed(PyroCacheError):

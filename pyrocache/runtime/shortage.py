@@ -28,7 +28,7 @@ _TEXTS = {
 def explain(error: BaseException) -> str | None:
     """Return what the system lacks and what to do, as the end of a sentence; None if ``error`` has another cause."""
     if isinstance(error, RuntimeError) and str(error).startswith("can't start new thread"):
-        return f"no thread can be started: {_PROCESSES}"
+        return f"{error}: {_PROCESSES}"
     if not isinstance(error, OSError):
         return None
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):

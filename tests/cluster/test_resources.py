@@ -221,7 +221,7 @@ with PyroCacheClient(address, transport="tcp") as cache, PyroCacheClient(address
     assert failures[1::2] == ["free"] * 3
     for failure in failures[::2]:
         assert failure == (
-            "OutOfResources acquire failed, and the lock is free again: no thread can be started: raise the limit of "
+            "OutOfResources acquire failed, and the lock is free again: can't start new thread: raise the limit of "
             "threads and processes (ulimit -u, or the pids limit of the container)."
         )
 
@@ -231,7 +231,7 @@ def test_a_name_server_that_can_start_no_thread_says_so() -> None:
     outcome = command("-m", "pyrocache", "nameserver", "--port", "0", threads=1)
     assert outcome.returncode == 1
     assert outcome.stdout == ""
-    assert re.fullmatch(r"The name server cannot start: no thread can be started: .*\n", outcome.stderr)
+    assert re.fullmatch(r"The name server cannot start: can't start new thread: .*\n", outcome.stderr)
 
 
 @as_root
@@ -241,9 +241,9 @@ def test_a_name_server_that_can_start_no_thread_says_so() -> None:
         (1, r"A process cannot be started: no process can be started: .*\n"),
         (
             2,
-            r"The node cannot start: no thread can be started: .*\n",
+            r"The node cannot start: can't start new thread: .*\n",
         ),  # the command, and a node without threads
-        (3, r"The (node|process) cannot start: no thread can be started: .*\n"),
+        (3, r"The (node|process) cannot start: can't start new thread: .*\n"),
     ],
 )
 def test_nodes_that_can_start_no_thread_or_process_say_so_and_are_not_registered(

@@ -226,7 +226,7 @@ def test_a_node_that_cannot_be_built_leaves_neither_a_registration_nor_a_socket(
 
     monkeypatch.setattr(lifecycle, "EventLoop", fail)
     monkeypatch.setattr(lifecycle.unix_socket, "remove", removed.append)
-    with pytest.raises(OutOfResources, match="The node cannot start: no thread can be started"):
+    with pytest.raises(OutOfResources, match="The node cannot start: can't start new thread"):
         start(directory)
     assert directory.entries == {}
     assert len(removed) == 1

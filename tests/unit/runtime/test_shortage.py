@@ -22,7 +22,7 @@ def of(number: int, *filename: str) -> OSError:
         (of(errno.ENFILE), "this system has no file descriptors left"),
         (of(errno.ENOSPC), "the disk is full"),
         (of(errno.EROFS, "/x"), "the file system is read-only (/x)"),
-        (RuntimeError("can't start new thread"), "no thread can be started: raise the limit of threads"),
+        (RuntimeError("can't start new thread"), "can't start new thread: raise the limit of threads"),
         (
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
             "there is no writable directory for temporary files",

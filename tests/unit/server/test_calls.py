@@ -37,7 +37,7 @@ def test_jobs_wait_for_the_worker_that_there_is(
     with caplog.at_level(logging.ERROR):
         for _ in range(5):
             assert calls.start_job(connection(), lambda: release.wait(10) and b"reply")  # type: ignore[arg-type, return-value]
-    assert caplog.text.count("no thread can be started") == 1
+    assert caplog.text.count("can't start new thread") == 1
     release.set()
     assert wait_until(lambda: len(calls.done) == 5)
     assert [reply for _, reply in calls.finished()] == [b"reply"] * 5
