@@ -231,7 +231,7 @@ class Lock:
         if self._thread_local:
             if self.held:
                 if blocking:
-                    raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
+                    raise brief(RuntimeError("This thread holds the lock already, and it is not reentrant."))
                 raise _timed_out(0.0)
             grants.clear()  # lost, and only this thread could release them
         grant: Grant | None = None
@@ -313,8 +313,10 @@ class Lock:
                 grant = grants.pop(0)
         except IndexError:
             owner = "This thread" if self._thread_local else "This object"
-            raise RuntimeError(
-                f"{owner} does not hold the lock: it did not acquire it, or released it already."
+            raise brief(
+                RuntimeError(
+                    f"{owner} does not hold the lock: it did not acquire it, or released it already."
+                )
             ) from None
         return grant
 
