@@ -88,7 +88,12 @@ class Backend:
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
         directory = NameServerDirectory(config.nameserver)
-        return cls(Router(directory, max_connections=config.max_connections, transport=config.transport))
+        settings: dict[str, Any] = {
+            "max_connections": config.max_connections,
+            "transport": config.transport,
+            "nameserver": config.nameserver,
+        }
+        return cls(Router(directory, **settings))
 
     # One key
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.client.backend import Answers, Backend, Condition
 from pyrocache.client.context import (
@@ -32,6 +32,7 @@ from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
+from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.serializers import UserCodec
 from pyrocache.client.stats import NodeStats, Stats, path_text
@@ -124,7 +125,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
         compress_above: int | str | None = None,
         on_undecodable: OnUndecodable = "raise",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unknown_argument(type(self), unknown)
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
         path = (namespace,) if isinstance(namespace, str) else namespace
@@ -161,6 +165,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         tags: Iterable[str] | None = None,
         if_version: int | None = None,
         expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` under ``key``.
 
@@ -182,6 +187,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node does not accept a value of that size; the old value is kept.
         """
+        if unknown:
+            raise unknown_argument(self.set, unknown)
         # The plain write below is the most frequent one. It does not go through `_put`, which saves function calls.
         if tags is not None or if_version is not None or ttl_seconds is ... or expires_at is not None:
             condition = None if if_version is None else _version(if_version)
@@ -204,8 +211,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tags: Iterable[str] | None = None,
         expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` if there is no entry. Return whether it was stored. Arguments and errors as for `set`."""
+        if unknown:
+            raise unknown_argument(self.add, unknown)
         return self._put(key, value, ttl_seconds, "absent", tags, expires_at)
 
     def replace(
@@ -216,8 +226,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tags: Iterable[str] | None = None,
         expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` if there is an entry. Return whether it was stored. Arguments and errors as for `set`."""
+        if unknown:
+            raise unknown_argument(self.replace, unknown)
         return self._put(key, value, ttl_seconds, "present", tags, expires_at)
 
     def _put(
@@ -304,15 +317,24 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         value = MISSING if found is None else context.read(encoded, found[0], MISSING)
         return None if found is None or value is MISSING else entry(context, value, found[1], found[2:])
 
-    def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
+    def compare_and_set(
+        self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ..., **unknown: Never
+    ) -> bool:
         """Store ``value`` if the entry still has this ``version``. Return whether it was stored.
 
         By default the entry keeps its expiry and its tags; with another ``ttl_seconds`` it has no tags.
         """
+        if unknown:
+            raise unknown_argument(self.compare_and_set, unknown)
         return self._put(key, value, ttl_seconds, _version(version), None)
 
     def compute(
-        self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
+        self,
+        key: object,
+        function: Callable[[Any], _T],
+        default: Any = MISSING,
+        ttl_seconds: KeptTtl = ...,
+        **unknown: Never,
     ) -> _T:
         """Replace the value stored under ``key`` by ``function(value)``, atomically: no caller's change is lost.
 
@@ -332,6 +354,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             Conflict: other callers changed the entry during every attempt, until the timeout.
             SerializationError, ValueTooLarge: as `set`.
         """
+        if unknown:
+            raise unknown_argument(self.compute, unknown)
         if not callable(function):
             raise TypeError("compute takes a key and a function of its value; set stores a value.")
         return compute(self._context, key, function, default, ttl_seconds)
@@ -355,7 +379,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self.set_many(dict(*arguments, **named))
 
     def incr(
-        self, key: object, delta: int = 1, default: int | None = 0, ttl_seconds: NewTtl = DEFAULT_TTL
+        self,
+        key: object,
+        delta: int = 1,
+        default: int | None = 0,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        **unknown: Never,
     ) -> int:
         """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have any size.
 
@@ -372,6 +401,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             NotAnInt: the value is not an int; it is unchanged.
             TypeError: ``delta`` or ``default`` is not an int.
         """
+        if unknown:
+            raise unknown_argument(self.incr, unknown)
         by, start = _int(delta, "delta"), None if default is None else _int(default, "default")
         context = self._context
         seconds = context.new_ttl(ttl_seconds)
@@ -383,19 +414,33 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return int(context.decode(encoded, frame))
 
     def decr(
-        self, key: object, delta: int = 1, default: int | None = 0, ttl_seconds: NewTtl = DEFAULT_TTL
+        self,
+        key: object,
+        delta: int = 1,
+        default: int | None = 0,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        **unknown: Never,
     ) -> int:
         """Subtract ``delta``; as `incr` with ``-delta``."""
+        if unknown:
+            raise unknown_argument(self.decr, unknown)
         return self.incr(key, -_int(delta, "delta"), default, ttl_seconds)
 
     def touch(
-        self, key: object, ttl_seconds: NewTtl = DEFAULT_TTL, *, expires_at: When | None = None
+        self,
+        key: object,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        *,
+        expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Set the time to live of an entry, counted from now (None: no expiry). Return whether the entry exists.
 
         Args:
             expires_at: as for `set`; a time that has passed removes the entry.
         """
+        if unknown:
+            raise unknown_argument(self.touch, unknown)
         context = self._context
         seconds = context.touch_ttl(ttl_seconds, expires_at)
         encoded = context.encode_key(key)
@@ -429,8 +474,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> Any | None: ...
     @overload
     def setdefault(self, key: object, default: _T, ttl_seconds: NewTtl = DEFAULT_TTL) -> Any | _T: ...
-    def setdefault(self, key: object, default: Any = None, ttl_seconds: NewTtl = DEFAULT_TTL) -> Any:
+    def setdefault(
+        self, key: object, default: Any = None, ttl_seconds: NewTtl = DEFAULT_TTL, **unknown: Never
+    ) -> Any:
         """Return the value stored under ``key``; if there is none, store and return ``default``. Errors as `set`."""
+        if unknown:
+            raise unknown_argument(self.setdefault, unknown)
         context = self._context
         seconds = context.new_ttl(ttl_seconds)
         encoded = context.encode_key(key)
@@ -488,6 +537,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         wait_seconds: Duration | None = None,
         lease_seconds: Duration = 60,
         tags: Iterable[str] | None = None,
+        **unknown: Never,
     ) -> _T:
         """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
@@ -519,6 +569,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 returned but not stored.
             TypeError: ``factory`` is not callable.
         """
+        if unknown:
+            raise unknown_argument(self.get_or_set, unknown)
         __tracebackhide__ = True  # the factory's exceptions
         if not callable(factory):
             raise TypeError(
@@ -547,6 +599,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         early: float = 0.0,
         wait_seconds: Duration | None = None,
         lease_seconds: Duration = 60,
+        **unknown: Never,
     ) -> Memoizer:
         """Cache a function's results: ``@cache.memoize(ttl_seconds=60)``. Loads as `get_or_set` does.
 
@@ -574,6 +627,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument does not pickle, or
         if an enclosing variable does not and there is neither ``key`` nor ``name``.
         """
+        if unknown:
+            raise unknown_argument(self.memoize, unknown)
         if callable(ttl_seconds):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
@@ -591,6 +646,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         wait_seconds: Duration | None = None,
         thread_local: bool = True,
+        **unknown: Never,
     ) -> Lock:
         """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
 
@@ -619,6 +675,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         `LockLost` if it was lost before or its node does not answer, unless the body of a ``with`` has raised an
         exception.
         """
+        if unknown:
+            raise unknown_argument(self.lock, unknown)
         return Lock(self._context, name, 1, ttl_seconds, wait_seconds, thread_local)
 
     def semaphore(
@@ -629,12 +687,15 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         wait_seconds: Duration | None = None,
         thread_local: bool = True,
+        **unknown: Never,
     ) -> Lock:
         """Return a semaphore with ``n`` permits, one for each holder; all callers must pass the same ``n``.
 
         Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name. If ``thread_local`` is
         False, an object may hold several permits: as many as were acquired with it and not released.
         """
+        if unknown:
+            raise unknown_argument(self.semaphore, unknown)
         return Lock(self._context, name, n, ttl_seconds, wait_seconds, thread_local)
 
     # Many keys -------------------------------------------------------------------------------------------
@@ -664,6 +725,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         tags: Iterable[str] | None = None,
         expires_at: When | None = None,
         ttl_jitter: float = 0.0,
+        **unknown: Never,
     ) -> int:
         """Store every entry of ``mapping``, each with these ``tags``. Return how many were stored.
 
@@ -678,6 +740,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ValueError, TypeError, SerializationError: as `set`.
             PartialFailure: a node is unreachable, or a value is too large for its node; the other entries are stored.
         """
+        if unknown:
+            raise unknown_argument(self.set_many, unknown)
         return bulk.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter)
 
     def delete_many(self, keys: Iterable[object]) -> int:
@@ -690,7 +754,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return bulk.delete_many(self._context, keys)
 
     def touch_many(
-        self, keys: Iterable[object], ttl_seconds: NewTtl = DEFAULT_TTL, *, expires_at: When | None = None
+        self,
+        keys: Iterable[object],
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        *,
+        expires_at: When | None = None,
+        **unknown: Never,
     ) -> int:
         """Set the time to live of the entries of ``keys``, counted from now (None: no expiry). Return how many exist.
 
@@ -700,11 +769,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             PartialFailure: a node is unreachable; the other entries are touched. If a key is not hashable, the first
                 node's error is raised instead.
         """
+        if unknown:
+            raise unknown_argument(self.touch_many, unknown)
         return bulk.touch_many(self._context, keys, ttl_seconds, expires_at)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
-    def namespace(self, name: str, *, ttl_seconds: NewTtl = DEFAULT_TTL) -> Self:
+    def namespace(self, name: str, *, ttl_seconds: NewTtl = DEFAULT_TTL, **unknown: Never) -> Self:
         """Return a client for a namespace: entries that clients of other namespaces do not see.
 
         `len` and `clear` of this client do not include them either. The new client shares this client's settings and
@@ -718,6 +789,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             ConfigurationError: ``name`` is not a str, or takes more than 255 bytes in UTF-8, or the path more than 512.
         """
+        if unknown:
+            raise unknown_argument(self.namespace, unknown)
         return self._of(self._context.namespace(name, ttl_seconds))
 
     def invalidate_tag(self, tag: str) -> int:
@@ -946,6 +1019,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._context = ClientContext(config, Backend.of(config))
+
+
+hide_unknown(PyroCacheClient)
 
 
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:

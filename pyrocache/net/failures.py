@@ -11,6 +11,7 @@ Thread safety: everything here is a value or a function without state.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from pyrocache.cluster.routing import Member
@@ -63,6 +64,16 @@ def broken(error: BaseException) -> bool:
     return isinstance(error, BROKEN) and not came_from_outside(error)
 
 
+_HINT = "See which nodes answer with: pyrocache status"
+
+
+def name_in_hint(error: BaseException, nameserver: str) -> None:
+    """Complete the command in an error's message, to be copied, with the name server in use."""
+    text = str(error)
+    if nameserver and text.endswith(_HINT):
+        error.args = (f"{text} --nameserver {shlex.quote(nameserver)}", *error.args[1:])
+
+
 def unavailable(
     member: Member, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
 ) -> Unavailable:
@@ -74,7 +85,7 @@ def unavailable(
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
     kind: type[NodeUnavailable] = NodeUnavailable
-    remedy = " See which nodes answer with: pyrocache status"
+    remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
     elif timed_out:
@@ -98,8 +109,7 @@ def unavailable(
 def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailable:
     """Return the outcome of a request that is not sent to a node that seems to hang."""
     error = NodeUnavailable(
-        f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. "
-        "See which nodes answer with: pyrocache status"
+        f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. {_HINT}"
     )
     return Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
 

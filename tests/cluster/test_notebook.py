@@ -1,93 +1,132 @@
-"""A `LocalCluster` in a notebook, in a real Jupyter kernel."""
+"""What a Jupyter notebook shows of a call that fails: few lines, the user's own, the last of which says what to do."""
 
 from __future__ import annotations
 
-import ast
-import os
-import threading
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.processes import ROOT, is_gone, state
-from tests.support.waiting import eventually
+from pyrocache import LocalCluster
+from tests.support.processes import environment
 
 jupyter_client = pytest.importorskip("jupyter_client")
 pytest.importorskip("ipykernel")
 
-CELL = """
-from pyrocache import LocalCluster
-cluster = LocalCluster(nodes=1)
-cache = cluster.client()
-cache.set("key", 1)
-cache.get("key")
+MOST_LINES = 15
+
+SETUP = """
+import threading, time
+from pyrocache import LocalCluster, PyroCacheClient
+cache = PyroCacheClient({nameserver!r}, timeout=1.0)
+cache["text"] = "x"
+nowhere = PyroCacheClient("127.0.0.1:1", timeout=1.0)
+killed = LocalCluster(1)
+lone = killed.client(timeout=1.0)
+lone["a"] = 1
+killed.kill(0)
+empty = LocalCluster(0)
+nobody = empty.client(timeout=1.0)
+closed = PyroCacheClient({nameserver!r})
+closed.close()
+stopped = LocalCluster(1)
+ended = stopped.client()
+stopped.stop()
+lock = cache.lock("lock")
+holder = threading.Thread(target=lambda: (lock.acquire(), time.sleep(60)), daemon=True)
+holder.start()
+class Broken:
+    def __getstate__(self):
+        return 1 / 0
+class Renamed:
+    pass
+@cache.memoize()
+def double(x):
+    return 2 * x
+@cache.memoize()
+def inverse(x):
+    return 1 / x
+@cache.memoize()
+async def later(x):
+    return 1 / x
+def factory():
+    return 1 / 0
+while not cache.stats().total.locks:
+    time.sleep(0.01)
 """
-PIDS = "[cluster._nameserver_process.pid, *(node.pid for node in cluster.nodes)]"
+
+NODE = "See which nodes answer with: pyrocache status --nameserver 127.0.0.1:"
+CASES = {
+    "nowhere.get('x')": "start one with: pyrocache nameserver --host 127.0.0.1 --port 1",
+    "nobody.get('x')": "start some with: pyrocache nodes --nameserver 127.0.0.1:",
+    "lone.get('a')": NODE,
+    "lone['a'] = 2": NODE,
+    "lone.get_many(['a', 'b'])": NODE,
+    "lone.incr('n')": NODE,
+    "len(lone)": NODE,
+    "list(lone)": NODE,
+    "lone.get_or_set('x', factory)": NODE,
+    "lone.lock('x').acquire()": NODE,
+    "cache.set('f', {'rows': [1, lambda: 1]})": "its ['rows'][1] is of type function",
+    "cache['b'] = Broken()": "pickling it raised ZeroDivisionError",
+    "cache.get(lambda: 1)": "cannot be made canonical",
+    "double(threading.Lock())": "ignore=('x',)",
+    "closed.get('x')": "make a new PyroCacheClient",
+    "ended.get('x')": "was stopped",
+    "cache['x'] = bytes(300 * 2**20)": "--max-value",
+    "lock.acquire(timeout=0.01) or lock.release()": "does not hold the lock",
+    "cache.incr('text')": "not an int",
+    "cache.get_or_set('x', factory)": "ZeroDivisionError: division by zero",
+    "inverse(0)": "ZeroDivisionError: division by zero",
+    "await later(0)": "ZeroDivisionError: division by zero",
+    "cache['nothing']": "KeyError: 'nothing'",
+    "del cache['nothing']": "KeyError: 'nothing'",
+    "cache.pop('nothing')": "KeyError: 'nothing'",
+    "cache.compute('nothing', abs)": "KeyError: 'nothing'",
+    "cache.namespace('empty').popitem()": "no entry",
+    "cache.set('x', 1, ttl=5)": "did you mean ttl_seconds?",
+    "PyroCacheClient(timeout_seconds=5)": "did you mean timeout?",
+    "cache.set('x', 1, -5)": "must be above 0",
+    "cache.set('x', 1, tags='a')": "tags is a list of str",
+    "cache.semaphore('x', 0)": "from 1 to",
+    "cache.scan(5)": "takes a str or a tuple",
+    "PyroCacheClient(timeout=-1)": "timeout must be",
+    "cache['k'] = Renamed(); del Renamed; cache['k']": "a stored value",
+}
+USERS = {
+    "cache.get_or_set('x', factory)": "in factory()",
+    "inverse(0)": "in inverse(x)",
+    "await later(0)": "in later(x)",
+    "cache['b'] = Broken()": "in Broken.__getstate__(self)",
+}
 
 
-class Kernel:
-    """A kernel, and the results of the cells that it has run."""
-
-    def __init__(self) -> None:
-        self.manager = jupyter_client.KernelManager()
-        self.manager.start_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)})
-        self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60.0)
-
-    def run(self, cell: str) -> Any:
-        """Run a cell. Return the value of its last line; raise what it raised."""
-        shown: list[str] = []
-
-        def note(message: dict[str, Any]) -> None:
-            if message["msg_type"] == "execute_result":
-                shown.append(message["content"]["data"]["text/plain"])
-
-        reply = self.client.execute_interactive(cell, timeout=60.0, output_hook=note)["content"]
-        if reply["status"] != "ok":
-            raise RuntimeError(reply["ename"])
-        return shown[-1] if shown else None
-
-    def pids(self) -> list[int]:
-        """Return the process ids of the cluster that the kernel has now."""
-        return list(ast.literal_eval(self.run(PIDS)))
-
-    def close(self) -> None:
-        """End the kernel."""
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+@pytest.fixture(scope="module")
+def kernel(shared_cluster: LocalCluster) -> Iterator[Any]:
+    manager, client = jupyter_client.manager.start_new_kernel(env=environment())
+    try:
+        assert shown(client, SETUP.format(nameserver=shared_cluster.nameserver)) == []
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
-@pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    kernel = Kernel()
-    yield kernel
-    kernel.close()
+def shown(kernel: Any, code: str) -> list[str]:
+    """Run a cell. Return the lines of its traceback, without their colours."""
+    messages: list[Any] = []
+    kernel.execute_interactive(code, output_hook=messages.append, timeout=60)
+    errors = [message["content"] for message in messages if message["msg_type"] == "error"]
+    text = "\n".join(line for error in errors for line in error["traceback"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 
-def test_a_cell_that_is_run_again_leaves_no_processes(kernel: Kernel) -> None:
-    kernel.run(CELL)
-    first = kernel.pids()
-    assert all(map(state, first))
-
-    kernel.run(CELL)
-    second = kernel.pids()
-
-    assert not set(first) & set(second)
-    eventually(lambda: all(map(is_gone, first)), 10.0)
-    assert all(map(state, second))
-    kernel.close()
-    eventually(lambda: all(map(is_gone, second)), 10.0)
-
-
-def test_an_interrupted_cell_leaves_the_cluster_alone(kernel: Kernel) -> None:
-    kernel.run(CELL)
-    pids = kernel.pids()
-    timer = threading.Timer(0.5, kernel.manager.interrupt_kernel)
-    timer.start()
-    with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
-        kernel.run("while True: cache.set('key', 2)")
-    timer.join()
-    assert kernel.run("cache.get('key')") == "2"
-    assert all(map(state, pids))
+@pytest.mark.parametrize("code", CASES)
+def test_a_failed_call_shows_few_lines(kernel: Any, code: str) -> None:
+    lines = shown(kernel, code)
+    print(*lines, sep="\n")
+    assert 1 < len(lines) <= MOST_LINES
+    assert CASES[code] in lines[-1]
+    assert any(code in line for line in lines)
+    assert any(USERS.get(code, "") in line for line in lines)

@@ -68,3 +68,9 @@ double("2")  # wrong
 double()  # wrong
 double.invalidate("2")  # wrong
 doubled: str = double(2)  # wrong
+cache.set("key", 1, ttl=5)  # wrong
+cache.set_many({}, timeout=5)  # wrong
+cache.get_or_set("key", lambda: 5, ex=5)  # wrong
+cache.setdefault("key", 1, expire=5)  # wrong
+cache.memoize(ttl=5)  # wrong
+PyroCacheClient(timeout_seconds=5)  # wrong

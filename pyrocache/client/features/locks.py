@@ -239,7 +239,7 @@ class Lock:
         if self._thread_local:
             if self.held:
                 if blocking:
-                    raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
+                    raise brief(RuntimeError("This thread holds the lock already, and it is not reentrant."))
                 raise _timed_out(0.0)
             grants.clear()  # lost, and only this thread could release them
         grant: Grant | None = None
@@ -323,7 +323,8 @@ class Lock:
             if not grant.inherited:  # a forked child need not release what its parent acquired
                 return grant
         owner = "This thread" if self._thread_local else "This object"
-        raise RuntimeError(f"{owner} does not hold the lock: it did not acquire it, or released it already.")
+        text = f"{owner} does not hold the lock: it did not acquire it, or released it already."
+        raise brief(RuntimeError(text))
 
     def _give_up(self, grant: Grant, pinned: Pinned = None) -> None:
         """End a grant whose acquisition or release an exception has interrupted. ``pinned``: its connection, taken."""

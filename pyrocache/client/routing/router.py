@@ -28,7 +28,7 @@ from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory, WatchedLookUp
-from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.net.failures import Refused, Unavailable, name_in_hint
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
@@ -52,6 +52,7 @@ class Router:
         sleep: pauses for a number of seconds.
         jitter: returns a random number from 0 to 1.
         clock: monotonic seconds.
+        nameserver: the address of the name server, for the hints in errors.
 
     Attributes:
         views: the cluster view and its updates.
@@ -67,8 +68,10 @@ class Router:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
+        nameserver: str = "",
     ) -> None:
         self._directory = directory
+        self._nameserver = nameserver
         self._max_connections = max_connections
         self._max_pinned = max_pinned
         self._transport = transport
@@ -230,6 +233,7 @@ class Router:
                 if isinstance(outcome, (Retry, LookUp)):
                     retried = True
                     outcome = attempts.errors[member.name]
+                    name_in_hint(outcome, self._nameserver)
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
             # With no time left, a further attempt would fail for the nodes that answered, too.
@@ -287,7 +291,7 @@ class Router:
         nameserver = WatchedLookUp(self._directory)
         self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view
-        self.views = Views(self._membership, nameserver, self._clock)
+        self.views = Views(self._membership, nameserver, self._clock, self._nameserver)
 
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline
@@ -321,7 +325,10 @@ class Router:
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | PyroCacheError:
         looked_up_at = self.views.looked_up_at
-        return decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
+        action = decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
+        if isinstance(action, PyroCacheError):
+            name_in_hint(action, self._nameserver)
+        return action
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
         """Query the name server if needed, then pause before a request is repeated."""

@@ -8,6 +8,7 @@ Thread safety: thread-safe; the view is immutable and replaced atomically.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +31,24 @@ class Views:
         membership: holds the latest view and queries the name server.
         nameserver: what ``membership`` queries.
         clock: monotonic seconds.
+        address: of the name server, for the hints in errors.
 
     Attributes:
         looked_up_at: when the last query of the name server began, even if it failed.
         closed: whether the router was closed.
     """
 
-    __slots__ = ("_clock", "_membership", "_nameserver", "closed", "looked_up_at")
+    __slots__ = ("_address", "_clock", "_membership", "_nameserver", "closed", "looked_up_at")
 
-    def __init__(self, membership: Membership, nameserver: WatchedLookUp, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        nameserver: WatchedLookUp,
+        clock: Callable[[], float],
+        address: str = "",
+    ) -> None:
         self._membership = membership
+        self._address = address
         self._nameserver = nameserver
         self._clock = clock
         self.looked_up_at = float("-inf")
@@ -60,7 +69,8 @@ class Views:
             view = self._look_up(deadline, deadline.remaining())
             if not view.members:
                 self._nameserver.raise_failure()  # of the query of another thread that this one waited for
-                raise NoNodes("The name server knows no node; start some with: pyrocache nodes")
+                option = f" --nameserver {shlex.quote(self._address)}" if self._address else ""
+                raise NoNodes(f"The name server knows no node; start some with: pyrocache nodes{option}")
         return view
 
     def fresh(self, deadline: Deadline) -> ClusterView:
