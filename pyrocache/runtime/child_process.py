@@ -68,17 +68,21 @@ class ChildProcess:
     def _start(self, settings: dict[str, Any], quiet: bool, descriptors: Sequence[int]) -> None:
         self._output = _capture() if quiet else None
         self._link, other_end = socket.socketpair()
-        with other_end:
-            self._process = subprocess.Popen(
-                interpreter.command(self._module, json.dumps(settings), other_end.fileno()),
-                stdin=subprocess.DEVNULL,
-                # Standard output is nobody's answer: show it with the errors, or not at all.
-                stdout=self._output or subprocess.DEVNULL,
-                stderr=self._output,
-                env=interpreter.environment(),
-                pass_fds=(other_end.fileno(), *descriptors),
-                process_group=0,  # Ctrl-C must not reach it
-            )
+        try:
+            with other_end:
+                self._process = subprocess.Popen(
+                    interpreter.command(self._module, json.dumps(settings), other_end.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    # Standard output is nobody's answer: show it with the errors, or not at all.
+                    stdout=self._output or subprocess.DEVNULL,
+                    stderr=self._output,
+                    env=interpreter.environment(),
+                    pass_fds=(other_end.fileno(), *descriptors),
+                    process_group=0,  # Ctrl-C must not reach it
+                )
+        except BaseException:
+            self._link.close()
+            raise
 
     @property
     def pid(self) -> int:
