@@ -111,6 +111,7 @@ def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailab
     error = NodeUnavailable(
         f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. {_HINT}"
     )
+    error.source = member.name
     return Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
 
 
