@@ -270,7 +270,7 @@ class ClientContext:
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _shared_context, (self.config,)
+        return _unpickled, (self.config,)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
@@ -281,9 +281,16 @@ class ClientContext:
             self.figures = ClientStats()
 
 
+def _unpickled(config: ClientConfig) -> ClientContext:
+    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
+    try:
+        return _shared_context(config)
+    except TypeError:  # the user's codec is not hashable
+        return ClientContext(config, Backend.of(config))
+
+
 @lru_cache(maxsize=8)
 def _shared_context(config: ClientConfig) -> ClientContext:
-    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
     return ClientContext(config, Backend.of(config))
 
 
