@@ -1,7 +1,6 @@
 """pyrocache: a distributed in-memory cache for Python objects, made of Pyro5 remote objects.
 
-This module is the public API. All names except the errors are imported on first use, which keeps ``import pyrocache``
-fast.
+This module is the public API. All names are imported on first use, which keeps ``import pyrocache`` fast.
 """
 
 from __future__ import annotations
@@ -10,19 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyrocache import errors
-from pyrocache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
+    from pyrocache.client.context import DEFAULT_TTL
+    from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.cluster.routing import Member
+    from pyrocache.errors import *  # noqa: F403
     from pyrocache.local import LocalCluster
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_TTL",
     "ClientStats",
+    "Entry",
+    "EntryInfo",
     "LatencyHistogram",
     "LocalCluster",
     "Lock",
@@ -34,6 +38,9 @@ __all__ = [
     "Totals",
 ]
 _HOMES = {
+    "DEFAULT_TTL": "pyrocache.client.context",
+    "Entry": "pyrocache.client.features.entries",
+    "EntryInfo": "pyrocache.client.features.entries",
     "LocalCluster": "pyrocache.local",
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
@@ -45,7 +52,8 @@ __all__ += errors.__all__
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "pyrocache.client.stats")), name)
+    home = "pyrocache.errors" if name in errors.__all__ else _HOMES.get(name, "pyrocache.client.stats")
+    value = getattr(import_module(home), name)
     globals()[name] = value
     return value
 

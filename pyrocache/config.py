@@ -13,14 +13,22 @@ import math
 import re
 import sys
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from datetime import datetime, timedelta
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal, SupportsFloat
 
 from pyrocache.errors import ConfigurationError, InsecureAddress
+from pyrocache.tracebacks import brief
 
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
+REQUEST_OVERHEAD_BYTES = 320 * 1024
+"""The most bytes that a request has in addition to its value: its key, its tags, and the rest of the call."""
+
+_LARGEST_VALUE = 2**32 - 1 - REQUEST_OVERHEAD_BYTES  # a Pyro5 message has its length in 32 bits
+_SPARE_BUFFER_BYTES = 16 * 2**20
 EVICTION_POLICIES = ("s3fifo", "lru")
 DEFAULT_EVICTION = "s3fifo"
 
@@ -36,10 +44,16 @@ MAX_SECONDS = 1_000_000
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
+_CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
+_NUMBERS: Any = (Real, Decimal)
+
 OnError = Literal["raise", "miss"]
+OnUndecodable = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
+SerializerChoice = Literal["pickle", "msgpack", "json"]
+SERIALIZERS = ("pickle", "msgpack", "json")
 
 
 def _check(valid: bool, problem: str) -> None:
@@ -147,41 +161,103 @@ def check_namespace(path: tuple[str, ...]) -> None:
     )
 
 
-def check_seconds(what: str, seconds: float) -> None:
-    """Raise `ConfigurationError` unless ``seconds`` is a number above 0 and at most `MAX_SECONDS`."""
+def check_seconds(what: str, seconds: SupportsFloat) -> float:
+    """Return ``seconds`` as a float.
+
+    Raises:
+        ConfigurationError: it is not a number above 0 and at most `MAX_SECONDS`.
+    """
+    number = None if isinstance(seconds, timedelta) else _number(seconds)
     problem = f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
-    _check(_is_number(seconds) and 0 < seconds <= MAX_SECONDS, problem)
+    _check(number is not None and 0 < number <= MAX_SECONDS, problem)
+    return float(number or 0)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)  # a bool is an int
 
 
-def ttl_to_seconds(ttl_seconds: float | timedelta | None, name: str = "ttl_seconds") -> float | None:
+def _number(value: Any) -> float | None:
+    """Return a number of any type, or the seconds of a duration, as an int or a float; None if it is neither.
+
+    Numbers of numpy are among them, as are Decimal and Fraction. A numpy number must not be calculated with as it is: a
+    float32 would make the result a float32.
+    """
+    if type(value) is int or type(value) is float:
+        return value
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if type(value).__module__ == "numpy" and type(value).__name__ == "timedelta64":
+        try:
+            return float(value / type(value)(1, "s"))
+        except TypeError:  # months and years have no fixed length
+            return None
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def ttl_to_seconds(ttl_seconds: SupportsFloat | timedelta | None, name: str = "ttl_seconds") -> float | None:
     """Return a time to live as the wire carries it: float seconds, or None for no expiry.
 
     Args:
         name: the argument that the error names.
 
     Raises:
-        TypeError: not an int, float, timedelta or None.
+        TypeError: not a number, timedelta or None.
         ValueError: zero, negative or NaN.
     """
     if ttl_seconds is None:
         return None
-    if isinstance(ttl_seconds, timedelta):
-        ttl_seconds = ttl_seconds.total_seconds()
-    elif not _is_number(ttl_seconds):
-        raise TypeError(
-            f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+    seconds = _number(ttl_seconds)
+    if seconds is None:
+        raise brief(
+            TypeError(
+                f"{name} must be an int, a float, a timedelta or None, not {type(ttl_seconds).__name__}."
+            )
         )
-    if not ttl_seconds > 0:  # also true for NaN
-        raise ValueError(f"{name} must be above 0 (or None for no expiry), not {ttl_seconds!r}.")
+    if not seconds > 0:  # also true for NaN
+        raise brief(ValueError(f"{name} must be above 0 (or None for no expiry), not {seconds!r}."))
     # Infinity means no expiry, and so does an int that no float can hold.
-    return float(ttl_seconds) if ttl_seconds <= sys.float_info.max else None
+    return float(seconds) if seconds <= sys.float_info.max else None
 
 
-def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> float:
+def seconds_until(expires_at: SupportsFloat | datetime, now: float) -> float | None:
+    """Return the seconds from ``now`` until a point in time; 0 if it has passed, None if it is infinitely far.
+
+    Args:
+        expires_at: an aware datetime, or seconds since the epoch (as ``time.time()`` and ``now``).
+
+    Raises:
+        TypeError: not a datetime or a number.
+        ValueError: a datetime without a time zone, or NaN.
+    """
+    if isinstance(expires_at, datetime):
+        if expires_at.utcoffset() is None:
+            raise brief(
+                ValueError(
+                    "expires_at needs a time zone, such as datetime.now(UTC); a naive datetime may mean any."
+                )
+            )
+        at: float | None = expires_at.timestamp()
+    else:
+        at = None if isinstance(expires_at, timedelta) else _number(expires_at)
+    if at is None:
+        kind = type(expires_at).__name__
+        raise brief(
+            TypeError(f"expires_at must be an aware datetime or a number of seconds since 1970, not {kind}.")
+        )
+    if at != at:
+        raise brief(ValueError("expires_at must not be NaN."))
+    if at <= now:
+        return 0.0
+    return at - now if at <= sys.float_info.max else None
+
+
+def to_seconds(duration: SupportsFloat | timedelta, name: str, *, zero: bool = True) -> float:
     """Return the seconds of a finite duration.
 
     Args:
@@ -189,27 +265,32 @@ def to_seconds(duration: float | timedelta, name: str, *, zero: bool = True) -> 
         zero: whether 0 is valid.
 
     Raises:
-        TypeError: not an int, float or timedelta.
+        TypeError: not a number or timedelta.
         ValueError: negative, infinite, NaN, or an invalid 0.
     """
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
-    return seconds
+    return check_number(seconds, name, zero=zero, kinds="an int, a float or a timedelta")
 
 
-def check_number(number: float, name: str, *, zero: bool = True, kinds: str = "an int or a float") -> None:
-    """Raise `TypeError` or `ValueError` unless ``number`` is finite and not negative.
+def check_number(
+    number: SupportsFloat, name: str, *, zero: bool = True, kinds: str = "an int or a float"
+) -> float:
+    """Return ``number`` as an int or a float.
+
+    Raises `TypeError` or `ValueError` unless it is finite and not negative.
 
     Args:
         name: the argument that the error names.
         zero: whether 0 is valid.
         kinds: the valid types, as the error lists them.
     """
-    if not _is_number(number):
-        raise TypeError(f"{name} must be {kinds}, not {type(number).__name__}.")
-    if not 0 <= number < math.inf or (number == 0 and not zero):
+    value = None if isinstance(number, timedelta) else _number(number)
+    if value is None:
+        raise brief(TypeError(f"{name} must be {kinds}, not {type(number).__name__}."))
+    if not 0 <= value < math.inf or (value == 0 and not zero):
         least = "not negative" if zero else "above 0"
-        raise ValueError(f"{name} must be finite and {least}, not {number!r}.")
+        raise brief(ValueError(f"{name} must be finite and {least}, not {value!r}."))
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,16 +306,18 @@ class NodeConfig:
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
         eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
-        max_value_bytes: the largest value frame that is accepted.
+        max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
         max_connections: the most connections at a time; further ones are refused.
         handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may be idle between requests.
         workers: threads for calls that may block or take long.
         max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
-        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections. Beyond it, the
-            largest incomplete request is refused as `Overloaded`, or the connection with the most unread bytes is
-            closed.
+        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
+            ``max_memory`` and 16 MiB, with which the process stays below 1.3 times ``max_memory`` + 64 MiB, and
+            ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
+            beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
+            unread bytes is closed.
         heartbeat_seconds: time between two queries of the name server.
         drain_seconds: how long a leaving node redirects clients.
     """
@@ -247,14 +330,14 @@ class NodeConfig:
     weight: float = 1.0
     max_memory: int = 2**30
     eviction: str = DEFAULT_EVICTION
-    max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES
+    max_value_bytes: int = 0
     max_connections: int = 4096
     handshake_seconds: float = 5.0
     request_seconds: float = 20.0
     idle_seconds: float = 900.0
     workers: int = 4
     max_queued_calls: int = 64
-    max_buffered_bytes: int = 512 * 2**20
+    max_buffered_bytes: int = 0
     heartbeat_seconds: float = 1.0
     drain_seconds: float = 0.5
 
@@ -268,7 +351,7 @@ class NodeConfig:
         )
         if self.name is not None:
             check_node_name(self.name)
-        _check(0 <= self.port < 65536, f"A port must be a number from 0 to 65535, not {self.port!r}.")
+        check_port(self.port)
         check_weight(self.weight)
         memory = self.max_memory
         _check(memory >= 64 * 1024, f"A node needs at least 64KiB of memory for entries, not {memory}.")
@@ -280,10 +363,30 @@ class NodeConfig:
         known = self.eviction in EVICTION_POLICIES
         _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
         for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
-            check_seconds(field, getattr(self, field))
+            object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
+        self._complete_sizes()
         counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
         for field in counts.split():
             _check_count(field, getattr(self, field))
+
+    def _complete_sizes(self) -> None:
+        """Set the sizes that depend on ``max_memory``, and check that the largest value can be received."""
+        if self.max_value_bytes == 0:
+            object.__setattr__(self, "max_value_bytes", min(self.max_memory // 4, _LARGEST_VALUE))
+        if self.max_buffered_bytes == 0:
+            object.__setattr__(self, "max_buffered_bytes", self.max_memory // 4 + _SPARE_BUFFER_BYTES)
+            largest = min(self.max_buffered_bytes - REQUEST_OVERHEAD_BYTES, _LARGEST_VALUE)
+            _check(
+                self.max_value_bytes <= largest,
+                f"Values of {self.max_value_bytes} bytes cannot be received: with {format_size(self.max_memory)} of "
+                f"memory, the largest can have {largest} bytes. Give a smaller --max-value, or more --max-memory.",
+            )
+
+
+def check_port(port: int) -> None:
+    """Raise `ConfigurationError` unless ``port`` is a number from 0 to 65535."""
+    valid = isinstance(port, int) and not isinstance(port, bool) and 0 <= port < 65536
+    _check(valid, f"A port must be a number from 0 to 65535, not {port!r}.")
 
 
 def check_weight(weight: float) -> None:
@@ -304,9 +407,16 @@ class ClientConfig:
         nameserver: the name server's ``host:port``.
         namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
         timeout: seconds that a call may take, connecting and retries included.
-        on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_error: ``"raise"`` raises `CacheUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_undecodable: ``"raise"`` raises the error of a stored key or value that does not decode here; ``"miss"``
+            counts it and behaves as if there were no such entry.
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
+        ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
+        serializer: how values are serialized, one of `SERIALIZERS`.
+        codec: a user's serializer, with ``dumps`` and ``loads``; None for ``serializer``.
+        allowed_classes: the names of the classes that stored values and keys may refer to; None for the default.
+        compress_above: the size in bytes of the values above which they are compressed; None for never.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -315,12 +425,36 @@ class ClientConfig:
     on_error: OnError = "raise"
     max_connections: int = 64
     transport: TransportChoice = "auto"
+    ttl_seconds: float | None = None
+    serializer: SerializerChoice = "pickle"
+    codec: Any = None
+    allowed_classes: tuple[str, ...] | None = None
+    compress_above: int | None = None
+    on_undecodable: OnUndecodable = "raise"
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
         check_namespace(self.namespace)
-        check_seconds("timeout", self.timeout)
+        self._check_serializer()
+        object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        undecodable = self.on_undecodable
+        _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
+
+    def _check_serializer(self) -> None:
+        known = self.serializer in SERIALIZERS
+        _check(known, f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}.")
+        if self.codec is not None:
+            methods = all(callable(getattr(self.codec, name, None)) for name in ("dumps", "loads"))
+            kind = type(self.codec).__name__
+            _check(methods, f"codec must be an object with the methods dumps and loads, not {kind}.")
+            _check(self.serializer == "pickle", "Give either a codec or a serializer.")
+        names = self.allowed_classes
+        valid = names is None or (isinstance(names, tuple) and all(map(_CLASS_NAME.fullmatch, names)))
+        _check(valid, f"allowed_classes must be classes, or names like 'module.Class', not {names!r}.")
+        if self.compress_above is not None:
+            valid = type(self.compress_above) is int and self.compress_above >= 0
+            _check(valid, f"compress_above must be a number of bytes or None, not {self.compress_above!r}.")

@@ -1,6 +1,6 @@
 """`LocalCluster`: a name server and nodes as child processes, for notebooks, tests and demos.
 
-The processes listen on free loopback ports. They end with this process, however it ends, and when the `LocalCluster` is
+The processes listen on loopback ports. They end with this process, however it ends, and when the `LocalCluster` is
 garbage-collected (`runtime.child_process`).
 
 Thread safety: not thread-safe; use a `LocalCluster` from one thread.
@@ -9,13 +9,14 @@ Thread safety: not thread-safe; use a `LocalCluster` from one thread.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import weakref
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.config import DEFAULT_EVICTION, NodeConfig, parse_size
+from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
 from pyrocache.errors import ConfigurationError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
@@ -45,46 +46,73 @@ class LocalNode:
 _REGISTER_AGAIN_SECONDS = 3.0
 
 
+def _refuse_while_main_is_imported() -> None:
+    """Raise `ConfigurationError` while multiprocessing imports the parent's main module into a new process.
+
+    Otherwise a script that makes a cluster outside ``if __name__ == "__main__"`` would start one in each worker.
+    """
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigurationError(
+            "A LocalCluster would be started by every process that multiprocessing starts, which imports this module "
+            'again: make it under `if __name__ == "__main__":`, and pass its clients to the processes.'
+        )
+
+
 class LocalCluster:
     """A cluster on this machine: ``with LocalCluster(nodes=3) as cluster: cache = cluster.client()``.
 
     Its processes end with `stop`, with this process, and when neither the cluster nor any of its clients is referred to
     any more. If a notebook cell that makes a cluster is run again, it makes a new one, without the old entries; the old
-    one ends as soon as its clients are replaced as well.
+    one ends as soon as its clients are replaced as well. IPython keeps what a cell displays: let no cell end with the
+    cluster or a client alone.
 
     Args:
         nodes: the number of nodes to start.
         replicas: copies of each entry; must be 1 for now.
-        max_memory: bytes of entries that *each* node stores, as a number or like ``"256MiB"``.
+        max_memory: bytes of entries that *each* node stores at most, as a number or like ``"256MiB"``. Memory is taken
+            as entries are stored.
         eviction: the eviction policy, one of `pyrocache.config.EVICTION_POLICIES`.
+        max_value: the largest encoded value that a node accepts, in bytes or like ``"64MiB"``; by default a quarter of
+            ``max_memory``.
+        port: the port of the name server, so that other processes know its address; by default a free one.
 
     Attributes:
         nameserver: ``host:port`` of the name server.
         nodes: a list of `LocalNode`, by number at first. The methods' argument ``i`` is an index of it.
 
     Raises:
-        ConfigurationError: an argument is not valid.
+        ConfigurationError: an argument is not valid, no Python interpreter was found to run the processes with, or
+            multiprocessing is importing the main module of a new process, which would make a cluster in each.
         PyroCacheError: a process did not start. All other processes were killed.
     """
+
+    _clock: int | None = None  # the descriptor of the nodes' `SharedClock`; see `pyrocache.testing`
 
     def __init__(
         self,
         nodes: int = 3,
         *,
         replicas: int = 1,
-        max_memory: int | str = "256MiB",
+        max_memory: int | str = "1GiB",
         eviction: str = DEFAULT_EVICTION,
+        max_value: int | str | None = None,
+        port: int = 0,
     ) -> None:
+        _refuse_while_main_is_imported()
         if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
             raise ConfigurationError(f"nodes must be the number of nodes to start, not {nodes!r}.")
         if replicas != 1:
             raise ConfigurationError("There is one copy of each entry for now: replicas must be 1.")
         self._settings: dict[str, Any] = {"max_memory": parse_size(max_memory), "eviction": eviction}
+        if max_value is not None:
+            self._settings["max_value_bytes"] = parse_size(max_value)
         NodeConfig(**self._settings)  # raises before any process is started
+        check_port(port)
         # By id and not in a WeakSet, because a client is a mapping and not hashable.
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
-        self._nameserver_process = start_nameserver(quiet=True)
+        self._nameserver_process = start_nameserver(port=port, quiet=True)
         starting: list[ChildProcess] = []
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
@@ -189,7 +217,8 @@ class LocalCluster:
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        return start_node({"nameserver": self.nameserver, "name": name, **self._settings}, quiet=True)
+        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
+        return start_node(settings, quiet=True, clock=self._clock)
 
     def _started(self, process: ChildProcess) -> LocalNode:
         answer = process.wait_until_ready()

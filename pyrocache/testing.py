@@ -1,6 +1,55 @@
-"""`FakeClock`: a helper for tests of code that uses the cache."""
+"""Helpers for tests of code that uses the cache: `ClockedCluster`, whose time tests can move, and `FakeClock`.
+
+Thread safety: not thread-safe.
+"""
 
 from __future__ import annotations
+
+import os
+import weakref
+from datetime import timedelta
+from typing import Any
+
+from pyrocache.config import to_seconds
+from pyrocache.local import LocalCluster
+from pyrocache.runtime.shared_clock import SharedClock, shared_file
+
+
+class ClockedCluster(LocalCluster):
+    """A `LocalCluster` whose clock tests can move: entries, leases and locks expire without a sleep.
+
+    Args:
+        nodes: the number of nodes to start.
+        options: those of `LocalCluster`.
+
+    Example:
+        >>> cluster = ClockedCluster()
+        >>> cache = cluster.client()
+        >>> cache.set("key", "value", ttl_seconds=60)
+        True
+        >>> cluster.advance(60)
+        >>> cache.get("key", "expired")
+        'expired'
+        >>> cluster.stop()
+    """
+
+    def __init__(self, nodes: int = 1, **options: Any) -> None:
+        self._clock = shared_file()
+        weakref.finalize(self, os.close, self._clock).atexit = False
+        self._moved = SharedClock(self._clock, movable=True)
+        super().__init__(nodes, **options)
+
+    def advance(self, seconds: float | timedelta) -> None:
+        """Move the clock of all nodes forward, also of those that are paused or started later.
+
+        What has expired then is gone when this returns; callers that wait for a lock or for a load notice within a
+        quarter of a second. A lock that is held, and a load that is under way, expire like everything else. The
+        clocks of this process, such as timeouts of calls, do not move.
+
+        Raises:
+            TypeError, ValueError: ``seconds`` is not a duration, or is negative.
+        """
+        self._moved.advance(to_seconds(seconds, "seconds"))
 
 
 class FakeClock:

@@ -1,5 +1,5 @@
-"""The ``pyrocache`` command: `commands` defines the options, the other modules implement the longer commands."""
+"""The ``pyrocache`` command: `entry` is the process, `commands` has the options, the rest are longer commands."""
 
-from pyrocache.cli.commands import app, main
+from pyrocache.cli.entry import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -1,85 +1,75 @@
 """The command line of ``pyrocache``: parses options into settings, reads the environment and prints results.
 
-Longer commands are in the modules next to this one. A `PyroCacheError` is printed as one sentence on standard error and
-gives exit status 1; a wrong command line gives 2, and Ctrl-C gives 130.
+Longer commands are in the modules next to this one. `entry` prints errors and gives the exit status. A short option
+has one meaning in the commands that ask a cluster.
 
 Thread safety: runs in the main thread.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from pyrocache import __version__
+from pyrocache.cli.output import report, to_copy, write
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
-from pyrocache.config import DEFAULT_EVICTION, DEFAULT_NAMESERVER, EVICTION_POLICIES, NodeConfig, parse_size
+from pyrocache.config import (
+    DEFAULT_EVICTION,
+    DEFAULT_NAMESERVER,
+    DEFAULT_TIMEOUT_SECONDS,
+    EVICTION_POLICIES,
+    NodeConfig,
+    parse_size,
+)
 from pyrocache.errors import ConfigurationError, PyroCacheError
 
 app = typer.Typer(
     name="pyrocache",
     help="A distributed in-memory cache for Python objects.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 NameServerOption = Annotated[
-    str, typer.Option(help="Address of the name server.", envvar=NAMESERVER_VARIABLE, metavar="HOST:PORT")
+    str,
+    typer.Option(
+        "--nameserver",
+        "-s",
+        help="Address of the name server.",
+        envvar=NAMESERVER_VARIABLE,
+        metavar="HOST:PORT",
+    ),
 ]
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Allow an address that others reach; there is no authentication.")
 ]
-NamespaceOption = Annotated[str | None, typer.Option(help="Work in this namespace.")]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", "-t", help="Seconds to wait for answers.", metavar="SECONDS")
+]
+JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
 _ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_PROBE_SECONDS = 2.0  # the timeout of commands that only look
 _NO_ENTRY = "There is no entry under this key."
-
-
-def main(command: str | None = None) -> NoReturn:
-    """Run the command line of this process, or only ``command`` with its arguments."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A value's repr may have characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
-    for variable in [name for name in os.environ if name.startswith("PYRO_")]:
-        del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
-    try:
-        if command is None:
-            app(prog_name="pyrocache")
-        else:
-            commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-            commands[command](prog_name=f"python {Path(sys.argv[0]).name}")
-    except PyroCacheError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)  # 128 + SIGINT, as a shell reports it
-    except OSError as error:
-        print(f"Cannot go on: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
 
 
 def _version(value: bool) -> None:
     if value:
-        print(f"pyrocache {__version__}")
+        write(f"pyrocache {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
@@ -87,8 +77,8 @@ def _options(
 
 @app.command("nameserver")
 def nameserver_command(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 is a free one.")] = 9090,
+    host: Annotated[str, typer.Option("--host", "-H", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.")] = 9090,
     storage: Annotated[
         str, typer.Option(help="Where to keep the registered nodes.", metavar="memory|sql:FILE")
     ] = "memory",
@@ -99,8 +89,7 @@ def nameserver_command(
     from pyrocache.runtime.stop_request import StopRequest
 
     def ready(address: str) -> None:
-        option = "" if address == DEFAULT_NAMESERVER else f" --nameserver {address}"
-        print(f"Name server ready at {address}. Start nodes with: pyrocache nodes{option}", flush=True)
+        write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
 
     _warn_if_insecure(insecure)
     stop = StopRequest()
@@ -110,17 +99,29 @@ def nameserver_command(
 
 @app.command("nodes")
 def nodes_command(
-    nodes: Annotated[int, typer.Option(help="How many nodes to start.", min=1, max=256)] = 3,
+    nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     with_nameserver: Annotated[
-        bool, typer.Option("--with-nameserver", help="Start a name server too when none answers.")
+        bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
     ] = False,
-    host: Annotated[str, typer.Option(help="Address that the nodes listen on.")] = "127.0.0.1",
-    max_memory: Annotated[str, typer.Option(help="Memory for the entries of each node.")] = "1GiB",
+    host: Annotated[
+        str, typer.Option("--host", "-H", help="Address that the nodes listen on.")
+    ] = "127.0.0.1",
+    max_memory: Annotated[
+        str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
+    ] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
-    max_value: Annotated[str, typer.Option(help="Largest encoded value that a node accepts.")] = "64MiB",
+    max_value: Annotated[
+        str | None,
+        typer.Option(help="Largest encoded value that a node accepts; by default a quarter of --max-memory."),
+    ] = None,
     eviction: Annotated[
-        str, typer.Option(help="What to remove when memory is full.", metavar="|".join(EVICTION_POLICIES))
+        str,
+        typer.Option(
+            help="What to remove when memory is full.",
+            metavar="|".join(EVICTION_POLICIES),
+            autocompletion=lambda: list(EVICTION_POLICIES),
+        ),
     ] = DEFAULT_EVICTION,
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
@@ -139,7 +140,7 @@ def nodes_command(
         insecure=insecure,
         weight=weight,
         max_memory=parse_size(max_memory),
-        max_value_bytes=parse_size(max_value),
+        max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
     _warn_if_insecure(insecure)
@@ -160,35 +161,79 @@ def demo_command(
 @app.command("status")
 def status_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for answers.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
+    from pyrocache.cli.tables import nodes_as_json, print_status
+
     with PyroCacheClient(nameserver, timeout=timeout) as cache:
         members = cache.nodes()
         stats = cache.stats()
     if as_json:
-        listed = [{**asdict(member), "address": member.address} for member in members]
-        print(json.dumps({"nameserver": nameserver, "members": listed, **stats.as_dict()}, indent=2))
+        write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
     else:
-        from pyrocache.cli.tables import print_status
-
         print_status(nameserver, members, stats)
     raise typer.Exit(1 if stats.away else 0)
+
+
+@app.command("stats")
+def stats_command(
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Print all statistics of the nodes. Exit status 1 when a node does not answer."""
+    with PyroCacheClient(nameserver, timeout=timeout) as cache:
+        stats = cache.stats()
+    write(json.dumps(stats.as_dict(), indent=2) if as_json else repr(stats))
+    raise typer.Exit(1 if stats.away else 0)
+
+
+@app.command("ping")
+def ping_command(
+    nodes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Ask these nodes only, like cache.node.1.", metavar="[NODE]...", show_default=False
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(help="Ask again for up to so many seconds.", min=0.0, metavar="SECONDS")
+    ] = 0.0,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+) -> None:
+    """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
+    from pyrocache.cli.ping import run
+
+    write(run(nameserver, nodes or [], timeout=timeout, wait=wait))
 
 
 @app.command("set")
 def set_command(
     key: KeyArgument,
-    value: Annotated[str, typer.Argument(help="The value, as text.", metavar="VALUE", show_default=False)],
-    ttl: Annotated[float | None, typer.Option(help="Seconds until it expires; never by default.")] = None,
+    value: Annotated[
+        str,
+        typer.Argument(
+            help="The value, as text; - reads bytes from standard input.", metavar="VALUE", show_default=False
+        ),
+    ],
+    ttl: Annotated[
+        float | None, typer.Option(help="Seconds until it expires; never by default.", metavar="SECONDS")
+    ] = None,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Store a text under a key."""
-    with _client(nameserver, namespace) as cache:
+    """Store a text, or the bytes of standard input, under a key. Prints nothing.
+
+    Put -- before a key or a value that begins with a dash.
+    """
+    stored = _standard_input() if value == "-" else value
+    with _client(nameserver, namespace, timeout) as cache:
         try:
-            cache.set(key, value, ttl_seconds=ttl)
+            cache.set(key, stored, ttl_seconds=ttl)
         except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
             raise
         except ValueError as error:
@@ -197,40 +242,77 @@ def set_command(
 
 @app.command("get")
 def get_command(
-    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = DEFAULT_NAMESERVER
+    key: KeyArgument,
+    raw: Annotated[
+        bool, typer.Option("--raw", "-r", help="Write a str (in UTF-8) or bytes as it is, and nothing else.")
+    ] = False,
+    namespace: NamespaceOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
+    from pyrocache.cli.values import as_bytes, as_text
+
     missing = object()  # None is a value
-    with _client(nameserver, namespace) as cache:
+    with _client(nameserver, namespace, timeout) as cache:
         value = cache.get(key, missing)
     if value is missing:
         raise PyroCacheError(_NO_ENTRY)
-    print(repr(value))
+    write(as_bytes(value) if raw else f"{as_text(value)}\n")
 
 
 @app.command("delete")
 def delete_command(
-    key: KeyArgument, namespace: NamespaceOption = None, nameserver: NameServerOption = DEFAULT_NAMESERVER
+    key: KeyArgument,
+    namespace: NamespaceOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace) as cache:
+    with _client(nameserver, namespace, timeout) as cache:
         if not cache.delete(key):
             raise PyroCacheError(_NO_ENTRY)
+
+
+@app.command("scan")
+def scan_command(
+    prefix: Annotated[
+        str | None,
+        typer.Argument(
+            help="Only keys that are texts with this prefix.", metavar="[PREFIX]", show_default=False
+        ),
+    ] = None,
+    namespace: NamespaceOption = None,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Print the repr of each key, one on a line, in no order."""
+    from pyrocache.cli.values import as_text
+
+    with _client(nameserver, namespace, timeout) as cache:
+        for key in cache.scan(prefix):
+            write(f"{as_text(key)}\n")
 
 
 @app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)
 def replay_command() -> None:
     """Say that the command was removed, and what replaces it."""
     removed = "`pyrocache replay` was removed. In the source tree, run"
-    print(f"{removed} `python -m benchmarks replay TRACE` with the same options.", file=sys.stderr)
+    report(f"{removed} `python -m benchmarks replay TRACE` with the same options.")
     raise typer.Exit(2)
 
 
-def _client(nameserver: str, namespace: str | None) -> PyroCacheClient:
-    return PyroCacheClient(nameserver, namespace=() if namespace is None else namespace)
+def _client(nameserver: str, namespace: str | None, timeout: float) -> PyroCacheClient:
+    return PyroCacheClient(nameserver, namespace=() if namespace is None else namespace, timeout=timeout)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # it was closed by whoever started this
+        raise ConfigurationError("There is no standard input to read the value from.")
+    return sys.stdin.buffer.read()
 
 
 def _warn_if_insecure(insecure: bool) -> None:
     if insecure:
         consequence = "whoever reaches this address can read, change and delete every entry."
-        print(f"Warning: --insecure: {consequence}", file=sys.stderr)
+        report(f"Warning: --insecure: {consequence}")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from pyrocache.cli.supervisor import Supervisor, report
+from pyrocache.cli.output import report, write
+from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
-from pyrocache.errors import NameServerUnavailable, PyroCacheError
+from pyrocache.errors import NameServerUnavailable, OutOfResources, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.stop_request import StopRequest
@@ -37,8 +38,8 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
         if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
-        print_nodes([node.answer for node in nodes], config.max_memory)
-        print("ready", flush=True)  # for scripts that wait for this line
+        print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
+        write("ready")  # for scripts that wait for this line
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             if all(node.gave_up for node in nodes):
@@ -62,6 +63,8 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
+        except OutOfResources:
+            raise
         except PyroCacheError as error:
             if node.killed:
                 report(str(error))
@@ -87,6 +90,8 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
     nameservers.append(Supervisor("the name server", start))
     try:
         nameservers[0].wait_until_ready()
+    except OutOfResources:
+        raise
     except PyroCacheError:
         nameservers.pop().join()
         # The name server of the other command may still be starting.

@@ -8,15 +8,16 @@ Thread safety: public methods are for the main thread; each supervisor watches i
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pyrocache.errors import PyroCacheError
+from pyrocache.cli.output import report
+from pyrocache.errors import OutOfResources, PyroCacheError
 from pyrocache.runtime.child_process import ChildProcess
+from pyrocache.runtime.shortage import explained
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -24,11 +25,6 @@ _STEADY_SECONDS = 10.0  # after so long a life the pauses begin anew
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0
 _REFUSED = 3  # exit status of a node whose name a live node holds
-
-
-def report(text: str) -> None:
-    """Print an event on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Supervisor:
@@ -63,7 +59,8 @@ class Supervisor:
             PyroCacheError: it did not start.
         """
         self._wait_until_ready()
-        self._thread.start()
+        with explained(f"{self.what} cannot be supervised"):
+            self._thread.start()
 
     @property
     def killed(self) -> bool:
@@ -109,7 +106,11 @@ class Supervisor:
             self._restart()
 
     def _restart(self) -> None:
-        self._process = self._start(self.answer.get("name"))
+        try:
+            self._process = self._start(self.answer.get("name"))
+        except OutOfResources as error:  # tried again after the next, longer pause
+            report(str(error))
+            return
         if self._stopping.is_set():  # `stop` may have terminated the previous process
             self._process.terminate()
             return

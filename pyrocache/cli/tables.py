@@ -1,73 +1,135 @@
-"""The tables that the command line prints: started nodes, and the statistics of ``pyrocache status``.
+"""What ``pyrocache nodes`` and ``pyrocache status`` print: tables that fit the terminal, and JSON for scripts.
 
 The statistics are the `Stats` object of ``client/stats.py``, which is made from the replies of
-``node/service/metrics.py``.
+``node/service/metrics.py``. Tables are of ASCII characters, so that every terminal can show them.
+
+Thread safety: for the main thread.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from pyrocache.client.stats import Stats
+from pyrocache.cli.output import to_copy, write
+from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
 
+_GAP = "  "
+_LEFT = ("node", "address", "eviction")  # the other columns are aligned to the right
+_AWAY = "away"
+_UNLIMITED = 10_000  # columns, when the output is not a terminal and $COLUMNS is not set
+_FIGURES = ("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds")
 
-def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int) -> None:
-    """Print the nodes that ``pyrocache nodes`` has started."""
-    table = _table("node", "pid", "address", "memory")
-    for answer in answers:
-        address = format_address(answer["host"], answer["port"])
-        table.add_row(answer["name"], str(answer["pid"]), address, format_size(max_memory))
-    _console().print(table)
+Row = dict[str, str]
+
+
+def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: str) -> None:
+    """Print the nodes that ``pyrocache nodes`` has started, and how to use them."""
+    memory = format_size(max_memory)
+    rows = [
+        {
+            "node": answer["name"],
+            "pid": str(answer["pid"]),
+            "address": format_address(answer["host"], answer["port"]),
+            "memory": memory,
+        }
+        for answer in answers
+    ]
+    lines = _table(rows, optional=("memory",))
+    lines += [f"Show them with: {to_copy('status', nameserver)}"]
+    lines += [f"Use them in Python with: pyrocache.PyroCacheClient({nameserver!r})"]
+    write("\n".join(lines))
 
 
 def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
     """Print the members and their statistics, as ``pyrocache status`` does."""
-    table = _table("node", "address", "entries", "memory", "eviction", "hits", "peers", "up")
+    count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
+    rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
+    lines = _table(rows, optional=("eviction", "peers", "up"))
+    write("\n".join([f"Name server {nameserver}, {count}", "", *lines]))
+
+
+def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any]]:
+    """Return the nodes as ``pyrocache status --json`` prints them; the figures of a node that is away are None."""
+    nodes: list[dict[str, Any]] = []
     for member in members:
         figures = stats.nodes.get(member.name)
-        if figures is None:
-            table.add_row(member.name, member.address, "away", style="red")
-            continue
-        table.add_row(
-            member.name,
-            member.address,
-            f"{figures.entries:,}",
-            f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
-            figures.policy,
-            "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
-            str(figures.connections),
-            _duration(figures.uptime_seconds),
-        )
-    console = _console()
-    console.print(f"Name server {nameserver}, {len(members)} nodes")
-    console.print(table)
+        state = _AWAY if figures is None else "up"
+        node = {"name": member.name, "address": member.address, "state": state}
+        nodes.append({**node, **{name: getattr(figures, name, None) for name in _FIGURES}})
+    return nodes
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        text = column in ("node", "address", "eviction")
-        table.add_column(column, no_wrap=True, justify="left" if text else "right")
-    return table
+def _status_row(member: Member, figures: NodeStats | None) -> Row:
+    row = {"node": member.name, "address": member.address}
+    if figures is None:
+        return {**row, "entries": _AWAY}
+    return {
+        **row,
+        "entries": f"{figures.entries:,}",
+        "memory": f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
+        "eviction": figures.policy,
+        "hits": "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
+        "peers": str(figures.connections),
+        "up": _duration(figures.uptime_seconds),
+    }
 
 
-def _console() -> Console:
-    """Return a console that breaks lines on a terminal only."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)  # 80 is assumed otherwise
+def _table(rows: Sequence[Row], optional: Sequence[str]) -> list[str]:
+    """Return the lines of a table that fits the terminal.
+
+    When it is too wide, it is without the first of the ``optional`` columns, then the second, and so on. If this is
+    not enough, the addresses, which may be long, are in lines below the table.
+    """
+    width = shutil.get_terminal_size((_UNLIMITED, 24)).columns  # $COLUMNS counts more than the terminal
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = _aligned(rows, columns)
+    for name in (*optional, "address"):
+        if len(lines[0]) <= width:
+            break
+        if name in columns:
+            columns.remove(name)
+            lines = _aligned(rows, columns)
+    header, *body = [line.rstrip() for line in lines]
+    body = [_red(line) if row.get("entries") == _AWAY else line for line, row in zip(body, rows, strict=True)]
+    return [header, *body] if "address" in columns else [header, *body, "", *_addresses(rows, width)]
+
+
+def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Return the header and the rows as lines of the same length."""
+    table = [{name: name for name in columns}, *rows]
+    cells = {name: [row.get(name, "") for row in table] for name in columns}
+    for name, texts in cells.items():
+        width = max(map(len, texts))
+        cells[name] = [text.ljust(width) if name in _LEFT else text.rjust(width) for text in texts]
+    return [_GAP.join(line) for line in zip(*cells.values(), strict=True)]
+
+
+def _addresses(rows: Sequence[Row], width: int) -> list[str]:
+    lines = _aligned(rows, ["node", "address"])[1:]
+    if max(map(len, lines)) <= width:
+        return [line.rstrip() for line in lines]
+    return [line for row in rows for line in (row["node"], _GAP + row["address"])]
+
+
+def _red(line: str) -> str:
+    """Return the line in red, if the output is a terminal that has colours and its user wants them."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return line if plain or sys.stdout is None or not sys.stdout.isatty() else f"\x1b[31m{line}\x1b[0m"
 
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

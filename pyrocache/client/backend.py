@@ -45,10 +45,10 @@ NewFrame: TypeAlias = bytes | Pieces
 """A value frame to be stored."""
 
 Seconds: TypeAlias = float | None
-"""A time to live; None for no expiry, `KEEP_TTL` to keep the entry's."""
+"""A time to live; None for no expiry, negative to keep the entry's (see `KEEP_TTL`)."""
 
 Tags: TypeAlias = Sequence[bytes] | None
-"""The tags of an entry; None for no tags, or with `KEEP_TTL` to keep the entry's."""
+"""The tags of an entry; None for no tags, or with a negative TTL to keep the entry's."""
 
 LoadTimes: TypeAlias = tuple[Seconds, float, float]
 """The time to live of a loaded value, the seconds it is kept after that, and the seconds that loading took."""
@@ -88,7 +88,12 @@ class Backend:
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
         directory = NameServerDirectory(config.nameserver)
-        return cls(Router(directory, max_connections=config.max_connections, transport=config.transport))
+        settings: dict[str, Any] = {
+            "max_connections": config.max_connections,
+            "transport": config.transport,
+            "nameserver": config.nameserver,
+        }
+        return cls(Router(directory, **settings))
 
     # One key
 
@@ -103,6 +108,10 @@ class Backend:
     def get_with_times(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame, the remaining seconds (None: no expiry) and the seconds that loading took; or None."""
         return self._call(commands.GET_WITH_TIMES, key, (), deadline)
+
+    def get_entry(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
+        """Return the frame, the version and the other attributes of an entry, see `CacheNode.get_entry`; or None."""
+        return self._call(commands.GET_ENTRY, key, (), deadline)
 
     def contains(self, key: bytes, deadline: Deadline) -> bool:
         """Return whether there is an entry."""
@@ -128,18 +137,24 @@ class Backend:
         """Return the frame of the entry, or store ``frame`` and return None."""
         return self._call(commands.SETDEFAULT, key, (frame, ttl), deadline, len(frame))
 
-    def incr(self, key: bytes, delta: bytes, default: bytes, ttl: Seconds, deadline: Deadline) -> Frame:
-        """Add to an int and return the frame of the sum. Raises `NotAnInt`."""
+    def incr(
+        self, key: bytes, delta: bytes, default: bytes | None, ttl: Seconds, deadline: Deadline
+    ) -> Frame | None:
+        """Add to an int and return the frame of the sum; None if there is neither an int nor a ``default``.
+
+        Raises `NotAnInt`.
+        """
         # Ints may have any size: one that is too large for the node is refused before it is sent.
-        return self._call(commands.INCR, key, (delta, default, ttl), deadline, max(len(delta), len(default)))
+        largest = max(len(delta), len(default or b""))
+        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
         return bool(self._call(commands.TOUCH, key, (ttl,), deadline))
 
-    def delete(self, key: bytes, deadline: Deadline) -> bool:
-        """Remove an entry and return whether it existed."""
-        return bool(self._call(commands.DELETE, key, (), deadline))
+    def delete(self, key: bytes, deadline: Deadline, version: int | None = None) -> bool:
+        """Remove an entry, if it has this version unless that is None. Return whether it was removed."""
+        return bool(self._call(commands.DELETE, key, () if version is None else (version,), deadline))
 
     def pop(self, key: bytes, deadline: Deadline) -> Frame | None:
         """Remove an entry and return its frame, or None."""
@@ -156,12 +171,25 @@ class Backend:
         """
         return self._router.batch(Batch(commands.GET_MANY, keys), deadline, one_reply=one_reply)
 
+    def get_entries(self, keys: Sequence[bytes], deadline: Deadline) -> Replies[Sequence[Any]]:
+        """Yield what `get_entry` returns for each key."""
+        return self._router.batch(Batch(commands.GET_ENTRIES, keys), deadline)
+
     def set_many(
-        self, keys: Sequence[bytes], frames: Sequence[NewFrame], ttl: Seconds, tags: Tags, deadline: Deadline
+        self,
+        keys: Sequence[bytes],
+        frames: Sequence[NewFrame],
+        ttl: Seconds | list[float],
+        tags: Tags,
+        deadline: Deadline,
     ) -> Replies[int]:
-        """Store entries and yield how many were stored. Requests are sent during iteration, as in the other methods."""
-        arguments = (ttl,) if tags is None else (ttl, tags)
-        return self._router.batch(Batch(commands.SET_MANY, keys, frames, arguments), deadline)
+        """Store entries and yield how many were stored. Requests are sent during iteration, as in the other methods.
+
+        ``ttl`` may be a list with one for each key.
+        """
+        ttls = ttl if isinstance(ttl, list) else None
+        arguments = (*(() if ttls is not None else (ttl,)), *(() if tags is None else (tags,)))
+        return self._router.batch(Batch(commands.SET_MANY, keys, frames, arguments, ttls), deadline)
 
     def delete_many(self, keys: Sequence[bytes], deadline: Deadline) -> Replies[int]:
         """Remove entries and yield how many existed."""
@@ -181,7 +209,7 @@ class Backend:
 
         Args:
             refresh: when to load. 0: if there is no value. 1: also if there is one, but not if another caller is
-                loading it. 2: always.
+                loading it. 2: always. 3: as if there were none.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:
@@ -235,6 +263,10 @@ class Backend:
         except NodeUnavailable:
             return False
 
+    def holders(self, name: bytes, deadline: Deadline) -> int:
+        """Return how many callers hold a lock or a semaphore."""
+        return int(self._call(commands.HOLDERS, name, (), deadline))
+
     # Namespaces: the request is broadcast to every node.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
@@ -255,16 +287,41 @@ class Backend:
         return self._router.agreed_view(deadline)
 
     def scan(
-        self, member: Member, namespace: bytes, prefix: bytes, cursor: int, batch: int, deadline: Deadline
-    ) -> tuple[int, Sequence[bytes]]:
+        self,
+        member: Member,
+        namespace: bytes,
+        prefix: bytes,
+        cursor: int,
+        batch: int,
+        deadline: Deadline,
+        *,
+        tag: bytes | None = None,
+        details: bool = False,
+    ) -> tuple[int, Sequence[Any]]:
         """Return the next cursor (0: no more) and a page of a node's keys that begin with ``prefix``.
 
         A node that is no longer a member has no keys.
+
+        Args:
+            tag: return only keys of entries with this tag.
+            details: return the key and the other attributes of an entry, see `CacheNode.scan`, in place of each key.
         """
+        options = (tag, details) if tag is not None or details else ()
         try:
-            return self._router.ask(member, commands.SCAN, (namespace, prefix, cursor, batch), deadline)
+            return self._router.ask(
+                member, commands.SCAN, (namespace, prefix, cursor, batch, *options), deadline
+            )
         except NodeLeft:
             return 0, ()
+
+    def delete_prefix(
+        self, member: Member, namespace: bytes, prefix: bytes, cursor: int, deadline: Deadline
+    ) -> tuple[int, int]:
+        """Remove some of a node's entries that begin with ``prefix``. Return the next cursor, and how many."""
+        try:
+            return self._router.ask(member, commands.DELETE_PREFIX, (namespace, prefix, cursor), deadline)
+        except NodeLeft:
+            return 0, 0
 
     # The cluster
 
@@ -276,6 +333,14 @@ class Backend:
         """Return the node that owns a key."""
         return self._router.views.known(deadline).owner(key)
 
+    def ping(self, deadline: Deadline) -> Answers:
+        """Return what every node says of itself; ``"serving"`` is whether it serves."""
+        return self._router.broadcast(commands.PING, (), deadline)
+
+    def known_owner(self, key: bytes) -> str:
+        """Return the name of the node that owns a key, ``""`` if no node is known yet. Sends nothing."""
+        return self._router.known_owner(key)
+
     def stats(self, deadline: Deadline) -> Answers:
         """Return the statistics of every node, as the node sends them."""
         return self._router.broadcast(commands.STATS, (), deadline)
@@ -283,6 +348,10 @@ class Backend:
     def reset_stats(self, deadline: Deadline) -> Answers:
         """Set the counters of every node to 0, except ``loads``."""
         return self._router.broadcast(commands.RESET_STATS, (), deadline)
+
+    def disconnect(self) -> None:
+        """Close the idle connections, and the others when they are put back. Later calls connect again."""
+        self._router.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`."""

@@ -12,17 +12,29 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.client.backend import Answers, Backend, Condition
-from pyrocache.client.context import MISSING, ClientContext, Duration, KeptTtl, Ttl, ttl_on_the_wire
+from pyrocache.client.context import (
+    DEFAULT_TTL,
+    MISSING,
+    ClientContext,
+    Duration,
+    KeptTtl,
+    NewTtl,
+    Ttl,
+    When,
+)
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.compute import compute
+from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
+from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.serializers import UserCodec
 from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
@@ -30,10 +42,13 @@ from pyrocache.config import (
     DEFAULT_TIMEOUT_SECONDS,
     ClientConfig,
     OnError,
+    OnUndecodable,
+    SerializerChoice,
     TransportChoice,
+    parse_size,
     ttl_to_seconds,
 )
-from pyrocache.errors import CorruptValue, NodeUnavailable
+from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -54,9 +69,26 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
         timeout: seconds that a call may take, including queries of the name server, connecting and retries. It does not
             include the time that a call waits for another caller, and applies to each page of a scan separately.
-        on_error: what to do on a `NodeUnavailable` error, which includes `Overloaded`: ``"raise"`` raises it;
-            ``"miss"`` counts and logs it, and returns what a miss returns. No other error becomes a miss.
+        on_error: what to do on a `CacheUnavailable` error: `NameServerUnavailable`, `NoNodes`, `NodeUnavailable` or
+            `Overloaded`. ``"raise"`` raises it; ``"miss"`` counts and logs it, and returns what a miss returns. No
+            other error becomes a miss. Locks, `compute`, `compare_and_set`, `set` with ``if_version``, `incr`, `decr`,
+            `ping`, `nodes`, `node_for` and `stats` always raise it.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
+        ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
+            expiry. It applies where a method's ``ttl_seconds`` is `DEFAULT_TTL`; None there means no expiry.
+        serializer: how values other than None, bool, int, float, str and bytes are stored. ``"msgpack"`` and ``"json"``
+            carry plain values only and never run code that a stored value contains. All clients that share entries must
+            use the same one.
+        codec: an object with ``dumps(obj) -> bytes`` and ``loads(bytes) -> obj``, used instead of ``serializer`` for
+            all values but ints. It is pickled with the client.
+        allowed_classes: the classes and functions, or their names like ``"module.Class"``, that stored values and keys
+            may refer to; others raise `SerializationError` when they are read. None for no restriction of pickle.
+            Values of builtin types are always allowed.
+        compress_above: compress values (with zlib) whose stored form has more bytes than this; None for never. Like
+            ``"64KiB"`` or a number.
+        on_undecodable: what a read does with a stored key or value that does not decode in this process, because its
+            class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
+            were no such entry. `compute` and `incr` always raise.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -69,9 +101,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
     is not hashable.
 
-    Every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, `NodeUnavailable` as
-    ``on_error`` says, `InvalidKey` or `KeyTooLarge` for an object that cannot be a key, and `ClientClosed` after
-    `close`.
+    As ``on_error`` says, every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, and
+    `NodeUnavailable`. It raises `InvalidKey` or `KeyTooLarge` for an object that cannot be a key, and `ClientClosed`
+    after `close`.
 
     Example:
         >>> cache = PyroCacheClient()                                        # doctest: +SKIP
@@ -87,12 +119,31 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         on_error: OnError = "raise",
         transport: TransportChoice = "auto",
+        ttl_seconds: Ttl = None,
+        serializer: SerializerChoice = "pickle",
+        codec: UserCodec | None = None,
+        allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
+        compress_above: int | str | None = None,
+        on_undecodable: OnUndecodable = "raise",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unknown_argument(type(self), unknown)
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
         path = (namespace,) if isinstance(namespace, str) else namespace
         config = ClientConfig(
-            nameserver=nameserver, namespace=path, timeout=timeout, on_error=on_error, transport=transport
+            nameserver=nameserver,
+            namespace=path,
+            timeout=timeout,
+            on_error=on_error,
+            transport=transport,
+            ttl_seconds=ttl_to_seconds(ttl_seconds),
+            serializer=serializer,
+            codec=codec,
+            allowed_classes=None if allowed_classes is None else _class_names(allowed_classes),
+            compress_above=parse_size(compress_above) if isinstance(compress_above, str) else compress_above,
+            on_undecodable=on_undecodable,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -109,63 +160,106 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self,
         key: object,
         value: object,
-        ttl_seconds: KeptTtl = None,
+        ttl_seconds: KeptTtl = DEFAULT_TTL,
         *,
         tags: Iterable[str] | None = None,
         if_version: int | None = None,
+        expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` under ``key``.
 
         Args:
             ttl_seconds: the time to live, in seconds or as a timedelta; None for no expiry, ``...`` to keep the expiry
-                of the entry that is replaced.
+                of the entry that is replaced. By default, and for a new entry with ``...``, that of the client.
             tags: names by which `invalidate_tag` finds the entry. They replace those of the old entry, unless
                 ``ttl_seconds`` is ``...`` and this is None: then the entry keeps its tags.
             if_version: store only if the entry has this version, from `get_with_version`.
+            expires_at: when the entry expires, in place of ``ttl_seconds``: an aware datetime, or seconds since the
+                epoch. If that time has passed, the entry that would be replaced is removed, and the value is not sent.
 
         Returns:
-            True if it was stored. False if the version differs, or if the node is unreachable and ``on_error`` is
-            ``"miss"``.
+            True if it was stored. False if the version differs, or if the node is unreachable, ``on_error`` is
+            ``"miss"`` and there is no ``if_version``.
 
         Raises:
             ValueError, TypeError: ``ttl_seconds`` is not above 0 or not a duration, or another argument is not valid.
             SerializationError: the value does not pickle; nothing was sent.
             ValueTooLarge: the node does not accept a value of that size; the old value is kept.
         """
+        if unknown:
+            raise unknown_argument(self.set, unknown)
         # The plain write below is the most frequent one. It does not go through `_put`, which saves function calls.
-        if tags is not None or if_version is not None or ttl_seconds is ...:
+        if tags is not None or if_version is not None or ttl_seconds is ... or expires_at is not None:
             condition = None if if_version is None else _version(if_version)
-            return self._put(key, value, ttl_on_the_wire(ttl_seconds), condition, tags)
+            return self._put(key, value, ttl_seconds, condition, tags, expires_at)
         context = self._context
         encoded = encode_key(key, context.prefix)
-        seconds = None if ttl_seconds is None else ttl_to_seconds(ttl_seconds)
+        seconds = context.ttl_seconds if ttl_seconds is DEFAULT_TTL else ttl_to_seconds(ttl_seconds)
         frame = context.codec.encode(encoded, value)
         try:
             context.backend.set(encoded, frame, seconds, Deadline(context.timeout))
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
         return True
 
     def add(
-        self, key: object, value: object, ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
+        self,
+        key: object,
+        value: object,
+        ttl_seconds: KeptTtl = DEFAULT_TTL,
+        *,
+        tags: Iterable[str] | None = None,
+        expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` if there is no entry. Return whether it was stored. Arguments and errors as for `set`."""
-        return self._put(key, value, ttl_to_seconds(ttl_seconds), "absent", tags)
+        if unknown:
+            raise unknown_argument(self.add, unknown)
+        return self._put(key, value, ttl_seconds, "absent", tags, expires_at)
 
     def replace(
-        self, key: object, value: object, ttl_seconds: KeptTtl = None, *, tags: Iterable[str] | None = None
+        self,
+        key: object,
+        value: object,
+        ttl_seconds: KeptTtl = DEFAULT_TTL,
+        *,
+        tags: Iterable[str] | None = None,
+        expires_at: When | None = None,
+        **unknown: Never,
     ) -> bool:
         """Store ``value`` if there is an entry. Return whether it was stored. Arguments and errors as for `set`."""
-        return self._put(key, value, ttl_on_the_wire(ttl_seconds), "present", tags)
+        if unknown:
+            raise unknown_argument(self.replace, unknown)
+        return self._put(key, value, ttl_seconds, "present", tags, expires_at)
 
     def _put(
-        self, key: object, value: object, ttl: float | None, condition: Condition, tags: Iterable[str] | None
+        self,
+        key: object,
+        value: object,
+        ttl_seconds: KeptTtl,
+        condition: Condition,
+        tags: Iterable[str] | None,
+        expires_at: When | None = None,
     ) -> bool:
         context = self._context
-        encoded_tags = context.encode_tags(tags)
+        ttl, encoded_tags = context.ttl(ttl_seconds, expires_at), context.encode_tags(tags)
         encoded = context.encode_key(key)
+        if ttl == 0:
+            return self._put_expired(encoded, condition)
         frame = context.codec.encode(encoded, value)
+        if isinstance(condition, int):
+            # Not a miss if its node is away: False says that another caller has changed the entry.
+            return context.backend.put(encoded, frame, ttl, condition, encoded_tags, context.deadline())
         return self._answer(context.backend.put, encoded, False, frame, ttl, condition, encoded_tags)
+
+    def _put_expired(self, key: bytes, condition: Condition) -> bool:
+        """Store an entry that has expired already: remove the one that it replaces. Return whether it was stored."""
+        if condition == "absent":
+            return not self._answer(self._context.backend.contains, key, True)
+        if condition is None:
+            return self._remove(key, None) is not None
+        return self._remove(key, False, None if isinstance(condition, str) else condition)
 
     @overload
     def get(self, key: object, default: None = None, *, touch_seconds: Ttl = None) -> Any | None: ...
@@ -178,8 +272,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             touch_seconds: set the time to live of the entry, if there is one, counted from now (sliding expiry).
 
         Raises:
-            SerializationError: the value does not unpickle here.
-            CorruptValue: the stored bytes are not a value frame of pyrocache.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``.
+            CorruptValue: likewise, because the stored bytes are not a value frame of pyrocache.
         """
         context = self._context
         encoded = encode_key(key, context.prefix)
@@ -188,15 +282,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
                 frame = context.backend.get(encoded, context.deadline(), _finite(touch_seconds))
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, default)
         if frame is None:
             return default
         try:
-            return context.codec.decode(encoded, frame)  # `ClientContext.decode`, inlined for speed
-        except CorruptValue:
-            context.count("corrupt_values")
-            raise
+            return context.codec.decode(encoded, frame)  # `ClientContext.read`, inlined for speed
+        except SerializationError as error:
+            return context.undecodable(error, default)
 
     def get_with_version(self, key: object) -> tuple[Any, int] | None:
         """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
@@ -207,17 +300,41 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_with_version, encoded, None)
-        return None if found is None else (context.decode(encoded, found[0]), found[1])
+        value = MISSING if found is None else context.read(encoded, found[0], MISSING)
+        return None if found is None or value is MISSING else (value, found[1])
 
-    def compare_and_set(self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ...) -> bool:
+    def get_entry(self, key: object) -> Entry | None:
+        """Return the value stored under ``key`` with its version, time to live, tags, age and size, or None.
+
+        Does not count as a use of the entry for eviction, nor in `stats`.
+
+        Raises:
+            SerializationError, CorruptValue: as `get`.
+        """
+        context = self._context
+        encoded = context.encode_key(key)
+        found = self._answer(context.backend.get_entry, encoded, None)
+        value = MISSING if found is None else context.read(encoded, found[0], MISSING)
+        return None if found is None or value is MISSING else entry(context, value, found[1], found[2:])
+
+    def compare_and_set(
+        self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ..., **unknown: Never
+    ) -> bool:
         """Store ``value`` if the entry still has this ``version``. Return whether it was stored.
 
         By default the entry keeps its expiry and its tags; with another ``ttl_seconds`` it has no tags.
         """
-        return self._put(key, value, ttl_on_the_wire(ttl_seconds), _version(version), None)
+        if unknown:
+            raise unknown_argument(self.compare_and_set, unknown)
+        return self._put(key, value, ttl_seconds, _version(version), None)
 
     def compute(
-        self, key: object, function: Callable[[Any], _T], default: Any = MISSING, ttl_seconds: KeptTtl = ...
+        self,
+        key: object,
+        function: Callable[[Any], _T],
+        default: Any = MISSING,
+        ttl_seconds: KeptTtl = ...,
+        **unknown: Never,
     ) -> _T:
         """Replace the value stored under ``key`` by ``function(value)``, atomically: no caller's change is lost.
 
@@ -229,14 +346,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             default: given to ``function`` if there is no entry.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, ``function(default)``,
-            which is not stored.
+            The new value.
 
         Raises:
+            CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
             KeyError: there is no entry, and no ``default``.
             Conflict: other callers changed the entry during every attempt, until the timeout.
             SerializationError, ValueTooLarge: as `set`.
         """
+        if unknown:
+            raise unknown_argument(self.compute, unknown)
         if not callable(function):
             raise TypeError("compute takes a key and a function of its value; set stores a value.")
         return compute(self._context, key, function, default, ttl_seconds)
@@ -246,7 +365,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     @overload
     def update(self, entries: Iterable[tuple[Any, Any]] = (), /, **more: Any) -> None: ...
     def update(self, /, *arguments: Any, **named: Any) -> None:
-        """Store entries, given as `dict.update` takes them, without expiry; as `set_many` does.
+        """Store entries, given as `dict.update` takes them; as `set_many` does.
 
         Raises:
             TypeError: these are not entries. `compute` changes one entry by a function.
@@ -259,35 +378,75 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             )
         self.set_many(dict(*arguments, **named))
 
-    def incr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
+    def incr(
+        self,
+        key: object,
+        delta: int = 1,
+        default: int | None = 0,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        **unknown: Never,
+    ) -> int:
         """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have any size.
 
         Args:
-            default: what ``delta`` is added to if there is no entry.
+            default: what ``delta`` is added to if there is no entry; None to raise `KeyError`.
             ttl_seconds: the time to live of a new entry; one that exists keeps its own.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, the value of a new entry.
+            The new value.
 
         Raises:
+            CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
+            KeyError: there is no entry, and ``default`` is None.
             NotAnInt: the value is not an int; it is unchanged.
             TypeError: ``delta`` or ``default`` is not an int.
         """
-        by, start = _int(delta, "delta"), _int(default, "default")
-        seconds = ttl_to_seconds(ttl_seconds)
+        if unknown:
+            raise unknown_argument(self.incr, unknown)
+        by, start = _int(delta, "delta"), None if default is None else _int(default, "default")
         context = self._context
+        seconds = context.new_ttl(ttl_seconds)
         encoded = context.encode_key(key)
-        frame = self._answer(context.backend.incr, encoded, None, pack_int(by), pack_int(start), seconds)
-        return start + by if frame is None else int(context.decode(encoded, frame))
+        begin = None if start is None else pack_int(start)
+        frame = context.backend.incr(encoded, pack_int(by), begin, seconds, context.deadline())
+        if frame is None:
+            raise KeyError(key)
+        return int(context.decode(encoded, frame))
 
-    def decr(self, key: object, delta: int = 1, default: int = 0, ttl_seconds: Ttl = None) -> int:
+    def decr(
+        self,
+        key: object,
+        delta: int = 1,
+        default: int | None = 0,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        **unknown: Never,
+    ) -> int:
         """Subtract ``delta``; as `incr` with ``-delta``."""
+        if unknown:
+            raise unknown_argument(self.decr, unknown)
         return self.incr(key, -_int(delta, "delta"), default, ttl_seconds)
 
-    def touch(self, key: object, ttl_seconds: Ttl) -> bool:
-        """Set the time to live of an entry, counted from now (None: no expiry). Return whether the entry exists."""
-        seconds = ttl_to_seconds(ttl_seconds)
-        return self._answer(self._context.backend.touch, self._context.encode_key(key), False, seconds)
+    def touch(
+        self,
+        key: object,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        *,
+        expires_at: When | None = None,
+        **unknown: Never,
+    ) -> bool:
+        """Set the time to live of an entry, counted from now (None: no expiry). Return whether the entry exists.
+
+        Args:
+            expires_at: as for `set`; a time that has passed removes the entry.
+        """
+        if unknown:
+            raise unknown_argument(self.touch, unknown)
+        context = self._context
+        seconds = context.touch_ttl(ttl_seconds, expires_at)
+        encoded = context.encode_key(key)
+        if seconds == 0:
+            return self._remove(encoded, False)
+        return self._answer(context.backend.touch, encoded, False, seconds)
 
     @overload
     def pop(self, key: object) -> Any: ...
@@ -298,36 +457,55 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry, and no ``default``.
-            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
+                removed nevertheless.
         """
         context = self._context
         encoded = context.encode_key(key)
         frame = self._answer(context.backend.pop, encoded, None)
-        if frame is not None:
-            return context.decode(encoded, frame)
-        if default is MISSING:
+        value = default if frame is None else context.read(encoded, frame, default)
+        if value is MISSING:
             raise KeyError(key)
-        return default
+        return value
 
     @overload
-    def setdefault(self, key: object, default: None = None, ttl_seconds: Ttl = None) -> Any | None: ...
+    def setdefault(
+        self, key: object, default: None = None, ttl_seconds: NewTtl = DEFAULT_TTL
+    ) -> Any | None: ...
     @overload
-    def setdefault(self, key: object, default: _T, ttl_seconds: Ttl = None) -> Any | _T: ...
-    def setdefault(self, key: object, default: Any = None, ttl_seconds: Ttl = None) -> Any:
+    def setdefault(self, key: object, default: _T, ttl_seconds: NewTtl = DEFAULT_TTL) -> Any | _T: ...
+    def setdefault(
+        self, key: object, default: Any = None, ttl_seconds: NewTtl = DEFAULT_TTL, **unknown: Never
+    ) -> Any:
         """Return the value stored under ``key``; if there is none, store and return ``default``. Errors as `set`."""
-        seconds = ttl_to_seconds(ttl_seconds)
+        if unknown:
+            raise unknown_argument(self.setdefault, unknown)
         context = self._context
+        seconds = context.new_ttl(ttl_seconds)
         encoded = context.encode_key(key)
         frame = context.codec.encode(encoded, default)
         found = self._answer(context.backend.setdefault, encoded, None, frame, seconds)
-        return default if found is None else context.decode(encoded, found)
+        return default if found is None else context.read(encoded, found, default)
 
-    def delete(self, key: object) -> bool:
+    def delete(self, key: object, *, if_version: int | None = None) -> bool:
         """Remove the entry. Return whether it existed.
 
         Not retried once the request was sent: after a `NodeUnavailable` the entry may or may not be removed.
+
+        Args:
+            if_version: remove the entry only if it has this version; return whether it was removed.
         """
-        return self._answer(self._context.backend.delete, self._context.encode_key(key), False)
+        version = None if if_version is None else _version(if_version)
+        return self._remove(self._context.encode_key(key), False, version)
+
+    def _remove(self, key: bytes, missed: _T, version: int | None = None) -> bool | _T:
+        context = self._context
+        try:
+            return context.backend.delete(key, context.deadline(), version)
+        except CacheUnavailable as error:
+            if version is not None:  # False would say that another caller has changed the entry
+                raise
+            return context.missed(error, missed)
 
     def contains(self, key: object) -> bool:
         """Return whether there is an entry. Does not count as a use of it for eviction, nor in `stats`."""
@@ -339,10 +517,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return None if seconds is None else float(seconds)
 
     def _answer(self, method: Callable[..., _T], key: bytes, missed: Any, *arguments: Any) -> _T:
-        """Return what a method of the backend returns, or ``missed`` if a `NodeUnavailable` counts as a miss."""
+        """Return what a method of the backend returns, or ``missed`` if a `CacheUnavailable` counts as a miss."""
         try:
             return method(key, *arguments, self._context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return self._context.missed(error, missed)  # type: ignore[no-any-return]
 
     # Loading once ----------------------------------------------------------------------------------------
@@ -351,13 +529,15 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self,
         key: object,
         factory: Callable[[], _T],
-        ttl_seconds: Ttl = None,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
         *,
+        ttl_jitter: float = 0.0,
         stale_seconds: Duration = 0,
         early: float = 0.0,
         wait_seconds: Duration | None = None,
         lease_seconds: Duration = 60,
         tags: Iterable[str] | None = None,
+        **unknown: Never,
     ) -> _T:
         """Return the value stored under ``key``; if there is none, call ``factory()``, store its result and return it.
 
@@ -367,8 +547,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         is returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it
         may be outdated.
 
+        A loaded value is always returned. If it cannot be stored, because it does not pickle, is too large, or its node
+        or the client is gone, this is counted (`ClientStats.loads_not_stored`) and logged once per function. A stored
+        value that does not decode in this process is loaded anew and replaced.
+
         Args:
-            ttl_seconds, tags: of the stored value, as for `set`.
+            ttl_seconds, tags: of the stored value, as for `set`, without ``...``.
+            ttl_jitter: as for `set_many`.
             stale_seconds: how long after its expiry a value is still returned to other callers while one caller loads a
                 new one.
             early: refresh a value before it expires. Each caller does so with a probability that grows as the expiry
@@ -379,12 +564,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             WaitTimeout: another caller was still loading after ``wait_seconds``.
-            NodeUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called, and its value is
-                returned but not stored. The same applies, independent of ``on_error``, if the node fails while the
-                factory runs.
-            SerializationError, ValueTooLarge: the loaded value cannot be stored.
+            LoadDeadlock: called by a factory, for a value whose load in this process waits for that factory.
+            CacheUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called, and its value is
+                returned but not stored.
             TypeError: ``factory`` is not callable.
         """
+        if unknown:
+            raise unknown_argument(self.get_or_set, unknown)
+        __tracebackhide__ = True  # the factory's exceptions
         if not callable(factory):
             raise TypeError(
                 "get_or_set takes a function that makes the value, and calls it if there is none; "
@@ -392,23 +579,27 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             )
         context = self._context
         # All arguments are checked before the factory can run.
-        options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
+        ttl = context.new_ttl(ttl_seconds)
+        options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
         encoded, encoded_tags = context.encode_key(key), context.encode_tags(tags)
         return load_once.get_or_set(Load(context, encoded, factory, options, lambda: encoded_tags))
 
     def memoize(
         self,
-        ttl_seconds: Ttl = None,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
         *,
+        ttl_jitter: float = 0.0,
         key: Callable[..., object] | None = None,
         ignore: Iterable[str] = (),
         cache_if: Callable[[Any], object] | None = None,
         typed: bool = False,
         tags: Tags = None,
+        name: str | None = None,
         stale_seconds: Duration = 0,
         early: float = 0.0,
         wait_seconds: Duration | None = None,
         lease_seconds: Duration = 60,
+        **unknown: Never,
     ) -> Memoizer:
         """Cache a function's results: ``@cache.memoize(ttl_seconds=60)``. Loads as `get_or_set` does.
 
@@ -416,33 +607,50 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ``@staticmethod`` and ``@classmethod``. The decorated function has ``.invalidate(...)``, ``.refresh(...)`` and
         ``.key(...)``, each called with the function's own arguments, and ``.original``.
 
-        The key of a result is the function's module and qualified name and its arguments, defaults included, however
-        they are passed. For a lambda, and for a function in ``__main__``, it also contains a digest of the code.
-        Anything else that a function refers to, such as the variables around a nested function, is not part of the key:
-        include it with ``key``.
+        The key of a result is the function's identity and its arguments, defaults included, however they are passed.
+        The identity is the module, the qualified name, and a digest of the bytecode and of the variables of enclosing
+        functions that the function refers to, as they are at the first call. What a global name refers to, and a
+        variable that changes later, are not noticed: include them with ``key``. Arguments may be any picklable objects
+        of any size; large ones are compared by a digest.
 
         Args:
             key: called with all arguments, by position and defaults included; its result replaces them in the key.
             ignore: names of arguments that are left out of the key, like ``("self",)``. Otherwise a method's
                 ``self`` is part of the key, encoded like any key.
-            cache_if: called with a result; the result is stored if this returns true.
+            cache_if: called with a result; the result is stored if this returns true. If it raises, the result is
+                returned but not stored, as one that cannot be stored.
             typed: whether equal arguments of different types, like 1 and 1.0, have separate results.
             tags: the tags of the results, or a function that returns them, called like ``key``.
-            stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
+            name: the identity of the function, in place of the above. Functions of one name share their results.
+            ttl_seconds, ttl_jitter, stale_seconds, early, wait_seconds, lease_seconds: as for `get_or_set`.
 
-        Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument cannot be a key.
+        Raises, when the decorated function is called: as `get_or_set`; `InvalidKey` if an argument does not pickle, or
+        if an enclosing variable does not and there is neither ``key`` nor ``name``.
         """
+        if unknown:
+            raise unknown_argument(self.memoize, unknown)
         if callable(ttl_seconds):
             raise TypeError("memoize is called to decorate a function: @cache.memoize()")
         if isinstance(ignore, str):
             raise TypeError("ignore is a list of names, not one name.")
-        options = load_options(ttl_seconds, stale_seconds, early, wait_seconds, lease_seconds)
-        return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags)
+        ttl = self._context.new_ttl(ttl_seconds)
+        options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
+        return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------
 
-    def lock(self, name: object, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None) -> Lock:
+    def lock(
+        self,
+        name: object,
+        ttl_seconds: Duration = 30,
+        *,
+        wait_seconds: Duration | None = None,
+        thread_local: bool = True,
+        **unknown: Never,
+    ) -> Lock:
         """Return a lock that at most one thread of all processes and hosts holds: ``with cache.lock("report"): ...``.
+
+        It has the methods of `threading.Lock`: ``acquire(blocking, timeout)``, ``release()`` and ``locked()``.
 
         A held lock is renewed in the background. It is free at once when the holder releases it or its process ends. A
         holder that cannot renew the lock, because its host has failed or its process is suspended, loses the lock after
@@ -459,21 +667,36 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             name: any key. A lock and an entry of the same name are independent.
             ttl_seconds: as above, in seconds or as a timedelta.
             wait_seconds: how long to wait for it; None for no limit, 0 for not at all.
+            thread_local: whether each thread that uses the object acquires and releases for itself. If it is False, the
+                object is the owner, and any thread or coroutine may release what another one has acquired.
 
-        Raises, when it is acquired: `LockTimeout`; `NodeUnavailable`, independent of ``on_error``. When it is released:
+        Raises, when it is acquired: `LockTimeout` (``acquire`` returns False instead); `NodeUnavailable`, independent
+        of ``on_error``. When it is released:
         `LockLost` if it was lost before or its node does not answer, unless the body of a ``with`` has raised an
         exception.
         """
-        return Lock(self._context, name, 1, ttl_seconds, wait_seconds)
+        if unknown:
+            raise unknown_argument(self.lock, unknown)
+        return Lock(self._context, name, 1, ttl_seconds, wait_seconds, thread_local)
 
     def semaphore(
-        self, name: object, n: int, ttl_seconds: Duration = 30, *, wait_seconds: Duration | None = None
+        self,
+        name: object,
+        n: int,
+        ttl_seconds: Duration = 30,
+        *,
+        wait_seconds: Duration | None = None,
+        thread_local: bool = True,
+        **unknown: Never,
     ) -> Lock:
         """Return a semaphore with ``n`` permits, one for each holder; all callers must pass the same ``n``.
 
-        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name.
+        Otherwise as `lock`. ``n`` is from 1 to 2**20; with 1, this is the lock of that name. If ``thread_local`` is
+        False, an object may hold several permits: as many as were acquired with it and not released.
         """
-        return Lock(self._context, name, n, ttl_seconds, wait_seconds)
+        if unknown:
+            raise unknown_argument(self.semaphore, unknown)
+        return Lock(self._context, name, n, ttl_seconds, wait_seconds, thread_local)
 
     # Many keys -------------------------------------------------------------------------------------------
 
@@ -486,18 +709,40 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         return bulk.get_many(self._context, keys)
 
+    def get_entries(self, keys: Iterable[object]) -> dict[Any, Entry]:
+        """Return `get_entry` of those ``keys`` that have an entry, by key, in the order of the keys.
+
+        Raises:
+            TypeError, PartialFailure: as `get_many`.
+        """
+        return bulk.get_entries(self._context, keys)
+
     def set_many(
-        self, mapping: Mapping[Any, Any], ttl_seconds: Ttl = None, *, tags: Iterable[str] | None = None
+        self,
+        mapping: Mapping[Any, Any],
+        ttl_seconds: KeptTtl = DEFAULT_TTL,
+        *,
+        tags: Iterable[str] | None = None,
+        expires_at: When | None = None,
+        ttl_jitter: float = 0.0,
+        **unknown: Never,
     ) -> int:
         """Store every entry of ``mapping``, each with these ``tags``. Return how many were stored.
 
         All keys and values are encoded before anything is sent.
 
+        Args:
+            ttl_seconds, tags, expires_at: as for `set`.
+            ttl_jitter: a fraction from 0 to 1. The time to live of each entry is drawn at random, from that part less
+                than asked for up to what was asked for, so that entries stored together do not expire together.
+
         Raises:
             ValueError, TypeError, SerializationError: as `set`.
             PartialFailure: a node is unreachable, or a value is too large for its node; the other entries are stored.
         """
-        return bulk.set_many(self._context, mapping, ttl_seconds, tags)
+        if unknown:
+            raise unknown_argument(self.set_many, unknown)
+        return bulk.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter)
 
     def delete_many(self, keys: Iterable[object]) -> int:
         """Remove the entries of ``keys``. Return how many existed.
@@ -508,18 +753,29 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         return bulk.delete_many(self._context, keys)
 
-    def touch_many(self, keys: Iterable[object], ttl_seconds: Ttl) -> int:
+    def touch_many(
+        self,
+        keys: Iterable[object],
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        *,
+        expires_at: When | None = None,
+        **unknown: Never,
+    ) -> int:
         """Set the time to live of the entries of ``keys``, counted from now (None: no expiry). Return how many exist.
+
+        ``expires_at`` is as for `touch`.
 
         Raises:
             PartialFailure: a node is unreachable; the other entries are touched. If a key is not hashable, the first
                 node's error is raised instead.
         """
-        return bulk.touch_many(self._context, keys, ttl_seconds)
+        if unknown:
+            raise unknown_argument(self.touch_many, unknown)
+        return bulk.touch_many(self._context, keys, ttl_seconds, expires_at)
 
     # The whole namespace ---------------------------------------------------------------------------------
 
-    def namespace(self, name: str) -> Self:
+    def namespace(self, name: str, *, ttl_seconds: NewTtl = DEFAULT_TTL, **unknown: Never) -> Self:
         """Return a client for a namespace: entries that clients of other namespaces do not see.
 
         `len` and `clear` of this client do not include them either. The new client shares this client's settings and
@@ -527,10 +783,15 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ``PyroCacheClient(namespace="shop")`` and ``PyroCacheClient().namespace("shop")`` use the same namespace.
         Namespaces can be nested: ``namespace("shop").namespace("eu")``.
 
+        Args:
+            ttl_seconds: the time to live of entries that are stored without one; by default that of this client.
+
         Raises:
             ConfigurationError: ``name`` is not a str, or takes more than 255 bytes in UTF-8, or the path more than 512.
         """
-        return self._of(self._context.namespace(name))
+        if unknown:
+            raise unknown_argument(self.namespace, unknown)
+        return self._of(self._context.namespace(name, ttl_seconds))
 
     def invalidate_tag(self, tag: str) -> int:
         """Remove every entry of this namespace that was stored with ``tag``, on every node. Return how many there were.
@@ -544,7 +805,54 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove every entry of this namespace. Return how many there were, including some that had expired."""
         return self._total(self._context.backend.clear, self._context.prefix)
 
-    def scan(self, prefix: str | tuple[Any, ...] | None = None, batch: int = MAX_BATCH) -> Iterator[Any]:
+    def delete_prefix(self, prefix: str | tuple[Any, ...]) -> int:
+        """Remove every entry whose key `scan` returns for ``prefix``, on every node. Return how many there were.
+
+        The nodes examine every key of the namespace, page by page. Each page has a timeout of its own, and is not sent
+        again after a lost reply. An entry that is stored meanwhile may or may not be removed.
+
+        Raises:
+            TypeError: ``prefix`` is neither a str nor a tuple.
+            NodeUnavailable: a node is unreachable; some entries may be removed. With ``on_error="miss"``, its entries
+                stay.
+        """
+        return scan.delete_prefix(self._context, prefix)
+
+    @overload
+    def scan(
+        self,
+        prefix: str | tuple[Any, ...] | None = None,
+        batch: int = MAX_BATCH,
+        *,
+        tag: str | None = None,
+        details: Literal[False] = False,
+    ) -> Iterator[Any]: ...
+    @overload
+    def scan(
+        self,
+        prefix: str | tuple[Any, ...] | None = None,
+        batch: int = MAX_BATCH,
+        *,
+        tag: str | None = None,
+        details: Literal[True],
+    ) -> Iterator[EntryInfo]: ...
+    @overload
+    def scan(
+        self,
+        prefix: str | tuple[Any, ...] | None = None,
+        batch: int = MAX_BATCH,
+        *,
+        tag: str | None = None,
+        details: bool,
+    ) -> Iterator[Any]: ...
+    def scan(
+        self,
+        prefix: str | tuple[Any, ...] | None = None,
+        batch: int = MAX_BATCH,
+        *,
+        tag: str | None = None,
+        details: bool = False,
+    ) -> Iterator[Any]:
         """Return an iterator over the keys of this namespace, node by node, in no order.
 
         No key is returned twice. A key that exists throughout is returned once; a key that is stored or removed
@@ -555,11 +863,17 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             prefix: a str or a tuple. Only keys that are strings with this prefix, or tuples that begin with these
                 items, are returned.
             batch: how many keys to request from a node at a time, at most 1,000. Each request has a timeout of its own.
+            tag: only keys of entries with this tag are returned. If few entries have it, this is fast however many
+                other entries there are.
+            details: return an `EntryInfo` in place of each key: its time to live, tags, age and size.
 
         Raises:
-            TypeError: ``prefix`` is neither a str nor a tuple.
+            TypeError: ``prefix`` is neither a str nor a tuple, or ``tag`` is not a str.
         """
-        return scan.scan(self._context, prefix, batch)
+        encoded = None if tag is None else self._context.encode_tag(tag)
+        if details:
+            return scan.details(self._context, prefix, batch, encoded)
+        return scan.scan(self._context, prefix, batch, encoded)
 
     def __iter__(self) -> Iterator[Any]:
         return scan.scan(self._context)
@@ -577,7 +891,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry.
-            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
+                removed nevertheless. With ``"miss"``, another entry is returned.
         """
         return scan.pop_any(self._context)
 
@@ -627,6 +942,21 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         return context.backend.owner(context.encode_key(key), context.deadline())
 
+    def ping(self) -> int:
+        """Return the number of nodes, once each of them has answered that it serves; whatever ``on_error`` says.
+
+        Raises:
+            NodeUnavailable: a node does not answer, or does not serve.
+            NameServerUnavailable, NoNodes: no node is known.
+        """
+        answers = self._context.backend.ping(self._context.deadline())
+        for member, answer in answers:
+            if isinstance(answer, NodeUnavailable):
+                raise answer
+            if not answer.get("serving"):
+                raise NodeUnavailable(f"ping failed: {member.name} does not serve yet, or is leaving.")
+        return len(answers)
+
     def stats(self) -> Stats:
         """Return the statistics of every node, their sums, and those of this client.
 
@@ -644,9 +974,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self._context.reset_figures()
 
     def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
-        """Return the sum of the nodes' answers. ``on_error`` decides whether a `NodeUnavailable` is raised."""
+        """Return the sum of the nodes' answers. ``on_error`` decides whether a `CacheUnavailable` is raised."""
         total = 0
-        for _, answer in method(*arguments, self._context.deadline()):
+        try:
+            answers = method(*arguments, self._context.deadline())
+        except CacheUnavailable as error:
+            return self._context.missed(error, 0)
+        for _, answer in answers:
             if isinstance(answer, NodeUnavailable):
                 self._context.missed(answer, None)
             else:
@@ -654,6 +988,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return total
 
     # Life ------------------------------------------------------------------------------------------------
+
+    def disconnect(self) -> None:
+        """Close the connections; the next call connects again. Does nothing once the client is closed.
+
+        Calls of other threads are not disturbed: the connection of a call is closed when the call ends. Held locks stay
+        held, and loads go on: their connections are closed when they are released. A client and its namespaces share
+        their connections, so this disconnects all of them.
+        """
+        if not self._context.closed:
+            self._context.backend.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""
@@ -675,6 +1019,26 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     def __setstate__(self, config: ClientConfig) -> None:
         self._context = ClientContext(config, Backend.of(config))
+
+
+hide_unknown(PyroCacheClient)
+
+
+def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names by which pickles refer to classes and functions. Strings are names already."""
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}.")
+    return tuple(given if isinstance(given, str) else _class_name(given) for given in classes)
+
+
+def _class_name(given: Any) -> str:
+    module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise TypeError(
+            f"allowed_classes has classes, functions and their names, not {type(given).__name__}."
+        )
+    # A worker that multiprocessing spawned knows its parent's __main__ by another name.
+    return f"{'__main__' if module == '__mp_main__' else module}.{name}"
 
 
 def _version(version: int) -> int:

@@ -11,27 +11,41 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from types import EllipsisType
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
-from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.encoding import decode_key, encode_key
 from pyrocache.client.keys.format import namespace_prefix, utf8
 from pyrocache.client.stats import ClientStats
-from pyrocache.config import ClientConfig, ttl_to_seconds
-from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
+from pyrocache.client.throttle import Throttle
+from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
+from pyrocache.errors import (
+    CacheUnavailable,
+    ClientClosed,
+    CorruptValue,
+    InvalidKey,
+    PyroCacheError,
+    SerializationError,
+)
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED, client_closed
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
+from pyrocache.tracebacks import brief
 
 log = logging.getLogger("pyrocache.client")
+
+_WARNING_SECONDS = 60.0
+_warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
 
 _T = TypeVar("_T")
 
@@ -48,14 +62,33 @@ class Missing(Enum):
 MISSING: Final = Missing.MISSING
 """Marks an omitted default or an absent value, because None is a value like any other."""
 
-Duration: TypeAlias = float | timedelta
-"""Seconds, or a timedelta."""
+
+class DefaultTtl(Enum):
+    """The type of `DEFAULT_TTL`."""
+
+    DEFAULT_TTL = "DEFAULT_TTL"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+DEFAULT_TTL: Final = DefaultTtl.DEFAULT_TTL
+"""A time to live: the one that the client or the namespace was created with. Without one, entries do not expire."""
+
+Duration: TypeAlias = SupportsFloat | timedelta
+"""Seconds, as a number of any type, or a timedelta."""
 
 Ttl: TypeAlias = Duration | None
 """Time to live: seconds or a timedelta above 0; None for no expiry."""
 
-KeptTtl: TypeAlias = Ttl | EllipsisType
-"""As `Ttl`; ``...`` keeps the expiry that the entry has."""
+NewTtl: TypeAlias = Ttl | DefaultTtl
+"""As `Ttl`; `DEFAULT_TTL` is that of the client."""
+
+KeptTtl: TypeAlias = NewTtl | EllipsisType
+"""As `NewTtl`; ``...`` keeps the expiry that the entry has."""
+
+When: TypeAlias = SupportsFloat | datetime
+"""A point in time: an aware datetime, or seconds since the epoch, as ``time.time()`` returns them."""
 
 
 class ClientContext:
@@ -71,15 +104,20 @@ class ClientContext:
         codec: encodes and decodes values.
         prefix: the bytes that begin every encoded key.
         timeout: seconds for a call.
+        ttl_seconds: seconds to live of an entry that is stored without a TTL; None for no expiry.
         figures: the statistics of this client.
+        warnings: limits the warnings about what counts as a miss.
     """
+
+    warnings = _warnings
 
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
         self.config = config
         self.backend = backend
-        self.codec = Codec()
+        self.codec = Codec(config.serializer, config.codec, config.allowed_classes, config.compress_above)
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
+        self.ttl_seconds = config.ttl_seconds
         self._root = root
         # Weak references, so that an unused namespace is collected.
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
@@ -92,9 +130,10 @@ class ClientContext:
         """Whether `close` was called."""
         return isinstance(self.backend, _ClosedBackend)
 
-    def namespace(self, name: str) -> ClientContext:
+    def namespace(self, name: str, ttl_seconds: NewTtl = DEFAULT_TTL) -> ClientContext:
         """Return the context of a namespace within this one."""
-        config = replace(self.config, namespace=(*self.config.namespace, name))
+        path, ttl = (*self.config.namespace, name), self.new_ttl(ttl_seconds)
+        config = replace(self.config, namespace=path, ttl_seconds=ttl)
         inner = ClientContext(config, self.backend, root=False)
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
@@ -128,6 +167,20 @@ class ClientContext:
             self.count("corrupt_values")
             raise
 
+    def read(self, key: bytes, frame: Any, missing: Any) -> Any:
+        """Return the value in a value frame; if it does not decode, apply ``on_undecodable`` as `undecodable` does."""
+        try:
+            return self.codec.decode(key, frame)
+        except SerializationError as error:
+            return self.undecodable(error, missing)
+
+    def read_key(self, encoded: bytes, missing: Any) -> Any:
+        """Return a decoded key; if it does not decode, apply ``on_undecodable`` as `undecodable` does."""
+        try:
+            return decode_key(encoded, self.codec)
+        except (InvalidKey, SerializationError) as error:
+            return self.undecodable(error, missing)
+
     def encode_tag(self, tag: str) -> bytes:
         """Return the encoded tag, with the namespace's prefix: each namespace has tags of its own.
 
@@ -136,37 +189,88 @@ class ClientContext:
             ValueError: it is longer than `MAX_TAG_BYTES` once encoded.
         """
         if not isinstance(tag, str):
-            raise TypeError(f"A tag is a str, not {type(tag).__name__}.")
+            raise brief(TypeError(f"A tag is a str, not {type(tag).__name__}."))
         encoded = self.prefix + utf8(tag)
         if len(encoded) > MAX_TAG_BYTES:
             most = MAX_TAG_BYTES - len(self.prefix)
-            raise ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}.")
+            raise brief(ValueError(f"A tag takes at most {most} bytes in UTF-8 here, not {len(encoded)}."))
         return encoded
+
+    def decode_tag(self, tag: bytes) -> str:
+        """Return the tag of which `encode_tag` returns these bytes."""
+        return tag.removeprefix(self.prefix).decode("utf-8", "surrogatepass")
 
     def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
         """Return the encoded tags of an entry without duplicates; None for None. Raises as `encode_tag`."""
         if tags is None:
             return None
         if isinstance(tags, str) or not isinstance(tags, Iterable):
-            raise TypeError(f"tags is a list of str, not one {type(tags).__name__}.")
+            raise brief(TypeError(f"tags is a list of str, not one {type(tags).__name__}."))
         encoded = list(dict.fromkeys(map(self.encode_tag, tags)))
         if len(encoded) > MAX_TAGS:
-            raise ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}.")
+            raise brief(ValueError(f"An entry has at most {MAX_TAGS} tags, not {len(encoded)}."))
         return encoded
 
-    def missed(self, error: NodeUnavailable, value: _T) -> _T:
+    def new_ttl(self, ttl_seconds: NewTtl) -> float | None:
+        """Return the seconds to live of a new entry, None for no expiry. Raises as `ttl_to_seconds`."""
+        return self.ttl_seconds if ttl_seconds is DEFAULT_TTL else ttl_to_seconds(ttl_seconds)
+
+    def ttl(self, ttl_seconds: KeptTtl, expires_at: When | None = None) -> float | None:
+        """Return a time to live as commands encode it; 0 if the time ``expires_at`` has passed.
+
+        Raises:
+            TypeError, ValueError: as `ttl_to_seconds` and `seconds_until`, or both arguments were given.
+        """
+        if expires_at is not None:
+            if ttl_seconds is not DEFAULT_TTL:
+                raise TypeError("An entry takes ttl_seconds or expires_at, not both.")
+            return seconds_until(expires_at, time.time())
+        if ttl_seconds is ...:
+            return KEEP_TTL if self.ttl_seconds is None else -self.ttl_seconds  # of a new entry
+        return self.new_ttl(ttl_seconds)
+
+    def touch_ttl(self, ttl_seconds: NewTtl, expires_at: When | None) -> float | None:
+        """Return the same for an entry that exists; ``...`` is not valid."""
+        return self.new_ttl(ttl_seconds) if expires_at is None else self.ttl(ttl_seconds, expires_at)
+
+    def missed(self, error: CacheUnavailable, value: _T) -> _T:
         """Apply ``on_error``: either raise ``error``, or count and log a miss and return ``value``."""
         if self.config.on_error == "raise":
             raise error
         self.count("misses_on_error")
-        log.warning("Counted as a miss: %s", error)
+        self._warn(error.source or type(error).__name__, "Counted as a miss: %s", error)
         return value
+
+    def undecodable(self, error: PyroCacheError, value: _T) -> _T:
+        """Apply ``on_undecodable``: either raise ``error``, or count and log it and return ``value``.
+
+        Args:
+            error: why a stored key or value does not decode.
+        """
+        if isinstance(error, CorruptValue):
+            self.count("corrupt_values")
+        if self.config.on_undecodable == "raise":
+            raise error
+        self.count("undecodable")
+        self._warn(str(error), "Counted as missing: %s", error)
+        return value
+
+    def _warn(self, subject: Hashable, text: str, error: Exception) -> None:
+        """Log a warning, unless there was one about the same subject within the last minute."""
+        events = self.warnings.admit((self.config.nameserver, subject))
+        if events > 1:
+            text += f" ({events} times since the last such warning)"
+        if events:
+            log.warning(text, error)
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
         with self._lock:
             # Replaced, not changed, so that `stats` reads consistent values without the lock.
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.config,)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
@@ -177,9 +281,17 @@ class ClientContext:
             self.figures = ClientStats()
 
 
-def ttl_on_the_wire(ttl_seconds: KeptTtl) -> float | None:
-    """Return a time to live as commands encode it. Raises as `ttl_to_seconds`."""
-    return KEEP_TTL if ttl_seconds is ... else ttl_to_seconds(ttl_seconds)
+def _unpickled(config: ClientConfig) -> ClientContext:
+    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
+    try:
+        return _shared_context(config)
+    except TypeError:  # the user's codec is not hashable
+        return ClientContext(config, Backend.of(config))
+
+
+@lru_cache(maxsize=8)
+def _shared_context(config: ClientConfig) -> ClientContext:
+    return ClientContext(config, Backend.of(config))
 
 
 class _ClosedBackend:

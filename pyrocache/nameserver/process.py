@@ -1,8 +1,8 @@
 """The name server process: Pyro5's name server object (`nameserver.names`) on this package's event loop.
 
-``pyrocache nameserver`` calls `serve` in its own process. Run as a module, it is a child of `LocalCluster` or of
-``pyrocache nodes`` (`runtime.child_process`): it takes its settings as JSON, prints one line of JSON when it is ready,
-and ends with its parent. It does not answer broadcasts and removes no entries: each node maintains its own entry.
+``pyrocache nameserver`` calls `serve` in its own process. `main` runs in a child of `LocalCluster` or of
+``pyrocache nodes`` (`runtime.child_process`): it takes its settings as JSON, reports when it is ready, and ends with
+its parent. It does not answer broadcasts and removes no entries: each node maintains its own entry.
 `node.process` is the counterpart for nodes.
 
 Thread safety: the main thread waits for the stop request; another thread runs the event loop.
@@ -16,17 +16,20 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
-from pyrocache.config import NodeConfig, check_bind_host, format_address
-from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.config import NodeConfig, check_bind_host, check_port, format_address
+from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.protocol.handshake import MSGPACK
+from pyrocache.runtime.shortage import explained
+from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -53,8 +56,7 @@ def serve(
         ConfigurationError: it cannot be started with these settings.
     """
     check_bind_host(host, insecure=insecure)
-    if not 0 <= port < 65536:
-        raise ConfigurationError(f"A port is a number from 0 to 65535, not {port}.")
+    check_port(port)
     if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 
@@ -62,13 +64,19 @@ def serve(
         names = Names(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
         names.count()
     except (sqlite3.Error, PyroError, ValueError) as error:
-        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
+        # SQLite only says that it is unable to open the file.
+        writable = os.access(os.path.dirname(storage[4:]) or ".", os.W_OK)
+        reason = str(error) if writable else "its directory does not exist or cannot be written to"
+        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {reason}.") from error
     try:
-        listener = tcp_socket.listen(host, port)
+        with explained("The name server cannot start"):
+            listener = tcp_socket.listen(host, port)
+    except OutOfResources:
+        raise
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another --port."
+            "there already, use that one; else give another port (--port)."
         ) from error
     address = format_address(host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
@@ -81,9 +89,10 @@ def serve(
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
     )
-    loop = EventLoop([listener], dispatcher, _LIMITS)
-    thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
-    thread.start()
+    with explained("The name server cannot start"):
+        loop = EventLoop([listener], dispatcher, _LIMITS)
+        thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
+        thread.start()
     try:
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
@@ -95,21 +104,24 @@ def serve(
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Run a name server. ``argv[0]`` has the arguments of `serve` in JSON. Print one line of JSON when ready."""
+    """Run a name server.
+
+    Args:
+        argv: the arguments of `serve` in JSON; and the descriptor that leads to the parent process, which gets the
+            `answer`.
+    """
+    parent = int(argv[1])
     stop = StopRequest()
     stop.on_signals()
-    stop.with_parent()
     try:
-        serve(**json.loads(argv[0]), stop=stop, ready=_print_ready)
+        stop.with_parent(parent)
+        serve(**json.loads(argv[0]), stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)
+        answer(parent, {"error": str(error)})
         sys.exit(1)
     sys.exit(0)
 
 
-def _print_ready(address: str) -> None:
-    print(json.dumps({"address": address, "pid": os.getpid()}), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _report_ready(parent: int, address: str) -> None:
+    answer(parent, {"address": address, "pid": os.getpid()})

@@ -24,11 +24,12 @@ from pyrocache.errors import ValueTooLarge
 from pyrocache.net import multiplex
 from pyrocache.net.channel import check_supported
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, Unavailable, client_closed, too_large, unavailable
+from pyrocache.net.failures import BROKEN, Refused, Unavailable, broken, client_closed, too_large, unavailable
 from pyrocache.net.multiplex import Request
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.pool import Loan, Pool
-from pyrocache.protocol.commands import Command
+from pyrocache.net.suspicion import Suspicions
+from pyrocache.protocol.commands import PING, Command
 
 __all__ = ["Connections", "Request"]
 
@@ -39,13 +40,20 @@ class Connections:
     Args:
         max_per_node: how many may be open to any one node; further callers wait within their deadline.
         transport: whether nodes on this host are reached over their Unix sockets.
+        suspicions: which nodes seem to hang; None to trust every node.
 
     Raises:
         ConfigurationError: this interpreter's sockets do not work, under eventlet.
     """
 
-    def __init__(self, max_per_node: int, transport: TransportChoice = "auto") -> None:
+    def __init__(
+        self,
+        max_per_node: int,
+        transport: TransportChoice = "auto",
+        suspicions: Suspicions | None = None,
+    ) -> None:
         check_supported()
+        self._suspicions = suspicions
         self._max_per_node = max_per_node
         self._transport = transport
         self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
@@ -69,16 +77,20 @@ class Connections:
 
         Raises:
             Refused: the node refused.
-            Unavailable: the node could not be reached, or did not answer.
+            Unavailable: the node could not be reached, or did not answer; or nothing was sent, as it seems to hang.
             ValueTooLarge: the node does not accept the value; nothing was sent.
         """
         pool = self._pools.get(member.name)
         if pool is None or pool.member is not member:  # identity first: `pool` compares by value
             pool = self.pool(member)
+        if pool.suspicion.doubted:
+            self._ping(pool, command, deadline)
         try:
             connection = pool.checkout(deadline, not command.idempotent)
         except BROKEN as error:
-            raise unavailable(member, command.name, deadline, error, sent=False) from error
+            if not broken(error):
+                raise
+            raise pool.failed(command.name, deadline, error, sent=False) from error
         try:
             if not connection.opened:
                 connection.finish_opening(deadline)
@@ -90,8 +102,8 @@ class Connections:
             raise
         except BaseException as error:
             pool.drop(connection)
-            if isinstance(error, BROKEN):
-                raise unavailable(member, command.name, deadline, error, sent=connection.sent) from error
+            if broken(error):
+                raise pool.failed(command.name, deadline, error, sent=connection.sent) from error
             raise
         else:
             pool.idle.append(connection)
@@ -130,6 +142,8 @@ class Connections:
         if pinned is None:
             pinned = PinnedConnection(pool, self._pinned)
         try:
+            if pool.suspicion.doubted:
+                self._ping(pool, command, deadline)
             if pinned.closed and not pinned.open(command, deadline, reserve):
                 return None
             if self._closed:  # check last: close() may have raced with us
@@ -171,6 +185,16 @@ class Connections:
                 outcome = error
             yield index, outcome
 
+    def _ping(self, pool: Pool, command: Command, deadline: Deadline) -> None:
+        """Ping a node in doubt before a command is sent. Raises `Unavailable` if the node is suspected."""
+        if command is not PING:  # a ping itself is always sent
+            pool.ping(command.name, deadline, Loan(pool, self._pinned))
+
+    def disconnect(self) -> None:
+        """Close the idle connections, and each of the others when its call or grant ends. Later calls open new ones."""
+        with self._lock:  # or `pool` could put a new pool into the old table
+            self._close_pools()
+
     def close(self) -> None:
         """Close the idle connections and shut the pinned ones down. The others close when their call ends."""
         with self._lock:
@@ -202,5 +226,7 @@ class Connections:
                 if pool is None or pool.member != member:
                     if pool is not None:
                         pool.close()
-                    pool = self._pools[member.name] = Pool(member, self._max_per_node, self._transport)
+                    suspicion = None if self._suspicions is None else self._suspicions.of(member)
+                    pool = Pool(member, self._max_per_node, self._transport, suspicion)
+                    self._pools[member.name] = pool
         return pool

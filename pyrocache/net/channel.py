@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.channel import Channel
+from pyrocache.tracebacks import came_from_outside
 
 # Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
 codecs.lookup("idna")
@@ -120,11 +121,11 @@ class Dialing:
                     self.sock, self.pending = sock, error != 0
                     return
                 problem = OSError(error, os.strerror(error))
-            except OSError as failure:  # a path that is too long
-                problem = failure
-            except BaseException:
+            except BaseException as failure:
                 sock.close()
-                raise
+                if not isinstance(failure, OSError) or came_from_outside(failure):
+                    raise
+                problem = failure  # a path that is too long
             sock.close()
         raise problem
 
@@ -134,5 +135,10 @@ def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple
         # The path may be of another host, another user or a killed node; the TCP addresses follow.
         yield socket.AF_UNIX, endpoint.socket_path
     # Reached only if the Unix socket failed: resolving the name may block.
-    for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause
+        raise
+    for family, _, _, _, address in found:
         yield family, address

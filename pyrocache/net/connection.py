@@ -11,7 +11,6 @@ Thread safety: used by one thread at a time, except `interrupt`, which any threa
 
 from __future__ import annotations
 
-import contextlib
 import math
 import select
 import socket
@@ -26,6 +25,7 @@ from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
+from pyrocache.tracebacks import came_from_outside
 
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
@@ -66,7 +66,11 @@ class Connection:
         self._dialing: Dialing | None = Dialing(endpoint, transport)
         self._channel: Channel = self._dialing.sock
         if not self._dialing.pending:
-            self._greet(self._dialing)
+            try:
+                self._greet(self._dialing)
+            except BaseException:
+                self._channel.close()
+                raise
 
     @property
     def connected(self) -> bool:
@@ -177,14 +181,18 @@ class Connection:
             self._channel.recv(1, socket.MSG_PEEK | _NOW)
         except BlockingIOError:
             return True
-        except OSError:
-            pass
+        except OSError as error:
+            if came_from_outside(error):
+                raise
         return False
 
     def interrupt(self) -> None:
         """Shut the stream down: a thread that waits for a reply wakes up. Do not call this after a fork."""
-        with contextlib.suppress(OSError):  # it has ended
+        try:
             self._channel.shutdown(socket.SHUT_RDWR)
+        except OSError as error:  # it has ended
+            if came_from_outside(error):
+                raise
 
     def close(self) -> None:
         """Close this process's descriptor. A stream that was inherited by a fork stays open in the other process."""

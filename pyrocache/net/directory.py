@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import Member, is_socket_path
@@ -18,11 +19,17 @@ from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_addr
 from pyrocache.errors import NameServerUnavailable, ProtocolError
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused
+from pyrocache.net.failures import BROKEN, Refused, broken
+from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.runtime.shortage import explain
+from pyrocache.tracebacks import came_from_outside
 
 PREFIX = "cache.node."
 
+_ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
+_PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
+_TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
@@ -37,6 +44,57 @@ class Directory(Protocol):
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
         """Remove the node if its entry is of the same incarnation. Return whether that was done."""
+
+
+class WatchedLookUp:
+    """The queries of one client, which cost one timeout together if the name server hangs (`net.suspicion`).
+
+    A timeout makes the name server suspected without a ping, as no query takes long. Thread-safe.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._suspicion = Suspicion()
+        self._failure = (
+            "The name server did not answer in time."  # why there is no listing; empty if there is one
+        )
+
+    def __call__(self, seconds: float) -> list[Member]:
+        """Return the nodes that are registered. Raises `NameServerUnavailable`."""
+        began_at = time.monotonic()
+        try:
+            members = self._directory.members(seconds)
+        except NameServerUnavailable as error:
+            self._failure = str(error)
+            if not error.timed_out:
+                self._suspicion.answered()
+            elif seconds >= _ENOUGH_SECONDS:
+                self._suspicion.silent(began_at)
+            raise
+        self._failure = ""
+        self._suspicion.answered()
+        return members
+
+    def admit(self, deadline: Deadline, seconds: float) -> float:
+        """Return the seconds that a query may take, ``seconds`` at most.
+
+        Raises:
+            NameServerUnavailable: it did not answer lately, and it is not this caller that tries again.
+        """
+        if not self._suspicion.doubted:
+            return seconds
+        if self._suspicion.ask(deadline) is Verdict.FAIL:
+            raise NameServerUnavailable(f"{self._failure} It {self._suspicion.describe()}.")
+        return min(seconds, _PROBE_SECONDS)
+
+    def raise_failure(self) -> None:
+        """Raise `NameServerUnavailable` if the last query failed, or there was none."""
+        if self._failure:
+            raise NameServerUnavailable(self._failure)
+
+
+class _RefusedByNameServer(NameServerUnavailable):
+    """The name server answered with a refusal, such as that its disk is full."""
 
 
 class _NameServer(NamedTuple):
@@ -66,8 +124,13 @@ class NameServerDirectory:
         """Register ``member`` atomically. Return False if its name is taken."""
         uri = f"PYRO:{member.name}@{member.address}"
         arguments = (member.name, uri, True, _metadata(member))  # True: `safe`, refused if the name is taken
-        answer = self._ask(Deadline(timeout), "register a node", "register", *arguments, if_refused=_REFUSED)
-        return answer is not _REFUSED
+        try:
+            self._ask(Deadline(timeout), "register a node", "register", *arguments)
+        except _RefusedByNameServer as refused:
+            if _TAKEN in str(refused):
+                return False
+            raise
+        return True
 
     def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Remove ``member``. Return False if it is not registered, or if another incarnation has its name."""
@@ -107,24 +170,35 @@ class NameServerDirectory:
         except Refused as refused:
             if if_refused is not None:
                 return if_refused
-            raise self._unavailable(purpose, refused, answered=True) from refused
+            raise _RefusedByNameServer(
+                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
+                f"{refused}"
+            ) from None
         except BROKEN as error:
+            if not broken(error):
+                raise
             answered = connection is not None and connection.connected
-            raise self._unavailable(purpose, error, answered=answered) from error
+            raise self._unavailable(purpose, error, answered=answered) from None
         finally:
             if connection is not None:
                 connection.close()
 
     def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
         host, port = self._server.host, self._server.port
+        where = format_address(host, port)
+        if shortage := explain(error):
+            return NameServerUnavailable(
+                f"The name server at {where} cannot be asked to {purpose}: {shortage}."
+            )
         if answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
             remedy = f"start one with: pyrocache nameserver --host {host} --port {port}"
-        where = format_address(host, port)
-        return NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
+        unavailable = NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
+        unavailable.timed_out = isinstance(error, TimeoutError)
+        return unavailable
 
 
 def _metadata(member: Member) -> list[str]:
@@ -148,5 +222,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path)
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError) as error:
+        if came_from_outside(error):
+            raise
         return None

@@ -11,13 +11,17 @@ Thread safety: everything here is a value or a function without state.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.runtime.shortage import explain
+from pyrocache.tracebacks import came_from_outside
 
 
 class Refused(Exception):
@@ -37,12 +41,14 @@ class Unavailable(Exception):
         maybe_executed: the whole request was sent, so the node may have executed it.
         timed_out: the node did not answer in time.
         gone: there is no such node at its address: the connection or the handshake was refused, or reset.
+        suspected: nothing was sent, because the node has not answered earlier calls.
     """
 
     error: NodeUnavailable
     maybe_executed: bool
     timed_out: bool
     gone: bool = False
+    suspected: bool = False
 
 
 class PoolExhausted(Exception):
@@ -51,6 +57,21 @@ class PoolExhausted(Exception):
 
 BROKEN = (OSError, UnicodeError, ProtocolError, HandshakeRefused, PoolExhausted)
 """Exceptions that end a connection or prevent its opening. They become `Unavailable`."""
+
+
+def broken(error: BaseException) -> bool:
+    """Return whether an exception is one of `BROKEN`, and not one that a signal handler raised: its own is raised."""
+    return isinstance(error, BROKEN) and not came_from_outside(error)
+
+
+_HINT = "See which nodes answer with: pyrocache status"
+
+
+def name_in_hint(error: BaseException, nameserver: str) -> None:
+    """Complete the command in an error's message, to be copied, with the name server in use."""
+    text = str(error)
+    if nameserver and text.endswith(_HINT):
+        error.args = (f"{text} --nameserver {shlex.quote(nameserver)}", *error.args[1:])
 
 
 def unavailable(
@@ -64,6 +85,7 @@ def unavailable(
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
     kind: type[NodeUnavailable] = NodeUnavailable
+    remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
     elif timed_out:
@@ -74,11 +96,23 @@ def unavailable(
             kind = Overloaded
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
+    elif shortage := explain(cause):
+        text, remedy = f"{where} cannot be reached, because {shortage}", ""
     else:
         text = f"{where} cannot be reached ({type(cause).__name__})"
-    error = kind(f"{operation} failed: {text}. See which nodes answer with: pyrocache status")
+    error = kind(f"{operation} failed: {text}.{remedy}")
+    error.source = member.name
     gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
+
+
+def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailable:
+    """Return the outcome of a request that is not sent to a node that seems to hang."""
+    error = NodeUnavailable(
+        f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. {_HINT}"
+    )
+    error.source = member.name
+    return Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
 
 
 def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTooLarge:

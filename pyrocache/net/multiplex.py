@@ -2,7 +2,7 @@
 
 Connecting, the handshake, sending and receiving each proceed as far as they can without blocking, whenever
 `select.poll` reports the socket, until the deadline. A node that stalls, even in the middle of a reply, does not delay
-the other nodes' replies.
+the other nodes' replies. A node in doubt is pinged over the connection of its request, before that (`net.suspicion`).
 
 Thread safety: each `exchange` belongs to the thread that runs it; any number may run at once.
 """
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 import select
+import time
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrocache.cluster.routing import Member
 from pyrocache.net.call_protocol import GREETED, PENDING
+from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, too_large, unavailable
+from pyrocache.net.failures import PoolExhausted, Refused, broken, suspected, too_large, unavailable
 from pyrocache.net.pool import Loan, Pool
-from pyrocache.protocol.commands import Command
+from pyrocache.net.suspicion import Verdict, patience
+from pyrocache.protocol.commands import PING, Command
 
 if TYPE_CHECKING:
     from pyrocache.net.calls import Connections
@@ -54,7 +57,7 @@ def exchange(
             ready = _ready(flights, deadline) if begun == len(requests) else []
             while begun < len(requests):
                 request = requests[begun]
-                ready.append(_Flight(begun, request, connections.pool(request.member)))
+                ready.append(_Flight(begun, request, connections.pool(request.member), deadline))
                 flights.append(ready[-1])
                 begun += 1
             for flight in ready:
@@ -68,29 +71,48 @@ def exchange(
 
 
 class _Flight:
-    """A request in progress."""
+    """A request in progress.
 
-    __slots__ = ("index", "loan", "request")
+    Attributes:
+        step: while the node is pinged before the request, the deadline of that step.
+    """
 
-    def __init__(self, index: int, request: Request, pool: Pool) -> None:
+    __slots__ = ("_pinged", "_since", "_suspected", "index", "loan", "request", "step")
+
+    def __init__(self, index: int, request: Request, pool: Pool, deadline: Deadline) -> None:
         self.index = index
         self.request = request
         self.loan = Loan(pool, {})  # not registered elsewhere: `exchange` ends each loan
+        self.step: Deadline | None = None
+        self._suspected = False
+        if pool.suspicion.doubted and request.command is not PING:
+            verdict = pool.suspicion.ask(deadline)
+            self._suspected = verdict is Verdict.FAIL
+            if verdict is Verdict.PING:
+                self.step = Deadline(patience(deadline))
+                self._pinged = False
+                self._since = time.monotonic()
 
     def advance(self, deadline: Deadline) -> Any:
         """Proceed as far as possible without blocking. Return the outcome, or `PENDING`."""
         member, command, arguments, largest_value = self.request
         loan = self.loan
         connection = loan.connection
+        if self._suspected:
+            return suspected(member, command.name, loan.pool.suspicion)
         try:
             if connection is not None:
                 outcome = connection.advance()
             elif (connection := loan.take(deadline, not command.idempotent)) is not None:
                 outcome = GREETED if connection.opened else PENDING
+                if self.step is not None:  # waiting for a permit does not count
+                    self.step = Deadline(patience(deadline))
             elif deadline.remaining() > 0:
                 return PENDING
             else:
                 raise PoolExhausted
+            if self.step is not None:
+                outcome = self._advance_ping(connection, outcome, deadline)
             if outcome is GREETED:
                 if largest_value > connection.max_value_bytes:
                     outcome = too_large(member, largest_value, connection.max_value_bytes)
@@ -106,26 +128,59 @@ class _Flight:
             outcome = refused
         except BaseException as error:
             loan.end(healthy=False)
-            if not isinstance(error, BROKEN):
+            if not broken(error):
                 raise
-            sent = connection is not None and connection.sent
-            return unavailable(member, command.name, deadline, error, sent=sent)
+            return self._failed(error, deadline, connection)
         loan.end(healthy=True)
         return outcome
 
+    def _advance_ping(self, connection: Connection, outcome: Any, deadline: Deadline) -> Any:
+        """Ping once the connection is open. Return `PENDING`, or `GREETED` once that is answered."""
+        assert self.step is not None
+        if outcome is PENDING:
+            self.step.check()
+        elif not self._pinged:
+            connection.begin(PING.name, ())
+            self._pinged = True
+            self.step = Deadline(patience(deadline))
+        else:
+            self.loan.pool.suspicion.answered()
+            self.step = None
+            return GREETED
+        return PENDING
+
+    def _failed(self, error: BaseException, deadline: Deadline, connection: Connection | None) -> Any:
+        """Return the outcome after one of `BROKEN`."""
+        operation, pool, sent = (
+            self.request.command.name,
+            self.loan.pool,
+            connection is not None and connection.sent,
+        )
+        if self.step is not None:
+            sent = False  # what was sent is the ping
+            if not isinstance(error, TimeoutError):
+                pool.suspicion.answered()
+            elif pool.suspicion.silent(self._since):
+                return suspected(pool.member, operation, pool.suspicion)
+        return pool.failed(operation, deadline, error, sent=sent)
+
 
 def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
-    """Wait. Return the flights that can proceed; all of them once the deadline has passed."""
+    """Wait. Return the flights that can proceed, or whose time is over: all of them once the deadline has passed."""
     poll = select.poll()
     by_descriptor: dict[int, _Flight] = {}
     without_permit = []
+    pinging = []
+    seconds = deadline.remaining()
     for flight in flights:
         if (connection := flight.loan.connection) is None:
             without_permit.append(flight)
         else:
             by_descriptor[connection.fileno()] = flight
             poll.register(connection, connection.events)
-    seconds = deadline.remaining()
+            if flight.step is not None:
+                pinging.append(flight)
+                seconds = min(seconds, flight.step.remaining())
     if without_permit:
         seconds = min(seconds, _PERMIT_SECONDS)
     # Poll after the deadline too: a reply that has arrived is valid.
@@ -133,4 +188,7 @@ def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:
     ready = [by_descriptor[descriptor] for descriptor, _ in poll.poll(milliseconds)]
     if not ready and deadline.remaining() <= 0:
         return list(flights)
-    return ready + without_permit
+    late = [
+        flight for flight in pinging if flight.step and flight not in ready and flight.step.remaining() <= 0
+    ]
+    return ready + late + without_permit

@@ -16,7 +16,7 @@ from typing import Any
 from pyrocache.cluster.routing import Member
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import BROKEN, Refused, unavailable
+from pyrocache.net.failures import BROKEN, Refused, broken, suspected
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
 
@@ -52,8 +52,8 @@ class PinnedConnection:
         return self._loan.connection is None
 
     def is_from(self, pool: Pool) -> bool:
-        """Return whether this is an open connection of ``pool``."""
-        return self._loan.pool is pool and not self.closed
+        """Return whether this is an open connection to the node of ``pool``, perhaps from before a `disconnect`."""
+        return self._loan.pool.member == pool.member and not self.closed
 
     def open(self, command: Command, deadline: Deadline, reserve: int) -> bool:
         """Take a connection and open it. Return False, without waiting, if too few permits would be left.
@@ -67,7 +67,9 @@ class PinnedConnection:
                 return False
             connection.finish_opening(deadline)
         except BROKEN as error:  # `Connections.pin` drops it
-            raise unavailable(self.member, command.name, deadline, error, sent=False) from error
+            if not broken(error):
+                raise
+            raise self._loan.pool.failed(command.name, deadline, error, sent=False) from error
         return True
 
     def call(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
@@ -76,6 +78,10 @@ class PinnedConnection:
         Raises:
             Refused, Unavailable: as `Connections.call`; the latter closes the connection.
         """
+        pool = self._loan.pool
+        if pool.suspicion.suspected:
+            self.drop()
+            raise suspected(pool.member, command.name, pool.suspicion)
         self._operation = command.name
         return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
@@ -88,7 +94,7 @@ class PinnedConnection:
             raise BlockingIOError
         except BaseException as error:
             self.drop()
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError) or not broken(error):
                 raise
         return False
 
@@ -120,10 +126,9 @@ class PinnedConnection:
         except BaseException as error:
             if not isinstance(error, Refused):
                 self.drop()
-            if isinstance(error, BROKEN):
-                raise unavailable(
-                    self.member, self._operation, deadline, error, sent=connection.sent
-                ) from error
+            if broken(error):
+                pool = self._loan.pool
+                raise pool.failed(self._operation, deadline, error, sent=connection.sent) from error
             raise
         return self.answer
 

@@ -16,13 +16,17 @@ Thread safety: thread-safe without a lock; ``list`` appends and pops are atomic.
 from __future__ import annotations
 
 import queue
+import time
 import weakref
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import PoolExhausted
+from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, suspected, unavailable
+from pyrocache.net.suspicion import Suspicion, Verdict, patience
+from pyrocache.protocol.commands import PING
+from pyrocache.tracebacks import came_from_outside
 
 _TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
 _AT_ONCE = (False,)
@@ -36,18 +40,24 @@ class Pool:
         member: the node.
         limit: the most connections that may be open.
         transport: whether its Unix socket may be used.
+        suspicion: what is known about whether the node answers; None to trust it always.
 
     Attributes:
         member: as given.
+        suspicion: as given, or one that nothing is reported to.
         idle: open connections that no caller uses.
         permits: one token for each connection that may be taken. The caller of `checkout` puts its permit back.
         closed: whether connections are closed instead of kept idle.
     """
 
-    __slots__ = ("_take", "_transport", "closed", "idle", "member", "permits")
+    __slots__ = ("_take", "_transport", "_trusted", "closed", "idle", "member", "permits", "suspicion")
 
-    def __init__(self, member: Member, limit: int, transport: TransportChoice) -> None:
+    def __init__(
+        self, member: Member, limit: int, transport: TransportChoice, suspicion: Suspicion | None = None
+    ) -> None:
         self.member = member
+        self.suspicion = Suspicion() if suspicion is None else suspicion
+        self._trusted = suspicion is None
         self.closed = False
         self.idle: list[Connection] = []
         self.permits: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -76,6 +86,7 @@ class Pool:
                 (_,) = map(self._take, _WAITING, (seconds,))
             except queue.Empty:
                 raise PoolExhausted from None
+        connection: Connection | None = None
         try:
             now = deadline.seen_at
             while True:
@@ -89,6 +100,8 @@ class Pool:
                 connection.close()
         except BaseException:
             self.permits.put(None)
+            if connection is not None:  # an exception that is kept would keep it open
+                connection.close()
             raise
 
     def checkin(self, connection: Connection) -> None:
@@ -110,9 +123,53 @@ class Pool:
             else:
                 other.close()
 
+    def failed(self, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool) -> Unavailable:
+        """Return the outcome of a request that failed with ``cause``, one of `BROKEN`. Doubt a node that hangs."""
+        if isinstance(cause, TimeoutError) and not self._trusted:
+            self.suspicion.timed_out(deadline.seconds)
+            self._close_idle()  # they may hang as well; a ping over a new connection tells
+        return unavailable(self.member, operation, deadline, cause, sent=sent)
+
+    def ping(self, operation: str, deadline: Deadline, loan: Loan) -> None:
+        """Ping the node, which is in doubt, unless it is suspected. Takes ``loan`` meanwhile.
+
+        Raises:
+            Unavailable: it is suspected.
+        """
+        suspicion = self.suspicion
+        verdict = suspicion.ask(deadline)
+        if verdict is Verdict.FAIL:
+            raise suspected(self.member, operation, suspicion)
+        if verdict is Verdict.SEND:
+            return
+        seconds, since = patience(deadline), time.monotonic()
+        try:
+            connection = loan.take(deadline, True)
+            if connection is not None:
+                connection.finish_opening(Deadline(seconds))
+                connection.call(PING.name, (), Deadline(min(seconds, deadline.remaining())))
+            elif suspicion.suspected:  # no permit: all connections are in calls that hang
+                raise suspected(self.member, operation, suspicion)
+        except (Refused, *BROKEN) as error:
+            if came_from_outside(error):
+                raise
+            if not isinstance(error, TimeoutError):
+                suspicion.answered()  # the request itself will tell
+            elif suspicion.silent(since):
+                raise suspected(self.member, operation, suspicion) from None
+        else:
+            loan.end(healthy=True)
+            if connection is not None:
+                suspicion.answered()
+        finally:
+            loan.end(healthy=False)
+
     def close(self) -> None:
         """Close the idle connections. Those in use are closed when they are put back."""
         self.closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self.idle:
             try:
                 self.idle.pop().close()

@@ -21,7 +21,7 @@ from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, next_view
-from pyrocache.config import NodeConfig
+from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.directory import PREFIX, Directory
 from pyrocache.node.peers import Peers, PeerState
@@ -32,7 +32,9 @@ from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
-from pyrocache.protocol.limits import BATCH_BYTES, MAX_KEY_BYTES
+from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.runtime.shared_clock import SharedClock
+from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -44,7 +46,6 @@ _NUDGE_PAUSE_SECONDS = 0.02
 _ADMISSION_SECONDS = 3.0
 _LEAVE_SECONDS = 1.0
 _NAME_SERVER_SECONDS = 2.0
-_FRAME_SLACK = 256 * 1024  # more than the tags of an entry, and the rest of a call, take
 
 
 class Node:
@@ -55,6 +56,7 @@ class Node:
         directory: the name server.
         peers: probes other nodes; None for a `Peers` with default settings.
         clock: monotonic seconds.
+        entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
         member: the entry of the node in the name server.
@@ -71,6 +73,7 @@ class Node:
         directory: Directory,
         peers: Peers | None = None,
         clock: Callable[[], float] = time.monotonic,
+        entry_clock: SharedClock | None = None,
     ) -> None:
         self.config = config
         self.stop_request = StopRequest()
@@ -79,7 +82,8 @@ class Node:
         self._clock = clock
         self._view = EMPTY
         self._name_server_unreachable = False
-        listeners, socket_path = [_listen(config)], ""
+        with explained("The node cannot start"):
+            listeners, socket_path = [_listen(config)], ""
         incarnation = secrets.token_hex(8)
         local = unix_socket.listen(incarnation)
         if local is not None:
@@ -94,23 +98,38 @@ class Node:
         except BaseException:
             unix_socket.remove(socket_path)
             raise
+        try:
+            with explained("The node cannot start"):
+                self._build(listeners, incarnation, entry_clock)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def _build(
+        self, listeners: Sequence[socket.socket], incarnation: str, entry_clock: SharedClock | None
+    ) -> None:
+        config = self.config
         # Versions begin at the current time, so that no version of an earlier start of this node is reused.
-        store = Store(config.max_memory, policy=POLICIES[config.eviction](), versions=time.time_ns())
+        now = entry_clock or time.monotonic
+        policy = POLICIES[config.eviction]()
+        store = Store(config.max_memory, policy=policy, versions=time.time_ns(), clock=now)
         self.cache_node = CacheNode(
             store,
             RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
+            clock=now,
         )
         self._dispatcher = Dispatcher(
             self.member.name,
             self.cache_node,
             COMMANDS,
             greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
-            max_frame_bytes=max(config.max_value_bytes + MAX_KEY_BYTES, BATCH_BYTES) + _FRAME_SLACK,
+            max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
-        self._event_loop = EventLoop(listeners, self._dispatcher, config, housekeeping=self.cache_node.sweep)
+        ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._event_loop = EventLoop(listeners, self._dispatcher, config, self.cache_node.sweep, **ahead)
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
 
     def run(self, ready: Callable[[Member], None]) -> None:
@@ -121,7 +140,8 @@ class Node:
         """
         try:
             self.cache_node.ownership.set_state(PartitionState.LOADING)
-            self._io_thread.start()
+            with explained("The node cannot start"):
+                self._io_thread.start()
             self._be_admitted()
             ready(self.member)
             while not self.stop_request.requested:
@@ -132,6 +152,12 @@ class Node:
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
         finally:
             self._leave()
+
+    def withdraw(self) -> None:
+        """Remove the registration and the Unix socket of a node that does not get to run."""
+        with contextlib.suppress(NameServerUnavailable):
+            self._directory.remove(self.member, timeout=_LEAVE_SECONDS)
+        unix_socket.remove(self.member.socket_path)
 
     def heartbeat(self) -> None:
         """Query the name server: check that this node is registered, and adopt the current cluster view.
@@ -203,7 +229,10 @@ class Node:
                 self.cache_node.ownership.redirect(others)
                 # A ping with this view makes the other nodes query the name server.
                 ask_others = partial(self._peers.states, others.members, others.id)
-                threading.Thread(target=ask_others, daemon=True).start()
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no thread can be started: their heartbeats tell them
+                    threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
         unix_socket.remove(self.member.socket_path)  # first, so that no client finds a dead path
@@ -223,6 +252,8 @@ def _listen(config: NodeConfig) -> socket.socket:
     try:
         return tcp_socket.listen(config.host, config.port)
     except OSError as error:
+        if explain(error):  # another address would not help
+            raise
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error

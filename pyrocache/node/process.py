@@ -1,7 +1,7 @@
 """The node process: `main` reads its settings, installs its signal handlers and tunes the interpreter.
 
-The process ends cleanly on SIGTERM, SIGINT and SIGHUP. It also ends when the process that started it has ended: its
-standard input is a pipe, which then reaches its end. `pyrocache.node.lifecycle` runs the node itself; the other
+The process ends cleanly on SIGTERM, SIGINT and SIGHUP. It also ends when the process that started it has ended
+(`runtime.child_process`). `pyrocache.node.lifecycle` runs the node itself; the other
 process, that of the name server, is `pyrocache.nameserver.process`.
 
 Thread safety: runs on the main thread.
@@ -16,6 +16,7 @@ import logging
 import os
 import resource
 import sys
+from functools import partial
 from typing import NoReturn
 
 from pyrocache.cluster.routing import Member
@@ -23,6 +24,8 @@ from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameTaken, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.shared_clock import SharedClock
+from pyrocache.runtime.start import answer
 
 EXIT_REFUSED = 3
 """Exit status of a node that must not be restarted: its name is taken, or a setting is not valid."""
@@ -31,17 +34,30 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Run a node with the settings ``argv[0]``, a `NodeConfig` in JSON. Print one line of JSON when it is ready."""
+    """Run a node.
+
+    Args:
+        argv: the settings, a `NodeConfig` in JSON, perhaps with the descriptor of a `SharedClock` as ``clock``; and
+            the descriptor that leads to the parent process, which gets the `answer`.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     tune()
+    parent = int(argv[1])
     try:
-        config = NodeConfig(**json.loads(argv[0]))
-        node = Node(config, NameServerDirectory(config.nameserver))
-        node.stop_request.on_signals()
-        node.stop_request.with_parent()
-        node.run(ready=_print_ready)
+        settings = json.loads(argv[0])
+        clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
+        config = NodeConfig(**settings)
+        node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
+        try:
+            node.stop_request.on_signals()
+            node.stop_request.with_parent(parent)
+        except BaseException:
+            node.withdraw()
+            raise
+        node.run(ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)
+        answer(parent, {"error": str(error)})
         sys.exit(EXIT_REFUSED if isinstance(error, (NameTaken, ConfigurationError)) else 1)
     sys.exit(0)
 
@@ -74,10 +90,5 @@ def _tune_malloc(variable: str, option: int, value: int) -> None:
             ctypes.CDLL(None).mallopt(option, value)
 
 
-def _print_ready(member: Member) -> None:
-    ready = {"name": member.name, "host": member.host, "port": member.port, "pid": os.getpid()}
-    print(json.dumps(ready), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _report_ready(parent: int, member: Member) -> None:
+    answer(parent, {"name": member.name, "host": member.host, "port": member.port, "pid": os.getpid()})

@@ -59,6 +59,7 @@ class Command:
 GET = Command("get", Scope.KEY, True, Runs.INLINE, True)  # mutates with touch_seconds only
 GET_WITH_VERSION = Command("get_with_version", Scope.KEY, True, Runs.INLINE, False)
 GET_WITH_TIMES = Command("get_with_times", Scope.KEY, True, Runs.INLINE, False)
+GET_ENTRY = Command("get_entry", Scope.KEY, True, Runs.INLINE, False)
 CONTAINS = Command("contains", Scope.KEY, True, Runs.INLINE, False)
 TTL = Command("ttl", Scope.KEY, True, Runs.INLINE, False)
 SET = Command("set", Scope.KEY, True, Runs.INLINE, True)
@@ -71,6 +72,7 @@ DELETE = Command("delete", Scope.KEY, False, Runs.INLINE, True)
 POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
 
 GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
+GET_ENTRIES = Command("get_entries", Scope.KEYS, True, Runs.INLINE, False)
 SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True)
 DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
 TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)
@@ -81,9 +83,11 @@ ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
 ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)
 RELEASE = Command("release", Scope.KEY, False, Runs.INLINE, False)
+HOLDERS = Command("holders", Scope.KEY, True, Runs.INLINE, False)
 
 SCAN = Command("scan", Scope.NAMESPACE, True, Runs.WORKER, False)
 COUNT = Command("count", Scope.NAMESPACE, True, Runs.WORKER, False)
+DELETE_PREFIX = Command("delete_prefix", Scope.NAMESPACE, False, Runs.WORKER, True)
 CLEAR = Command("clear", Scope.NAMESPACE, False, Runs.INLINE, True)
 INVALIDATE_TAG = Command("invalidate_tag", Scope.NAMESPACE, True, Runs.INLINE, True)
 

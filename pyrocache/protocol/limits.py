@@ -7,6 +7,8 @@ setting of each node (``--max-value``), which the node sends in the handshake. P
 
 from __future__ import annotations
 
+import math
+
 MAX_KEY_BYTES = 64 * 1024
 """The longest encoded key, its namespace included."""
 
@@ -25,8 +27,9 @@ MAX_TAG_BYTES = 2048
 NO_VIEW = 0
 """A view id that stands for no view: the node does not check the view of such a request."""
 
-KEEP_TTL = -1
-"""A TTL that means: keep the TTL that the entry has."""
+KEEP_TTL = -math.inf
+"""A TTL that means: keep the TTL that the entry has; a new entry never expires. Any other negative TTL, ``-n``, also
+keeps the TTL of an entry that exists, and gives a new one n seconds."""
 
 LARGE_BYTES = 64 * 1024
 """Bytes from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""

@@ -20,6 +20,7 @@ import msgpack
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import HEADER_BYTES, INVOKE, RESULT, Buffer, pack_message
 from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+from pyrocache.tracebacks import came_from_outside
 
 _Method = TypeVar("_Method")
 
@@ -216,6 +217,8 @@ def unpack_plain(body: bytes | memoryview) -> Any:
 
         return msgpack.unpackb(body, list_hook=count, object_hook=count, **_STRICTLY)
     except Exception as error:
+        if came_from_outside(error):
+            raise
         raise ProtocolError(f"A message's body is not plain msgpack ({type(error).__name__}).") from None
 
 
@@ -276,8 +279,9 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
             arguments.append(head.unpack())
     except msgpack.exceptions.OutOfData:
         return None
-    except (ValueError, struct.error):
-        pass
+    except (ValueError, struct.error) as error:
+        if came_from_outside(error):
+            raise
     return ()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,16 @@ def in_child(hook: Callable[[], object]) -> None:
 
 
 def _run_hooks() -> None:
+    # CPython would only print what a signal handler raises here, and a hook that is interrupted would leave the child
+    # with its parent's streams. The handlers run at the end.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        _run_all()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _run_all() -> None:
     for reference, function in list(_hooks.values()):  # a copy: collecting an object removes its hook
         arguments = [] if reference is None else [reference()]
         if None not in arguments:

@@ -1,12 +1,16 @@
 """`ChildProcess`: a process that never outlives its parent.
 
-The standard input of a child is a pipe whose other end is open in the parent only. When the parent ends, for whatever
-reason, or the `ChildProcess` is garbage-collected, the child reads the end of file and exits
-(`StopRequest.with_parent`). Each child has its own process group:
+A socket pair connects the two: the child sends one line of JSON over it when it is ready, or says why it is not, and
+reads its end when the parent ends, for whatever reason, or the `ChildProcess` is garbage-collected
+(`StopRequest.with_parent`). Standard input and output have no part in this: a child reads nothing from the one, and
+what a ``sitecustomize`` prints on the other is nobody's answer.
+
+Each child has its own process group:
 Ctrl-C in a terminal reaches only the parent, and a child that is *stopped* (SIGSTOP) when its parent dies receives
 SIGHUP and SIGCONT from the kernel, as POSIX requires for orphaned process groups.
 
-The modules that run in a child are `node.process` and `nameserver.process`.
+The modules that run in a child are `node.process` and `nameserver.process`; `runtime.interpreter` decides what runs
+them.
 
 Thread safety: a `ChildProcess` is used by one thread at a time.
 """
@@ -16,47 +20,69 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import signal
+import socket
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Any
 
 from pyrocache.errors import PyroCacheError
-from pyrocache.runtime import at_fork
+from pyrocache.runtime import at_fork, interpreter
+from pyrocache.runtime.shortage import explained
 
 START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
+_ANSWER_BYTES = 64 * 1024
+_QUOTED_LINES = 5
+_QUOTED_BYTES = 2000
 
 
 class ChildProcess:
     """A process that runs a module of this package.
 
     Args:
-        module: the module to run; it prints one line of JSON when it is ready.
+        module: the module to run: its ``main`` gets the settings, and the descriptor that leads here, as text.
         settings: its settings, passed as JSON.
-        quiet: capture its standard error; the error message quotes it if the process does not start.
+        quiet: capture what it prints; the error message quotes it if the process does not start.
+        descriptors: further descriptors that it inherits, under the same numbers.
+
+    Raises:
+        ConfigurationError: there is no Python interpreter to run it with, or this process is such a child itself.
     """
 
-    def __init__(self, module: str, settings: dict[str, Any], *, quiet: bool) -> None:
-        self._errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None
-        self._process = subprocess.Popen(
-            # -P: a module in the working directory must not replace one of ours
-            [sys.executable, "-P", "-m", module, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment(),
-            process_group=0,  # Ctrl-C must not reach it
-        )
+    def __init__(
+        self, module: str, settings: dict[str, Any], *, quiet: bool, descriptors: Sequence[int] = ()
+    ) -> None:
+        interpreter.refuse_in_a_child()
+        self._module = module
+        with explained("A process cannot be started", starts_process=True):
+            self._start(settings, quiet, descriptors)
         self.started_at = time.monotonic()
-        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it and its pipes.
-        weakref.finalize(self, self._process.stdin.close).atexit = False  # type: ignore[union-attr]
+        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it.
+        weakref.finalize(self, self._link.close).atexit = False
         at_fork.in_child(self.let_go_after_fork)
+
+    def _start(self, settings: dict[str, Any], quiet: bool, descriptors: Sequence[int]) -> None:
+        self._output = _capture() if quiet else None
+        self._link, other_end = socket.socketpair()
+        try:
+            with other_end:
+                self._process = subprocess.Popen(
+                    interpreter.command(self._module, json.dumps(settings), other_end.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    # Standard output is nobody's answer: show it with the errors, or not at all.
+                    stdout=self._output or subprocess.DEVNULL,
+                    stderr=self._output,
+                    env=interpreter.environment(),
+                    pass_fds=(other_end.fileno(), *descriptors),
+                    process_group=0,  # Ctrl-C must not reach it
+                )
+        except BaseException:
+            self._link.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -69,30 +95,29 @@ class ChildProcess:
         return self._process.poll()
 
     def wait_until_ready(self, timeout: float = START_SECONDS) -> dict[str, Any]:
-        """Wait until the process is ready. Return the JSON that it printed.
+        """Wait until the process is ready. Return what it has sent (`runtime.start.answer`).
 
         Raises:
-            PyroCacheError: it ended, or was not ready after ``timeout`` seconds and was killed.
+            PyroCacheError: it did not start, for the reason that it gave, or was not ready after ``timeout`` seconds
+                and was killed.
         """
-        assert self._process.stdout is not None
         deadline = time.monotonic() + timeout
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self.kill()
-                    raise PyroCacheError(
-                        f"A process did not start within {timeout:g} s. Is the machine busy?"
-                    )
-                # Not `readline`, which would block if the process wrote a part of the line.
-                data = os.read(self._process.stdout.fileno(), 4096)
-                if not data:
-                    self._process.wait()
-                    raise PyroCacheError(self._failure())
-                line += data
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        try:
+            line = self._receive_line(deadline)
+            if not line:
+                self._process.wait(max(0.0, deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            self.signal(signal.SIGKILL)
+            raise self._failure(f"did not start within {timeout:g} s. Is the machine busy?") from None
+        if not line:
+            status = self._process.returncode
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise self._failure(f"{how} before it was ready.")
+        content: dict[str, Any] = json.loads(line)
+        if "error" in content:
+            self.wait()
+            raise PyroCacheError(content["error"])
+        return content
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
@@ -125,25 +150,45 @@ class ChildProcess:
         self._process.wait()
         self._release()
 
-    def _failure(self) -> str:
-        """Return the last line of its standard error, or its exit status if there is none."""
-        lines = [f"A process ended with status {self._process.returncode} before it was ready."]
-        if self._errors is not None:
-            self._errors.seek(0)
-            lines += self._errors.read().decode(errors="replace").strip().splitlines()
+    def _receive_line(self, deadline: float) -> bytes:
+        """Return the line that it sends; nothing if the process has ended. Raises `TimeoutError` at the deadline."""
+        line = b""
+        while not line.endswith(b"\n"):
+            self._link.settimeout(max(0.001, deadline - time.monotonic()))
+            data = self._link.recv(_ANSWER_BYTES)
+            if not data:
+                return b""
+            line += data
+        return line
+
+    def _failure(self, what: str) -> PyroCacheError:
+        """Wait until the process has ended. Return the error, with the last lines that the process printed."""
+        self._process.wait()
+        text = f"A process of {self._module} {what}"
+        if self._output is not None:
+            size = os.fstat(self._output.fileno()).st_size
+            last = os.pread(self._output.fileno(), _QUOTED_BYTES, max(0, size - _QUOTED_BYTES))
+            lines = last.decode(errors="replace").strip().splitlines()[-_QUOTED_LINES:]
+            text = "\n".join([f"{text} It printed:" if lines else text, *lines])
         self._release()
-        return lines[-1]
+        return PyroCacheError(text)
 
     def _release(self) -> None:
-        for stream in filter(None, (self._process.stdin, self._process.stdout, self._errors)):
-            with contextlib.suppress(OSError):
-                stream.close()
+        self._link.close()
+        if self._output is not None:
+            self._output.close()
 
     def let_go_after_fork(self) -> None:
-        """Close the pipe in a forked process. Otherwise the child would not see the end of its parent."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        """Close the link in a forked process. Otherwise the child would not see the end of its parent."""
+        self._link.close()
+
+
+def _capture() -> IO[bytes] | None:
+    """Return a file for what a process prints; None if there is no place for one."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # no temporary directory
+        return os.fdopen(os.memfd_create("output"), "w+b") if hasattr(os, "memfd_create") else None
 
 
 def start_nameserver(
@@ -154,17 +199,14 @@ def start_nameserver(
     return ChildProcess("pyrocache.nameserver.process", settings, quiet=quiet)
 
 
-def start_node(settings: dict[str, Any], *, quiet: bool) -> ChildProcess:
-    """Start a node process. ``settings`` are fields of `NodeConfig`."""
-    return ChildProcess("pyrocache.node.process", settings, quiet=quiet)
+def start_node(settings: dict[str, Any], *, quiet: bool, clock: int | None = None) -> ChildProcess:
+    """Start a node process.
 
-
-def environment() -> dict[str, str]:
-    """Return the environment for running a module of this package."""
-    # Pyro5 fails to import if there is an unknown PYRO_ variable, and the known ones would change the protocol.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYRO_")}
-    root = Path(__file__).resolve().parent.parent.parent
-    if "site-packages" not in root.parts:  # run from a source tree, perhaps not installed
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
-    return environment
+    Args:
+        settings: fields of `NodeConfig`.
+        clock: the descriptor of a `SharedClock` for its TTLs, leases and locks.
+    """
+    descriptors = () if clock is None else (clock,)
+    if clock is not None:
+        settings = {**settings, "clock": clock}
+    return ChildProcess("pyrocache.node.process", settings, quiet=quiet, descriptors=descriptors)

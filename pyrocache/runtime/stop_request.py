@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import threading
 from queue import Empty, SimpleQueue
 
-_STDIN = 0
+from pyrocache.runtime.shortage import explained
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -57,19 +57,16 @@ class StopRequest:
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.request())
 
-    def with_parent(self) -> None:
-        """Request the stop when standard input ends, if it is a pipe: the parent process holds the other end.
+    def with_parent(self, descriptor: int) -> None:
+        """Request the stop when the parent process ends: it holds the other end of ``descriptor``, a socket."""
+        watch = threading.Thread(
+            target=self._watch_parent, args=(descriptor,), name="pyrocache-parent-watch", daemon=True
+        )
+        with explained("The process cannot start"):
+            watch.start()
 
-        Otherwise, such as under systemd, where it is ``/dev/null``, do nothing.
-        """
-        with contextlib.suppress(OSError):  # standard input is closed
-            if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
-                threading.Thread(
-                    target=self._watch_parent, name="pyrocache-parent-watch", daemon=True
-                ).start()
-
-    def _watch_parent(self) -> None:
+    def _watch_parent(self, descriptor: int) -> None:
         with contextlib.suppress(OSError):
-            while os.read(_STDIN, 1024):
+            while os.read(descriptor, 1024):
                 pass
         self.request()

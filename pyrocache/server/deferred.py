@@ -166,23 +166,30 @@ class Deadlines:
     """A heap of the deadlines of many `Deferred`. Used by one thread.
 
     Attributes:
-        first: the earliest deadline (monotonic seconds), at which `expire` must be called, or infinity.
+        first: the time (monotonic seconds) of the earliest deadline, at which `expire` must be called, or infinity.
     """
 
-    __slots__ = ("_added", "_heap", "_open", "first")
+    __slots__ = ("_added", "_ahead", "_heap", "_open", "first")
 
     def __init__(self) -> None:
         self.first = math.inf
         self._heap: list[tuple[float, int, Deferred]] = []
         self._added = 0  # a tie-breaker: `Deferred` objects cannot be compared
         self._open = 0  # added and not discarded
+        self._ahead = 0.0
 
     def add(self, deferred: Deferred) -> None:
         """Add ``deferred``: `expire` handles it at its deadline."""
         self._added += 1
         self._open += 1
         heapq.heappush(self._heap, (deferred.deadline, self._added, deferred))
-        self.first = self._heap[0][0]
+        self.first = self._heap[0][0] - self._ahead
+
+    def set_ahead(self, seconds: float) -> None:
+        """Take the deadlines for times of a clock that is so many seconds ahead of the monotonic clock."""
+        if seconds != self._ahead:
+            self._ahead = seconds
+            self.first = self._heap[0][0] - seconds if self._heap else math.inf
 
     def discard(self, deferred: Deferred) -> None:
         """Forget ``deferred``, which has its outcome or is about to be cancelled. Call this once for each one added."""
@@ -193,9 +200,10 @@ class Deadlines:
 
     def expire(self, now: float) -> None:
         """Expire each `Deferred` whose deadline has passed."""
+        now += self._ahead
         while self._heap and self._heap[0][0] <= now:
             heapq.heappop(self._heap)[2].expire(now)
-        self.first = self._heap[0][0] if self._heap else math.inf
+        self.first = self._heap[0][0] - self._ahead if self._heap else math.inf
 
 
 def _call_safely(callback: Callable[..., object], *arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,18 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-from unittest.mock import patch
 
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
-from pyrocache.cli import main
 from pyrocache.net.directory import NameServerDirectory
+from tests.support.commands import Outcome, call, run, run_all
 from tests.support.nodes import private_cluster
 from tests.support.processes import ROOT, environment, free_address, is_stopped, state
 from tests.support.waiting import eventually
@@ -33,62 +29,6 @@ NOWHERE = "127.0.0.1:1"
 def names(nameserver: str) -> list[str]:
     """The nodes that are registered, in their order."""
     return [member.name for member in sorted(NameServerDirectory(nameserver).members())]
-
-
-@dataclass
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def sentence(self) -> str:
-        """What was said of an error, which has to be one line, and nothing else."""
-        assert self.out == ""
-        assert self.err.endswith("\n")
-        assert len(self.err.splitlines()) == 1, self.err
-        return self.err.strip()
-
-
-def run(*command: str, **variables: str) -> Outcome:
-    """Run a Python command to its end."""
-    return run_all([command], **variables)[0]
-
-
-def run_all(commands: Sequence[tuple[str, ...]], **variables: str) -> list[Outcome]:
-    """Run several at the same time, as their start is what takes long."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=environment(**variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
-    try:
-        said = [process.communicate(timeout=30.0) for process in started]
-        return [Outcome(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
-    finally:
-        for process in started:
-            process.kill()
-
-
-def call(*command: str, **variables: str) -> Outcome:
-    """Run a command to its end in this process, which it must not start anything in."""
-    script, *arguments = command
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        patch.dict(os.environ, environment(**variables), clear=True),
-        patch.object(sys, "argv", [script, *arguments]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main({"run_nameserver.py": "nameserver", "run_nodes.py": "nodes"}.get(script))
-    return Outcome(ended.value.code, out.getvalue(), err.getvalue())  # type: ignore[arg-type]
 
 
 class Running:
@@ -294,7 +234,7 @@ def test_a_port_that_is_taken_is_named(cluster: LocalCluster) -> None:
     refused = run("run_nameserver.py", "--port", port)
     assert refused.status == 1
     assert refused.sentence.startswith(f"Cannot listen on {cluster.nameserver} (Address already in use)")
-    assert "give another --port" in refused.sentence
+    assert "give another port (--port)" in refused.sentence
 
 
 def test_where_no_name_server_is_the_command_that_starts_one_is_named() -> None:
@@ -350,6 +290,7 @@ def test_a_port_and_a_storage_that_make_no_sense_are_refused_in_one_sentence() -
     [
         ("run_nodes.py --max-memory lots", "'lots'"),
         ("run_nodes.py --max-memory 1KiB", "at least 64KiB"),
+        ("run_nodes.py --max-memory 64MiB --max-value 64MiB", "the largest can have 33226752 bytes"),
         ("run_nodes.py --host not.a/host", "'not.a/host'"),
         ("run_nodes.py --nameserver 127.0.0.1:99999", "'127.0.0.1:99999'"),
         ("run_nodes.py --name cache.node.1", "--nodes 1"),
@@ -431,11 +372,25 @@ def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
     told = call(*command, "--json")
     assert (told.status, told.err) == (0, "")
     figures = json.loads(told.out)
+    assert list(figures) == ["nameserver", "nodes"]
     assert figures["nameserver"] == cluster.nameserver
-    assert figures["total"]["entries"] == sum(entries.values())
-    assert {name: node["entries"] for name, node in figures["nodes"].items()} == entries
-    assert [member["address"] for member in figures["members"]] == [node.address for node in cluster.nodes]
-    assert figures["away"] == []
+    assert {node["name"]: node["entries"] for node in figures["nodes"]} == entries
+    assert [node["address"] for node in figures["nodes"]] == [node.address for node in cluster.nodes]
+    assert {node["state"] for node in figures["nodes"]} == {"up"}
+
+
+def test_stats_has_every_figure(cluster: LocalCluster) -> None:
+    with cluster.client() as cache:
+        cache["key"] = 1
+        total = cache.stats().total
+    command = ("pyrocache", "stats", "--nameserver", cluster.nameserver)
+    shown, told = call(*command), call(*command, "--json")
+    assert (shown.status, shown.err, told.status, told.err) == (0, "", 0, "")
+    assert shown.out.startswith("Stats of 2 nodes: ")
+    figures = json.loads(told.out)
+    assert list(figures) == ["nodes", "total", "client", "away"]
+    assert (figures["total"]["entries"], figures["total"]["sets"]) == (total.entries, total.sets)
+    assert "set" in figures["total"]["latencies"]
 
 
 def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None:
@@ -448,11 +403,14 @@ def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None
     assert (shown.status, told.status) == (1, 1)
     assert re.search(r"^ *cache\.node\.1 +\S+ +away *$", shown.out, re.MULTILINE)
     assert shown.out.count("away") == 1
-    assert json.loads(told.out)["away"] == ["cache.node.1"]
+    away, up = json.loads(told.out)["nodes"]
+    assert (away["name"], away["state"], away["entries"]) == ("cache.node.1", "away", None)
+    assert (up["name"], up["state"]) == ("cache.node.2", "up")
+    assert list(away) == list(up)
 
 
 def test_every_command_explains_itself() -> None:
-    commands = ["nameserver", "nodes", "status", "get", "set", "delete", "demo"]
+    commands = ["nameserver", "nodes", "demo", "status", "stats", "ping", "set", "get", "delete", "scan"]
     usages = {("pyrocache", command): f"Usage: pyrocache {command}" for command in commands}
     usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}
     for command, usage in usages.items():

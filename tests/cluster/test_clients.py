@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -89,54 +90,6 @@ def test_a_fork_in_the_middle_of_use_disturbs_neither_parent_nor_children(cache:
             done.result()
     assert statuses == [0, 0, 0]
     use(cache, "parent afterwards", 20)
-
-
-INTERRUPTED = """
-import signal, sys
-from pyrocache import PyroCacheClient
-
-class Interrupt(BaseException):
-    pass
-
-armed = []
-
-def interrupt(*_):
-    if armed:
-        armed.clear()
-        raise Interrupt
-
-cache = PyroCacheClient(sys.argv[1], timeout=3.0)
-values = {number: number for number in range(50)}
-cache.set_many(values)
-signal.signal(signal.SIGALRM, interrupt)
-struck = 0
-for round in range(400):
-    try:
-        armed.append(True)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005 + round % 40 * 0.0001, 0.01)
-        while armed:  # a finaliser may swallow the exception
-            assert cache.get(7) == 7
-            assert cache.get_many(values) == values
-    except Interrupt:
-        struck += 1
-signal.setitimer(signal.ITIMER_REAL, 0)
-assert struck > 380
-assert cache.get_many(values) == values
-pools = cache._context.backend._router._connections._pools.values()
-lost = [64 - pool.permits.qsize() for pool in pools]
-assert max(lost) == 0, lost
-"""
-
-
-def test_calls_that_are_interrupted_anywhere_never_make_a_later_one_hang(
-    shared_cluster: LocalCluster,
-) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, shared_cluster.nameserver]
-    with subprocess.Popen(command) as process:
-        try:
-            assert process.wait(40.0) == 0
-        finally:
-            process.kill()
 
 
 FORK_EARLY = """
@@ -246,6 +199,88 @@ def test_connections_are_closed_with_the_client(shared_cluster: LocalCluster, ca
         other.stats()
         assert connections() == before + 3
     eventually(lambda: connections() == before)
+
+
+def test_a_disconnected_client_connects_on_use(shared_cluster: LocalCluster, cache: PyroCacheClient) -> None:
+    def connections() -> int:
+        return cache.stats().total.connections
+
+    cache.stats()
+    before = connections()
+    with shared_cluster.client() as other:
+        inner = other.namespace("inner")
+        for _ in range(3):
+            other["key"] = 1
+            other.stats()
+            assert connections() == before + 3
+            inner.disconnect()  # those of all, since they are shared
+            eventually(lambda: connections() == before)
+            assert other["key"] == 1
+            other.disconnect()
+            eventually(lambda: connections() == before)
+    other.disconnect()  # nothing happens
+    with pytest.raises(ClientClosed):
+        other.get("key")
+
+
+def test_disconnecting_disturbs_no_call_of_another_thread(shared_cluster: LocalCluster) -> None:
+    over = threading.Event()
+    with shared_cluster.client(timeout=20) as cache, ThreadPoolExecutor(8) as threads:
+
+        def use_until_over(who: int) -> int:
+            rounds = 0
+            while not over.is_set():
+                use(cache, who, 20)
+                assert len(cache.get_many(range(100))) <= 100
+                rounds += 1
+            return rounds
+
+        done = [threads.submit(use_until_over, number) for number in range(8)]
+        for _ in range(100):
+            cache.disconnect()
+            time.sleep(0.01)
+        over.set()
+        assert all(one.result(30) for one in done)
+        cache.disconnect()
+        pools = cache._context.backend._router._connections._pools
+        assert not pools
+
+
+def test_disconnecting_loses_no_lock_and_no_load(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    client = shared_cluster.client()
+    loading = threading.Event()
+    disconnected = threading.Event()
+
+    def factory() -> str:
+        loading.set()
+        disconnected.wait(20)
+        return "loaded"
+
+    def stats() -> Any:
+        return cache.stats().total
+
+    with cache.lock("another"):  # whose connection stays open
+        before = stats().connections
+    with client, ThreadPoolExecutor(2) as threads, client.lock("name", ttl_seconds=0.6) as lock:
+        with cache.lock("another"):
+            waiter = threads.submit(client.lock("another").acquire)
+            load = threads.submit(client.get_or_set, "key", factory)
+            assert loading.wait(20)
+            eventually(lambda: stats().waiting == 1)
+            client.disconnect()
+            disconnected.set()
+            assert load.result(20) == "loaded"
+            assert cache.get("key") == "loaded"
+            time.sleep(1)  # it is renewed
+            assert lock.held
+            assert cache.lock("name").locked()
+        assert waiter.result(20)
+        lock.release()
+        client.disconnect()
+        eventually(lambda: (stats().locks, stats().connections) == (0, before))
+        lock.acquire()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,15 @@ from typing import Any, Protocol
 import Pyro5.api
 import pytest
 
-from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
+from pyrocache import (
+    LocalCluster,
+    LockTimeout,
+    NameServerUnavailable,
+    NodeUnavailable,
+    NoNodes,
+    PartialFailure,
+    PyroCacheClient,
+)
 from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import start_nameserver
@@ -371,7 +379,151 @@ def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> 
             assert readable(user) == others
 
         cluster.resume(cluster.nodes.index(paused))
-        assert readable(cache) == set(KEYS)
+        eventually(lambda: readable(cache) == set(KEYS))
+
+
+def test_a_paused_node_costs_one_timeout_and_not_one_for_each_call(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1.0)
+    fill(cache)
+    names = owners(cache)
+    mine = [key for key in KEYS if names[key] == cluster.nodes[0].name]
+    others = [key for key in KEYS if names[key] != cluster.nodes[0].name]
+
+    def fails(call: Callable[[], Any]) -> bool:
+        """Return whether it fails for the timeout; any other failure says that the node is suspected."""
+        with pytest.raises(NodeUnavailable) as caught:
+            call()
+        assert "did not answer within" in str(caught.value) or "has not answered for" in str(caught.value)
+        return "did not answer within" in str(caught.value)
+
+    cluster.pause(0)
+    try:
+        began_at = time.monotonic()
+        timeouts = [fails(lambda: cache.get(mine[0])) for _ in range(50)]
+        assert sum(timeouts) == 1
+        assert time.monotonic() - began_at < 10  # 50 timeouts are 50 s
+        began_at = time.monotonic()
+        for _ in range(20):
+            assert not fails(lambda: cache.set(mine[0], 1))
+            with pytest.raises(PartialFailure) as caught:
+                cache.get_many(KEYS)
+            assert set(caught.value.results) == set(others)
+            assert cache.stats().away == [cluster.nodes[0].name]
+            assert not fails(lambda: list(cache))
+        assert time.monotonic() - began_at < 15
+        assert all(cache.get(key) == value_of(key) for key in others)
+    finally:
+        cluster.resume(0)
+    eventually(lambda: set(cache.get_many(KEYS)) == set(KEYS) if not cache.stats().away else None)
+    assert all(cache.get(key) == value_of(key) for key in KEYS)
+
+
+def test_threads_that_meet_a_paused_node_pay_one_timeout_each(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=1.0)
+    fill(cache)
+    names = owners(cache)
+    mine = [key for key in KEYS if names[key] == cluster.nodes[0].name]
+
+    def calls(number: int) -> float:
+        """Return the seconds of the longest call."""
+        longest = 0.0
+        for _ in range(10):
+            began_at = time.monotonic()
+            with pytest.raises(NodeUnavailable):
+                cache.get(mine[number % len(mine)])
+            longest = max(longest, time.monotonic() - began_at)
+        return longest
+
+    cluster.pause(0)
+    try:
+        began_at = time.monotonic()
+        with ThreadPoolExecutor(40) as threads:
+            longest = list(threads.map(calls, range(40)))
+        assert time.monotonic() - began_at < 5  # 10 timeouts each are 10 s
+        assert max(longest) < 3  # the deadline holds, but for a busy machine
+    finally:
+        cluster.resume(0)
+    eventually(lambda: readable(cache) == set(KEYS) if not cache.stats().away else None)
+
+
+def test_a_lock_of_a_paused_node_fails_at_once_and_a_long_wait_for_one_is_no_timeout(
+    cluster: LocalCluster,
+) -> None:
+    with cluster.client(timeout=0.5) as cache, cluster.client(timeout=0.5) as other:
+        with cache.lock("job"):
+            with pytest.raises(LockTimeout):  # two polls: the node answers each in time
+                other.lock("job", wait_seconds=1.2).__enter__()
+            assert other.get("job") is None
+        for number in range(3):
+            cluster.pause(number)
+        try:
+            with pytest.raises(NodeUnavailable, match="did not answer within"):
+                cache.lock("job").acquire()
+            began_at = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(NodeUnavailable, match="has not answered for"):
+                    cache.lock("job").acquire()
+            assert time.monotonic() - began_at < 5
+        finally:
+            for number in range(3):
+                cluster.resume(number)
+
+        def acquires() -> bool:
+            try:
+                with cache.lock("job"):
+                    return True
+            except NodeUnavailable:
+                return False
+
+        eventually(acquires)
+
+
+def test_a_forked_child_trusts_a_node_that_its_parent_suspects(cluster: LocalCluster) -> None:
+    cache = cluster.client(timeout=0.5)
+    fill(cache)
+    key = next(key for key, name in owners(cache).items() if name == cluster.nodes[0].name)
+    cluster.pause(0)
+    for _ in range(2):
+        with pytest.raises(NodeUnavailable):
+            cache.get(key)
+    cluster.resume(0)
+    with pytest.raises(NodeUnavailable, match="has not answered for"):
+        cache.get(key)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if cache.get(key) == value_of(key) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_paused_name_server_costs_one_timeout() -> None:
+    process = start_nameserver(quiet=True)
+    try:
+        address = process.wait_until_ready()["address"]
+        process.pause()
+        with PyroCacheClient(address, timeout=1.0) as cache:
+            began_at = time.monotonic()
+            for _ in range(30):
+                with pytest.raises(NameServerUnavailable):
+                    cache.get("key")
+            assert time.monotonic() - began_at < 8
+            process.signal(signal.SIGCONT)
+
+            def knows_no_node() -> bool:
+                try:
+                    cache.get("key")
+                except NoNodes:
+                    return True
+                except NameServerUnavailable:
+                    return False
+                return False
+
+            eventually(knows_no_node)
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("transport", ["auto", pytest.param("tcp", marks=pytest.mark.full)])

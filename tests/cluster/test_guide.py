@@ -6,13 +6,16 @@ import ast
 import doctest
 import inspect
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyrocache import PyroCacheClient
+from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.commands import shell_environment
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide.md"
 
@@ -33,6 +36,20 @@ def test_the_modules_in_the_guide() -> None:
     assert blocks
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), {"PyroCacheClient": PyroCacheClient})
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_commands_in_the_guide(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+    """Each prints what is shown, errors included; … stands for any text."""
+    blocks = re.findall(r"^```console\n(.*?)^```", _text(), re.MULTILINE | re.DOTALL)
+    shown = [command.partition("\n") for block in blocks for command in block.split("$ ") if command]
+    assert len(shown) > 10
+    shell = shell_environment(tmp_path, shared_cluster.nameserver)
+    for command, _, expected in shown:
+        told = subprocess.run(
+            ["bash", "-c", command], env=shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30
+        )
+        assert re.fullmatch(re.escape(expected).replace("…", ".*"), told.stdout.decode()), command
 
 
 def test_each_of_our_calls_in_the_tables_can_be_made() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import contextlib
 import os
 import pickle
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,9 +25,11 @@ import pytest
 from pyrocache import (
     ClientClosed,
     LocalCluster,
+    Lock,
     LockLost,
     LockTimeout,
     NodeUnavailable,
+    OutOfResources,
     PyroCacheClient,
 )
 from tests.support.nodes import private_cluster
@@ -37,6 +41,12 @@ SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that
 def waiting(cache: PyroCacheClient) -> int:
     """Return how many calls wait at nodes."""
     return cache.stats().total.waiting
+
+
+def acquired(lock: Lock) -> int:
+    """Acquire a lock and return its token."""
+    assert lock.acquire()
+    return lock.token or 0
 
 
 def is_free(cache: PyroCacheClient, name: object = "name") -> bool:
@@ -129,13 +139,16 @@ def test_a_caller_that_waited_in_vain_gets_a_lock_timeout(cache: PyroCacheClient
     with cache.lock("name"):
         for seconds in (0, 0.2):
             since = time.monotonic()
-            with pytest.raises(LockTimeout, match="wait_seconds") as caught:
-                cache.lock("name", wait_seconds=seconds).acquire()
+            with (
+                pytest.raises(LockTimeout, match="wait_seconds") as caught,
+                cache.lock("name", wait_seconds=seconds),
+            ):
+                pass
             assert isinstance(caught.value, TimeoutError)
             assert seconds <= time.monotonic() - since < seconds + SOON
-        with pytest.raises(LockTimeout):
-            cache.lock("name").acquire(wait_seconds=0)
-    assert cache.lock("name", wait_seconds=0).acquire(wait_seconds=None)
+            since = time.monotonic()
+            assert not cache.lock("name", wait_seconds=seconds).acquire()
+            assert seconds <= time.monotonic() - since < seconds + SOON
 
 
 def test_a_wait_spans_several_poll_intervals_and_keeps_its_place_in_the_queue(
@@ -185,8 +198,7 @@ def test_a_thread_that_waited_in_vain_releases_nothing(
 ) -> None:
     lock = cache.lock("name", wait_seconds=0)
     threads.submit(lock.acquire).result(SOON)
-    with pytest.raises(LockTimeout):
-        lock.acquire()
+    assert not lock.acquire()
     with pytest.raises(RuntimeError, match="does not hold"):
         lock.release()
     assert not is_free(cache)
@@ -216,8 +228,7 @@ def test_a_semaphore_has_up_to_n_holders(cache: PyroCacheClient, threads: Thread
 def test_a_semaphore_and_a_lock_of_the_same_name_are_two(cache: PyroCacheClient) -> None:
     with cache.semaphore("name", 2), cache.semaphore("name", 2):
         assert is_free(cache)
-        with pytest.raises(LockTimeout):
-            cache.semaphore("name", 2, wait_seconds=0).acquire()
+        assert not cache.semaphore("name", 2, wait_seconds=0).acquire()
 
 
 def test_an_exception_of_the_body_is_raised(cache: PyroCacheClient) -> None:
@@ -236,6 +247,12 @@ def test_an_exception_of_the_body_is_raised(cache: PyroCacheClient) -> None:
         (lambda cache: cache.lock("name", wait_seconds="1"), TypeError),
         (lambda cache: cache.semaphore("name", 0), ValueError),
         (lambda cache: cache.semaphore("name", True), TypeError),
+        (lambda cache: cache.lock("name", thread_local=1), TypeError),
+        (lambda cache: cache.lock("name").acquire(False, 1), ValueError),
+        (lambda cache: cache.lock("name").acquire(False, 0), ValueError),
+        (lambda cache: cache.lock("name").acquire(True, -2), ValueError),
+        (lambda cache: cache.lock("name").acquire(timeout=float("nan")), ValueError),
+        (lambda cache: cache.lock("name").acquire(timeout="1"), TypeError),
         (lambda cache: cache.lock(float("nan")), ValueError),
     ],
 )
@@ -244,6 +261,196 @@ def test_invalid_arguments_are_refused(
 ) -> None:
     with pytest.raises(error):
         make(cache)
+
+
+# As threading.Lock ---------------------------------------------------------------------------------------------
+
+MAKERS: list[Callable[[PyroCacheClient], Any]] = [
+    lambda cache: threading.Lock(),
+    lambda cache: cache.lock("name"),
+    lambda cache: cache.lock("name", thread_local=False),
+    lambda cache: cache.semaphore("name", 1, thread_local=False),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_call_that_does_not_block_says_whether_it_acquired(
+    cache: PyroCacheClient, make: Callable[[PyroCacheClient], Any]
+) -> None:
+    lock = make(cache)
+    assert not lock.locked()
+    assert lock.acquire() is True
+    assert lock.locked()
+    assert lock.acquire(False) is False
+    assert lock.acquire(blocking=False) is False
+    assert lock.acquire(False, -1) is False
+    lock.release()
+    assert not lock.locked()
+    assert lock.acquire(False) is True
+    lock.release()
+    assert lock.acquire(True, 5) is True
+    lock.release()
+    assert lock.acquire(timeout=-1) is True
+    lock.release()
+    with pytest.raises(RuntimeError):
+        lock.release()
+
+
+def test_it_is_locked_by_whomever_and_whatever_waits(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    other = cache.lock("name")
+    with cache.lock("name"):
+        assert other.locked()
+        waiter = threads.submit(acquired, cache.lock("name"))
+        eventually(lambda: waiting(cache) == 1)
+        assert other.locked()
+    assert waiter.result(SOON)
+    two = cache.semaphore("name", 2)
+    with cache.semaphore("name", 2):
+        assert not two.locked()
+        with cache.semaphore("name", 2):
+            assert two.locked()
+
+
+def test_a_timeout_overrides_that_of_the_lock(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
+    with cache.lock("name") as lock:
+        since = time.monotonic()
+        assert not cache.lock("name").acquire(timeout=timedelta(seconds=0.2))
+        assert time.monotonic() - since >= 0.2
+        assert not cache.lock("name").acquire(timeout=0)
+        patient = threads.submit(cache.lock("name", wait_seconds=0).acquire, True, -1)
+        eventually(lambda: waiting(cache) == 1)
+        lock.release()
+        assert patient.result(SOON)
+        lock.acquire()
+
+
+def test_one_thread_may_release_what_another_acquired_if_the_object_is_the_owner(
+    cache: PyroCacheClient, threads: ThreadPoolExecutor
+) -> None:
+    lock = cache.lock("name", thread_local=False)
+    token = in_a_thread_of_its_own(lambda: acquired(lock))
+    assert lock.held
+    assert lock.token == token
+    assert lock.locked(), "it outlives its thread"
+    waiter = threads.submit(acquired, lock)
+    eventually(lambda: waiting(cache) == 1)
+    lock.release()
+    assert waiter.result(SOON) > token
+    threads.submit(lock.release).result(SOON)
+    assert is_free(cache)
+
+
+def test_an_object_that_is_the_owner_and_forgotten_holds_nothing(cache: PyroCacheClient) -> None:
+    in_a_thread_of_its_own(lambda: acquired(cache.lock("name", 3600, thread_local=False)))
+    eventually(lambda: is_free(cache))
+
+
+def test_an_object_may_hold_several_permits_of_a_semaphore(cache: PyroCacheClient) -> None:
+    semaphore = cache.semaphore("name", 2, thread_local=False)
+    assert semaphore.acquire()
+    assert not semaphore.locked()
+    assert semaphore.acquire()
+    assert not semaphore.acquire(blocking=False)
+    semaphore.release()
+    assert semaphore.held
+    assert not semaphore.locked()
+    semaphore.release()
+    assert not semaphore.held
+    with pytest.raises(RuntimeError, match="object does not hold"):
+        semaphore.release()
+
+
+def test_a_late_release_of_a_lock_that_was_lost_leaves_the_new_holder_alone(cluster: LocalCluster) -> None:
+    lock = cluster.client(timeout=1).lock("name", ttl_seconds=1, wait_seconds=SOON, thread_local=False)
+    assert lock.acquire()
+    owner = cluster.client().node_for(("lock", "name")).name
+    cluster.restart(next(i for i, node in enumerate(cluster.nodes) if node.name == owner))
+    eventually(lambda: not lock.held)
+    assert lock.acquire()
+    with pytest.raises(LockLost):
+        lock.release()
+    assert lock.held
+    lock.release()
+
+
+# Interrupted callers -----------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """What a handler of a signal raises."""
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[float], None]]:
+    """Have a signal raise `Interrupted` after a number of seconds."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)  # type: ignore[return-value]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("thread_local", [True, False])
+def test_an_interrupted_call_holds_nothing(cache: PyroCacheClient, thread_local: bool) -> None:
+    random = Random(7)
+    lock = cache.lock("name", 3600, thread_local=thread_local)
+    kept = []  # an exception refers to what the interrupted functions had
+    with lock:
+        pass
+    with interrupts() as interrupt_after:
+        for _ in range(400):
+            acquired = False
+            try:
+                interrupt_after(random.random() * 0.0008)
+                acquired = lock.acquire()
+                lock.release()
+                interrupt_after(0)
+            except Interrupted as error:
+                kept.append(error)
+                if acquired and lock.held:  # between the two calls
+                    lock.release()
+            assert not lock.held
+            eventually(lambda: not lock.locked())
+            assert lock.acquire(timeout=SOON)
+            lock.release()
+    assert len(kept) > 50
+
+
+def test_an_interrupted_wait_leaves_the_queue(cache: PyroCacheClient) -> None:
+    with interrupts() as interrupt_after, cache.lock("name"):
+        other = cache.lock("name")
+        interrupt_after(0.2)
+        with pytest.raises(Interrupted):
+            other.acquire()
+        eventually(lambda: waiting(cache) == 0)
+    assert is_free(cache)
+
+
+def test_a_cancelled_coroutine_whose_thread_waits_for_a_lock_holds_nothing(cache: PyroCacheClient) -> None:
+    async def work() -> None:
+        lock = cache.lock("name", 3600)
+        await asyncio.to_thread(lock.acquire)
+
+    async def cancel_it() -> None:
+        task = asyncio.create_task(work())
+        while waiting(cache) != 1:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        first.release()
+
+    first = cache.lock("name", thread_local=False)
+    first.acquire()
+    asyncio.run(cancel_it())
+    eventually(lambda: is_free(cache))
 
 
 # Renewing ----------------------------------------------------------------------------------------------------
@@ -283,7 +490,7 @@ def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_one
     with monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", fail)
         lock = cache.lock("name", ttl_seconds=30)
-        with pytest.raises(RuntimeError, match="can't start new thread") as kept:
+        with pytest.raises(OutOfResources, match="can.t start new thread: raise the limit") as kept:
             lock.acquire()
         assert not lock.held
         assert lock.token is None
@@ -331,14 +538,14 @@ def test_a_lock_is_free_when_the_thread_that_holds_it_ends(
     lock = cache.lock("name", ttl_seconds)
 
     def acquire_and_outlive_a_renewal() -> int:
-        token = lock.acquire()
+        token = acquired(lock)
         time.sleep(0.5 if ttl_seconds < 1 else 0)
         assert lock.held
         return token
 
     token = in_a_thread_of_its_own(acquire_and_outlive_a_renewal)
     assert not lock.held
-    assert cache.lock("name", wait_seconds=SOON).acquire() > token
+    assert acquired(cache.lock("name", wait_seconds=SOON)) > token
 
 
 def test_a_thread_does_not_hold_what_an_ended_thread_with_its_identifier_held(cache: PyroCacheClient) -> None:
@@ -391,7 +598,7 @@ def test_a_lock_is_free_at_once_when_its_holder_is_killed(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor, transport: str
 ) -> None:
     with holder(shared_cluster.nameserver, 3600, transport) as (process, token):
-        waiter = threads.submit(cache.lock("name").acquire)
+        waiter = threads.submit(acquired, cache.lock("name"))
         eventually(lambda: waiting(cache) == 1)
         process.kill()
         assert waiter.result(SOON) > token
@@ -402,7 +609,7 @@ def test_a_lock_is_free_after_its_time_when_its_holder_is_stopped(
 ) -> None:
     with holder(shared_cluster.nameserver, 1) as (process, token):
         process.send_signal(signal.SIGSTOP)
-        assert cache.lock("name", wait_seconds=1 + SOON).acquire() > token
+        assert acquired(cache.lock("name", wait_seconds=1 + SOON)) > token
 
 
 def test_a_lock_that_was_lost_is_an_error_when_it_is_released(cluster: LocalCluster) -> None:
@@ -542,10 +749,11 @@ def test_a_client_with_too_many_pinned_connections_gets_a_lock_timeout(shared_cl
         cache._context.backend._router._pinning._max_per_node = 1
         semaphore = [cache.semaphore("name", 2, wait_seconds=0.1) for _ in range(2)]
         semaphore[0].acquire()
-        with pytest.raises(LockTimeout):
-            semaphore[1].acquire()
+        with pytest.raises(LockTimeout, match="limit of locks"), semaphore[1]:
+            pass
+        assert not semaphore[1].acquire()
         semaphore[0].release()
-        semaphore[1].acquire()
+        assert semaphore[1].acquire()
 
 
 # Many --------------------------------------------------------------------------------------------------------

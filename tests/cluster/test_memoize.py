@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_the_error_names_an_argument_that_is_not_a_valid_key(cache: PyroCacheCli
     ):
         handle(1, lambda: 0)
 
-    @cache.memoize(key=lambda _: float("nan"))
+    @cache.memoize(key=lambda _: threading.Lock())
     def wrong(_: int) -> None: ...
 
     with pytest.raises(InvalidKey, match=r"key function of .*wrong cannot be a key"):
@@ -224,7 +225,7 @@ def test_an_expired_result_is_served_while_one_caller_makes_a_new_one(cache: Pyr
     began, end = threading.Event(), threading.Event()
     results = iter(["old", "new"])
 
-    @cache.memoize(ttl_seconds=0.1, stale_seconds=60)
+    @cache.memoize(ttl_seconds=0.1, stale_seconds=60, name="slow")  # an Event is no part of a key
     def slow() -> str:
         result = next(results)
         if result == "new":
@@ -245,7 +246,7 @@ def test_an_expired_result_is_served_while_one_caller_makes_a_new_one(cache: Pyr
 def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
-    @cache.memoize()
+    @cache.memoize(name="slow")
     def slow(what: object = None) -> object:
         if not began.is_set():
             began.set()
@@ -267,7 +268,7 @@ def test_refreshing_takes_over_from_whoever_is_loading(cache: PyroCacheClient) -
 def test_invalidate_discards_a_load_under_way(cache: PyroCacheClient) -> None:
     began, end = threading.Event(), threading.Event()
 
-    @cache.memoize()
+    @cache.memoize(name="slow")
     def slow() -> str:
         if not began.is_set():
             began.set()
@@ -479,6 +480,10 @@ def test_invalid_uses_are_refused(cache: PyroCacheClient) -> None:
         cache.memoize(ignore=("c",))(documented)
     with pytest.raises(ValueError, match="not both"):
         cache.memoize(key=len, ignore=("a",))
+    with pytest.raises(TypeError, match="name is a str"):
+        cache.memoize(name=b"bytes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name is empty"):
+        cache.memoize(name="")
     with pytest.raises(TypeError, match="tag"):
         cache.memoize(tags="tag")
     with pytest.raises(ValueError, match="ttl_seconds"):
@@ -697,6 +702,52 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_does_not_get_the_lease(cac
     assert asyncio.run(main()) == ("third", "third")
 
 
+def test_a_coroutine_that_is_closed_in_another_context_frees_its_lease(cache: PyroCacheClient) -> None:
+    loading = False
+
+    @cache.memoize(key=lambda seconds: "the same", lease_seconds=3600)
+    async def slow(seconds: float) -> str:
+        nonlocal loading
+        loading = True
+        await asyncio.sleep(seconds)
+        return "loaded"
+
+    async def main() -> str:
+        abandoned: Any = slow(60)
+        elsewhere = copy_context()
+        while not loading:
+            awaited = elsewhere.run(abandoned.send, None)
+            if loading:
+                break
+            awaited._asyncio_future_blocking = False  # as a task does that waits for it
+            await asyncio.wait([awaited])
+        abandoned.close()
+        async with asyncio.timeout(SOON):
+            return await slow(0)
+
+    assert asyncio.run(main()) == "loaded"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCacheClient, steps: int) -> None:
+    @cache.memoize(key=lambda seconds: "the same", lease_seconds=3600)
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "loaded"
+
+    async def main() -> str:
+        abandoned: Any = slow(60)
+        awaited = abandoned.send(None)
+        awaited._asyncio_future_blocking = False
+        if steps == 2:
+            await asyncio.wait([awaited])
+        abandoned.close()
+        async with asyncio.timeout(SOON):
+            return await slow(0)
+
+    assert asyncio.run(main()) == "loaded"
+
+
 def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Let so many coroutines have a thread to wait in; return the permits."""
     permits = threading.Semaphore(count)
@@ -778,13 +829,14 @@ def test_a_coroutine_whose_node_is_unreachable(called: Counted) -> None:
             called()
             return "result"
 
-        asyncio.run(strict.memoize()(function)())
-        asyncio.run(lenient.memoize()(function)())
+        strictly, leniently = (client.memoize(name="function")(function) for client in (strict, lenient))
+        asyncio.run(strictly())
+        asyncio.run(leniently())
         assert len(called) == 1
         cluster.kill(0)
         with pytest.raises(NodeUnavailable):
-            asyncio.run(strict.memoize()(function)())
-        assert asyncio.run(lenient.memoize()(function)()) == "result"
+            asyncio.run(strictly())
+        assert asyncio.run(leniently()) == "result"
         assert len(called) == 2
 
 

@@ -442,8 +442,8 @@ class Machine(RuleBasedStateMachine):
                 lambda live: (True, self.stored(value, ttl)),
             )
 
-    @rule(at=ATS, key=KEYS, shape=VALUES, ttl=TTLS, tags=SETS_OF_TAGS)
-    def add(self, at: At, key: Any, shape: str, ttl: Ttl, tags: list[str] | None) -> None:
+    @rule(at=ATS, key=KEYS, shape=VALUES, ttl=KEPT_TTLS, tags=SETS_OF_TAGS)
+    def add(self, at: At, key: Any, shape: str, ttl: Any, tags: list[str] | None) -> None:
         value = self.value(shape)
         self.one(
             at,
@@ -536,11 +536,13 @@ class Machine(RuleBasedStateMachine):
         if not self.sure:  # it may have expired in the middle, and been read again
             self.spaces[at.space].unsure += 1
 
-    @rule(at=ATS, key=KEYS, by=INTS, default=INTS, ttl=TTLS, down=FLAGS)
-    def incr(self, at: At, key: Any, by: int, default: int, ttl: Ttl, down: bool) -> None:
+    @rule(at=ATS, key=KEYS, by=INTS, default=INTS | st.none(), ttl=TTLS, down=FLAGS)
+    def incr(self, at: At, key: Any, by: int, default: int | None, ttl: Ttl, down: bool) -> None:
         def effect(live: Entry | None) -> Effect:
             delta = -by if down else by
             if live is None:
+                if default is None:
+                    return Raised(KeyError), SAME
                 return default + delta, self.stored(default + delta, ttl)
             if type(live.value) is not int:
                 return Raised(TypeError), SAME
@@ -559,6 +561,41 @@ class Machine(RuleBasedStateMachine):
             lambda cache: cache.touch(key, ttl),
             lambda live: (True, self.living(live, ttl)) if live else (False, SAME),
         )
+
+    @rule(
+        at=ATS,
+        key=KEYS,
+        shape=VALUES,
+        verb=st.sampled_from(["set", "add", "replace", "touch"]),
+        which=st.sampled_from([None, "now", "old"]),
+    )
+    def expired(self, at: At, key: Any, shape: str, verb: str, which: str | None) -> None:
+        """Store what has expired already, or touch an entry so; with a version in the case of set."""
+        value, past = self.value(shape), time.time() - 1
+        if verb == "set" and which is not None:
+            version = self.version(at, key, which)
+
+            def if_version(live: Entry | None) -> Effect:
+                fits = live is not None and live.version == version
+                return (True, None) if fits else (False, SAME)
+
+            self.one(
+                at,
+                key,
+                lambda cache: cache.set(key, value, expires_at=past, if_version=version),
+                if_version,
+            )
+            return
+        calls: dict[str, tuple[Callable[[PyroCacheClient], Any], Callable[[Entry | None], Effect]]] = {
+            "set": (lambda cache: cache.set(key, value, expires_at=past), lambda live: (True, None)),
+            "add": (lambda cache: cache.add(key, value, expires_at=past), lambda live: (live is None, SAME)),
+            "replace": (
+                lambda cache: cache.replace(key, value, expires_at=past),
+                lambda live: (live is not None, None),
+            ),
+            "touch": (lambda cache: cache.touch(key, expires_at=past), lambda live: (live is not None, None)),
+        }
+        self.one(at, key, *calls[verb])
 
     @rule(at=ATS, key=KEYS, ttl=st.sampled_from([0, -1.0, math.nan, "1"]))
     def refused(self, at: At, key: Any, ttl: Any) -> None:
@@ -612,6 +649,33 @@ class Machine(RuleBasedStateMachine):
             return (value,)
 
         self.one(at, key, call, lambda live: ((live.value,) if live else None, SAME), reads=1)
+        self.check_version(at, key, version)
+
+    @rule(at=ATS, key=KEYS, several=FLAGS)
+    def get_entry(self, at: At, key: Any, several: bool) -> None:
+        version = None
+
+        def call(cache: PyroCacheClient) -> Any:
+            nonlocal version
+            if several and hashable([key]):
+                found = cache.get_entries([key, "none of these"]).get(key)
+            else:
+                found = cache.get_entry(key)
+            if found is None:
+                return None
+            version = found.version
+            return (found.value, set(found.tags), found.ttl_seconds)
+
+        def effect(live: Entry | None) -> Effect:
+            if live is None:
+                return None, SAME
+            left = Within(live.earliest - self.after, live.latest - self.before)
+            return (live.value, set(live.tags), left), SAME
+
+        self.one(at, key, call, effect)
+        self.check_version(at, key, version)
+
+    def check_version(self, at: At, key: Any, version: int | None) -> None:
         if version is None:
             return
         space, name = self.spaces[at.space], name_of(key)
@@ -639,6 +703,24 @@ class Machine(RuleBasedStateMachine):
         assert len({cache.node_for(key) for cache in self.spaces[at.space].clients}) == 1
 
     # Removing
+
+    @rule(at=ATS, key=KEYS, which=st.sampled_from(["now", "now", "old", "none"]))
+    def delete_if_version(self, at: At, key: Any, which: str) -> None:
+        version = self.version(at, key, which)
+
+        def effect(live: Entry | None) -> Effect:
+            return (True, None) if live is not None and live.version == version else (False, SAME)
+
+        self.one(at, key, lambda cache: cache.delete(key, if_version=version), effect)
+
+    @rule(at=ATS, prefix=st.sampled_from(PREFIXES[1:]))
+    def delete_prefix(self, at: At, prefix: Any) -> None:
+        space = self.spaces[at.space]
+        gone = self.timed(lambda: space.clients[at.client].delete_prefix(prefix))
+        live = {name: sure for name, _, sure in self.live_in(space) if fits(space.keys[name], prefix)}
+        assert sum(live.values()) <= gone <= len(live)
+        for name in [name for name in space.entries if fits(space.keys[name], prefix)]:
+            self.put(space, space.keys[name], None)
 
     @rule(at=ATS, key=KEYS, how=st.sampled_from(["delete", "del", "pop", "pop or default"]))
     def remove(self, at: At, key: Any, how: str) -> None:
@@ -731,9 +813,9 @@ class Machine(RuleBasedStateMachine):
                 assert entry is not None
                 assert same(found[key], entry.value)
 
-    @rule(at=ATS, keys=MANY_KEYS, shape=VALUES, ttl=TTLS, tags=SETS_OF_TAGS, updates=FLAGS)
+    @rule(at=ATS, keys=MANY_KEYS, shape=VALUES, ttl=KEPT_TTLS, tags=SETS_OF_TAGS, updates=FLAGS)
     def set_many(
-        self, at: At, keys: list[Any], shape: str, ttl: Ttl, tags: list[str] | None, updates: bool
+        self, at: At, keys: list[Any], shape: str, ttl: Any, tags: list[str] | None, updates: bool
     ) -> None:
         space = self.spaces[at.space]
         cache = space.clients[at.client]
@@ -746,7 +828,12 @@ class Machine(RuleBasedStateMachine):
         else:
             assert self.timed(lambda: cache.set_many(entries, ttl, tags=tags)) == len(entries)
         for key, value in entries.items():
-            self.put(space, key, self.stored(value, ttl, tags))
+            old = space.entries.get(name_of(key))
+            live = is_live(old, self.before, self.after)
+            if ttl is ... and live is None:
+                self.start_over(space, [key])
+            else:
+                self.put(space, key, self.stored(value, ttl, tags, old if live else None))
 
     @rule(at=ATS, keys=MANY_KEYS)
     def delete_many(self, at: At, keys: list[Any]) -> None:
@@ -771,11 +858,22 @@ class Machine(RuleBasedStateMachine):
 
     # All of them
 
-    @rule(at=ATS, prefix=st.sampled_from(PREFIXES), batch=st.sampled_from([1, 2, 1000]))
-    def scan(self, at: At, prefix: Any, batch: int) -> None:
+    @rule(
+        at=ATS,
+        prefix=st.sampled_from(PREFIXES),
+        batch=st.sampled_from([1, 2, 1000]),
+        tag=st.sampled_from([None, None, *TAGS]),
+        details=FLAGS,
+    )
+    def scan(self, at: At, prefix: Any, batch: int, tag: str | None, details: bool) -> None:
         space = self.spaces[at.space]
         cache = space.clients[at.client]
-        self.check_keys(space, self.timed(lambda: list(cache.scan(prefix, batch))), prefix)
+        found = self.timed(lambda: list(cache.scan(prefix, batch, tag=tag, details=details)))
+        for info in found if details else ():
+            entry = space.entries[name_of(info.key)]
+            assert set(info.tags) == entry.tags
+            assert entry.earliest - self.after <= info.ttl_seconds <= entry.latest - self.before
+        self.check_keys(space, [info.key for info in found] if details else found, prefix, tag)
 
     @rule(at=ATS, how=st.sampled_from(["iter", "keys", "items", "values", "==", "len", "bool"]))
     def walk(self, at: At, how: str) -> None:
@@ -801,11 +899,15 @@ class Machine(RuleBasedStateMachine):
                 live = [sure for _, _, sure in self.live_in(space)]
                 assert any(live) <= filled <= bool(live)
 
-    def check_keys(self, space: Space, keys: list[Any], prefix: Any) -> None:
+    def check_keys(self, space: Space, keys: list[Any], prefix: Any, tag: str | None = None) -> None:
         """Each key comes once that must, none that must not, and none twice."""
         names = list(map(name_of, keys))
         assert len(set(names)) == len(names)
-        may = {name: sure for name, _, sure in self.live_in(space) if fits(space.keys[name], prefix)}
+        may = {
+            name: sure
+            for name, entry, sure in self.live_in(space)
+            if fits(space.keys[name], prefix) and (tag is None or tag in entry.tags)
+        }
         assert {name for name, sure in may.items() if sure} <= set(names) <= may.keys()
 
     def check_items(self, space: Space, cache: PyroCacheClient) -> None:
@@ -914,7 +1016,7 @@ class Machine(RuleBasedStateMachine):
     def function(cache: PyroCacheClient, factory: Any, ttl: Ttl) -> Any:
         """The same function each time, as far as `memoize` is concerned."""
 
-        @cache.memoize(ttl, tags=["page"])
+        @cache.memoize(ttl, tags=["page"], name="measured")
         def measured(argument: int, scale: int = 1) -> Any:
             return factory()
 
@@ -934,11 +1036,13 @@ class Machine(RuleBasedStateMachine):
         lock = cache.lock(name) if limit == 1 else cache.semaphore(name, limit)
         holders = self.holders.setdefault(place, [])
         if len(holders) == limit:
-            assert attempt(lambda: lock.acquire(wait_seconds=0)) == Raised(LockTimeout)
+            assert lock.locked()
+            assert not lock.acquire(blocking=False)
             assert not lock.held
             return place, None
-        token = lock.acquire(wait_seconds=0)
-        assert token == lock.token
+        assert not lock.locked()
+        assert lock.acquire(blocking=False)
+        token = lock.token or 0
         assert token > self.tokens.get(place, 0)
         assert lock.held
         self.tokens[place] = token
@@ -1118,7 +1222,7 @@ class Loading:
             self.void = "page" in tags
 
     def load_again(self, by: int) -> None:
-        """Ask for the value that is being loaded: there is a stale one, or one must wait."""
+        """Ask for the value that is being loaded by this thread: there is a stale one, or it is loaded by itself."""
         entry, before = self.space.entries.get(self.name), time.monotonic()
         outcome = attempt(
             lambda: self.space.clients[by].get_or_set(self.key, lambda: "another one", wait_seconds=0)
@@ -1126,7 +1230,7 @@ class Loading:
         live = is_live(entry, before, time.monotonic())
         self.space.counted(live)
         there = entry is not None and same(outcome, entry.value)
-        alone = outcome == ("another one" if by == self.at.client else Raised(WaitTimeout))
+        alone = outcome == "another one"  # also through another client of the cluster
         if live or (live is False and entry is not None and entry.stale_seconds and not entry.invalid):
             assert there
         elif live is False:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import pickle
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 
 from pyrocache import (
+    DEFAULT_TTL,
     ClientClosed,
+    Entry,
+    EntryInfo,
     InvalidKey,
     LocalCluster,
     NodeUnavailable,
@@ -148,7 +152,7 @@ def test_a_conditional_write_refuses_what_set_refuses(cache: PyroCacheClient) ->
         with pytest.raises(TypeError, match="ttl_seconds"):
             verb("key", 1, "60")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ttl_seconds"):
-        cache.add("key", 1, ...)  # type: ignore[arg-type]
+        cache.setdefault("key", 1, ...)  # type: ignore[call-overload]
     for call in (
         lambda: cache.add("key", bytes(65 * 2**20)),
         lambda: cache.setdefault("key", bytes(65 * 2**20)),
@@ -217,7 +221,7 @@ def test_only_an_int_can_be_added(cache: PyroCacheClient, delta: Any) -> None:
         lambda: cache.decr("key", delta),
         lambda: cache.incr("new", 1, default=delta),
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises((TypeError, KeyError) if delta is None else TypeError):
             call()
     assert dict(cache) == {"key": 1}
 
@@ -614,15 +618,11 @@ def test_calls_about_many_keys_say_which_failed_when_a_node_is_away(cluster: Loc
 def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalCluster) -> None:
     calls: list[tuple[Callable[[PyroCacheClient, Any], Any], Any]] = [
         (lambda client, key: client.set(key, 1, tags=["a"]), False),
-        (lambda client, key: client.set(key, 1, if_version=1), False),
         (lambda client, key: client.add(key, 1), False),
         (lambda client, key: client.replace(key, 1), False),
         (lambda client, key: client.get(key, "default", touch_seconds=60), "default"),
         (lambda client, key: client.get_with_version(key), None),
-        (lambda client, key: client.compare_and_set(key, 1, 1), False),
-        (lambda client, key: client.compute(key, lambda value: value + 1, default=5), 6),
-        (lambda client, key: client.incr(key, 2, default=5), 7),
-        (lambda client, key: client.decr(key, 2, default=5), 3),
+        (lambda client, key: client.get_entry(key), None),
         (lambda client, key: client.touch(key, 60), False),
         (lambda client, key: client.pop(key, "default"), "default"),
         (lambda client, key: client.setdefault(key, "default"), "default"),
@@ -630,6 +630,8 @@ def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalClu
         (lambda client, key: client.clear(), 0),
         (lambda client, key: len(client), 0),
         (lambda client, key: list(client.scan()), []),
+        (lambda client, key: list(client.scan(tag="a", details=True)), []),
+        (lambda client, key: client.delete_prefix("a"), 0),
         (lambda client, key: list(client.items()), []),
         (lambda client, key: client.reset_stats(), None),
     ]
@@ -645,12 +647,180 @@ def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalClu
         for fails in (
             lambda: lenient.pop(key),
             lambda: lenient[key],
-            lambda: lenient.compute(key, lambda value: value),
             lambda: lenient.popitem(),
         ):
             with pytest.raises(KeyError):
                 fails()
         assert lenient.stats().away == cache.stats().away == ["cache.node.2"]
+
+
+# Times to live -----------------------------------------------------------------------------------------------
+
+
+def test_a_client_may_have_a_default_ttl(shared_cluster: LocalCluster, cache: PyroCacheClient) -> None:
+    with shared_cluster.client(ttl_seconds=timedelta(minutes=1)) as minute:
+        minute["a"] = 1
+        minute.update(b=2)
+        assert minute.setdefault("c", 3) == 3
+        assert minute.incr("d", 4) == 4
+        assert minute.get_or_set("e", lambda: 5) == 5
+        assert minute.memoize()(abs)(-6) == 6
+        assert minute.compute("f", lambda value: value + 1, default=6) == 7
+        assert minute.set("g", 8, ...) is True
+        assert minute.set_many({"h": 9}, ..., tags=["t"]) == 1
+        assert minute.add("i", 10, ...) is True
+        assert {lives(cache, key, 60) for key in minute} == {True}
+        assert minute.set("a", 1, DEFAULT_TTL, tags=[]) is True
+        assert lives(cache, "a", 60)
+        assert minute.set("a", 1, None) is True
+        assert cache.ttl("a") == math.inf
+        assert minute.set("b", 2, 100) is True
+        assert minute.set("b", 3, ...) is True
+        assert lives(cache, "b", 100)
+        assert (minute.touch("a"), lives(cache, "a", 60)) == (True, True)
+        assert minute.touch_many(["b", "c"]) == 2
+        assert lives(cache, "b", 60)
+        copy = pickle.loads(pickle.dumps(minute.namespace("shop", ttl_seconds=5)))
+        with copy:
+            copy["a"] = 1
+            assert lives(cache.namespace("shop"), "a", 5)
+    cache["a"] = 1
+    assert cache.ttl("a") == math.inf
+
+
+def test_an_entry_may_expire_at_a_point_in_time(cache: PyroCacheClient) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    assert cache.set("a", 1, expires_at=soon) is True
+    assert cache.set("b", 1, expires_at=soon.timestamp(), tags=["t"]) is True
+    assert cache.add("c", 1, expires_at=np.float64(soon.timestamp())) is True
+    assert cache.add("c", 2, expires_at=soon) is False
+    assert cache.replace("c", 3, expires_at=soon.astimezone(timezone(timedelta(hours=-7)))) is True
+    assert cache.set_many({"d": 1, "e": 2}, expires_at=soon, ttl_jitter=0.001) == 2
+    cache["f"] = cache["g"] = 1
+    assert cache.touch("f", expires_at=soon) is True
+    assert cache.touch_many(["g", "nobody"], expires_at=soon) == 1
+    assert {lives(cache, key, 3600) for key in "abcdefg"} == {True}
+
+
+def test_what_has_expired_already_removes_what_it_would_replace(cache: PyroCacheClient) -> None:
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    cache.set_many(dict.fromkeys("abcdefgh", 1))
+    assert cache.set("a", 2, expires_at=past) is True
+    assert cache.set("nobody", 2, expires_at=past) is True
+    assert cache.add("b", 2, expires_at=past) is False  # it is there
+    assert cache.add("nobody", 2, expires_at=past) is True
+    assert cache.replace("c", 2, expires_at=past) is True
+    assert cache.replace("nobody", 2, expires_at=past) is False
+    _, version = cache.get_with_version("d") or (None, 0)
+    assert cache.set("d", 2, expires_at=past, if_version=version + 1) is False
+    assert cache.set("e", 2, expires_at=past, if_version=version) is False
+    assert cache.set("d", 2, expires_at=past, if_version=version) is True
+    assert cache.set_many({"f": 2, "nobody": 2}, expires_at=past) == 2
+    assert (cache.touch("g", expires_at=past), cache.touch("nobody", expires_at=past)) == (True, False)
+    assert cache.touch_many(["h", "nobody"], expires_at=past) == 1
+    assert set(cache) == {"b", "e"}
+
+
+def test_many_entries_may_keep_their_ttl(cache: PyroCacheClient) -> None:
+    cache.set("a", 1, 100, tags=["t"])
+    cache.set("b", 1)
+    assert cache.set_many({"a": 2, "b": 2, "c": 2}, ...) == 3
+    assert cache.get_many(["a", "b", "c"]) == {"a": 2, "b": 2, "c": 2}
+    assert (lives(cache, "a", 100), cache.ttl("b"), cache.ttl("c")) == (True, math.inf, math.inf)
+    assert cache.invalidate_tag("t") == 1
+
+
+def test_jitter_spreads_expiries(cache: PyroCacheClient) -> None:
+    keys = list(range(3000))
+    assert cache.set_many(dict.fromkeys(keys, 1), 100, ttl_jitter=0.5) == 3000
+    ttls = [entry.ttl_seconds for entry in cache.get_entries(keys).values()]
+    assert (len(ttls), len(set(ttls)) > 2900) == (3000, True)
+    assert 40 < min(ttls) < 55 < 90 < max(ttls) <= 100
+    seen = set()
+    for number in range(20):
+        key = ("loaded", number)
+        assert cache.get_or_set(key, lambda: 1, 100, ttl_jitter=0.5) == 1
+        seen.add(round(cache.ttl(key) or 0))
+
+    @cache.memoize(100, ttl_jitter=0.5)
+    def double(number: int) -> int:
+        return 2 * number
+
+    for number in range(20):
+        double(number)
+        seen.add(round(cache.ttl(double.key(number)) or 0))
+    assert len(seen) > 15
+    assert 40 < min(seen) < max(seen) <= 100
+
+
+# Entries and what is known of them -----------------------------------------------------------------------------
+
+
+def test_an_entry_is_told_whole(cache: PyroCacheClient) -> None:
+    shop = cache.namespace("shop")
+    shop.set(("a", 1), [1, 2], 100, tags=["t", "é\ud800"])
+    entry = shop.get_entry(("a", 1))
+    assert isinstance(entry, Entry)
+    assert (entry.value, entry.tags) == ([1, 2], ("t", "é\ud800"))
+    assert 95 < entry.ttl_seconds <= 100
+    assert entry.age_seconds is not None
+    assert entry.idle_seconds is not None
+    assert 0 <= entry.idle_seconds <= entry.age_seconds < 5
+    assert 300 < entry.size_bytes < 1500
+    assert shop.compare_and_set(("a", 1), 3, entry.version) is True
+    assert shop.get_entry("nobody") is None
+    cache["plain"] = None
+    plain = cache.get_entry("plain")
+    assert plain is not None
+    assert (plain.value, plain.ttl_seconds, plain.tags, plain.age_seconds) == (None, math.inf, (), None)
+    with pytest.raises(AttributeError):
+        plain.value = 1  # type: ignore[misc]
+
+
+def test_entries_are_told_of_many_keys_and_not_used(cluster: LocalCluster) -> None:
+    with cluster.client() as cache:
+        cache.set_many({number: str(number) for number in range(1500)}, 60)
+        cache.set("large", np.zeros(2**19))
+        found = cache.get_entries([*range(1499, -1, -1), "large", "nobody"])
+        assert list(found) == [*range(1499, -1, -1), "large"]
+        assert {found[number].value == str(number) for number in range(1500)} == {True}
+        assert found["large"].size_bytes > 2**22
+        assert len({found[number].version for number in range(1500)}) > 400  # each node has its numbers
+        total = cache.stats().total
+        assert (total.hits, total.misses) == (0, 0)
+        assert cache.delete(5, if_version=found[5].version) is True
+        assert cache.delete(6, if_version=found[6].version + 1) is False
+        cache[7] = "7"  # as before, but it is another version
+        assert cache.delete(7, if_version=found[7].version) is False
+        assert (5 in cache, 6 in cache, 7 in cache) == (False, True, True)
+        with pytest.raises(TypeError):
+            cache.get_entries([[1]])
+        cluster.kill(0)
+        with pytest.raises(PartialFailure) as caught:
+            cache.get_entries(range(100))
+        assert 0 < len(caught.value.results) < 100
+        assert {caught.value.results[number].value == str(number) for number in caught.value.results} == {
+            True
+        }
+
+
+def test_a_value_that_does_not_unpickle_is_reported_among_the_entries(cache: PyroCacheClient) -> None:
+    cache["a"], cache["broken"] = 1, Broken()
+    with pytest.raises(SerializationError):
+        cache.get_entry("broken")
+    with pytest.raises(PartialFailure) as caught:
+        cache.get_entries(["a", "broken"])
+    assert caught.value.results["a"].value == 1
+    assert list(caught.value.errors) == ["broken"]
+
+
+def test_incr_without_a_default_needs_an_entry(cache: PyroCacheClient) -> None:
+    for verb in (cache.incr, cache.decr):
+        with pytest.raises(KeyError, match="nobody"):
+            verb("nobody", default=None)
+    assert "nobody" not in cache
+    cache["visits"] = 5
+    assert (cache.incr("visits", default=None), cache.decr("visits", 2, None)) == (6, 4)
 
 
 # Scans -------------------------------------------------------------------------------------------------------
@@ -664,6 +834,56 @@ def kinds(cache: PyroCacheClient) -> set[Any]:
     keys |= set(range(300)) | {b"user:1", None, "user:", "user", "é", "éa", "\ud800", "\ud800x", ()}
     cache.set_many(dict.fromkeys(keys, 0))
     return keys
+
+
+def test_a_scan_may_be_of_a_tag(cache: PyroCacheClient, kinds: set[Any]) -> None:
+    few, many = {("user", 1), "user:1", 7}, {key for key in kinds if isinstance(key, str)}
+    cache.set_many(dict.fromkeys(many, 0), tags=["many"])
+    cache.set_many(dict.fromkeys(few, 0), tags=["few", "many"])
+    for batch in (2, 1000):
+        assert Counter(cache.scan(tag="few", batch=batch)) == Counter(few)
+        assert Counter(cache.scan("user", batch, tag="few")) == Counter({"user:1": 1})
+        assert Counter(cache.scan(tag="many", batch=batch)) == Counter(few | many)
+    assert list(cache.scan(tag="none")) == []
+    assert list(cache.namespace("shop").scan(tag="few")) == []
+    cache.invalidate_tag("few")
+    assert set(cache.scan(tag="many")) == many - few
+
+
+def test_a_scan_may_tell_details(cache: PyroCacheClient, kinds: set[Any]) -> None:
+    cache.set_many({"user:1": "x" * 1000, ("user", 1): 1}, 60, tags=["t"])
+    infos = {info.key: info for info in cache.scan(details=True)}
+    assert infos.keys() == kinds
+    assert (infos[7].ttl_seconds, infos[7].tags, infos[7].age_seconds) == (math.inf, (), None)
+    [first, second] = cache.scan(tag="t", details=True, batch=1)
+    assert isinstance(first, EntryInfo)
+    assert {first.key, second.key} == {"user:1", ("user", 1)}
+    assert {first.tags, second.tags} == {("t",)}
+    assert 55 < first.ttl_seconds <= 60
+    assert infos["user:1"].size_bytes > infos[("user", 1)].size_bytes + 900
+
+
+@pytest.mark.parametrize("prefix", ["user:", "", "nobody", ("user",), ("user", 7.0), ()])
+def test_a_prefix_may_be_deleted(cache: PyroCacheClient, kinds: set[Any], prefix: Any) -> None:
+    cache.namespace("prefixes")["user:1"] = 1
+    gone = set(cache.scan(prefix))
+    assert cache.delete_prefix(prefix) == len(gone)
+    assert set(cache) == kinds - gone
+    assert cache.delete_prefix(prefix) == 0
+    assert cache.namespace("prefixes").clear() == 1
+
+
+def test_a_prefix_is_deleted_from_the_nodes_that_answer(cluster: LocalCluster) -> None:
+    with cluster.client(timeout=2.0) as cache, cluster.client(timeout=2.0, on_error="miss") as lenient:
+        cache.set_many({f"a{number}": 0 for number in range(3000)})
+        cache["b"] = 1
+        here = [key for key in cache.scan("a") if cache.node_for(key).name != "cache.node.2"]
+        cluster.kill(1)
+        with pytest.raises(NodeUnavailable):
+            cache.delete_prefix("a")
+        left = sum(key in cache for key in here)
+        assert lenient.delete_prefix("a") == left
+        assert list(lenient.scan("a")) == []
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])
@@ -1172,5 +1392,5 @@ def _no_leftovers(shared_cluster: LocalCluster) -> Iterator[None]:
 def test_this_file_is_about_every_public_verb() -> None:
     here = Path(__file__).read_text()
     verbs = {name for name in vars(PyroCacheClient) if not name.startswith("_")}
-    elsewhere = {"get_or_set", "memoize", "lock", "semaphore", "nodes", "contains"}
+    elsewhere = {"get_or_set", "memoize", "lock", "semaphore", "nodes", "contains", "ping", "disconnect"}
     assert [verb for verb in verbs - elsewhere if f".{verb}" not in here] == []

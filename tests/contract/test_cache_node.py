@@ -24,6 +24,7 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import DEFAULT_POLICY
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
+from pyrocache.server.deferred import Session
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -34,7 +35,7 @@ MAX_MEMORY = 32 * MIB
 NO_VIEW = 0
 ROOT = b"\0"  # what keys without a namespace begin with
 SHOP = b"\x04shop"
-KEEP_TTL = -1
+KEEP_TTL = -math.inf
 
 
 class Clock:
@@ -606,6 +607,217 @@ class TestConditions:
         assert (stats["hits"], stats["misses"], stats["deletes"], stats["bytes"]) == (1, 3, 1, 0)
 
 
+class TestConditionalDeletes:
+    def test_an_entry_goes_only_with_its_version(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"1")
+        _, version = peer.get_with_version(NO_VIEW, b"key")
+        assert peer.delete(NO_VIEW, b"key", version + 1) is False
+        assert peer.get(NO_VIEW, b"key") == b"1"
+        peer.set(NO_VIEW, b"key", b"2")
+        assert peer.delete(NO_VIEW, b"key", version) is False
+        _, version = peer.get_with_version(NO_VIEW, b"key")
+        assert peer.delete(NO_VIEW, b"key", version) is True
+        assert peer.get(NO_VIEW, b"key") is None
+        assert peer.delete(NO_VIEW, b"key", version) is False
+        assert peer.stats()["deletes"] == 1
+
+    def test_only_one_that_deletes_voids_a_lease(self, peer: Peer) -> None:
+        _, token, _ = peer.node.begin_lease(Session(), NO_VIEW, b"key", 60, 0)
+        assert peer.delete(NO_VIEW, b"key", 5) is False
+        assert peer.fill(NO_VIEW, b"key", token, b"loaded") is True
+        _, token, _ = peer.node.begin_lease(Session(), NO_VIEW, b"key", 60, 0, 2)
+        _, version = peer.get_with_version(NO_VIEW, b"key")
+        assert peer.delete(NO_VIEW, b"key", version) is True
+        assert peer.fill(NO_VIEW, b"key", token, b"loaded") is False
+
+    @pytest.mark.parametrize("version", [0, -1, "1", 1.5, True], ids=repr)
+    def test_a_version_is_an_int_above_0(self, peer: Peer, version: Any) -> None:
+        assert peer.refusal("delete", NO_VIEW, b"key", version) == "bad-request"
+
+
+class TestTtlsThatAreKept:
+    def test_a_new_entry_gets_the_one_without_the_sign(self, peer: Peer) -> None:
+        assert peer.put(NO_VIEW, b"key", b"1", -100) is True
+        assert peer.ttl(NO_VIEW, b"key") == 100
+        peer.clock.now += 10
+        assert peer.put(NO_VIEW, b"key", b"2", -50.0) is True
+        assert (peer.get(NO_VIEW, b"key"), peer.ttl(NO_VIEW, b"key")) == (b"2", 90)
+        peer.clock.now += 90
+        assert peer.put(NO_VIEW, b"key", b"3", -50.0, "absent") is True
+        assert peer.ttl(NO_VIEW, b"key") == 50
+        peer.touch(NO_VIEW, b"key", None)
+        peer.put(NO_VIEW, b"key", b"4", -50.0)
+        assert peer.ttl(NO_VIEW, b"key") == math.inf
+
+    def test_a_batch_keeps_them_too_and_the_tags(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, b"a", b"1", 100, None, [b"t"])
+        assert peer.set_many(NO_VIEW, [b"a", b"b"], [b"2", b"2"], KEEP_TTL) == 2
+        assert peer.get_many(NO_VIEW, [b"a", b"b"]) == [b"2", b"2"]
+        assert [peer.ttl(NO_VIEW, key) for key in (b"a", b"b")] == [100, math.inf]
+        assert peer.set_many(NO_VIEW, [b"a", b"c"], [b"3", b"3"], -7) == 2
+        assert [peer.ttl(NO_VIEW, key) for key in (b"a", b"c")] == [100, 7]
+        assert peer.get_entry(NO_VIEW, b"a")[3] == [b"t"]
+        peer.set_many(NO_VIEW, [b"a"], [b"4"], KEEP_TTL, [])
+        assert peer.get_entry(NO_VIEW, b"a")[2:4] == [100, []]
+
+    def test_each_entry_of_a_batch_may_have_its_own(self, peer: Peer) -> None:
+        keys = [b"%d" % number for number in range(100)]
+        peer.set_many(NO_VIEW, keys[::2], keys[::2], 1)  # some overwrite one with a TTL, some are new
+        ttls = [10.0 + number for number in range(100)]
+        assert peer.set_many(NO_VIEW, keys, keys, ttls) == 100
+        assert [peer.ttl(NO_VIEW, key) for key in keys] == ttls
+        assert peer.get_many(NO_VIEW, keys) == keys
+        peer.clock.now += 59.5
+        assert peer.get_many(NO_VIEW, keys) == [None] * 50 + keys[50:]
+        assert peer.count(ROOT) == 0  # these keys are in no namespace
+        while peer.node.sweep():
+            pass
+        assert peer.stats()["entries"] <= 51
+        assert peer.set_many(NO_VIEW, [b"a", b"a"], [b"1", b"2"], [5, 6]) == 2
+        assert (peer.get(NO_VIEW, b"a"), peer.ttl(NO_VIEW, b"a")) == (b"2", 6)
+        assert peer.set_many(NO_VIEW, [b"a", b"x"], [b"1", b"2"], [-5, 7.5], [b"t"]) == 2
+        assert [peer.ttl(NO_VIEW, key) for key in (b"a", b"x")] == [6, 7.5]
+        assert peer.invalidate_tag(b"t") == 2
+
+    @pytest.mark.parametrize(
+        "ttls", [[], [1], [1, None], [1, 0], [1, math.nan], [1, "2"], [1, 2, 3], [1, True]]
+    )
+    def test_there_is_one_for_each_key(self, peer: Peer, ttls: Any) -> None:
+        assert peer.refusal("set_many", NO_VIEW, [b"a", b"b"], [b"1", b"2"], ttls) == "bad-request"
+        assert peer.get_many(NO_VIEW, [b"a", b"b"]) == [None, None]
+
+
+class TestDescriptions:
+    def test_an_entry_is_described_and_not_used(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, b"key", b"value", 100, None, [b"t", b"u"])
+        peer.clock.now += 30
+        value, version, left, tags, age, idle, size = peer.get_entry(NO_VIEW, b"key")
+        assert (value, left, tags, age, idle) == (b"value", 70, [b"t", b"u"], 30, 30)
+        assert peer.get_entries(NO_VIEW, [b"key"]) == [[value, version, left, tags, age, idle, size]]
+        figures = peer.stats()
+        assert (figures["hits"], figures["misses"]) == (0, 0)
+        assert size + 2 * (1 + 512) + 1024 == figures["bytes"]  # two tags and a namespace
+        assert peer.get_with_version(NO_VIEW, b"key") == [b"value", version]
+        assert peer.put(NO_VIEW, b"key", b"other", 100, version) is True
+
+    def test_none_is_no_entry(self, peer: Peer) -> None:
+        assert peer.get_entry(NO_VIEW, b"key") is None
+        peer.set(NO_VIEW, b"key", b"value", 1)
+        peer.clock.now += 1
+        assert peer.get_entry(NO_VIEW, b"key") is None
+        assert peer.get_entries(NO_VIEW, [b"key", b"other"]) == [None, None]
+        assert peer.stats()["misses"] == 0
+
+    def test_idle_is_since_the_last_use_and_age_since_the_value_was_stored(self, peer: Peer) -> None:
+        def age_and_idle() -> Any:
+            return peer.get_entry(NO_VIEW, b"key")[4:6]
+
+        peer.set(NO_VIEW, b"key", b"value", 1000)
+        uses: list[Callable[[], Any]] = [
+            lambda: peer.get(NO_VIEW, b"key"),
+            lambda: peer.get_many(NO_VIEW, [b"key", b"none"]),
+            lambda: peer.get(NO_VIEW, b"key", 2000),
+            lambda: peer.touch(NO_VIEW, b"key", 1000),
+            lambda: peer.get_with_version(NO_VIEW, b"key"),
+            lambda: peer.get_many(NO_VIEW, [b"key"]),
+            lambda: peer.get_with_times(NO_VIEW, b"key"),
+            lambda: peer.touch(NO_VIEW, b"key", None),
+        ]
+        for number, use in enumerate(uses):
+            peer.clock.now += 10
+            assert age_and_idle() == [10 * (number + 1), 10]
+            use()
+            assert age_and_idle() == [10 * (number + 1), 0]
+            peer.contains(NO_VIEW, b"key")
+            peer.ttl(NO_VIEW, b"key")
+        peer.put(NO_VIEW, b"key", b"new", KEEP_TTL, None, [b"t"])
+        assert age_and_idle() == [0, 0]
+
+    def test_a_batch_of_reads_is_a_use_of_each(self, peer: Peer) -> None:
+        keys = [ROOT + b"%d" % number for number in range(5)]
+        peer.set_many(NO_VIEW, keys, keys, 1000)
+        peer.clock.now += 10
+        assert peer.get_many(NO_VIEW, keys[:2]) == keys[:2]
+        peer.clock.now += 5
+        _, found = peer.scan(ROOT, ROOT, 0, 1000, None, True)
+        assert {key: (age, idle) for key, _, _, age, idle, _ in found} == {
+            **dict.fromkeys(keys[:2], (15, 5)),
+            **dict.fromkeys(keys[2:], (15, 15)),
+        }
+
+    def test_times_are_exact_to_half_a_second(self, peer: Peer) -> None:
+        for number in range(20):
+            peer.clock.now += 0.3
+            peer.set(NO_VIEW, b"%d" % number, b"value", 1000)
+        for number in range(20):
+            [age, idle] = peer.get_entry(NO_VIEW, b"%d" % number)[4:6]
+            assert -1e-9 < age - 0.3 * (19 - number) < 0.51
+            assert idle == age
+
+    def test_a_value_alone_has_no_times(self, peer: Peer) -> None:
+        peer.set(NO_VIEW, b"key", b"value")
+        assert peer.get_entry(NO_VIEW, b"key")[2:6] == [math.inf, [], None, None]
+        peer.clock.now += 10
+        assert peer.get(NO_VIEW, b"key") == b"value"
+        peer.clock.now += 10
+        assert peer.get_entry(NO_VIEW, b"key")[4:6] == [
+            None,
+            10,
+        ]  # it has a version now, so its use was noted
+
+    def test_a_large_reply_ends_early(self, peer: Peer) -> None:
+        keys = [b"%d" % number for number in range(1000)]
+        peer.set_many(NO_VIEW, keys, keys)
+        found = peer.get_entries(NO_VIEW, keys)
+        assert 0 < len(found) < 1000
+        assert [each[0] for each in found] == keys[: len(found)]
+        peer.set(NO_VIEW, keys[0], bytes(3 * MIB))
+        peer.set(NO_VIEW, keys[1], bytes(3 * MIB))
+        assert len(peer.get_entries(NO_VIEW, keys)) == 2
+
+
+class TestDeletingAPrefix:
+    def delete_all(self, peer: Peer, namespace: bytes, prefix: bytes) -> tuple[int, int]:
+        """How many were removed, and in how many calls."""
+        cursor = total = calls = 0
+        while calls == 0 or cursor:
+            cursor, removed = peer.delete_prefix(namespace, prefix, cursor)
+            total, calls = total + removed, calls + 1
+        return total, calls
+
+    def test_what_begins_so_is_gone_and_nothing_else(self, peer: Peer) -> None:
+        for prefix in (ROOT + b"a", ROOT + b"b", SHOP + b"a"):
+            keys = [prefix + b"%d" % number for number in range(300)]
+            peer.set_many(NO_VIEW, keys, keys)
+        peer.put(NO_VIEW, ROOT + b"a tagged", b"v", 10, None, [b"t"])
+        peer.set(NO_VIEW, ROOT + b"a dead", b"v", 0.5)
+        peer.clock.now += 1
+        assert self.delete_all(peer, ROOT, ROOT + b"a") == (301, 1)
+        assert (peer.count(ROOT), peer.count(SHOP)) == (300, 300)
+        assert self.delete_all(peer, ROOT, ROOT + b"c") == (0, 1)
+        assert self.delete_all(peer, SHOP, SHOP) == (300, 1)
+        assert peer.stats()["deletes"] == 601
+
+    def test_a_call_has_an_end(self, peer: Peer) -> None:
+        for begin in range(0, 20_000, 1000):
+            keys = [ROOT + b"%d" % number for number in range(begin, begin + 1000)]
+            peer.set_many(NO_VIEW, keys, keys)
+        total, calls = self.delete_all(peer, ROOT, ROOT)
+        assert total == 20_000
+        assert calls > 1
+
+    def test_what_is_being_loaded_is_not_stored(self, peer: Peer) -> None:
+        _, token, _ = peer.node.begin_lease(Session(), NO_VIEW, ROOT + b"a", 60, 0)
+        _, other, _ = peer.node.begin_lease(Session(), NO_VIEW, ROOT + b"b", 60, 0)
+        assert peer.delete_prefix(ROOT, ROOT + b"a") == [0, 0]
+        assert peer.fill(NO_VIEW, ROOT + b"a", token, b"loaded") is False
+        assert peer.fill(NO_VIEW, ROOT + b"b", other, b"loaded") is True
+
+    @pytest.mark.parametrize("arguments", [("a", b"a"), (b"a", None), (ROOT, ROOT, -1), (ROOT, ROOT, None)])
+    def test_wrong_arguments(self, peer: Peer, arguments: Any) -> None:
+        assert peer.refusal("delete_prefix", *arguments) == "bad-request"
+
+
 class TestTouch:
     def test_an_entry_expires_so_much_later_than_now(self, peer: Peer) -> None:
         peer.set(NO_VIEW, b"key", b"value", 10)
@@ -660,6 +872,15 @@ class TestCounting:
         assert peer.incr(NO_VIEW, b"other", frame(-1), frame(0)) == frame(-1)
         assert peer.ttl(NO_VIEW, b"other") == math.inf
 
+    def test_without_a_default_there_must_be_one(self, peer: Peer) -> None:
+        assert peer.incr(NO_VIEW, b"key", frame(1), None, 10) is None
+        assert peer.contains(NO_VIEW, b"key") is False
+        peer.set(NO_VIEW, b"key", frame(5))
+        assert peer.incr(NO_VIEW, b"key", frame(1), None) == frame(6)
+        _, token, _ = peer.node.begin_lease(Session(), NO_VIEW, b"other", 60, 0)
+        assert peer.incr(NO_VIEW, b"other", frame(1), None) is None
+        assert peer.fill(NO_VIEW, b"other", token, frame(1)) is True
+
     def test_it_keeps_its_ttl_and_its_tags(self, peer: Peer) -> None:
         peer.put(NO_VIEW, b"key", frame(1), 10, None, [b"tag"])
         peer.clock.now += 4
@@ -683,7 +904,8 @@ class TestCounting:
     @pytest.mark.parametrize("wrong", [1, "1", None, b"", b"w", b"x1", [b"w1"]], ids=repr)
     def test_numbers_are_frames(self, peer: Peer, wrong: Any) -> None:
         assert peer.refusal("incr", NO_VIEW, b"key", wrong, frame(0)) == "bad-request"
-        assert peer.refusal("incr", NO_VIEW, b"key", frame(1), wrong) == "bad-request"
+        if wrong is not None:  # no default
+            assert peer.refusal("incr", NO_VIEW, b"key", frame(1), wrong) == "bad-request"
         assert peer.stats()["entries"] == 0
 
     def test_a_sum_too_large_for_a_value_changes_nothing(self, peer: Peer) -> None:
@@ -931,6 +1153,104 @@ def whole_scan_of(node: CacheNode, prefix: bytes) -> list[bytes]:
     return whole_scan(Peer(node, node, Clock(), []), ROOT, 1000, prefix=prefix)
 
 
+class TestScansByTag:
+    def scan(self, peer: Peer, prefix: bytes, tag: bytes, limit: int = 1000) -> list[bytes]:
+        found, cursor, begun = [], 0, False
+        while cursor or not begun:
+            cursor, page = peer.scan(ROOT, prefix, cursor, limit, tag)
+            found, begun = [*found, *page], True
+            assert len(page) <= limit
+        assert len(set(found)) == len(found)
+        return found
+
+    @pytest.mark.parametrize(("tagged", "others"), [(0, 50), (5, 5000), (1300, 2000), (3000, 3000)])
+    def test_those_with_the_tag_come_and_no_others(self, peer: Peer, tagged: int, others: int) -> None:
+        keys = [ROOT + b"k%d" % number for number in range(tagged)]
+        rest = [ROOT + b"r%d" % number for number in range(others)]
+        for begin in range(0, max(tagged, others), 1000):
+            chunk = keys[begin : begin + 1000]
+            peer.set_many(NO_VIEW, chunk, chunk, None, [ROOT + b"t", ROOT + b"u"])
+            chunk = rest[begin : begin + 1000]
+            peer.set_many(NO_VIEW, chunk, chunk, None, [ROOT + b"v"])
+        assert sorted(self.scan(peer, ROOT, ROOT + b"t")) == sorted(keys)
+        assert sorted(self.scan(peer, ROOT, ROOT + b"t", 7)) == sorted(keys)
+        assert sorted(self.scan(peer, ROOT + b"k1", ROOT + b"t")) == sorted(
+            key for key in keys if key.startswith(ROOT + b"k1")
+        )
+        assert self.scan(peer, ROOT, ROOT + b"none") == []
+
+    def test_few_are_found_in_one_call_whatever_else_there_is(self, peer: Peer) -> None:
+        for begin in range(0, 20_000, 1000):
+            keys = [ROOT + b"%d" % number for number in range(begin, begin + 1000)]
+            peer.set_many(NO_VIEW, keys, keys)
+        peer.put(NO_VIEW, ROOT + b"7", b"v", None, None, [b"t"])
+        assert peer.scan(ROOT, ROOT, 0, 1000, b"t") == [0, [ROOT + b"7"]]
+
+    def test_an_entry_without_it_any_more_does_not_come(self, peer: Peer) -> None:
+        for name in (b"a", b"b", b"c", b"d", b"e", b"f"):
+            peer.put(NO_VIEW, ROOT + name, b"v", 10, None, [b"t"])
+        peer.set(NO_VIEW, ROOT + b"a", b"v")  # has no tags
+        peer.delete(NO_VIEW, ROOT + b"b")
+        peer.touch(NO_VIEW, ROOT + b"c", 0.5)
+        peer.put(NO_VIEW, ROOT + b"d", b"v", None, None, [b"u"])
+        peer.put(NO_VIEW, SHOP + b"key", b"v", None, None, [b"t"])
+        peer.clock.now += 1
+        assert sorted(self.scan(peer, ROOT, b"t")) == [ROOT + b"e", ROOT + b"f"]
+        peer.clear(ROOT)
+        peer.put(NO_VIEW, ROOT + b"f", b"v", None, None, [b"t"])
+        peer.set(NO_VIEW, ROOT + b"e", b"v")
+        assert self.scan(peer, ROOT, b"t") == [ROOT + b"f"]
+        peer.invalidate_tag(b"t")
+        assert self.scan(peer, ROOT, b"t") == []
+
+    def test_a_scan_goes_on_when_few_become_many(self, peer: Peer) -> None:
+        keys = [ROOT + b"k%d" % number for number in range(2000)]
+        peer.set_many(NO_VIEW, keys[:1000], keys[:1000], None, [b"t"])
+        cursor, page = peer.scan(ROOT, ROOT, 0, 300, b"t")
+        peer.set_many(NO_VIEW, keys[1000:], keys[1000:], None, [b"t"])
+        found = list(page)
+        while cursor:
+            cursor, page = peer.scan(ROOT, ROOT, cursor, 300, b"t")
+            found += page
+        assert len(set(found)) == len(found)
+        assert set(found) >= set(keys[:1000])
+
+    def test_details_take_the_place_of_keys(self, peer: Peer) -> None:
+        peer.put(NO_VIEW, ROOT + b"a", b"value", 100, None, [b"t"])
+        peer.set(NO_VIEW, ROOT + b"b", b"value")
+        before = peer.stats()["bytes"]
+        peer.clock.now += 10
+        cursor, found = peer.scan(ROOT, ROOT, 0, 1000, None, True)
+        assert cursor == 0
+        sizes = {key: size for key, *_, size in found}
+        assert sum(sizes.values()) + 1 + 512 == before == peer.stats()["bytes"]
+        assert sorted(found) == [
+            [ROOT + b"a", 90, [b"t"], 10, 10, sizes[ROOT + b"a"]],
+            [ROOT + b"b", math.inf, [], None, None, sizes[ROOT + b"b"]],
+        ]
+        assert [each[0] for each in peer.scan(ROOT, ROOT, 0, 1000, b"t", True)[1]] == [ROOT + b"a"]
+        assert peer.stats()["hits"] == 0
+
+    def test_pages_of_many_tags_stay_small(self, peer: Peer) -> None:
+        tags = [b"%060d" % number + bytes(1900) for number in range(64)]
+        keys = [ROOT + b"%d" % number for number in range(200)]
+        for begin in range(0, 200, 50):
+            chunk = keys[begin : begin + 50]
+            peer.set_many(NO_VIEW, chunk, chunk, None, tags)
+        found, cursor, begun = [], 0, False
+        while cursor or not begun:
+            cursor, page = peer.scan(ROOT, ROOT, cursor, 1000, None, True)
+            assert sum(len(tag) for each in page for tag in each[2]) < 6 * MIB
+            found, begun = [*found, *(each[0] for each in page)], True
+        assert sorted(found) == sorted(keys)
+        entries = peer.get_entries(NO_VIEW, keys)
+        assert 10 < len(entries) < 60
+
+    @pytest.mark.parametrize("options", [("t",), (b"",), (bytes(3000),), (None, 1), (None, "yes")])
+    def test_wrong_options(self, peer: Peer, options: Any) -> None:
+        assert peer.refusal("scan", ROOT, ROOT, 0, 10, *options) == "bad-request"
+
+
 class TestViews:
     def test_a_node_without_a_view_has_no_members(self, peer: Peer) -> None:
         assert peer.members() == []
@@ -1082,13 +1402,15 @@ class TestWrongArguments:
     def test_a_ttl_is_a_finite_number_above_0(self, peer: Peer, ttl: Any) -> None:
         peer.set(NO_VIEW, b"key", b"old")
         assert peer.refusal("set", NO_VIEW, b"key", b"new", ttl) == "bad-request"
-        assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"new"], ttl) == "bad-request"
+        if ttl not in (-1, [1]):  # a list has a TTL for each key
+            assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"new"], ttl) == "bad-request"
+            assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"new"], [ttl]) == "bad-request"
         assert peer.refusal("setdefault", NO_VIEW, b"key", b"new", ttl) == "bad-request"
         assert peer.refusal("touch", NO_VIEW, b"key", ttl) == "bad-request"
         assert peer.refusal("touch_many", NO_VIEW, [b"key"], ttl) == "bad-request"
         assert peer.refusal("get", NO_VIEW, b"key", ttl) == "bad-request"
         assert peer.refusal("incr", NO_VIEW, b"key", b"w\1", b"w\1", ttl) == "bad-request"
-        if ttl != KEEP_TTL:
+        if ttl != -1:  # keeps the TTL of an entry
             assert peer.refusal("put", NO_VIEW, b"key", b"new", ttl) == "bad-request"
         assert peer.get(NO_VIEW, b"key") == b"old"
         assert peer.ttl(NO_VIEW, b"key") == math.inf

@@ -32,7 +32,7 @@ from Pyro5.errors import TimeoutError as PyroTimeoutError
 from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import LocalCluster, Lock, PyroCacheClient
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
@@ -55,10 +55,16 @@ KEY = PREFIX + b"key"
 
 METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
-    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag",
-    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release",
+    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag", "delete_prefix",
+    "get_entry", "get_entries", "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
     "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
+
+
+def acquired(lock: Lock) -> int:
+    """Acquire a lock and return its token."""
+    assert lock.acquire()
+    return lock.token or 0
 
 
 def through_its_address(cluster: LocalCluster) -> str:
@@ -129,7 +135,7 @@ class TestAStockProxyOnOurNode:
             proxy._pyroHandshake = {"anything": [1, 2, 3]}
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
-        assert greetings[0]["max_value_bytes"] == 64 * 2**20
+        assert greetings[0]["max_value_bytes"] == 256 * 2**20 // 4
 
     def test_every_method_answers(self, proxy: Any) -> None:
         a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
@@ -160,13 +166,18 @@ class TestAStockProxyOnOurNode:
         assert proxy.incr(NO_VIEW, a, b"w\x02", b"w\x00") == b"w\x03"
         value, version = proxy.get_with_version(NO_VIEW, a)
         assert value == b"w\x03"
-        assert proxy.put(NO_VIEW, a, b"new", -1, version) is True
+        assert proxy.put(NO_VIEW, a, b"new", -math.inf, version) is True
         assert proxy.touch(NO_VIEW, a, 90.0) is True
         assert proxy.touch_many(NO_VIEW, [a, b], 90.0) == 1
         assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
+        assert proxy.get_entry(NO_VIEW, a)[3] == [b"tag"]
+        assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, KEY])] == [b"new", None]
+        assert proxy.scan(PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
         assert proxy.invalidate_tag(b"tag") == 1
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.pop(NO_VIEW, a) == b"value"
+        assert proxy.set(NO_VIEW, a, b"value") is True
+        assert proxy.delete_prefix(PREFIX, a) == [0, 1]
         _, token, _ = proxy.lease(NO_VIEW, a, 10, 0)
         assert proxy.fill(NO_VIEW, a, token, b"loaded", 60.0, 60.0, 0.5) is True
         assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]
@@ -174,6 +185,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.abandon(NO_VIEW, b, token) is True
         token = proxy.acquire(NO_VIEW, KEY, 1, 10, 0)
         assert proxy.renew(NO_VIEW, KEY, token, 10) is True
+        assert proxy.holders(NO_VIEW, KEY) == 1
         assert proxy.release(NO_VIEW, KEY, token) is True
         assert proxy.reset_stats() is True
         assert proxy.set(NO_VIEW, a, b"value") is True
@@ -439,15 +451,16 @@ class TestOurClientOnStockDaemons:
         with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
-                waiter = threads.submit(cache.lock("name").acquire)
-                with pytest.raises(LockTimeout):
-                    cache.lock("name", wait_seconds=0).acquire()
+                assert cache.lock("name").locked()
+                waiter = threads.submit(acquired, cache.lock("name"))
+                with pytest.raises(LockTimeout), cache.lock("name", wait_seconds=0):
+                    pass
                 time.sleep(1)
                 assert lock.held
                 assert not waiter.done()
             assert waiter.result(20) > token
-            with cache.semaphore("name", 2), cache.semaphore("name", 2), pytest.raises(LockTimeout):
-                cache.semaphore("name", 2, wait_seconds=0).acquire()
+            with cache.semaphore("name", 2), cache.semaphore("name", 2):
+                assert not cache.semaphore("name", 2).acquire(blocking=False)
 
     def test_threads_share_a_client(self, stock_cluster: str) -> None:
         wrong: list[str] = []

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, assert_type
 
+import numpy as np
+
 from pyrocache import (
+    DEFAULT_TTL,
+    Entry,
+    EntryInfo,
     LatencyHistogram,
     Lock,
     NodeStats,
@@ -16,6 +22,7 @@ from pyrocache import (
 )
 
 cache = PyroCacheClient("127.0.0.1:9090", namespace="shop", timeout=1, on_error="miss", transport="tcp")
+PyroCacheClient(ttl_seconds=timedelta(hours=1))
 
 
 class Basket:
@@ -28,6 +35,13 @@ assert_type(cache.set("key", 1), bool)
 assert_type(cache.set("key", 1, timedelta(hours=1), tags=["a"], if_version=3), bool)
 assert_type(cache.set("key", 1, ttl_seconds=...), bool)
 assert_type(cache.add("key", 1, 2.5, tags=("a", "b")), bool)
+assert_type(cache.add("key", 1, ..., expires_at=datetime.now().astimezone()), bool)
+assert_type(cache.set("key", 1, np.float32(60)), bool)
+assert_type(cache.set("key", 1, np.int64(60)), bool)
+assert_type(cache.set("key", 1, Decimal(60)), bool)
+assert_type(cache.set("key", 1, DEFAULT_TTL), bool)
+assert_type(cache.set("key", 1, expires_at=1.5e9), bool)
+assert_type(cache.replace("key", 1, expires_at=np.float64(1.5e9)), bool)
 assert_type(cache.replace("key", 1, ...), bool)
 assert_type(cache.get("key"), Any | None)
 assert_type(cache.get("key", None), Any | None)
@@ -40,13 +54,22 @@ assert_type(cache.compare_and_set("key", 1, 2), bool)
 assert_type(cache.compare_and_set("key", 1, 2, ttl_seconds=None), bool)
 assert_type(cache.incr("key"), int)
 assert_type(cache.decr("key", 2, default=10, ttl_seconds=60), int)
+assert_type(cache.incr("key", default=None), int)
 assert_type(cache.touch("key", None), bool)
+assert_type(cache.touch("key"), bool)
+assert_type(cache.touch("key", expires_at=0), bool)
 assert_type(cache.pop("key"), Any)
 assert_type(cache.pop("key", None), Any | None)
 assert_type(cache.pop("key", Basket()), Any | Basket)
 assert_type(cache.setdefault("key"), Any | None)
 assert_type(cache.setdefault("key", 1), Any | int)
 assert_type(cache.delete("key"), bool)
+assert_type(cache.delete("key", if_version=3), bool)
+assert_type(cache.get_entry("key"), Entry | None)
+if entry := cache.get_entry("key"):
+    assert_type(entry.value, Any)
+    assert_type(entry.tags, tuple[str, ...])
+    assert_type(entry.age_seconds, float | None)
 assert_type(cache.contains("key"), bool)
 assert_type(cache.ttl("key"), float | None)
 assert_type(cache["key"], Any)
@@ -69,7 +92,9 @@ cache.update(key=1)
 # Many keys.
 
 assert_type(cache.get_many(["a", ("b", 1)]), dict[Any, Any])
+assert_type(cache.get_entries(["a", ("b", 1)]), dict[Any, Entry])
 assert_type(cache.set_many({"a": 1}, 60, tags=["x"]), int)
+assert_type(cache.set_many({"a": 1}, ..., ttl_jitter=0.1, expires_at=None), int)
 assert_type(cache.delete_many(iter("ab")), int)
 assert_type(cache.touch_many(["a"], None), int)
 failure = PartialFailure("it failed")
@@ -80,6 +105,11 @@ assert_type(failure.errors, dict[Any, Exception])
 assert_type(cache.namespace("inner"), PyroCacheClient)
 assert_type(cache.scan(), Iterator[Any])
 assert_type(cache.scan(("a", 1), batch=10), Iterator[Any])
+assert_type(cache.scan(tag="x"), Iterator[Any])
+assert_type(cache.scan("a", tag="x", details=True), Iterator[EntryInfo])
+assert_type(cache.scan(details=bool(cache)), Iterator[Any])
+assert_type(cache.delete_prefix(("a",)), int)
+assert_type(cache.namespace("inner", ttl_seconds=None), PyroCacheClient)
 assert_type(cache.clear(), int)
 assert_type(cache.invalidate_tag("x"), int)
 assert_type(cache.popitem(), tuple[Any, Any])
@@ -96,7 +126,7 @@ assert_type(cache.get_or_set("key", lambda: 5), int)
 assert_type(cache.get_or_set("key", list[str], 60, stale_seconds=5, early=1.0, tags=["x"]), list[str])
 
 
-@cache.memoize(ttl_seconds=60)
+@cache.memoize(ttl_seconds=60, ttl_jitter=0.1)
 def repeat(text: str, times: int = 2, *, between: str = "") -> str:
     return between.join([text] * times)
 
@@ -110,7 +140,7 @@ cache.get(repeat.key("a"))
 as_function: Callable[[str], str] = repeat
 
 
-@cache.memoize(cache_if=bool, tags=lambda number: [f"n:{number}"])
+@cache.memoize(name="numbers", cache_if=bool, tags=lambda number: [f"n:{number}"])
 async def half(number: int) -> float:
     return number / 2
 
@@ -159,7 +189,9 @@ assert_type(cache.semaphore(("name", 1), 3), Lock)
 with cache.lock("name") as lock:
     assert_type(lock.token, int | None)
     assert_type(lock.held, bool)
-assert_type(cache.lock("name").acquire(wait_seconds=None), int)
+assert_type(cache.lock("name", thread_local=False).acquire(), bool)
+assert_type(cache.lock("name").acquire(True, timeout=5), bool)
+assert_type(cache.lock("name").locked(), bool)
 
 # Figures.
 
@@ -172,6 +204,8 @@ assert_type(stats.nodes["cache.node.1"].uptime_seconds, float)
 assert_type(stats.total.latencies["get"], LatencyHistogram)
 assert_type(stats.total.latencies["get"].percentile(99), float)
 assert_type(stats.client.misses_on_error, int)
+assert_type(cache.ping(), int)
+PyroCacheClient(on_undecodable="miss")
 assert_type(cache.reset_stats(), None)
 
 with PyroCacheClient() as opened:

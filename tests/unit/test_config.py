@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
-from datetime import timedelta
+import re
+from dataclasses import FrozenInstanceError, asdict
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.config import (
+    REQUEST_OVERHEAD_BYTES,
     ClientConfig,
     NodeConfig,
     check_bind_host,
@@ -19,6 +24,8 @@ from pyrocache.config import (
     format_size,
     parse_address,
     parse_size,
+    seconds_until,
+    to_seconds,
     ttl_to_seconds,
 )
 from pyrocache.errors import ConfigurationError, InsecureAddress
@@ -117,6 +124,93 @@ def test_ttls_that_are_not_above_zero(ttl: Any) -> None:
         ttl_to_seconds(ttl)
 
 
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [
+        (np.int32(60), 60.0),
+        (np.uint8(60), 60.0),
+        (np.float32(0.25), 0.25),
+        (np.float64(0.25), 0.25),
+        (np.timedelta64(2, "m"), 120.0),
+        (np.timedelta64(1500, "ms"), 1.5),
+        (Decimal("0.25"), 0.25),
+        (Fraction(1, 4), 0.25),
+    ],
+    ids=repr,
+)
+def test_durations_may_be_numbers_of_any_type(duration: Any, seconds: float) -> None:
+    for converted in (ttl_to_seconds(duration), to_seconds(duration, "x")):
+        assert (converted, type(converted)) == (seconds, float)
+    if not isinstance(duration, np.timedelta64):
+        assert type(ClientConfig(timeout=duration).timeout) is float
+        assert type(NodeConfig(idle_seconds=duration).idle_seconds) is float
+
+
+def test_a_number_that_no_float_can_hold_is_infinite() -> None:
+    assert ttl_to_seconds(Fraction(10**400)) is None
+    with pytest.raises(ValueError, match="finite"):
+        to_seconds(Decimal("1e400"), "x")
+    with pytest.raises(ValueError, match="above 0"):
+        ttl_to_seconds(-Fraction(10**400))
+
+
+@pytest.mark.parametrize(
+    "ttl",
+    [np.bool_(True), np.str_("5"), np.array([5]), np.timedelta64(1, "M"), np.datetime64(5, "s")],
+    ids=repr,
+)
+def test_what_is_no_duration(ttl: Any) -> None:
+    with pytest.raises(TypeError, match="x must be an int, a float"):
+        ttl_to_seconds(ttl, "x")
+    with pytest.raises(TypeError, match="x must be an int, a float"):
+        to_seconds(ttl, "x")
+
+
+@pytest.mark.parametrize(
+    "ttl", [np.float32("nan"), np.timedelta64("NaT"), Decimal("NaN"), np.int8(-1)], ids=repr
+)
+def test_numbers_of_any_type_are_checked(ttl: Any) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        ttl_to_seconds(ttl)
+
+
+@pytest.mark.parametrize(
+    ("at", "seconds"),
+    [
+        (1060, 60.0),
+        (np.float64(1060.5), 60.5),
+        (np.int64(1060), 60.0),
+        (Decimal("1000.25"), 0.25),
+        (1000, 0.0),
+        (999.5, 0.0),
+        (-(10**400), 0.0),
+        (-math.inf, 0.0),
+        (math.inf, None),
+        (10**400, None),
+        (datetime(1970, 1, 1, 0, 20, tzinfo=UTC), 200.0),
+        (datetime(1970, 1, 1, 1, 20, tzinfo=timezone(timedelta(hours=1))), 200.0),
+        (datetime(1969, 1, 1, tzinfo=UTC), 0.0),
+        (datetime.max.replace(tzinfo=UTC), 253402299800.0),
+    ],
+)
+def test_the_seconds_until_a_point_in_time(at: Any, seconds: float | None) -> None:
+    assert seconds_until(at, 1000.0) == seconds
+
+
+@pytest.mark.parametrize(
+    "at", ["1060", True, None, date(2030, 1, 1), timedelta(1), np.datetime64("2030-01-01"), 1j]
+)
+def test_what_is_no_point_in_time(at: Any) -> None:
+    with pytest.raises(TypeError, match="an aware datetime or a number"):
+        seconds_until(at, 1000.0)
+
+
+@pytest.mark.parametrize("at", [datetime(2030, 1, 1), math.nan])
+def test_an_ambiguous_point_in_time(at: Any) -> None:
+    with pytest.raises(ValueError, match="expires_at"):
+        seconds_until(at, 1000.0)
+
+
 @pytest.mark.parametrize("ttl", ["60", True, [1], 1j])
 def test_ttls_of_the_wrong_type(ttl: Any) -> None:
     with pytest.raises(TypeError):
@@ -161,6 +255,7 @@ def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
         {"timeout": math.nan},
         {"timeout": "5"},
         {"on_error": "ignore"},
+        {"on_undecodable": "ignore"},
         {"max_connections": 0},
     ],
 )
@@ -183,3 +278,22 @@ def test_the_error_for_the_adaptive_eviction_policy_says_that_it_was_removed() -
     with pytest.raises(ConfigurationError, match="'adaptive' was removed: the default is 's3fifo'"):
         NodeConfig(eviction="adaptive")
     assert NodeConfig().eviction == "s3fifo"
+
+
+@pytest.mark.parametrize(
+    ("memory", "largest"), [(2**30, 2**28), (64 * 2**20, 16 * 2**20), (64 * 1024, 16 * 1024)]
+)
+def test_the_largest_value_is_a_quarter_of_the_memory(memory: int, largest: int) -> None:
+    assert NodeConfig(max_memory=memory).max_value_bytes == largest
+
+
+@pytest.mark.parametrize("memory", [64 * 1024, 64 * 2**20, 2**30, 2**40])
+def test_a_largest_value_that_cannot_be_received_is_refused(memory: int) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be received") as caught:
+        NodeConfig(max_memory=memory, max_value_bytes=2**40)
+    largest = int(re.findall(r"can have (\d+) bytes", str(caught.value))[0])
+    config = NodeConfig(max_memory=memory, max_value_bytes=largest)
+    assert config.max_value_bytes + REQUEST_OVERHEAD_BYTES <= min(config.max_buffered_bytes, 2**32 - 1)
+    with pytest.raises(ConfigurationError):
+        NodeConfig(max_memory=memory, max_value_bytes=largest + 1)
+    assert NodeConfig(**asdict(config)) == config

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from pyrocache import PyroCacheClient
+from pyrocache.cli.commands import app
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import refusals
@@ -83,6 +87,23 @@ def test_every_link_between_the_documents_leads_somewhere() -> None:
             assert not anchor or anchor in _anchors(file), f"{document.name}: {target}"
 
 
+def test_every_command_line_in_the_documents_is_one() -> None:
+    program: Any = typer.main.get_command(app)
+    documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    lines = [line for file in documents for line in _command_lines(file.read_text(encoding="utf-8"))]
+    assert len(lines) > 20
+    for line in lines:
+        name, *arguments = shlex.split(line, comments=True)[1:]
+        if not name.startswith("-"):
+            program.commands[name].make_context(name, arguments)  # parses, and does not run
+
+
+def _command_lines(text: str) -> list[str]:
+    """The command lines in blocks and in sentences, without what they are piped to."""
+    found = re.findall(r"^\$ (pyrocache .*)$|(?<!`)`(pyrocache [^`…]+)`", text, re.MULTILINE)
+    return [re.split(r" \\?\| ", in_block or in_sentence)[0].rstrip(" …") for in_block, in_sentence in found]
+
+
 def _section(heading: str) -> str:
     text = (ROOT / "docs" / "wire-format.md").read_text(encoding="utf-8")
     _, found, rest = text.partition(f"## {heading}\n")
@@ -102,6 +123,7 @@ def _as_documented(name: str, method: Callable[..., object]) -> str:
         if parameter.default is parameter.empty:
             arguments.append(parameter.name)
         else:
-            default = "nil" if parameter.default is None else f"{parameter.default:g}"
+            value = parameter.default
+            default = "nil" if value is None else "false" if value is False else f"{value:g}"
             arguments.append(f"{parameter.name}={default}")
     return f"{name}({', '.join(arguments)})"

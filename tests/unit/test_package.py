@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import pickle
 import subprocess
 import sys
 
@@ -19,10 +20,11 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_the_public_names() -> None:
-    others = ["LocalCluster", "Lock", "Member", "PyroCacheClient"]
+    others = ["DEFAULT_TTL", "Entry", "EntryInfo", "LocalCluster", "Lock", "Member", "PyroCacheClient"]
     figures = ["ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"]
     assert sorted(pyrocache.__all__) == sorted([*errors.__all__, *others, *figures])
-    for name in pyrocache.__all__:
+    assert repr(pyrocache.DEFAULT_TTL) == "DEFAULT_TTL"
+    for name in set(pyrocache.__all__) - {"DEFAULT_TTL"}:
         assert getattr(pyrocache, name).__name__ == name
 
 
@@ -37,10 +39,20 @@ def test_every_error_is_in_the_tree() -> None:
         assert name in (errors.__doc__ or "")
 
 
+def test_a_value_that_does_not_pickle_is_an_error_of_pickle() -> None:
+    assert issubclass(errors.SerializationError, pickle.PickleError)
+    assert pyrocache.CorruptValue is errors.CorruptValue
+    assert type(pickle.loads(pickle.dumps(errors.CorruptValue("why")))) is errors.CorruptValue
+    assert {"CorruptValue", "SerializationError"} <= set(dir(errors))
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        errors.Missing  # noqa: B018
+
+
 def test_a_node_never_reaches_the_client_or_pickle_of_ours() -> None:
     loaded = modules_after("import pyrocache.node.process")
     assert "pyrocache.node.process" in loaded
     assert not [name for name in loaded if name.startswith("pyrocache.client")]
+    assert not loaded & {"pickle", "_pickle", "pyrocache.pickle_errors"}
 
 
 def test_a_client_never_reaches_the_node() -> None:

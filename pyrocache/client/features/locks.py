@@ -8,28 +8,30 @@ released, when the connection that it was granted on closes, or when it was not 
 a lock is held, one daemon thread of this process renews all locks; it starts with the first lock and ends soon after
 the last one.
 
-A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`. When a thread ends without
-releasing, its grants are garbage-collected. This closes their connections, so that the nodes release the locks.
-Therefore no other object may keep a strong reference to a grant for long. The renewing thread has weak references, and
+A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`; without ``thread_local``,
+it belongs to the `Lock`. When a thread ends without releasing, its grants are garbage-collected, and so are those of a
+`Lock` that nobody refers to. This closes their connections, so that the nodes release the locks. Therefore no other
+object may keep a strong reference to a grant for long. The renewing thread has weak references, and
 strong ones only while it waits for a node's answer.
 
 Both the renewing thread and the thread that releases a lock use the connection of its grant. A thread removes the
 connection from the grant, uses it exclusively, and puts it back. If the connection is in use, the other thread does not
 wait for it.
 
-Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself.
+Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself, unless the object is the owner.
 """
 
 from __future__ import annotations
 
 import _thread
+import logging
 import math
 import os
 import select
 import threading
 import time
 import weakref
-from types import EllipsisType
+from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 from pyrocache.client.backend import Backend, Pinned
@@ -41,15 +43,21 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.shortage import explained
+from pyrocache.tracebacks import brief
 
 _RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1  # after an unexpected exception
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
 
 
+log = logging.getLogger("pyrocache.client")
+
+
 class Grant:
-    """One grant of a lock to a thread, held or over.
+    """One grant of a lock to a thread or a `Lock`, held or over.
 
     Attributes:
         backend: the client's.
@@ -105,33 +113,56 @@ class Grant:
         if self.over and (left := self.take()) is not None:  # `release` may have raced with the line above
             left.drop()
 
+    def end(self) -> None:
+        """Close the connection, which frees the lock. The renewing thread closes it if it uses it now."""
+        self.over = True
+        if (left := self.take()) is not None:
+            left.drop()
 
-class _OfThread(threading.local):
-    """The grant of each thread for one `Lock`. Identifiers of threads are reused, so they cannot be its keys."""
 
-    grant: Grant | None = None
+class _OfObject:
+    """The grants of a `Lock`, oldest first. `release` ends the oldest one."""
+
+    def __init__(self) -> None:
+        self.grants: list[Grant] = []  # appending and popping are atomic
+
+
+class _OfThread(_OfObject, threading.local):
+    """The grants of each thread for one `Lock`. Identifiers of threads are reused, so they cannot be its keys."""
 
 
 class Lock:
-    """A lock or a semaphore: ``with cache.lock("report"): ...``.
+    """A lock or a semaphore: ``with cache.lock("report"): ...``. It has the methods of `threading.Lock`.
 
-    Any number of threads may use one object; each acquires for itself. Creating one sends nothing. It is not reentrant.
+    Creating one sends nothing. Any number of threads may use one object. With ``thread_local``, each thread acquires
+    and releases for itself. Without it, the object is the owner: what one thread acquired, another one may release.
+
+    A call that an exception interrupts, `KeyboardInterrupt` or that of a signal handler, holds nothing afterwards.
 
     Args:
         context: the client's.
         name: any key; a lock and an entry of the same name are independent.
         limit: the number of permits: 1 for a lock, more for a semaphore.
         ttl_seconds: how long the node keeps it for a holder that does not renew it; seconds or a timedelta.
-        wait_seconds: how long `acquire` waits; None for no limit.
+        wait_seconds: how long `acquire` waits unless it is told; None for no limit.
+        thread_local: whether each thread acquires for itself.
     """
 
     def __init__(
-        self, context: ClientContext, name: object, limit: int, ttl_seconds: Duration, wait_seconds: Ttl
+        self,
+        context: ClientContext,
+        name: object,
+        limit: int,
+        ttl_seconds: Duration,
+        wait_seconds: Ttl,
+        thread_local: bool = True,
     ) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"A semaphore's n is an int, not {type(limit).__name__}.")
+            raise brief(TypeError(f"A semaphore's n is an int, not {type(limit).__name__}."))
         if not 1 <= limit <= 2**20:
-            raise ValueError(f"A semaphore's n is from 1 to {2**20}.")
+            raise brief(ValueError(f"A semaphore's n is from 1 to {2**20}."))
+        if not isinstance(thread_local, bool):
+            raise brief(TypeError(f"thread_local is True or False, not {type(thread_local).__name__}."))
         self._context = context
         # The kind is part of the key, so a lock and a semaphore of the same name are independent.
         self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
@@ -139,103 +170,172 @@ class Lock:
         self._limit = limit
         self._ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
         self._wait_seconds = wait_to_seconds(wait_seconds)
-        self._of_thread = _OfThread()
+        self._thread_local = thread_local
+        self._owner = _OfThread() if thread_local else _OfObject()
 
     @property
     def token(self) -> int | None:
-        """The fencing token of this thread's grant; None if it holds none.
+        """The fencing token of the last grant to this thread, or to this object without ``thread_local``; None if none.
 
         It is larger than the token of any earlier grant, provided that the clocks of the nodes agree.
 
         The protected resource can refuse a holder whose token is smaller than one that it has seen. Nothing else
         protects it from a holder that was suspended for longer than the time to live and has not noticed.
         """
-        grant = self._of_thread.grant
-        return grant.token if grant is not None and self.held else None
+        if self._context.closed:
+            return None
+        return max((grant.token for grant in tuple(self._owner.grants) if grant.held), default=None)
 
     @property
     def held(self) -> bool:
-        """Whether this thread holds it, as far as this process knows."""
-        grant = self._of_thread.grant
-        return grant is not None and grant.held and not self._context.closed
+        """Whether this thread holds it, or this object without ``thread_local``, as far as this process knows."""
+        return self.token is not None
 
-    def acquire(self, *, wait_seconds: Duration | EllipsisType | None = ...) -> int:
-        """Acquire the lock, waiting if another holder has it, and return its token.
-
-        Args:
-            wait_seconds: overrides the lock's own; None for no limit, 0 for not at all.
+    def locked(self) -> bool:
+        """Ask the node whether `acquire` would have to wait: whether all permits are taken, by anybody.
 
         Raises:
-            LockTimeout: other callers held it all the time, or this client has too many pinned connections to its node.
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
-            RuntimeError: this thread holds it already.
         """
-        before = self._of_thread.grant
-        if before is not None and before.held:
-            raise RuntimeError("This thread holds the lock already, and it is not reentrant.")
-        seconds = self._wait_seconds if wait_seconds is ... else wait_to_seconds(wait_seconds)
-        grant = self._granted(seconds)
+        return self._context.backend.holders(self._key, self._context.deadline()) >= self._limit
+
+    def acquire(self, blocking: bool = True, timeout: Duration | None = None) -> bool:
+        """Acquire the lock, waiting if another holder has it. Return whether it was acquired.
+
+        Args:
+            blocking: whether to wait.
+            timeout: how long to wait, in seconds or as a timedelta; -1 for no limit, None for the lock's own
+                ``wait_seconds``.
+
+        Returns:
+            False if other callers held it all the time, or if this client has too many pinned connections to its node.
+            A ``with`` statement raises `LockTimeout` instead.
+
+        Raises:
+            NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
+            OutOfResources: the thread that renews locks cannot be started; the lock is released.
+            RuntimeError: this thread holds it already, and would wait for itself (with ``thread_local``).
+            ValueError: ``timeout`` is negative and not -1, or given with ``blocking=False``.
+        """
         try:
-            _renewer.watch(grant)
-        except BaseException:  # it would not be renewed, so the node must free it
-            if (pinned := grant.take()) is not None:
-                grant.put_back(pinned, lost=True)
+            self._acquire(self._seconds(blocking, timeout), blocking)
+        except LockTimeout:
+            return False
+        return True
+
+    def _seconds(self, blocking: bool, timeout: Duration | None) -> float | None:
+        """Return how long to wait; None for no limit."""
+        if timeout is None:
+            return self._wait_seconds if blocking else 0.0
+        if timeout == -1:
+            return None if blocking else 0.0
+        if not blocking:
+            raise ValueError("A call that does not block takes no timeout.")
+        return to_seconds(timeout, "timeout")
+
+    def _acquire(self, seconds: float | None, blocking: bool = True) -> None:
+        """Acquire it within ``seconds``. Raises `LockTimeout`, and otherwise as `acquire`."""
+        grants = self._owner.grants
+        if self._thread_local:
+            if self.held:
+                if blocking:
+                    raise brief(RuntimeError("This thread holds the lock already, and it is not reentrant."))
+                raise _timed_out(0.0)
+            grants.clear()  # lost, and only this thread could release them
+        grant: Grant | None = None
+        # The grant keeps this backend: an exception would end the thread that renews all locks.
+        backend = self._context.backend
+        wait = PinnedWait(self._context, self._ask, seconds)
+        try:
+            token = self._wait_for(wait, seconds)
+            assert wait.pinned is not None
+            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned)
+            with explained("acquire failed, and the lock is free again"):
+                _renewer.watch(grant)
+            grants.append(grant)
+        except BaseException:
+            # An exception object refers to this frame, so the connection must be closed and not only forgotten.
+            if grant is None:
+                if wait.pinned is not None:
+                    wait.pinned.drop()
+            else:
+                grant.end()
+                if grant in grants:
+                    grants.remove(grant)
             raise
-        self._of_thread.grant = grant
-        return grant.token
+        # No call here: an exception of a signal handler would be raised after it.
 
-    def _granted(self, wait_seconds: float | None) -> Grant:
-        # `ask` uses the backend of the moment, which raises once the context is closed. The grant keeps this one: an
-        # exception would end the thread that renews all locks.
-        context, backend = self._context, self._context.backend
+    def _ask(self, poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
+        # The backend of the moment, which raises once the context is closed.
+        backend = self._context.backend
+        return backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
 
-        def ask(poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
-            return context.backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
-
-        with PinnedWait(context, ask, wait_seconds) as wait:
-            while (token := wait.ask()) is None:
-                if wait.is_over():
-                    wait.release()
-                    raise LockTimeout(
-                        f"acquire failed: the lock was not available within {wait_seconds:g} s. "
-                        "To wait longer, pass wait_seconds."
-                        if wait.pinned is not None
-                        else "acquire failed: this client has reached its limit of locks and loads on the node of this "
-                        "lock. Release some of them, or create another client."
-                    )
-                wait.pause()
-            if type(token) is not int:
-                raise RemoteError("A node answered acquire with an invalid reply.")
-            return Grant(backend, self._key, token, self._ttl_seconds, wait.take())
+    def _wait_for(self, wait: PinnedWait, seconds: float | None) -> int:
+        """Return the token once the node grants the lock. The connection of ``wait`` then has the grant."""
+        while (token := wait.ask()) is None:
+            if wait.is_over():
+                wait.release()
+                raise _timed_out(seconds, at_limit=wait.pinned is None)
+            wait.pause()
+        if type(token) is not int:
+            raise RemoteError("A node answered acquire with an invalid reply.")
+        return token
 
     def release(self) -> None:
-        """Release the lock that this thread holds.
+        """Release the lock that this thread holds, or this object without ``thread_local``.
 
         Raises:
             LockLost: the lock was lost before, or its node did not answer. Another caller may have held it meanwhile.
-            RuntimeError: this thread has not acquired it.
+            RuntimeError: it is not held: it was not acquired, or released already.
         """
-        grant = self._of_thread.grant
-        if grant is None:
-            raise RuntimeError(
-                "This thread does not hold the lock: it did not acquire it, or released it already."
+        grant: Grant | None = None
+        pinned: Pinned = None
+        try:
+            while grant is None:
+                grant = self._oldest()
+                try:
+                    self._owner.grants.remove(grant)
+                except ValueError:  # another thread has released it
+                    grant = None
+            was_over = grant.over or grant.inherited
+            # If the renewing thread is using the connection, the release goes over another one. `over` is set
+            # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
+            # node has received the release, the node would end the grant first and answer that the lock was lost.
+            pinned, deadline = grant.take(), self._context.deadline()
+            released = not was_over and self._context.backend.release(
+                grant.name, grant.token, deadline, pinned
             )
-        self._of_thread.grant = None
-        was_over = grant.over or grant.inherited
-        # If the renewing thread is using the connection, the release goes over another one. `over` is set afterwards:
-        # the renewing thread closes the connection of a grant that is over. If it did so before the node has received
-        # the release, the node would end the grant first and answer that the lock was lost.
-        pinned, deadline = grant.take(), self._context.deadline()
-        released = not was_over and self._context.backend.release(grant.name, grant.token, deadline, pinned)
-        grant.over = True
+            grant.over = True
+        except BaseException:  # an exception that is kept would keep the grant
+            if grant is not None:
+                self._give_up(grant, pinned)
+            del grant, pinned
+            raise
         if not released:
             raise LockLost(
                 "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
                 "did not answer the release. Another holder may have done its work meanwhile."
             )
 
+    def _oldest(self) -> Grant:
+        """Return the oldest grant. Raises `RuntimeError`."""
+        for grant in tuple(self._owner.grants):
+            if not grant.inherited:  # a forked child need not release what its parent acquired
+                return grant
+        owner = "This thread" if self._thread_local else "This object"
+        text = f"{owner} does not hold the lock: it did not acquire it, or released it already."
+        raise brief(RuntimeError(text))
+
+    def _give_up(self, grant: Grant, pinned: Pinned = None) -> None:
+        """End a grant whose acquisition or release an exception has interrupted. ``pinned``: its connection, taken."""
+        if pinned is not None:
+            pinned.drop()  # which frees the lock
+        grant.end()
+        with suppress(ValueError):
+            self._owner.grants.remove(grant)
+
     def __enter__(self) -> Self:
-        self.acquire()
+        self._acquire(self._wait_seconds)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -253,6 +353,17 @@ class Lock:
         raise TypeError(
             "A Lock is not pickled: have cache.lock make one of the same name in the other process."
         )
+
+
+def _timed_out(seconds: float | None, *, at_limit: bool = False) -> LockTimeout:
+    if at_limit:
+        return LockTimeout(
+            "acquire failed: this client has reached its limit of locks and loads on the node of this lock. Release "
+            "some of them, or create another client."
+        )
+    return LockTimeout(
+        f"acquire failed: the lock was not available within {seconds or 0.0:g} s. To wait longer, pass wait_seconds."
+    )
 
 
 class _Renewer:
@@ -296,11 +407,25 @@ class _Renewer:
                 return
             self.running = True
         renewals: dict[int, _Renewal] = {}
-        while True:
+        try:
+            while not self._renew(receiver, renewals):
+                pass
+        finally:
+            self.running = False  # also after an exception that nobody expects: the next lock starts a thread
+
+    def _renew(self, receiver: int, renewals: dict[int, _Renewal]) -> bool:
+        """Do one round of renewals. Return whether there is nothing left to renew."""
+        try:
             self._begin_those_due(renewals)
             if self._wake_at == math.inf and not renewals and self._end():
-                return
+                return True
             _receive(receiver, renewals, self._wake_at)  # only this thread changes it
+        except (
+            Exception
+        ) as error:  # no memory, for example; the locks that are held must be renewed nevertheless
+            log.error("The renewal of locks failed with %s; trying again.", type(error).__name__)
+            time.sleep(_PAUSE_SECONDS)
+        return False
 
     def _end(self) -> bool:
         with self._lock:

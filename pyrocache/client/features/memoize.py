@@ -1,9 +1,11 @@
 """`PyroCacheClient.memoize`: functions whose results are cached; each result is loaded once by all processes.
 
-The key of a result consists of the function's identity and its arguments as the signature binds them, so that neither
-the order of keywords nor an omitted default makes a different key. The identity is the module and the qualified name.
-In ``__main__``, where names are reused (by cells of a notebook, by scripts), and for lambdas, it includes a digest of
-the code. Results are loaded by ``load_once.py`` and ``load_once_async.py``.
+The key of a result consists of the function's identity (``identity.py``) and its arguments (``arguments.py``) as the
+signature binds them, so that neither the order of keywords nor an omitted default makes a different key. Results are
+loaded by ``load_once.py`` and ``load_once_async.py``.
+
+A memoized function pickles by its name where it can be imported, and otherwise by the function, with its identity, and
+the settings of its client.
 
 Thread safety: thread-safe; a memoized function is immutable.
 """
@@ -12,20 +14,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from types import CodeType, MethodType
+from operator import attrgetter
+from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
+from pyrocache.client.features.arguments import NOT_PLAIN, by_content, encode_plain, is_plain
+from pyrocache.client.features.identity import identity, innermost, module_of, name_of
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
-from pyrocache.client.keys.encoding import encode_key
-from pyrocache.errors import InvalidKey, NodeUnavailable
+from pyrocache.client.keys.content import content_of
+from pyrocache.client.keys.format import nest, too_large
+from pyrocache.client.keys.scalars import encode_str
+from pyrocache.errors import CacheUnavailable, InvalidKey
+from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -42,11 +49,13 @@ Tags: TypeAlias = Iterable[str] | Callable[..., Iterable[str]] | None
 class _Plan:
     """The keys of one function's calls, and the loads and removals of their results."""
 
-    def __init__(self, function: Callable[..., Any], settings: Memoizer) -> None:
+    def __init__(self, function: Callable[..., Any], settings: Memoizer, known: str | None = None) -> None:
         self.function = function
-        self.name = function.__qualname__
+        self.name = name_of(function)
+        self.module = module_of(function)
         self.settings = settings
-        self.identity = identity(function)
+        self._identity = settings.name or known
+        self._head = b""
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
         kinds = {parameter.kind for parameter in parameters.values()}
@@ -58,37 +67,69 @@ class _Plan:
         # By identity: a default such as an array may have an ``==`` that returns no bool.
         self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
 
+    @property
+    def identity(self) -> str:
+        """The identity of the function, which is found once: at the first call. Raises `InvalidKey`."""
+        if self._identity is None:
+            found = identity(self.function, self.settings.key is None)
+            self._identity = self.__dict__.setdefault("_first", found)  # of two threads, the first one's
+        return self._identity
+
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the key of a call, as the methods of `PyroCacheClient` take it."""
-        key = self.settings.key
-        if key is not None:
-            bound = self._bind(arguments, named)
-            values: tuple[Any, ...] = (key(*bound.args, **bound.kwargs),)
-        elif self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
-            values = (*arguments, *self._defaults[len(arguments) :])  # the same as binding, but faster
-        else:
-            values = tuple(self._what_matters(arguments, named).values())
-        types = (tuple(map(_types, values)),) if self.settings.typed and key is None else ()
-        return (_MARK, self.identity, values, *types)
+        """Return the key of a call, as the methods of `PyroCacheClient` take it. Raises `InvalidKey`."""
+        identity, parts = self.identity, self._parts(arguments, named)
+        if not is_plain(parts):
+            parts, _ = self._by_content(parts, arguments, named)
+        return (_MARK, identity, *parts)
 
     def encoded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
         """Return the canonical bytes of the key of a call. Raises `InvalidKey` if an argument has none."""
-        key = self.key(arguments, named)
+        head = self._head or self._make_head()
+        parts = self._parts(arguments, named)
         try:
-            return self.settings.context.encode_key(key)
+            return head + encode_plain(parts)
+        except NOT_PLAIN:
+            pass
+        _, encoded = self._by_content(parts, arguments, named)
+        return head + encoded
+
+    def _make_head(self) -> bytes:
+        """Return the bytes that begin every key of the function."""
+        head = self.settings.context.prefix + b"t" + nest(encode_str(_MARK)) + nest(encode_str(self.identity))
+        if len(head) > MAX_KEY_BYTES // 2:
+            raise too_large(self.identity)
+        self._head = head
+        return head
+
+    def _parts(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
+        """Return what distinguishes a call from others: the arguments, and their types if those matter."""
+        key = self.settings.key
+        if key is not None:
+            bound = self._bind(arguments, named)
+            return ((key(*bound.args, **bound.kwargs),),)
+        if self._simple and not named and self._required <= len(arguments) <= len(self._defaults):
+            return ((*arguments, *self._defaults[len(arguments) :]),)  # the same as binding, but faster
+        values = tuple(self._what_matters(arguments, named).values())
+        return (values, tuple(map(_types, values))) if self.settings.typed else (values,)
+
+    def _by_content(
+        self, parts: tuple[tuple[Any, ...], ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], bytes]:
+        """Return what stands for the parts in a key, and its bytes. Raises `InvalidKey`, which names the argument."""
+        try:
+            return by_content(parts)
         except InvalidKey as error:
             if self.settings.key is not None:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"
-                raise type(error)(text) from error
+                raise InvalidKey(text) from error.__cause__
             for name, value in self._what_matters(arguments, named).items():
                 try:
-                    encode_key(value, b"")
+                    content_of(value)
                 except InvalidKey as cause:
-                    # The same type, because `KeyTooLarge` differs from other invalid keys.
-                    raise type(cause)(
+                    raise InvalidKey(
                         f"The argument {name!r} of {self.name} cannot be a key: {cause}. "
                         f"Leave it out with ignore=({name!r},), or say with key=... what identifies a call."
-                    ) from cause
+                    ) from cause.__cause__
             raise
 
     def load(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Load[Any]:
@@ -110,7 +151,7 @@ class _Plan:
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
@@ -118,6 +159,11 @@ class _Plan:
         bound = self._signature.bind(*arguments, **named)
         bound.apply_defaults()
         return bound
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with suppress(InvalidKey):  # the first call raises it
+            _ = self.identity
+        return _Plan, (self.function, self.settings, self._identity)
 
     def _what_matters(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments that are not ignored, by name and in the signature's order."""
@@ -142,10 +188,12 @@ class Memoized(Generic[_P, _R, _B]):
         self._binds = binds  # what an attribute access binds: "instance", "class" or "nothing"
 
     def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        __tracebackhide__ = True
         return self._call((*self._before, *args), kwargs, IF_MISSING)  # type: ignore[no-any-return]
 
     def refresh(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call the function even if its result is cached, and cache the new one. Discards a load in progress."""
+        __tracebackhide__ = True
         return self._call((*self._before, *args), kwargs, ALWAYS)  # type: ignore[no-any-return]
 
     def key(self, /, *args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, ...]:
@@ -183,15 +231,48 @@ class Memoized(Generic[_P, _R, _B]):
         return self if instance is None else self.bound(instance)
 
     def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        __tracebackhide__ = True
         return load_once.get_or_set(self._plan.load(arguments, named, refresh))
 
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return self._plan.invalidate(arguments, named)
 
+    def __pyrocache_identity__(self) -> tuple[object, ...]:
+        """Return what this function is in the identity of another one, which refers to it."""
+        return (self._plan.settings.name or self._plan.function, *self._before)
+
+    @functools.cached_property
+    def _state(self) -> Callable[[], tuple[_Plan, str]]:
+        """A function that returns what this object is made of, and is found by the name of this object.
+
+        pickle takes a function by its name, hence in a child process this is the function of the child's own object.
+        cloudpickle takes a function of ``__main__`` with all that it refers to.
+        """
+        plan, binds = self._plan, self._binds
+
+        def state() -> tuple[_Plan, str]:
+            return plan, binds
+
+        state.__module__, state.__qualname__ = "__main__", f"{plan.name}._state"
+        return state
+
     def __reduce__(self) -> str | tuple[Any, ...]:
+        plan, module = self._plan, self._plan.module
         if self._before:
-            return getattr, (self._before[0], self._plan.function.__name__)  # as a bound method pickles
-        return self._plan.name  # by name, like any function
+            # As a bound method pickles, if it is the attribute of its object.
+            name = getattr(plan.function, "__name__", "")
+            if getattr(getattr(self._before[0], name, None), "_plan", None) is plan:
+                return getattr, (self._before[0], name)
+            return _bound, (type(self)(plan, self._binds), self._before[0])
+        if _found(module, plan.name) is not self:
+            return _new, (type(self),), (plan, self._binds)
+        if module in ("__main__", "__mp_main__"):
+            return _new, (type(self),), self._state
+        return plan.name  # like any function
+
+    def __setstate__(self, state: tuple[_Plan, str] | Callable[[], tuple[_Plan, str]]) -> None:
+        # Not an argument of `_new`: the function may refer to this object, which must exist by then.
+        Memoized.__init__(self, *(state() if callable(state) else state))
 
     def __repr__(self) -> str:
         return f"<memoized {self._plan.name}>"
@@ -212,11 +293,13 @@ class _AsyncMemoized(_Async[..., Any]):
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
+        __tracebackhide__ = True
         # The key is made here, when the coroutine is awaited, as nothing of a coroutine runs before.
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))
+        node = load_once_async.owner(self._plan.settings.context, self._plan.encoded(arguments, named))
+        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named), node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +314,7 @@ class Memoizer:
         cache_if: a function that is called with a result and returns whether to store it.
         typed: whether equal arguments of different types make different keys.
         tags: the tags of the results, or a function of the arguments that returns them.
+        name: the identity of the function; None to derive it from the code.
 
     Raises:
         TypeError, ValueError: an attribute is not valid.
@@ -243,6 +327,7 @@ class Memoizer:
     cache_if: Callable[[Any], object] | None = None
     typed: bool = False
     tags: Tags = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         for name, function in (("key", self.key), ("cache_if", self.cache_if)):
@@ -250,6 +335,10 @@ class Memoizer:
                 raise TypeError(f"memoize's {name} is a function, not {type(function).__name__}.")
         if self.key is not None and self.ignore:
             raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"memoize's name is a str, not {type(self.name).__name__}.")
+        if self.name == "":
+            raise ValueError("memoize's name is empty.")
         if not callable(self.tags):
             self.context.encode_tags(self.tags)  # raises now what every call would
 
@@ -261,12 +350,18 @@ class Memoizer:
     def __call__(self, function: classmethod[Any, _P, _R] | Callable[_P, _R]) -> _Sync[_P, _R]: ...
     def __call__(self, function: Any) -> Any:
         binds, instance = "instance", None
+        if callable(function) and not hasattr(innermost(function), "__qualname__"):
+            # An object with code of its own is part of the key, as the object of a method is.
+            function = function.__call__ if isinstance(function.__call__, MethodType) else function
         if isinstance(function, MethodType):
             instance, function = function.__self__, function.__func__
         if isinstance(function, staticmethod | classmethod):
             binds = "nothing" if isinstance(function, staticmethod) else "class"
             function = function.__func__
-        if not callable(function) or not hasattr(function, "__qualname__") or inspect.isclass(function):
+        if isinstance(function, functools.partial):
+            binds = "nothing"
+        inner = innermost(function)
+        if not callable(inner) or not hasattr(inner, "__qualname__") or inspect.isclass(inner):
             raise TypeError(f"memoize is for functions and methods, not for {type(function).__name__}.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("memoize is not for generators: what they yield can be read only once.")
@@ -275,34 +370,20 @@ class Memoizer:
         return memoized if instance is None else memoized.bound(instance)
 
 
-def identity(function: Callable[..., Any]) -> str:
-    """Return a unique name for a function that is the same in every process."""
-    # A child of multiprocessing knows the script of its parent as __mp_main__.
-    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
-    name = f"{module}.{function.__qualname__}"
-    return f"{name}:{_digest(function)}" if module == "__main__" or "<lambda>" in name else name
+def _found(module: str, name: str) -> object:
+    """Return what has a qualified name; None if there is nothing."""
+    try:
+        return attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        return None
 
 
-def _digest(function: Callable[..., Any]) -> str:
-    """Return a digest of the bytecode, as two lambdas can share a line, and of the source if it is available."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    text = _text_of(code) if isinstance(code, CodeType) else ""
-    with suppress(OSError, TypeError):
-        text += inspect.getsource(function)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+def _new(cls: type[Memoized[Any, Any, Any]]) -> Memoized[Any, Any, Any]:
+    return cls.__new__(cls)
 
 
-def _text_of(constant: Any) -> str:
-    """Return a string for a constant that is the same in every process, unlike its ``repr``."""
-    if isinstance(constant, CodeType):
-        parts = [constant.co_code.hex(), *constant.co_names, *constant.co_varnames, *constant.co_freevars]
-        return f"code({','.join(parts)};{','.join(map(_text_of, constant.co_consts))})"
-    if isinstance(constant, frozenset):
-        # Sorted, because its order depends on PYTHONHASHSEED.
-        return f"frozenset({','.join(sorted(map(_text_of, constant)))})"
-    if isinstance(constant, tuple):
-        return f"({','.join(map(_text_of, constant))})"
-    return f"{type(constant).__name__}:{constant!r}"
+def _bound(memoized: Memoized[Any, Any, Any], thing: object) -> Memoized[Any, Any, Any]:
+    return memoized.bound(thing)
 
 
 def _types(value: Any) -> Any:

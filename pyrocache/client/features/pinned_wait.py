@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from pyrocache.client.context import ClientContext, Duration
 from pyrocache.config import to_seconds
 from pyrocache.net.backoff import Backoff
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
+
+_T = TypeVar("_T")
 
 POLL_SECONDS = 10.0
 """The poll interval: seconds that one request waits at the node, at most, and not longer than the client's timeout. It
@@ -60,11 +62,15 @@ class PinnedWait:
         self._give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
-    def ask(self) -> Any:
-        """Send a request and return the node's answer; None if the node grants nothing within the poll interval."""
+    def ask(self, most_seconds: float = POLL_SECONDS) -> Any:
+        """Send a request and return the node's answer; None if the node grants nothing within the poll interval.
+
+        Args:
+            most_seconds: bounds the poll interval of this request.
+        """
         timeout = self._context.timeout
         self._asked_at = now = time.monotonic()
-        self._seconds = max(0.0, min(POLL_SECONDS, timeout, self._give_up_at - now))
+        self._seconds = max(0.0, min(POLL_SECONDS, most_seconds, timeout, self._give_up_at - now))
         # The time that the node delays its answer does not count towards the timeout.
         deadline = self._context.deadline(timeout + self._seconds)
         # A connection that is back in its pool must not be used again.
@@ -87,11 +93,13 @@ class PinnedWait:
         if self.crowded or now - self._asked_at < min(_FIRST_PAUSE_SECONDS, self._seconds):
             self._backoff.pause(self._give_up_at - now)
 
-    def take(self) -> PinnedConnection:
-        """Return the connection of the grant. The caller is responsible for it from now on."""
-        pinned, self.pinned = self.pinned, None
-        assert pinned is not None
-        return pinned
+    def give(self, owner: _T) -> _T:
+        """Return ``owner``, which has the connection of the grant and is responsible for it from now on.
+
+        Until then this object is, also if a signal handler raises an exception while ``owner`` is made.
+        """
+        self.pinned = None
+        return owner
 
     def release(self) -> None:
         """Return the connection, on which nothing is granted, to its pool."""

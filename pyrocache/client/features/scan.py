@@ -12,16 +12,21 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from pyrocache.client.context import ClientContext
+from pyrocache.client.context import MISSING, ClientContext
+from pyrocache.client.features.entries import EntryInfo, entry_info
 from pyrocache.client.keys.encoding import decode_key
-from pyrocache.errors import NodeUnavailable, PyroCacheError
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import CacheUnavailable, InvalidKey, NodeUnavailable, PyroCacheError, SerializationError
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
+
+_R = TypeVar("_R")
 
 _TEXT, _TUPLE = b"s", b"t"
 
@@ -29,9 +34,30 @@ Prefix: TypeAlias = str | tuple[Any, ...] | None
 """The beginning of the keys to return; None for all keys."""
 
 
-def scan(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[Any]:
+def scan(
+    context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
+) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (decode_key(key) for page in _pages(context, prefix, batch) for key in page)
+    return (key for page in _pages(context, prefix, batch, tag) for key in _keys(context, page))
+
+
+def details(
+    context: ClientContext, prefix: Prefix, batch: int, tag: bytes | None = None
+) -> Iterator[EntryInfo]:
+    """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
+    pages = _pages(context, prefix, batch, tag, details=True)
+    found = (entry_info(context, sent) for page in pages for sent in page)
+    return (info for info in found if info.key is not MISSING)
+
+
+def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
+    """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
+    encoded = _encoded("delete_prefix", context, prefix)
+
+    def ask(member: Member, cursor: int) -> tuple[int, int]:
+        return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
+
+    return sum(count for _, _, count in _of_each_node(context, ask))
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -39,21 +65,37 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     for waiting in _pages(context):
         while waiting:
             found, waiting = _some_values(context, waiting)
-            for key, frame in found:
-                yield decode_key(key), context.decode(key, frame)
+            for encoded, frame in found:
+                key = context.read_key(encoded, MISSING)
+                value = MISSING if key is MISSING else context.read(encoded, frame, MISSING)
+                if value is not MISSING:
+                    yield key, value
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
     """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
     for page in _pages(context, batch=16):  # small: the first key usually still exists
         for encoded in page:
+            key = context.read_key(encoded, MISSING)
+            if key is MISSING:
+                continue
             try:
                 frame = context.backend.pop(encoded, context.deadline())
-            except NodeUnavailable as error:
+            except CacheUnavailable as error:
                 frame = context.missed(error, None)
-            if frame is not None:
-                return decode_key(encoded), context.decode(encoded, frame)
-    raise KeyError("there is no entry in this namespace")
+            value = MISSING if frame is None else context.read(encoded, frame, MISSING)
+            if value is not MISSING:
+                return key, value
+    raise brief(KeyError("there is no entry in this namespace"))
+
+
+def _keys(context: ClientContext, page: list[bytes]) -> list[Any]:
+    """Return the decoded keys of a page. Applies ``on_undecodable`` to the others."""
+    try:
+        return [decode_key(encoded, context.codec) for encoded in page]
+    except (InvalidKey, SerializationError):
+        decoded = (context.read_key(encoded, MISSING) for encoded in page)
+        return [key for key in decoded if key is not MISSING]
 
 
 class Items(ItemsView[Any, Any]):
@@ -80,42 +122,76 @@ class Values(ValuesView[Any]):
         return any(other is value or other == value for other in self)
 
 
-def _pages(context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH) -> Iterator[list[bytes]]:
-    """Return an iterator over pages of encoded keys. Checks the arguments before the first page is requested.
+def _pages(
+    context: ClientContext,
+    prefix: Prefix = None,
+    batch: int = MAX_BATCH,
+    tag: bytes | None = None,
+    *,
+    details: bool = False,
+) -> Iterator[list[Any]]:
+    """Return an iterator over pages of encoded keys, or of details that begin with the encoded key.
+
+    Checks the arguments before the first page is requested.
 
     Raises:
         TypeError, ValueError: an argument is not valid.
     """
     if isinstance(batch, bool) or not isinstance(batch, int):
-        raise TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}.")
+        raise brief(TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}."))
     if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}.")
-    if prefix is None:
-        return _walk(context, context.prefix, batch)
+        raise brief(ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}."))
+    encoded = context.prefix if prefix is None else _encoded("scan", context, prefix)
+    return _walk(context, encoded, batch, tag, details)
+
+
+def _encoded(name: str, context: ClientContext, prefix: Prefix) -> bytes:
+    """Return the bytes that the keys with a prefix begin with. Raises `TypeError`."""
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
         if encoded[len(context.prefix) :][:1] in (_TEXT, _TUPLE):  # a subclass may be encoded as another kind
-            return _walk(context, encoded, batch)
-    kind = type(prefix).__name__
-    raise TypeError(f"scan takes a str or a tuple as a prefix, not {kind}.")
+            return encoded
+    raise brief(TypeError(f"{name} takes a str or a tuple as a prefix, not {type(prefix).__name__}."))
 
 
-def _walk(context: ClientContext, prefix: bytes, batch: int) -> Iterator[list[bytes]]:
-    view, unreachable = context.backend.agreed_view(context.deadline())
+def _walk(
+    context: ClientContext, prefix: bytes, batch: int, tag: bytes | None, details: bool
+) -> Iterator[list[Any]]:
+    def ask(member: Member, cursor: int) -> tuple[int, Any]:
+        return context.backend.scan(
+            member, context.prefix, prefix, cursor, batch, context.deadline(), tag=tag, details=details
+        )
+
+    for view, member, page in _of_each_node(context, ask):
+        # A key that has moved is left out: only its owner by this view returns it.
+        yield [each for each in page if view.owner(each[0] if details else each) is member]
+
+
+def _of_each_node(
+    context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]]
+) -> Iterator[tuple[ClusterView, Member, _R]]:
+    """Yield what each node answers, page by page. ``on_error`` says what to do where a node does not answer.
+
+    Args:
+        ask: sends a node the cursor of a page, 0 at first; returns the next cursor, 0 at last, and the page.
+    """
+    try:
+        view, unreachable = context.backend.agreed_view(context.deadline())
+    except CacheUnavailable as error:
+        context.missed(error, None)
+        return
     for member in view.members:
         if member in unreachable:
             context.missed(unreachable[member], None)
             continue
         cursor = 0
         while True:
-            deadline = context.deadline()
             try:
-                cursor, page = context.backend.scan(member, context.prefix, prefix, cursor, batch, deadline)
-            except NodeUnavailable as error:
+                cursor, page = ask(member, cursor)
+            except CacheUnavailable as error:
                 context.missed(error, None)
                 break
-            # A key that has moved is left out: only its owner by this view returns it.
-            yield [key for key in page if view.owner(key) is member]
+            yield view, member, page
             if cursor == 0:
                 break
 

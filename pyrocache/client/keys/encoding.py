@@ -49,7 +49,8 @@ Raises `InvalidKey` for NaN and NaT, for objects that do not pickle or that cont
 be imported by name, and for sets and dicts with two members that are unequal but have the same bytes, as objects of
 kind P may have. Raises `KeyTooLarge` for keys that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
 
-Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them.
+Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them, or
+decode them with a `Codec` that allows few classes or does not unpickle.
 Encoding runs the key's own pickling code.
 
 Thread safety: thread-safe; the functions depend on their arguments only.
@@ -66,14 +67,16 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import canonical_unpickle, type_name
+from pyrocache.client.codec import Codec, canonical_unpickle, missing_name, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
-from pyrocache.errors import InvalidKey, KeyTooLarge
+from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
+from pyrocache.tracebacks import cause_of
 
-__all__ = ["decode_key", "encode_key", "encode_keys"]
+__all__ = ["Encoding", "decode_key", "encode_key", "encode_keys"]
 
+_ALL_CLASSES = Codec()
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 
 
@@ -98,7 +101,7 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
     except RecursionError:
         raise InvalidKey(f"a key of type {type_name(key)} is nested too deeply, or contains itself") from None
     except Exception as error:  # the key's own code may raise anything
-        raise own_code_failed(key, error) from error
+        raise own_code_failed(key, error) from cause_of(error)
     if len(data) > MAX_KEY_BYTES:
         raise too_large(key)
     return data
@@ -118,148 +121,198 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
     return [encode_key(key, prefix) for key in keys]  # raises the error of a key that is too large
 
 
-def decode_key(data: bytes) -> object:
+def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
     """Return the key in bytes from `encode_key`, whatever its namespace.
+
+    Args:
+        codec: decides which classes the key may refer to, and whether it may be unpickled.
 
     Raises:
         InvalidKey: the bytes are not canonical, or a class of the key cannot be imported here.
+        SerializationError: the key refers to a class that is not allowed, or is a pickle and may not be.
     """
     if len(data) > MAX_KEY_BYTES:
         raise InvalidKey(f"{len(data)} bytes are more than a key has")
     _, encoded = split_namespace(data)
     try:
-        return _decode(encoded)
-    except InvalidKey:
+        return _decode(encoded, codec)
+    except (InvalidKey, SerializationError):
         raise
     except RecursionError:
         raise InvalidKey("an encoded key is nested too deeply to be decoded") from None
-    except (ImportError, AttributeError) as error:
-        raise InvalidKey(f"an encoded key's class cannot be imported here ({type_name(error)})") from error
     except Exception as error:  # unpickling and a class's own code may raise anything
-        raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from error
+        cause = cause_of(error)
+        if isinstance(error, (ImportError, AttributeError)):
+            name = missing_name(error)
+            raise InvalidKey(f"an encoded key's class cannot be imported here ({name})") from cause
+        raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from cause
 
 
 # Encoding: by the exact type, else by what the class inherits, else by pickle. A kind depends on the class alone.
 
 
-def _encode(key: Any) -> bytes:
-    cls: Any = type(key)
-    return (_ENCODERS.get(cls) or _encoder_of(cls))(key)
+class Encoding:
+    """The encoders, by type. A subclass encodes some kinds differently; this one makes keys.
 
-
-@lru_cache(maxsize=1024)
-def _encoder_of(cls: Any) -> Callable[[Any], bytes]:
-    """Return the encoder for keys of a class that is not in the table."""
-    # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
-    if cls.__module__ == "numpy" and (encoder := numpy_scalars.encoder_of(cls, _encode_pickled)) is not None:
-        return encoder
-    base = next((base for base in cls.__mro__ if base in _ENCODERS), None)
-    if base is not None and cls.__eq__ is base.__eq__:
-        return _ENCODERS[base]
-    if issubclass(cls, Enum):
-        return objects.encode_enum
-    if (names := objects.compared_fields(cls)) is not None:
-        return lambda key: objects.encode_dataclass(key, names, _nest_all)
-    return _encode_pickled
-
-
-def _encode_pickled(key: Any) -> bytes:
-    return objects.encode_pickled(key, _encode_part)
-
-
-def _encode_part(part: Any) -> bytes | None:
-    """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
-    cls: Any = type(part)
-    encoder = _ENCODERS.get(cls) or _encoder_of(cls)
-    return None if encoder is _encode_pickled else encoder(part)
-
-
-def _nest_all(keys: Iterable[Any]) -> list[bytes]:
-    """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
-
-    A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+    Args:
+        limit: the most bytes that the parts of a container take; more raise `KeyTooLarge`.
     """
-    room = MAX_KEY_BYTES
-    parts = []
-    for key in keys:
+
+    def __init__(self, limit: int = MAX_KEY_BYTES) -> None:
+        self._limit = limit
+        self._encoders: dict[type, Callable[[Any], bytes]] = {
+            **scalars.ENCODERS,
+            tuple: self.encode_tuple,
+            list: self.encode_list,
+            set: self._encode_set,
+            frozenset: self._encode_set,
+            dict: self._encode_dict,
+            OrderedDict: self._encode_dict,
+            Counter: self._encode_dict,
+            datetime: self.encode_datetime,
+        }
+        self._encoder_of = lru_cache(maxsize=1024)(self.find_encoder)
+
+    def encode(self, key: Any) -> bytes:
+        """Return the type byte and the payload of a key. Raises as `encode_key`, and whatever the key's code raises."""
         cls: Any = type(key)
-        part = nest((_ENCODERS.get(cls) or _encoder_of(cls))(key))  # `_encode`, inlined for speed
-        room -= len(part)
-        if room < 0:
-            raise too_large(keys)
-        parts.append(part)
-    return parts
+        return (self._encoders.get(cls) or self._encoder_of(cls))(key)
+
+    def encode_other(self, key: Any) -> bytes:
+        """Encode an object that is of no other kind."""
+        return objects.encode_pickled(key, self.encode_part)
+
+    def find_encoder(self, cls: Any) -> Callable[[Any], bytes]:
+        """Return the encoder for keys of a class that is not in the table."""
+        # Before the base classes: numpy.float64 inherits from float, and numpy.str_ from str.
+        if (
+            cls.__module__ == "numpy"
+            and (encoder := numpy_scalars.encoder_of(cls, self.encode_other)) is not None
+        ):
+            return encoder
+        base = next((base for base in cls.__mro__ if base in self._encoders), None)
+        if base is not None and cls.__eq__ is base.__eq__:
+            return self._encoders[base]
+        if issubclass(cls, Enum):
+            return objects.encode_enum
+        if (names := objects.compared_fields(cls)) is not None:
+            return lambda key: objects.encode_dataclass(key, names, self.nest_all)
+        return self.encode_other
+
+    def nest_all(self, keys: Iterable[Any]) -> list[bytes]:
+        """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
+
+        A small key can have huge canonical bytes, because an object that it contains many times is encoded each time.
+        """
+        room = self._limit
+        parts = []
+        encoders = self._encoders
+        for key in keys:
+            cls: Any = type(key)
+            part = nest((encoders.get(cls) or self._encoder_of(cls))(key))  # `encode`, inlined for speed
+            room -= len(part)
+            if room < 0:
+                raise too_large(keys)
+            parts.append(part)
+        return parts
+
+    def encode_part(self, part: Any) -> bytes | None:
+        """Return the canonical bytes of a part of a pickled key; None if the part is to be pickled, too."""
+        cls: Any = type(part)
+        encoder = self._encoders.get(cls) or self._encoder_of(cls)
+        return None if encoder == self.encode_other else encoder(part)
+
+    # Containers are iterated as their builtin's == would, past what a subclass may override.
+
+    def encode_tuple(self, key: tuple[Any, ...]) -> bytes:
+        """Encode a tuple."""
+        return b"t" + b"".join(self.nest_all(tuple.__iter__(key)))
+
+    def encode_list(self, key: list[Any]) -> bytes:
+        """Encode a list."""
+        return b"l" + b"".join(self.nest_all(list.__iter__(key)))
+
+    def _encode_set(self, key: Any) -> bytes:
+        parts = sorted(self.nest_all((set if isinstance(key, set) else frozenset).__iter__(key)))
+        self.check_distinct(parts, key)
+        return b"S" + b"".join(parts)
+
+    def _encode_dict(self, key: dict[Any, Any]) -> bytes:
+        parts = self.nest_all(chain.from_iterable(dict.items(key)))
+        self.check_distinct(parts[::2], key)
+        return b"d" + b"".join(sorted(map(operator.add, parts[::2], parts[1::2])))
+
+    def check_distinct(self, parts: list[bytes], key: object) -> None:
+        """Raise `InvalidKey` for members without an ``==`` of their own that are in the same state."""
+        if len(set(parts)) != len(parts):
+            raise InvalidKey(f"a key of type {type_name(key)} has two members with the same canonical bytes")
+
+    def encode_datetime(self, key: datetime) -> bytes:
+        """Encode a datetime."""
+        # A pickle includes the fold, which `==` ignores within one zone.
+        return scalars.encode_datetime(key) or self.encode_other(
+            datetime.combine(key.date(), key.timetz().replace(fold=0))
+        )
 
 
-# Containers are iterated as their builtin's == would, past what a subclass may override.
-
-
-def _encode_set(key: Any) -> bytes:
-    parts = sorted(_nest_all((set if isinstance(key, set) else frozenset).__iter__(key)))
-    _check_distinct(parts, key)
-    return b"S" + b"".join(parts)
-
-
-def _encode_dict(key: dict[Any, Any]) -> bytes:
-    parts = _nest_all(chain.from_iterable(dict.items(key)))
-    _check_distinct(parts[::2], key)
-    return b"d" + b"".join(sorted(map(operator.add, parts[::2], parts[1::2])))
-
-
-def _check_distinct(parts: list[bytes], key: object) -> None:
-    if len(set(parts)) != len(parts):  # objects without an == of their own, in the same state
-        raise InvalidKey(f"a key of type {type_name(key)} has two members with the same canonical bytes")
-
-
-def _encode_datetime(key: datetime) -> bytes:
-    # A pickle includes the fold, which `==` ignores within one zone.
-    return scalars.encode_datetime(key) or _encode_pickled(
-        datetime.combine(key.date(), key.timetz().replace(fold=0))
-    )
-
-
-_ENCODERS: dict[type, Callable[[Any], bytes]] = {
-    **scalars.ENCODERS,
-    tuple: lambda key: b"t" + b"".join(_nest_all(tuple.__iter__(key))),
-    list: lambda key: b"l" + b"".join(_nest_all(list.__iter__(key))),
-    set: _encode_set,
-    frozenset: _encode_set,
-    dict: _encode_dict,
-    OrderedDict: _encode_dict,
-    Counter: _encode_dict,
-    datetime: _encode_datetime,
-}
+_encode = Encoding().encode
 
 
 # Decoding. Each decoder may raise anything; decode_key makes an InvalidKey of it.
 
 
-def _decode(encoded: bytes) -> object:
+def _decode(encoded: bytes, codec: Codec) -> object:
     type_byte = encoded[:1]
-    decoder = _DECODERS.get(type_byte)
-    if decoder is None:
+    if (simple := scalars.DECODERS.get(type_byte)) is not None:
+        key = simple(encoded[1:])
+    elif (decoder := _DECODERS.get(type_byte)) is not None:
+        key = decoder(encoded[1:], codec)
+    else:
         raise InvalidKey("an encoded key is of an unknown kind")
-    key = decoder(encoded[1:])
     if type_byte in _CHECKED and _encode(key) != encoded:
         raise InvalidKey("an encoded key is not in its canonical form")
     return key
 
 
-def _of_items(build: Callable[..., object]) -> Callable[[bytes], object]:
+def _decode_all(encoded: list[bytes], codec: Codec) -> list[Any]:
+    return [_decode(part, codec) for part in encoded]
+
+
+def _of_items(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
     """Return a decoder that passes the decoded keys of a payload to ``build``."""
-    return lambda payload: build(*map(_decode, split(payload)))
+    return lambda payload, codec: build(*_decode_all(split(payload), codec))
 
 
-def _decode_set(payload: bytes) -> frozenset[Any]:
+def _of_class(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
+    """Return a decoder that does the same for a class that ``build`` imports: the first two keys are its name."""
+
+    def decode(payload: bytes, codec: Codec) -> object:
+        module, name, *rest = _decode_all(split(payload), codec)
+        codec.check_class(module, name)
+        return build(module, name, *rest)
+
+    return decode
+
+
+def _decode_set(payload: bytes, codec: Codec) -> frozenset[Any]:
     members = split(payload)
     _check_sorted(members)
-    return frozenset(map(_decode, members))
+    return frozenset(_decode_all(members, codec))
 
 
-def _decode_dict(payload: bytes) -> dict[Any, Any]:
+def _decode_dict(payload: bytes, codec: Codec) -> dict[Any, Any]:
     parts = split(payload)
     _check_sorted(parts[::2])
-    return dict(zip(map(_decode, parts[::2]), map(_decode, parts[1::2]), strict=True))
+    return dict(zip(_decode_all(parts[::2], codec), _decode_all(parts[1::2], codec), strict=True))
+
+
+def _decode_pickled(payload: bytes, codec: Codec) -> object:
+    if not codec.reads_pickles:
+        raise SerializationError(
+            "a key is a pickled object, and this client does not unpickle. Use keys of plain types, or a namespace of "
+            "its own for the client that stored this one."
+        )
+    return canonical_unpickle(payload, lambda part: _decode(part, codec), codec.check_class)
 
 
 def _check_sorted(members: list[bytes]) -> None:
@@ -267,14 +320,14 @@ def _check_sorted(members: list[bytes]) -> None:
         raise InvalidKey("an encoded key's members are not in their canonical order")
 
 
-_DECODERS: dict[bytes, Callable[[bytes], object]] = {
-    **scalars.DECODERS,
-    **{kind: _of_items(build) for kind, build in (scalars.BUILDERS | objects.BUILDERS).items()},
-    b"t": lambda payload: tuple(map(_decode, split(payload))),
-    b"l": lambda payload: list(map(_decode, split(payload))),
+_DECODERS: dict[bytes, Callable[[bytes, Codec], object]] = {
+    **{kind: _of_items(build) for kind, build in scalars.BUILDERS.items()},
+    **{kind: _of_class(build) for kind, build in objects.BUILDERS.items()},
+    b"t": lambda payload, codec: tuple(_decode_all(split(payload), codec)),
+    b"l": lambda payload, codec: _decode_all(split(payload), codec),
     b"S": _decode_set,
     b"d": _decode_dict,
-    b"P": lambda payload: canonical_unpickle(payload, _decode),
+    b"P": _decode_pickled,
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.

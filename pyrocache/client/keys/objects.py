@@ -29,22 +29,34 @@ from pyrocache.client.keys.format import nest, own_code_failed, too_large
 from pyrocache.client.keys.scalars import encode_int, encode_str
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
+from pyrocache.tracebacks import cause_of
 
 
 def _class_reference(cls: type) -> bytes:
     """Return the module and the qualified name of a class, nested."""
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
-    if _named(sys.modules.get(module), cls.__qualname__) is not cls:
+    if not in_main(cls) and _named(sys.modules.get(module), cls.__qualname__) is not cls:
         name = f"{cls.__module__}.{cls.__qualname__}"
         raise InvalidKey(f"{name}, a key's class, cannot be imported by its name")
     return nest(encode_str(module)) + nest(encode_str(cls.__qualname__))
 
 
+def in_main(thing: Any) -> bool:
+    """Return whether a class or function is that of its name in ``__main__``, here or where it was pickled by value.
+
+    In a worker of joblib, ``__main__`` has no classes of the notebook that the worker's objects are of.
+    """
+    if thing.__module__ not in ("__main__", "__mp_main__") or "<" in thing.__qualname__:
+        return False
+    found = _named(sys.modules["__main__"], thing.__qualname__)
+    return found is thing or found is None
+
+
 def _import_class(module: str, qualname: str, base: type) -> Any:
     found = _named(importlib.import_module(module), qualname)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ImportError("no such class")
+        raise AttributeError(f"module {module!r} has no attribute {qualname!r}")
     return found
 
 
@@ -97,30 +109,40 @@ def _build_dataclass(module: str, qualname: str, *rest: Any) -> object:
     return key
 
 
-def encode_pickled(key: Any, encode_part: Callable[[Any], bytes | None]) -> bytes:
-    """Pickle a key, each part replaced by the result of ``encode_part``; where that is None, the part is pickled."""
+def encode_pickled(
+    key: Any, encode_part: Callable[[Any], bytes | None], limit: float = MAX_KEY_BYTES, shared: bool = False
+) -> bytes:
+    """Pickle a key, each part replaced by the result of ``encode_part``; where that is None, the part is pickled.
+
+    Raises `KeyTooLarge` for more than ``limit`` bytes. With ``shared``, the bytes depend on which parts are the same
+    object, and the key may contain itself.
+    """
 
     def persistent_id(part: Any) -> bytes | None:
         if part is key:
             return None
         return encode_part("__main__" if type(part) is str and part == "__mp_main__" else part)
 
-    file = _Bounded(b"P")
-    file.seek(1)  # behind the type byte
+    file = _Bounded(limit)
     try:
-        canonical_pickle(key, persistent_id, file)
+        canonical_pickle(key, persistent_id, file, shared)
     except (InvalidKey, RecursionError):
         raise
     except Exception as error:
-        raise own_code_failed(key, error) from error
+        raise own_code_failed(key, error) from cause_of(error)
     return file.getvalue()
 
 
 class _Bounded(io.BytesIO):
     """A buffer that raises `KeyTooLarge` early: shared objects or one large array can make any number of bytes."""
 
+    def __init__(self, limit: float) -> None:
+        super().__init__(b"P")
+        self.seek(1)  # behind the type byte
+        self._limit = limit
+
     def write(self, data: Any) -> int:
-        if self.tell() + memoryview(data).nbytes > MAX_KEY_BYTES:
+        if self.tell() + memoryview(data).nbytes > self._limit:
             raise too_large(data)
         return super().write(data)
 

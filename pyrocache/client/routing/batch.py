@@ -18,7 +18,7 @@ from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH
 
-_ENTRY_BYTES = 16  # what msgpack adds to a key and a value, at most
+_ENTRY_BYTES = 20  # what msgpack adds to a key and a value, at most, and a TTL
 
 
 class Batch(NamedTuple):
@@ -28,17 +28,19 @@ class Batch(NamedTuple):
         command: a command of scope `Scope.KEYS`.
         keys: canonical bytes.
         values: the value frame of each key; None if the command takes no values.
-        arguments: the arguments after keys and values.
+        arguments: the arguments after the columns.
+        ttls: the TTL of each key, the column after the values; None if the command takes none, or one for all keys.
     """
 
     command: Command
     keys: Sequence[bytes]
     values: Sequence[Any] | None = None
     arguments: tuple[Any, ...] = ()
+    ttls: Sequence[float] | None = None
 
     def columns(self, chunk: Sequence[int]) -> list[list[Any]]:
-        """Return the keys at these indices and, if there are values, their values."""
-        columns = (self.keys,) if self.values is None else (self.keys, self.values)
+        """Return the keys at these indices and, if there are any, their values and their TTLs."""
+        columns = [column for column in (self.keys, self.values, self.ttls) if column is not None]
         if len(chunk) == len(self.keys):
             return [list(column) for column in columns]
         return [list(map(column.__getitem__, chunk)) for column in columns]
@@ -88,7 +90,7 @@ class Batch(NamedTuple):
         Raises:
             RemoteError: the reply is of another type, empty or too long.
         """
-        if self.command is commands.GET_MANY:
+        if self.command is commands.GET_MANY or self.command is commands.GET_ENTRIES:
             count = len(reply) if type(reply) is list else 0
         else:
             count = len(chunk) if type(reply) is int else 0

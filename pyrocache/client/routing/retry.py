@@ -4,7 +4,8 @@
   client has queried the name server. A node that is at a limit (`OVERLOADED`) is asked again after a pause.
 - A node that cannot be reached, or whose reply was lost, is asked a second time, after the client has queried the name
   server for its address. It is asked again after that only if its address has changed.
-- A timeout is final, because it used up the deadline.
+- A timeout is final, because it used up the deadline. So is the failure of a request that was not sent, because the
+  node seems to hang (`net.suspicion`).
 - A command that is not idempotent is never sent again once it was sent completely.
 - No attempt begins if the pause before it would last beyond the deadline. The error is then that of the last attempt.
   If the last attempt timed out, and an earlier attempt at the same node failed for another reason, the error has that
@@ -120,7 +121,10 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
     text = f"{request.member.name} refused {request.command.name}: {refusal.message}"
     if refusal.code == refusals.STALE_VIEW:
         text += " It did not agree within the deadline on which nodes there are; try again."
-    return _REFUSED.get(refusal.code, errors.RemoteError)(text)
+    error = _REFUSED.get(refusal.code, errors.RemoteError)(text)
+    if isinstance(error, errors.CacheUnavailable):
+        error.source = request.member.name
+    return error
 
 
 def _after_silence(
@@ -128,7 +132,7 @@ def _after_silence(
 ) -> Retry | LookUp | None:
     if isinstance(problem.error, Overloaded):
         return Retry(after)
-    if problem.timed_out or (problem.maybe_executed and not request.command.idempotent):
+    if problem.timed_out or problem.suspected or (problem.maybe_executed and not request.command.idempotent):
         return None
     since = attempts.unreachable_since.get(request.member)
     if since is None:

@@ -27,10 +27,11 @@ from pyrocache.config import TransportChoice
 from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.directory import Directory
-from pyrocache.net.failures import Refused, Unavailable
+from pyrocache.net.directory import Directory, WatchedLookUp
+from pyrocache.net.failures import Refused, Unavailable, name_in_hint
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
+from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import GET_MANY, Command
 from pyrocache.runtime import at_fork
 
@@ -51,6 +52,7 @@ class Router:
         sleep: pauses for a number of seconds.
         jitter: returns a random number from 0 to 1.
         clock: monotonic seconds.
+        nameserver: the address of the name server, for the hints in errors.
 
     Attributes:
         views: the cluster view and its updates.
@@ -66,8 +68,10 @@ class Router:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
+        nameserver: str = "",
     ) -> None:
         self._directory = directory
+        self._nameserver = nameserver
         self._max_connections = max_connections
         self._max_pinned = max_pinned
         self._transport = transport
@@ -229,11 +233,17 @@ class Router:
                 if isinstance(outcome, (Retry, LookUp)):
                     retried = True
                     outcome = attempts.errors[member.name]
+                    name_in_hint(outcome, self._nameserver)
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
             # With no time left, a further attempt would fail for the nodes that answered, too.
             if not retried or not deadline.remaining():
                 return view, unreachable
+
+    def known_owner(self, key: bytes) -> str:
+        """Return the name of the node that owns ``key`` by the latest view, ``""`` if no node is known yet."""
+        view = self._membership.view
+        return view.owner(key).name if view.members else ""
 
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
         """Send an idempotent command to one node, at its current address, and return the result.
@@ -259,18 +269,29 @@ class Router:
         self._connections.close()
         self._pinning.close()
 
+    def disconnect(self) -> None:
+        """Close the connections that are not in use, and the others when they are put back. Keeps the view."""
+        self._connections.disconnect()
+        self._pinning.disconnect()
+
     def reset_after_fork(self) -> None:
-        """Replace connections and locks in a forked child, which must not use those of its parent."""
+        """Replace connections and locks in a forked child, which must not use those of its parent.
+
+        The child trusts each node anew.
+        """
         self._connections.abandon()
         self._pinning.abandon()
         self._connect(self._membership.view)
 
     def _connect(self, view: ClusterView) -> None:
-        self._connections = Connections(self._max_connections, self._transport)
-        self._pinning = Connections(self._max_pinned, self._transport)  # callers may keep these for long
-        self._membership = Membership(self._directory.members, partial(serving_members, self._connections))
+        suspicions = Suspicions()
+        self._connections = Connections(self._max_connections, self._transport, suspicions)
+        # Callers may keep these for long.
+        self._pinning = Connections(self._max_pinned, self._transport, suspicions)
+        nameserver = WatchedLookUp(self._directory)
+        self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view
-        self.views = Views(self._membership, self._clock)
+        self.views = Views(self._membership, nameserver, self._clock, self._nameserver)
 
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline
@@ -304,7 +325,10 @@ class Router:
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | PyroCacheError:
         looked_up_at = self.views.looked_up_at
-        return decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
+        action = decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
+        if isinstance(action, PyroCacheError):
+            name_in_hint(action, self._nameserver)
+        return action
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
         """Query the name server if needed, then pause before a request is repeated."""

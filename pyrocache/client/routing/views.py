@@ -1,20 +1,24 @@
 """`Views`: the cluster view that a router uses, and when it queries the name server for a newer one.
 
-A query takes at most a share of the call's deadline. After failures, queries are at least `_PAUSE_SECONDS` apart.
+A query takes at most a share of the call's deadline. After failures, queries are at least `_PAUSE_SECONDS` apart. After
+a timeout, calls that need the name server fail at once for 1 to 2 seconds; then one query decides (`net.suspicion`).
 
 Thread safety: thread-safe; the view is immutable and replaced atomically.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
 from pyrocache.errors import NameServerUnavailable, NoNodes
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import WatchedLookUp
 from pyrocache.net.failures import client_closed
 from pyrocache.net.membership import Membership
+from pyrocache.tracebacks import came_from_outside
 
 _PAUSE_SECONDS = 0.05
 _LONGEST_SECONDS = 1.0
@@ -25,17 +29,27 @@ class Views:
 
     Args:
         membership: holds the latest view and queries the name server.
+        nameserver: what ``membership`` queries.
         clock: monotonic seconds.
+        address: of the name server, for the hints in errors.
 
     Attributes:
         looked_up_at: when the last query of the name server began, even if it failed.
         closed: whether the router was closed.
     """
 
-    __slots__ = ("_clock", "_membership", "closed", "looked_up_at")
+    __slots__ = ("_address", "_clock", "_membership", "_nameserver", "closed", "looked_up_at")
 
-    def __init__(self, membership: Membership, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        nameserver: WatchedLookUp,
+        clock: Callable[[], float],
+        address: str = "",
+    ) -> None:
         self._membership = membership
+        self._address = address
+        self._nameserver = nameserver
         self._clock = clock
         self.looked_up_at = float("-inf")
         self.closed = False
@@ -52,9 +66,11 @@ class Views:
             raise client_closed()
         view = self._membership.view
         if not view.members:
-            view = self._look_up(deadline.remaining())
+            view = self._look_up(deadline, deadline.remaining())
             if not view.members:
-                raise NoNodes("The name server knows no node; start some with: pyrocache nodes")
+                self._nameserver.raise_failure()  # of the query of another thread that this one waited for
+                option = f" --nameserver {shlex.quote(self._address)}" if self._address else ""
+                raise NoNodes(f"The name server knows no node; start some with: pyrocache nodes{option}")
         return view
 
     def fresh(self, deadline: Deadline) -> ClusterView:
@@ -78,7 +94,9 @@ class Views:
             return
         try:
             view = ClusterView(Member(*fields) for fields in members)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            if came_from_outside(error):
+                raise
             return
         # Do not let a node make us connect to sockets of this host that are not nodes' sockets.
         paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
@@ -88,11 +106,12 @@ class Views:
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""
         try:
-            self._look_up(min(deadline.remaining() / 2, _LONGEST_SECONDS))
+            self._look_up(deadline, min(deadline.remaining() / 2, _LONGEST_SECONDS))
         except NameServerUnavailable:
             return False
         return True
 
-    def _look_up(self, seconds: float) -> ClusterView:
+    def _look_up(self, deadline: Deadline, seconds: float) -> ClusterView:
         self.looked_up_at = self._clock()
+        seconds = self._nameserver.admit(deadline, seconds)
         return self._membership.refresh(max(seconds, 0.001))

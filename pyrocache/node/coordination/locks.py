@@ -99,6 +99,11 @@ class Locks(Claims[_Lock]):
         self._serve(name, lock)
         return True
 
+    def holders(self, name: bytes) -> int:
+        """Return how many callers hold ``name``, without those that would lose it to the next caller."""
+        lock, now = self.by_key.get(name), self._clock()
+        return 0 if lock is None else sum(now < holder.deadline for holder in lock.by_token.values())
+
     def free(self, session: Session) -> None:
         """Release the locks of a connection that has closed, and drop its waiters."""
         for name in list(self._keys.get(session, ())):

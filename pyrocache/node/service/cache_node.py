@@ -5,11 +5,11 @@ argument, since a peer can send anything, then takes the node's lock, has the gu
 routed with, and calls the store. Values and keys are opaque bytes; nothing here unpickles.
 
 Every command that sets or removes values goes through `CacheNode._apply`, which also settles the leases on their keys:
-a waiting caller receives the new value, or the lease becomes void. There are three exceptions: `set` repeats the few
-lines of `_apply` for speed, and `clear` and `invalidate_tag` void leases by namespace and by tag. Changes that affect
-no lease do not go through `_apply`: new times to live (`touch`, `touch_many`, `get` with ``touch_seconds``), version
-numbers, which `get_with_version` assigns, and reclaiming (`sweep`). `Ownership` drops the entries and leases of keys
-that move to other nodes.
+a waiting caller receives the new value, or the lease becomes void. There are four exceptions: `set` repeats the few
+lines of `_apply` for speed, and `clear`, `delete_prefix` and `invalidate_tag` void leases by prefix and by tag. Changes
+that affect no lease do not go through `_apply`: new times to live (`touch`, `touch_many`, `get` with
+``touch_seconds``), version numbers, which `get_with_version` and `get_entry` assign, and reclaiming (`sweep`).
+`Ownership` drops the entries and leases of keys that move to other nodes.
 
 Thread safety: every method may run on any thread. Commands that run inline hold the lock briefly; the others walk over
 entries in slices and release the lock between them.
@@ -44,7 +44,9 @@ from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
 SLICE = 500
 """Entries that are examined while the lock is held."""
 
-_PAGES_PER_CALL = 16  # examined by one `scan` that finds few keys
+_PAGES_PER_CALL = 16  # examined by one `scan` that finds few keys, or one `delete_prefix`
+
+_INSPECTED = 250  # the most entries of one reply to `get_entries`, which runs inline
 
 _Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -123,6 +125,15 @@ class CacheNode:
         found = self._guard.run(view, (key,), self._store.lookup, key)
         return None if found.value is None or found.stale else value_answer(found)[1:]
 
+    def get_entry(self, view: int, key: bytes) -> list[Any] | None:
+        """Return ``[value, version, seconds left, tags, age, idle seconds, bytes]``, or None. Does not count as a use.
+
+        Seconds left are infinite if the entry never expires. Age and idle seconds are None if they are unknown.
+        """
+        validation.check_key(key)
+        found = self._guard.run(view, (key,), self._store.inspect, key)
+        return None if found is None else [*found[:2], *found[2]]
+
     def contains(self, view: int, key: bytes) -> bool:
         """Return whether there is an entry. Counts no hit and does not make the entry more recent."""
         validation.check_key(key)
@@ -166,8 +177,8 @@ class CacheNode:
         """Store ``value`` if the condition holds. Return whether it was stored.
 
         Args:
-            ttl_seconds: seconds to live (None: no expiry). `KEEP_TTL` keeps those of the entry, and its tags unless
-                ``tags`` are given.
+            ttl_seconds: seconds to live (None: no expiry). A negative number keeps those of the entry, and its tags
+                unless ``tags`` are given; a new entry gets the number without its sign, or no expiry for `KEEP_TTL`.
             condition: None, ``"absent"``, ``"present"`` or a version.
             tags: the tags of the entry, each with its namespace.
         """
@@ -186,38 +197,47 @@ class CacheNode:
         return self._apply(view, (key,), setdefault, settles=lambda there: there is None)
 
     def incr(
-        self, view: int, key: bytes, delta: bytes, default: bytes, ttl_seconds: float | None = None
-    ) -> bytes:
+        self,
+        view: int,
+        key: bytes,
+        delta: bytes,
+        default: bytes | None,
+        ttl_seconds: float | None = None,
+    ) -> bytes | None:
         """Add ``delta`` to the stored int, or to ``default`` if there is none. Store and return the sum.
 
         All are frames of ints. An existing entry keeps its TTL and its tags; a new one expires after ``ttl_seconds``.
+        Return None, and store nothing, if there is no entry and no ``default``.
         """
         validation.check(key=key, ttl=ttl_seconds)
-        increment, start = validation.int_in(delta), validation.int_in(default)
+        increment = validation.int_in(delta)
+        start = None if default is None else validation.int_in(default)
 
         def plus_increment(number: int | None) -> Value:
             if number is None:
                 raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
             return self._limits.accept(key, pack_int(number + increment), ttl_seconds)
 
-        def add() -> Value:
+        def add() -> Value | None:
             total = self._store.change(key, lambda frame: plus_increment(unpack_int(frame)))
-            if total is None:
+            if total is None and start is not None:
                 total = plus_increment(start)
                 self._store.set(key, total, ttl_seconds)
             return total
 
-        return bytes(self._apply(view, (key,), add))
+        total = self._apply(view, (key,), add, settles=lambda total: total is not None)
+        return None if total is None else bytes(total)
 
     def touch(self, view: int, key: bytes, ttl_seconds: float | None) -> bool:
         """Set the time to live, counted from now (None: no expiry). Return whether the key exists."""
         validation.check(key=key, ttl=ttl_seconds)
         return self._guard.run(view, (key,), self._store.touch, key, ttl_seconds)
 
-    def delete(self, view: int, key: bytes) -> bool:
-        """Remove the entry. Return whether there was one."""
-        validation.check_key(key)
-        return self._apply(view, (key,), partial(self._store.delete, key))
+    def delete(self, view: int, key: bytes, version: int | None = None) -> bool:
+        """Remove the entry, if it has this ``version`` unless that is None. Return whether it was removed."""
+        validation.check(key=key, version=version)
+        delete = partial(self._store.delete, key, version)
+        return self._apply(view, (key,), delete, settles=lambda removed: removed or version is None)
 
     def pop(self, view: int, key: bytes) -> Value | None:
         """Remove the entry and return its value, or None."""
@@ -234,26 +254,49 @@ class CacheNode:
         validation.check(keys=keys)
         return self._guard.run(view, keys, self._store.get_many, keys, BATCH_BYTES)
 
+    def get_entries(self, view: int, keys: list[bytes]) -> list[list[Any] | None]:
+        """Return `get_entry` of each of ``keys``, or of only the first of them: request the rest again."""
+        validation.check(keys=keys)
+
+        def find() -> list[list[Any] | None]:
+            found: list[list[Any] | None] = []
+            room = BATCH_BYTES
+            for entry in map(self._store.inspect, keys[:_INSPECTED]):
+                found.append(None if entry is None else [*entry[:2], *entry[2]])
+                if entry is not None:
+                    room -= len(entry[0]) + sum(map(len, entry[2].tags))
+                    if room < 0:
+                        break
+            return found
+
+        return self._guard.run(view, keys, find)
+
     def set_many(
         self,
         view: int,
         keys: list[bytes],
         values: list[bytes],
-        ttl_seconds: float | None = None,
+        ttl_seconds: float | list[float] | None = None,
         tags: list[bytes] | None = None,
     ) -> int:
-        """Store each of ``values`` under its key. Return their number. All are checked before any is stored."""
-        validation.check(keys=keys, batch=values, ttl=ttl_seconds, tags=tags)
-        if len(keys) != len(values):
-            raise validation.refusal(BAD_REQUEST, "There must be as many values as keys.")
-        self._limits.check_all(keys, values, ttl_seconds, tags or ())
+        """Store each of ``values`` under its key. Return their number. All are checked before any is stored.
+
+        ``ttl_seconds`` is as for `put`, or a list with one for each key.
+        """
+        validation.check(keys=keys, batch=values, ttls=ttl_seconds, tags=tags)
+        each = ttl_seconds if isinstance(ttl_seconds, (list, tuple)) else [ttl_seconds] * len(keys)
+        if not len(keys) == len(values) == len(each):
+            raise validation.refusal(
+                BAD_REQUEST, "There must be as many values, and TTLs in a list, as keys."
+            )
+        self._limits.check_all(keys, values, ttl_seconds is not None, tags or ())
 
         def store_all() -> None:
-            if not tags:
+            if not tags and not validation.keeps_any(ttl_seconds):
                 self._store.set_many(keys, values, ttl_seconds)
-            else:
-                for key, value in zip(keys, values, strict=True):
-                    self._store.put(key, value, ttl_seconds, tags=tags)
+                return
+            for key, value, ttl in zip(keys, values, each, strict=True):
+                self._store.put(key, value, ttl, tags=tags)
 
         self._apply(view, keys, store_all)
         return len(keys)
@@ -261,7 +304,7 @@ class CacheNode:
     def delete_many(self, view: int, keys: list[bytes]) -> int:
         """Remove the entries. Return how many there were."""
         validation.check(keys=keys)
-        return self._apply(view, keys, lambda: sum(map(self._store.delete, keys)))
+        return self._apply(view, keys, partial(self._delete_all, keys))
 
     def touch_many(self, view: int, keys: list[bytes], ttl_seconds: float | None) -> int:
         """Call `touch` for each of ``keys``. Return how many exist."""
@@ -277,6 +320,7 @@ class CacheNode:
     begin_acquire = _forwarded("_coordination", Coordination.begin_acquire)
     renew = _forwarded("_coordination", Coordination.renew)
     release = _forwarded("_coordination", Coordination.release)
+    holders = _forwarded("_coordination", Coordination.holders)
 
     def fill(
         self,
@@ -303,21 +347,39 @@ class CacheNode:
 
     # A whole namespace -----------------------------------------------------------------------------------
 
-    def scan(self, namespace: bytes, prefix: bytes, cursor: int = 0, limit: int = MAX_BATCH) -> list[Any]:
+    def scan(
+        self,
+        namespace: bytes,
+        prefix: bytes,
+        cursor: int = 0,
+        limit: int = MAX_BATCH,
+        tag: bytes | None = None,
+        details: bool = False,
+    ) -> list[Any]:
         """Return ``[next cursor, keys]``: some keys of a namespace that begin with ``prefix``. Cursor 0 is the end.
 
         A key that exists throughout the scan is returned exactly once. A page may be empty before the end.
+
+        Args:
+            tag: return only keys of entries with this tag. If few have it, the other entries are not examined.
+            details: return ``[key, seconds left, tags, age, idle seconds, bytes]`` in place of each key, see
+                `get_entry`.
         """
-        validation.check(namespace=namespace, cursor=cursor, limit=limit)
+        validation.check(namespace=namespace, cursor=cursor, limit=limit, tag_or_none=tag, details=details)
         validation.check(namespace=prefix)
-        found: list[bytes] = []
+        found: list[Any] = []
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
                 most = min(limit - len(found), SLICE)
-                page, cursor = self._store.page(namespace, prefix, cursor, most, room)
+                keys, cursor = self._store.page(
+                    namespace, prefix, cursor, most, room, tag=tag, described=details
+                )
+                page: list[Any] = self._described(keys) if details else keys
             found += page
-            room -= sum(map(len, page))
+            room -= sum(map(len, keys))
+            if details:
+                room -= sum(len(tag) for entry in page for tag in entry[2])
             if not cursor or len(found) >= limit or room <= 0:
                 break
             time.sleep(0)  # let a waiting I/O thread have the interpreter
@@ -334,6 +396,27 @@ class CacheNode:
             if not cursor or (enough is not None and total >= enough):
                 return total
             time.sleep(0)  # let a waiting I/O thread have the interpreter
+
+    def delete_prefix(self, namespace: bytes, prefix: bytes, cursor: int = 0) -> list[int]:
+        """Remove some entries that begin with ``prefix``. Return ``[next cursor, how many]``. Cursor 0 is the end.
+
+        Void the leases on such keys at the beginning, as `delete` does.
+        """
+        validation.check(namespace=namespace, cursor=cursor)
+        validation.check(namespace=prefix)
+        removed = 0
+        if not cursor:
+            with self._lock:
+                self._coordination.leases.void_all(prefix)
+        for _ in range(_PAGES_PER_CALL):
+            with self._lock:
+                keys, cursor = self._store.page(namespace, prefix, cursor, SLICE, BATCH_BYTES, stale=True)
+                removed += self._delete_all(keys)
+                self._coordination.settle(keys)
+            if not cursor:
+                break
+            time.sleep(0)  # let a waiting I/O thread have the interpreter
+        return [cursor, removed]
 
     def clear(self, namespace: bytes) -> int:
         """Remove every entry of the namespace, in constant time. Return how many there were.
@@ -368,6 +451,13 @@ class CacheNode:
             return self._store.reclaim(SLICE)
 
     # Inside ----------------------------------------------------------------------------------------------
+
+    def _delete_all(self, keys: Sequence[bytes]) -> int:
+        return sum(map(self._store.delete, keys))
+
+    def _described(self, keys: Sequence[bytes]) -> list[list[Any]]:
+        described = ((key, self._store.describe(key)) for key in keys)
+        return [[key, *description] for key, description in described if description is not None]
 
     def _apply(
         self,

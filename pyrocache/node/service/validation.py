@@ -64,8 +64,25 @@ def _check_keys(keys: Any) -> None:
 
 
 def _check_ttl_or_keep(ttl_seconds: Any) -> None:
-    if type(ttl_seconds) is not int or ttl_seconds != KEEP_TTL:
+    if type(ttl_seconds) not in (int, float) or not (-_FINITE <= ttl_seconds < 0 or ttl_seconds == KEEP_TTL):
         _RULES["ttl"](ttl_seconds)
+
+
+def _check_ttls(ttl_seconds: Any) -> None:
+    if type(ttl_seconds) not in (list, tuple):
+        _check_ttl_or_keep(ttl_seconds)
+        return
+    if None in ttl_seconds:
+        raise refusal(BAD_REQUEST, "Each TTL of a list is a number.")
+    for each in ttl_seconds:
+        _check_ttl_or_keep(each)
+
+
+def keeps_any(ttl_seconds: float | Sequence[float] | None) -> bool:
+    """Return whether a TTL, or one of several, keeps that of an entry."""
+    if ttl_seconds is None or isinstance(ttl_seconds, (int, float)):
+        return ttl_seconds is not None and ttl_seconds < 0
+    return min(ttl_seconds, default=0.0) < 0
 
 
 def _check_condition(condition: Any) -> None:
@@ -102,15 +119,19 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "condition": _check_condition,
     "cursor": _Rule("A cursor is the one that came with the last page, or 0.", (int,), 0, 2**64 - 1),
     "duration": _Rule("A duration is a finite number of seconds from 0 up.", (int, float), 0, _FINITE),
+    "details": _Rule("Whether to send details is a bool.", (bool,)),
     "enough": _Rule("What is enough is None or an int above 0.", (int, NoneType), 1),
     "holders": _Rule(f"A limit is an int from 1 to {_MAX_HOLDERS}.", (int,), 1, _MAX_HOLDERS),
     "key": check_key,
     "keys": _check_keys,
     "limit": _Rule(f"A limit is an int from 1 to {MAX_BATCH}.", (int,), 1, MAX_BATCH),
     "namespace": _Rule("A namespace is bytes: the prefix of its keys.", (bytes,), 0, MAX_KEY_BYTES),
-    "refresh": _Rule("What to refresh is 0, 1 or 2.", (int,), 0, 2),
+    "refresh": _Rule("What to refresh is 0, 1, 2 or 3.", (int,), 0, 3),
     "span": _Rule("The time of a lease or a lock is above 0.", (int, float), _ABOVE_0, _FINITE),
     "tag": _Rule(f"A tag is bytes, 1 to {MAX_TAG_BYTES} of them.", (bytes,), 1, MAX_TAG_BYTES),
+    "tag_or_none": _Rule(
+        f"A tag is None or bytes, 1 to {MAX_TAG_BYTES} of them.", (bytes, NoneType), 1, MAX_TAG_BYTES
+    ),
     "tag_list": _Rule(f"Tags are a list of at most {MAX_TAGS}.", (list, tuple, NoneType), 0, MAX_TAGS),
     "tags": _check_tags,
     "token": _Rule("A token is an int.", (int,)),
@@ -118,6 +139,8 @@ _RULES: dict[str, Callable[[Any], None]] = {
         "A TTL is None or a finite number of seconds above 0.", (int, float, NoneType), _ABOVE_0, _FINITE
     ),
     "ttl_or_keep": _check_ttl_or_keep,
+    "ttls": _check_ttls,
+    "version": _Rule("A version is None or an int above 0.", (int, NoneType), 1),
 }
 
 
@@ -160,12 +183,12 @@ class ValueLimits:
         return value
 
     def check_all(
-        self, keys: Sequence[bytes], values: Sequence[Any], ttl_seconds: float | None, tags: Collection[bytes]
+        self, keys: Sequence[bytes], values: Sequence[Any], expires: bool, tags: Collection[bytes]
     ) -> None:
-        """Check the values of a batch that get these tags. Raises `PyroError`."""
+        """Check the values of a batch whose entries get these tags. Raises `PyroError`."""
         if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > self.surely_fits:
             for key, value in zip(keys, values, strict=True):
-                self.accept(key, value, ttl_seconds)
+                self.accept(key, value, 1.0 if expires else None)
         if tags and values:
             largest = 3 * max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
             if largest > self._max_bytes:

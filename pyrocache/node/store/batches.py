@@ -34,7 +34,7 @@ def get_many(contents: Contents, keys: Sequence[bytes], room: int, now: float) -
     space = contents.namespaces.of(keys[0])
     found: list[Any] = space.get_many(keys)
     if not _PLAIN_OR_NONE.issuperset(map(type, found)):
-        values_alone = _values(found, now)
+        values_alone = _values(found, now, contents.moment)
         if values_alone is None:
             return None
         found = values_alone
@@ -61,7 +61,7 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
     keys = change.keys
     space = contents.namespaces.of(keys[0])
     batch = set(keys)
-    cost = plain_costs(keys, change.values, expire=change.expires_at < math.inf) + space.overhead
+    cost = plain_costs(keys, change.values, expire=change.expires_at != math.inf) + space.overhead
     # Malformed keys have no prefix; each is stored by itself.
     if not space.prefix or len(batch) < len(keys) or cost > contents.max_bytes:
         return False
@@ -94,16 +94,26 @@ def set_many(contents: Contents, change: SetMany, now: float) -> bool:
 
 def _entries(contents: Contents, space: Namespace, change: SetMany, now: float) -> Sequence[Stored]:
     """Return what is to be stored; entries that expire are in their bucket."""
-    if change.expires_at == math.inf:
+    expires_at, moment = change.expires_at, contents.moment
+    if expires_at == math.inf:
         return change.values
-    bucket = contents.expiry.bucket(change.expires_at, change.expires_at - now)
-    bucket.update(change.keys)
     space.expiring += len(change.keys)
-    return [Entry(value, change.expires_at, bucket) for value in change.values]
+    if not isinstance(expires_at, list):
+        bucket = contents.expiry.bucket(expires_at, expires_at - now)
+        bucket.update(change.keys)
+        return [Entry(value, expires_at, bucket, None, moment) for value in change.values]
+    buckets = [contents.expiry.bucket(each, each - now) for each in expires_at]
+    for key, bucket in zip(change.keys, buckets, strict=True):
+        bucket.add(key)
+    columns = zip(change.values, expires_at, buckets, strict=True)
+    return [Entry(value, each, bucket, None, moment) for value, each, bucket in columns]
 
 
-def _values(stored: Iterable[Stored | None], now: float) -> list[Value | None] | None:
-    """Return the values alone, or None if one is dead or has details, which may say that it is dead."""
+def _values(stored: Iterable[Stored | None], now: float, moment: float) -> list[Value | None] | None:
+    """Return the values alone, or None if one is dead or has details, which may say that it is dead.
+
+    Note ``moment`` as the time of their last use.
+    """
     values: list[Value | None] = []
     for one in stored:
         if not isinstance(one, Entry):
@@ -111,6 +121,7 @@ def _values(stored: Iterable[Stored | None], now: float) -> list[Value | None] |
         elif now >= one.expires_at or one.details is not None:
             return None
         else:
+            one.used_at = moment
             values.append(one.value)
     return values
 

@@ -31,6 +31,8 @@ from pyrocache.protocol.partition import PARTITION_MASK, PARTITIONS
 
 _NEVER = math.inf
 
+_MOMENT_SECONDS = 0.5
+
 
 @dataclass(slots=True)
 class Counters:
@@ -53,6 +55,8 @@ class Contents:
         mutations: for each partition, the number of mutations that changed one of its keys; `Discard` is not counted.
             Mutations of all partitions at once are counted in ``mutations_of_all``.
         executors: the function for each kind of mutation.
+        moment: the time of the last call of `now`, or up to half a second before. Entries refer to this one object, so
+            a time that they note takes no memory of its own.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Contents:
         self.reclaimer = Reclaimer(self.namespaces, self.tags, self.expiry, clock)
         self.mutations = [0] * PARTITIONS  # a list, in which counting is faster than in an array
         self.mutations_of_all = 0
+        self.moment = -_NEVER
         self._clock = clock
         self._reclaimed_by_clear = reclaimed_by_clear
         self.executors: dict[type[Any], Callable[[Any], Any]] = {
@@ -87,6 +92,13 @@ class Contents:
 
     # Reading ----------------------------------------------------------------------------------------------
 
+    def now(self) -> float:
+        """Return the time, and update `moment`."""
+        now = self._clock()
+        if now - self.moment > _MOMENT_SECONDS:
+            self.moment = now
+        return now
+
     def live(self, space: Namespace, key: bytes, stored: Stored | None) -> Stored | None:
         """Return ``stored``, unless it is dead or stale. A dead entry is removed."""
         if not isinstance(stored, Entry):
@@ -94,7 +106,7 @@ class Contents:
         if self.tags.invalid and stored.invalid:
             self.remove(space, key, stored)
             return None
-        if (now := self._clock()) < stored.expires_at:
+        if (now := self.now()) < stored.expires_at:
             return stored
         if now >= stored.leaves_at:
             self.remove(space, key, stored)
@@ -153,7 +165,9 @@ class Contents:
             stale_seconds = details.stale_until - live.expires_at
             lasts = stale_seconds > 0 and change.expires_at < _NEVER
             details.stale_until = change.expires_at + stale_seconds if lasts else 0.0
-        self.replace(space, key, live, Entry(value_of(live), change.expires_at, None, details))
+        after = Entry(value_of(live), change.expires_at, None, details)
+        self.replace(space, key, live, after)
+        after.used_at = self.moment
         return True
 
     def _delete(self, change: Delete | Discard) -> None:
@@ -199,22 +213,26 @@ class Contents:
             self.bytes += cost
             entry.details = Details(extras.stale_until, extras.load_seconds, tags)
         self.schedule(space, key, entry)
+        entry.written_at = self.moment
         return entry
 
     def schedule(self, space: Namespace, key: bytes, entry: Entry) -> None:
-        """Put ``key`` into the bucket of the time when the entry leaves."""
+        """Put ``key`` into the bucket of the time when the entry leaves. Updates `moment`."""
+        now = self.now()
         if entry.expires_at < _NEVER:
             leaves_at = entry.expires_at if entry.details is None else entry.leaves_at
-            entry.bucket = self.expiry.bucket(leaves_at, leaves_at - self._clock())
+            entry.bucket = self.expiry.bucket(leaves_at, leaves_at - now)
             entry.bucket.add(key)
             space.expiring += 1
 
     def replace(self, space: Namespace, key: bytes, before: Stored, after: Entry) -> None:
-        """Store ``after``, which has the same value and details, in the place of ``before``."""
+        """Store ``after``, which has the same value and details, in the place of ``before``. It gets the same times."""
         self.bytes -= cost_of(key, before)
-        if isinstance(before, Entry) and before.bucket is not None:
-            space.expiring -= 1
-            before.bucket.discard(key)
+        if isinstance(before, Entry):
+            after.written_at, after.used_at = before.written_at, before.used_at
+            if before.bucket is not None:
+                space.expiring -= 1
+                before.bucket.discard(key)
         self.schedule(space, key, after)
         stored: Stored = after if after.bucket is not None or after.details is not None else after.value
         space.shard(key)[key] = stored

@@ -1,7 +1,7 @@
 """Entries: what a store keeps under a key, and how many bytes each is accounted for.
 
 An entry has one of two shapes. A value that has no expiry, version, tags or load time is stored as its bytes alone: an
-object for each would take about 50 % more memory. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
+object for each would take about 60 % more memory. Every other entry is an `Entry`. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TypeAlias
 ENTRY_OVERHEAD = 224
 """Bytes that an entry takes beyond its key and value: objects, table slots, the policy's notes, malloc's slack."""
 
-EXPIRY_OVERHEAD = 144
+EXPIRY_OVERHEAD = 160
 """Bytes that it takes in addition when it expires."""
 
-DETAILS_OVERHEAD = 160
+DETAILS_OVERHEAD = 176
 """Bytes that its `Details` take in addition."""
 
 TAG_OVERHEAD = 128
@@ -76,12 +76,17 @@ class Entry:
         expires_at: monotonic seconds; infinite if it never expires.
         bucket: the keys that leave the store in the same tick; None if it never expires.
         details: the `Details` of the entry; None if it has none.
+        written_at: when the value was stored (see `Contents.moment`); None if that is unknown, because the entry was
+            bytes alone then.
+        used_at: when it was read last; None if it was not read since.
     """
 
     value: Value
     expires_at: float = math.inf
     bucket: Bucket | None = None
     details: Details | None = None
+    written_at: float | None = None
+    used_at: float | None = None
 
     @property
     def leaves_at(self) -> float:

@@ -52,11 +52,15 @@ class Set:
 
 @dataclass(slots=True)
 class SetMany:
-    """Store each of ``values``, all of which fit, under its key. The result is None."""
+    """Store each of ``values``, all of which fit, under its key. The result is None.
+
+    Attributes:
+        expires_at: of all of them, or a list with the time of each.
+    """
 
     keys: Sequence[bytes]
     values: Sequence[Value]
-    expires_at: float = math.inf
+    expires_at: float | list[float] = math.inf
 
 
 @dataclass(slots=True)

@@ -21,14 +21,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from functools import partial
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
 from pyrocache.node.store import batches
 from pyrocache.node.store.contents import Contents, Counters
-from pyrocache.node.store.entry import Details, Entry, Stored, Value, value_of
+from pyrocache.node.store.entry import Details, Entry, Stored, Value, cost_of, value_of
 from pyrocache.node.store.eviction import DEFAULT_POLICY, POLICIES, EvictionPolicy
 from pyrocache.node.store.mutation import (
     Delete,
@@ -40,7 +41,7 @@ from pyrocache.node.store.mutation import (
     Touch,
 )
 from pyrocache.node.store.namespaces import Namespace
-from pyrocache.protocol.limits import KEEP_TTL
+from pyrocache.node.store.table import SHARD_KEYS, page_of
 from pyrocache.protocol.partition import PARTITION_MASK
 
 Condition: TypeAlias = Literal["absent", "present"] | int | None
@@ -66,10 +67,29 @@ class Found(NamedTuple):
 _NOT_FOUND = Found(None)
 
 
+class Description(NamedTuple):
+    """What a store knows about an entry.
+
+    Attributes:
+        remaining: seconds until it expires, infinite if it never does.
+        tags: its encoded tags.
+        age: seconds since its value was stored, exact to half a second. None if it was stored as bytes alone.
+        idle: seconds since it was read, written or touched last. None as for ``age``, until it is read as an `Entry`.
+        cost: the bytes that it is accounted for.
+    """
+
+    remaining: float
+    tags: list[bytes]
+    age: float | None
+    idle: float | None
+    cost: int
+
+
 class Store:
     """A bounded mapping of bytes to bytes whose entries expire.
 
-    Reads: `get`, `get_many`, `get_with_version`, `lookup`, `contains`, `remaining`, `page`, `count`, ``len()``.
+    Reads: `get`, `get_many`, `get_with_version`, `lookup`, `contains`, `remaining`, `inspect`, `describe`, `page`,
+    `count`, ``len()``.
     Changes: `apply`, and what decides on mutations: `set`, `set_many`, `put`, `setdefault`, `change`, `touch`,
     `delete`, `pop`. By partition: `partition_keys`, `mutations_of`. Maintenance: `reclaim`,
     `reset_counters`.
@@ -140,6 +160,7 @@ class Store:
                 space.misses += 1
                 return None
             if isinstance(stored, Entry):
+                stored.used_at = self.contents.moment
                 stored = stored.value
         space.hits += 1
         self._used(key)
@@ -150,7 +171,7 @@ class Store:
 
         Stop after the value with which the total exceeds ``room`` bytes; the list is then shorter than ``keys``.
         """
-        values = batches.get_many(self.contents, keys, room, self._clock()) if keys else []
+        values = batches.get_many(self.contents, keys, room, self.contents.now()) if keys else []
         if values is None:
             values = []
             for value in map(self.get, keys):
@@ -183,6 +204,7 @@ class Store:
         self._used(key)
         if not isinstance(stored, Entry):
             return Found(stored)
+        stored.used_at = self.contents.moment
         seconds = stored.details.load_seconds if stored.details is not None else None
         return Found(stored.value, False, stored.expires_at - self._clock(), seconds)
 
@@ -192,36 +214,69 @@ class Store:
         Every write of a value gives the entry a new version, never reused for this key; `touch` keeps the version.
         """
         value = self.get(key)
-        if value is None:
+        return None if value is None else (value, self._version(key, value))
+
+    def inspect(self, key: bytes) -> tuple[Value, int, Description] | None:
+        """Return the value, its version and the description of an entry, or None. Does not count as a use."""
+        live = self._live(key)
+        if live is None:
             return None
-        space = self.namespaces.of(key)
-        stored = space.get(key)
-        assert stored is not None
-        details = stored.details if isinstance(stored, Entry) else None
-        if details is None:  # give it a place for the version; entries whose version is never read need none
-            details = Details()
-            expires_at = stored.expires_at if isinstance(stored, Entry) else math.inf
-            self.contents.replace(space, key, stored, Entry(value, expires_at, None, details))
-        if not details.version:
-            details.version = self._next_version
-            self._next_version += 1
-        return value, details.version
+        value = value_of(live)
+        version = self._version(key, value)  # before the entry is described, because it makes it larger
+        description = self.describe(key)
+        return None if description is None else (value, version, description)
+
+    def describe(self, key: bytes) -> Description | None:
+        """Return the description of an entry, or None if there is none. Does not count as a use."""
+        live = self._live(key)
+        if live is None:
+            return None
+        if not isinstance(live, Entry):
+            return Description(math.inf, [], None, None, cost_of(key, live))
+        now = self._clock()
+        used_at = live.written_at if live.used_at is None else live.used_at
+        return Description(
+            live.expires_at - now,
+            [tag.name for tag in live.details.tags] if live.details is not None else [],
+            None if live.written_at is None else now - live.written_at,
+            None if used_at is None else now - used_at,
+            cost_of(key, live),
+        )
 
     def page(
-        self, namespace: bytes, prefix: bytes, position: int, limit: int, room: int, *, stale: bool = False
+        self,
+        namespace: bytes,
+        prefix: bytes,
+        position: int,
+        limit: int,
+        room: int,
+        *,
+        stale: bool = False,
+        tag: bytes | None = None,
+        described: bool = False,
     ) -> tuple[list[bytes], int]:
         """Return some keys of a namespace that begin with ``prefix``, and the next position; see `Table.page`.
 
-        With ``stale`` also the keys of stale entries.
+        Args:
+            stale: whether to return also the keys of stale entries.
+            tag: return only keys of entries with this tag.
+            described: whether the tags of the entries count towards ``room``.
         """
         space = self.namespaces.get(namespace)
-        if space is None:
+        tagged = None if tag is None else self.contents.tags.keys(tag)
+        if space is None or tagged == frozenset():
             return [], 0
-        keys, position = space.page(position, limit, room)
+        size = partial(_described_bytes, space) if described else len
+        if tagged is None or len(tagged) > SHARD_KEYS:
+            keys, position = space.page(position, limit, room, size)
+            if tagged is not None:
+                keys = [key for key in keys if key in tagged]
+        else:  # so few that they can be sorted at once; the order is the same
+            keys, position = page_of(tagged, position, limit, room, size)
         if prefix != namespace:
             keys = [key for key in keys if key.startswith(prefix)]
-        if (space.expiring or self.contents.tags.invalid) and not stale:
-            keys = [key for key in keys if self._live(key) is not None]
+        if tagged is not None or ((space.expiring or self.contents.tags.invalid) and not stale):
+            keys = [key for key in keys if self.contents.live(space, key, space.get(key)) is not None]
         return keys, position
 
     def count(self, namespace: bytes, position: int = 0) -> tuple[int, int]:
@@ -258,10 +313,17 @@ class Store:
         self.apply(Set(key, value, math.inf if ttl_seconds is None else self._clock() + ttl_seconds))
 
     def set_many(
-        self, keys: Sequence[bytes], values: Sequence[Value], ttl_seconds: float | None = None
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[Value],
+        ttl_seconds: float | Sequence[float] | None = None,
     ) -> None:
-        """Do the same for each key and value, all of which fit."""
-        self.apply(SetMany(keys, values, self._expiry(ttl_seconds)))
+        """Do the same for each key and value, all of which fit. ``ttl_seconds`` may be a sequence, one for each key."""
+        if isinstance(ttl_seconds, Sequence):
+            now = self._clock()
+            self.apply(SetMany(keys, values, [now + each for each in ttl_seconds]))
+        else:
+            self.apply(SetMany(keys, values, self._expiry(ttl_seconds)))
 
     def put(
         self,
@@ -277,18 +339,21 @@ class Store:
         """Store ``value`` if the ``condition`` holds. Return whether it did.
 
         Args:
-            ttl_seconds: as in `set`, or `KEEP_TTL`: the TTL that the entry has, and its tags unless others are given.
+            ttl_seconds: as in `set`. A negative one keeps the TTL that the entry has, and its tags unless others are
+                given; a new entry lives for that time without its sign, forever for `KEEP_TTL`.
             tags: names by which it can be invalidated.
-            stale_seconds: how long it is kept, once it has expired, for callers that take a stale value; ignored with
-                `KEEP_TTL`, which keeps this period too.
+            stale_seconds: how long it is kept, once it has expired, for callers that take a stale value; ignored with a
+                negative TTL, which keeps this period too.
             load_seconds: how long it took to make.
         """
         live = self._live(key)
         if not _holds(condition, live):
             return False
         names = tuple(dict.fromkeys(tags or ()))
-        if ttl_seconds == KEEP_TTL:
-            self._put_in_place(key, live, value, names if tags is not None else None, load_seconds)
+        if ttl_seconds is not None and ttl_seconds < 0:
+            expires_at = self._expiry(-ttl_seconds)  # of a new entry
+            kept = names if tags is not None else None
+            self._put_in_place(key, live, value, kept, load_seconds, expires_at)
             return True
         expires_at = self._expiry(ttl_seconds)
         lasts = stale_seconds > 0 and expires_at < math.inf
@@ -321,12 +386,14 @@ class Store:
         touched: bool = self.apply(Touch(key, self._expiry(ttl_seconds)))
         return touched
 
-    def delete(self, key: bytes) -> bool:
-        """Remove the entry. Return whether there was one."""
-        live = self._live(key) is not None
+    def delete(self, key: bytes, version: int | None = None) -> bool:
+        """Remove the entry, if it has this ``version`` unless that is None. Return whether it was removed."""
+        live = self._live(key)
+        if not _holds(version, live):
+            return False
         # A stale entry is removed as well, but does not count as deleted.
-        self.apply(Delete(key) if live else Discard(key))
-        return live
+        self.apply(Discard(key) if live is None else Delete(key))
+        return live is not None
 
     def pop(self, key: bytes) -> Value | None:
         """Return what `get` returns, and remove the entry."""
@@ -368,9 +435,26 @@ class Store:
         return math.inf if ttl_seconds is None else self._clock() + ttl_seconds
 
     def _set_many(self, change: SetMany) -> None:
-        if not change.keys or not batches.set_many(self.contents, change, self._clock()):
-            for key, value in zip(change.keys, change.values, strict=True):
-                self.apply(Set(key, value, change.expires_at))
+        if change.keys and batches.set_many(self.contents, change, self.contents.now()):
+            return
+        each = change.expires_at if isinstance(change.expires_at, list) else repeat(change.expires_at)
+        for key, value, expires_at in zip(change.keys, change.values, each, strict=False):
+            self.apply(Set(key, value, expires_at))
+
+    def _version(self, key: bytes, value: Value) -> int:
+        """Return the version of a live entry; assign one if it has none."""
+        space = self.namespaces.of(key)
+        stored = space.get(key)
+        assert stored is not None
+        details = stored.details if isinstance(stored, Entry) else None
+        if details is None:  # give it a place for the version; entries whose version is never read need none
+            details = Details()
+            expires_at = stored.expires_at if isinstance(stored, Entry) else math.inf
+            self.contents.replace(space, key, stored, Entry(value, expires_at, None, details))
+        if not details.version:
+            details.version = self._next_version
+            self._next_version += 1
+        return details.version
 
     def _put_in_place(
         self,
@@ -379,9 +463,15 @@ class Store:
         value: Value,
         tags: tuple[bytes, ...] | None = None,
         load_seconds: float | None = None,
+        expires_at: float = math.inf,
     ) -> None:
-        """Replace what is live by ``value``, for the rest of its time, and with its tags if ``tags`` is None."""
-        expires_at, stale_until = math.inf, 0.0
+        """Replace what is live by ``value``, for the rest of its time, and with its tags if ``tags`` is None.
+
+        If nothing is live, the new entry expires at ``expires_at``.
+        """
+        stale_until = 0.0
+        if live is not None:
+            expires_at = math.inf
         if isinstance(live, Entry):
             expires_at = live.expires_at
             if live.details is not None:
@@ -394,6 +484,13 @@ class Store:
 def _extras(stale_until: float, load_seconds: float | None, tags: tuple[bytes, ...]) -> Extras | None:
     known = stale_until or load_seconds is not None or tags
     return Extras(stale_until, load_seconds, tags) if known else None
+
+
+def _described_bytes(space: Namespace, key: bytes) -> int:
+    """Return how much of a message the description of an entry may take."""
+    stored = space.get(key)
+    details = stored.details if isinstance(stored, Entry) else None
+    return len(key) + (sum(len(tag.name) for tag in details.tags) if details is not None else 0)
 
 
 def _holds(condition: Condition, live: Stored | None) -> bool:

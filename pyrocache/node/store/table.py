@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Generic, TypeVar
 
@@ -134,26 +134,27 @@ class Table(Generic[_Stored]):
 
     # Walking ----------------------------------------------------------------------------------------------
 
-    def page(self, position: int, limit: int = _POSITIONS, room: int = _POSITIONS) -> tuple[list[bytes], int]:
+    def page(
+        self,
+        position: int,
+        limit: int = _POSITIONS,
+        room: int = _POSITIONS,
+        size: Callable[[bytes], int] = len,
+    ) -> tuple[list[bytes], int]:
         """Return some keys from ``position`` on, and the position after them.
 
         Args:
             position: where to begin; 0 is the beginning, and is returned at the end.
             limit: the most keys.
-            room: the most bytes of keys, except for the first key.
+            room: the most bytes, except for the first key.
+            size: the bytes that a key counts for.
         """
         first, last = self._run(position >> _WITHIN_BITS >> self.shift)
         end = last + 1 << self.shift + _WITHIN_BITS
         keys = list(self.shards[first])
         if position > first << self.shift + _WITHIN_BITS:
             keys = [key for key in keys if _position(key) >= position]
-        if len(keys) > limit or sum(map(len, keys)) > room:
-            keys.sort(key=_position)  # the next position must lie between two keys
-            limit = min(limit, max(1, bisect_right(list(accumulate(map(len, keys))), room)))
-            if limit < len(keys):
-                end = _position(keys[limit])
-                del keys[limit:]
-        return keys, end % _POSITIONS
+        return _first(keys, end, limit, room, size)
 
     def partition(self, partition: int) -> list[bytes]:
         """Return the keys of one partition; looks at no more than one dict."""
@@ -184,6 +185,13 @@ class Table(Generic[_Stored]):
         return first, last
 
 
+def page_of(
+    keys: Iterable[bytes], position: int, limit: int, room: int, size: Callable[[bytes], int] = len
+) -> tuple[list[bytes], int]:
+    """Return what `Table.page` returns for a table with only these keys. Takes time proportional to their number."""
+    return _first([key for key in keys if _position(key) >= position], _POSITIONS, limit, room, size)
+
+
 def too_large(shard: dict[bytes, _Stored]) -> bool:
     """Return whether a dict is to be split.
 
@@ -192,6 +200,19 @@ def too_large(shard: dict[bytes, _Stored]) -> bool:
     entries.
     """
     return len(shard) > FEW_KEYS + (id(shard) >> 6) % _SPREAD
+
+
+def _first(
+    keys: list[bytes], end: int, limit: int, room: int, size: Callable[[bytes], int]
+) -> tuple[list[bytes], int]:
+    """Return the first of ``keys`` that fit, and the position of the next one, or ``end`` if all do."""
+    if len(keys) > limit or sum(map(size, keys)) > room:
+        keys.sort(key=_position)  # the next position must lie between two keys
+        limit = min(limit, max(1, bisect_right(list(accumulate(map(size, keys))), room)))
+        if limit < len(keys):
+            end = _position(keys[limit])
+            del keys[limit:]
+    return keys, end % _POSITIONS
 
 
 def _position(key: bytes) -> int:

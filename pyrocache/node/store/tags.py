@@ -9,6 +9,7 @@ Thread safety: not thread-safe; the caller holds the node's lock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Set
 
 from pyrocache.node.store.entry import Tag
 
@@ -28,6 +29,11 @@ class Tags:
     def __init__(self) -> None:
         self._by_name: dict[bytes, Tag] = {}
         self.invalid: deque[Tag] = deque()
+
+    def keys(self, name: bytes) -> Set[bytes]:
+        """Return the keys that have the tag, as a view. Some may be of entries that are dead."""
+        tag = self._by_name.get(name)
+        return frozenset() if tag is None else tag.keys
 
     def attach(self, key: bytes, names: tuple[bytes, ...]) -> tuple[tuple[Tag, ...], int]:
         """Give ``key`` the tags of these names. Return the tags, and the bytes that new ones are accounted for."""

@@ -6,11 +6,21 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pyrocache import Conflict, CorruptValue, NodeUnavailable, NotAnInt, PartialFailure, PyroCacheClient
+from pyrocache import (
+    DEFAULT_TTL,
+    Conflict,
+    CorruptValue,
+    NodeUnavailable,
+    NotAnInt,
+    PartialFailure,
+    PyroCacheClient,
+)
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.context import ClientContext
@@ -95,11 +105,20 @@ def unreachable() -> NodeUnavailable:
     return NodeUnavailable("cache.node.1 is unreachable")
 
 
+PAST = datetime(1999, 12, 31, tzinfo=UTC)
+
+
+def hour(cache: PyroCacheClient) -> PyroCacheClient:
+    """A client that gives its entries an hour unless told otherwise."""
+    config = ClientConfig(ttl_seconds=3600.0)
+    return PyroCacheClient._of(ClientContext(config, cache._context.backend))
+
+
 VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, Any]] = [
     # what is called, what is sent, idempotent, the answer, what is returned
     (lambda c: c.set("a", 1), ("set", A, ONE, None), True, True, True),
     (lambda c: c.set("a", 1, 60), ("set", A, ONE, 60.0), True, True, True),
-    (lambda c: c.set("a", 1, ...), ("put", A, ONE, -1, None, None), True, True, True),
+    (lambda c: c.set("a", 1, ...), ("put", A, ONE, -math.inf, None, None), True, True, True),
     (lambda c: c.set("a", 1, tags=[]), ("put", A, ONE, None, None, []), True, True, True),
     (
         lambda c: c.set("a", 1, 5, tags=["x", "y", "x"]),
@@ -110,13 +129,13 @@ VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, 
     ),
     (lambda c: c.set("a", 1, if_version=7), ("put", A, ONE, None, 7, None), False, False, False),
     (lambda c: c.add("a", 1), ("put", A, ONE, None, "absent", None), False, True, True),
-    (lambda c: c.replace("a", 1, ...), ("put", A, ONE, -1, "present", None), False, False, False),
+    (lambda c: c.replace("a", 1, ...), ("put", A, ONE, -math.inf, "present", None), False, False, False),
     (lambda c: c.get("a"), ("get", A), True, ONE, 1),
     (lambda c: c.get("a", "default"), ("get", A), True, None, "default"),
     (lambda c: c.get("a", touch_seconds=5), ("get", A, 5.0), True, ONE, 1),
     (lambda c: c.get_with_version("a"), ("get_with_version", A), True, [ONE, 9], (1, 9)),
     (lambda c: c.get_with_version("a"), ("get_with_version", A), True, None, None),
-    (lambda c: c.compare_and_set("a", 1, 7), ("put", A, ONE, -1, 7, None), False, True, True),
+    (lambda c: c.compare_and_set("a", 1, 7), ("put", A, ONE, -math.inf, 7, None), False, True, True),
     (lambda c: c.compare_and_set("a", 1, 7, None), ("put", A, ONE, None, 7, None), False, True, True),
     (lambda c: c.incr("a"), ("incr", A, b"w\1", b"w\0", None), False, b"w\5", 5),
     (lambda c: c.decr("a", 2, 3, 60), ("incr", A, b"w\xfe", b"w\3", 60.0), False, b"w\xff", -1),
@@ -128,6 +147,40 @@ VERBS: list[tuple[Callable[[PyroCacheClient], Any], tuple[Any, ...], bool, Any, 
     (lambda c: c.setdefault("a", 1), ("setdefault", A, ONE, None), False, None, 1),
     (lambda c: c.setdefault("a", 2, 60), ("setdefault", A, b"w\2", 60.0), False, ONE, 1),
     (lambda c: c.delete("a"), ("delete", A), False, True, True),
+    (lambda c: c.delete("a", if_version=7), ("delete", A, 7), False, False, False),
+    # What has expired already removes what it would replace.
+    (lambda c: c.set("a", 1, expires_at=PAST), ("delete", A), False, False, True),
+    (lambda c: c.set("a", 1, tags=["x"], expires_at=0), ("delete", A), False, True, True),
+    (lambda c: c.set("a", 1, if_version=7, expires_at=0), ("delete", A, 7), False, False, False),
+    (lambda c: c.add("a", 1, expires_at=0), ("contains", A), True, True, False),
+    (lambda c: c.add("a", 1, expires_at=0), ("contains", A), True, False, True),
+    (lambda c: c.replace("a", 1, expires_at=-5), ("delete", A), False, False, False),
+    (lambda c: c.touch("a", expires_at=PAST), ("delete", A), False, True, True),
+    (lambda c: c.set("a", 1, expires_at=math.inf), ("put", A, ONE, None, None, None), True, True, True),
+    # The default of a client.
+    (lambda c: hour(c).set("a", 1), ("set", A, ONE, 3600.0), True, True, True),
+    (lambda c: hour(c).set("a", 1, DEFAULT_TTL), ("set", A, ONE, 3600.0), True, True, True),
+    (lambda c: hour(c).set("a", 1, None), ("set", A, ONE, None), True, True, True),
+    (lambda c: hour(c).set("a", 1, 5), ("set", A, ONE, 5.0), True, True, True),
+    (lambda c: hour(c).set("a", 1, ...), ("put", A, ONE, -3600.0, None, None), True, True, True),
+    (lambda c: hour(c).__setitem__("a", 1), ("set", A, ONE, 3600.0), True, True, None),
+    (lambda c: hour(c).set("a", 1, tags=[]), ("put", A, ONE, 3600.0, None, []), True, True, True),
+    (lambda c: hour(c).add("a", 1), ("put", A, ONE, 3600.0, "absent", None), False, True, True),
+    (lambda c: hour(c).add("a", 1, ...), ("put", A, ONE, -3600.0, "absent", None), False, True, True),
+    (lambda c: hour(c).replace("a", 1), ("put", A, ONE, 3600.0, "present", None), False, True, True),
+    (lambda c: hour(c).setdefault("a", 1), ("setdefault", A, ONE, 3600.0), False, None, 1),
+    (lambda c: hour(c).incr("a"), ("incr", A, b"w\1", b"w\0", 3600.0), False, b"w\5", 5),
+    (lambda c: hour(c).touch("a"), ("touch", A, 3600.0), True, True, True),
+    (lambda c: hour(c).touch("a", None), ("touch", A, None), True, True, True),
+    (lambda c: hour(c).compare_and_set("a", 1, 7), ("put", A, ONE, -3600.0, 7, None), False, True, True),
+    (lambda c: hour(c).get("a", touch_seconds=5), ("get", A, 5.0), True, ONE, 1),
+    (lambda c: hour(c).set_many({"a": 1}), ("set_many", [A], [ONE], 3600.0), True, [([0], 1)], 1),
+    (lambda c: hour(c).update(a=1), ("set_many", [A], [ONE], 3600.0), True, [([0], 1)], None),
+    (lambda c: hour(c).touch_many(["a"]), ("touch_many", [A], None, 3600.0), True, [([0], 1)], 1),
+    (lambda c: c.set_many({"a": 1}, ...), ("set_many", [A], [ONE], -math.inf), True, [([0], 1)], 1),
+    (lambda c: c.set_many({"a": 1}, expires_at=0), ("delete_many", [A], None), False, [([0], 0)], 1),
+    (lambda c: c.touch_many(["a"], expires_at=0), ("delete_many", [A], None), False, [([0], 1)], 1),
+    (lambda c: c.incr("a", default=None), ("incr", A, b"w\1", None, None), False, b"w\5", 5),
     (lambda c: c.contains("a"), ("contains", A), True, True, True),
     (lambda c: "a" in c, ("contains", A), True, False, False),
     (lambda c: c.ttl("a"), ("ttl", A), True, 5, 5.0),
@@ -157,6 +210,79 @@ def test_a_verb_is_one_request_that_is_retried_iff_that_is_harmless(
     assert (result, type(result)) == (returned, type(returned))
     assert router(cache).calls == [sent]
     assert router(cache).idempotent == [idempotent]
+
+
+def test_a_counter_without_an_entry_and_without_a_default_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="a"):
+        client(None).incr("a", default=None)
+    with pytest.raises(KeyError, match="a"):
+        client(None).decr("a", 2, None)
+
+
+def test_what_has_expired_is_not_stored_where_the_node_is_away() -> None:
+    for call in (
+        lambda c: c.set("a", 1, expires_at=0),
+        lambda c: c.add("a", 1, expires_at=0),
+        lambda c: c.replace("a", 1, expires_at=0),
+        lambda c: c.touch("a", expires_at=0),
+    ):
+        assert call(client(unreachable(), on_error="miss")) is False
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-7))])
+def test_only_the_remaining_time_is_sent(zone: timezone) -> None:
+    for expires_at in (
+        datetime.now(zone) + timedelta(hours=1),
+        time.time() + 3600,
+        np.float64(time.time() + 3600),
+    ):
+        cache = client(True)
+        assert cache.set("a", 1, expires_at=expires_at)
+        [(_, _, _, seconds, *_)] = router(cache).calls
+        assert type(seconds) is float
+        assert 3590 < seconds <= 3600
+
+
+def test_a_namespace_inherits_the_default_ttl_and_may_have_its_own() -> None:
+    cache = hour(client(True))
+    inner = cache.namespace("shop")
+    never, minute = (
+        inner.namespace("eu", ttl_seconds=None),
+        inner.namespace("eu", ttl_seconds=timedelta(minutes=1)),
+    )
+    for each in (inner, never, minute, never.namespace("x"), minute.namespace("x")):
+        each.set("a", 1)
+    assert [call[-1] for call in router(cache).calls] == [3600.0, None, 60.0, None, 60.0]
+    assert pickle.loads(pickle.dumps(minute))._context.ttl_seconds == 60.0
+
+
+def test_the_default_ttl_is_that_of_loaded_values_too() -> None:
+    cache = hour(client(True))
+    found = [cache.memoize().options.ttl_seconds, cache.memoize(None).options.ttl_seconds]
+    assert found == [3600.0, None]
+
+
+def test_jitter_draws_a_ttl_for_each_key() -> None:
+    sent: list[Any] = []
+
+    class Router(FakeRouter):
+        def batch(self, batch: Batch, deadline: Deadline, *, one_reply: bool = False) -> Any:
+            sent.append((batch.ttls, batch.arguments))
+            yield range(len(batch.keys)), len(batch.keys)
+
+    cache = client_of(Router(True))
+    entries = {number: number for number in range(200)}
+    assert cache.set_many(entries, 100, ttl_jitter=0.25, tags=["x"]) == 200
+    [(ttls, arguments)] = sent
+    assert arguments == ([b"\0x"],)
+    assert len(set(ttls)) > 150
+    assert 75 <= min(ttls) < 80
+    assert 95 < max(ttls) <= 100
+    sent.clear()
+    cache.set_many(entries, None, ttl_jitter=0.25)
+    cache.set_many(entries, 100)
+    cache.set_many(entries, 100, ttl_jitter=0)
+    assert sent == [(None, (None,)), (None, (100.0,)), (None, (100.0,))]
 
 
 def test_the_size_of_what_is_sent_is_known_before() -> None:
@@ -206,7 +332,7 @@ def test_a_value_that_is_none_of_ours_counts(call: Callable[[PyroCacheClient], A
 def test_compute_reads_applies_and_stores_in_place_of_what_it_read() -> None:
     cache = client([ONE, 9], True)
     assert cache.compute("a", lambda value: value + 1) == 2
-    assert router(cache).calls == [("get_with_version", A), ("put", A, b"w\2", -1, 9, None)]
+    assert router(cache).calls == [("get_with_version", A), ("put", A, b"w\2", -math.inf, 9, None)]
     assert router(cache).idempotent == [True, False]
 
 
@@ -302,7 +428,8 @@ def test_a_batch_that_fails_in_part_says_where_and_why_and_what_it_has() -> None
         client(errors_of(([1, 2], lost), ([3], large))).get_many(["a", "b", "c", "d"])
     assert caught.value.results == {"a": 1}
     assert caught.value.errors == {"b": lost, "c": lost, "d": large}
-    assert caught.value.__cause__ is lost
+    assert caught.value.__cause__ is None
+    assert str(lost) in str(caught.value)
     assert str(caught.value).startswith("get_many failed for 3 of 4 keys")
     assert "cache.node.1 is unreachable" in str(caught.value)
     assert isinstance(caught.value, NodeUnavailable)

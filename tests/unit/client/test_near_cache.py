@@ -89,7 +89,7 @@ class MemoryBackend:
         self.frames.update(zip(keys, frames, strict=True))
         yield range(len(keys)), len(keys)
 
-    def delete(self, key: bytes, deadline: Deadline) -> bool:
+    def delete(self, key: bytes, deadline: Deadline, version: int | None = None) -> bool:
         return self.frames.pop(key, None) is not None
 
     def clear(self, prefix: bytes, deadline: Deadline) -> list[tuple[Member, int]]:

@@ -209,7 +209,7 @@ def test_entries_in_a_file_outlive_it(tmp_path: Path) -> None:
         ({"storage": "sql:/nowhere/names"}, "Cannot keep the entries in 'sql:/nowhere/names'"),
         ({"storage": "sql::memory:"}, "Cannot keep the entries"),
         ({"storage": "redis"}, "'redis' is no storage"),
-        ({"port": 99_999}, "A port is a number"),
+        ({"port": 99_999}, "A port must be a number"),
         ({"host": "no.such.host.invalid", "insecure": True}, "Cannot listen on no.such.host.invalid"),
     ],
 )

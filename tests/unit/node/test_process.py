@@ -30,12 +30,3 @@ def test_one_call_tunes_the_collector_the_switch_interval_and_malloc() -> None:
     assert collector == "10 0.001"
     if sys.platform == "linux":
         assert int(freed) * 4096 > 100 * 2**20, "large blocks are given back one by one"
-
-
-def test_a_node_whose_standard_input_is_no_pipe_does_not_end_with_it() -> None:
-    code = (
-        "import threading; from pyrocache.runtime.stop_request import StopRequest; StopRequest().with_parent(); "
-        "print(len(threading.enumerate()))"
-    )
-    arguments = [sys.executable, "-c", code]
-    assert subprocess.check_output(arguments, stdin=subprocess.DEVNULL, text=True) == "1\n"

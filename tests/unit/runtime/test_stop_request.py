@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -61,3 +62,15 @@ def test_a_request_from_another_thread(stop: StopRequest) -> None:
     threading.Thread(target=stop.request).start()
     assert stop.wait(10.0) is True
     assert stop.requested
+
+
+def test_the_end_of_the_parent_is_a_request() -> None:
+    request = StopRequest()
+    ours, other_end = socket.socketpair()
+    with ours:
+        request.with_parent(ours.fileno())
+        other_end.send(b"still here")
+        assert request.wait(0.01) is False
+        other_end.close()
+        assert request.wait(10.0) is True
+    assert request.requested

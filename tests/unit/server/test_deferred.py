@@ -253,6 +253,24 @@ class TestDeadlines:
         deadlines.expire(1.0)
         assert not any(deferred.waiting for deferred in deferreds)
 
+    def test_deadlines_of_a_clock_that_is_ahead_come_earlier(self) -> None:
+        deadlines = Deadlines()
+        early, late = Deferred(Session(), 100.0, "early"), Deferred(Session(), 200.0, "late")
+        deadlines.add(early)
+        assert deadlines.first == 100.0
+        deadlines.set_ahead(60.0)
+        assert deadlines.first == 40.0
+        deadlines.add(late)
+        deadlines.expire(39.0)
+        assert early.waiting
+        deadlines.expire(40.0)
+        assert early.outcome() == "early"
+        assert late.waiting
+        assert deadlines.first == 140.0
+        deadlines.set_ahead(200.0)
+        deadlines.expire(deadlines.first)
+        assert late.outcome() == "late"
+
 
 class TestRaces:
     """Threads that come at the same moment. Everything is decided once, and everybody is told the same."""

@@ -297,3 +297,15 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_the_holders_are_those_who_would_keep_it(node: Node) -> None:
+    assert node.locks.holders(NAME) == 0
+    token = node.hold(limit=2)
+    node.hold(limit=2, ttl=60.0)
+    node.wait(limit=2)
+    assert node.locks.holders(NAME) == 2
+    node.clock.tick(30.0)
+    assert node.locks.holders(NAME) == 1
+    assert node.locks.renew(NAME, token, 30.0)
+    assert node.locks.holders(NAME) == 2

@@ -225,6 +225,7 @@ def test_every_method_checks_the_view(node: CacheNode) -> None:
         (node.fill, (KEY, 1, b"value")),
         (node.abandon, (KEY, 1)),
         (node.acquire, (b"\0name", 1, 30.0, 0.0)),
+        (node.holders, (b"\0name",)),
         (node.renew, (b"\0name", 1, 30.0)),
         (node.release, (b"\0name", 1)),
     ]:
@@ -248,6 +249,7 @@ def test_what_is_no_key_is_refused(node: CacheNode, key: Any) -> None:
         (node.fill, (1, b"value")),
         (node.abandon, (1,)),
         (node.acquire, (1, 30.0, 0.0)),
+        (node.holders, ()),
         (node.renew, (1, 30.0)),
         (node.release, (1,)),
     ]:
@@ -278,7 +280,7 @@ def test_what_is_no_limit_is_refused(node: CacheNode, limit: Any) -> None:
     assert refusal(node.acquire, NO_VIEW, b"\0name", limit, 30.0, 0.0) == "bad-request"
 
 
-@pytest.mark.parametrize("refresh", [3, -1, "1", None, 0.5])
+@pytest.mark.parametrize("refresh", [4, -1, "1", None, 0.5])
 def test_what_is_no_way_to_refresh_is_refused(node: CacheNode, refresh: Any) -> None:
     assert refusal(node.lease, NO_VIEW, KEY, 60.0, 0.0, refresh) == "bad-request"
 

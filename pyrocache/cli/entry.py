@@ -1,0 +1,106 @@
+"""`main`: the process of a command line. Prepares its streams and environment, and turns how it ends into a status.
+
+===  ==============================================================================================
+0    success
+1    an error, printed as one sentence on standard error: no such entry, a node that does not answer
+2    a wrong command line, also one sentence
+130  Ctrl-C; until the command begins, SIGINT ends the process, which a shell reports in the same way
+141  the reader of the output has closed the pipe, as `head` does
+===  ==============================================================================================
+
+Thread safety: runs in the main thread.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, write
+from pyrocache.errors import PyroCacheError
+from pyrocache.runtime.shortage import explain
+
+_WRONG_COMMAND_LINE = 2
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def main(command: str | None = None) -> NoReturn:
+    """Run the command line of this process, or only ``command`` with its arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A value's repr may have characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+    for variable in [name for name in os.environ if name.startswith("PYRO_")]:
+        del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
+    sys.exit(_status(command))
+
+
+def _status(command: str | None) -> int:
+    try:
+        status = _run(command)
+        write("")  # what is still buffered; when the interpreter flushes it, an error is too late
+        return status
+    except PyroCacheError as error:
+        report(str(error))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        discard_output()
+        return BROKEN_PIPE
+    except (OSError, RuntimeError) as error:
+        cause = explain(error)
+        if cause is None and isinstance(error, RuntimeError):
+            raise
+        discard_output()
+        report(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.")
+    return 1
+
+
+def _run(command: str | None) -> int:
+    """Run the command and return its exit status."""
+    with _ended_by_ctrl_c():
+        import typer
+
+        from pyrocache.cli.commands import app
+
+    usage_error: Any = typer.BadParameter.__mro__[1]  # click's own, or that of typer's copy of click
+    program: Any = typer.main.get_command(app)
+    name = "pyrocache"
+    if command is not None:
+        program, name = program.commands[command], f"python {Path(sys.argv[0]).name}"
+    try:
+        return program.main(prog_name=name, standalone_mode=False) or 0
+    except usage_error as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            report(_usage(error, name))
+        return _WRONG_COMMAND_LINE
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process without an exception, which imports may swallow or print."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # such as SIG_IGN, in the background
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _usage(error: Any, name: str) -> str:
+    """Return what is wrong with a command line as one sentence."""
+    command = error.ctx.command_path if error.ctx is not None else name
+    problem = " ".join(error.format_message().split()).rstrip(".")
+    option = str(getattr(error, "option_name", ""))
+    if option.startswith("-") and not option.startswith("--"):
+        problem += ". An argument that begins with a dash goes behind --"
+    return f"{command}: {problem}. See: {command} --help"

@@ -1,0 +1,180 @@
+"""The identity of a memoized function: a name that is the same in every process, for as long as the code is.
+
+It consists of the module, the qualified name, and a digest of what the function does: its bytecode with all constants
+and names, nested functions and classes included, the names and defaults of its parameters, and the variables of
+enclosing functions that it refers to (closure cells). File, lines and docstring are left out, sources are not read.
+Another version of Python has other bytecode.
+
+A function in a closure cell is identified in the same way, a `functools.partial` by its function and arguments, a bound
+method by its function and object, a module by its name, the cell ``__class__`` by the name of the class, and any other
+value by its content, as an argument is. A function that was met before is a reference to it, so functions may refer to
+each other. What a name of the module refers to is not looked at.
+
+Reading cells runs the pickling code of their values.
+
+Thread safety: thread-safe; the functions depend on their arguments only.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Callable
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from pyrocache.client.codec import type_name
+from pyrocache.client.keys.content import ContentEncoding
+from pyrocache.client.keys.digests import digest
+from pyrocache.errors import InvalidKey
+
+_KINDS = 0x2AC  # the bits of co_flags for *args, **kwargs, generators and coroutines
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the qualified name of a function, or of the function of a `functools.partial`."""
+    return innermost(function).__qualname__  # type: ignore[no-any-return]
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Return the name of the module of a function, or of the function of a `functools.partial`."""
+    return str(innermost(function).__module__)
+
+
+def innermost(function: Any) -> Any:
+    """Return the function of a `functools.partial`, or of one of those; any other object itself."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def identity(function: Callable[..., Any], cells: bool = True) -> str:
+    """Return the identity of a function.
+
+    Args:
+        cells: whether to refuse cells that cannot be part of a key. Otherwise they are left out.
+
+    Raises:
+        InvalidKey: a cell cannot be part of a key.
+    """
+    try:
+        with _Identities(cells) as identities:
+            found = identities.encode(function)
+    except _BadCell as error:
+        raise InvalidKey(str(error)) from None
+    except RecursionError:
+        raise InvalidKey(
+            f"The variables around {name_of(function)} are nested too deeply. {_ADVICE}"
+        ) from None
+    return f"{_module(module_of(function))}.{name_of(function)}:{digest((found,)).hex()}"
+
+
+_ADVICE = "Say with key=... what identifies a call, or give the function a name of its own with name=...."
+
+
+class _BadCell(InvalidKey):
+    """A closure cell cannot be part of a key."""
+
+
+class _Identities(ContentEncoding):
+    """Encodes functions by what they do, and other objects by their content."""
+
+    def __init__(self, cells: bool) -> None:
+        super().__init__()
+        self._cells = cells
+        self._met: dict[int, int] = {}  # the functions that were met, by id: their numbers
+
+    def encode_other(self, key: Any) -> bytes:
+        if isinstance(key, FunctionType):
+            return self._function(key)
+        if hasattr(type(key), "__pyrocache_identity__"):  # a memoized function
+            return self.compose("memoized", *key.__pyrocache_identity__())
+        if isinstance(key, functools.partial):
+            return self.compose("partial", key.func, key.args, key.keywords)
+        if isinstance(key, MethodType):
+            return self.compose("method", key.__func__, key.__self__)
+        if isinstance(key, ModuleType):
+            return self.compose("module", _module(key.__name__))
+        if isinstance(key, functools._lru_cache_wrapper):
+            return self.compose("lru_cache", key.__wrapped__)
+        return super().encode_other(key)
+
+    def _function(self, function: FunctionType) -> bytes:
+        met = self._met.get(id(function))
+        if met is not None:
+            return self.compose("again", met)
+        number = self._met[id(function)] = len(self._met)
+        defaults = self._value(function.__defaults__, "the defaults", function, outermost=not number)
+        named = self._value(function.__kwdefaults__, "the defaults", function, outermost=not number)
+        names = function.__code__.co_freevars
+        cells = tuple(map(self._cell, names, function.__closure__ or (), [function] * len(names)))
+        name = _module(function.__module__), function.__qualname__
+        return self.compose("function", number, *name, _code(function.__code__), defaults, named, cells)
+
+    def _cell(self, name: str, cell: Any, function: FunctionType) -> bytes:
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            return b"unfilled"
+        if name == "__class__" and isinstance(value, type):
+            return self.encode((_module(value.__module__), value.__qualname__))
+        return self._value(value, f"the variable {name!r}", function)
+
+    def _value(self, value: object, what: str, function: FunctionType, outermost: bool = False) -> bytes:
+        try:
+            try:
+                return self.encode(value)
+            except RecursionError:
+                return self.encode_shared(value)
+        except _BadCell:
+            raise
+        except InvalidKey as error:
+            # The defaults of the memoized function itself are arguments.
+            if outermost or not self._cells:
+                return b"left out"
+            cause = str(error).rstrip(".")
+            raise _BadCell(
+                f"{what[0].upper()}{what[1:]} of {function.__qualname__}, which is part of the identity of a "
+                f"memoized function, cannot be part of a key: {cause}. {_ADVICE}"
+            ) from None
+
+
+def _module(name: str | None) -> str:
+    # A child of multiprocessing knows the script of its parent as __mp_main__.
+    return "__main__" if name == "__mp_main__" else str(name)
+
+
+def _code(code: CodeType) -> tuple[object, ...]:
+    """Return what a code object does, as an object that is the same in every process."""
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
+    instructions = [
+        (instruction.opname, _operand(instruction))
+        for instruction in dis.get_instructions(code)
+        if instruction.opname != "EXTENDED_ARG"
+    ]
+    variables = code.co_varnames, code.co_cellvars, code.co_freevars
+    flags = code.co_flags & _KINDS
+    return code.co_name, arguments, flags, *variables, instructions, code.co_exceptiontable
+
+
+def _operand(instruction: dis.Instruction) -> object:
+    value = instruction.argval
+    if instruction.opcode in dis.hasconst:  # not by its index, which depends on the docstring
+        return _constant(value)
+    named = (
+        all(isinstance(name, str) for name in value)
+        if isinstance(value, tuple)
+        else isinstance(value, (str, int))
+    )
+    return value if named else instruction.arg
+
+
+def _constant(value: Any) -> object:
+    """Return a constant with its type: 1, 1.0 and True are equal."""
+    if isinstance(value, CodeType):
+        return "code", _code(value)
+    if isinstance(value, tuple):
+        return "tuple", tuple(map(_constant, value))
+    if isinstance(value, frozenset):
+        return "frozenset", frozenset(map(_constant, value))
+    return type_name(value), repr(value)  # 0.0 and -0.0 are equal, too

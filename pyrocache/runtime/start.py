@@ -1,0 +1,47 @@
+"""The child's side of `runtime.child_process`: the script that it runs, and `answer`.
+
+The script finds pyrocache, then calls ``main`` of one of its modules.
+
+Run as ``python -P start.py MODULE SETTINGS DESCRIPTOR PLACE ENTRY ...`` by `runtime.child_process`. PLACE is the
+directory of the pyrocache that the parent process uses, which is imported from there in any case. The entries are the
+parent's ``sys.path``. Those that the child begins with remain after them: another interpreter of this version, as in
+a frozen program, has its own standard library.
+
+Thread safety: runs on the main thread, before there is another; `answer` is thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from typing import Any
+
+
+def main(module: str, settings: str, descriptor: str, place: str, *path: str) -> None:
+    """Call ``main([settings, descriptor])`` of ``module``."""
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+    spec = PathFinder.find_spec("pyrocache", [place])
+    assert spec is not None
+    assert spec.loader is not None
+    package = sys.modules["pyrocache"] = module_from_spec(spec)
+    spec.loader.exec_module(package)
+    import_module(module).main([settings, descriptor])
+
+
+def answer(descriptor: int, content: dict[str, Any]) -> None:
+    """Send the parent the line that `ChildProcess.wait_until_ready` waits for. Call this once.
+
+    Args:
+        content: what that returns, or ``{"error": text}`` if this process cannot start.
+    """
+    with contextlib.suppress(OSError):  # the parent has ended
+        os.write(descriptor, json.dumps(content).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,132 @@
+"""What a Jupyter notebook shows of a call that fails: few lines, the user's own, the last of which says what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pyrocache import LocalCluster
+from tests.support.processes import environment
+
+jupyter_client = pytest.importorskip("jupyter_client")
+pytest.importorskip("ipykernel")
+
+MOST_LINES = 15
+
+SETUP = """
+import threading, time
+from pyrocache import LocalCluster, PyroCacheClient
+cache = PyroCacheClient({nameserver!r}, timeout=1.0)
+cache["text"] = "x"
+nowhere = PyroCacheClient("127.0.0.1:1", timeout=1.0)
+killed = LocalCluster(1)
+lone = killed.client(timeout=1.0)
+lone["a"] = 1
+killed.kill(0)
+empty = LocalCluster(0)
+nobody = empty.client(timeout=1.0)
+closed = PyroCacheClient({nameserver!r})
+closed.close()
+stopped = LocalCluster(1)
+ended = stopped.client()
+stopped.stop()
+lock = cache.lock("lock")
+holder = threading.Thread(target=lambda: (lock.acquire(), time.sleep(60)), daemon=True)
+holder.start()
+class Broken:
+    def __getstate__(self):
+        return 1 / 0
+class Renamed:
+    pass
+@cache.memoize()
+def double(x):
+    return 2 * x
+@cache.memoize()
+def inverse(x):
+    return 1 / x
+@cache.memoize()
+async def later(x):
+    return 1 / x
+def factory():
+    return 1 / 0
+while not cache.stats().total.locks:
+    time.sleep(0.01)
+"""
+
+NODE = "See which nodes answer with: pyrocache status --nameserver 127.0.0.1:"
+CASES = {
+    "nowhere.get('x')": "start one with: pyrocache nameserver --host 127.0.0.1 --port 1",
+    "nobody.get('x')": "start some with: pyrocache nodes --nameserver 127.0.0.1:",
+    "lone.get('a')": NODE,
+    "lone['a'] = 2": NODE,
+    "lone.get_many(['a', 'b'])": NODE,
+    "lone.incr('n')": NODE,
+    "len(lone)": NODE,
+    "list(lone)": NODE,
+    "lone.get_or_set('x', factory)": NODE,
+    "lone.lock('x').acquire()": NODE,
+    "cache.set('f', {'rows': [1, lambda: 1]})": "its ['rows'][1] is of type function",
+    "cache['b'] = Broken()": "pickling it raised ZeroDivisionError",
+    "cache.get(lambda: 1)": "cannot be made canonical",
+    "double(threading.Lock())": "ignore=('x',)",
+    "closed.get('x')": "make a new PyroCacheClient",
+    "ended.get('x')": "was stopped",
+    "cache['x'] = bytes(300 * 2**20)": "--max-value",
+    "lock.acquire(timeout=0.01) or lock.release()": "does not hold the lock",
+    "cache.incr('text')": "not an int",
+    "cache.get_or_set('x', factory)": "ZeroDivisionError: division by zero",
+    "inverse(0)": "ZeroDivisionError: division by zero",
+    "await later(0)": "ZeroDivisionError: division by zero",
+    "cache['nothing']": "KeyError: 'nothing'",
+    "del cache['nothing']": "KeyError: 'nothing'",
+    "cache.pop('nothing')": "KeyError: 'nothing'",
+    "cache.compute('nothing', abs)": "KeyError: 'nothing'",
+    "cache.namespace('empty').popitem()": "no entry",
+    "cache.set('x', 1, ttl=5)": "did you mean ttl_seconds?",
+    "PyroCacheClient(timeout_seconds=5)": "did you mean timeout?",
+    "cache.set('x', 1, -5)": "must be above 0",
+    "cache.set('x', 1, tags='a')": "tags is a list of str",
+    "cache.semaphore('x', 0)": "from 1 to",
+    "cache.scan(5)": "takes a str or a tuple",
+    "PyroCacheClient(timeout=-1)": "timeout must be",
+    "cache['k'] = Renamed(); del Renamed; cache['k']": "a stored value",
+}
+USERS = {
+    "cache.get_or_set('x', factory)": "in factory()",
+    "inverse(0)": "in inverse(x)",
+    "await later(0)": "in later(x)",
+    "cache['b'] = Broken()": "in Broken.__getstate__(self)",
+}
+
+
+@pytest.fixture(scope="module")
+def kernel(shared_cluster: LocalCluster) -> Iterator[Any]:
+    manager, client = jupyter_client.manager.start_new_kernel(env=environment())
+    try:
+        assert shown(client, SETUP.format(nameserver=shared_cluster.nameserver)) == []
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def shown(kernel: Any, code: str) -> list[str]:
+    """Run a cell. Return the lines of its traceback, without their colours."""
+    messages: list[Any] = []
+    kernel.execute_interactive(code, output_hook=messages.append, timeout=60)
+    errors = [message["content"] for message in messages if message["msg_type"] == "error"]
+    text = "\n".join(line for error in errors for line in error["traceback"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_failed_call_shows_few_lines(kernel: Any, code: str) -> None:
+    lines = shown(kernel, code)
+    print(*lines, sep="\n")
+    assert 1 < len(lines) <= MOST_LINES
+    assert CASES[code] in lines[-1]
+    assert any(code in line for line in lines)
+    assert any(USERS.get(code, "") in line for line in lines)
