@@ -50,6 +50,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NUMBERS: Any = (Real, Decimal)
 
 OnError = Literal["raise", "miss"]
+OnUndecodable = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
 SerializerChoice = Literal["pickle", "msgpack", "json"]
 SERIALIZERS = ("pickle", "msgpack", "json")
@@ -314,8 +315,9 @@ class NodeConfig:
         max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
         max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
             ``max_memory`` and 16 MiB, with which the process stays below 1.3 times ``max_memory`` + 64 MiB, and
-            ``max_value_bytes`` is checked to be less. Beyond it, the largest incomplete request is refused as
-            `Overloaded`, or the connection with the most unread bytes is closed.
+            ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
+            beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
+            unread bytes is closed.
         heartbeat_seconds: time between two queries of the name server.
         drain_seconds: how long a leaving node redirects clients.
     """
@@ -405,7 +407,9 @@ class ClientConfig:
         nameserver: the name server's ``host:port``.
         namespace: the namespace of this client's keys, as a path of names; the empty path is the root.
         timeout: seconds that a call may take, connecting and retries included.
-        on_error: ``"raise"`` raises `NodeUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_error: ``"raise"`` raises `CacheUnavailable`; ``"miss"`` counts it and behaves as a miss.
+        on_undecodable: ``"raise"`` raises the error of a stored key or value that does not decode here; ``"miss"``
+            counts it and behaves as if there were no such entry.
         max_connections: the most connections to each node; further threads wait for a permit.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
         ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
@@ -426,6 +430,7 @@ class ClientConfig:
     codec: Any = None
     allowed_classes: tuple[str, ...] | None = None
     compress_above: int | None = None
+    on_undecodable: OnUndecodable = "raise"
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
@@ -434,6 +439,8 @@ class ClientConfig:
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        undecodable = self.on_undecodable
+        _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
 

@@ -5,16 +5,17 @@
     PyroCacheError
     ├── ConfigurationError (ValueError)      a setting is wrong; nothing was started
     │   └── InsecureAddress                  other hosts can reach the address, and that was not allowed
-    ├── NameServerUnavailable                no name server answers at the address
-    │   (ConnectionError)
-    ├── NoNodes (ConnectionError)            the name server answers, but no node is registered
     ├── NameTaken                            a live node has that node name already
-    ├── NodeUnavailable (ConnectionError)    a node does not answer within the deadline
-    │   ├── Overloaded                       a node answers, but is at one of its limits
-    │   └── PartialFailure                   a call for many keys failed for some; says which and why
+    ├── CacheUnavailable (ConnectionError)   what `on_error="miss"` turns into a miss
+    │   ├── NameServerUnavailable            no name server answers at the address
+    │   ├── NoNodes                          the name server answers, but no node is registered
+    │   └── NodeUnavailable                  a node does not answer within the deadline
+    │       ├── Overloaded                   a node answers, but is at one of its limits
+    │       └── PartialFailure               a call for many keys failed for some; says which and why
     ├── Conflict                             other callers changed the entry during each attempt of `compute`
     ├── NotAnInt (TypeError)                 `incr` or `decr` of a value that is not an int
     ├── WaitTimeout (TimeoutError)           another caller did not load the value in time
+    ├── LoadDeadlock (RuntimeError)          loads of this process wait for each other
     ├── LockTimeout (TimeoutError)           other callers held the lock for longer than this one waited
     ├── LockLost                             a lock was lost before its release, or its node did not answer it
     ├── RemoteError                          a node refused a request or failed; says why
@@ -25,6 +26,8 @@
     ├── SerializationError                   a value that does not pickle or unpickle
     │   (pickle.PickleError, ValueError)
     │   └── CorruptValue                     stored bytes that are not a value frame
+    ├── OutOfResources                       this process has no descriptors, threads, processes or the like left
+    │   (OSError, RuntimeError)
     └── ClientClosed                         the client was closed
 
 Messages name the node, the operation and what to do next. They never hold a key's or a value's content.
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from pyrocache.pickle_errors import CorruptValue, SerializationError
 
 __all__ = [
+    "CacheUnavailable",
     "ClientClosed",
     "ConfigurationError",
     "Conflict",
@@ -49,6 +53,7 @@ __all__ = [
     "InsecureAddress",
     "InvalidKey",
     "KeyTooLarge",
+    "LoadDeadlock",
     "LockLost",
     "LockTimeout",
     "NameServerUnavailable",
@@ -56,6 +61,7 @@ __all__ = [
     "NoNodes",
     "NodeUnavailable",
     "NotAnInt",
+    "OutOfResources",
     "Overloaded",
     "PartialFailure",
     "ProtocolError",
@@ -81,7 +87,17 @@ class InsecureAddress(ConfigurationError):
     """Other hosts can reach the address, and the user did not allow that."""
 
 
-class NameServerUnavailable(PyroCacheError, ConnectionError):
+class CacheUnavailable(PyroCacheError, ConnectionError):
+    """The cache cannot be reached; ``on_error="miss"`` turns this, and nothing else, into a miss.
+
+    Attributes:
+        source: the name of the node that does not answer; ``""`` if no node is known.
+    """
+
+    source: str = ""
+
+
+class NameServerUnavailable(CacheUnavailable):
     """No name server answers at the address.
 
     Attributes:
@@ -91,7 +107,7 @@ class NameServerUnavailable(PyroCacheError, ConnectionError):
     timed_out = False
 
 
-class NoNodes(PyroCacheError, ConnectionError):
+class NoNodes(CacheUnavailable):
     """The name server answers, but no node is registered."""
 
 
@@ -99,7 +115,7 @@ class NameTaken(PyroCacheError):
     """A live node has the node name already."""
 
 
-class NodeUnavailable(PyroCacheError, ConnectionError):
+class NodeUnavailable(CacheUnavailable):
     """A node does not answer within the deadline."""
 
 
@@ -133,6 +149,14 @@ class WaitTimeout(PyroCacheError, TimeoutError):
     """Another caller was loading the value, and did not finish in the time that this caller waited."""
 
 
+class LoadDeadlock(PyroCacheError, RuntimeError):
+    """A factory asked for a value whose load cannot end before this factory does.
+
+    Either two factories ask for each other's values, or a factory waits for a thread that asks for the value that the
+    factory is loading. Only loads of the same process are compared.
+    """
+
+
 class LockTimeout(PyroCacheError, TimeoutError):
     """Other callers held the lock or semaphore for longer than this caller waited."""
 
@@ -163,6 +187,13 @@ class KeyTooLarge(InvalidKey):
 
 class ValueTooLarge(PyroCacheError, ValueError):
     """A value larger than the node accepts; nothing was stored and the old value stays."""
+
+
+class OutOfResources(PyroCacheError, OSError, RuntimeError):
+    """This process or this machine has run out of what the system provides; the message says of what.
+
+    It is an `OSError`, and a `RuntimeError` because that is what Python raises if it cannot start a thread.
+    """
 
 
 class ClientClosed(PyroCacheError):

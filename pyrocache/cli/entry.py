@@ -1,12 +1,12 @@
 """`main`: the process of a command line. Prepares its streams and environment, and turns how it ends into a status.
 
-===  ================================================================================================
+===  ==============================================================================================
 0    success
 1    an error, printed as one sentence on standard error: no such entry, a node that does not answer
 2    a wrong command line, also one sentence
-130  Ctrl-C
+130  Ctrl-C; until the command begins, SIGINT ends the process, which a shell reports in the same way
 141  the reader of the output has closed the pipe, as `head` does
-===  ================================================================================================
+===  ==============================================================================================
 
 Thread safety: runs in the main thread.
 """
@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, write
 from pyrocache.errors import PyroCacheError
+from pyrocache.runtime.shortage import explain
 
 _WRONG_COMMAND_LINE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -49,18 +53,21 @@ def _status(command: str | None) -> int:
     except BrokenPipeError:
         discard_output()
         return BROKEN_PIPE
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = explain(error)
+        if cause is None and isinstance(error, RuntimeError):
+            raise
         discard_output()
-        report(f"Cannot go on: {error.strerror or error}.")
+        report(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.")
     return 1
 
 
 def _run(command: str | None) -> int:
     """Run the command and return its exit status."""
-    # Imported here, as this takes most of the time in which Ctrl-C may come.
-    import typer
+    with _ended_by_ctrl_c():
+        import typer
 
-    from pyrocache.cli.commands import app
+        from pyrocache.cli.commands import app
 
     usage_error: Any = typer.BadParameter.__mro__[1]  # click's own, or that of typer's copy of click
     program: Any = typer.main.get_command(app)
@@ -73,6 +80,20 @@ def _run(command: str | None) -> int:
         if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
             report(_usage(error, name))
         return _WRONG_COMMAND_LINE
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process without an exception, which imports may swallow or print."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # such as SIG_IGN, in the background
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _usage(error: Any, name: str) -> str:

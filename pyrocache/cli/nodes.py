@@ -14,7 +14,7 @@ from pyrocache.cli.output import report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
-from pyrocache.errors import NameServerUnavailable, PyroCacheError
+from pyrocache.errors import NameServerUnavailable, OutOfResources, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.stop_request import StopRequest
@@ -63,6 +63,8 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
+        except OutOfResources:
+            raise
         except PyroCacheError as error:
             if node.killed:
                 report(str(error))
@@ -88,6 +90,8 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
     nameservers.append(Supervisor("the name server", start))
     try:
         nameservers[0].wait_until_ready()
+    except OutOfResources:
+        raise
     except PyroCacheError:
         nameservers.pop().join()
         # The name server of the other command may still be starting.

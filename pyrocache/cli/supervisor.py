@@ -15,8 +15,9 @@ from contextlib import suppress
 from typing import Any
 
 from pyrocache.cli.output import report
-from pyrocache.errors import PyroCacheError
+from pyrocache.errors import OutOfResources, PyroCacheError
 from pyrocache.runtime.child_process import ChildProcess
+from pyrocache.runtime.shortage import explained
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -58,7 +59,8 @@ class Supervisor:
             PyroCacheError: it did not start.
         """
         self._wait_until_ready()
-        self._thread.start()
+        with explained(f"{self.what} cannot be supervised"):
+            self._thread.start()
 
     @property
     def killed(self) -> bool:
@@ -104,7 +106,11 @@ class Supervisor:
             self._restart()
 
     def _restart(self) -> None:
-        self._process = self._start(self.answer.get("name"))
+        try:
+            self._process = self._start(self.answer.get("name"))
+        except OutOfResources as error:  # tried again after the next, longer pause
+            report(str(error))
+            return
         if self._stopping.is_set():  # `stop` may have terminated the previous process
             self._process.terminate()
             return

@@ -17,9 +17,9 @@ def as_text(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:  # the user's own code, or an int with too many digits
-        kind = type(value).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PyroCacheError(
-            f"The repr of this object of type {kind} fails ({type(error).__name__}: {error})."
+            f"The repr of this object of type {type(value).__name__} fails ({reason})."
         ) from None
 
 

@@ -209,7 +209,7 @@ class Backend:
 
         Args:
             refresh: when to load. 0: if there is no value. 1: also if there is one, but not if another caller is
-                loading it. 2: always.
+                loading it. 2: always. 3: as if there were none.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:
@@ -332,6 +332,14 @@ class Backend:
     def owner(self, key: bytes, deadline: Deadline) -> Member:
         """Return the node that owns a key."""
         return self._router.views.known(deadline).owner(key)
+
+    def ping(self, deadline: Deadline) -> Answers:
+        """Return what every node says of itself; ``"serving"`` is whether it serves."""
+        return self._router.broadcast(commands.PING, (), deadline)
+
+    def known_owner(self, key: bytes) -> str:
+        """Return the name of the node that owns a key, ``""`` if no node is known yet. Sends nothing."""
+        return self._router.known_owner(key)
 
     def stats(self, deadline: Deadline) -> Answers:
         """Return the statistics of every node, as the node sends them."""

@@ -42,12 +42,13 @@ from pyrocache.config import (
     DEFAULT_TIMEOUT_SECONDS,
     ClientConfig,
     OnError,
+    OnUndecodable,
     SerializerChoice,
     TransportChoice,
     parse_size,
     ttl_to_seconds,
 )
-from pyrocache.errors import CorruptValue, NodeUnavailable
+from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -68,8 +69,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
         timeout: seconds that a call may take, including queries of the name server, connecting and retries. It does not
             include the time that a call waits for another caller, and applies to each page of a scan separately.
-        on_error: what to do on a `NodeUnavailable` error, which includes `Overloaded`: ``"raise"`` raises it;
-            ``"miss"`` counts and logs it, and returns what a miss returns. No other error becomes a miss.
+        on_error: what to do on a `CacheUnavailable` error: `NameServerUnavailable`, `NoNodes`, `NodeUnavailable` or
+            `Overloaded`. ``"raise"`` raises it; ``"miss"`` counts and logs it, and returns what a miss returns. No
+            other error becomes a miss. Locks, `compute`, `compare_and_set`, `set` with ``if_version``, `incr`, `decr`,
+            `ping`, `nodes`, `node_for` and `stats` always raise it.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
         ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
             expiry. It applies where a method's ``ttl_seconds`` is `DEFAULT_TTL`; None there means no expiry.
@@ -83,6 +86,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             Values of builtin types are always allowed.
         compress_above: compress values (with zlib) whose stored form has more bytes than this; None for never. Like
             ``"64KiB"`` or a number.
+        on_undecodable: what a read does with a stored key or value that does not decode in this process, because its
+            class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
+            were no such entry. `compute` and `incr` always raise.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -95,9 +101,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
     is not hashable.
 
-    Every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, `NodeUnavailable` as
-    ``on_error`` says, `InvalidKey` or `KeyTooLarge` for an object that cannot be a key, and `ClientClosed` after
-    `close`.
+    As ``on_error`` says, every method raises `NameServerUnavailable` or `NoNodes` until nodes have been found, and
+    `NodeUnavailable`. It raises `InvalidKey` or `KeyTooLarge` for an object that cannot be a key, and `ClientClosed`
+    after `close`.
 
     Example:
         >>> cache = PyroCacheClient()                                        # doctest: +SKIP
@@ -118,6 +124,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         codec: UserCodec | None = None,
         allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
         compress_above: int | str | None = None,
+        on_undecodable: OnUndecodable = "raise",
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -136,6 +143,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             codec=codec,
             allowed_classes=None if allowed_classes is None else _class_names(allowed_classes),
             compress_above=parse_size(compress_above) if isinstance(compress_above, str) else compress_above,
+            on_undecodable=on_undecodable,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -171,8 +179,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 epoch. If that time has passed, the entry that would be replaced is removed, and the value is not sent.
 
         Returns:
-            True if it was stored. False if the version differs, or if the node is unreachable and ``on_error`` is
-            ``"miss"``.
+            True if it was stored. False if the version differs, or if the node is unreachable, ``on_error`` is
+            ``"miss"`` and there is no ``if_version``.
 
         Raises:
             ValueError, TypeError: ``ttl_seconds`` is not above 0 or not a duration, or another argument is not valid.
@@ -191,7 +199,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         frame = context.codec.encode(encoded, value)
         try:
             context.backend.set(encoded, frame, seconds, Deadline(context.timeout))
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
         return True
 
@@ -240,6 +248,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if ttl == 0:
             return self._put_expired(encoded, condition)
         frame = context.codec.encode(encoded, value)
+        if isinstance(condition, int):
+            # Not a miss if its node is away: False says that another caller has changed the entry.
+            return context.backend.put(encoded, frame, ttl, condition, encoded_tags, context.deadline())
         return self._answer(context.backend.put, encoded, False, frame, ttl, condition, encoded_tags)
 
     def _put_expired(self, key: bytes, condition: Condition) -> bool:
@@ -261,8 +272,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             touch_seconds: set the time to live of the entry, if there is one, counted from now (sliding expiry).
 
         Raises:
-            SerializationError: the value does not unpickle here.
-            CorruptValue: the stored bytes are not a value frame of pyrocache.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``.
+            CorruptValue: likewise, because the stored bytes are not a value frame of pyrocache.
         """
         context = self._context
         encoded = encode_key(key, context.prefix)
@@ -271,15 +282,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
                 frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
                 frame = context.backend.get(encoded, context.deadline(), _finite(touch_seconds))
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, default)
         if frame is None:
             return default
         try:
-            return context.codec.decode(encoded, frame)  # `ClientContext.decode`, inlined for speed
-        except CorruptValue:
-            context.count("corrupt_values")
-            raise
+            return context.codec.decode(encoded, frame)  # `ClientContext.read`, inlined for speed
+        except SerializationError as error:
+            return context.undecodable(error, default)
 
     def get_with_version(self, key: object) -> tuple[Any, int] | None:
         """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
@@ -290,7 +300,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_with_version, encoded, None)
-        return None if found is None else (context.decode(encoded, found[0]), found[1])
+        value = MISSING if found is None else context.read(encoded, found[0], MISSING)
+        return None if found is None or value is MISSING else (value, found[1])
 
     def get_entry(self, key: object) -> Entry | None:
         """Return the value stored under ``key`` with its version, time to live, tags, age and size, or None.
@@ -303,9 +314,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_entry, encoded, None)
-        return (
-            None if found is None else entry(context, context.decode(encoded, found[0]), found[1], found[2:])
-        )
+        value = MISSING if found is None else context.read(encoded, found[0], MISSING)
+        return None if found is None or value is MISSING else entry(context, value, found[1], found[2:])
 
     def compare_and_set(
         self, key: object, value: object, version: int, ttl_seconds: KeptTtl = ..., **unknown: Never
@@ -336,10 +346,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             default: given to ``function`` if there is no entry.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, ``function(default)``,
-            which is not stored.
+            The new value.
 
         Raises:
+            CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
             KeyError: there is no entry, and no ``default``.
             Conflict: other callers changed the entry during every attempt, until the timeout.
             SerializationError, ValueTooLarge: as `set`.
@@ -383,9 +393,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ttl_seconds: the time to live of a new entry; one that exists keeps its own.
 
         Returns:
-            The new value. If the node is unreachable and ``on_error`` is ``"miss"``, the value of a new entry.
+            The new value.
 
         Raises:
+            CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
             KeyError: there is no entry, and ``default`` is None.
             NotAnInt: the value is not an int; it is unchanged.
             TypeError: ``delta`` or ``default`` is not an int.
@@ -397,12 +408,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         seconds = context.new_ttl(ttl_seconds)
         encoded = context.encode_key(key)
         begin = None if start is None else pack_int(start)
-        frame = self._answer(context.backend.incr, encoded, None, pack_int(by), begin, seconds)
-        if frame is not None:
-            return int(context.decode(encoded, frame))
-        if start is None:
+        frame = context.backend.incr(encoded, pack_int(by), begin, seconds, context.deadline())
+        if frame is None:
             raise KeyError(key)
-        return start + by
+        return int(context.decode(encoded, frame))
 
     def decr(
         self,
@@ -448,16 +457,16 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry, and no ``default``.
-            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
+                removed nevertheless.
         """
         context = self._context
         encoded = context.encode_key(key)
         frame = self._answer(context.backend.pop, encoded, None)
-        if frame is not None:
-            return context.decode(encoded, frame)
-        if default is MISSING:
+        value = default if frame is None else context.read(encoded, frame, default)
+        if value is MISSING:
             raise KeyError(key)
-        return default
+        return value
 
     @overload
     def setdefault(
@@ -476,7 +485,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         encoded = context.encode_key(key)
         frame = context.codec.encode(encoded, default)
         found = self._answer(context.backend.setdefault, encoded, None, frame, seconds)
-        return default if found is None else context.decode(encoded, found)
+        return default if found is None else context.read(encoded, found, default)
 
     def delete(self, key: object, *, if_version: int | None = None) -> bool:
         """Remove the entry. Return whether it existed.
@@ -493,7 +502,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         try:
             return context.backend.delete(key, context.deadline(), version)
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
+            if version is not None:  # False would say that another caller has changed the entry
+                raise
             return context.missed(error, missed)
 
     def contains(self, key: object) -> bool:
@@ -506,10 +517,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return None if seconds is None else float(seconds)
 
     def _answer(self, method: Callable[..., _T], key: bytes, missed: Any, *arguments: Any) -> _T:
-        """Return what a method of the backend returns, or ``missed`` if a `NodeUnavailable` counts as a miss."""
+        """Return what a method of the backend returns, or ``missed`` if a `CacheUnavailable` counts as a miss."""
         try:
             return method(key, *arguments, self._context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return self._context.missed(error, missed)  # type: ignore[no-any-return]
 
     # Loading once ----------------------------------------------------------------------------------------
@@ -536,6 +547,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         is returned but not stored if the key was set or deleted meanwhile, or one of ``tags`` invalidated, because it
         may be outdated.
 
+        A loaded value is always returned. If it cannot be stored, because it does not pickle, is too large, or its node
+        or the client is gone, this is counted (`ClientStats.loads_not_stored`) and logged once per function. A stored
+        value that does not decode in this process is loaded anew and replaced.
+
         Args:
             ttl_seconds, tags: of the stored value, as for `set`, without ``...``.
             ttl_jitter: as for `set_many`.
@@ -549,10 +564,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             WaitTimeout: another caller was still loading after ``wait_seconds``.
-            NodeUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called, and its value is
-                returned but not stored. The same applies, independent of ``on_error``, if the node fails while the
-                factory runs.
-            SerializationError, ValueTooLarge: the loaded value cannot be stored.
+            LoadDeadlock: called by a factory, for a value whose load in this process waits for that factory.
+            CacheUnavailable: the node is unreachable. With ``on_error="miss"`` the factory is called, and its value is
+                returned but not stored.
             TypeError: ``factory`` is not callable.
         """
         if unknown:
@@ -603,7 +617,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             key: called with all arguments, by position and defaults included; its result replaces them in the key.
             ignore: names of arguments that are left out of the key, like ``("self",)``. Otherwise a method's
                 ``self`` is part of the key, encoded like any key.
-            cache_if: called with a result; the result is stored if this returns true.
+            cache_if: called with a result; the result is stored if this returns true. If it raises, the result is
+                returned but not stored, as one that cannot be stored.
             typed: whether equal arguments of different types, like 1 and 1.0, have separate results.
             tags: the tags of the results, or a function that returns them, called like ``key``.
             name: the identity of the function, in place of the above. Functions of one name share their results.
@@ -876,7 +891,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry.
-            SerializationError: the value does not unpickle here; the entry is removed nevertheless.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
+                removed nevertheless. With ``"miss"``, another entry is returned.
         """
         return scan.pop_any(self._context)
 
@@ -926,6 +942,21 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         context = self._context
         return context.backend.owner(context.encode_key(key), context.deadline())
 
+    def ping(self) -> int:
+        """Return the number of nodes, once each of them has answered that it serves; whatever ``on_error`` says.
+
+        Raises:
+            NodeUnavailable: a node does not answer, or does not serve.
+            NameServerUnavailable, NoNodes: no node is known.
+        """
+        answers = self._context.backend.ping(self._context.deadline())
+        for member, answer in answers:
+            if isinstance(answer, NodeUnavailable):
+                raise answer
+            if not answer.get("serving"):
+                raise NodeUnavailable(f"ping failed: {member.name} does not serve yet, or is leaving.")
+        return len(answers)
+
     def stats(self) -> Stats:
         """Return the statistics of every node, their sums, and those of this client.
 
@@ -943,9 +974,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         self._context.reset_figures()
 
     def _total(self, method: Callable[..., Answers], *arguments: Any) -> int:
-        """Return the sum of the nodes' answers. ``on_error`` decides whether a `NodeUnavailable` is raised."""
+        """Return the sum of the nodes' answers. ``on_error`` decides whether a `CacheUnavailable` is raised."""
         total = 0
-        for _, answer in method(*arguments, self._context.deadline()):
+        try:
+            answers = method(*arguments, self._context.deadline())
+        except CacheUnavailable as error:
+            return self._context.missed(error, 0)
+        for _, answer in answers:
             if isinstance(answer, NodeUnavailable):
                 self._context.missed(answer, None)
             else:

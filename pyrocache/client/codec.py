@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -58,7 +59,7 @@ from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
 from pyrocache.tracebacks import came_from_outside, cause_of
 
-__all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "raw_buffer", "type_name"]
+__all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "missing_name", "raw_buffer", "type_name"]
 
 _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
@@ -75,6 +76,11 @@ _ALWAYS_ALLOWED = frozenset(
     f"builtins.{name}" for name in ("complex", "range", "slice", "Ellipsis", "NotImplemented")
 )
 """What pickles of builtin containers and scalars refer to. Nothing else that allocates or runs as its arguments say."""
+
+_NO_ATTRIBUTE = re.compile(
+    r"Can't get attribute '(?P<name>[\w.]+)' on <module '(?P<module>[\w.]+)'"
+    r"|module '(?P<module_2>[\w.]+)' has no attribute '(?P<name_2>[\w.]+)'"
+)
 
 _LARGE = 64 * 1024  # bytes from which a buffer is stored out-of-band
 _ALIGNMENT = 64
@@ -325,6 +331,21 @@ def raw_buffer(value: object) -> memoryview | None:
         return value.raw() if view.contiguous else memoryview(view.tobytes())
 
 
+def missing_name(error: ImportError | AttributeError) -> str:
+    """Return which module or class an unpickler did not find; the type of the error if that is not known."""
+    # Other texts are those of the value's own code, and may have its content in them.
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"there is no module {error.name}"
+    found = _NO_ATTRIBUTE.match(str(error))
+    if found is None:
+        return type_name(error)
+    module, name = found["module"] or found["module_2"], found["name"] or found["name_2"]
+    # Started with ``-m``, the main module has a longer name.
+    in_main = module.rpartition(".")[2] == "__main__"
+    hint = "; define it in a module that each process can import" if in_main else ""
+    return f"there is no class {module}.{name}{hint}"
+
+
 def _encode_bytes(value: bytes) -> bytes | Pieces:
     return _BYTES + value if len(value) < _LARGE else Pieces((_BYTES, value))
 
@@ -473,7 +494,7 @@ def _decode_str(frame: bytes | memoryview) -> str:
 
 def _unpicklable(error: Exception) -> SerializationError:
     if isinstance(error, (ImportError, AttributeError)):
-        return SerializationError(f"a stored value's class cannot be imported here ({type_name(error)})")
+        return SerializationError(f"a stored value's class cannot be imported here ({missing_name(error)})")
     # Broken pickles and the value's own code may raise anything.
     return SerializationError(f"a stored value does not unpickle ({type_name(error)})")
 

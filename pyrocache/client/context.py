@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -23,11 +23,19 @@ from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
-from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.encoding import decode_key, encode_key
 from pyrocache.client.keys.format import namespace_prefix, utf8
 from pyrocache.client.stats import ClientStats
+from pyrocache.client.throttle import Throttle
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
-from pyrocache.errors import ClientClosed, CorruptValue, NodeUnavailable
+from pyrocache.errors import (
+    CacheUnavailable,
+    ClientClosed,
+    CorruptValue,
+    InvalidKey,
+    PyroCacheError,
+    SerializationError,
+)
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED, client_closed
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
@@ -35,6 +43,9 @@ from pyrocache.runtime import at_fork
 from pyrocache.tracebacks import brief
 
 log = logging.getLogger("pyrocache.client")
+
+_WARNING_SECONDS = 60.0
+_warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
 
 _T = TypeVar("_T")
 
@@ -95,7 +106,10 @@ class ClientContext:
         timeout: seconds for a call.
         ttl_seconds: seconds to live of an entry that is stored without a TTL; None for no expiry.
         figures: the statistics of this client.
+        warnings: limits the warnings about what counts as a miss.
     """
+
+    warnings = _warnings
 
     def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
         self.config = config
@@ -153,6 +167,20 @@ class ClientContext:
             self.count("corrupt_values")
             raise
 
+    def read(self, key: bytes, frame: Any, missing: Any) -> Any:
+        """Return the value in a value frame; if it does not decode, apply ``on_undecodable`` as `undecodable` does."""
+        try:
+            return self.codec.decode(key, frame)
+        except SerializationError as error:
+            return self.undecodable(error, missing)
+
+    def read_key(self, encoded: bytes, missing: Any) -> Any:
+        """Return a decoded key; if it does not decode, apply ``on_undecodable`` as `undecodable` does."""
+        try:
+            return decode_key(encoded, self.codec)
+        except (InvalidKey, SerializationError) as error:
+            return self.undecodable(error, missing)
+
     def encode_tag(self, tag: str) -> bytes:
         """Return the encoded tag, with the namespace's prefix: each namespace has tags of its own.
 
@@ -205,13 +233,35 @@ class ClientContext:
         """Return the same for an entry that exists; ``...`` is not valid."""
         return self.new_ttl(ttl_seconds) if expires_at is None else self.ttl(ttl_seconds, expires_at)
 
-    def missed(self, error: NodeUnavailable, value: _T) -> _T:
+    def missed(self, error: CacheUnavailable, value: _T) -> _T:
         """Apply ``on_error``: either raise ``error``, or count and log a miss and return ``value``."""
         if self.config.on_error == "raise":
             raise error
         self.count("misses_on_error")
-        log.warning("Counted as a miss: %s", error)
+        self._warn(error.source or type(error).__name__, "Counted as a miss: %s", error)
         return value
+
+    def undecodable(self, error: PyroCacheError, value: _T) -> _T:
+        """Apply ``on_undecodable``: either raise ``error``, or count and log it and return ``value``.
+
+        Args:
+            error: why a stored key or value does not decode.
+        """
+        if isinstance(error, CorruptValue):
+            self.count("corrupt_values")
+        if self.config.on_undecodable == "raise":
+            raise error
+        self.count("undecodable")
+        self._warn(str(error), "Counted as missing: %s", error)
+        return value
+
+    def _warn(self, subject: Hashable, text: str, error: Exception) -> None:
+        """Log a warning, unless there was one about the same subject within the last minute."""
+        events = self.warnings.admit((self.config.nameserver, subject))
+        if events > 1:
+            text += f" ({events} times since the last such warning)"
+        if events:
+            log.warning(text, error)
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
@@ -220,7 +270,7 @@ class ClientContext:
             self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _shared_context, (self.config,)
+        return _unpickled, (self.config,)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
@@ -231,9 +281,16 @@ class ClientContext:
             self.figures = ClientStats()
 
 
+def _unpickled(config: ClientConfig) -> ClientContext:
+    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
+    try:
+        return _shared_context(config)
+    except TypeError:  # the user's codec is not hashable
+        return ClientContext(config, Backend.of(config))
+
+
 @lru_cache(maxsize=8)
 def _shared_context(config: ClientConfig) -> ClientContext:
-    """Return the context of unpickled memoized functions: one for all of the same settings, with its connections."""
     return ClientContext(config, Backend.of(config))
 
 

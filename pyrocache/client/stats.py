@@ -183,13 +183,18 @@ class ClientStats:
     """Statistics of one client object.
 
     Attributes:
-        misses_on_error: calls that counted as misses because of a `NodeUnavailable`.
+        misses_on_error: calls that counted as misses because of a `CacheUnavailable`.
         corrupt_values: values read that were not valid value frames.
+        undecodable: keys and values read that do not decode here and were treated as missing; corrupt values are among
+            them.
+        loads_not_stored: loaded values that were returned but could not be stored.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """
 
     misses_on_error: int = 0
     corrupt_values: int = 0
+    undecodable: int = 0
+    loads_not_stored: int = 0
     conflicts: int = 0
 
     def as_dict(self) -> dict[str, int]:

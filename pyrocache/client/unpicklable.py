@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -21,6 +22,7 @@ from pyrocache.tracebacks import came_from_outside
 _MOST_PARTS, _MOST_OF_ONE = 50_000, 10_000  # that are looked at, in all and of one object
 _LONGEST_PATH = 8  # steps that are named
 _LONGEST_NAME = 32
+_CLASS = ".__class__"
 _PLAIN = re.compile(r"cannot pickle '?[\w.]+'? object")  # pickle's own words, with the name of a type
 
 
@@ -38,11 +40,14 @@ def why(value: object, part: object, error: Exception) -> str:
         error: what pickling raised.
     """
     text = f"a value of type {type_name(value)} does not pickle: "
-    if part is not value:
+    if part is not value and part is not type(value):
         place = path_to(value, part)
-        text += (
-            f"its {place} is of type {type_name(part)}: " if place else f"a part of type {type_name(part)}: "
-        )
+        if place is None:
+            text += f"a part of type {type_name(part)}: "
+        elif place.endswith(_CLASS):
+            text += f"its {place.removesuffix(_CLASS)}: "
+        else:
+            text += f"its {place} is of type {type_name(part)}: "
     return text + _reason(part, error)
 
 
@@ -53,8 +58,18 @@ def _reason(part: Any, error: Exception) -> str:
         return str(error)
     name = getattr(part, "__qualname__", None) if callable(part) else None
     if type(name) is str and type(error).__name__ in ("PicklingError", "AttributeError"):
+        if _found(part.__module__, name) not in (None, part):
+            return f"{part.__module__}.{name} was defined again: create the object anew"
         return f"{part.__module__}.{name} cannot be imported by its name"
     return f"pickling it raised {type_name(error)}"
+
+
+def _found(module: str, qualname: str) -> Any:
+    """Return what a class or function is pickled as, by its name; None if there is nothing."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def path_to(value: object, part: object) -> str | None:
@@ -108,7 +123,7 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield f".{name}", getattr(value, name)
-    yield ".__class__", type(value)
+    yield _CLASS, type(value)
 
 
 def _item(key: object) -> str:

@@ -24,10 +24,11 @@ from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
 from pyrocache.config import NodeConfig, check_bind_host, check_port, format_address
-from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.protocol.handshake import MSGPACK
+from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
@@ -63,9 +64,15 @@ def serve(
         names = Names(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
         names.count()
     except (sqlite3.Error, PyroError, ValueError) as error:
-        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {error}.") from error
+        # SQLite only says that it is unable to open the file.
+        writable = os.access(os.path.dirname(storage[4:]) or ".", os.W_OK)
+        reason = str(error) if writable else "its directory does not exist or cannot be written to"
+        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {reason}.") from error
     try:
-        listener = tcp_socket.listen(host, port)
+        with explained("The name server cannot start"):
+            listener = tcp_socket.listen(host, port)
+    except OutOfResources:
+        raise
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
@@ -82,9 +89,10 @@ def serve(
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
     )
-    loop = EventLoop([listener], dispatcher, _LIMITS)
-    thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
-    thread.start()
+    with explained("The name server cannot start"):
+        loop = EventLoop([listener], dispatcher, _LIMITS)
+        thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
+        thread.start()
     try:
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
@@ -105,8 +113,8 @@ def main(argv: list[str]) -> NoReturn:
     parent = int(argv[1])
     stop = StopRequest()
     stop.on_signals()
-    stop.with_parent(parent)
     try:
+        stop.with_parent(parent)
         serve(**json.loads(argv[0]), stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)

@@ -135,5 +135,10 @@ def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple
         # The path may be of another host, another user or a killed node; the TCP addresses follow.
         yield socket.AF_UNIX, endpoint.socket_path
     # Reached only if the Unix socket failed: resolving the name may block.
-    for family, _, _, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause
+        raise
+    for family, _, _, _, address in found:
         yield family, address

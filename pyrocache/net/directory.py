@@ -21,6 +21,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
 
 PREFIX = "cache.node."
@@ -28,6 +29,7 @@ PREFIX = "cache.node."
 _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
+_TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
 
 
@@ -91,6 +93,10 @@ class WatchedLookUp:
             raise NameServerUnavailable(self._failure)
 
 
+class _RefusedByNameServer(NameServerUnavailable):
+    """The name server answered with a refusal, such as that its disk is full."""
+
+
 class _NameServer(NamedTuple):
     """The `Endpoint` of a name server."""
 
@@ -118,8 +124,13 @@ class NameServerDirectory:
         """Register ``member`` atomically. Return False if its name is taken."""
         uri = f"PYRO:{member.name}@{member.address}"
         arguments = (member.name, uri, True, _metadata(member))  # True: `safe`, refused if the name is taken
-        answer = self._ask(Deadline(timeout), "register a node", "register", *arguments, if_refused=_REFUSED)
-        return answer is not _REFUSED
+        try:
+            self._ask(Deadline(timeout), "register a node", "register", *arguments)
+        except _RefusedByNameServer as refused:
+            if _TAKEN in str(refused):
+                return False
+            raise
+        return True
 
     def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Remove ``member``. Return False if it is not registered, or if another incarnation has its name."""
@@ -159,7 +170,10 @@ class NameServerDirectory:
         except Refused as refused:
             if if_refused is not None:
                 return if_refused
-            raise self._unavailable(purpose, refused, answered=True) from None
+            raise _RefusedByNameServer(
+                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
+                f"{refused}"
+            ) from None
         except BROKEN as error:
             if not broken(error):
                 raise
@@ -171,13 +185,17 @@ class NameServerDirectory:
 
     def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
         host, port = self._server.host, self._server.port
+        where = format_address(host, port)
+        if shortage := explain(error):
+            return NameServerUnavailable(
+                f"The name server at {where} cannot be asked to {purpose}: {shortage}."
+            )
         if answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
             remedy = f"start one with: pyrocache nameserver --host {host} --port {port}"
-        where = format_address(host, port)
         unavailable = NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
         unavailable.timed_out = isinstance(error, TimeoutError)
         return unavailable

@@ -20,6 +20,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
 
 
@@ -84,6 +85,7 @@ def unavailable(
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
     kind: type[NodeUnavailable] = NodeUnavailable
+    remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
     elif timed_out:
@@ -94,9 +96,12 @@ def unavailable(
             kind = Overloaded
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
+    elif shortage := explain(cause):
+        text, remedy = f"{where} cannot be reached, because {shortage}", ""
     else:
         text = f"{where} cannot be reached ({type(cause).__name__})"
-    error = kind(f"{operation} failed: {text}. {_HINT}")
+    error = kind(f"{operation} failed: {text}.{remedy}")
+    error.source = member.name
     gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
 
@@ -106,6 +111,7 @@ def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailab
     error = NodeUnavailable(
         f"{operation} failed: {member.name} at {member.address} {suspicion.describe()}. {_HINT}"
     )
+    error.source = member.name
     return Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
 
 

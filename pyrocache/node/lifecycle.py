@@ -34,6 +34,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
 from pyrocache.runtime.shared_clock import SharedClock
+from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -81,7 +82,8 @@ class Node:
         self._clock = clock
         self._view = EMPTY
         self._name_server_unreachable = False
-        listeners, socket_path = [_listen(config)], ""
+        with explained("The node cannot start"):
+            listeners, socket_path = [_listen(config)], ""
         incarnation = secrets.token_hex(8)
         local = unix_socket.listen(incarnation)
         if local is not None:
@@ -96,6 +98,17 @@ class Node:
         except BaseException:
             unix_socket.remove(socket_path)
             raise
+        try:
+            with explained("The node cannot start"):
+                self._build(listeners, incarnation, entry_clock)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def _build(
+        self, listeners: Sequence[socket.socket], incarnation: str, entry_clock: SharedClock | None
+    ) -> None:
+        config = self.config
         # Versions begin at the current time, so that no version of an earlier start of this node is reused.
         now = entry_clock or time.monotonic
         policy = POLICIES[config.eviction]()
@@ -127,7 +140,8 @@ class Node:
         """
         try:
             self.cache_node.ownership.set_state(PartitionState.LOADING)
-            self._io_thread.start()
+            with explained("The node cannot start"):
+                self._io_thread.start()
             self._be_admitted()
             ready(self.member)
             while not self.stop_request.requested:
@@ -138,6 +152,12 @@ class Node:
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
         finally:
             self._leave()
+
+    def withdraw(self) -> None:
+        """Remove the registration and the Unix socket of a node that does not get to run."""
+        with contextlib.suppress(NameServerUnavailable):
+            self._directory.remove(self.member, timeout=_LEAVE_SECONDS)
+        unix_socket.remove(self.member.socket_path)
 
     def heartbeat(self) -> None:
         """Query the name server: check that this node is registered, and adopt the current cluster view.
@@ -209,7 +229,10 @@ class Node:
                 self.cache_node.ownership.redirect(others)
                 # A ping with this view makes the other nodes query the name server.
                 ask_others = partial(self._peers.states, others.members, others.id)
-                threading.Thread(target=ask_others, daemon=True).start()
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no thread can be started: their heartbeats tell them
+                    threading.Thread(target=ask_others, daemon=True).start()
                 if others.members:
                     time.sleep(self.config.drain_seconds)
         unix_socket.remove(self.member.socket_path)  # first, so that no client finds a dead path
@@ -229,6 +252,8 @@ def _listen(config: NodeConfig) -> socket.socket:
     try:
         return tcp_socket.listen(config.host, config.port)
     except OSError as error:
+        if explain(error):  # another address would not help
+            raise
         raise ConfigurationError(
             f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
         ) from error

@@ -48,8 +48,12 @@ def main(argv: list[str]) -> NoReturn:
         clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
         config = NodeConfig(**settings)
         node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
-        node.stop_request.on_signals()
-        node.stop_request.with_parent(parent)
+        try:
+            node.stop_request.on_signals()
+            node.stop_request.with_parent(parent)
+        except BaseException:
+            node.withdraw()
+            raise
         node.run(ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)

@@ -108,6 +108,11 @@ class FrameDecoder:
         return len(self._buffer) + self._filled
 
     @property
+    def missing(self) -> int:
+        """Return how many bytes of a long frame are still to come; 0 if no long frame is being received."""
+        return 0 if self._large is None else len(self._large) - self._filled
+
+    @property
     def between_frames(self) -> bool:
         """Return whether nothing is buffered and the next byte begins a frame."""
         return not self._buffer and self._header is None and not self._skip

@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime import at_fork, interpreter
+from pyrocache.runtime.shortage import explained
 
 START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -57,23 +58,31 @@ class ChildProcess:
     ) -> None:
         interpreter.refuse_in_a_child()
         self._module = module
-        self._output = _capture() if quiet else None
-        self._link, other_end = socket.socketpair()
-        at_fork.in_child(self.let_go_after_fork)
-        with other_end:
-            self._process = subprocess.Popen(
-                interpreter.command(module, json.dumps(settings), other_end.fileno()),
-                stdin=subprocess.DEVNULL,
-                # Standard output is nobody's answer: show it with the errors, or not at all.
-                stdout=self._output or subprocess.DEVNULL,
-                stderr=self._output,
-                env=interpreter.environment(),
-                pass_fds=(other_end.fileno(), *descriptors),
-                process_group=0,  # Ctrl-C must not reach it
-            )
+        with explained("A process cannot be started", starts_process=True):
+            self._start(settings, quiet, descriptors)
         self.started_at = time.monotonic()
         # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it.
         weakref.finalize(self, self._link.close).atexit = False
+        at_fork.in_child(self.let_go_after_fork)
+
+    def _start(self, settings: dict[str, Any], quiet: bool, descriptors: Sequence[int]) -> None:
+        self._output = _capture() if quiet else None
+        self._link, other_end = socket.socketpair()
+        try:
+            with other_end:
+                self._process = subprocess.Popen(
+                    interpreter.command(self._module, json.dumps(settings), other_end.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    # Standard output is nobody's answer: show it with the errors, or not at all.
+                    stdout=self._output or subprocess.DEVNULL,
+                    stderr=self._output,
+                    env=interpreter.environment(),
+                    pass_fds=(other_end.fileno(), *descriptors),
+                    process_group=0,  # Ctrl-C must not reach it
+                )
+        except BaseException:
+            self._link.close()
+            raise
 
     @property
     def pid(self) -> int:

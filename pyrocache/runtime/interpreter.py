@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyrocache.errors import ConfigurationError
+from pyrocache.runtime.shortage import explain
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 _VERIFY_SECONDS = 10.0
@@ -84,11 +85,11 @@ def _candidates() -> Iterator[str]:
 
 @functools.cache
 def _is_this_python(path: str) -> bool:
-    if not os.path.basename(path).lower().startswith(("python", "pypy")) or not os.access(path, os.X_OK):
+    if not os.path.basename(path).lower().startswith(("python", "pypy")):
         return False
     # -S and -I: `sitecustomize` must neither run nor print.
     arguments = [path, "-I", "-S", "-c", "import sys; print(sys.implementation.cache_tag)"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    try:
         printed = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -98,8 +99,11 @@ def _is_this_python(path: str) -> bool:
             env=environment(),
             process_group=0,
         ).stdout
-        return printed.decode(errors="replace").strip() == sys.implementation.cache_tag
-    return False
+    except (OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, BlockingIOError) or explain(error):  # it says nothing about the program
+            raise
+        return False
+    return printed.decode(errors="replace").strip() == sys.implementation.cache_tag
 
 
 def _flags() -> list[str]:

@@ -11,6 +11,8 @@ import signal
 import threading
 from queue import Empty, SimpleQueue
 
+from pyrocache.runtime.shortage import explained
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -60,7 +62,8 @@ class StopRequest:
         watch = threading.Thread(
             target=self._watch_parent, args=(descriptor,), name="pyrocache-parent-watch", daemon=True
         )
-        watch.start()
+        with explained("The process cannot start"):
+            watch.start()
 
     def _watch_parent(self, descriptor: int) -> None:
         with contextlib.suppress(OSError):

@@ -1,5 +1,10 @@
 """Back-pressure: the limit on the bytes buffered for all connections (incomplete requests and unread replies).
 
+From half of the limit on, long requests take turns: one that would not fit with those that are being received is
+paused, which means that its connection is not read until others are complete. Otherwise clients that send large values
+at the same time would push each other out of the buffers again and again. A request that others wait for must arrive at
+4 MiB/s, or it is refused.
+
 Beyond the limit, the connection with the most buffered bytes loses its incomplete request, which is answered
 `Overloaded`. If most of its bytes are unread replies, it is closed instead. So a connection with little buffered data
 is not affected, even if its bytes were the ones that exceeded the limit.
@@ -11,10 +16,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.server.connection import Connection
+
+_TURNS_PROGRESS_BYTES = 2**20  # of a request that others wait for, from one tick to the next
+_WORTH_BYTES = 2**20  # less is not worth refusing a paused request
 
 log = logging.getLogger("pyrocache.node")
 
@@ -28,6 +36,7 @@ class BufferLimit:
         connections: the open connections.
         refuse: answers the request of a connection with that sequence number with `Overloaded`.
         close: closes a connection.
+        resume: reads a connection again that was paused.
         used: bytes that were buffered at the last `account` of each connection.
     """
 
@@ -35,13 +44,44 @@ class BufferLimit:
     connections: Collection[Connection]
     refuse: Callable[[Connection, int], None]
     close: Callable[[Connection], None]
+    resume: Callable[[Connection], None]
     used: int = 0
+    # Connections that receive a long request: how many bytes were missing at the last tick.
+    _receiving: dict[Connection, int] = field(default_factory=dict)
+    _paused: dict[Connection, None] = field(default_factory=dict)  # those of them that are paused, in order
 
     def account(self, connection: Connection) -> None:
         """Update `used` by the bytes buffered for ``connection`` now: none once it is closed."""
         held = connection.held if connection in self.connections else 0
         self.used += held - connection.accounted
         connection.accounted = held
+        if not connection.decoder.missing or connection not in self.connections:
+            self._forget(connection)
+
+    def take_turns(self, connection: Connection) -> None:
+        """Pause a connection whose long request does not fit with those that are being received."""
+        missing = connection.decoder.missing
+        if not missing or connection not in self.connections:
+            return
+        self._receiving.setdefault(connection, missing)
+        hopeless = connection.held + missing > self.max_bytes  # `enforce` will refuse it
+        crowded = self.used > self.max_bytes // 2 and not self._fits(connection)
+        if crowded and not hopeless and not connection.paused:
+            if not self._paused:  # from now on, the others must progress; before, nobody waited for them
+                for other in self._receiving:
+                    self._receiving[other] = other.decoder.missing + _TURNS_PROGRESS_BYTES
+            connection.paused = True
+            self._paused[connection] = None
+
+    def tick(self) -> None:
+        """Refuse requests that others wait for and that do not arrive. Call this four times a second."""
+        if self._paused:
+            for connection in [c for c in self._receiving if not c.paused]:
+                came = self._receiving[connection] - connection.decoder.missing
+                if came < _TURNS_PROGRESS_BYTES:
+                    self._refuse_request_of(connection)
+        for connection in self._receiving:
+            self._receiving[connection] = connection.decoder.missing
 
     def has_room(self, connection: Connection, size: int) -> bool:
         """Return whether a reply of ``size`` bytes may be buffered until its peer reads it.
@@ -60,7 +100,9 @@ class BufferLimit:
     def enforce(self) -> None:
         """Discard requests or close connections until the limit is met."""
         while self.used > self.max_bytes:
-            largest = self._largest()
+            # A paused one first: the others are closer to their end.
+            paused = max(self._paused, key=lambda connection: connection.held, default=None)
+            largest = paused if paused is not None and paused.held >= _WORTH_BYTES else self._largest()
             log.warning("%d bytes were kept for one connection, too much with the others.", largest.held)
             if not self._refuse_request_of(largest):
                 self.close(largest)
@@ -76,3 +118,27 @@ class BufferLimit:
         self.refuse(connection, header.sequence)
         self.account(connection)
         return True
+
+    def _fits(self, connection: Connection) -> bool:
+        """Return whether a long request may be received now: the first one always, others if all fit."""
+        others = [c.decoder.missing for c in self._receiving if c is not connection and not c.paused]
+        return not others or self.used + sum(others) + connection.decoder.missing <= self.max_bytes
+
+    def _forget(self, connection: Connection) -> None:
+        """Note that a connection is not receiving a long request any more, and continue with paused ones that fit."""
+        if self._receiving.pop(connection, None) is None:
+            return
+        if connection.paused:  # refused: its rest must be read
+            self._continue(connection)
+        for waiting in list(self._paused):
+            if not self._fits(waiting):
+                return
+            # It must have progressed by the next tick but one.
+            self._receiving[waiting] = waiting.decoder.missing + _TURNS_PROGRESS_BYTES
+            self._continue(waiting)
+
+    def _continue(self, connection: Connection) -> None:
+        del self._paused[connection]
+        connection.paused = False
+        if connection in self.connections:
+            self.resume(connection)

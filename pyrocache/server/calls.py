@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from pyrocache.runtime.shortage import explain
 from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deadlines
 from pyrocache.server.dispatcher import Job, PendingReply, Reply
@@ -38,8 +39,12 @@ class OutstandingCalls:
     def __init__(self, workers: int, max_jobs: int, wake: Callable[[], None]) -> None:
         self.deadlines = Deadlines()
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="pyrocache-worker")
+        self._workers.submit(
+            _start
+        )  # one worker from the beginning, in case that no thread can be started later
         self._max_jobs = max_jobs
         self._jobs = 0
+        self._short_of_threads = False
         self._wake = wake
         self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
@@ -49,7 +54,13 @@ class OutstandingCalls:
             return False
         self._jobs += 1
         connection.busy = True
-        self._workers.submit(self._run, connection, job)
+        try:
+            self._workers.submit(self._run, connection, job)
+        except RuntimeError as error:
+            # The system's limit of threads is reached. The job is queued, for a worker that exists.
+            if not self._short_of_threads:
+                log.error("Calls may have to wait for a worker: %s.", explain(error))
+            self._short_of_threads = True
         return True
 
     def defer(self, connection: Connection, call: PendingReply) -> None:
@@ -92,3 +103,7 @@ class OutstandingCalls:
     def _end(self, connection: Connection, reply: Reply | PendingReply | None) -> None:  # on any thread
         self.done.append((connection, reply))
         self._wake()
+
+
+def _start() -> None:
+    """Do nothing; the first job makes the executor start a worker."""

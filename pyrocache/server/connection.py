@@ -37,6 +37,7 @@ class Connection:
         deferred: the `Deferred` that a deferred call waits for.
         events: the events that the poller watches for; 0: not registered.
         unread: bytes of replies that are not yet sent.
+        paused: a long request is not read for now, until others are complete (see `BufferLimit`).
         throttled: too many bytes are unread, so further requests wait (back-pressure).
         accounted: bytes that the `BufferLimit` counts for this connection.
         active_at: time of the last activity (monotonic seconds, like the other times).
@@ -46,7 +47,7 @@ class Connection:
 
     __slots__ = (
         *("accounted", "active_at", "busy", "channel", "decoder", "deferred", "ending_at", "events"),
-        *("handshake", "idle", "outgoing", "partial_since"),
+        *("handshake", "idle", "outgoing", "partial_since", "paused"),
         *("queued_at", "sent", "session", "throttled", "unread"),
     )
 
@@ -58,6 +59,7 @@ class Connection:
         self.idle = False
         self.busy = False
         self.deferred: Deferred | None = None
+        self.paused = False
         self.throttled = False
         self.events = 0
         self.outgoing: deque[Buffer] = deque()  # small replies share a bytearray: one system call sends them
@@ -121,10 +123,10 @@ class Connection:
             or self.handshake.state is not State.ESTABLISHED
             or not self.decoder.between_frames
         )
-        events = READ if self.may_ask() else 0
+        events = READ if self.may_ask() and not self.paused else 0
         if self.outgoing or (self.throttled and not ending):
             events |= WRITE  # also without output: waiting requests continue when it is writable
-        if self.deferred is not None:
+        if self.deferred is not None or self.paused:
             events |= HANG_UP  # the connection is not read, so only this shows that the peer is gone
         return events
 
@@ -136,7 +138,7 @@ class Connection:
             return self.active_at + limits.handshake_seconds
         if self.queued_at:
             return self.queued_at[0] + limits.request_seconds
-        if self.busy:  # the peer waits for this server
+        if self.busy or self.paused:  # the peer waits for this server
             return float("inf")
         if not self.decoder.between_frames:
             return self.partial_since + limits.request_seconds

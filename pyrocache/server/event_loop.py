@@ -32,6 +32,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
+from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.connection import Connection
@@ -74,7 +75,9 @@ class EventLoop:
     ) -> None:
         self.connections: set[Connection] = set()
         self.poller = Poller()
-        self.buffers = BufferLimit(limits.max_buffered_bytes, self.connections, self._refuse, self._close)
+        self.buffers = BufferLimit(
+            limits.max_buffered_bytes, self.connections, self._refuse, self._close, self._resume
+        )
         self._listeners = tuple(listeners)
         self._dispatcher = dispatcher
         self._unpack, self._dispatch = dispatcher.unpack, dispatcher.dispatch
@@ -86,6 +89,7 @@ class EventLoop:
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
         self._accept_again_at: float | None = None
+        self._full = False  # the system had no more descriptors or memory for connections
         self._stopping = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -161,6 +165,9 @@ class EventLoop:
                     self._stop_accepting(error)
                     return
                 continue  # the peer is gone already
+            if self._full:
+                self._full = False
+                log.error("Connections are accepted again.")
             sock.setblocking(False)
             if len(self.connections) >= self._limits.max_connections:
                 with sock, contextlib.suppress(OSError):
@@ -178,7 +185,9 @@ class EventLoop:
 
     def _stop_accepting(self, error: OSError) -> None:
         """Pause accepting. Without file descriptors, a listening socket stays readable and the loop would spin."""
-        log.error("Cannot accept connections for now: %s.", error.strerror)
+        if not self._full:  # once: it is tried again and again
+            log.error("No more connections are accepted for now: %s.", explain(error))
+        self._full = True
         if self._accept_again_at is None:
             for listener in self._listeners:
                 self.poller.unregister(listener)
@@ -294,12 +303,17 @@ class EventLoop:
         connection.queue(reply, self._now)
         self._watch(connection)
 
+    def _resume(self, connection: Connection) -> None:
+        connection.partial_since = self._now
+        self._watch(connection)
+
     def _flush(self, connection: Connection) -> None:
         """Send as much as possible. Update the accounting and the watched events, and enforce the buffer limit."""
         connection.send()
         if connection.ending_at is not None and not connection.outgoing:
             connection.channel.shutdown(socket.SHUT_WR)  # the peer sees the end after the last reply
         self.buffers.account(connection)
+        self.buffers.take_turns(connection)
         self._watch(connection)
         self.buffers.enforce()
 
@@ -358,6 +372,7 @@ class EventLoop:
         self._calls.deadlines.set_ahead(self._ahead())
         for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
             self._close(connection)
+        self.buffers.tick()
         if self._accept_again_at is not None and now >= self._accept_again_at:
             self._accept_again_at = None
             self._listen()

@@ -19,6 +19,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from pyrocache.runtime.shortage import explain
+
 log = logging.getLogger("pyrocache.node")
 
 _LONGEST_PATH = 100  # bytes; the smallest limit of all platforms is 104
@@ -31,7 +33,9 @@ def listen(incarnation: str) -> tuple[socket.socket, str] | None:
         path = _directory() / f"{incarnation}{_SUFFIX}"
         return _listen(path), os.fspath(path)
     except (OSError, AttributeError) as error:  # no such family, no directory, path too long
-        log.warning("This node is reached over TCP alone: it has no Unix socket (%s).", error)
+        log.warning(
+            "This node is reached over TCP alone: it has no Unix socket (%s).", explain(error) or error
+        )
         return None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyrocache import ConfigurationError, LocalCluster, PyroCacheError
+from pyrocache import ConfigurationError, LocalCluster, PyroCacheError, ValueTooLarge
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver
 from tests.support.processes import ROOT, free_port, is_gone
 
@@ -256,3 +256,19 @@ def test_the_port_of_the_name_server_can_be_chosen() -> None:
 def test_a_port_that_makes_no_sense_is_refused(port: object) -> None:
     with pytest.raises(ConfigurationError, match="A port must be a number"):
         LocalCluster(nodes=1, port=port)  # type: ignore[arg-type]
+
+
+def test_a_value_of_200_mb_fits_by_default() -> None:
+    with LocalCluster(nodes=1) as cluster, cluster.client(timeout=30.0) as cache:
+        value = bytes(200_000_000)
+        cache.set("key", value)
+        assert cache.get("key") == value
+
+
+def test_the_largest_value_can_be_chosen_as_far_as_it_can_be_received() -> None:
+    with LocalCluster(nodes=1, max_memory="8MiB", max_value="6MiB") as cluster, cluster.client() as cache:
+        assert cache.set("key", bytes(5 * 2**20))
+        with pytest.raises(ValueTooLarge, match=str(6 * 2**20)):
+            cache.set("key", bytes(6 * 2**20))
+    with pytest.raises(ConfigurationError, match=r"with 8\.0 MiB of memory, the largest can have \d+ bytes"):
+        LocalCluster(nodes=1, max_memory="8MiB", max_value="32MiB")

@@ -290,6 +290,7 @@ def test_a_port_and_a_storage_that_make_no_sense_are_refused_in_one_sentence() -
     [
         ("run_nodes.py --max-memory lots", "'lots'"),
         ("run_nodes.py --max-memory 1KiB", "at least 64KiB"),
+        ("run_nodes.py --max-memory 64MiB --max-value 64MiB", "the largest can have 33226752 bytes"),
         ("run_nodes.py --host not.a/host", "'not.a/host'"),
         ("run_nodes.py --nameserver 127.0.0.1:99999", "'127.0.0.1:99999'"),
         ("run_nodes.py --name cache.node.1", "--nodes 1"),

@@ -452,7 +452,7 @@ def test_a_lock_of_a_paused_node_fails_at_once_and_a_long_wait_for_one_is_no_tim
     with cluster.client(timeout=0.5) as cache, cluster.client(timeout=0.5) as other:
         with cache.lock("job"):
             with pytest.raises(LockTimeout):  # two polls: the node answers each in time
-                other.lock("job", wait_seconds=1.2).acquire()
+                other.lock("job", wait_seconds=1.2).__enter__()
             assert other.get("job") is None
         for number in range(3):
             cluster.pause(number)

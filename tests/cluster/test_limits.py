@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import socket
 import sys
 import threading
@@ -29,6 +30,8 @@ from pyrocache.errors import (
 )
 from pyrocache.runtime.child_process import start_node
 from tests.support.nodes import RunningNode, private_cluster, running_nameserver, running_node
+from tests.support.scripted_peer import in_threads
+from tests.support.waiting import PATIENCE_SECONDS
 from tests.support.wire import NAME, NO_VIEW, Peer
 
 KIB = 1024
@@ -170,19 +173,20 @@ class TestValues:
         assert small.get("key") == "value"
         assert small.stats().total.connections == before
 
-    def test_by_default_a_value_may_be_64_mib_and_not_a_byte_more(self) -> None:
-        with private_cluster(nodes=1) as cluster, cluster.client(timeout=30) as cache:
-            largest = bytes(64 * MIB - 1)
+    def test_by_default_a_value_may_be_a_quarter_of_the_memory_and_not_a_byte_more(self) -> None:
+        with private_cluster(nodes=1, max_memory="64MiB") as cluster, cluster.client(timeout=30) as cache:
+            largest = bytes(16 * MIB - 1)
             assert cache.set("key", largest) is True
             assert cache.get("key") == largest
             before = counters(cache)
-            with pytest.raises(ValueTooLarge, match=str(64 * MIB)):
-                cache.set("key", bytes(64 * MIB))
+            with pytest.raises(ValueTooLarge, match=str(16 * MIB)):
+                cache.set("key", bytes(16 * MIB))
             assert counters(cache) == before
             assert cache.ttl("key") is not None
 
     def test_a_value_larger_than_the_whole_memory_is_refused_by_the_node(self) -> None:
-        with running_node(max_memory=MIB) as node, PyroCacheClient(node.nameserver) as cache:
+        node_settings = {"max_memory": MIB, "max_value_bytes": 2 * MIB}
+        with running_node(**node_settings) as node, PyroCacheClient(node.nameserver) as cache:
             cache.set("key", "old")
             with pytest.raises(ValueTooLarge, match=str(MIB)):
                 cache.set("key", bytes(MIB))
@@ -400,6 +404,12 @@ def churn(peer: Peer, mix: Mix) -> Iterator[None]:
         yield
 
 
+def resident_bytes(pid: int) -> int:
+    """Return what the system says of a process."""
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
 class TestMemory:
     @pytest.mark.parametrize(
         "mix",
@@ -424,6 +434,33 @@ class TestMemory:
         assert figures["bytes"] <= mix.max_memory
         assert figures["evictions"] + figures["expirations"] > 0 or mix.keys == 100_000
         assert peak <= bound
+
+    @pytest.mark.parametrize("transport", ["auto", "tcp"])
+    def test_clients_that_send_the_largest_values_at_once_take_turns_within_the_bound(
+        self, transport: Any
+    ) -> None:
+        max_memory, clients, rounds = 64 * MIB, 8, 4
+        bound = 1.3 * max_memory + 64 * MIB
+        with running_node(max_memory=max_memory) as node:
+            value = bytes(max_memory // 4 - KIB)
+            samples, over = [0], threading.Event()
+
+            def watch() -> None:
+                while not over.wait(0.005):
+                    samples.append(resident_bytes(node.process.pid))
+
+            def send(number: int) -> None:
+                with PyroCacheClient(node.nameserver, timeout=PATIENCE_SECONDS, transport=transport) as cache:
+                    for turn in range(rounds):
+                        assert cache.set((number, turn % 2), value)
+
+            watcher = threading.Thread(target=watch, daemon=True)
+            watcher.start()
+            in_threads(clients, send)
+            over.set()
+            watcher.join()
+        print(f"{clients} clients: up to {max(samples) / MIB:.0f} MiB of {bound / MIB:.0f} MiB")
+        assert max(samples) <= bound
 
     @pytest.mark.full
     def test_entries_that_all_expire_at_other_times_stay_within_the_bound_too(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -24,10 +26,10 @@ from pyrocache import (
     LocalCluster,
     NodeUnavailable,
     PyroCacheClient,
-    SerializationError,
-    ValueTooLarge,
     WaitTimeout,
 )
+from pyrocache.client.features import load_once
+from pyrocache.client.throttle import Throttle
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 
@@ -192,9 +194,15 @@ def test_each_of_many_factories_that_fail_is_called_by_its_own_caller(
     assert cache.get("key") is None
 
 
-@pytest.mark.parametrize(("value", "error"), [(lambda: 0, SerializationError), (b"x" * 2**26, ValueTooLarge)])
-def test_a_value_that_cannot_be_stored_is_an_error_and_another_one_loads(
-    cache: PyroCacheClient, threads: ThreadPoolExecutor, value: object, error: type[Exception]
+@pytest.mark.parametrize(
+    ("value", "reason"), [(lambda: 0, "does not pickle"), (b"x" * 2**26, "store it in parts")]
+)
+def test_a_value_that_cannot_be_stored_is_returned_and_another_one_loads(
+    cache: PyroCacheClient,
+    threads: ThreadPoolExecutor,
+    value: object,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     factory = Slow(value)
     first = threads.submit(cache.get_or_set, "key", factory)
@@ -202,9 +210,48 @@ def test_a_value_that_cannot_be_stored_is_an_error_and_another_one_loads(
     second = threads.submit(cache.get_or_set, "key", lambda: "loaded")
     eventually(lambda: waiting(cache) == 1)
     factory.end.set()
-    with pytest.raises(error):
-        first.result(SOON)
+    assert first.result(SOON) is value
     assert second.result(SOON) == "loaded"
+    assert cache.stats().client.loads_not_stored == 1
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("early", [0, 1e9])
+def test_a_memoized_result_that_cannot_be_stored_is_returned_and_logged_once(
+    cache: PyroCacheClient,
+    early: float,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load_once, "_once", Throttle(math.inf))
+    callables: Any = [7]  # the first result is stored; an early refresh then makes one that is not
+
+    @cache.memoize(ttl_seconds=60, early=early)
+    def f() -> Any:
+        time.sleep(0.001)
+        return callables.pop() if callables else threading.Lock()
+
+    if early:
+        assert f() == 7
+    callables.clear()
+    for _ in range(3):
+        assert not f().locked()
+    assert cache.stats().client.loads_not_stored == 3
+    assert len([record for record in caplog.records if "not stored" in record.getMessage()]) == 1
+
+
+def test_an_async_result_that_cannot_be_stored_is_returned(cache: PyroCacheClient) -> None:
+    @cache.memoize()
+    async def f() -> Any:
+        return threading.Lock()
+
+    assert not asyncio.run(f()).locked()  # type: ignore[arg-type]
+    assert cache.stats().client.loads_not_stored == 1
+
+
+def test_a_result_is_returned_if_its_client_was_closed_meanwhile(shared_cluster: LocalCluster) -> None:
+    cache = shared_cluster.client()
+    assert cache.get_or_set("closed meanwhile", lambda: [cache.close(), 7][1]) == 7
 
 
 class Interrupt(BaseException):
@@ -725,7 +772,7 @@ def test_a_value_whose_node_died_during_the_load_is_returned(on_error: Any) -> N
             assert waiter.result(SOON) == "loaded by itself"
         slow.end.set()
         assert first.result(SOON) == "loaded"
-        assert cache.stats().client.misses_on_error >= 1
+        assert cache.stats().client.loads_not_stored >= 1
 
 
 def test_waiting_callers_follow_a_key_to_its_new_owner() -> None:

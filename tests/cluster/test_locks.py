@@ -29,6 +29,7 @@ from pyrocache import (
     LockLost,
     LockTimeout,
     NodeUnavailable,
+    OutOfResources,
     PyroCacheClient,
 )
 from tests.support.nodes import private_cluster
@@ -489,7 +490,7 @@ def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_one
     with monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", fail)
         lock = cache.lock("name", ttl_seconds=30)
-        with pytest.raises(RuntimeError, match="can't start new thread") as kept:
+        with pytest.raises(OutOfResources, match="can.t start new thread: raise the limit") as kept:
             lock.acquire()
         assert not lock.held
         assert lock.token is None

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -699,6 +700,52 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_does_not_get_the_lease(cac
             return await third, await slow("fourth")
 
     assert asyncio.run(main()) == ("third", "third")
+
+
+def test_a_coroutine_that_is_closed_in_another_context_frees_its_lease(cache: PyroCacheClient) -> None:
+    loading = False
+
+    @cache.memoize(key=lambda seconds: "the same", lease_seconds=3600)
+    async def slow(seconds: float) -> str:
+        nonlocal loading
+        loading = True
+        await asyncio.sleep(seconds)
+        return "loaded"
+
+    async def main() -> str:
+        abandoned: Any = slow(60)
+        elsewhere = copy_context()
+        while not loading:
+            awaited = elsewhere.run(abandoned.send, None)
+            if loading:
+                break
+            awaited._asyncio_future_blocking = False  # as a task does that waits for it
+            await asyncio.wait([awaited])
+        abandoned.close()
+        async with asyncio.timeout(SOON):
+            return await slow(0)
+
+    assert asyncio.run(main()) == "loaded"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCacheClient, steps: int) -> None:
+    @cache.memoize(key=lambda seconds: "the same", lease_seconds=3600)
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "loaded"
+
+    async def main() -> str:
+        abandoned: Any = slow(60)
+        awaited = abandoned.send(None)
+        awaited._asyncio_future_blocking = False
+        if steps == 2:
+            await asyncio.wait([awaited])
+        abandoned.close()
+        async with asyncio.timeout(SOON):
+            return await slow(0)
+
+    assert asyncio.run(main()) == "loaded"
 
 
 def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:

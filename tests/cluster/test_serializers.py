@@ -180,7 +180,7 @@ def test_a_client_with_a_codec_that_does_not_pickle_is_not_pickled() -> None:
         ({"compress_above": 1.5}, ConfigurationError, "compress_above"),
         ({"compress_above": "much"}, ConfigurationError, "size"),
     ],
-    ids=repr,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
 def test_a_setting_that_makes_no_sense_is_refused(
     settings: dict[str, Any], error: type[Exception], about: str

@@ -102,14 +102,14 @@ def test_arguments_that_begin_with_a_dash(cluster: LocalCluster, cache: PyroCach
 
 class Rude:
     def __repr__(self) -> str:
-        raise RuntimeError("no")
+        raise RuntimeError("no\nway")
 
 
 def test_a_value_whose_repr_fails(cluster: LocalCluster, cache: PyroCacheClient) -> None:
     cache["huge"], cache["rude"] = 10**5000, Rude()
     for key, reason in {
         "huge": "type int fails (ValueError",
-        "rude": "Rude fails (RuntimeError: no)",
+        "rude": "Rude fails (RuntimeError: no way)",
     }.items():
         refused = pyrocache(cluster, "get", key)
         assert refused.status == 1
@@ -151,13 +151,18 @@ def test_a_timeout_bounds_every_command(cluster: LocalCluster, command: str) -> 
     with cluster.client() as cache:
         index = int(cache.node_for("key").name.rpartition(".")[2]) - 1
     cluster.pause(index)
-    begin = time.monotonic()
+    took = []
     try:
-        failed = pyrocache(cluster, *command.split(), "--timeout", "0.3")
+        for _ in range(3):  # the machine may be busy
+            begin = time.monotonic()
+            failed = pyrocache(cluster, *command.split(), "--timeout", "0.3")
+            took.append(time.monotonic() - begin)
+            if took[-1] < 1.9:
+                break
     finally:
         cluster.resume(index)
-    assert time.monotonic() - begin < 2.5  # the defaults are 2 and 5
     assert failed.status == 1
+    assert min(took) < 1.9  # the defaults are 2 and 5
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,7 @@ def test_the_disk_is_full(shell: dict[str, str], cache: PyroCacheClient, command
     cache["key"] = "value"
     script = f"pyrocache {command} >/dev/full"
     told = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, timeout=30)
-    assert (told.returncode, told.stderr) == (1, "Cannot go on: No space left on device.\n")
+    assert (told.returncode, told.stderr) == (1, "Cannot go on: the disk is full.\n")
 
 
 def test_streams_that_are_closed(shell: dict[str, str], cache: PyroCacheClient) -> None:
@@ -373,7 +378,8 @@ def test_ctrl_c(cluster: LocalCluster, command: str, delay: float) -> None:
     finally:
         process.kill()
         cluster.resume(index)
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert process.returncode in (130, -signal.SIGINT)  # a shell reports both as 130
+    assert (out, err) == (b"", b"")
 
 
 def begun(pid: int) -> bool:

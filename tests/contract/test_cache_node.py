@@ -733,6 +733,18 @@ class TestDescriptions:
         peer.put(NO_VIEW, b"key", b"new", KEEP_TTL, None, [b"t"])
         assert age_and_idle() == [0, 0]
 
+    def test_a_batch_of_reads_is_a_use_of_each(self, peer: Peer) -> None:
+        keys = [ROOT + b"%d" % number for number in range(5)]
+        peer.set_many(NO_VIEW, keys, keys, 1000)
+        peer.clock.now += 10
+        assert peer.get_many(NO_VIEW, keys[:2]) == keys[:2]
+        peer.clock.now += 5
+        _, found = peer.scan(ROOT, ROOT, 0, 1000, None, True)
+        assert {key: (age, idle) for key, _, _, age, idle, _ in found} == {
+            **dict.fromkeys(keys[:2], (15, 5)),
+            **dict.fromkeys(keys[2:], (15, 15)),
+        }
+
     def test_times_are_exact_to_half_a_second(self, peer: Peer) -> None:
         for number in range(20):
             peer.clock.now += 0.3

@@ -55,8 +55,8 @@ KEY = PREFIX + b"key"
 
 METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
-    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag",
-    "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
+    "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag", "delete_prefix",
+    "get_entry", "get_entries", "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
     "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
 
@@ -135,7 +135,7 @@ class TestAStockProxyOnOurNode:
             proxy._pyroHandshake = {"anything": [1, 2, 3]}
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
-        assert greetings[0]["max_value_bytes"] == 64 * 2**20
+        assert greetings[0]["max_value_bytes"] == 256 * 2**20 // 4
 
     def test_every_method_answers(self, proxy: Any) -> None:
         a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
@@ -166,13 +166,18 @@ class TestAStockProxyOnOurNode:
         assert proxy.incr(NO_VIEW, a, b"w\x02", b"w\x00") == b"w\x03"
         value, version = proxy.get_with_version(NO_VIEW, a)
         assert value == b"w\x03"
-        assert proxy.put(NO_VIEW, a, b"new", -1, version) is True
+        assert proxy.put(NO_VIEW, a, b"new", -math.inf, version) is True
         assert proxy.touch(NO_VIEW, a, 90.0) is True
         assert proxy.touch_many(NO_VIEW, [a, b], 90.0) == 1
         assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
+        assert proxy.get_entry(NO_VIEW, a)[3] == [b"tag"]
+        assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, KEY])] == [b"new", None]
+        assert proxy.scan(PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
         assert proxy.invalidate_tag(b"tag") == 1
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.pop(NO_VIEW, a) == b"value"
+        assert proxy.set(NO_VIEW, a, b"value") is True
+        assert proxy.delete_prefix(PREFIX, a) == [0, 1]
         _, token, _ = proxy.lease(NO_VIEW, a, 10, 0)
         assert proxy.fill(NO_VIEW, a, token, b"loaded", 60.0, 60.0, 0.5) is True
         assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]

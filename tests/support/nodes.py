@@ -70,8 +70,11 @@ def running_node(nameserver: str | None = None, **settings: Any) -> Iterator[Run
 
 @contextmanager
 def private_cluster(nodes: int = 3, **settings: Any) -> Iterator[LocalCluster]:
-    """Run a `LocalCluster` that a test may harm. Its nodes are killed in the end: leaving takes them a second."""
-    cluster = LocalCluster(nodes, **settings)
+    """Run a `LocalCluster` that a test may harm. Its nodes are killed in the end: leaving takes them a second.
+
+    Its nodes are small, so that a value of 64 MiB is too large for them.
+    """
+    cluster = LocalCluster(nodes, **{"max_memory": "256MiB", **settings})
     try:
         yield cluster
     finally:

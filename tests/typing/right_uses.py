@@ -140,7 +140,7 @@ cache.get(repeat.key("a"))
 as_function: Callable[[str], str] = repeat
 
 
-@cache.memoize(cache_if=bool, tags=lambda number: [f"n:{number}"])
+@cache.memoize(name="numbers", cache_if=bool, tags=lambda number: [f"n:{number}"])
 async def half(number: int) -> float:
     return number / 2
 
@@ -204,6 +204,8 @@ assert_type(stats.nodes["cache.node.1"].uptime_seconds, float)
 assert_type(stats.total.latencies["get"], LatencyHistogram)
 assert_type(stats.total.latencies["get"].percentile(99), float)
 assert_type(stats.client.misses_on_error, int)
+assert_type(cache.ping(), int)
+PyroCacheClient(on_undecodable="miss")
 assert_type(cache.reset_stats(), None)
 
 with PyroCacheClient() as opened:

@@ -9,6 +9,7 @@ from pyrocache import PyroCacheClient
 cache = PyroCacheClient()
 
 PyroCacheClient(on_error="ignore")  # wrong
+PyroCacheClient(on_undecodable="ignore")  # wrong
 PyroCacheClient(timeout="5")  # wrong
 PyroCacheClient(namespace=5)  # wrong
 cache.set("key")  # wrong
@@ -52,6 +53,7 @@ loaded: str = cache.get_or_set("key", lambda: 5)  # wrong
 cache.memoize("60")  # wrong
 cache.memoize(key="text")  # wrong
 cache.memoize(tags=5)  # wrong
+cache.memoize(name=5)  # wrong
 cache.lock("name", wait_seconds="5")  # wrong
 cache.semaphore("name")  # wrong
 cache.lock("name").acquire(timeout="5")  # wrong

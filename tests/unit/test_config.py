@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, asdict
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocache.config import (
+    REQUEST_OVERHEAD_BYTES,
     ClientConfig,
     NodeConfig,
     check_bind_host,
@@ -253,6 +255,7 @@ def test_node_settings_are_checked(wrong: dict[str, Any]) -> None:
         {"timeout": math.nan},
         {"timeout": "5"},
         {"on_error": "ignore"},
+        {"on_undecodable": "ignore"},
         {"max_connections": 0},
     ],
 )
@@ -275,3 +278,22 @@ def test_the_error_for_the_adaptive_eviction_policy_says_that_it_was_removed() -
     with pytest.raises(ConfigurationError, match="'adaptive' was removed: the default is 's3fifo'"):
         NodeConfig(eviction="adaptive")
     assert NodeConfig().eviction == "s3fifo"
+
+
+@pytest.mark.parametrize(
+    ("memory", "largest"), [(2**30, 2**28), (64 * 2**20, 16 * 2**20), (64 * 1024, 16 * 1024)]
+)
+def test_the_largest_value_is_a_quarter_of_the_memory(memory: int, largest: int) -> None:
+    assert NodeConfig(max_memory=memory).max_value_bytes == largest
+
+
+@pytest.mark.parametrize("memory", [64 * 1024, 64 * 2**20, 2**30, 2**40])
+def test_a_largest_value_that_cannot_be_received_is_refused(memory: int) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be received") as caught:
+        NodeConfig(max_memory=memory, max_value_bytes=2**40)
+    largest = int(re.findall(r"can have (\d+) bytes", str(caught.value))[0])
+    config = NodeConfig(max_memory=memory, max_value_bytes=largest)
+    assert config.max_value_bytes + REQUEST_OVERHEAD_BYTES <= min(config.max_buffered_bytes, 2**32 - 1)
+    with pytest.raises(ConfigurationError):
+        NodeConfig(max_memory=memory, max_value_bytes=largest + 1)
+    assert NodeConfig(**asdict(config)) == config

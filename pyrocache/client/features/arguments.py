@@ -15,7 +15,7 @@ from typing import Any
 from pyrocache.client.keys.content import Content, content_of
 from pyrocache.client.keys.digests import LARGE
 from pyrocache.client.keys.encoding import Encoding
-from pyrocache.errors import InvalidKey
+from pyrocache.errors import InvalidKey, KeyTooLarge
 
 _MOST = 16 * LARGE  # bytes of the arguments of one call
 
@@ -41,26 +41,42 @@ def encode_plain(parts: tuple[object, ...]) -> bytes:
     return b"".join(_plain.nest_all(parts))
 
 
-def comparable(parts: tuple[tuple[object, ...], ...]) -> tuple[object, ...]:
-    """Return what stands in a key for tuples of arguments. Raises `InvalidKey` for an argument that does not pickle."""
-    if _is_plain(parts):
-        return parts
-    found = tuple(
-        tuple(value if _is_plain((value,)) else content_of(value) for value in values) for values in parts
-    )
-    try:
-        short = len(b"".join(_whole.nest_all(found))) <= _MOST
-    except InvalidKey:
-        short = False
-    return found if short else (content_of(parts),)
-
-
-_whole = Encoding(_MOST)
-
-
-def _is_plain(parts: tuple[object, ...]) -> bool:
+def is_plain(parts: tuple[object, ...]) -> bool:
+    """Return whether the parts of a key need no digest."""
     try:
         encode_plain(parts)
     except NOT_PLAIN:
         return False
     return True
+
+
+def by_content(parts: tuple[tuple[object, ...], ...]) -> tuple[tuple[object, ...], bytes]:
+    """Return what stands in a key for tuples of arguments, and its canonical bytes, as in a tuple.
+
+    Raises:
+        InvalidKey: an argument does not pickle.
+    """
+    found: tuple[object, ...] = tuple(
+        tuple([value if is_plain((value,)) else content_of(value) for value in values]) for values in parts
+    )
+    try:
+        return found, b"".join(_short.nest_all(found))
+    except KeyTooLarge:  # there are many arguments
+        found = (content_of(parts),)
+        return found, b"".join(_short.nest_all(found))
+
+
+class _Short(Encoding):
+    """The encoders of keys, which know that the digests of content are frequent."""
+
+    def __init__(self) -> None:
+        super().__init__(_MOST)
+        blank = bytes(32)
+        self._before = super().encode(Content(blank)).removesuffix(blank)
+        self._encoders[Content] = self._encode_content
+
+    def _encode_content(self, key: Content) -> bytes:
+        return self._before + key.digest
+
+
+_short = _Short()

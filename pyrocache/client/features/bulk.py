@@ -1,7 +1,8 @@
 """Bulk calls: `get_many`, `get_entries`, `set_many`, `delete_many`, `touch_many`, sent to all owners in parallel.
 
 A call does its work for as many keys as possible. If it fails for some keys, it raises a `PartialFailure` with the
-reason for each; with ``on_error="miss"``, keys whose node is unreachable count as misses instead. ``routing/batch.py``
+reason for each. With ``on_error="miss"``, keys whose node is unreachable count as misses instead, and so do all keys if
+no node is known. With ``on_undecodable="miss"``, so do keys whose value does not decode here. ``routing/batch.py``
 divides the keys into messages.
 
 Thread safety: thread-safe; a call has no shared state.
@@ -10,15 +11,18 @@ Thread safety: thread-safe; a call has no shared state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
 
 from pyrocache.client.backend import Replies
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, When
 from pyrocache.client.features.entries import Entry, entry
 from pyrocache.client.features.jitter import check_jitter, shortened
 from pyrocache.client.keys.encoding import encode_keys
-from pyrocache.errors import CorruptValue, NodeUnavailable, PartialFailure, PyroCacheError, SerializationError
+from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
 from pyrocache.tracebacks import brief
+
+_R = TypeVar("_R")
 
 _Failures: TypeAlias = list[tuple[Sequence[int], PyroCacheError]]
 
@@ -31,7 +35,9 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
     values: list[Any] = [MISSING] * len(asked)
     failures: _Failures = []
     whole = True
-    for indices, frames in context.backend.get_many(encoded, context.deadline()):
+    unanswered = len(asked)
+    for indices, frames in _answered(context, context.backend.get_many(encoded, context.deadline())):
+        unanswered -= len(indices)
         if isinstance(frames, PyroCacheError):
             failures.append((indices, frames))
             continue
@@ -44,7 +50,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
         for index, value in zip(indices, decoded, strict=True):
             values[index] = value
     found = zip(asked, values, strict=True)
-    complete = whole and not failures
+    complete = whole and not failures and not unanswered
     # If no key is missing, `dict` builds the result in C.
     results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
     _check(context, "get_many", asked, results, failures)
@@ -58,7 +64,7 @@ def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Ent
     encoded = encode_keys(asked, context.prefix)
     found: dict[int, Entry] = {}
     failures: _Failures = []
-    for indices, answers in context.backend.get_entries(encoded, context.deadline()):
+    for indices, answers in _answered(context, context.backend.get_entries(encoded, context.deadline())):
         if isinstance(answers, PyroCacheError):
             failures.append((indices, answers))
             continue
@@ -121,6 +127,14 @@ def touch_many(
     return _sum_of(context, "touch_many", values, context.backend.touch_many(encoded, seconds, deadline))
 
 
+def _answered(context: ClientContext, replies: Replies[_R]) -> Replies[_R]:
+    """Yield the nodes' replies. If no node is known, apply ``on_error``: raise the error, or yield nothing."""
+    try:
+        yield from replies
+    except CacheUnavailable as error:
+        context.missed(error, None)
+
+
 def _listed(keys: Iterable[object]) -> list[Any]:
     """Return the keys as a list. Raises `TypeError` for a single str or bytes, which would be split into its items."""
     if isinstance(keys, (str, bytes, bytearray)) or not hasattr(type(keys), "__iter__"):
@@ -149,8 +163,6 @@ def _decoded(
             try:
                 values[-1] = context.codec.decode(key, frame)
             except SerializationError as error:
-                if isinstance(error, CorruptValue):
-                    context.count("corrupt_values")
                 failures.append(([index], error))
     return values
 
@@ -165,26 +177,45 @@ def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: 
     """Return the sum of the nodes' replies to a call. Raises as `_check`."""
     total = 0
     failures: _Failures = []
+    answers = _answered(context, replies)
     try:
-        for indices, reply in replies:
+        for indices, reply in answers:
             if isinstance(reply, PyroCacheError):
                 failures.append((indices, reply))
             else:
                 total += reply
     finally:
-        del replies  # an exception that is kept would keep the connections of a call that it has cut short
+        del (
+            answers,
+            replies,
+        )  # an exception that is kept would keep the connections of a call that it has cut short
     _check(context, name, keys, total, failures)
     return total
+
+
+def _errors(context: ClientContext, failures: _Failures) -> _Failures:
+    """Return the failures that are errors of the call. Count the others as misses, once for each node and value."""
+    misses: set[PyroCacheError] = set()
+    for error in {error for _, error in failures}:
+        with suppress(PyroCacheError):  # raised again as part of the `PartialFailure`
+            if isinstance(error, CacheUnavailable):
+                context.missed(error, None)
+                misses.add(error)
+            elif isinstance(error, SerializationError):
+                context.undecodable(error, None)
+                misses.add(error)
+    return [failed for failed in failures if failed[1] not in misses]
 
 
 def _check(
     context: ClientContext, name: str, keys: Sequence[object], results: Any, failures: _Failures
 ) -> None:
-    """Apply ``on_error`` to the failures of a call; raise `PartialFailure`, with ``results``, if any remain."""
-    if failures and context.config.on_error == "miss":
-        for error in {error for _, error in failures if isinstance(error, NodeUnavailable)}:
-            context.missed(error, None)  # once for each node
-        failures = [failed for failed in failures if not isinstance(failed[1], NodeUnavailable)]
+    """Apply ``on_error`` and ``on_undecodable`` to the failures of a call.
+
+    Raises:
+        PartialFailure: some failures are not misses; it has ``results``.
+    """
+    failures = _errors(context, failures) if failures else failures
     if not failures:
         return
     first = failures[0][1]

@@ -2,7 +2,8 @@
 
 Reads the entry, applies the function, and stores the result if nothing has changed the entry since; otherwise it
 repeats this. The function runs in the caller's thread, perhaps several times. Its run time does not count towards the
-call's timeout.
+call's timeout. Neither ``on_error`` nor ``on_undecodable`` applies: a made-up result, or one that overwrites what this
+process cannot read, would look like a change.
 
 Thread safety: thread-safe; a call has no shared state.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, Missing
-from pyrocache.errors import Conflict, NodeUnavailable
+from pyrocache.errors import Conflict
 from pyrocache.net.backoff import Backoff
 from pyrocache.tracebacks import brief
 
@@ -38,10 +39,7 @@ def compute(
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, sleep=sleep)
     attempts = 0
     while True:
-        try:
-            found = context.backend.get_with_version(encoded, deadline)
-        except NodeUnavailable as error:
-            found = context.missed(error, None)
+        found = context.backend.get_with_version(encoded, deadline)
         old, condition = default, "absent"
         if found is not None:
             old, condition = context.decode(encoded, found[0]), found[1]
@@ -54,11 +52,8 @@ def compute(
         deadline.remaining()
         deadline.at += deadline.seen_at - begun  # the function's run time does not count
         attempts += 1
-        try:
-            if context.backend.put(encoded, frame, ttl, condition, None, deadline):
-                return value
-        except NodeUnavailable as error:
-            return context.missed(error, value)
+        if context.backend.put(encoded, frame, ttl, condition, None, deadline):
+            return value
         context.count("conflicts")
         # Report the conflict, which says more than a timeout of the next attempt would.
         if deadline.remaining() <= backoff.longest_next:

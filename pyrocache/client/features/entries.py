@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyrocache.client.context import ClientContext
-from pyrocache.client.keys.encoding import decode_key
+from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.errors import RemoteError
 
 
@@ -65,7 +64,7 @@ def entry(context: ClientContext, value: Any, version: int, attributes: Sequence
 
 def entry_info(context: ClientContext, sent: Sequence[Any]) -> EntryInfo:
     """Return an `EntryInfo` made of what a node has sent."""
-    return EntryInfo(decode_key(sent[0], context.codec), *_read(context, sent[1:]))
+    return EntryInfo(context.read_key(sent[0], MISSING), *_read(context, sent[1:]))
 
 
 def _read(context: ClientContext, attributes: Sequence[Any]) -> tuple[Any, ...]:

@@ -87,8 +87,8 @@ class _Identities(ContentEncoding):
     def encode_other(self, key: Any) -> bytes:
         if isinstance(key, FunctionType):
             return self._function(key)
-        if hasattr(type(key), "identified_by"):  # a memoized function
-            return self.compose("memoized", *key.identified_by())
+        if hasattr(type(key), "__pyrocache_identity__"):  # a memoized function
+            return self.compose("memoized", *key.__pyrocache_identity__())
         if isinstance(key, functools.partial):
             return self.compose("partial", key.func, key.args, key.keywords)
         if isinstance(key, MethodType):

@@ -10,7 +10,11 @@ node sees the connection close and lets the next caller load at once.
 
 A thread cannot deadlock with itself: a factory that requests its own key loads without a lease, and its result is not
 stored. A factory that requests another key also loads without a lease if too many calls of its client already wait for
-the node of that key; otherwise each could wait for a connection that another one holds.
+the node of that key; otherwise each could wait for a connection that another one holds. ``load_deadlock.py`` finds
+loads of this process that wait for each other.
+
+A value that was loaded is always returned: if it cannot be stored, that is counted, and logged once per function. A
+stored value that does not decode in this process is loaded anew and replaced, by one caller of all that cannot read it.
 
 Starts no thread.
 
@@ -26,29 +30,31 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
+from threading import Event, get_ident
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from pyrocache.client.backend import Pinned, Seconds
 from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
+from pyrocache.client.features import load_deadlock
 from pyrocache.client.features.jitter import check_jitter, jittered
+from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
+from pyrocache.client.throttle import Throttle
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
-from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, WaitTimeout
+from pyrocache.errors import CacheUnavailable, PyroCacheError, RemoteError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
 from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")
 
-IF_MISSING, UNLESS_LOADING, ALWAYS = range(3)
+IF_MISSING, UNLESS_LOADING, ALWAYS, UNREADABLE = range(4)
 """When to load a value. `IF_MISSING`: if there is none. `UNLESS_LOADING`: also if there is one, except while another
-caller is loading. `ALWAYS`: in any case."""
+caller is loading. `ALWAYS`: in any case. `UNREADABLE`: as if there were none, because it does not decode here."""
 
 _NEVER = Event()  # never set
-_loading: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("pyrocache_loading", default=frozenset())
-"""The values that factories running in this context are loading: the id of the backend, and the key."""
+_once = Throttle(math.inf)  # warnings about a function
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,23 @@ class Load(NamedTuple, Generic[_T]):
     keep: Callable[[Any], object] | None = None
     refresh: int = IF_MISSING
 
+    @property
+    def value(self) -> LoadId:
+        """What is loaded, for other loads of this process."""
+        return self.context.config.nameserver, self.key
+
+    def warn(self, text: str, error: Exception) -> None:
+        """Log a warning about the factory with the reason, once for each type of error."""
+        factory: Any = self.factory
+        while isinstance(factory, partial):
+            factory = factory.func
+        name = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+        line = getattr(getattr(factory, "__code__", None), "co_firstlineno", 0)  # lambdas have the same name
+        if _once.admit((name, line, type(error))):
+            # The text of an error that is not ours may have the value in it.
+            reason = error if isinstance(error, PyroCacheError) else type(error).__name__
+            log.warning("%s (%s): %s. This is logged once.", text, name, reason)
+
 
 class LoadTask:
     """The task of loading a value.
@@ -129,6 +152,7 @@ class LoadTask:
 
     Attributes:
         live: the existing value, if this is an early refresh of it; else `MISSING`.
+        asynchronous: whether the factory is a coroutine function, which does not occupy its thread.
     """
 
     def __init__(self, load: Load[Any], pinned: Pinned = None, token: int = 0) -> None:
@@ -139,14 +163,17 @@ class LoadTask:
         self._process = os.getpid()  # of the lease; a forked child has none
         self._error: Exception | None = None
         self.live: Any = MISSING
+        self.asynchronous = False
 
     def __enter__(self) -> Self:
-        self._started_at = time.monotonic()
-        self._mark: Token[Any] = _loading.set(_loading.get() | {(id(self._backend), self._load.key)})
+        load, self._started_at = self._load, time.monotonic()
+        thread = None if self.asynchronous else get_ident()
+        ends_at = self._started_at + load.options.lease_seconds
+        self._started = load_deadlock.begin(Mark(load.value, self._pinned is not None, ends_at, thread))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        _loading.reset(self._mark)
+        load_deadlock.end(self._started)
         if isinstance(error, Exception) and not came_from_outside(error):
             self._error = error.with_traceback(users_frames(error.__traceback__) or error.__traceback__)
             return True
@@ -155,33 +182,44 @@ class LoadTask:
         return False
 
     def loaded(self, tags: list[bytes] | None, value: Any) -> None:
-        """Set the loaded value and its encoded tags. `settle` stores it unless ``keep`` returns false for it."""
+        """Set the loaded value and its encoded tags. `settle` stores it unless ``keep`` returns false or fails."""
         self._load_seconds = time.monotonic() - self._started_at
         self._tags = tags
         self._value = value
-        self._keep = self._load.keep is None or bool(self._load.keep(value))
+        try:
+            self._keep = self._load.keep is None or bool(self._load.keep(value))
+        except Exception as error:  # of the user's code; the value must not be lost by it
+            if came_from_outside(error):
+                raise
+            self._keep = False
+            self.not_stored(error, "cache_if failed, so a loaded value was returned but not stored")
 
     def settle(self) -> Any:
         """Store the loaded value, or end the lease. Return the value, or raise the factory's exception.
 
-        If the value is outdated by now, or its node is unreachable, it is returned but not stored.
-
-        Raises:
-            SerializationError, ValueTooLarge: the value cannot be stored; the next caller loads.
+        If the value is outdated by now, or cannot be stored, it is returned but not stored; the next caller loads.
         """
         __tracebackhide__ = True
         error, self._error = self._error, None
         if error is None:
-            self._store() if self._keep else self._abandon()
+            self._store() if self._keep else self.abandon()
             return self._value
         try:
-            self._abandon()
+            self.abandon()
             if self.live is MISSING:
                 raise error
             log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
             return self.live
         finally:
             del error  # or this frame and its traceback would keep each other alive
+
+    def give_up(self, reason: Exception) -> Any:
+        """End the lease without asking the node; otherwise as `settle` if the value cannot be stored for ``reason``."""
+        self.drop()
+        if self._error is None:
+            self.not_stored(reason)
+            return self._value
+        raise self._error
 
     def drop(self) -> None:
         """End the lease by closing its connection, without waiting for the node."""
@@ -197,17 +235,10 @@ class LoadTask:
             ttl = jittered(options.ttl_seconds, options.ttl_jitter)
             times = (ttl, options.stale_seconds, self._load_seconds)
             stored = context.backend.fill(key, self._token, frame, times, self._tags, context.deadline())
-        except NodeUnavailable as error:
-            self.drop()
-            context.count("misses_on_error")
-            log.warning("A value was loaded but not stored: %s", error)
-        except Exception as error:
-            if came_from_outside(error):
-                self.drop()
-                raise
-            self._abandon()  # or other callers would wait until the lease expires
-            if not context.closed:  # if it was closed during the load, the caller gets the value all the same
-                raise
+        except (PyroCacheError, MemoryError) as error:
+            # End the lease, or other callers would wait until it expires.
+            self.drop() if isinstance(error, CacheUnavailable) else self.abandon()
+            self.not_stored(error)
         except BaseException:
             self.drop()
             raise
@@ -216,7 +247,12 @@ class LoadTask:
                 self.drop()  # if the key moved, its former owner may still hold the lease
             self._pinned.release()
 
-    def _abandon(self) -> None:
+    def not_stored(self, error: Exception, text: str = "A loaded value was returned but not stored") -> None:
+        """Count a value that cannot be stored, and log the reason once."""
+        self._load.context.count("loads_not_stored")
+        self._load.warn(text, error)
+
+    def abandon(self) -> None:
         """End the lease without storing a value, so that the next caller loads immediately."""
         if self._pinned is not None and not self._pinned.closed:
             self._backend.abandon(self._load.key, self._token, self._pinned)
@@ -253,18 +289,31 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
 
     Raises:
         WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
-        NodeUnavailable: if ``on_error`` is ``"raise"``.
+        CacheUnavailable: if ``on_error`` is ``"raise"``.
+        LoadDeadlock: the wait for another loader of this process cannot end.
     """
+    begun = time.monotonic()
     try:
-        if not load.refresh:
-            found = _find_or_refresh_early(load) if load.options.early else _find(load)
-            if found is not None:
-                return found
-        return _wait_or_load(load, wait_seconds, cancelled)
-    except NodeUnavailable as error:
+        try:
+            if not load.refresh:
+                found = _find_or_refresh_early(load) if load.options.early else _find(load)
+                if found is not None:
+                    return found
+            return _wait_or_load(load, wait_seconds, cancelled)
+        except SerializationError as error:
+            load.context.count("undecodable")
+            load.warn("A stored value does not decode here and is loaded anew", error)
+        if wait_seconds is not None:
+            wait_seconds = max(0.0, wait_seconds - (time.monotonic() - begun))
+        return _wait_or_load(load._replace(refresh=UNREADABLE), wait_seconds, cancelled)
+    except CacheUnavailable as error:
         # Either raises, or the value is loaded without a lease.
         load.context.missed(error, None)
-        return Found(None, LoadTask(load))
+    except SerializationError:
+        # The one that another caller loaded meanwhile does not decode here either: the two processes know different
+        # classes, and would replace each other's values for ever. So this one is not stored.
+        pass
+    return Found(None, LoadTask(load))
 
 
 def _find(load: Load[Any]) -> Found | None:
@@ -272,6 +321,29 @@ def _find(load: Load[Any]) -> Found | None:
     context = load.context
     frame = context.backend.get(load.key, context.deadline())
     return None if frame is None else Found(context.decode(load.key, frame))
+
+
+def _readable(load: Load[Any], frame: Any = None) -> Found | None:
+    """Return the value in ``frame``, by default the stored one; None if there is none or it does not decode."""
+    try:
+        return _find(load) if frame is None else Found(load.context.decode(load.key, frame))
+    except SerializationError:
+        return None
+
+
+def _granted(load: Load[Any], task: LoadTask, frame: Any) -> Found:
+    """Return the task of a lease that the node has granted, or the value if there is one by now that decodes."""
+    if load.refresh == UNREADABLE:
+        try:
+            # Another caller may have replaced the value between the read and the request.
+            found = _readable(load, frame)
+        except BaseException:
+            task.drop()
+            raise
+        if found is not None:
+            task.abandon()
+            return found
+    return Found(None, task)
 
 
 def _find_or_refresh_early(load: Load[Any]) -> Found | None:
@@ -307,36 +379,40 @@ def refresh_is_due(
     return -load_seconds * early * math.log(1.0 - dice()) >= remaining  # dice() may be 0, but not 1
 
 
+_LOOK: dict[int, Callable[[Load[Any]], Found | None]] = {IF_MISSING: _find, UNREADABLE: _readable}
+
+
 def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
     """Request the lease until the node grants it or has a value. Raises as `find`."""
     context, key, refresh = load.context, load.key, load.refresh
-    recursive = (id(context.backend), key) in _loading.get()
+    recursive = load_deadlock.is_loading(load.value)
 
     def ask(seconds: float, deadline: Deadline, pinned: Pinned) -> Pinned:
         return context.backend.lease(key, load.options.lease_seconds, seconds, refresh, deadline, pinned)
 
-    with PinnedWait(context, ask, 0.0 if recursive else wait_seconds) as wait:
+    with PinnedWait(context, ask, 0.0 if recursive else wait_seconds) as wait, Waiting(load.value) as waiting:
         while True:
-            match wait.ask():
+            match wait.ask(waiting.poll_seconds()):
                 case None:
                     pass
-                case ["load", token, _]:
-                    return wait.give(Found(None, LoadTask(load, wait.pinned, token)))
+                case ["load", token, frame]:
+                    return _granted(load, wait.give(LoadTask(load, wait.pinned, token)), frame)
                 case ["value", frame, _, _] | ["stale", frame]:
                     return Found(context.decode(key, frame))
                 case _:
                     raise RemoteError("A node answered lease with an invalid reply.")
             # Load without a lease. Otherwise, there could be a deadlock: a factory would wait for its own lease, or for
             # a connection of a call that waits for this factory.
-            if recursive or (wait.crowded and _loading.get()):
+            if recursive or (wait.crowded and load_deadlock.loading.get()):
                 return Found(None, LoadTask(load))
             # No request was sent, so look whether another caller has loaded the value meanwhile.
-            if wait.pinned is None and not refresh and (found := _find(load)) is not None:
+            if wait.pinned is None and refresh in _LOOK and (found := _LOOK[refresh](load)) is not None:
                 return found
             if wait.is_over() or cancelled.is_set():
                 # Keep the connection open: `wait` would close it because of the exception.
                 wait.release()
                 raise still_loading(wait_seconds)
+            waiting.check()
             wait.pause()
 
 

@@ -1,11 +1,11 @@
 """`get_or_set` for coroutines: as in ``load_once.py``, but the factory is awaited in the caller's event loop.
 
-The event loop never blocks: calls to nodes run in threads. Short calls run in a pool of `_THREADS`. Each call that
-waits for another loader runs in a thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll.
-A call that stores a loaded value, and so ends the wait of other callers, is a short call. It never queues behind a call
-that waits.
+The event loop never blocks: calls to nodes run in threads. Short calls run in a pool of `_THREADS` for each node, so
+that they never queue behind calls to a node that does not answer. Each call that waits for another loader runs in a
+thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll. A call that stores a loaded value,
+and so ends the wait of other callers, is a short call. It never queues behind a call that waits.
 
-A coroutine that is cancelled while it loads or waits releases its lease at once.
+A coroutine that is cancelled or closed while it loads or waits releases its lease at once.
 
 Thread safety: thread-safe, for event loops in any number of threads; the pools are shared by the whole process and
 replaced in a child process after a fork.
@@ -17,13 +17,15 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from pyrocache.client.features.load_once import Found, Load, find, still_loading
+from pyrocache.client.context import ClientContext
+from pyrocache.client.features.load_deadlock import Waiting
+from pyrocache.client.features.load_once import Found, Load, LoadTask, find, still_loading
 from pyrocache.errors import WaitTimeout
 from pyrocache.net.backoff import Backoff
 from pyrocache.runtime import at_fork
@@ -32,6 +34,7 @@ from pyrocache.tracebacks import users_frames
 _T = TypeVar("_T")
 
 _THREADS = 8
+_MOST_POOLS = 32  # the nodes beyond share one
 _WAITING_THREADS = 64
 _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.1
@@ -40,48 +43,68 @@ _LONGEST_PAUSE_SECONDS = 0.1
 async def get_or_set(load: Load[Awaitable[_T]]) -> _T:
     """Return the value, and load it if there is none; see `load_once.get_or_set`."""
     __tracebackhide__ = True
-    value, task = await _find(load)
+    node = owner(load.context, load.key)
+    value, task = await _find(load, node)
     if task is not None:
+        task.asynchronous = True
         with task:
             task.loaded(load.tags(), await load.factory())
         try:
-            value = await in_thread(task.settle)
+            value = await _settle(task, node)
         except Exception as error:
-            error.__traceback__ = (
-                users_frames(error.__traceback__) or error.__traceback__
-            )  # not those of the pool
+            # Not the frames of the pool.
+            error.__traceback__ = users_frames(error.__traceback__) or error.__traceback__
             raise
     return value  # type: ignore[no-any-return]
 
 
-async def in_thread(function: Callable[[], _T]) -> _T:
-    """Run a short function in a thread of the pool and return its result."""
+async def _settle(task: LoadTask, node: Hashable) -> Any:
+    try:
+        future = _submit(task.settle, node)
+    except RuntimeError as error:  # no thread can be started
+        return task.give_up(error)
+    return await _result_of(future)
+
+
+def owner(context: ClientContext, key: bytes) -> Hashable:
+    """Return the `in_thread` argument for calls about a key: its node, as far as that is known without a request."""
+    return context.config.nameserver, context.backend.known_owner(key)
+
+
+async def in_thread(function: Callable[[], _T], node: Hashable = None) -> _T:
+    """Run a short function in a thread and return its result. Calls to different nodes do not delay each other."""
+    return await _result_of(_submit(function, node))
+
+
+def _submit(function: Callable[[], _T], node: Hashable) -> Future[_T]:
     # The context has the marks of the factories that are running, by which a recursive load is recognized.
-    return await _result_of(_threads.calls.submit(copy_context().run, function))
+    return _threads.pool(node).submit(copy_context().run, function)
 
 
-async def _find(load: Load[Any]) -> Found:
+async def _find(load: Load[Any], node: Hashable) -> Found:
     """Return the result of `load_once.find` without blocking the event loop. Raises as `load_once.find`."""
     wait_seconds = load.options.wait_seconds
     give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-    while True:
-        try:
-            # A call that does not wait comes first. It usually finds the value, or gets the lease.
-            return await in_thread(partial(find, load, 0.0))
-        except WaitTimeout:
-            left = give_up_at - time.monotonic()
-            if left <= 0:
-                raise still_loading(wait_seconds) from None
-        if _threads.permits.acquire(blocking=False):
-            break
-        # All permits for waiting threads are taken, so poll.
-        await asyncio.sleep(min(backoff.next_pause(), left))
+    with Waiting(load.value) as waiting:
+        while True:
+            try:
+                # A call that does not wait comes first. It usually finds the value, or gets the lease.
+                return await in_thread(partial(find, load, 0.0), node)
+            except WaitTimeout:
+                left = give_up_at - time.monotonic()
+                if left <= 0:
+                    raise still_loading(wait_seconds) from None
+            if _threads.permits.acquire(blocking=False):
+                break
+            # All permits for waiting threads are taken, so poll.
+            waiting.check()
+            await asyncio.sleep(min(backoff.next_pause(), left))
     cancelled = threading.Event()
     rest = None if wait_seconds is None else left
     try:
         return await _result_of(_threads.start_waiting(partial(find, load, rest, cancelled)))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         cancelled.set()  # the thread ends after its current request
         raise
 
@@ -89,7 +112,7 @@ async def _find(load: Load[Any]) -> Found:
 async def _result_of(future: Future[_T]) -> _T:
     try:
         return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         future.add_done_callback(_drop_lease)
         raise
     finally:
@@ -111,9 +134,19 @@ class _Threads:
         self.reset()
 
     def reset(self) -> None:
-        """Create a new pool and new permits; in a forked child, none of the parent's threads exist."""
-        self.calls = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
+        """Create new pools and permits; in a forked child, none of the parent's threads exist."""
+        self._lock = threading.Lock()  # guards: _pools
+        self._pools: dict[Hashable, ThreadPoolExecutor] = {}
         self.permits = threading.Semaphore(_WAITING_THREADS)  # one for each thread that waits for a loader
+
+    def pool(self, node: Hashable) -> ThreadPoolExecutor:
+        """Return the pool for short calls to a node. Its threads start when they are needed."""
+        with self._lock:
+            if node not in self._pools and len(self._pools) >= _MOST_POOLS:
+                node = None
+            if node not in self._pools:
+                self._pools[node] = ThreadPoolExecutor(_THREADS, thread_name_prefix="pyrocache-call")
+            return self._pools[node]
 
     def start_waiting(self, function: Callable[[], _T]) -> Future[_T]:
         """Run a function in a thread of its own. The permit that the caller took is released when it ends.

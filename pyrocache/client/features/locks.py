@@ -24,12 +24,14 @@ Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself, 
 from __future__ import annotations
 
 import _thread
+import logging
 import math
 import os
 import select
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 from pyrocache.client.backend import Backend, Pinned
@@ -41,12 +43,17 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import brief
 
 _RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1  # after an unexpected exception
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
+
+
+log = logging.getLogger("pyrocache.client")
 
 
 class Grant:
@@ -206,6 +213,7 @@ class Lock:
 
         Raises:
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
+            OutOfResources: the thread that renews locks cannot be started; the lock is released.
             RuntimeError: this thread holds it already, and would wait for itself (with ``thread_local``).
             ValueError: ``timeout`` is negative and not -1, or given with ``blocking=False``.
         """
@@ -242,7 +250,8 @@ class Lock:
             token = self._wait_for(wait, seconds)
             assert wait.pinned is not None
             grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned)
-            _renewer.watch(grant)
+            with explained("acquire failed, and the lock is free again"):
+                _renewer.watch(grant)
             grants.append(grant)
         except BaseException:
             # An exception object refers to this frame, so the connection must be closed and not only forgotten.
@@ -282,7 +291,12 @@ class Lock:
         grant: Grant | None = None
         pinned: Pinned = None
         try:
-            grant = self._oldest()
+            while grant is None:
+                grant = self._oldest()
+                try:
+                    self._owner.grants.remove(grant)
+                except ValueError:  # another thread has released it
+                    grant = None
             was_over = grant.over or grant.inherited
             # If the renewing thread is using the connection, the release goes over another one. `over` is set
             # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
@@ -291,13 +305,12 @@ class Lock:
             released = not was_over and self._context.backend.release(
                 grant.name, grant.token, deadline, pinned
             )
-        except BaseException:
+            grant.over = True
+        except BaseException:  # an exception that is kept would keep the grant
             if grant is not None:
-                grant.over = True
-            if pinned is not None:
-                pinned.drop()  # which frees the lock
+                self._give_up(grant, pinned)
+            del grant, pinned
             raise
-        grant.over = True
         if not released:
             raise LockLost(
                 "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
@@ -305,20 +318,21 @@ class Lock:
             )
 
     def _oldest(self) -> Grant:
-        """Remove the oldest grant and return it. Raises `RuntimeError`."""
-        grants = self._owner.grants
-        try:
-            grant = grants.pop(0)
-            while grant.inherited:  # a forked child need not release what its parent acquired
-                grant = grants.pop(0)
-        except IndexError:
-            owner = "This thread" if self._thread_local else "This object"
-            raise brief(
-                RuntimeError(
-                    f"{owner} does not hold the lock: it did not acquire it, or released it already."
-                )
-            ) from None
-        return grant
+        """Return the oldest grant. Raises `RuntimeError`."""
+        for grant in tuple(self._owner.grants):
+            if not grant.inherited:  # a forked child need not release what its parent acquired
+                return grant
+        owner = "This thread" if self._thread_local else "This object"
+        text = f"{owner} does not hold the lock: it did not acquire it, or released it already."
+        raise brief(RuntimeError(text))
+
+    def _give_up(self, grant: Grant, pinned: Pinned = None) -> None:
+        """End a grant whose acquisition or release an exception has interrupted. ``pinned``: its connection, taken."""
+        if pinned is not None:
+            pinned.drop()  # which frees the lock
+        grant.end()
+        with suppress(ValueError):
+            self._owner.grants.remove(grant)
 
     def __enter__(self) -> Self:
         self._acquire(self._wait_seconds)
@@ -393,11 +407,25 @@ class _Renewer:
                 return
             self.running = True
         renewals: dict[int, _Renewal] = {}
-        while True:
+        try:
+            while not self._renew(receiver, renewals):
+                pass
+        finally:
+            self.running = False  # also after an exception that nobody expects: the next lock starts a thread
+
+    def _renew(self, receiver: int, renewals: dict[int, _Renewal]) -> bool:
+        """Do one round of renewals. Return whether there is nothing left to renew."""
+        try:
             self._begin_those_due(renewals)
             if self._wake_at == math.inf and not renewals and self._end():
-                return
+                return True
             _receive(receiver, renewals, self._wake_at)  # only this thread changes it
+        except (
+            Exception
+        ) as error:  # no memory, for example; the locks that are held must be renewed nevertheless
+            log.error("The renewal of locks failed with %s; trying again.", type(error).__name__)
+            time.sleep(_PAUSE_SECONDS)
+        return False
 
     def _end(self) -> bool:
         with self._lock:

@@ -25,13 +25,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVa
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
-from pyrocache.client.features.arguments import NOT_PLAIN, comparable, encode_plain
+from pyrocache.client.features.arguments import NOT_PLAIN, by_content, encode_plain, is_plain
 from pyrocache.client.features.identity import identity, innermost, module_of, name_of
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
 from pyrocache.client.keys.content import content_of
 from pyrocache.client.keys.format import nest, too_large
 from pyrocache.client.keys.scalars import encode_str
-from pyrocache.errors import InvalidKey, NodeUnavailable
+from pyrocache.errors import CacheUnavailable, InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 _P = ParamSpec("_P")
@@ -77,7 +77,10 @@ class _Plan:
 
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Return the key of a call, as the methods of `PyroCacheClient` take it. Raises `InvalidKey`."""
-        return (_MARK, self.identity, *self._comparable(self._parts(arguments, named), arguments, named))
+        identity, parts = self.identity, self._parts(arguments, named)
+        if not is_plain(parts):
+            parts, _ = self._by_content(parts, arguments, named)
+        return (_MARK, identity, *parts)
 
     def encoded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
         """Return the canonical bytes of the key of a call. Raises `InvalidKey` if an argument has none."""
@@ -86,8 +89,9 @@ class _Plan:
         try:
             return head + encode_plain(parts)
         except NOT_PLAIN:
-            found = self._comparable(parts, arguments, named)
-        return self.settings.context.encode_key((_MARK, self.identity, *found))
+            pass
+        _, encoded = self._by_content(parts, arguments, named)
+        return head + encoded
 
     def _make_head(self) -> bytes:
         """Return the bytes that begin every key of the function."""
@@ -108,12 +112,12 @@ class _Plan:
         values = tuple(self._what_matters(arguments, named).values())
         return (values, tuple(map(_types, values))) if self.settings.typed else (values,)
 
-    def _comparable(
+    def _by_content(
         self, parts: tuple[tuple[Any, ...], ...], arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        """Return what stands for the parts in a key. Raises `InvalidKey`, which names the argument."""
+    ) -> tuple[tuple[Any, ...], bytes]:
+        """Return what stands for the parts in a key, and its bytes. Raises `InvalidKey`, which names the argument."""
         try:
-            return comparable(parts)
+            return by_content(parts)
         except InvalidKey as error:
             if self.settings.key is not None:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"
@@ -147,7 +151,7 @@ class _Plan:
         context, key = self.settings.context, self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
-        except NodeUnavailable as error:
+        except CacheUnavailable as error:
             return context.missed(error, False)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
@@ -233,7 +237,7 @@ class Memoized(Generic[_P, _R, _B]):
     def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return self._plan.invalidate(arguments, named)
 
-    def identified_by(self) -> tuple[object, ...]:
+    def __pyrocache_identity__(self) -> tuple[object, ...]:
         """Return what this function is in the identity of another one, which refers to it."""
         return (self._plan.settings.name or self._plan.function, *self._before)
 
@@ -294,7 +298,8 @@ class _AsyncMemoized(_Async[..., Any]):
         return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named))
+        node = load_once_async.owner(self._plan.settings.context, self._plan.encoded(arguments, named))
+        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named), node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,15 @@ class PinnedWait:
         self._give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
         self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
-    def ask(self) -> Any:
-        """Send a request and return the node's answer; None if the node grants nothing within the poll interval."""
+    def ask(self, most_seconds: float = POLL_SECONDS) -> Any:
+        """Send a request and return the node's answer; None if the node grants nothing within the poll interval.
+
+        Args:
+            most_seconds: bounds the poll interval of this request.
+        """
         timeout = self._context.timeout
         self._asked_at = now = time.monotonic()
-        self._seconds = max(0.0, min(POLL_SECONDS, timeout, self._give_up_at - now))
+        self._seconds = max(0.0, min(POLL_SECONDS, most_seconds, timeout, self._give_up_at - now))
         # The time that the node delays its answer does not count towards the timeout.
         deadline = self._context.deadline(timeout + self._seconds)
         # A connection that is back in its pool must not be used again.

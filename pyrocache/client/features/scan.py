@@ -12,18 +12,21 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from pyrocache.client.context import ClientContext
+from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.features.entries import EntryInfo, entry_info
 from pyrocache.client.keys.encoding import decode_key
-from pyrocache.errors import NodeUnavailable, PyroCacheError
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import CacheUnavailable, InvalidKey, NodeUnavailable, PyroCacheError, SerializationError
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
+
+_R = TypeVar("_R")
 
 _TEXT, _TUPLE = b"s", b"t"
 
@@ -35,7 +38,7 @@ def scan(
     context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (decode_key(key, context.codec) for page in _pages(context, prefix, batch, tag) for key in page)
+    return (key for page in _pages(context, prefix, batch, tag) for key in _keys(context, page))
 
 
 def details(
@@ -43,31 +46,18 @@ def details(
 ) -> Iterator[EntryInfo]:
     """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
     pages = _pages(context, prefix, batch, tag, details=True)
-    return (entry_info(context, sent) for page in pages for sent in page)
+    found = (entry_info(context, sent) for page in pages for sent in page)
+    return (info for info in found if info.key is not MISSING)
 
 
 def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
     """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
     encoded = _encoded("delete_prefix", context, prefix)
-    view, unreachable = context.backend.agreed_view(context.deadline())
-    removed = 0
-    for member in view.members:
-        if member in unreachable:
-            context.missed(unreachable[member], None)
-            continue
-        cursor = 0
-        while True:
-            try:
-                cursor, count = context.backend.delete_prefix(
-                    member, context.prefix, encoded, cursor, context.deadline()
-                )
-            except NodeUnavailable as error:
-                context.missed(error, None)
-                break
-            removed += count
-            if cursor == 0:
-                break
-    return removed
+
+    def ask(member: Member, cursor: int) -> tuple[int, int]:
+        return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
+
+    return sum(count for _, _, count in _of_each_node(context, ask))
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -75,21 +65,37 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     for waiting in _pages(context):
         while waiting:
             found, waiting = _some_values(context, waiting)
-            for key, frame in found:
-                yield decode_key(key, context.codec), context.decode(key, frame)
+            for encoded, frame in found:
+                key = context.read_key(encoded, MISSING)
+                value = MISSING if key is MISSING else context.read(encoded, frame, MISSING)
+                if value is not MISSING:
+                    yield key, value
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
     """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
     for page in _pages(context, batch=16):  # small: the first key usually still exists
         for encoded in page:
+            key = context.read_key(encoded, MISSING)
+            if key is MISSING:
+                continue
             try:
                 frame = context.backend.pop(encoded, context.deadline())
-            except NodeUnavailable as error:
+            except CacheUnavailable as error:
                 frame = context.missed(error, None)
-            if frame is not None:
-                return decode_key(encoded, context.codec), context.decode(encoded, frame)
+            value = MISSING if frame is None else context.read(encoded, frame, MISSING)
+            if value is not MISSING:
+                return key, value
     raise brief(KeyError("there is no entry in this namespace"))
+
+
+def _keys(context: ClientContext, page: list[bytes]) -> list[Any]:
+    """Return the decoded keys of a page. Applies ``on_undecodable`` to the others."""
+    try:
+        return [decode_key(encoded, context.codec) for encoded in page]
+    except (InvalidKey, SerializationError):
+        decoded = (context.read_key(encoded, MISSING) for encoded in page)
+        return [key for key in decoded if key is not MISSING]
 
 
 class Items(ItemsView[Any, Any]):
@@ -151,23 +157,41 @@ def _encoded(name: str, context: ClientContext, prefix: Prefix) -> bytes:
 def _walk(
     context: ClientContext, prefix: bytes, batch: int, tag: bytes | None, details: bool
 ) -> Iterator[list[Any]]:
-    view, unreachable = context.backend.agreed_view(context.deadline())
+    def ask(member: Member, cursor: int) -> tuple[int, Any]:
+        return context.backend.scan(
+            member, context.prefix, prefix, cursor, batch, context.deadline(), tag=tag, details=details
+        )
+
+    for view, member, page in _of_each_node(context, ask):
+        # A key that has moved is left out: only its owner by this view returns it.
+        yield [each for each in page if view.owner(each[0] if details else each) is member]
+
+
+def _of_each_node(
+    context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]]
+) -> Iterator[tuple[ClusterView, Member, _R]]:
+    """Yield what each node answers, page by page. ``on_error`` says what to do where a node does not answer.
+
+    Args:
+        ask: sends a node the cursor of a page, 0 at first; returns the next cursor, 0 at last, and the page.
+    """
+    try:
+        view, unreachable = context.backend.agreed_view(context.deadline())
+    except CacheUnavailable as error:
+        context.missed(error, None)
+        return
     for member in view.members:
         if member in unreachable:
             context.missed(unreachable[member], None)
             continue
         cursor = 0
         while True:
-            deadline = context.deadline()
             try:
-                cursor, page = context.backend.scan(
-                    member, context.prefix, prefix, cursor, batch, deadline, tag=tag, details=details
-                )
-            except NodeUnavailable as error:
+                cursor, page = ask(member, cursor)
+            except CacheUnavailable as error:
                 context.missed(error, None)
                 break
-            # A key that has moved is left out: only its owner by this view returns it.
-            yield [each for each in page if view.owner(each[0] if details else each) is member]
+            yield view, member, page
             if cursor == 0:
                 break
 

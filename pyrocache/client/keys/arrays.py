@@ -28,7 +28,11 @@ def encode(key: Any, encoding: ContentEncoding) -> bytes | None:
     """Return the bytes of an array; None for another object, or for an array with pickling code of its own."""
     np: Any = sys.modules["numpy"]
     cls = type(key)
-    if not isinstance(key, np.ndarray) or cls.__reduce__ is not np.ndarray.__reduce__:
+    plain = np.ndarray
+    if not isinstance(key, plain) or (cls.__reduce__, cls.__reduce_ex__) != (
+        plain.__reduce__,
+        plain.__reduce_ex__,
+    ):
         return None
     name = "ndarray" if cls is np.memmap else cls.__qualname__
     dtype = key.dtype

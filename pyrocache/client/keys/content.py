@@ -37,7 +37,8 @@ LONG: Final = 256
 """Items from which a sequence is encoded by column."""
 
 _ITEMS = 1 << 14  # items that are copied at a time
-_BY_NAME = (type, FunctionType, BuiltinFunctionType)
+_IN_MAIN = (type, FunctionType)  # where a worker may have them of a pickle by value
+_BY_NAME = (*_IN_MAIN, BuiltinFunctionType)
 _SLOW = frozenset(b"XOP")  # digests and objects
 _OBJECT, _NAN, _COLUMNS = b"O", b"Q", b"C"  # not kinds of keys
 _SPECIAL: dict[str, Callable[[Any, Any], bytes | None]] = {
@@ -139,6 +140,8 @@ class ContentEncoding(Encoding):
         )
 
     def encode_other(self, key: Any) -> bytes:
+        if isinstance(key, _IN_MAIN) and objects.in_main(key):
+            return self.compose("main", key.__qualname__)
         special = _SPECIAL.get(type(key).__module__.partition(".")[0])
         encoded = None if special is None else special(key, self)
         if encoded is not None:
@@ -148,10 +151,13 @@ class ContentEncoding(Encoding):
         return objects.encode_pickled(key, self.encode_part, float("inf"))
 
     def encode_part(self, part: Any) -> bytes | None:
-        return None if isinstance(part, _BY_NAME) else self.encode(part)
+        by_name = isinstance(part, _BY_NAME) and not (isinstance(part, _IN_MAIN) and objects.in_main(part))
+        return None if by_name else self.encode(part)
 
     def _encode_leaf(self, part: Any) -> bytes | None:
         """Return the bytes of a part that contains no object which may be shared; None for any other part."""
+        if isinstance(part, _IN_MAIN):
+            return self.encode(part) if objects.in_main(part) else None
         if type(part) in ENCODERS or raw_buffer(part) is not None:
             return self.encode(part)
         special = _SPECIAL.get(type(part).__module__.partition(".")[0])
@@ -166,8 +172,17 @@ class ContentEncoding(Encoding):
         return encoder
 
     def nest_all(self, keys: Iterable[Any]) -> list[bytes]:
-        encode_float, encode = _encode_float, self.encode
-        return [nest(encode_float(key) if type(key) is float else encode(key)) for key in keys]
+        parts = []
+        for key in keys:
+            encoder = _SHORT.get(type(key))
+            if encoder is None or (encoder is encode_str and len(key) > LARGE):
+                part = self.encode(key)
+            else:  # `encode`, inlined for speed
+                part = encoder(key)
+                if len(part) > LARGE:
+                    part = digested((part,))
+            parts.append(nest(part))
+        return parts
 
     def encode_tuple(self, key: tuple[Any, ...]) -> bytes:
         if tuple.__len__(key) < LONG:
@@ -205,3 +220,10 @@ def _encode_float(key: float) -> bytes:
 
 def _encode_decimal(key: Decimal) -> bytes:
     return _NAN + b"d" + str(key).encode() if key.is_nan() else ENCODERS[Decimal](key)
+
+
+_SHORT: dict[type, Callable[[Any], bytes]] = {
+    **{cls: ENCODERS[cls] for cls in (type(None), bool, int, str)},
+    float: _encode_float,
+}
+"""Encoders of objects that are nearly always short, and frequent."""

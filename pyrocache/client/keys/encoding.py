@@ -67,7 +67,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import Codec, canonical_unpickle, type_name
+from pyrocache.client.codec import Codec, canonical_unpickle, missing_name, type_name
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
@@ -143,9 +143,8 @@ def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
     except Exception as error:  # unpickling and a class's own code may raise anything
         cause = cause_of(error)
         if isinstance(error, (ImportError, AttributeError)):
-            raise InvalidKey(
-                f"an encoded key's class cannot be imported here ({type_name(error)})"
-            ) from cause
+            name = missing_name(error)
+            raise InvalidKey(f"an encoded key's class cannot be imported here ({name})") from cause
         raise InvalidKey(f"these bytes are not a valid encoded key ({type_name(error)})") from cause
 
 

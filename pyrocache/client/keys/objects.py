@@ -36,16 +36,27 @@ def _class_reference(cls: type) -> bytes:
     """Return the module and the qualified name of a class, nested."""
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
-    if _named(sys.modules.get(module), cls.__qualname__) is not cls:
+    if not in_main(cls) and _named(sys.modules.get(module), cls.__qualname__) is not cls:
         name = f"{cls.__module__}.{cls.__qualname__}"
         raise InvalidKey(f"{name}, a key's class, cannot be imported by its name")
     return nest(encode_str(module)) + nest(encode_str(cls.__qualname__))
 
 
+def in_main(thing: Any) -> bool:
+    """Return whether a class or function is that of its name in ``__main__``, here or where it was pickled by value.
+
+    In a worker of joblib, ``__main__`` has no classes of the notebook that the worker's objects are of.
+    """
+    if thing.__module__ not in ("__main__", "__mp_main__") or "<" in thing.__qualname__:
+        return False
+    found = _named(sys.modules["__main__"], thing.__qualname__)
+    return found is thing or found is None
+
+
 def _import_class(module: str, qualname: str, base: type) -> Any:
     found = _named(importlib.import_module(module), qualname)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ImportError("no such class")
+        raise AttributeError(f"module {module!r} has no attribute {qualname!r}")
     return found
 
 

@@ -121,7 +121,10 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
     text = f"{request.member.name} refused {request.command.name}: {refusal.message}"
     if refusal.code == refusals.STALE_VIEW:
         text += " It did not agree within the deadline on which nodes there are; try again."
-    return _REFUSED.get(refusal.code, errors.RemoteError)(text)
+    error = _REFUSED.get(refusal.code, errors.RemoteError)(text)
+    if isinstance(error, errors.CacheUnavailable):
+        error.source = request.member.name
+    return error
 
 
 def _after_silence(

@@ -240,6 +240,11 @@ class Router:
             if not retried or not deadline.remaining():
                 return view, unreachable
 
+    def known_owner(self, key: bytes) -> str:
+        """Return the name of the node that owns ``key`` by the latest view, ``""`` if no node is known yet."""
+        view = self._membership.view
+        return view.owner(key).name if view.members else ""
+
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
         """Send an idempotent command to one node, at its current address, and return the result.
 

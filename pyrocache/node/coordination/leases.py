@@ -35,6 +35,8 @@ IF_NOT_LOADING = 1
 """The caller wants to load it even if there is a live value, unless another caller is loading it."""
 IN_ANY_CASE = 2
 """The caller wants to load it even if another caller is loading it. The value of the other will not be stored."""
+UNREADABLE = 3
+"""The caller cannot read the value that there is: for it, the value is missing."""
 
 Answer: TypeAlias = list[Any]
 """``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` or
@@ -88,7 +90,7 @@ class Leases(Claims[_Lease]):
             found: what the store has.
             lease_seconds: the time after which another caller may load the value.
             wait_seconds: the longest time to wait for another loader; 0: do not wait.
-            refresh: when to load the value: `IF_MISSING`, `IF_NOT_LOADING` or `IN_ANY_CASE`.
+            refresh: when to load the value: `IF_MISSING`, `IF_NOT_LOADING`, `IN_ANY_CASE` or `UNREADABLE`.
 
         Returns:
             An answer, or a `Deferred` of an answer or of None (call again), or None: another caller is loading.
@@ -101,11 +103,12 @@ class Leases(Claims[_Lease]):
             return [LOAD, self._take_over(key, lease, session, lease_seconds), found.value]
         if lease is not None and self._clock() >= lease.deadline and not self._pass_on(key, lease):
             lease = None
-        if found.value is not None and not found.stale and (lease is not None or not refresh):
+        usable = found.value is not None and refresh != UNREADABLE
+        if usable and not found.stale and (lease is not None or not refresh):
             return value_answer(found)
         if lease is None:
             return [LOAD, self._grant(key, session, lease_seconds), found.value]
-        if found.value is not None:
+        if usable:
             return [STALE, found.value]
         if wait_seconds <= 0:
             return None

@@ -63,7 +63,8 @@ class Coordination:
             lease_seconds: the time after which another caller may load the value.
             wait_seconds: the longest time to wait.
             refresh: 0: load the value if there is none. 1: load it even if there is one, unless another caller is
-                loading it. 2: load it in any case; the value of another loader will not be stored.
+                loading it. 2: load it in any case; the value of another loader will not be stored. 3: load it as if
+                there were none, because the caller cannot read it.
 
         Returns:
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while

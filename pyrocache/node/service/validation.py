@@ -126,7 +126,7 @@ _RULES: dict[str, Callable[[Any], None]] = {
     "keys": _check_keys,
     "limit": _Rule(f"A limit is an int from 1 to {MAX_BATCH}.", (int,), 1, MAX_BATCH),
     "namespace": _Rule("A namespace is bytes: the prefix of its keys.", (bytes,), 0, MAX_KEY_BYTES),
-    "refresh": _Rule("What to refresh is 0, 1 or 2.", (int,), 0, 2),
+    "refresh": _Rule("What to refresh is 0, 1, 2 or 3.", (int,), 0, 3),
     "span": _Rule("The time of a lease or a lock is above 0.", (int, float), _ABOVE_0, _FINITE),
     "tag": _Rule(f"A tag is bytes, 1 to {MAX_TAG_BYTES} of them.", (bytes,), 1, MAX_TAG_BYTES),
     "tag_or_none": _Rule(

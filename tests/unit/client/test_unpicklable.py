@@ -70,7 +70,7 @@ LOCK = "is of type _thread.lock: cannot pickle '_thread.lock' object"
         (functools.partial(print, lock), f"its .args[0] {LOCK}"),
         (Row(lock.acquire), f"its .part.__self__ {LOCK}"),
         (lambda: 1, f"type function does not pickle: {HERE}.<lambda> cannot be imported by its name"),
-        ([local()], f"its [0].__class__ is of type type: {HERE}.local.<locals>.Local cannot be imported"),
+        ([local()], f"its [0]: {HERE}.local.<locals>.Local cannot be imported"),
         ([Raises()], f"its [0] is of type {HERE}.Raises: pickling it raised ValueError"),
         ((x for x in "x"), "type generator does not pickle: cannot pickle 'generator' object"),
         ([io.StringIO, threading], "its [1] is of type module: cannot pickle 'module' object"),
@@ -81,6 +81,18 @@ def test_it_says_what_does_not_pickle(value: object, said: str) -> None:
         Codec().encode(b"", value)
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_an_object_of_a_class_that_was_defined_again_is_to_be_created_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = Row(1)
+    monkeypatch.setitem(globals(), "Row", type("Row", (), {"__module__": HERE, "__qualname__": "Row"}))
+    for value, place in ((old, ""), ({"rows": [old]}, r"its \['rows'\]\[0\]: ")):
+        with pytest.raises(
+            SerializationError, match=f"{place}{HERE}.Row was defined again: create the object anew"
+        ):
+            Codec().encode(b"", value)
 
 
 def test_of_many_values_it_says_which_type() -> None:

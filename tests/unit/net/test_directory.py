@@ -17,7 +17,9 @@ from pyrocache.cluster.routing import Member
 from pyrocache.errors import NameServerUnavailable
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.protocol import framing, messages
+from pyrocache.protocol.refusals import Refusal
 from tests.support.scripted_peer import Line, ScriptedPeer
+from tests.support.wire import pack_refusal
 
 
 @pytest.fixture
@@ -170,3 +172,23 @@ def test_who_finds_nobody_there_is_told_how_to_start_one() -> None:
 def test_a_host_name_that_cannot_be_resolved_is_named() -> None:
     with pytest.raises(NameServerUnavailable, match="cannot be resolved"):
         NameServerDirectory("no-such-host.invalid:9090").members(timeout=1.0)
+
+
+def test_a_name_server_that_refuses_says_why_unless_the_name_is_taken() -> None:
+    reasons = ["name already registered: cache.node.1", "sqlite error in setitem: database or disk is full"]
+
+    def script(line: Line) -> None:
+        while True:
+            line.request()
+            body = pack_refusal(Refusal("", reasons[0]))
+            line.send(framing.pack_message(framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION))
+
+    peer = ScriptedPeer(script, greeting="hello")
+    try:
+        directory = NameServerDirectory(peer.member.address)
+        assert not directory.add(ONE)
+        reasons.pop(0)
+        with pytest.raises(NameServerUnavailable, match=r"refused to register a node: .*disk is full"):
+            directory.add(ONE)
+    finally:
+        peer.close()

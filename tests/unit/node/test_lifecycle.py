@@ -11,7 +11,8 @@ from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
-from pyrocache.errors import NameServerUnavailable, NameTaken
+from pyrocache.errors import NameServerUnavailable, NameTaken, OutOfResources
+from pyrocache.node import lifecycle
 from pyrocache.node.lifecycle import Node
 from pyrocache.node.peers import Peers, PeerState
 from pyrocache.node.service.guard import PartitionState
@@ -210,3 +211,22 @@ def test_what_moves_away_is_dropped_and_never_comes_back(start: Callable[..., No
     del directory.entries["cache.node.2"]
     node.heartbeat()
     assert {key for key in keys if node.cache_node.get(0, key) is not None} == kept
+
+
+def test_a_node_that_cannot_be_built_leaves_neither_a_registration_nor_a_socket(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without descriptors or threads; `tests.cluster.test_resources` has the real thing."""
+    removed: list[str] = []
+    directory = MemoryDirectory()
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        assert list(directory.entries) == ["cache.node.1"]
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(lifecycle, "EventLoop", fail)
+    monkeypatch.setattr(lifecycle.unix_socket, "remove", removed.append)
+    with pytest.raises(OutOfResources, match="The node cannot start: can't start new thread"):
+        start(directory)
+    assert directory.entries == {}
+    assert len(removed) == 1

@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.load_once import LoadOptions
 from pyrocache.client.features.memoize import Memoizer
+from pyrocache.client.keys import content
 from pyrocache.client.keys.content import Content, content_of
 from pyrocache.client.keys.encoding import decode_key, encode_key
 from pyrocache.config import ClientConfig
@@ -268,6 +271,32 @@ def test_digests_are_the_same_in_every_process() -> None:
         for seed in (1, 2)
     }
     assert len(outputs) == 1
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats(-1, 1, width=16)
+    | st.text("ab", max_size=3)
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.tuples(inner, inner, inner)
+        | st.dictionaries(st.text("ab", max_size=2) | st.integers(0, 3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(VALUES, VALUES)
+def test_two_values_are_one_argument_where_they_are_one_key(one: Any, other: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "LARGE", 8)  # so that digests and columns are within each other
+        patch.setattr(content, "LONG", 3)
+        equal = encode_key(one) == encode_key(other)
+        assert (content_of(one) == content_of(other)) is equal
+        assert content_of(one) == content_of(decode_key(encode_key(one)))
 
 
 # Arrays ------------------------------------------------------------------------------------------------------

@@ -9,15 +9,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
 from pyrocache.client.features.load_once import LoadOptions, load_options, refresh_is_due
+from pyrocache.client.throttle import Throttle
 from pyrocache.config import ClientConfig
-from pyrocache.errors import NodeUnavailable, RemoteError, SerializationError, WaitTimeout
+from pyrocache.errors import ClientClosed, NodeUnavailable, RemoteError, ValueTooLarge, WaitTimeout
 
 # XFetch ------------------------------------------------------------------------------------------------------
 
@@ -113,7 +114,9 @@ class ScriptedBackend:
         self.calls: list[str] = []
         self.pinned: list[Any] = []
         self.waits: list[float] = []
+        self.refreshes: list[int] = []
         self.frame: bytes | None = None
+        self.then: Any = None
 
     def get(self, key: bytes, deadline: Any) -> bytes | None:
         self.calls.append("get")
@@ -122,6 +125,9 @@ class ScriptedBackend:
     def lease(self, key: bytes, lease: float, wait: float, refresh: int, deadline: Any, pinned: Any) -> Any:
         self.calls.append("lease")
         self.waits.append(wait)
+        self.refreshes.append(refresh)
+        if self.then is not None:
+            self.then()
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
@@ -131,7 +137,7 @@ class ScriptedBackend:
 
     def fill(self, key: bytes, token: int, frame: bytes, *rest: Any) -> bool:
         self.calls.append(f"fill {token}")
-        if isinstance(self.stored, Exception):
+        if isinstance(self.stored, BaseException):
             raise self.stored
         return bool(self.stored)
 
@@ -140,8 +146,8 @@ class ScriptedBackend:
         pinned.release()
 
 
-def load(backend: Any, factory: Any = lambda: "loaded", **given: Any) -> Any:
-    context = ClientContext(ClientConfig(), backend)
+def load(backend: Any, factory: Any = lambda: "loaded", cluster: str = "127.0.0.1:9090", **given: Any) -> Any:
+    context = ClientContext(ClientConfig(nameserver=cluster), backend)
     return load_once.get_or_set(load_once.Load(context, KEY, factory, options(**given), lambda: None))
 
 
@@ -167,16 +173,117 @@ def test_a_node_that_is_unreachable_after_the_load_costs_nobody_the_value() -> N
     assert backend.pinned[0].ended == "dropped"
 
 
-def test_the_lease_ends_before_the_error_of_a_factory_or_of_a_value_is_raised() -> None:
+def test_the_lease_ends_before_the_error_of_a_factory_is_raised() -> None:
     def fail() -> None:
         raise LookupError("no such row")
 
-    for factory, error in ((fail, LookupError), (lambda: lambda: 0, SerializationError)):
-        backend = ScriptedBackend(LEASE)
-        with pytest.raises(error):
-            load(backend, factory)
-        assert backend.calls[-1] == "abandon 7"
-        assert backend.pinned[0].ended == "released"
+    backend = ScriptedBackend(LEASE)
+    with pytest.raises(LookupError):
+        load(backend, fail)
+    assert backend.calls[-1] == "abandon 7"
+    assert backend.pinned[0].ended == "released"
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_once, "_once", Throttle(math.inf))
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "reason"),
+    [
+        (lambda: 0, True, "does not pickle"),
+        ("loaded", ValueTooLarge("the value is too large"), "too large"),
+        ("loaded", RemoteError("refused"), "refused"),
+        ("loaded", ClientClosed("closed"), "closed"),
+        ("loaded", MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_value_that_cannot_be_stored_is_returned_counted_and_logged_once(
+    value: Any, stored: Any, reason: str, once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ClientContext(ClientConfig(), cast(Any, None))
+    for _ in range(3):
+        backend = ScriptedBackend(LEASE, stored=stored)
+        context.backend = cast(Any, backend)
+        load = load_once.Load(context, KEY, lambda: value, options(), lambda: None)
+        assert load_once.get_or_set(load) is value
+        assert backend.calls[-1] == "abandon 7"  # the next caller does not wait for the lease to expire
+    assert context.figures.loads_not_stored == 3
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert "test_a_value_that_cannot_be_stored" in record.getMessage()
+
+
+def test_a_value_is_returned_if_cache_if_fails(once: None, caplog: pytest.LogCaptureFixture) -> None:
+    backend = ScriptedBackend(LEASE)
+    context = ClientContext(ClientConfig(), cast(Any, backend))
+    load = load_once.Load(context, KEY, lambda: 7, options(), lambda: None, keep=lambda value: value / 0)
+    assert load_once.get_or_set(load) == 7
+    assert backend.calls[-1] == "abandon 7"
+    assert context.figures.loads_not_stored == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_interrupt_while_the_value_is_stored_is_not_taken_for_a_reason() -> None:
+    backend = ScriptedBackend(LEASE, stored=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        load(backend)
+    assert backend.pinned[0].ended == "dropped"
+
+
+def test_tags_that_are_not_valid_are_an_error_before_the_factory_runs() -> None:
+    context = ClientContext(ClientConfig(), cast(Any, ScriptedBackend(LEASE)))
+    load = load_once.Load(context, KEY, pytest.fail, options(), lambda: context.encode_tags(cast(Any, [1])))
+    with pytest.raises(TypeError, match="tag"):
+        load_once.get_or_set(load)
+
+
+# Values that do not decode ------------------------------------------------------------------------------------
+
+OLD = b"\x80\x05cno_such_module\nA\n."  # a pickle of a class that is not there
+NEW = b"xnew"
+
+
+def test_a_value_that_does_not_decode_is_loaded_anew_and_replaced(
+    once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = ScriptedBackend((["load", 7, OLD],))
+    backend.frame = OLD
+    assert load(backend) == "loaded"
+    assert backend.calls == ["get", "lease", "fill 7"]
+    assert backend.refreshes == [load_once.UNREADABLE]
+    assert "no_such_module" in caplog.text
+
+
+def test_one_that_was_replaced_meanwhile_is_returned_and_not_loaded_again() -> None:
+    for answer in (["load", 7, NEW], ["value", NEW, None, None], ["stale", NEW]):
+        backend = ScriptedBackend((answer,))
+        backend.frame = OLD
+        assert load(backend, pytest.fail) == "new"
+        assert backend.pinned[0].ended
+
+
+def test_a_lease_that_another_caller_passes_on_is_given_back_if_the_value_is_there_by_then() -> None:
+    backend = ScriptedBackend((None,), (["load", 7, None],))
+    backend.frame = OLD
+    backend.then = lambda: setattr(backend, "frame", NEW)
+    assert load(backend, pytest.fail) == "new"
+    assert backend.calls == ["get", "lease", "lease", "get", "abandon 7"]
+
+
+def test_one_that_another_caller_loads_and_that_does_not_decode_either_is_not_replaced_for_ever() -> None:
+    backend = ScriptedBackend((["value", OLD, None, None],))
+    backend.frame = OLD
+    assert load(backend) == "loaded"
+    assert backend.calls == ["get", "lease"]
+
+
+def test_one_that_a_waiter_is_sent_and_that_does_not_decode_is_loaded_anew() -> None:
+    backend = ScriptedBackend((["value", OLD, None, None],), (["load", 7, OLD],))
+    assert load(backend) == "loaded"
+    assert backend.calls == ["get", "lease", "lease", "fill 7"]
+    assert backend.refreshes == [load_once.IF_MISSING, load_once.UNREADABLE]
 
 
 def test_a_factory_may_raise_stop_iteration() -> None:
@@ -220,7 +327,7 @@ def test_a_factory_that_loads_while_too_many_wait_or_its_own_key_loads_without_a
     backend = ScriptedBackend(LEASE, (None,))
 
     def outer() -> Any:
-        return load(inner, lambda: "inner"), load(backend, lambda: "own key")
+        return load(inner, lambda: "inner", "127.0.0.1:1"), load(backend, lambda: "own key")
 
     assert load(backend, outer) == ("inner", "own key")
     assert inner.calls == ["get", "lease"]
@@ -253,4 +360,4 @@ def test_event_loops_in_several_threads_share_one_pool_of_threads(monkeypatch: p
     for loop in loops:
         loop.join()
     assert len(made) == 1
-    threads.calls.shutdown()
+    made[0].shutdown()

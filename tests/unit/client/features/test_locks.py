@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.features import locks
 from pyrocache.config import ClientConfig
 from pyrocache.errors import LockLost
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 class Pinned:
@@ -93,3 +95,49 @@ def test_a_renewal_that_fails_loses_the_lock(backend: Backend, lock: locks.Lock)
     assert lock.token is None
     with pytest.raises(LockLost):
         lock.release()
+
+
+def test_an_unexpected_exception_does_not_end_the_thread_that_renews_locks() -> None:
+    """Neither for the locks that are held, nor for those to come."""
+    failures = [MemoryError(), ValueError()]
+    renewed = threading.Event()
+
+    class Flaky(Backend):
+        def begin_renew(self, *_: Any) -> bool:
+            if failures:
+                raise failures.pop()
+            renewed.set()
+            return False
+
+    renewer = locks._Renewer()
+    grants = [
+        locks.Grant(Flaky(), b"name", 1, 0.3, Pinned())  # type: ignore[arg-type]
+        for _ in range(3)
+    ]
+    for grant in grants:
+        renewer.watch(grant)
+    assert renewed.wait(PATIENCE_SECONDS)
+    assert failures == []
+    for grant in grants:
+        grant.over = True
+    assert wait_until(lambda: not renewer.running)
+    renewer.reset()
+
+
+def test_a_renewing_thread_that_ends_for_any_reason_is_replaced_by_the_next_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(*_: Any) -> bool:
+        raise SystemExit
+
+    renewer = locks._Renewer()
+    monkeypatch.setattr(renewer, "_renew", end)
+    grant = locks.Grant(Backend(), b"name", 1, 0.3, Pinned())  # type: ignore[arg-type]
+    renewer.watch(grant)
+    assert wait_until(lambda: not renewer.running)
+    started = threading.Event()
+    monkeypatch.setattr(renewer, "_renew", lambda *_: started.set() or True)
+    renewer.watch(grant)
+    assert started.wait(PATIENCE_SECONDS)
+    assert wait_until(lambda: not renewer.running)
+    renewer.reset()

@@ -111,6 +111,13 @@ def test_a_timeout_is_final() -> None:
     assert str(action) == "timed out"
 
 
+@pytest.mark.parametrize("command", [commands.GET, commands.DELETE])
+def test_a_request_that_was_not_sent_to_a_node_that_seems_to_hang_is_not_repeated(command: Command) -> None:
+    error = NodeUnavailable("hangs")
+    problem = Unavailable(error, maybe_executed=False, timed_out=False, suspected=True)
+    assert after(problem, command) is error
+
+
 def test_a_node_is_given_up_when_it_is_unreachable_again_after_the_name_server_was_asked() -> None:
     attempts = Attempts()
     assert isinstance(after(unreachable(), attempts=attempts, now=10.0), LookUp)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyrocache.node.coordination.claims import KEY_OVERHEAD, QuotaExceeded
-from pyrocache.node.coordination.leases import IF_MISSING, IF_NOT_LOADING, IN_ANY_CASE, Leases
+from pyrocache.node.coordination.leases import IF_MISSING, IF_NOT_LOADING, IN_ANY_CASE, UNREADABLE, Leases
 from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.node.store.store import Found
 from pyrocache.server.deferred import Deferred, Session
@@ -131,6 +131,16 @@ def test_who_refreshes_in_any_case_takes_the_lease_from_its_holder_and_the_other
     node.leases.settle(KEY, Found(b"new"))
     assert waiter.outcome()[:2] == ["value", b"new"]
     assert nothing_is_left(node)
+
+
+@pytest.mark.parametrize("found", [LIVE, OLD])
+def test_for_who_cannot_read_it_a_value_is_missing(node: Node, found: Found) -> None:
+    assert node.ask(found=found, refresh=UNREADABLE)[::2] == ["load", found.value]
+    assert node.ask(found=found, refresh=UNREADABLE, wait=0) is None
+    waiter = node.ask(found=found, refresh=UNREADABLE)
+    assert node.ask(found=found)[1] == found.value, "who can read it is not kept waiting"
+    node.leases.settle(KEY, Found(b"new"))
+    assert waiter.outcome()[:2] == ["value", b"new"]
 
 
 # A loader that does not end well -----------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_what_is_no_limit_is_refused(node: CacheNode, limit: Any) -> None:
     assert refusal(node.acquire, NO_VIEW, b"\0name", limit, 30.0, 0.0) == "bad-request"
 
 
-@pytest.mark.parametrize("refresh", [3, -1, "1", None, 0.5])
+@pytest.mark.parametrize("refresh", [4, -1, "1", None, 0.5])
 def test_what_is_no_way_to_refresh_is_refused(node: CacheNode, refresh: Any) -> None:
     assert refusal(node.lease, NO_VIEW, KEY, 60.0, 0.0, refresh) == "bad-request"
 

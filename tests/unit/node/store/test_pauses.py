@@ -107,3 +107,20 @@ def test_no_other_call_on_a_million_entries_takes_longer_than_five_milliseconds(
     for name, call in calls.items():
         pauses = [longest(call, 1000) for _ in range(1 if name == "clear" else 3)]
         assert min(pauses) <= PAUSE_SECONDS, name
+
+
+@pytest.mark.full
+def test_no_page_of_tagged_entries_takes_longer_than_five_milliseconds() -> None:
+    store = Store(10**10)
+    for number in range(400_000):
+        tags = [b"many", b"few"] if number % 320 == 0 else [b"many"]
+        store.put(b"\0%d" % number, b"value", 3600.0, tags=tags)
+
+    def page(number: int, tag: bytes) -> None:
+        keys, _ = store.page(b"\0", b"\0", number << 54, 500, 10**6, tag=tag, described=True)
+        for key in keys:
+            store.describe(key)
+
+    for tag in (b"many", b"few"):
+        pauses = [longest(lambda number, tag=tag: page(number, tag), 1000) for _ in range(3)]  # type: ignore[misc]
+        assert min(pauses) <= PAUSE_SECONDS, tag

@@ -1,0 +1,50 @@
+"""Jobs for workers when the system lets no thread start."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyrocache.server.calls import OutstandingCalls
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the system refuse threads; `tests.cluster.test_resources` has the real thing."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def connection() -> Any:
+    return SimpleNamespace(busy=False, deferred=None)
+
+
+def test_jobs_wait_for_the_worker_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    calls = OutstandingCalls(4, 10, lambda: None)
+    assert wait_until(lambda: calls._workers._work_queue.empty())
+    request.getfixturevalue("no_threads")
+    release = threading.Event()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(5):
+            assert calls.start_job(connection(), lambda: release.wait(10) and b"reply")  # type: ignore[arg-type, return-value]
+    assert caplog.text.count("can't start new thread") == 1
+    release.set()
+    assert wait_until(lambda: len(calls.done) == 5)
+    assert [reply for _, reply in calls.finished()] == [b"reply"] * 5
+    assert calls._jobs == 0
+    calls.close()
+
+
+def test_without_any_worker_a_server_does_not_start(no_threads: None) -> None:
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        OutstandingCalls(4, 10, lambda: None)
