@@ -490,7 +490,7 @@ def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_one
     with monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", fail)
         lock = cache.lock("name", ttl_seconds=30)
-        with pytest.raises(OutOfResources, match="can.t start new thread: raise the limit") as kept:
+        with pytest.raises(OutOfResources, match=r"can.t start new thread: raise the limit") as kept:
             lock.acquire()
         assert not lock.held
         assert lock.token is None
