@@ -278,23 +278,31 @@ class Lock:
             LockLost: the lock was lost before, or its node did not answer. Another caller may have held it meanwhile.
             RuntimeError: it is not held: it was not acquired, or released already.
         """
+        grants = self._owner.grants
         grant: Grant | None = None
         pinned: Pinned = None
         try:
-            grant = self._oldest()
+            # A forked child need not release what its parent acquired.
+            while grant is None or (grant.inherited and grants):
+                try:
+                    grant = grants.pop(0)  # the oldest
+                except IndexError:
+                    raise self._not_held() from None
             was_over = grant.over or grant.inherited
             # If the renewing thread is using the connection, the release goes over another one. `over` is set
             # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
             # node has received the release, the node would end the grant first and answer that the lock was lost.
-            pinned, deadline = grant.take(), self._context.deadline()
+            deadline = self._context.deadline()
+            pinned = grant.take()
             released = not was_over and self._context.backend.release(
                 grant.name, grant.token, deadline, pinned
             )
         except BaseException:
-            if grant is not None:
-                grant.over = True
+            # An exception object refers to this frame, so the connection must be closed, which frees the lock.
             if pinned is not None:
-                pinned.drop()  # which frees the lock
+                pinned.drop()
+            if grant is not None:
+                grant.end()
             raise
         grant.over = True
         if not released:
@@ -303,19 +311,9 @@ class Lock:
                 "did not answer the release. Another holder may have done its work meanwhile."
             )
 
-    def _oldest(self) -> Grant:
-        """Remove the oldest grant and return it. Raises `RuntimeError`."""
-        grants = self._owner.grants
-        try:
-            grant = grants.pop(0)
-            while grant.inherited:  # a forked child need not release what its parent acquired
-                grant = grants.pop(0)
-        except IndexError:
-            owner = "This thread" if self._thread_local else "This object"
-            raise RuntimeError(
-                f"{owner} does not hold the lock: it did not acquire it, or released it already."
-            ) from None
-        return grant
+    def _not_held(self) -> RuntimeError:
+        owner = "This thread" if self._thread_local else "This object"
+        return RuntimeError(f"{owner} does not hold the lock: it did not acquire it, or released it already.")
 
     def __enter__(self) -> Self:
         self._acquire(self._wait_seconds)
