@@ -105,7 +105,7 @@ class TestConnections:
     def test_a_client_says_so_when_there_is_none(self, transport: Any) -> None:
         with running_node(max_connections=2) as node, ExitStack() as stack:
             crowd = [stack.enter_context(Peer(node)) for _ in range(2)]
-            with PyroCacheClient(node.nameserver, transport=transport, timeout=0.3) as cache:
+            with PyroCacheClient(node.nameserver, transport=transport, timeout=0.5) as cache:
                 for _ in range(5):
                     with pytest.raises(Overloaded):
                         cache.get("key")

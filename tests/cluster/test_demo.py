@@ -114,6 +114,7 @@ def test_ctrl_c(tmp_path: Path, to_all: bool) -> None:
     assert (process.returncode, err) == (130, b"")
 
 
+@pytest.mark.full
 def test_ctrl_c_while_the_client_processes_work(tmp_path: Path) -> None:
     with running(tmp_path, b"processes set", ttl=0.1, keys=30_000) as process:
         os.killpg(process.pid, signal.SIGINT)

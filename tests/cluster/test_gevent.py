@@ -65,7 +65,9 @@ print("done")
 
 
 @pytest.mark.parametrize(
-    "head", [BEFORE, AFTER], ids=["patched before the import", "patched after the import"]
+    "head",
+    [BEFORE, pytest.param(AFTER, marks=pytest.mark.full)],
+    ids=["patched before the import", "patched after the import"],
 )
 def test_greenlets_share_a_client_and_a_stopped_node_stops_none_of_them(
     head: str, cluster: LocalCluster

@@ -606,6 +606,7 @@ class TestSilentAndSlowPeers:
         print(f"{unread / MIB:.2f} MiB of unread small replies take {grown / MIB:.2f} MiB")
         assert grown < 3 * MIB
 
+    @pytest.mark.full
     def test_half_requests_stay_within_the_limit_for_all_together(self) -> None:
         limit = 32 * MIB
         with running_node(max_buffered_bytes=limit) as node, unharmed(node), ExitStack() as stack:

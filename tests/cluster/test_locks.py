@@ -404,11 +404,16 @@ def test_an_interrupted_call_holds_nothing(cache: PyroCacheClient, thread_local:
     kept = []  # an exception refers to what the interrupted functions had
     with lock:
         pass
+    since = time.monotonic()
+    for _ in range(20):
+        with lock:
+            pass
+    usual = (time.monotonic() - since) / 20
     with interrupts() as interrupt_after:
         for _ in range(400):
             acquired = False
             try:
-                interrupt_after(random.random() * 0.0008)
+                interrupt_after(random.random() * usual + 1e-6)
                 acquired = lock.acquire()
                 lock.release()
                 interrupt_after(0)
@@ -420,7 +425,7 @@ def test_an_interrupted_call_holds_nothing(cache: PyroCacheClient, thread_local:
             eventually(lambda: not lock.locked())
             assert lock.acquire(timeout=SOON)
             lock.release()
-    assert len(kept) > 50
+    assert len(kept) > 20, "they are interrupted"
 
 
 def test_an_interrupted_wait_leaves_the_queue(cache: PyroCacheClient) -> None:
@@ -490,7 +495,7 @@ def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_one
     with monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", fail)
         lock = cache.lock("name", ttl_seconds=30)
-        with pytest.raises(OutOfResources, match="can.t start new thread: raise the limit") as kept:
+        with pytest.raises(OutOfResources, match=r"can.t start new thread: raise the limit") as kept:
             lock.acquire()
         assert not lock.held
         assert lock.token is None

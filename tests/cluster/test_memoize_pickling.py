@@ -100,7 +100,7 @@ def test_workers_of_joblib_find_what_the_script_cached(
     ]
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", "fork", pytest.param("forkserver", marks=pytest.mark.full)])
 def test_workers_of_multiprocessing_find_what_the_script_cached(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path, method: str
 ) -> None:

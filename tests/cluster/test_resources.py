@@ -362,6 +362,7 @@ def run_on_a_full_disk(address: str) -> None:
         nameserver.wait()
 
 
+@pytest.mark.full
 def test_a_name_server_on_a_full_disk_says_so_to_the_node_that_it_cannot_register() -> None:
     outcome = in_a_mount_namespace(
         "mount -t tmpfs -o size=64k none /mnt", "-c", NAMES_ON_A_FULL_DISK, free_address()

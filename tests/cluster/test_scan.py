@@ -172,6 +172,7 @@ def test_each_key_that_is_there_throughout_comes_once_while_others_come_and_go(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.full
 def test_each_entry_comes_once_too(full: PyroCacheClient, full_cluster: LocalCluster) -> None:
     with meanwhile(CHURN, full_cluster):
         seen = Seen()
@@ -211,6 +212,7 @@ def test_a_scan_goes_on_over_a_namespace_that_was_cleared_meanwhile(full_cluster
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.full
 def test_gets_are_not_held_up_by_a_scan(full: PyroCacheClient, full_cluster: LocalCluster) -> None:
     with meanwhile(READ, full_cluster) as alone:
         time.sleep(1.5)
@@ -228,6 +230,7 @@ def test_gets_are_not_held_up_by_a_scan(full: PyroCacheClient, full_cluster: Loc
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.full
 def test_what_is_not_evicted_during_a_scan_comes_once() -> None:
     with private_cluster(nodes=3, max_memory="4MiB") as cluster, cluster.client() as cache:
         for start in range(0, 100_000, 10_000):

@@ -256,6 +256,7 @@ def test_completion_in_bash(shell: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+@pytest.mark.full
 def test_completion_in_fish(shell: dict[str, str]) -> None:
     script = "pyrocache --show-completion | source\n"
     script += "".join(f"echo =; complete -C '{line}'\n" for line in COMPLETIONS if line != "pyrocache get us")
@@ -265,6 +266,7 @@ def test_completion_in_fish(shell: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.full
 def test_completion_in_zsh(shell: dict[str, str]) -> None:
     script = (
         "compdef() { echo compdef $@ }\n_arguments() { echo = $@ }\n_files() { echo = }\n"

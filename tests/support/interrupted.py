@@ -200,11 +200,37 @@ class Program:
             with PyroCacheClient(self.nameserver, timeout=20.0) as other:
                 check(k, other.get(k))
 
+        def entries(c: PyroCacheClient) -> None:
+            k = key()
+            if (found := c.get_entry(k)) is not None:
+                check(k, found.value)
+                c.delete(k, if_version=found.version)
+            for k, entry in c.get_entries(range(20)).items():
+                check(k, entry.value)
+            inner = c.namespace("prefixes", ttl_seconds=60)
+            inner.set_many({f"a{n}": (f"a{n}", n) for n in range(20)}, tags=["tag"])
+            for k, _ in inner.scan("a", details=True):
+                assert k.startswith("a")
+            list(inner.scan(tag="tag"))
+            inner.delete_prefix("a")
+
+        def other_locks(c: PyroCacheClient) -> None:
+            self.number += 1
+            lock = c.lock(("other", self.number % 3), thread_local=False, wait_seconds=5)
+            if lock.acquire(timeout=5):
+                lock.release()
+
+        def disconnects(c: PyroCacheClient) -> None:
+            k = key()
+            c.set(k, value(k), expires_at=time.time() + 60)
+            c.disconnect()
+
         def writes(c: PyroCacheClient) -> None:
             k = key()
             c.set(k, value(k))
 
         single = [reads, writes, large, versions, changes, counts, removes, defaults, asks]
+        single += [entries, other_locks, disconnects]
         return [*single, loads, loads_anew, memoizes, locks, many, walks, looks, connects]
 
     def run(self, times: int) -> None:

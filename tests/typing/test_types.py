@@ -38,7 +38,7 @@ def pyright(file: Path) -> set[int]:
     return {line for line, _ in found}
 
 
-@pytest.mark.parametrize("checker", [mypy, pyright])
+@pytest.mark.parametrize("checker", [mypy, pytest.param(pyright, marks=pytest.mark.full)])
 class TestTypes:
     def test_what_is_right_is_inferred(self, checker: object) -> None:
         assert callable(checker)

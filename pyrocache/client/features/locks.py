@@ -31,7 +31,6 @@ import select
 import threading
 import time
 import weakref
-from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 from pyrocache.client.backend import Backend, Pinned
@@ -288,28 +287,32 @@ class Lock:
             LockLost: the lock was lost before, or its node did not answer. Another caller may have held it meanwhile.
             RuntimeError: it is not held: it was not acquired, or released already.
         """
+        grants = self._owner.grants
         grant: Grant | None = None
         pinned: Pinned = None
         try:
-            while grant is None:
-                grant = self._oldest()
+            # A forked child need not release what its parent acquired.
+            while grant is None or (grant.inherited and grants):
                 try:
-                    self._owner.grants.remove(grant)
-                except ValueError:  # another thread has released it
-                    grant = None
+                    grant = grants.pop(0)  # the oldest
+                except IndexError:
+                    raise self._not_held() from None
             was_over = grant.over or grant.inherited
             # If the renewing thread is using the connection, the release goes over another one. `over` is set
             # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
             # node has received the release, the node would end the grant first and answer that the lock was lost.
-            pinned, deadline = grant.take(), self._context.deadline()
+            deadline = self._context.deadline()
+            pinned = grant.take()
             released = not was_over and self._context.backend.release(
                 grant.name, grant.token, deadline, pinned
             )
             grant.over = True
-        except BaseException:  # an exception that is kept would keep the grant
+        except BaseException:
+            # An exception object refers to this frame, so the connection must be closed, which frees the lock.
+            if pinned is not None:
+                pinned.drop()
             if grant is not None:
-                self._give_up(grant, pinned)
-            del grant, pinned
+                grant.end()
             raise
         if not released:
             raise LockLost(
@@ -317,22 +320,11 @@ class Lock:
                 "did not answer the release. Another holder may have done its work meanwhile."
             )
 
-    def _oldest(self) -> Grant:
-        """Return the oldest grant. Raises `RuntimeError`."""
-        for grant in tuple(self._owner.grants):
-            if not grant.inherited:  # a forked child need not release what its parent acquired
-                return grant
+    def _not_held(self) -> RuntimeError:
         owner = "This thread" if self._thread_local else "This object"
-        text = f"{owner} does not hold the lock: it did not acquire it, or released it already."
-        raise brief(RuntimeError(text))
-
-    def _give_up(self, grant: Grant, pinned: Pinned = None) -> None:
-        """End a grant whose acquisition or release an exception has interrupted. ``pinned``: its connection, taken."""
-        if pinned is not None:
-            pinned.drop()  # which frees the lock
-        grant.end()
-        with suppress(ValueError):
-            self._owner.grants.remove(grant)
+        return brief(
+            RuntimeError(f"{owner} does not hold the lock: it did not acquire it, or released it already.")
+        )
 
     def __enter__(self) -> Self:
         self._acquire(self._wait_seconds)

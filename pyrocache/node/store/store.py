@@ -267,12 +267,7 @@ class Store:
         if space is None or tagged == frozenset():
             return [], 0
         size = partial(_described_bytes, space) if described else len
-        if tagged is None or len(tagged) > SHARD_KEYS:
-            keys, position = space.page(position, limit, room, size)
-            if tagged is not None:
-                keys = [key for key in keys if key in tagged]
-        else:  # so few that they can be sorted at once; the order is the same
-            keys, position = page_of(tagged, position, limit, room, size)
+        keys, position = _page(space, tagged, position, limit, room, size)
         if prefix != namespace:
             keys = [key for key in keys if key.startswith(prefix)]
         if tagged is not None or ((space.expiring or self.contents.tags.invalid) and not stale):
@@ -484,6 +479,23 @@ class Store:
 def _extras(stale_until: float, load_seconds: float | None, tags: tuple[bytes, ...]) -> Extras | None:
     known = stale_until or load_seconds is not None or tags
     return Extras(stale_until, load_seconds, tags) if known else None
+
+
+def _page(
+    space: Namespace,
+    tagged: Collection[bytes] | None,
+    position: int,
+    limit: int,
+    room: int,
+    size: Callable[[bytes], int],
+) -> tuple[list[bytes], int]:
+    """Return a page of the keys of a namespace, or of those that are in ``tagged``, and the next position."""
+    if tagged is not None and len(tagged) <= SHARD_KEYS:
+        return page_of(
+            tagged, position, limit, room, size
+        )  # so few can be sorted at once; the order is the same
+    keys, position = space.page(position, limit, room, size)
+    return keys if tagged is None else [key for key in keys if key in tagged], position
 
 
 def _described_bytes(space: Namespace, key: bytes) -> int:

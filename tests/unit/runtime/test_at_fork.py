@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 from pyrocache.runtime import at_fork
 
@@ -42,3 +43,28 @@ def test_an_owner_is_not_kept_alive_by_its_hook() -> None:
     del owner
     gc.collect()
     assert number not in at_fork._hooks
+
+
+def test_a_signal_during_the_hooks_is_handled_after_them() -> None:
+    """An interrupted hook would leave a child with its parent's streams."""
+    done: list[str] = []
+
+    def interrupt(*_: object) -> None:
+        done.append("handler")
+
+    def hook() -> None:
+        signal.raise_signal(signal.SIGALRM)
+        done.append("hook")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    hooks = dict(at_fork._hooks)
+    at_fork._hooks.clear()
+    try:
+        at_fork.in_child(hook)
+        at_fork._run_hooks()
+    finally:
+        at_fork._hooks.clear()
+        at_fork._hooks.update(hooks)
+        signal.signal(signal.SIGALRM, before)
+    assert done == ["hook", "handler"]
+    assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -562,6 +562,7 @@ def test_objects_of_polars_that_differ_in_one_thing() -> None:
 # Time --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_64_mb_take_a_fraction_of_a_second() -> None:
     size = 8 << 20
     numbers = np.arange(float(size))

@@ -141,3 +141,29 @@ def test_a_renewing_thread_that_ends_for_any_reason_is_replaced_by_the_next_lock
     assert started.wait(PATIENCE_SECONDS)
     assert wait_until(lambda: not renewer.running)
     renewer.reset()
+
+
+def test_a_child_that_was_forked_need_not_release_what_its_parent_acquired(
+    backend: Backend, lock: locks.Lock
+) -> None:
+    grant_of(lock)._process -= 1
+    assert not lock.held
+    lock._owner.grants.append(locks.Grant(backend, b"name", 2, 30, Pinned()))  # type: ignore[arg-type]
+    assert lock.held
+    lock.release()
+    with pytest.raises(RuntimeError):
+        lock.release()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, IndexError])
+def test_an_interrupted_release_frees_the_lock(
+    backend: Backend, lock: locks.Lock, error: type[BaseException]
+) -> None:
+    def interrupt() -> None:
+        raise error
+
+    backend.during_release = interrupt
+    with pytest.raises(error):
+        lock.release()
+    assert backend.pinned.closed
+    assert not lock.held

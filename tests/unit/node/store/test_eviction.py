@@ -164,6 +164,7 @@ def test_it_takes_few_bytes_though_all_keys_were_used(policy: str) -> None:
 
 
 @all_policies
+@pytest.mark.full
 def test_no_call_moves_much_memory_however_many_keys_there_are(policy: str) -> None:
     """As the growth of one large table would, which takes the longer the more keys there are."""
     order = POLICIES[policy]()

@@ -55,6 +55,7 @@ def longest(call: Callable[[int], object], count: int) -> float:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.full
 def test_no_call_allocates_much_and_no_dict_becomes_large(policy: str) -> None:
     store = Store(10**9, policy=POLICIES[policy]())
     most = 0
