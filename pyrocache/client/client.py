@@ -71,7 +71,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             include the time that a call waits for another caller, and applies to each page of a scan separately.
         on_error: what to do on a `CacheUnavailable` error: `NameServerUnavailable`, `NoNodes`, `NodeUnavailable` or
             `Overloaded`. ``"raise"`` raises it; ``"miss"`` counts and logs it, and returns what a miss returns. No
-            other error becomes a miss. Locks, `compute`, `compare_and_set`, `set` with ``if_version``, `incr`, `decr`,
+            other error becomes a miss. Locks, `compute`, `compare_and_set`, ``if_version``, `incr`, `decr`,
             `ping`, `nodes`, `node_for` and `stats` always raise it.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
         ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
@@ -88,7 +88,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ``"64KiB"`` or a number.
         on_undecodable: what a read does with a stored key or value that does not decode in this process, because its
             class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
-            were no such entry. `compute` and `incr` always raise.
+            were no such entry. `compute`, `incr` and `setdefault` always
+            raise.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -485,7 +486,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         encoded = context.encode_key(key)
         frame = context.codec.encode(encoded, default)
         found = self._answer(context.backend.setdefault, encoded, None, frame, seconds)
-        return default if found is None else context.read(encoded, found, default)
+        return default if found is None else context.decode(encoded, found)
 
     def delete(self, key: object, *, if_version: int | None = None) -> bool:
         """Remove the entry. Return whether it existed.
@@ -891,8 +892,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry.
-            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
-                removed nevertheless. With ``"miss"``, another entry is returned.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. With
+                ``"miss"``, another entry is returned. In both cases the entry stays.
         """
         return scan.pop_any(self._context)
 
