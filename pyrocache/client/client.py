@@ -52,6 +52,7 @@ from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationErr
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -358,7 +359,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if unknown:
             raise unknown_argument(self.compute, unknown)
         if not callable(function):
-            raise TypeError("compute takes a key and a function of its value; set stores a value.")
+            raise brief(TypeError("compute takes a key and a function of its value; set stores a value."))
         return compute(self._context, key, function, default, ttl_seconds)
 
     @overload
@@ -373,9 +374,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         # A mistaken `compute` or `set_many`: `dict.update` would store the named arguments as entries.
         if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
-            raise TypeError(
-                "update stores entries, as dict.update does: to change one by a function there is compute, to store "
-                "with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
+            raise brief(
+                TypeError(
+                    "update stores entries, as dict.update does: to change one by a function there is compute, to "
+                    "store with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
+                )
             )
         self.set_many(dict(*arguments, **named))
 
@@ -574,9 +577,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise unknown_argument(self.get_or_set, unknown)
         __tracebackhide__ = True  # the factory's exceptions
         if not callable(factory):
-            raise TypeError(
-                "get_or_set takes a function that makes the value, and calls it if there is none; "
-                "setdefault takes a value."
+            raise brief(
+                TypeError(
+                    "get_or_set takes a function that makes the value, and calls it if there is none; "
+                    "setdefault takes a value."
+                )
             )
         context = self._context
         # All arguments are checked before the factory can run.
@@ -631,9 +636,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if unknown:
             raise unknown_argument(self.memoize, unknown)
         if callable(ttl_seconds):
-            raise TypeError("memoize is called to decorate a function: @cache.memoize()")
+            raise brief(TypeError("memoize is called to decorate a function: @cache.memoize()"))
         if isinstance(ignore, str):
-            raise TypeError("ignore is a list of names, not one name.")
+            raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
@@ -1028,15 +1033,15 @@ hide_unknown(PyroCacheClient)
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:
     """Return the names by which pickles refer to classes and functions. Strings are names already."""
     if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}.")
+        raise brief(TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}."))
     return tuple(given if isinstance(given, str) else _class_name(given) for given in classes)
 
 
 def _class_name(given: Any) -> str:
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise TypeError(
-            f"allowed_classes has classes, functions and their names, not {type(given).__name__}."
+        raise brief(
+            TypeError(f"allowed_classes has classes, functions and their names, not {type(given).__name__}.")
         )
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     return f"{'__main__' if module == '__mp_main__' else module}.{name}"
@@ -1044,9 +1049,9 @@ def _class_name(given: Any) -> str:
 
 def _version(version: int) -> int:
     if isinstance(version, bool) or not isinstance(version, int):
-        raise TypeError(f"A version is an int from get_with_version, not {type(version).__name__}.")
+        raise brief(TypeError(f"A version is an int from get_with_version, not {type(version).__name__}."))
     if not 0 < version < 2**63:
-        raise ValueError("A version is an int above 0, from get_with_version.")
+        raise brief(ValueError("A version is an int above 0, from get_with_version."))
     return version
 
 
@@ -1055,11 +1060,11 @@ def _int(number: object, name: str) -> int:
     try:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} is an int, not {type(number).__name__}.") from None
+        raise brief(TypeError(f"{name} is an int, not {type(number).__name__}.")) from None
 
 
 def _finite(touch_seconds: Ttl) -> float:
     seconds = ttl_to_seconds(touch_seconds, "touch_seconds")
     if seconds is None:
-        raise ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry.")
+        raise brief(ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry."))
     return seconds
