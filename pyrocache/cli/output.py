@@ -5,6 +5,7 @@ Thread safety: `report` may be called in any thread; the rest is for the main th
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -25,6 +26,8 @@ def write(output: str | bytes) -> None:
     """
     stream = sys.stdout
     if stream is None:  # it was closed by whoever started this
+        if output:
+            raise OSError(errno.EBADF, "standard output is closed")
         return
     if isinstance(output, str):
         text = output if output.endswith("\n") or not output else f"{output}\n"

@@ -52,6 +52,7 @@ from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationErr
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -71,7 +72,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             include the time that a call waits for another caller, and applies to each page of a scan separately.
         on_error: what to do on a `CacheUnavailable` error: `NameServerUnavailable`, `NoNodes`, `NodeUnavailable` or
             `Overloaded`. ``"raise"`` raises it; ``"miss"`` counts and logs it, and returns what a miss returns. No
-            other error becomes a miss. Locks, `compute`, `compare_and_set`, `set` with ``if_version``, `incr`, `decr`,
+            other error becomes a miss. Locks, `compute`, `compare_and_set`, ``if_version``, `incr`, `decr`,
             `ping`, `nodes`, `node_for` and `stats` always raise it.
         transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
         ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
@@ -88,7 +89,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ``"64KiB"`` or a number.
         on_undecodable: what a read does with a stored key or value that does not decode in this process, because its
             class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
-            were no such entry. `compute` and `incr` always raise.
+            were no such entry. `compute`, `incr` and `setdefault` always
+            raise.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -357,7 +359,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if unknown:
             raise unknown_argument(self.compute, unknown)
         if not callable(function):
-            raise TypeError("compute takes a key and a function of its value; set stores a value.")
+            raise brief(TypeError("compute takes a key and a function of its value; set stores a value."))
         return compute(self._context, key, function, default, ttl_seconds)
 
     @overload
@@ -372,9 +374,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         # A mistaken `compute` or `set_many`: `dict.update` would store the named arguments as entries.
         if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
-            raise TypeError(
-                "update stores entries, as dict.update does: to change one by a function there is compute, to store "
-                "with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
+            raise brief(
+                TypeError(
+                    "update stores entries, as dict.update does: to change one by a function there is compute, to "
+                    "store with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
+                )
             )
         self.set_many(dict(*arguments, **named))
 
@@ -485,7 +489,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         encoded = context.encode_key(key)
         frame = context.codec.encode(encoded, default)
         found = self._answer(context.backend.setdefault, encoded, None, frame, seconds)
-        return default if found is None else context.read(encoded, found, default)
+        return default if found is None else context.decode(encoded, found)
 
     def delete(self, key: object, *, if_version: int | None = None) -> bool:
         """Remove the entry. Return whether it existed.
@@ -573,9 +577,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise unknown_argument(self.get_or_set, unknown)
         __tracebackhide__ = True  # the factory's exceptions
         if not callable(factory):
-            raise TypeError(
-                "get_or_set takes a function that makes the value, and calls it if there is none; "
-                "setdefault takes a value."
+            raise brief(
+                TypeError(
+                    "get_or_set takes a function that makes the value, and calls it if there is none; "
+                    "setdefault takes a value."
+                )
             )
         context = self._context
         # All arguments are checked before the factory can run.
@@ -630,9 +636,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if unknown:
             raise unknown_argument(self.memoize, unknown)
         if callable(ttl_seconds):
-            raise TypeError("memoize is called to decorate a function: @cache.memoize()")
+            raise brief(TypeError("memoize is called to decorate a function: @cache.memoize()"))
         if isinstance(ignore, str):
-            raise TypeError("ignore is a list of names, not one name.")
+            raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
@@ -891,8 +897,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Raises:
             KeyError: there is no entry.
-            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. The entry is
-                removed nevertheless. With ``"miss"``, another entry is returned.
+            SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``. With
+                ``"miss"``, another entry is returned. In both cases the entry stays.
         """
         return scan.pop_any(self._context)
 
@@ -1027,15 +1033,15 @@ hide_unknown(PyroCacheClient)
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:
     """Return the names by which pickles refer to classes and functions. Strings are names already."""
     if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}.")
+        raise brief(TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}."))
     return tuple(given if isinstance(given, str) else _class_name(given) for given in classes)
 
 
 def _class_name(given: Any) -> str:
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise TypeError(
-            f"allowed_classes has classes, functions and their names, not {type(given).__name__}."
+        raise brief(
+            TypeError(f"allowed_classes has classes, functions and their names, not {type(given).__name__}.")
         )
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     return f"{'__main__' if module == '__mp_main__' else module}.{name}"
@@ -1043,9 +1049,9 @@ def _class_name(given: Any) -> str:
 
 def _version(version: int) -> int:
     if isinstance(version, bool) or not isinstance(version, int):
-        raise TypeError(f"A version is an int from get_with_version, not {type(version).__name__}.")
+        raise brief(TypeError(f"A version is an int from get_with_version, not {type(version).__name__}."))
     if not 0 < version < 2**63:
-        raise ValueError("A version is an int above 0, from get_with_version.")
+        raise brief(ValueError("A version is an int above 0, from get_with_version."))
     return version
 
 
@@ -1054,11 +1060,11 @@ def _int(number: object, name: str) -> int:
     try:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} is an int, not {type(number).__name__}.") from None
+        raise brief(TypeError(f"{name} is an int, not {type(number).__name__}.")) from None
 
 
 def _finite(touch_seconds: Ttl) -> float:
     seconds = ttl_to_seconds(touch_seconds, "touch_seconds")
     if seconds is None:
-        raise ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry.")
+        raise brief(ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry."))
     return seconds

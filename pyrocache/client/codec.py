@@ -45,11 +45,13 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from enum import Enum
 from functools import partial
 from operator import itemgetter
 from pickle import dumps, loads
-from types import NoneType, SimpleNamespace
-from typing import Any, TypeAlias
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType, SimpleNamespace
+from typing import Any, ClassVar, TypeAlias
 
 from pyrocache.client.compression import COMPRESSED_KIND, compress, decompress
 from pyrocache.client.serializers import JSON, MSGPACK, Serializer, Unsupported, UserCodec, user_serializer
@@ -60,6 +62,12 @@ from pyrocache.protocol.messages import Pieces
 from pyrocache.tracebacks import came_from_outside, cause_of
 
 __all__ = ["Codec", "canonical_pickle", "canonical_unpickle", "missing_name", "raw_buffer", "type_name"]
+
+_ANYTHING = frozenset(
+    [f"builtins.{name}" for name in ("__import__", "compile", "eval", "exec", "getattr", "open", "setattr")]
+    + ["code", "ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "subprocess", "sys"]
+)
+"""Functions, and modules with such, by which a pickle could do anything."""
 
 _PICKLE_PROTOCOL = 5
 _DOUBLE = struct.Struct(">d")
@@ -170,7 +178,7 @@ class Codec:
             try:
                 return loads(frame)
             except Exception as error:
-                raise _unpicklable(error) from cause_of(error)
+                raise _unpicklable(error, frame) from cause_of(error)
         decoder = self._decoders.get(frame[0])
         if decoder is None:
             raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
@@ -213,15 +221,20 @@ class Codec:
         try:
             return list(map(loads, frames))
         except Exception as error:
-            raise _unpicklable(error) from cause_of(error)
+            cause = cause_of(error)
+            for frame in frames:
+                self.decode(b"", frame)  # raises the error of the first bad one
+            raise _unpicklable(error) from cause
 
     def check_class(self, module: str, name: str) -> None:
         """Raise `SerializationError` unless pickles and keys may refer to a class or function."""
         # A worker that multiprocessing spawned knows its parent's __main__ by another name.
         full = f"{'__main__' if module == '__mp_main__' else module}.{name}"
         if self._allowed is not None and full not in self._allowed:
+            dangerous = full in _ANYTHING or module.partition(".")[0] in _ANYTHING
+            advice = "It can run any code: never add it" if dangerous else "Add it if you trust it"
             raise SerializationError(
-                f"{full} was not loaded: it is not in this client's allowed_classes. Add it if you trust it."
+                f"{full} was not loaded: it is not in this client's allowed_classes. {advice}."
             )
 
     def _load_allowed(self, frame: Any, buffers: Iterable[Any] | None = None) -> object:
@@ -231,7 +244,7 @@ class Codec:
         except SerializationError:
             raise
         except Exception as error:
-            raise _unpicklable(error) from cause_of(error)
+            raise _unpicklable(error, frame, buffers) from cause_of(error)
 
     def _decode_compressed(self, frame: bytes | memoryview) -> object:
         inner = decompress(frame)
@@ -300,7 +313,17 @@ class _CanonicalPickler(pickle.Pickler):
         return self._persistent_id(obj)
 
 
-class _CheckedUnpickler(pickle.Unpickler):
+_SHARED = type, FunctionType, BuiltinFunctionType, ModuleType, Enum
+"""The types of what the whole process shares under a name."""
+
+
+class _CheckedUnpickler(pickle._Unpickler):
+    """Loads pickles that refer to checked classes and functions only, and change none of these.
+
+    It is the unpickler in Python: that in C would let a pickle set attributes of a class, by the instruction that sets
+    the attributes of an object.
+    """
+
     def __init__(
         self, file: io.BytesIO, check: Callable[[str, str], object], buffers: Iterable[Any] | None = None
     ) -> None:
@@ -310,6 +333,17 @@ class _CheckedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         self._check(module, name)
         return super().find_class(module, name)
+
+    def _load_build(self: Any) -> None:
+        target = self.stack[-2] if len(self.stack) > 1 else None
+        if isinstance(target, _SHARED):
+            raise pickle.UnpicklingError("a pickle sets attributes of a class")
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {  # by instruction
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _load_build,
+    }
 
 
 class _CanonicalUnpickler(_CheckedUnpickler):
@@ -321,6 +355,16 @@ class _CanonicalUnpickler(_CheckedUnpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self._persistent_load(pid)
+
+
+def _missing_class(frame: Any, buffers: Iterable[Any] | None) -> str:
+    """Return the name of the class that a pickle, which has just failed to load, looked for last."""
+    asked = [""]
+    with suppress(Exception):
+        _CheckedUnpickler(
+            io.BytesIO(frame), lambda module, name: asked.append(f"{module}.{name}"), buffers
+        ).load()
+    return asked[-1]
 
 
 def raw_buffer(value: object) -> memoryview | None:
@@ -492,9 +536,16 @@ def _decode_str(frame: bytes | memoryview) -> str:
         raise CorruptValue("a stored str is not UTF-8") from None  # the cause holds the content
 
 
-def _unpicklable(error: Exception) -> SerializationError:
+def _unpicklable(
+    error: Exception, frame: Any = b"", buffers: Iterable[Any] | None = None
+) -> SerializationError:
     if isinstance(error, (ImportError, AttributeError)):
-        return SerializationError(f"a stored value's class cannot be imported here ({missing_name(error)})")
+        name = _missing_class(frame, buffers)
+        what = f"a stored value's class {name}" if name else "a stored value's class"
+        return SerializationError(
+            f"{what} cannot be imported here ({missing_name(error)}). Store the value again, or read it where there is "
+            "such a class"
+        )
     # Broken pickles and the value's own code may raise anything.
     return SerializationError(f"a stored value does not unpickle ({type_name(error)})")
 
@@ -522,7 +573,7 @@ def _decode_out_of_band(frame: bytes | memoryview, load: Callable[..., object] |
     try:
         return loads(data, buffers=buffers)
     except Exception as error:
-        raise _unpicklable(error) from cause_of(error)
+        raise _unpicklable(error, data, buffers) from cause_of(error)
 
 
 _DECODERS: dict[int, Callable[[Any], object]] = {

@@ -1,7 +1,8 @@
 """Compression of value frames: a frame that holds another frame, compressed with zlib.
 
 A compressed frame is the kind, the size of the frame in it as a little-endian u64, and a zlib stream. The size is
-checked before anything is decompressed, and decompression stops at it, so a small frame cannot fill the memory.
+checked before anything is decompressed, and decompression stops at it, so a frame takes at most 1 GiB; its
+zlib stream may be a thousandth of that.
 
 Raises `CorruptValue`. Pure: no I/O, no threads.
 
@@ -56,6 +57,8 @@ def decompress(frame: bytes | memoryview) -> memoryview:
         data = stream.decompress(memoryview(frame)[_HEAD.size :], size + 1)
     except zlib.error:
         raise CorruptValue("a stored compressed value does not decompress") from None
+    except MemoryError:
+        raise CorruptValue(f"there is no memory for the {size} bytes of a stored compressed value") from None
     if len(data) != size or not stream.eof or stream.unused_data:
         raise CorruptValue("a stored compressed value is not as long as it says")
     return memoryview(data)

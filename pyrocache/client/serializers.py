@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -24,7 +24,8 @@ class UserCodec(Protocol):
     """A serializer of the user's own, for ``PyroCacheClient(codec=...)``.
 
     It is called from several threads. It is pickled with the client, so its class must be importable where the client
-    is unpickled. Its name in stored values is its attribute ``name``, if it is a str, or the name of its class.
+    is unpickled. Its name in stored values is its attribute ``name``, if it is a str; else the name of its class, or of
+    the module that it is.
     """
 
     def dumps(self, obj: Any, /) -> bytes:
@@ -58,7 +59,7 @@ def user_serializer(codec: UserCodec) -> Serializer:
     """Return the serializer of a user's codec. Its frames begin with the length and the UTF-8 text of its name."""
     title = getattr(codec, "name", None)
     if not isinstance(title, str):
-        title = type(codec).__qualname__
+        title = codec.__name__ if isinstance(codec, ModuleType) else type(codec).__qualname__
     name = title.encode("utf-8", "replace")[:255]
     return Serializer(f"the codec {title!r}", b"u" + bytes((len(name),)) + name, codec.dumps, codec.loads)
 
@@ -104,7 +105,19 @@ def _dump_msgpack(value: Any) -> bytes:
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _pack = partial(msgpack.packb, use_bin_type=True, unicode_errors="surrogatepass")
-_unpack = partial(msgpack.unpackb, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise Unsupported("an extension type")
+
+
+_unpack = partial(
+    msgpack.unpackb,
+    raw=False,
+    strict_map_key=False,
+    unicode_errors="surrogatepass",
+    ext_hook=_refuse_extension,
+)
 
 JSON = Serializer('serializer="json"', b"j", _dump_json, _load_json)
 MSGPACK = Serializer('serializer="msgpack"', b"k", _dump_msgpack, _unpack)

@@ -136,7 +136,9 @@ def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple
         yield socket.AF_UNIX, endpoint.socket_path
     # Reached only if the Unix socket failed: resolving the name may block.
     try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+        # As bytes: a str goes through Python's idna codec, which wraps an exception that a signal handler raises there.
+        host = endpoint.host.encode() if endpoint.host.isascii() else endpoint.host
+        found = socket.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM)
     except socket.gaierror:
         socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause
         raise

@@ -61,8 +61,9 @@ class ChildProcess:
         with explained("A process cannot be started", starts_process=True):
             self._start(settings, quiet, descriptors)
         self.started_at = time.monotonic()
-        # The Popen object is no help: if the process runs when it is collected, `subprocess` keeps it.
-        weakref.finalize(self, self._link.close).atexit = False
+        # When this process ends, the kernel closes the link, and continues a suspended child.
+        self._let_go = weakref.finalize(self, _let_go, self._link, self._output, self._process)
+        self._let_go.atexit = False
         at_fork.in_child(self.let_go_after_fork)
 
     def _start(self, settings: dict[str, Any], quiet: bool, descriptors: Sequence[int]) -> None:
@@ -181,6 +182,22 @@ class ChildProcess:
     def let_go_after_fork(self) -> None:
         """Close the link in a forked process. Otherwise the child would not see the end of its parent."""
         self._link.close()
+        self._let_go.detach()  # the process is not a child of this one
+
+
+_ending: list[
+    subprocess.Popen[bytes]
+] = []  # end by themselves; a Popen object that is collected before warns
+
+
+def _let_go(link: socket.socket, output: IO[bytes] | None, process: subprocess.Popen[bytes]) -> None:
+    """Let a process end whose `ChildProcess` is collected: it sees the end of its link."""
+    link.close()
+    if output is not None:
+        output.close()
+    _ending[:] = [other for other in (*_ending, process) if other.poll() is None]
+    if process.returncode is None:
+        process.send_signal(signal.SIGCONT)  # a suspended process sees nothing
 
 
 def _capture() -> IO[bytes] | None:

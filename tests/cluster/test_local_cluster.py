@@ -83,6 +83,15 @@ def test_it_ends_when_nothing_refers_to_it_or_to_a_client_of_it() -> None:
     eventually(lambda: all(map(is_gone, started)), 10.0)
 
 
+def test_it_ends_with_nodes_that_are_paused() -> None:
+    cluster = LocalCluster(nodes=2)
+    started = pids(cluster)
+    cluster.pause(0)
+    del cluster
+    gc.collect()
+    eventually(lambda: all(map(is_gone, started)), 10.0)
+
+
 def test_a_closed_client_does_not_keep_it() -> None:
     cluster = LocalCluster(nodes=1)
     started = pids(cluster)

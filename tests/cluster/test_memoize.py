@@ -857,3 +857,24 @@ def test_the_types_are_those_of_the_function(cache: PyroCacheClient) -> None:
     """What mypy and pyright make of it is in ``tests/typing``."""
     memoized: Callable[[int, str], str] = cache.memoize()(documented)
     assert memoized(2, "c") == "cc"
+
+
+def test_without_threads_a_coroutine_computes_and_leaves_no_lease_behind(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def text(number: int) -> str:
+        return str(number)
+
+    def no_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(load_once_async, "_threads", load_once_async._Threads())
+    with shared_cluster.client(on_error="miss") as optional:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            assert asyncio.run(optional.memoize(name="text", lease_seconds=3600)(text)(1)) == "1"
+            with pytest.raises(NodeUnavailable, match="can't start new thread: raise the limit"):
+                asyncio.run(cache.memoize(name="text", lease_seconds=3600)(text)(1))
+        again = optional.memoize(name="text", lease_seconds=3600, wait_seconds=SOON)(text)
+        assert asyncio.run(again(1)) == "1"
+        assert cache.stats().total.leases == 0

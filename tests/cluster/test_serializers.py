@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import marshal
 import multiprocessing
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from operator import methodcaller
 from typing import Any
 
@@ -17,6 +19,14 @@ from pyrocache import ConfigurationError, LocalCluster, PartialFailure, PyroCach
 @dataclass(frozen=True)
 class Person:
     name: str
+
+
+class Level(Enum):
+    LOW = 1
+
+
+def greet() -> str:
+    return "hello"
 
 
 class Unknown:
@@ -133,6 +143,40 @@ def test_only_allowed_classes_are_loaded_of_values_and_keys(
         for scan in (client.scan, client.items):
             with pytest.raises(SerializationError, match="Unknown"):
                 list(scan())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("target", ["Person", "Level", "greet"])
+def test_a_pickle_cannot_change_what_an_allowed_name_stands_for(
+    shared_cluster: LocalCluster, cache: PyroCacheClient, target: str
+) -> None:
+    state = b"N}(\x8c\x05added\x8c\x01xu\x86b."
+    found = f"c{__name__}\n{target}\n".encode()
+    if target == "Level":  # a member
+        found += b"(I1\ntR"
+    context = cache._context
+    key = context.encode_key("key")
+    context.backend.set(key, b"\x80\x04" + found + state, None, context.deadline())
+    client = shared_cluster.client(allowed_classes=[Person, Level, greet])
+    with client, pytest.raises(SerializationError, match="does not unpickle"):
+        client.get("key")
+    assert not any(hasattr(thing, "added") for thing in (Person, Level, Level(1), greet))
+
+
+def test_what_could_run_anything_is_not_recommended(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    cache["key"] = "x".upper  # needs getattr
+    client = shared_cluster.client(allowed_classes=[Person])
+    with client, pytest.raises(SerializationError, match=r"builtins.getattr .* never add it"):
+        client.get("key")
+
+
+def test_codecs_that_are_modules_have_their_names(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client(codec=marshal) as one, shared_cluster.client(codec=pickle) as other:
+        one["of a module"] = [1]
+        assert one["of a module"] == [1]
+        with pytest.raises(SerializationError, match="'marshal'"):
+            other["of a module"]
 
 
 def test_a_client_and_its_codec_go_to_another_process(

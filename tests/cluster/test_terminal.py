@@ -317,14 +317,16 @@ def test_the_disk_is_full(shell: dict[str, str], cache: PyroCacheClient, command
 
 def test_streams_that_are_closed(shell: dict[str, str], cache: PyroCacheClient) -> None:
     cache["key"] = "value"
-    for script, status in {
-        "pyrocache get key >&-": 0,
-        "pyrocache status >&-": 0,
-        "pyrocache get key <&-": 0,
-        "pyrocache get nobody 2>&-": 1,
-    }.items():
+    closed = "Cannot go on: standard output is closed.\n"
+    for script, status, error in (
+        ("pyrocache get key >&-", 1, closed),
+        ("pyrocache status >&-", 1, closed),
+        ("pyrocache set key value >&-", 0, ""),
+        ("pyrocache get key <&-", 0, ""),
+        ("pyrocache get nobody 2>&-", 1, ""),
+    ):
         told = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, timeout=30)
-        assert (told.returncode, told.stderr) == (status, ""), script
+        assert (told.returncode, told.stderr) == (status, error), script
         assert "nobody" not in script or told.stdout == ""
 
 

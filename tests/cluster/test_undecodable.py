@@ -8,7 +8,6 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -132,7 +131,6 @@ def test_reads_raise_or_miss(
     reads: list[tuple[Callable[[PyroCacheClient], Any], Any]] = [
         (lambda c: c.get("bad", "default"), "default"),
         (lambda c: c.get_with_version("bad"), None),
-        (lambda c: c.setdefault("bad", "default"), "default"),
         (lambda c: dict(c.items()), {"good": "value"}),
         (lambda c: list(c.values()), ["value"]),
         (lambda c: c == {"good": "value"}, True),
@@ -157,25 +155,26 @@ def test_reads_raise_or_miss(
     for client in (cache, lenient):
         with pytest.raises(SerializationError):
             client.compute("bad", lambda value: 1, default=2)
+        with pytest.raises(SerializationError):  # the default would not be stored
+            client.setdefault("bad", "default")
     assert "bad" in lenient
-    assert lenient._context.figures.undecodable >= 9
+    assert lenient._context.figures.undecodable >= 8
     assert lenient.pop("bad", "default") == "default"
     cache["bad"] = "new"
 
 
-def test_popitem_goes_on_to_an_entry_that_decodes(
+def test_popitem_goes_on_to_an_entry_that_decodes_and_leaves_the_others(
     cache: PyroCacheClient, lenient: PyroCacheClient, shop: Any, rename: Deploy
 ) -> None:
     cache.set_many({number: shop.Basket(1) for number in range(20)})
-    cache["good"] = "value"
     rename()
-    for _ in range(2):  # the first may find the good one
-        with suppress(SerializationError):
-            cache.popitem()
+    with pytest.raises(SerializationError):
+        cache.popitem()
     cache["good"] = "value"
     assert lenient.popitem() == ("good", "value")
     with pytest.raises(KeyError):
         lenient.popitem()
+    assert len(cache) == 20
 
 
 def test_a_corrupt_value_is_one_too(cache: PyroCacheClient, lenient: PyroCacheClient) -> None:

@@ -6,9 +6,10 @@ enclosing functions that it refers to (closure cells). File, lines and docstring
 Another version of Python has other bytecode.
 
 A function in a closure cell is identified in the same way, a `functools.partial` by its function and arguments, a bound
-method by its function and object, a module by its name, the cell ``__class__`` by the name of the class, and any other
-value by its content, as an argument is. A function that was met before is a reference to it, so functions may refer to
-each other. What a name of the module refers to is not looked at.
+method by its function and object, a module by its name, and any other value by its type and its content, as an argument
+is. The cell ``__class__`` is the name of the class, or what the class is made of if its module does not have it under
+this name. A function or class that was met before is a reference to it, so they may refer to each other. What a name of
+the module refers to is not looked at.
 
 Reading cells runs the pickling code of their values.
 
@@ -19,14 +20,40 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 from collections.abc import Callable
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 from pyrocache.client.codec import type_name
+from pyrocache.client.keys import objects
 from pyrocache.client.keys.content import ContentEncoding
 from pyrocache.client.keys.digests import digest
 from pyrocache.errors import InvalidKey
+
+_OF_ANY_CLASS = frozenset(
+    {
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__qualname__",
+        "__static_attributes__",
+        "__weakref__",
+        "_abc_impl",
+    }
+)
+"""Attributes that do not say what a class does."""
 
 _KINDS = 0x2AC  # the bits of co_flags for *args, **kwargs, generators and coroutines
 
@@ -38,7 +65,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def module_of(function: Callable[..., Any]) -> str:
     """Return the name of the module of a function, or of the function of a `functools.partial`."""
-    return str(innermost(function).__module__)
+    return str(getattr(innermost(function), "__module__", None) or "builtins")  # such as str.upper
 
 
 def innermost(function: Any) -> Any:
@@ -117,8 +144,40 @@ class _Identities(ContentEncoding):
         except ValueError:
             return b"unfilled"
         if name == "__class__" and isinstance(value, type):
-            return self.encode((_module(value.__module__), value.__qualname__))
-        return self._value(value, f"the variable {name!r}", function)
+            return self._class(value, function)
+        # With its type: 1, 1.0 and True are equal, and so are 0.0 and -0.0.
+        kind = type_name(value), repr(value) if type(value) in (float, complex) else ""
+        return self.compose(*kind, self._value(value, f"the variable {name!r}", function))
+
+    def _class(self, cls: type, function: FunctionType) -> bytes:
+        """Return the bytes of a class: its name, or what it is made of if no module has it under its name."""
+        name = _module(cls.__module__), cls.__qualname__
+        if objects.named(sys.modules.get(cls.__module__), cls.__qualname__) is cls:
+            return self.encode(name)
+        met = self._met.get(id(cls))
+        if met is not None:
+            return self.compose("again", met)
+        number = self._met[id(cls)] = len(self._met)
+        bases = tuple([self._class(base, function) for base in cls.__bases__])
+        members = tuple(
+            [
+                (member, self._member(member, value, function))
+                for member, value in sorted(vars(cls).items())
+                if member not in _OF_ANY_CLASS
+            ]
+        )
+        return self.compose("class", number, *name, bases, members)
+
+    def _member(self, name: str, value: Any, function: FunctionType) -> bytes:
+        if isinstance(value, (MemberDescriptorType, GetSetDescriptorType)):
+            return b"slot"
+        if isinstance(value, property):
+            value = value.fget, value.fset, value.fdel
+        elif isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        elif isinstance(value, functools.cached_property):
+            value = value.func
+        return self._value(value, f"the attribute {name!r} of the class", function)
 
     def _value(self, value: object, what: str, function: FunctionType, outermost: bool = False) -> bytes:
         try:

@@ -10,13 +10,16 @@ from collections.abc import Callable
 
 from pyrocache.client.backend import Seconds
 from pyrocache.config import check_number
+from pyrocache.tracebacks import brief
 
 
 def check_jitter(ttl_jitter: float) -> float:
     """Return ``ttl_jitter`` as a float. Raises `TypeError` or `ValueError` unless it is a number from 0 to 1."""
     fraction = check_number(ttl_jitter, "ttl_jitter")
     if fraction > 1:
-        raise ValueError(f"ttl_jitter is a fraction of the time to live, from 0 to 1, not {fraction!r}.")
+        raise brief(
+            ValueError(f"ttl_jitter is a fraction of the time to live, from 0 to 1, not {fraction!r}.")
+        )
     return float(fraction)
 
 

@@ -128,7 +128,7 @@ class Load(NamedTuple, Generic[_T]):
         line = getattr(getattr(factory, "__code__", None), "co_firstlineno", 0)  # lambdas have the same name
         if _once.admit((name, line, type(error))):
             # The text of an error that is not ours may have the value in it.
-            reason = error if isinstance(error, PyroCacheError) else type(error).__name__
+            reason = str(error).rstrip(".") if isinstance(error, PyroCacheError) else type(error).__name__
             log.warning("%s (%s): %s. This is logged once.", text, name, reason)
 
 

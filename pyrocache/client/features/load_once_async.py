@@ -21,14 +21,15 @@ from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.load_deadlock import Waiting
 from pyrocache.client.features.load_once import Found, Load, LoadTask, find, still_loading
-from pyrocache.errors import WaitTimeout
+from pyrocache.errors import NodeUnavailable, OutOfResources, WaitTimeout
 from pyrocache.net.backoff import Backoff
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import users_frames
 
 _T = TypeVar("_T")
@@ -77,12 +78,47 @@ async def in_thread(function: Callable[[], _T], node: Hashable = None) -> _T:
 
 
 def _submit(function: Callable[[], _T], node: Hashable) -> Future[_T]:
+    """Run a function in a thread of a pool. Raises `OutOfResources` if no thread can be started."""
     # The context has the marks of the factories that are running, by which a recursive load is recognized.
-    return _threads.pool(node).submit(copy_context().run, function)
+    job = _Job(partial(copy_context().run, function))
+    try:
+        with explained("The call was not made"):
+            _threads.pool(node).submit(job)
+    except BaseException:
+        # The pool has queued it all the same. A thread that is started later must not run it: nobody takes the lease.
+        if job.future.cancel():
+            raise
+    return job.future
+
+
+class _Job(Generic[_T]):
+    """A call with a future of its own, which can be cancelled until a thread begins it."""
+
+    def __init__(self, function: Callable[[], _T]) -> None:
+        self.future: Future[_T] = Future()
+        self._function = function
+
+    def __call__(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._function()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
 
 
 async def _find(load: Load[Any], node: Hashable) -> Found:
     """Return the result of `load_once.find` without blocking the event loop. Raises as `load_once.find`."""
+    try:
+        return await _find_in_threads(load, node)
+    except OutOfResources as error:
+        load.context.missed(NodeUnavailable(f"A value was not looked up: {error}"), None)
+        return Found(None, LoadTask(load))
+
+
+async def _find_in_threads(load: Load[Any], node: Hashable) -> Found:
     wait_seconds = load.options.wait_seconds
     give_up_at = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
     backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
@@ -152,28 +188,18 @@ class _Threads:
         """Run a function in a thread of its own. The permit that the caller took is released when it ends.
 
         Raises:
-            RuntimeError: no thread can be started; the permit is released.
+            OutOfResources: no thread can be started; the permit is released.
         """
-        future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()  # cannot be cancelled: a lease that it gets must be dropped
-        permits, context = self.permits, copy_context()
-        future.add_done_callback(lambda _: permits.release())
-
-        def run() -> None:
-            try:
-                result = context.run(function)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
+        job, permits = _Job(partial(copy_context().run, function)), self.permits
+        job.future.add_done_callback(lambda _: permits.release())
         try:
-            # A daemon: a wait for another loader must not delay the end of the process.
-            threading.Thread(target=run, name="pyrocache-wait", daemon=True).start()
-        except RuntimeError:  # the system's limit of threads is reached
-            permits.release()
+            with explained("The call was not made"):
+                # A daemon: a wait for another loader must not delay the end of the process.
+                threading.Thread(target=job, name="pyrocache-wait", daemon=True).start()
+        except BaseException:
+            job.future.cancel()
             raise
-        return future
+        return job.future
 
 
 _threads = _Threads()

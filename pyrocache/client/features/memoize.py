@@ -33,6 +33,7 @@ from pyrocache.client.keys.format import nest, too_large
 from pyrocache.client.keys.scalars import encode_str
 from pyrocache.errors import CacheUnavailable, InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
+from pyrocache.tracebacks import brief
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -61,7 +62,9 @@ class _Plan:
         kinds = {parameter.kind for parameter in parameters.values()}
         unknown = sorted(settings.ignore - parameters.keys())
         if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
-            raise ValueError(f"memoize is to ignore {unknown[0]!r}, which is no argument of {self.name}.")
+            raise brief(
+                ValueError(f"memoize is to ignore {unknown[0]!r}, which is no argument of {self.name}.")
+            )
         self._simple = kinds <= _POSITIONAL and not settings.ignore and not settings.typed
         self._defaults = tuple(parameter.default for parameter in parameters.values())
         # By identity: a default such as an array may have an ``==`` that returns no bool.
@@ -156,7 +159,10 @@ class _Plan:
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> inspect.BoundArguments:
         """Return the arguments with defaults, independent of how they are passed. Raises `TypeError` as a call does."""
-        bound = self._signature.bind(*arguments, **named)
+        try:
+            bound = self._signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise brief(TypeError(f"{self.name}: {error}")) from None
         bound.apply_defaults()
         return bound
 
@@ -332,13 +338,15 @@ class Memoizer:
     def __post_init__(self) -> None:
         for name, function in (("key", self.key), ("cache_if", self.cache_if)):
             if function is not None and not callable(function):
-                raise TypeError(f"memoize's {name} is a function, not {type(function).__name__}.")
+                raise brief(TypeError(f"memoize's {name} is a function, not {type(function).__name__}."))
         if self.key is not None and self.ignore:
-            raise ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
+            raise brief(
+                ValueError("memoize takes a key or names to ignore, not both: key says what matters.")
+            )
         if self.name is not None and not isinstance(self.name, str):
-            raise TypeError(f"memoize's name is a str, not {type(self.name).__name__}.")
+            raise brief(TypeError(f"memoize's name is a str, not {type(self.name).__name__}."))
         if self.name == "":
-            raise ValueError("memoize's name is empty.")
+            raise brief(ValueError("memoize's name is empty."))
         if not callable(self.tags):
             self.context.encode_tags(self.tags)  # raises now what every call would
 
@@ -362,9 +370,11 @@ class Memoizer:
             binds = "nothing"
         inner = innermost(function)
         if not callable(inner) or not hasattr(inner, "__qualname__") or inspect.isclass(inner):
-            raise TypeError(f"memoize is for functions and methods, not for {type(function).__name__}.")
+            raise brief(
+                TypeError(f"memoize is for functions and methods, not for {type(function).__name__}.")
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError("memoize is not for generators: what they yield can be read only once.")
+            raise brief(TypeError("memoize is not for generators: what they yield can be read only once."))
         kind = _AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
         memoized: Memoized[Any, Any, Any] = kind(_Plan(function, self), binds)
         return memoized if instance is None else memoized.bound(instance)

@@ -57,7 +57,7 @@ def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
     def ask(member: Member, cursor: int) -> tuple[int, int]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
 
-    return sum(count for _, _, count in _of_each_node(context, ask))
+    return sum(count for _, _, count in _of_each_node(context, ask, to_the_end=True))
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -79,13 +79,19 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
             key = context.read_key(encoded, MISSING)
             if key is MISSING:
                 continue
+            # Read first, so that an entry which does not decode here is not lost.
             try:
-                frame = context.backend.pop(encoded, context.deadline())
+                found = context.backend.get_with_version(encoded, context.deadline())
+                value = MISSING if found is None else context.read(encoded, found[0], MISSING)
+                if value is MISSING:
+                    continue
+                assert found is not None
+                if not context.backend.delete(encoded, context.deadline(), found[1]):
+                    continue
             except CacheUnavailable as error:
-                frame = context.missed(error, None)
-            value = MISSING if frame is None else context.read(encoded, frame, MISSING)
-            if value is not MISSING:
-                return key, value
+                context.missed(error, None)
+                continue
+            return key, value
     raise brief(KeyError("there is no entry in this namespace"))
 
 
@@ -168,32 +174,37 @@ def _walk(
 
 
 def _of_each_node(
-    context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]]
+    context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]], *, to_the_end: bool = False
 ) -> Iterator[tuple[ClusterView, Member, _R]]:
     """Yield what each node answers, page by page. ``on_error`` says what to do where a node does not answer.
 
     Args:
         ask: sends a node the cursor of a page, 0 at first; returns the next cursor, 0 at last, and the page.
+        to_the_end: whether to ask all nodes before an error is raised.
     """
     try:
         view, unreachable = context.backend.agreed_view(context.deadline())
     except CacheUnavailable as error:
         context.missed(error, None)
         return
+    failures: list[CacheUnavailable] = []
     for member in view.members:
         if member in unreachable:
-            context.missed(unreachable[member], None)
-            continue
+            failures.append(unreachable[member])
         cursor = 0
-        while True:
+        while member not in unreachable:
             try:
                 cursor, page = ask(member, cursor)
             except CacheUnavailable as error:
-                context.missed(error, None)
+                failures.append(error)
                 break
             yield view, member, page
             if cursor == 0:
                 break
+        if failures and not to_the_end:
+            context.missed(failures.pop(), None)
+    for failure in failures:
+        context.missed(failure, None)
 
 
 def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[bytes, Any]], list[bytes]]:

@@ -22,6 +22,7 @@ from pyrocache.client.keys.digests import digest
 if TYPE_CHECKING:
     from pyrocache.client.keys.content import ContentEncoding
 
+_MANY = 64  # columns, from which those of one dtype are encoded together: each by itself takes about 50 us
 _ROWS = 1 << 17  # that are copied at a time
 
 
@@ -29,7 +30,10 @@ def encode(key: Any, encoding: ContentEncoding) -> bytes | None:
     """Return the bytes of a frame, a series, an index or an array of pandas; None for another object."""
     pd: Any = sys.modules["pandas"]
     if type(key) is pd.DataFrame:
-        columns = tuple(key.iloc[:, at].array for at in range(key.shape[1]))
+        if key.shape[1] > _MANY:
+            columns = tuple(_by_dtype(key))
+        else:
+            columns = tuple(key.iloc[:, at].array for at in range(key.shape[1]))
         return encoding.compose("pandas.DataFrame", columns, key.columns, *_around(key))
     if type(key) is pd.Series:
         return encoding.compose("pandas.Series", key.array, key.name, *_around(key))
@@ -38,6 +42,19 @@ def encode(key: Any, encoding: ContentEncoding) -> bytes | None:
     if isinstance(key, pd.api.extensions.ExtensionArray):
         return _array(key, pd, encoding)
     return None
+
+
+def _by_dtype(frame: Any) -> Iterator[tuple[object, ...]]:
+    """Yield the columns of each dtype: which they are, and their values, as one array if they can be."""
+    places: dict[Any, list[int]] = {}
+    for at, dtype in enumerate(frame.dtypes.array):
+        places.setdefault(dtype, []).append(at)
+    for dtype, found in places.items():
+        if getattr(dtype, "kind", "O") in "biufcmM" and type(dtype).__module__.startswith("numpy"):
+            values = frame if len(places) == 1 else frame.iloc[:, found]
+            yield found, str(dtype), values.to_numpy()
+        else:
+            yield found, str(dtype), tuple(frame.iloc[:, at].array for at in found)
 
 
 def _around(key: Any) -> tuple[object, ...]:

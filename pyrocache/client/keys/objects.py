@@ -22,6 +22,7 @@ from dataclasses import MISSING, fields
 from enum import Enum, Flag
 from functools import lru_cache
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 from pyrocache.client.codec import canonical_pickle
@@ -36,7 +37,7 @@ def _class_reference(cls: type) -> bytes:
     """Return the module and the qualified name of a class, nested."""
     # A worker that multiprocessing spawned knows its parent's __main__ by another name.
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
-    if not in_main(cls) and _named(sys.modules.get(module), cls.__qualname__) is not cls:
+    if not in_main(cls) and named(sys.modules.get(module), cls.__qualname__) is not cls:
         name = f"{cls.__module__}.{cls.__qualname__}"
         raise InvalidKey(f"{name}, a key's class, cannot be imported by its name")
     return nest(encode_str(module)) + nest(encode_str(cls.__qualname__))
@@ -49,18 +50,32 @@ def in_main(thing: Any) -> bool:
     """
     if thing.__module__ not in ("__main__", "__mp_main__") or "<" in thing.__qualname__:
         return False
-    found = _named(sys.modules["__main__"], thing.__qualname__)
-    return found is thing or found is None
+    main = sys.modules["__main__"]
+    found = named(main, thing.__qualname__)
+    return found is thing or (found is None and _came_by_value(thing, vars(main)))
+
+
+def _came_by_value(thing: Any, names: dict[str, Any]) -> bool:
+    """Return whether a class or function of ``__main__`` was not made by the ``__main__`` of this process."""
+    process = sys.modules.get("multiprocessing.process")  # imported only if the program uses it
+    if process is not None and process.current_process().name != "MainProcess":
+        return True
+    made_of = (thing, *vars(thing).values())
+    code = [
+        part for part in made_of if isinstance(part, FunctionType) and part.__module__ == thing.__module__
+    ]
+    return bool(code) and all(part.__globals__ is not names for part in code)
 
 
 def _import_class(module: str, qualname: str, base: type) -> Any:
-    found = _named(importlib.import_module(module), qualname)
+    found = named(importlib.import_module(module), qualname)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise AttributeError(f"module {module!r} has no attribute {qualname!r}")
     return found
 
 
-def _named(module: object, qualname: str) -> object:
+def named(module: object, qualname: str) -> object:
+    """Return what a module has under a qualified name; None if there is nothing."""
     found = module
     for name in qualname.split("."):
         found = getattr(found, name, None)

@@ -579,3 +579,16 @@ def fastest(call: Callable[[], object]) -> float:
         return time.perf_counter() - start
 
     return min(seconds() for _ in range(3))
+
+
+def test_frames_of_many_columns() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(np.arange(700.0).reshape(7, 100))
+    blocks = pd.concat([frame.iloc[:, :50].copy(), frame.iloc[:, 50:].copy()], axis=1)
+    same(frame, blocks, frame.copy(), pd.DataFrame(np.asfortranarray(frame.to_numpy())))
+    one = frame.copy()
+    one.iloc[3, 4] += 1
+    mixed = frame.astype({3: int, 7: "datetime64[ns]"}).assign(text="x")
+    swapped = mixed[[*mixed.columns[:3], mixed.columns[4], mixed.columns[3], *mixed.columns[5:]]]
+    different(frame, one, frame.astype("float32"), frame.T, mixed, swapped, mixed.assign(text="y"))
+    same(mixed, mixed.copy(), mixed[mixed.columns])

@@ -349,3 +349,75 @@ def test_a_memoized_function_can_be_registered_for_single_dispatch() -> None:
 
     area.register(square)
     assert area.dispatch(int) is square
+
+
+def class_over(base: type, limit: object = 1) -> Any:
+    class Inner(base):  # type: ignore[misc, valid-type]
+        most = limit
+
+        def name(self) -> Any:
+            return super().name() if limit else __class__  # type: ignore[name-defined]
+
+        @property
+        def other(self) -> Any:
+            return self.name()
+
+    return Inner
+
+
+class One:
+    def name(self) -> str:
+        return "one"
+
+
+class Two:
+    def name(self) -> str:
+        return "two"
+
+
+def test_classes_of_a_factory_are_what_they_are_made_of() -> None:
+    names = [identity(class_over(base, limit).name) for base in (One, Two) for limit in (1, 2)]
+    assert len(set(names)) == 4
+    assert identity(class_over(One).name) == names[0]
+    nested = identity(class_over(class_over(One)).name)
+    assert nested != identity(class_over(class_over(Two)).name)
+    assert nested == identity(class_over(class_over(One)).name)
+
+
+@pytest.mark.parametrize("values", [(1, True, 1.0), (0.0, -0.0), (0j, -0j), ((1,), [1])])
+def test_variables_that_are_equal_are_of_different_types(values: tuple[object, ...]) -> None:
+    def closure(value: object) -> Any:
+        return lambda: value
+
+    assert len({identity(closure(value)) for value in values}) == len(values)
+
+
+def test_what_main_had_under_a_name_that_is_another_or_none_now_is_no_argument() -> None:
+    script = """
+import enum
+from tests.unit.client.features.test_identity import memoize
+from pyrocache.errors import InvalidKey
+take = memoize(lambda value: None, name="take")
+made = type("Op", (), {"run": lambda self: 1})
+member = enum.Enum("Color", {"RED": 1}).RED
+def op(): pass
+removed = op
+del op
+for value in (made(), made, member, removed):
+    try:
+        print("accepted", take.key(value))
+    except InvalidKey as error:
+        print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["refused"] * 4
+
+
+def test_a_wrong_call_names_the_function() -> None:
+    @memoize
+    def take(one: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"take: missing a required argument: 'one'"):
+        take.key()
