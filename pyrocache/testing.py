@@ -43,8 +43,8 @@ class ClockedCluster(LocalCluster):
         """Move the clock of all nodes forward, also of those that are paused or started later.
 
         What has expired then is gone when this returns; callers that wait for a lock or for a load notice within a
-        quarter of a second. A lock that is held, and a load that is under way, expire like everything else. The
-        clocks of this process, such as timeouts of calls, do not move.
+        quarter of a second. A held lock whose TTL has passed is lost only if another caller requests it before its next
+        renewal. The clocks of this process, such as timeouts of calls, do not move.
 
         Raises:
             TypeError, ValueError: ``seconds`` is not a duration, or is negative.

@@ -3,8 +3,8 @@
 A signal handler, or another thread by ``PyThreadState_SetAsyncExc``, can raise an exception of any class in the middle
 of any code, for example to limit its time. A handler of errors that catches classes as wide as ``Exception`` or
 ``OSError`` asks `came_from_outside` and raises such an exception again as it is. This is for ``except`` clauses only:
-it costs some microseconds. `BaseException`s that are not an `Exception`, such as `KeyboardInterrupt`, are not caught
-anywhere without being raised again.
+it costs some microseconds. `BaseException`s that are not an `Exception`, such as `KeyboardInterrupt`, are not
+turned into another error or a miss anywhere.
 
 Thread safety: thread-safe; the functions depend on their arguments only.
 """

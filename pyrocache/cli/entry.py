@@ -1,4 +1,4 @@
-"""`main`: the process of a command line. Prepares its streams and environment, and turns how it ends into a status.
+"""`main`: runs a command line. Prepares streams and environment, and maps the outcome to an exit status.
 
 ===  ==============================================================================================
 0    success
@@ -102,5 +102,5 @@ def _usage(error: Any, name: str) -> str:
     problem = " ".join(error.format_message().split()).rstrip(".")
     option = str(getattr(error, "option_name", ""))
     if option.startswith("-") and not option.startswith("--"):
-        problem += ". An argument that begins with a dash goes behind --"
+        problem += ". An argument that begins with a dash must come after --"
     return f"{command}: {problem}. See: {command} --help"

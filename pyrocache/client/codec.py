@@ -160,7 +160,7 @@ class Codec:
         """Return the value frame of a value; a large frame in pieces.
 
         Raises:
-            SerializationError: the value does not pickle.
+            SerializationError: the value cannot be serialized by this client's serializer or codec.
         """
         return self._encoders.get(type(value), self._other)(value)
 
@@ -426,11 +426,14 @@ def _encode_with(serializer: Serializer, value: object) -> bytes | Pieces:
     try:
         data = serializer.dumps(value)
         if not isinstance(data, bytes):
-            raise Unsupported(f"its dumps returned {type_name(data)} instead of bytes")
+            raise Unsupported(f"this: its dumps returned {type_name(data)} instead of bytes")
+    except Unsupported as error:
+        reason, whole = str(error), f"a value of type {type_name(value)}"
+        place = "" if reason in (whole, f"a value of type {type(value).__qualname__}") else f", in {whole}"
+        raise SerializationError(f"{serializer.title} does not support {reason}{place}") from None
     except Exception as error:  # a user's codec may raise anything
-        reason = str(error) if isinstance(error, Unsupported) else type_name(error)
         raise SerializationError(
-            f"a value of type {type_name(value)} is not carried by {serializer.title} ({reason})"
+            f"{serializer.title} failed for a value of type {type_name(value)} ({type_name(error)})"
         ) from cause_of(error)
     frame = serializer.head + data
     return frame if len(frame) < _LARGE else Pieces((frame,))

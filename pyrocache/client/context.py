@@ -37,7 +37,7 @@ from pyrocache.errors import (
     SerializationError,
 )
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import CLOSED, client_closed
+from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
 from pyrocache.tracebacks import brief
@@ -138,7 +138,7 @@ class ClientContext:
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
             inner.close()
-            raise client_closed()
+            _ = self.backend.get  # raises `ClientClosed`
         return inner
 
     def close(self, reason: str = CLOSED) -> None:

@@ -1,7 +1,7 @@
-"""Why a value does not pickle: which part of it, where that is, and the reason, without anything of its content.
+"""Why a value does not pickle: which part of it, where that is, and the reason, without its content.
 
-Used after a failure only. Looks at the parts of containers, and at the attributes of objects. Of the keys of a dict it
-names ints and short identifiers.
+Used after a failure only. Looks at the parts of containers, and at the attributes of objects. Names
+attributes, and of the keys of a dict ints and short identifiers.
 
 Thread safety: thread-safe; the functions depend on their arguments only. They read the attributes of the value.
 """

@@ -90,7 +90,7 @@ class Connections:
         except BROKEN as error:
             if not broken(error):
                 raise
-            raise pool.failed(command.name, deadline, error, sent=False) from error
+            raise pool.failed(command.title, deadline, error, sent=False) from error
         try:
             if not connection.opened:
                 connection.finish_opening(deadline)
@@ -103,7 +103,7 @@ class Connections:
         except BaseException as error:
             pool.drop(connection)
             if broken(error):
-                raise pool.failed(command.name, deadline, error, sent=connection.sent) from error
+                raise pool.failed(command.title, deadline, error, sent=connection.sent) from error
             raise
         else:
             pool.idle.append(connection)
@@ -179,7 +179,7 @@ class Connections:
             try:
                 # A node that always answers in time must not extend the call.
                 if deadline.remaining() <= 0:
-                    raise unavailable(member, command.name, deadline, TimeoutError(), sent=False)
+                    raise unavailable(member, command.title, deadline, TimeoutError(), sent=False)
                 outcome: Any = self.call(member, command, arguments, deadline, largest_value)
             except (Refused, Unavailable, ValueTooLarge) as error:
                 outcome = error
@@ -188,7 +188,7 @@ class Connections:
     def _ping(self, pool: Pool, command: Command, deadline: Deadline) -> None:
         """Ping a node in doubt before a command is sent. Raises `Unavailable` if the node is suspected."""
         if command is not PING:  # a ping itself is always sent
-            pool.ping(command.name, deadline, Loan(pool, self._pinned))
+            pool.ping(command.title, deadline, Loan(pool, self._pinned))
 
     def disconnect(self) -> None:
         """Close the idle connections, and each of the others when its call or grant ends. Later calls open new ones."""

@@ -99,7 +99,7 @@ class _Flight:
         loan = self.loan
         connection = loan.connection
         if self._suspected:
-            return suspected(member, command.name, loan.pool.suspicion)
+            return suspected(member, command.title, loan.pool.suspicion)
         try:
             if connection is not None:
                 outcome = connection.advance()
@@ -117,7 +117,7 @@ class _Flight:
                 if largest_value > connection.max_value_bytes:
                     outcome = too_large(member, largest_value, connection.max_value_bytes)
                 elif deadline.remaining() <= 0:  # the connection is still usable
-                    outcome = unavailable(member, command.name, deadline, TimeoutError(), sent=False)
+                    outcome = unavailable(member, command.title, deadline, TimeoutError(), sent=False)
                 else:
                     connection.begin(command.name, arguments)
                     return PENDING
@@ -152,7 +152,7 @@ class _Flight:
     def _failed(self, error: BaseException, deadline: Deadline, connection: Connection | None) -> Any:
         """Return the outcome after one of `BROKEN`."""
         operation, pool, sent = (
-            self.request.command.name,
+            self.request.command.title,
             self.loan.pool,
             connection is not None and connection.sent,
         )

@@ -1,4 +1,4 @@
-"""`Suspicion`: whether one peer seems to hang, so that it costs one timeout and not one for each call.
+"""`Suspicion`: a circuit breaker for one peer that hangs, so that it costs one timeout and not one for each call.
 
 ::
 
@@ -9,8 +9,7 @@
     any        --answered--->  trusted
 
 A slow request does not cut a healthy peer off, because a ping is answered meanwhile. No I/O and no threads: callers do
-the pings and report their outcome. Time limits and not flags tell who may ping, so that a caller that is interrupted
-while it pings leaves nothing behind.
+the pings and report their outcome. The right to ping expires by time, so an interrupted caller leaves no flag set.
 
 Thread safety: thread-safe. ``doubted`` is read without the lock: it is the only thing that a call to a trusted peer
 looks at.
@@ -54,7 +53,7 @@ class Suspicion:
         jitter: returns a random number from 0 to 1.
 
     Attributes:
-        doubted: whether the peer is not trusted; then `ask` before each request.
+        doubted: whether it is in any state but trusted; then `ask` before each request.
     """
 
     __slots__ = ("_answered_at", "_clock", "_jitter", "_lock", "_silent_since", "_until", "doubted")

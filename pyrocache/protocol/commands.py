@@ -47,6 +47,7 @@ class Command:
             was lost. The second reply may differ for `invalidate_tag`, `fill` and `abandon`.
         runs: how a node runs it.
         mutates: it may change the store.
+        operation: what errors call it, if not by its name.
     """
 
     name: str
@@ -54,6 +55,12 @@ class Command:
     idempotent: bool
     runs: Runs
     mutates: bool
+    operation: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return what errors call it."""
+        return self.operation or self.name
 
 
 GET = Command("get", Scope.KEY, True, Runs.INLINE, True)  # mutates with touch_seconds only
@@ -73,6 +80,7 @@ POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
 
 GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
 GET_ENTRIES = Command("get_entries", Scope.KEYS, True, Runs.INLINE, False)
+CHECK_VIEW = replace(GET_MANY, operation="scan")  # without keys
 SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True)
 DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
 TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)
@@ -99,6 +107,6 @@ RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.WORKER, False)
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in list(globals().values())
-    if isinstance(command, Command) and command is not PUT_IF
+    if isinstance(command, Command) and command not in (PUT_IF, CHECK_VIEW)
 }
 """Every command, by the name of its method."""

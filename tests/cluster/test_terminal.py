@@ -95,7 +95,7 @@ def test_a_value_from_a_closed_standard_input_is_refused(shell: dict[str, str]) 
 def test_arguments_that_begin_with_a_dash(cluster: LocalCluster, cache: PyroCacheClient) -> None:
     refused = pyrocache(cluster, "set", "temperature", "-5")
     assert refused.status == 2
-    assert "goes behind --" in refused.sentence
+    assert "must come after --" in refused.sentence
     assert pyrocache(cluster, "set", "--ttl", "60", "--", "temperature", "-5") == Outcome(0, "", "")
     assert cache["temperature"] == "-5"
 

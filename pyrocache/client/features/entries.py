@@ -25,8 +25,8 @@ class Entry:
         version: for `PyroCacheClient.compare_and_set` and ``if_version``.
         ttl_seconds: seconds until it expires, ``math.inf`` if it never does.
         tags: its tags.
-        age_seconds: seconds since the value was stored, exact to half a second; None if the node does not know. It
-            knows the age of entries that were stored with a TTL or tags.
+        age_seconds: seconds since the value was stored, exact to half a second; None if the node does not know. Nodes
+            record times only for entries that have a TTL or tags, or whose version was requested.
         idle_seconds: seconds since the last read, write or touch, exact to half a second; None as for the age.
         size_bytes: the bytes of the node's memory that the entry is accounted for, overhead included.
     """

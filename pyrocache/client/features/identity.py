@@ -1,4 +1,4 @@
-"""The identity of a memoized function: a name that is the same in every process, for as long as the code is.
+"""The identity of a memoized function: a string that is the same in every process until the code changes.
 
 It consists of the module, the qualified name, and a digest of what the function does: its bytecode with all constants
 and names, nested functions and classes included, the names and defaults of its parameters, and the variables of

@@ -1,10 +1,10 @@
 """Which factories of this process run and wait for other loads, and whether a wait could never end.
 
-A *mark* stands for one factory while it runs. The marks of the calling context (`loading`) are those of the factories
-that cannot go on before the caller does. A caller that has marks and waits for another load is registered while it
-waits. `Waiting.check` searches the graph: a load waits for another one if a caller with its mark does. If every load of
-the wanted key leads back to a mark of this caller, the wait is a deadlock. The registration of its last wait closes a
-circle, so `Waiting.check` then finds it; it holds its lock while it registers and searches.
+A *mark* stands for a factory that is running. The marks of the calling context (`loading`) are those of the factories
+that are blocked until the caller returns. A caller that has marks and waits for another load is registered as an edge
+of the wait-for graph. `Waiting.check` searches the graph: if every active load of the wanted key waits, directly or
+not, for a mark of this caller, the wait is a deadlock. The last wait to be registered completes the cycle; registering
+and searching hold one lock.
 
 A worker thread that a factory started has no marks of its own. `thread_waits.waits_for_me` says whether the factory's
 thread waits for it; its marks then count. That may begin after the worker's wait, so this is checked at each poll.

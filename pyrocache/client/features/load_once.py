@@ -13,8 +13,9 @@ stored. A factory that requests another key also loads without a lease if too ma
 the node of that key; otherwise each could wait for a connection that another one holds. ``load_deadlock.py`` finds
 loads of this process that wait for each other.
 
-A value that was loaded is always returned: if it cannot be stored, that is counted, and logged once per function. A
-stored value that does not decode in this process is loaded anew and replaced, by one caller of all that cannot read it.
+A value that was loaded is always returned: if it cannot be stored, that is counted, and logged once per function and
+type of error. A stored value that does not decode in this process is loaded again and replaced, by one caller of all
+that cannot read it.
 
 Starts no thread.
 
@@ -126,7 +127,7 @@ class Load(NamedTuple, Generic[_T]):
             factory = factory.func
         name = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
         line = getattr(getattr(factory, "__code__", None), "co_firstlineno", 0)  # lambdas have the same name
-        if _once.admit((name, line, type(error))):
+        if _once.admit((text, name, line, type(error))):
             # The text of an error that is not ours may have the value in it.
             reason = str(error).rstrip(".") if isinstance(error, PyroCacheError) else type(error).__name__
             log.warning("%s (%s): %s. This is logged once.", text, name, reason)
@@ -217,9 +218,12 @@ class LoadTask:
         """End the lease without asking the node; otherwise as `settle` if the value cannot be stored for ``reason``."""
         self.drop()
         if self._error is None:
-            self.not_stored(reason)
+            if self._keep:
+                self.not_stored(reason)
             return self._value
-        raise self._error
+        if self.live is MISSING:
+            raise self._error
+        return self.live
 
     def drop(self) -> None:
         """End the lease by closing its connection, without waiting for the node."""
@@ -311,7 +315,7 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
         load.context.missed(error, None)
     except SerializationError:
         # The one that another caller loaded meanwhile does not decode here either: the two processes know different
-        # classes, and would replace each other's values for ever. So this one is not stored.
+        # classes, and would replace each other's values forever. So this one is not stored.
         pass
     return Found(None, LoadTask(load))
 

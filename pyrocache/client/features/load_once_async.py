@@ -1,9 +1,10 @@
 """`get_or_set` for coroutines: as in ``load_once.py``, but the factory is awaited in the caller's event loop.
 
 The event loop never blocks: calls to nodes run in threads. Short calls run in a pool of `_THREADS` for each node, so
-that they never queue behind calls to a node that does not answer. Each call that waits for another loader runs in a
-thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll. A call that stores a loaded value,
-and so ends the wait of other callers, is a short call. It never queues behind a call that waits.
+that calls to one node do not queue behind calls to another; nodes beyond `_MOST_POOLS` share a pool. Each call that
+waits for another loader runs in a thread of its own, of which there are up to `_WAITING_THREADS`; further callers poll.
+A call that stores a loaded value, and so ends the wait of other callers, is a short call. It never queues behind a call
+that waits.
 
 A coroutine that is cancelled or closed while it loads or waits releases its lease at once.
 

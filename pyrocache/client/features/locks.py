@@ -214,7 +214,7 @@ class Lock:
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
             OutOfResources: the thread that renews locks cannot be started; the lock is released.
             RuntimeError: this thread holds it already, and would wait for itself (with ``thread_local``).
-            ValueError: ``timeout`` is negative and not -1, or given with ``blocking=False``.
+            ValueError: ``timeout`` is negative and not -1, or is not -1 with ``blocking=False``.
         """
         try:
             self._acquire(self._seconds(blocking, timeout), blocking)

@@ -7,10 +7,11 @@ NaN, an array, a table. `ContentEncoding` encodes what `Encoding` encodes, in th
   are hashed as they are, without a copy.
 * A sequence of `LONG` items or more is encoded by column: its texts, then its other items.
 * Arrays and tables of numpy, pandas, polars and pyarrow are encoded by their content, whatever their layout in memory.
-* Any other object is its pickle, in which every part is encoded in turn. A buffer that the pickling code hands out
-  (protocol 5) is such a part.
+* Any other object is encoded by its pickle, in which every part is encoded in turn. A buffer that the pickling code
+  hands out (protocol 5) is such a part.
 
-Equal objects have equal bytes, as for keys, and unequal objects never have. Encoding an object that contains itself
+Objects that differ have different bytes. Equal objects have equal bytes, as for keys, except elements of arrays, which
+are compared bit by bit, and indexes of pandas, whose class counts. Encoding an object that contains itself
 falls back to its plain pickle, which also depends on which of its parts are the same object.
 
 Thread safety: thread-safe; a `ContentEncoding` is used by one thread, once.

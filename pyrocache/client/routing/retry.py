@@ -118,7 +118,7 @@ def error_of(request: Request, problem: Problem) -> PyroCacheError:
     if isinstance(problem, Unavailable):
         return problem.error
     refusal = problem.refusal
-    text = f"{request.member.name} refused {request.command.name}: {refusal.message}"
+    text = f"{request.member.name} refused {request.command.title}: {refusal.message}"
     if refusal.code == refusals.STALE_VIEW:
         text += " It did not agree within the deadline on which nodes there are; try again."
     error = _REFUSED.get(refusal.code, errors.RemoteError)(text)

@@ -32,7 +32,7 @@ from pyrocache.net.failures import Refused, Unavailable, name_in_hint
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
-from pyrocache.protocol.commands import GET_MANY, Command
+from pyrocache.protocol.commands import CHECK_VIEW, Command
 from pyrocache.runtime import at_fork
 
 
@@ -227,7 +227,7 @@ class Router:
             unreachable: dict[Member, NodeUnavailable] = {}
             retried = False
             # Without keys, this is the cheapest request by which a node checks the view.
-            requests = [Request(member, GET_MANY, (view.id, [])) for member in view.members]
+            requests = [Request(member, CHECK_VIEW, (view.id, [])) for member in view.members]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = view.members[index]
                 if isinstance(outcome, (Retry, LookUp)):

@@ -208,7 +208,7 @@ def _first(
     """Return the first of ``keys`` that fit, and the position of the next one, or ``end`` if all do."""
     if len(keys) > limit or sum(map(size, keys)) > room:
         keys.sort(key=_position)  # the next position must lie between two keys
-        limit = min(limit, max(1, bisect_right(list(accumulate(map(size, keys))), room)))
+        limit = min(limit, max(1, bisect_right(list(accumulate(map(size, keys[:limit]))), room)))
         if limit < len(keys):
             end = _position(keys[limit])
             del keys[limit:]
