@@ -208,8 +208,8 @@ class Backend:
         """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: when to load. 0: if there is no value. 1: also if there is one, but not if another caller is
-                loading it. 2: always. 3: as if there were none.
+            refresh: when to grant the lease. 0: if there is no value. 1: if no other caller is loading it. 2: always.
+                3: as if there were no value.
             pinned: from the previous call; the caller must not use it any more.
 
         Returns:

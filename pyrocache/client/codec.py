@@ -45,7 +45,6 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from enum import Enum
 from functools import partial
 from operator import itemgetter
@@ -178,7 +177,7 @@ class Codec:
             try:
                 return loads(frame)
             except Exception as error:
-                raise _unpicklable(error, frame) from cause_of(error)
+                raise _unpicklable(error, lambda: _missing_class(frame, None)) from cause_of(error)
         decoder = self._decoders.get(frame[0])
         if decoder is None:
             raise CorruptValue(f"a stored value is of kind {frame[0]}, which is not known here")
@@ -239,12 +238,13 @@ class Codec:
 
     def _load_allowed(self, frame: Any, buffers: Iterable[Any] | None = None) -> object:
         """Load a pickle that refers to allowed classes only."""
+        unpickler = _CheckedUnpickler(io.BytesIO(frame), self.check_class, buffers)
         try:
-            return _CheckedUnpickler(io.BytesIO(frame), self.check_class, buffers).load()
+            return unpickler.load()
         except SerializationError:
             raise
         except Exception as error:
-            raise _unpicklable(error, frame, buffers) from cause_of(error)
+            raise _unpicklable(error, lambda: unpickler.asked) from cause_of(error)
 
     def _decode_compressed(self, frame: bytes | memoryview) -> object:
         inner = decompress(frame)
@@ -328,9 +328,11 @@ class _CheckedUnpickler(pickle._Unpickler):
         self, file: io.BytesIO, check: Callable[[str, str], object], buffers: Iterable[Any] | None = None
     ) -> None:
         super().__init__(file, buffers=buffers)
+        self.asked = ""  # the name that was looked up last
         self._check = check
 
     def find_class(self, module: str, name: str) -> Any:
+        self.asked = f"{module}.{name}"
         self._check(module, name)
         return super().find_class(module, name)
 
@@ -358,13 +360,14 @@ class _CanonicalUnpickler(_CheckedUnpickler):
 
 
 def _missing_class(frame: Any, buffers: Iterable[Any] | None) -> str:
-    """Return the name of the class that a pickle, which has just failed to load, looked for last."""
-    asked = [""]
-    with suppress(Exception):
-        _CheckedUnpickler(
-            io.BytesIO(frame), lambda module, name: asked.append(f"{module}.{name}"), buffers
-        ).load()
-    return asked[-1]
+    """Return the name that a pickle, which has just failed to load without restriction, looked up last."""
+    unpickler = _CheckedUnpickler(io.BytesIO(frame), lambda module, name: None, buffers)
+    try:
+        unpickler.load()
+    except Exception as error:
+        if came_from_outside(error):
+            raise
+    return unpickler.asked
 
 
 def raw_buffer(value: object) -> memoryview | None:
@@ -539,11 +542,10 @@ def _decode_str(frame: bytes | memoryview) -> str:
         raise CorruptValue("a stored str is not UTF-8") from None  # the cause holds the content
 
 
-def _unpicklable(
-    error: Exception, frame: Any = b"", buffers: Iterable[Any] | None = None
-) -> SerializationError:
+def _unpicklable(error: Exception, asked: Callable[[], str] = str) -> SerializationError:
+    """Return the error to raise. ``asked`` returns the name that the pickle looked up last."""
     if isinstance(error, (ImportError, AttributeError)):
-        name = _missing_class(frame, buffers)
+        name = asked()
         what = f"a stored value's class {name}" if name else "a stored value's class"
         return SerializationError(
             f"{what} cannot be imported here ({missing_name(error)}). Store the value again, or read it where there is "
@@ -576,7 +578,7 @@ def _decode_out_of_band(frame: bytes | memoryview, load: Callable[..., object] |
     try:
         return loads(data, buffers=buffers)
     except Exception as error:
-        raise _unpicklable(error, data, buffers) from cause_of(error)
+        raise _unpicklable(error, lambda: _missing_class(data, buffers)) from cause_of(error)
 
 
 _DECODERS: dict[int, Callable[[Any], object]] = {

@@ -29,6 +29,19 @@ def greet() -> str:
     return "hello"
 
 
+calls: list[str] = []
+
+
+def fails_once() -> None:
+    calls.append("allowed")
+    if len(calls) == 1:
+        raise AttributeError
+
+
+def not_allowed() -> None:
+    calls.append("not allowed")
+
+
 class Unknown:
     """Pickled as an object of no special kind."""
 
@@ -160,6 +173,19 @@ def test_a_pickle_cannot_change_what_an_allowed_name_stands_for(
     with client, pytest.raises(SerializationError, match="does not unpickle"):
         client.get("key")
     assert not any(hasattr(thing, "added") for thing in (Person, Level, Level(1), greet))
+
+
+def test_a_pickle_that_fails_is_not_loaded_again_without_the_check(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
+) -> None:
+    calls.clear()
+    context = cache._context
+    frame = b"\x80\x04" + f"c{__name__}\nfails_once\n)R0c{__name__}\nnot_allowed\n)R.".encode()
+    context.backend.set(context.encode_key("key"), frame, None, context.deadline())
+    client = shared_cluster.client(allowed_classes=[fails_once])
+    with client, pytest.raises(SerializationError, match="fails_once"):
+        client.get("key")
+    assert calls == ["allowed"]
 
 
 def test_what_could_run_anything_is_not_recommended(
