@@ -235,7 +235,7 @@ class Lock:
     def _acquire(self, seconds: float | None, blocking: bool = True) -> None:
         """Acquire it within ``seconds``. Raises `LockTimeout`, and otherwise as `acquire`."""
         grants = self._owner.grants
-        if self._thread_local:
+        if self._thread_local and grants:
             if self.held:
                 if blocking:
                     raise brief(RuntimeError("This thread holds the lock already, and it is not reentrant."))
@@ -249,8 +249,7 @@ class Lock:
             token = self._wait_for(wait, seconds)
             assert wait.pinned is not None
             grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned)
-            with explained("acquire failed, and the lock is free again"):
-                _renewer.watch(grant)
+            _renewer.watch(grant)
             grants.append(grant)
         except BaseException:
             # An exception object refers to this frame, so the connection must be closed and not only forgotten.
@@ -379,15 +378,20 @@ class _Renewer:
     def watch(self, grant: Grant) -> None:
         """Renew a grant until it is over or collected. Starts the thread if there is none."""
         with self._lock:
-            if self._pipe is None:
-                self._pipe = os.pipe()
             self._grants.add(grant)
-            if not self.running:
-                # Not threading.Thread: its `start` waits for an event, and an exception from a signal handler can
-                # leave that event's lock held.
-                _thread.start_new_thread(self._run, (self._pipe[0],))
+            if not self.running or self._pipe is None:
+                self._start()
             elif grant.renew_at < self._wake_at:
                 os.write(self._pipe[1], b"\0")  # the thread would wake too late by itself
+
+    def _start(self) -> None:
+        """Start the thread. The caller holds ``_lock``."""
+        with explained("acquire failed, and the lock is free again"):
+            if self._pipe is None:
+                self._pipe = os.pipe()
+            # Not threading.Thread: its `start` waits for an event, and an exception from a signal handler can leave
+            # that event's lock held.
+            _thread.start_new_thread(self._run, (self._pipe[0],))
 
     def _live(self) -> list[Grant]:
         """Return the grants to renew. The caller holds ``_lock``."""
