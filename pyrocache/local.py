@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
-from pyrocache.errors import ConfigurationError
+from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
@@ -87,6 +87,7 @@ class LocalCluster:
         PyroCacheError: a process did not start. All other processes were killed.
     """
 
+    _stopped = False
     _clock: int | None = None  # the descriptor of the nodes' `SharedClock`; see `pyrocache.testing`
 
     def __init__(
@@ -127,7 +128,12 @@ class LocalCluster:
         self.nodes = sorted(started, key=lambda node: int(node.name.rpartition(".")[2]))  # 9 before 10
 
     def client(self, **options: Any) -> PyroCacheClient:
-        """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`."""
+        """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`.
+
+        Raises:
+            PyroCacheError: the cluster was stopped.
+        """
+        self._check_running()
         client = PyroCacheClient(self.nameserver, **options)
         client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
@@ -135,19 +141,20 @@ class LocalCluster:
 
     def kill(self, i: int) -> None:
         """Kill node ``i`` with SIGKILL. It stays registered at the name server."""
-        self.nodes[i]._process.kill()
+        self._node(i)._process.kill()
 
     def pause(self, i: int) -> None:
         """Stop node ``i`` with SIGSTOP. Its connections stay open, and it does not answer."""
-        self.nodes[i]._process.pause()
+        self._node(i)._process.pause()
 
     def resume(self, i: int) -> None:
         """Continue node ``i`` after `pause`."""
-        self.nodes[i]._process.signal(signal.SIGCONT)
+        self._node(i)._process.signal(signal.SIGCONT)
 
     def restart(self, i: int) -> LocalNode:
         """Start node ``i`` again under its name, without entries. Shut it down first if it runs. Return the node."""
-        node = self.nodes[i]
+        self._check_running()
+        node = self._node(i)
         node._process.terminate()
         node._process.wait()
         fresh = self._started(self._start_node(node.name))
@@ -156,13 +163,15 @@ class LocalCluster:
 
     def add_node(self) -> LocalNode:
         """Start one more node, append it to ``nodes``, and return it."""
+        self._check_running()
         node = self._started(self._start_node())
         self.nodes.append(node)
         return node
 
     def remove_node(self, i: int) -> None:
         """Shut down node ``i``, and remove it from ``nodes`` and from the name server."""
-        node = self.nodes[i]
+        self._check_running()
+        node = self._node(i)
         node._process.terminate()
         node._process.wait()
         del self.nodes[i]
@@ -181,6 +190,7 @@ class LocalCluster:
 
         Waits at most 3 seconds, because a paused node does not register.
         """
+        self._check_running()
         self._nameserver_process.kill()
         host, _, port = self.nameserver.rpartition(":")
         self._nameserver_process = start_nameserver(host=host, port=int(port), quiet=True)
@@ -193,6 +203,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Close the clients and end all processes. A second call does nothing."""
+        self._stopped = True
         for client in list(self._clients.values()):  # a copy: the dictionary shrinks when one is collected
             client._context.close(
                 "The cluster of this client was stopped; start a new one and take its client()."
@@ -215,6 +226,20 @@ class LocalCluster:
     def __repr__(self) -> str:
         alive = sum(node.alive for node in self.nodes)
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
+
+    def _node(self, i: int) -> LocalNode:
+        """Return node ``i``. Raises `IndexError`, with a sentence, if there is none."""
+        try:
+            return self.nodes[i]
+        except IndexError:
+            count = len(self.nodes)
+            raise IndexError(
+                f"There is no node {i}: this cluster has {count}, and i is an index of `nodes`."
+            ) from None
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise PyroCacheError("This cluster was stopped; start a new LocalCluster.")
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
         settings = {"nameserver": self.nameserver, "name": name, **self._settings}

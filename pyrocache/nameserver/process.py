@@ -76,7 +76,7 @@ def serve(
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another port (--port)."
+            "there already, use that one; else give another port."
         ) from error
     address = format_address(host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"

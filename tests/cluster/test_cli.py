@@ -234,7 +234,7 @@ def test_a_port_that_is_taken_is_named(cluster: LocalCluster) -> None:
     refused = run("run_nameserver.py", "--port", port)
     assert refused.status == 1
     assert refused.sentence.startswith(f"Cannot listen on {cluster.nameserver} (Address already in use)")
-    assert "give another port (--port)" in refused.sentence
+    assert "else give another port." in refused.sentence
 
 
 def test_where_no_name_server_is_the_command_that_starts_one_is_named() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -462,3 +463,23 @@ def test_modules_in_the_working_directory_are_none_of_ours(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with LocalCluster(nodes=1) as cluster, cluster.client() as cache:
         assert cache.set("key", "value")
+
+
+def test_an_index_without_a_node_is_a_sentence(playground: LocalCluster) -> None:
+    for call in (
+        playground.kill,
+        playground.pause,
+        playground.resume,
+        playground.restart,
+        playground.remove_node,
+    ):
+        with pytest.raises(IndexError, match=r"There is no node 9: this cluster has \d"):
+            call(9)
+
+
+def test_a_cluster_that_was_stopped_says_so() -> None:
+    cluster = LocalCluster(0)
+    cluster.stop()
+    for call in (cluster.client, cluster.add_node, cluster.restart_nameserver, partial(cluster.restart, 0)):
+        with pytest.raises(PyroCacheError, match="was stopped; start a new LocalCluster"):
+            call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,11 +22,16 @@ import threading, time
 from pyrocache import LocalCluster, PyroCacheClient
 cache = PyroCacheClient({nameserver!r}, timeout=1.0)
 cache["text"] = "x"
+few = list(range(50))
 nowhere = PyroCacheClient("127.0.0.1:1", timeout=1.0)
 killed = LocalCluster(1)
 lone = killed.client(timeout=1.0)
 lone["a"] = 1
 killed.kill(0)
+hanging = LocalCluster(1)
+paused = hanging.client(timeout=60.0)
+paused["a"] = 1
+hanging.pause(0)
 empty = LocalCluster(0)
 nobody = empty.client(timeout=1.0)
 closed = PyroCacheClient({nameserver!r})
@@ -102,15 +108,44 @@ USERS = {
 }
 
 
+INTERRUPTED = [
+    *("cache.get(7)", "cache.set(7, 7)", "cache.set(7, 7, 60)", "cache.delete(8)", "cache[7]", "7 in cache"),
+    *("cache.get_many(few)", "cache.set_many(dict.fromkeys(few, 7))", "cache.delete_many([8, 9])"),
+    *("cache.incr('n')", "cache.add(7, 7)", "cache.pop(8, None)", "cache.touch(7, 60)", "cache.ttl(7)"),
+    *(
+        "cache.get_entry(7)",
+        "cache.get_entries(few)",
+        "list(cache.scan())",
+        "list(cache.items())",
+        "len(cache)",
+    ),
+    *("cache.get_or_set(7, factory)", "cache.compute('c', lambda value: 7, 0)", "double(4)", "cache.ping()"),
+    *("cache.invalidate_tag('t')", "cache.delete_prefix('zzz')", "cache.stats()", "cache.nodes()"),
+    "with cache.lock('free'): pass",
+    "cache.get_or_set(object(), lambda: time.sleep(60))",
+    "cache.compute('d', lambda value: time.sleep(60), 0)",
+    "lock.acquire()",
+    "paused.get('a')",
+]
+
+
 @pytest.fixture(scope="module")
-def kernel(shared_cluster: LocalCluster) -> Iterator[Any]:
+def manager(shared_cluster: LocalCluster) -> Iterator[Any]:
+    """A kernel in which `SETUP` has run; its manager."""
     manager, client = jupyter_client.manager.start_new_kernel(env=environment())
     try:
         assert shown(client, SETUP.format(nameserver=shared_cluster.nameserver)) == []
-        yield client
+        manager.its_client = client
+        yield manager
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(manager: Any) -> Any:
+    """A client of the kernel."""
+    return manager.its_client
 
 
 def shown(kernel: Any, code: str) -> list[str]:
@@ -130,3 +165,24 @@ def test_a_failed_call_shows_few_lines(kernel: Any, code: str) -> None:
     assert CASES[code] in lines[-1]
     assert any(code in line for line in lines)
     assert any(USERS.get(code, "") in line for line in lines)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("code", INTERRUPTED)
+def test_an_interrupt_in_any_call_is_a_keyboard_interrupt_and_the_next_call_is_right(
+    manager: Any, kernel: Any, code: str
+) -> None:
+    begun: list[Any] = []
+
+    def interrupt(message: Any) -> None:
+        if message["msg_type"] == "stream" and not begun:
+            begun.append(message)
+            time.sleep(0.05)
+            manager.interrupt_kernel()
+
+    cell = f"cache[7] = 7\nprint('begun', flush=True)\nwhile True:\n    {code}"
+    reply = kernel.execute_interactive(cell, output_hook=interrupt, timeout=60)["content"]
+    assert begun
+    assert (reply["status"], reply.get("ename")) == ("error", "KeyboardInterrupt")
+    check = "assert cache.set(7, 'now') and cache.get(7) == 'now' and cache.lock('free').acquire(timeout=5)"
+    assert shown(kernel, check) == []
