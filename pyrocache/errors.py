@@ -11,7 +11,9 @@
     │   ├── NoNodes                          the name server answers, but no node is registered
     │   └── NodeUnavailable                  a node does not answer within the deadline
     │       ├── Overloaded                   a node answers, but is at one of its limits
+    │       ├── MayHaveBeenDone              the reply to a change was lost: the node may have done it
     │       └── PartialFailure               a call for many keys failed for some; says which and why
+    ├── ClusterMismatch                      a node or the name server belongs to another cluster
     ├── Conflict                             other callers changed the entry during each attempt of `compute`
     ├── NotAnInt (TypeError)                 `incr` or `decr` of a value that is not an int
     ├── WaitTimeout (TimeoutError)           another caller did not load the value in time
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheUnavailable",
     "ClientClosed",
+    "ClusterMismatch",
     "ConfigurationError",
     "Conflict",
     "CorruptValue",
@@ -56,6 +59,7 @@ __all__ = [
     "LoadDeadlock",
     "LockLost",
     "LockTimeout",
+    "MayHaveBeenDone",
     "NameServerUnavailable",
     "NameTaken",
     "NoNodes",
@@ -123,6 +127,13 @@ class Overloaded(NodeUnavailable):
     """A node answers, but is at one of its limits, such as connections or queued calls."""
 
 
+class MayHaveBeenDone(NodeUnavailable):
+    """The reply to a change was lost, and it cannot be found out whether the node has done it.
+
+    Read the entry before the change is repeated, where doing it twice would matter.
+    """
+
+
 class PartialFailure(NodeUnavailable):
     """A call for many keys failed for some of the keys and succeeded for the rest.
 
@@ -135,6 +146,10 @@ class PartialFailure(NodeUnavailable):
         super().__init__(message)
         self.results = results
         self.errors: dict[Any, Exception] = dict(errors or {})
+
+
+class ClusterMismatch(PyroCacheError):
+    """A node or the name server belongs to another cluster than expected; nothing was read or changed there."""
 
 
 class Conflict(PyroCacheError):

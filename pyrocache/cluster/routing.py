@@ -49,6 +49,7 @@ class Member:
         weight: its share of the keys, relative to the weights of the other nodes.
         incarnation: changes with each start of the node.
         socket_path: its Unix socket, for clients on its host; empty if it has none.
+        cluster: the id of its cluster; empty if it is not known.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Member:
     weight: float = 1.0
     incarnation: str = ""
     socket_path: str = ""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         check_node_name(self.name)

@@ -85,7 +85,7 @@ def serve(
         NAMESERVER_NAME,
         names,
         COMMANDS,
-        greeting="hello",  # that of Pyro5's daemons
+        greeting=lambda: "hello",  # that of Pyro5's daemons
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
     )

@@ -41,22 +41,25 @@ class CallProtocol:
 
     Args:
         object_id: the id of the remote object.
+        greeting: describes the caller, and what it expects; None sends Pyro5's plain greeting.
 
     Attributes:
         greeting: the first message to send.
         sequence: number of the last call.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
+        peer: the greeting of the peer, once the handshake is done.
         max_value_bytes: length of the largest value frame that the peer accepts.
         space: returns the memory to receive the rest of a long reply into; None: call `receive_data`.
     """
 
     __slots__ = (
         *("_decoder", "_handshake"),
-        *("greeting", "max_value_bytes", "pack", "sequence", "space"),
+        *("greeting", "max_value_bytes", "pack", "peer", "sequence", "space"),
     )
 
-    def __init__(self, object_id: str) -> None:
-        handshake = ClientHandshake(object_id)
+    def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
+        handshake = ClientHandshake(object_id, greeting)
+        self.peer = Greeting()
         self._handshake: ClientHandshake | None = handshake  # until it is done
         self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
@@ -113,6 +116,7 @@ class CallProtocol:
 
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
+        self.peer = greeting
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)

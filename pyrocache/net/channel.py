@@ -45,6 +45,14 @@ class Endpoint(Protocol):
         """The id of the remote object."""
 
     @property
+    def incarnation(self) -> str:
+        """Differs between the starts of a node; empty if it is not known."""
+
+    @property
+    def cluster(self) -> str:
+        """The id of its cluster; empty if it is not known."""
+
+    @property
     def host(self) -> str:
         """Host name or address."""
 

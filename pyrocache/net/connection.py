@@ -22,6 +22,7 @@ from pyrocache.net.call_protocol import GREETED, PENDING, CallProtocol
 from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
+from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
@@ -32,6 +33,9 @@ _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX,
 _NOW = socket.MSG_DONTWAIT
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
 
+ANONYMOUS = Greeting(protocol=PROTOCOL)
+"""The greeting of a caller without a session."""
+
 _Poll = Callable[[int], list[tuple[int, int]]]
 
 
@@ -41,6 +45,7 @@ class Connection:
     Args:
         endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
+        greeting: describes the caller; what is known about ``endpoint`` is added to it.
 
     Attributes:
         max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
@@ -54,12 +59,17 @@ class Connection:
         *("max_value_bytes", "opened", "sent", "used_at"),
     )
 
-    def __init__(self, endpoint: Endpoint, transport: TransportChoice = "auto") -> None:
+    def __init__(
+        self, endpoint: Endpoint, transport: TransportChoice = "auto", greeting: Greeting = ANONYMOUS
+    ) -> None:
         self.max_value_bytes = 0
         self.opened = False
         self.sent = False
         self.used_at = 0.0
-        self._protocol = CallProtocol(endpoint.name)
+        greeting = greeting._replace(
+            node=endpoint.name, incarnation=endpoint.incarnation, cluster=endpoint.cluster
+        )
+        self._protocol = CallProtocol(endpoint.name, greeting)
         self._pack = self._protocol.pack
         self._unsent: list[memoryview] = []
         self._spin_wait: Callable[[_Poll], object] | None = None

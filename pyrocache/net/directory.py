@@ -104,6 +104,8 @@ class _NameServer(NamedTuple):
     port: int
     name: str = "Pyro.NameServer"
     socket_path: str = ""
+    incarnation: str = ""
+    cluster: str = ""
 
 
 class NameServerDirectory:

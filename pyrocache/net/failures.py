@@ -18,7 +18,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
-from pyrocache.protocol.handshake import HandshakeRefused
+from pyrocache.protocol.handshake import OVERLOADED, HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
@@ -92,7 +92,7 @@ def unavailable(
         text = f"{where} did not answer within {deadline.seconds:g} s"
     elif isinstance(cause, HandshakeRefused):
         text = f"{where} refused the connection ({cause})"
-        if str(cause).startswith("overloaded"):
+        if cause.code == OVERLOADED:
             kind = Overloaded
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
@@ -102,7 +102,9 @@ def unavailable(
         text = f"{where} cannot be reached ({type(cause).__name__})"
     error = kind(f"{operation} failed: {text}.{remedy}")
     error.source = member.name
-    gone = kind is NodeUnavailable and isinstance(cause, (ConnectionError, ProtocolError, HandshakeRefused))
+    gone = isinstance(cause, (ConnectionError, ProtocolError)) or (
+        isinstance(cause, HandshakeRefused) and not cause.code
+    )
     return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
 
 

@@ -21,11 +21,12 @@ import weakref
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
-from pyrocache.net.connection import Connection
+from pyrocache.net.connection import ANONYMOUS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, suspected, unavailable
 from pyrocache.net.suspicion import Suspicion, Verdict, patience
 from pyrocache.protocol.commands import PING
+from pyrocache.protocol.handshake import Greeting
 from pyrocache.tracebacks import came_from_outside
 
 _TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
@@ -41,6 +42,7 @@ class Pool:
         limit: the most connections that may be open.
         transport: whether its Unix socket may be used.
         suspicion: what is known about whether the node answers; None to trust it always.
+        greeting: describes the caller.
 
     Attributes:
         member: as given.
@@ -50,11 +52,27 @@ class Pool:
         closed: whether connections are closed instead of kept idle.
     """
 
-    __slots__ = ("_take", "_transport", "_trusted", "closed", "idle", "member", "permits", "suspicion")
+    __slots__ = (
+        "_greeting",
+        "_take",
+        "_transport",
+        "_trusted",
+        "closed",
+        "idle",
+        "member",
+        "permits",
+        "suspicion",
+    )
 
     def __init__(
-        self, member: Member, limit: int, transport: TransportChoice, suspicion: Suspicion | None = None
+        self,
+        member: Member,
+        limit: int,
+        transport: TransportChoice,
+        suspicion: Suspicion | None = None,
+        greeting: Greeting = ANONYMOUS,
     ) -> None:
+        self._greeting = greeting
         self.member = member
         self.suspicion = Suspicion() if suspicion is None else suspicion
         self._trusted = suspicion is None
@@ -93,7 +111,7 @@ class Pool:
                 try:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
-                    return Connection(self.member, self._transport)
+                    return Connection(self.member, self._transport, self._greeting)
                 if (now - connection.used_at < _TRUST_SECONDS and not careful) or connection.usable():
                     connection.used_at = now
                     return connection

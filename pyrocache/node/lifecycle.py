@@ -31,7 +31,7 @@ from pyrocache.node.service.guard import PartitionState, RequestGuard
 from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
-from pyrocache.protocol.handshake import Greeting
+from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
@@ -125,7 +125,7 @@ class Node:
             self.member.name,
             self.cache_node,
             COMMANDS,
-            greeting=Greeting(self.member.name, incarnation, config.max_value_bytes).to_wire(),
+            greeting=self._greeting,
             max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
@@ -213,6 +213,12 @@ class Node:
                 break
             time.sleep(_NUDGE_PAUSE_SECONDS)
         self.cache_node.ownership.set_state(PartitionState.SERVING)
+
+    def _greeting(self) -> Greeting:
+        member = self.member
+        return Greeting(
+            member.name, member.incarnation, self.config.max_value_bytes, PROTOCOL, member.cluster
+        )
 
     def _serving(self, members: Sequence[Member]) -> list[Member]:
         states = self._peers.states(members)

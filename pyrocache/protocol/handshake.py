@@ -4,10 +4,11 @@ Responsible for the messages before the first request: which object the client w
 the server describes itself. Does not send or receive. Does not judge requests either: once the connection is
 established, `ServerHandshake.admit` passes their headers on.
 
-The handshake is that of Pyro5: one CONNECT message and one answer. `Greeting` has fields for authentication and for
-agreeing on capabilities. Empty fields are not sent, so that the bytes are those of Pyro5. To add authentication by a
-shared secret (challenge and response), one more message is needed: the client's proof for the server's nonce. For that,
-add a member to `State` between `AWAITING` and `ESTABLISHED`, and admit only this message in that state.
+The handshake is that of Pyro5: one CONNECT message and one answer. By their `Greeting` both ends compare protocol,
+cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. It also has fields for
+authentication and for agreeing on capabilities. Empty fields are not sent. To add authentication by a shared secret
+(challenge and response), one more message is needed: the client's proof for the server's nonce. For that, add a member
+to `State` between `AWAITING` and `ESTABLISHED`, and admit only this message in that state.
 
     client                                  server
     AWAITING   -- CONNECT {greeting}     -> AWAITING
@@ -37,6 +38,23 @@ REQUEST_BYTES = 16 * 1024
 ANSWER_BYTES = 64 * 1024
 """Length of the longest answer to it that a client accepts."""
 
+PROTOCOL = 1
+"""The version of what both ends agree on beyond Pyro5's own protocol."""
+
+OVERLOADED = "overloaded"
+OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
+OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
+
+CODES = (OVERLOADED, OTHER_PROTOCOL, OTHER_CLUSTER, OTHER_NODE, OTHER_INCARNATION)
+"""What a refusal may begin with, followed by a colon and a sentence."""
+
+_IDENTITY = (
+    (OTHER_PROTOCOL, "protocol", "protocol"),
+    (OTHER_CLUSTER, "cluster", "cluster"),
+    (OTHER_NODE, "node", "node"),
+    (OTHER_INCARNATION, "incarnation", "incarnation"),
+)
+
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
@@ -53,7 +71,13 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """The server refuses the connection. The text is the reason."""
+    """One end refuses the connection. The text is the reason."""
+
+    @property
+    def code(self) -> str:
+        """The code that the reason begins with, one of `CODES`; empty if there is none."""
+        code = str(self).partition(": ")[0]
+        return code if code in CODES else ""
 
 
 class CloseAfterReply(Exception):
@@ -65,12 +89,17 @@ class CloseAfterReply(Exception):
 
 
 class Greeting(NamedTuple):
-    """The description that one end sends of itself. Clients leave it empty at present.
+    """What one end sends of itself, and what a client expects of the other end. None of it is authenticated.
 
     Attributes:
-        node: the name of the node. Not authenticated.
-        incarnation: differs between the starts of a node. Not authenticated.
+        node: the name of the node. Like the next three, a client sends the one that it expects to find.
+        incarnation: differs between the starts of a node.
         max_value_bytes: the largest value frame that the node accepts; 0 if unknown.
+        protocol: the version of what is agreed beyond Pyro5's own protocol, `PROTOCOL`.
+        cluster: the id of the cluster.
+        session: the random id of a client. It is new after a fork.
+        caller: name and incarnation of a node that connects, separated by a space; a client has none.
+        clock_ms: the node's clock, modulo 2**32 milliseconds, from 1 on; 0 if unknown.
         capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
         nonce: a random challenge, which the other end answers by a proof. Not used yet.
         proof: the answer to the other end's nonce. Not used yet.
@@ -79,9 +108,25 @@ class Greeting(NamedTuple):
     node: str = ""
     incarnation: str = ""
     max_value_bytes: int = 0
+    protocol: int = 0
+    cluster: str = ""
+    session: bytes = b""
+    caller: str = ""
+    clock_ms: int = 0
     capabilities: str = ""
     nonce: bytes = b""
     proof: bytes = b""
+
+    def check(self, expected: Greeting) -> None:
+        """Compare what a server is with what a client expects. A field that one of them leaves empty is not compared.
+
+        Raises:
+            HandshakeRefused: they differ. This does not mean that the node which the client looks for is gone.
+        """
+        for code, field, what in _IDENTITY:
+            mine, wanted = getattr(self, field), getattr(expected, field)
+            if mine and wanted and mine != wanted:
+                raise HandshakeRefused(f"{code}: this is {what} {mine}, not {wanted}")
 
     def to_wire(self) -> dict[str, Any]:
         """Return the plain value to send: the fields that are not empty."""
@@ -104,17 +149,18 @@ class ClientHandshake:
 
     Args:
         object_id: the remote object that the connection is for.
-        greeting: describes the client; None sends Pyro5's plain greeting.
+        greeting: describes the client, and what it expects; None sends Pyro5's plain greeting.
 
     Attributes:
         state: the progress.
     """
 
-    __slots__ = ("_greeting", "_object_id", "state")
+    __slots__ = ("_expected", "_greeting", "_object_id", "state")
 
     def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
         self._object_id = object_id
-        self._greeting = "pyrocache" if greeting is None else greeting.to_wire()
+        self._expected = greeting or Greeting()
+        self._greeting = greeting.to_wire() if greeting else "pyrocache"
         self.state = State.AWAITING
 
     def request(self) -> bytes:
@@ -137,15 +183,21 @@ class ClientHandshake:
         """Process the answer, whose header `admit` has accepted. Return the server's greeting.
 
         Raises:
-            HandshakeRefused: the server refuses.
+            HandshakeRefused: the server refuses, or is not what the client expects.
             ProtocolError: the body is not plain msgpack.
         """
         answer = unpack_plain(frame.body)
         if frame.header.type == framing.CONNECT_FAIL:
             self.state = State.REFUSED
             raise HandshakeRefused(answer if isinstance(answer, str) else "no reason was given")
+        greeting = Greeting.from_wire(answer.get("handshake") if isinstance(answer, dict) else None)
+        try:
+            greeting.check(self._expected)
+        except HandshakeRefused:
+            self.state = State.REFUSED
+            raise
         self.state = State.ESTABLISHED
-        return Greeting.from_wire(answer.get("handshake") if isinstance(answer, dict) else None)
+        return greeting
 
 
 class Serializer(NamedTuple):

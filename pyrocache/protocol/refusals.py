@@ -27,6 +27,10 @@ class Refusal(NamedTuple):
 
 
 STALE_VIEW = "stale-view"
+NOT_SERVING = "not-serving"
+TRY_AGAIN = "try-again"
+NOT_DONE = "not-done"
+FORGOTTEN = "forgotten"
 KEY_TOO_LARGE = "key-too-large"
 VALUE_TOO_LARGE = "value-too-large"
 OVERLOADED = "overloaded"

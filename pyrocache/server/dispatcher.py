@@ -32,7 +32,9 @@ from pyrocache.protocol.commands import Command, Runs
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.handshake import (
     MSGPACK,
+    OVERLOADED,
     CloseAfterReply,
+    Greeting,
     HandshakeRefused,
     Serializer,
     ServerHandshake,
@@ -86,7 +88,7 @@ class Dispatcher:
         target: the object. A method that may defer its reply (`Runs.DEFERRED`) takes the caller's `Session` first.
             It has the prefix ``begin_`` if a blocking variant, for stock Pyro5 daemons, has the plain name.
         commands: the methods that clients may call, by name; names that the object lacks are left out.
-        greeting: the answer to a handshake, a plain value.
+        greeting: returns the answer to a handshake: this end's `Greeting`, or another plain value.
         max_frame_bytes: the longest request that is accepted.
         serializers: the serializers that clients may use.
         timer: seconds, for the latency histograms.
@@ -101,7 +103,7 @@ class Dispatcher:
         target: Any,
         commands: Mapping[str, Command],
         *,
-        greeting: Any,
+        greeting: Callable[[], Any],
         max_frame_bytes: int,
         serializers: Sequence[Serializer] = (MSGPACK,),
         timer: Callable[[], float] = time.perf_counter,
@@ -202,7 +204,7 @@ class Dispatcher:
     @staticmethod
     def rejected() -> bytes:
         """Return the refusal of a connection beyond the limit of connections."""
-        text = "overloaded: this server has as many connections as it takes"
+        text = f"{OVERLOADED}: this server has as many connections as it takes"
         return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(text))
 
     def _admit(self, header: Header) -> None:
@@ -227,8 +229,12 @@ class Dispatcher:
         raise CloseAfterReply(_refuse(header.sequence, Refusal(code, text), serializer))
 
     def _describe(self, object_id: str, offer: Any) -> dict[str, Any]:
+        greeting = self._greeting()
         try:
-            return {"handshake": self._greeting, "meta": self._get_metadata(object_id)}
+            if isinstance(greeting, Greeting):
+                greeting.check(Greeting.from_wire(offer))
+                greeting = greeting.to_wire()
+            return {"handshake": greeting, "meta": self._get_metadata(object_id)}
         except PyroError as error:
             raise HandshakeRefused(str(error)) from None
 

@@ -693,7 +693,7 @@ def transport_here() -> Iterator[tuple[EventLoop, tuple[str, int]]]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen(10)
-    dispatcher = Dispatcher(NAME, CacheNode(Store(MIB)), COMMANDS, greeting={}, max_frame_bytes=MIB)
+    dispatcher = Dispatcher(NAME, CacheNode(Store(MIB)), COMMANDS, greeting=dict, max_frame_bytes=MIB)
     transport = EventLoop([listener], dispatcher, NodeConfig())
     address = listener.getsockname()
     loop = threading.Thread(target=transport.run, daemon=True)

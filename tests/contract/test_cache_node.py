@@ -102,7 +102,7 @@ def our_server() -> Iterator[Register]:
         listener = socket.create_server(("127.0.0.1", 0))
         limits = NodeConfig(max_value_bytes=MAX_VALUE_BYTES)
         dispatcher = Dispatcher(
-            NAME, node, COMMANDS, greeting={}, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024
+            NAME, node, COMMANDS, greeting=dict, max_frame_bytes=MAX_VALUE_BYTES + 128 * 1024
         )
         loop = EventLoop([listener], dispatcher, limits)
         thread = threading.Thread(target=loop.run, daemon=True)

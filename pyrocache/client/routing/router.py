@@ -9,6 +9,7 @@ Thread safety: thread-safe; `reset_after_fork` makes a router usable in a child 
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
 from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
+from pyrocache.net.connection import ANONYMOUS
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory, WatchedLookUp
 from pyrocache.net.failures import Refused, Unavailable, name_in_hint
@@ -285,9 +287,10 @@ class Router:
 
     def _connect(self, view: ClusterView) -> None:
         suspicions = Suspicions()
-        self._connections = Connections(self._max_connections, self._transport, suspicions)
+        greeting = ANONYMOUS._replace(session=os.urandom(8))
+        self._connections = Connections(self._max_connections, self._transport, suspicions, greeting)
         # Callers may keep these for long.
-        self._pinning = Connections(self._max_pinned, self._transport, suspicions)
+        self._pinning = Connections(self._max_pinned, self._transport, suspicions, greeting)
         nameserver = WatchedLookUp(self._directory)
         self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view

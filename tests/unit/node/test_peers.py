@@ -28,7 +28,9 @@ def at(listener: socket.socket, name: str = NAME) -> Member:
 
 def serve(node: CacheNode, config: NodeConfig) -> Iterator[Member]:
     listener = socket.create_server(("127.0.0.1", 0))
-    loop = EventLoop([listener], Dispatcher(NAME, node, COMMANDS, greeting={}, max_frame_bytes=2**20), config)
+    loop = EventLoop(
+        [listener], Dispatcher(NAME, node, COMMANDS, greeting=dict, max_frame_bytes=2**20), config
+    )
     thread = threading.Thread(target=loop.run, daemon=True)
     member = at(listener)
     thread.start()

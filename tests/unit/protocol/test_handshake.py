@@ -150,3 +150,32 @@ def test_a_greeting_is_what_can_be_understood_of_it(data: Any, greeting: Greetin
 def test_what_a_client_says_of_itself_reaches_the_server() -> None:
     body = messages.unpack_plain(frame_of(ClientHandshake("a", Greeting(nonce=b"n")).request()).body)
     assert body == {"handshake": {"nonce": b"n"}, "object": "a"}
+
+
+IDENTITY = {"protocol": (1, 2), "cluster": ("a", "b"), "node": ("n", "m"), "incarnation": ("i", "j")}
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_what_both_ends_give_is_compared_by_both(field: str) -> None:
+    one, other = IDENTITY[field]
+    mine, yours = Greeting()._replace(**{field: one}), Greeting()._replace(**{field: other})
+    with pytest.raises(
+        HandshakeRefused, match=f"^other-{field}: this is {field} {one}, not {other}"
+    ) as refused:
+        mine.check(yours)
+    assert refused.value.code == f"other-{field}"
+    for left, right in ((mine, mine), (mine, Greeting()), (Greeting(), yours)):
+        left.check(right)
+    client = ClientHandshake("a", yours)
+    answer = frame_of(
+        framing.pack_message(framing.CONNECT_OK, 0, messages.pack_plain({"handshake": mine.to_wire()}))
+    )
+    with pytest.raises(HandshakeRefused, match=f"^other-{field}"):
+        client.receive(answer)
+    assert client.state is State.REFUSED
+
+
+def test_a_reason_without_a_known_code_has_none() -> None:
+    assert HandshakeRefused("unknown object").code == ""
+    assert HandshakeRefused("strange: a colon").code == ""
+    assert HandshakeRefused("overloaded: too many").code == "overloaded"

@@ -38,7 +38,7 @@ def test_a_warm_get_takes_few_python_calls_of_the_server() -> None:
             sys.setprofile(None)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    dispatcher = Dispatcher(NAME, Target(), {"get": GET}, greeting={}, max_frame_bytes=2**20)
+    dispatcher = Dispatcher(NAME, Target(), {"get": GET}, greeting=dict, max_frame_bytes=2**20)
     loop = EventLoop([listener], dispatcher, NodeConfig())
     thread = threading.Thread(target=run)
     thread.start()

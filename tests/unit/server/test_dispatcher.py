@@ -68,7 +68,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def dispatcher(clock: FakeClock) -> Dispatcher:
     return Dispatcher(
-        NAME, Target(clock), COMMANDS, greeting={"node": NAME}, max_frame_bytes=2**20, timer=clock
+        NAME, Target(clock), COMMANDS, greeting=lambda: {"node": NAME}, max_frame_bytes=2**20, timer=clock
     )
 
 

@@ -133,7 +133,7 @@ class Server:
             NAME,
             self.node,
             COMMANDS | Gated.MORE_COMMANDS,
-            greeting={"max_value_bytes": config.max_value_bytes},
+            greeting=lambda: {"max_value_bytes": config.max_value_bytes},
             max_frame_bytes=max_frame_bytes,
         )
         self.event_loop = EventLoop([*tcp, listener], dispatcher, config)
