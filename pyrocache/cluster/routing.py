@@ -65,6 +65,11 @@ class Member:
         check_weight(self.weight)
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """Return name and incarnation: one start of one node."""
+        return self.name, self.incarnation
+
+    @property
     def address(self) -> str:
         """Return ``host:port``."""
         return format_address(self.host, self.port)

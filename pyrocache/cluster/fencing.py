@@ -1,0 +1,181 @@
+"""`Fencing`: what one node knows about who may serve, and until when it may serve itself.
+
+Two rules keep two nodes from serving one key at the same time (``docs/failure-modes.md`` has the argument):
+
+- *Lease.* A node serves under its view for ``lease`` seconds after it has *sent* a question that was answered by a
+  confirmation: the name server lists this view as the newest one, or more than half of the members, itself included,
+  have this very view. A node that has acknowledged a newer view does not confirm an older one any more.
+- *Change of the view.* A change is *valid* once at least half of the members of the view before have acknowledged it
+  and the name server has been seen to list it after that. Until then, more than half may still confirm the old view.
+  From then on, nobody gets a new lease under the old view, so all leases under it are over ``lease`` seconds later. A
+  node takes over what another one owned when that one has acknowledged the change, is gone, or when this time is over.
+
+*Gone* means that the system refused a connection on this same host: the process does not exist. A gone member counts as
+one that acknowledges every change. It also counts as one that confirms the view, which lets the last node of a host go
+on, but only while this node has reason to believe that no change is under way: see `Fencing.standstill` and
+`Fencing.rumour`.
+
+A `Fencing` is a value: each event returns the one after it. Times are seconds of one clock, which the caller reads.
+Pure: no I/O, no threads, no clock.
+
+Thread safety: thread-safe; immutable.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from pyrocache.cluster.routing import ClusterView, Member
+
+_NEVER = -math.inf
+
+Identity: TypeAlias = tuple[str, str]
+"""The name and the incarnation of a member: one start of one node."""
+
+Times: TypeAlias = tuple[tuple[Identity, float], ...]
+"""For some members, the time when the question was sent that they have answered."""
+
+
+class Heard(enum.Enum):
+    """The outcome of a question to a member: which view does it have?"""
+
+    SAME = "same"
+    """It has this node's view, number and members."""
+    NEWER = "newer"
+    """It has acknowledged a view with a larger number."""
+    OTHER = "other"
+    """It has an older view, or does not confirm any at this moment."""
+    SILENT = "silent"
+    """It does not answer. It may be suspended or cut off, and may come back."""
+    GONE = "gone"
+    """It does not exist any more: the system has refused the connection, on this host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fencing:
+    """The knowledge of one node, or of one that wants to join.
+
+    Attributes:
+        me: the node.
+        lease: seconds.
+        view: its view.
+        before: the view with the number before, or an empty one.
+        acknowledged: the members of ``before`` that have acknowledged ``view``, or are gone.
+        enough_at: when they were first at least half.
+        valid_at: when the change was known to be valid.
+        nameserver_at: when the listing was requested that confirmed the view last.
+        live: the confirmations of members.
+        gone: when members were last found to be gone.
+        doubts: whether gone members do not count as confirming.
+        doubted_at: since when.
+        preparing: whether it is about to acknowledge a newer view, and does not confirm the present one.
+    """
+
+    me: Identity
+    lease: float
+    view: ClusterView
+    before: ClusterView
+    acknowledged: frozenset[Identity] = frozenset()
+    enough_at: float = math.inf
+    valid_at: float = math.inf
+    nameserver_at: float = _NEVER
+    live: Times = ()
+    gone: Times = ()
+    doubts: bool = False
+    doubted_at: float = _NEVER
+    preparing: bool = False
+
+    def adopt(self, view: ClusterView, before: ClusterView, now: float) -> Fencing:
+        """Acknowledge ``view``, whose predecessor is ``before``. Nothing that was known of the old view counts.
+
+        The name server must list ``view`` as the newest one, in a listing that was requested after `prepare`.
+        """
+        adopted = Fencing(self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at)
+        return adopted._acknowledge(self.me, now)
+
+    def prepare(self) -> Fencing:
+        """Stop to confirm the view: a newer one seems to exist."""
+        return replace(self, preparing=True)
+
+    def answer(self, view: ClusterView) -> Heard:
+        """Return the answer to a node that asks whether this one has ``view``."""
+        if self.view.number > view.number:
+            return Heard.NEWER
+        return Heard.SAME if self.view == view and not self.preparing else Heard.OTHER
+
+    def listed(self, sent_at: float, now: float) -> Fencing:
+        """Note that the name server lists ``view`` as the newest, in a listing that was requested at ``sent_at``."""
+        valid_at = min(self.valid_at, now) if self.enough_at < sent_at else self.valid_at
+        latest = max(self.nameserver_at, sent_at)
+        confirmed = replace(self, nameserver_at=latest, valid_at=valid_at, preparing=False)
+        return replace(confirmed, doubts=False) if sent_at > self.doubted_at else confirmed
+
+    def heard(self, member: Identity, heard: Heard, sent_at: float, now: float) -> Fencing:
+        """Note what ``member``, one of ``view`` or of ``before``, has answered to a question sent at ``sent_at``."""
+        after = self
+        if heard in (Heard.SAME, Heard.NEWER, Heard.GONE):
+            after = after._acknowledge(member, now)
+        if heard is Heard.NEWER:
+            return after.rumour(now)
+        if heard is Heard.SAME:
+            after = replace(after, live=_noted(after.live, member, sent_at))
+            if after.doubts and after.majority_at() > after.doubted_at:
+                after = replace(after, doubts=False)
+        elif heard is Heard.GONE:
+            after = replace(after, gone=_noted(after.gone, member, sent_at))
+        return after
+
+    def rumour(self, now: float) -> Fencing:
+        """Note that a newer view exists.
+
+        From now on gone members do not confirm the older one: they may have acknowledged the newer one before they
+        ended.
+        """
+        return replace(self, doubts=True, doubted_at=now, gone=())
+
+    standstill = rumour
+    """Note that this node did not run for a while. It may have missed a rumour."""
+
+    def majority_at(self, *, with_gone: bool = False) -> float:
+        """Return the latest time after which more than half of the members have confirmed the view."""
+        times = dict(self.live)
+        if with_gone and not self.doubts:
+            times = {**dict(self.gone), **times}
+        members = [member.identity for member in self.view.members]
+        at = sorted(math.inf if member == self.me else times.get(member, _NEVER) for member in members)
+        return at[(len(at) - 1) // 2] if at else _NEVER
+
+    def serves_until(self, *, all_here: bool) -> float:
+        """Return when the lease ends; infinite for the only member.
+
+        Args:
+            all_here: whether all members and the name server are on this host, so that gone members may count.
+        """
+        if not any(member.identity == self.me for member in self.view.members):
+            return _NEVER
+        return max(self.nameserver_at, self.majority_at(with_gone=all_here)) + self.lease
+
+    def is_free(self, owner: Member, now: float) -> bool:
+        """Return whether what ``owner`` had in the view before may be taken over."""
+        return owner.identity in self.acknowledged or now >= self.valid_at + self.lease
+
+    def settled(self, now: float) -> bool:
+        """Return whether no member has a lease under an older view any more. The next change may begin."""
+        return self.valid_at <= now and all(self.is_free(member, now) for member in self.before.members)
+
+    def _acknowledge(self, member: Identity, now: float) -> Fencing:
+        of_before = any(member == other.identity for other in self.before.members)
+        acknowledged = self.acknowledged | {member} if of_before else self.acknowledged
+        enough = 2 * len(acknowledged) >= len(self.before)
+        return replace(
+            self, acknowledged=acknowledged, enough_at=min(self.enough_at, now) if enough else self.enough_at
+        )
+
+
+def _noted(times: Times, member: Identity, sent_at: float) -> Times:
+    latest = dict(times)
+    latest[member] = max(latest.get(member, _NEVER), sent_at)
+    return tuple(sorted(latest.items()))
