@@ -318,7 +318,10 @@ class NodeConfig:
             ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
             beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
             unread bytes is closed.
-        heartbeat_seconds: time between two queries of the name server.
+        heartbeat_seconds: how long, in addition to a lease, a new node waits for a live one to restore what the name
+            server has forgotten.
+        lease_seconds: how long a node may serve after the last confirmation of its view (``docs/failure-modes.md``).
+        new_cluster: there is no cluster yet, so the node need not wait for one.
         drain_seconds: how long a leaving node redirects clients.
     """
 
@@ -339,6 +342,8 @@ class NodeConfig:
     max_queued_calls: int = 64
     max_buffered_bytes: int = 0
     heartbeat_seconds: float = 1.0
+    lease_seconds: float = 2.0
+    new_cluster: bool = False
     drain_seconds: float = 0.5
 
     def __post_init__(self) -> None:
@@ -362,7 +367,13 @@ class NodeConfig:
         policies = ", ".join(EVICTION_POLICIES)
         known = self.eviction in EVICTION_POLICIES
         _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
-        for field in ("handshake_seconds", "request_seconds", "idle_seconds", "heartbeat_seconds"):
+        for field in (
+            "handshake_seconds",
+            "request_seconds",
+            "idle_seconds",
+            "heartbeat_seconds",
+            "lease_seconds",
+        ):
             object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
         self._complete_sizes()
         counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"

@@ -149,7 +149,13 @@ class PartialFailure(NodeUnavailable):
 
 
 class ClusterMismatch(PyroCacheError):
-    """A node or the name server belongs to another cluster than expected; nothing was read or changed there."""
+    """What listens at the address of a node belongs to another cluster; nothing was read or changed there.
+
+    Attributes:
+        source: the name of the node that was looked for.
+    """
+
+    source: str = ""
 
 
 class Conflict(PyroCacheError):

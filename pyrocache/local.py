@@ -242,7 +242,7 @@ class LocalCluster:
             raise PyroCacheError("This cluster was stopped; start a new LocalCluster.")
 
     def _start_node(self, name: str | None = None) -> ChildProcess:
-        settings = {"nameserver": self.nameserver, "name": name, **self._settings}
+        settings = {"nameserver": self.nameserver, "name": name, "new_cluster": True, **self._settings}
         return start_node(settings, quiet=True, clock=self._clock)
 
     def _started(self, process: ChildProcess) -> LocalNode:

@@ -156,7 +156,11 @@ class Fencing:
         """
         if not any(member.identity == self.me for member in self.view.members):
             return _NEVER
-        return max(self.nameserver_at, self.majority_at(with_gone=all_here)) + self.lease
+        confirmed_at = max(self.nameserver_at, self.majority_at())
+        if not all_here:
+            return confirmed_at + self.lease
+        # A rumour may reach this node with a delay of up to half a lease: a longer one is a `standstill`.
+        return max(confirmed_at, self.majority_at(with_gone=True) - self.lease / 2) + self.lease
 
     def is_free(self, owner: Member, now: float) -> bool:
         """Return whether what ``owner`` had in the view before may be taken over."""

@@ -84,22 +84,26 @@ class ClusterView:
     """The nodes of a cluster at one moment, and which of them owns which key.
 
     Attributes:
+        number: 1 or more, larger than that of any view before; 0 if it is unknown.
+        cluster: the id of the cluster; empty if it is unknown.
         members: the nodes, sorted by number.
-        id: equal for two views if and only if they route alike; never 0.
+        id: equal for two views if they have the same members, incarnations included; never 0.
         owners: by partition, the index of its owner in ``members``; -1 until `owner` computes it.
     """
 
-    __slots__ = ("_by_name", "_weighted", "id", "members", "owners")
+    __slots__ = ("_by_name", "_weighted", "cluster", "id", "members", "number", "owners")
 
-    def __init__(self, members: Iterable[Member]) -> None:
+    def __init__(self, members: Iterable[Member], number: int = 0, cluster: str = "") -> None:
+        self.number = number
+        self.cluster = cluster
         self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))
         self._by_name = {member.name: member for member in self.members}
         if len(self.members) > _MOST_MEMBERS:
             raise ValueError(f"A view has at most {_MOST_MEMBERS} members.")
         if len(self._by_name) != len(self.members):
             raise ValueError("Two members of one view have the same name.")
-        routed = "\n".join(f"{member.name} {float(member.weight)!r}" for member in self.members)
-        self.id: int = xxh3_64_intdigest(routed.encode()) or 1  # 0 is `limits.NO_VIEW`
+        text = "\n".join(f"{m.name} {m.incarnation} {float(m.weight)!r}" for m in self.members)
+        self.id: int = xxh3_64_intdigest(text.encode()) or 1
         self._weighted = [(member.name.encode(), float(member.weight)) for member in self.members]
         self.owners = array("h", [_UNKNOWN]) * PARTITIONS  # indices in members; small, to stay in caches
 
@@ -110,14 +114,17 @@ class ClusterView:
         return name in self._by_name
 
     def __eq__(self, other: object) -> bool:
-        """Compare the members, addresses included (``id`` ignores addresses)."""
-        return isinstance(other, ClusterView) and self.members == other.members
+        """Compare number, cluster and members, addresses included (``id`` ignores addresses)."""
+        if not isinstance(other, ClusterView) or self.number != other.number:
+            return False
+        return self.cluster == other.cluster and self.members == other.members
 
     def __hash__(self) -> int:
-        return hash(self.members)
+        return hash((self.number, self.members))
 
     def __repr__(self) -> str:
-        return f"<ClusterView {self.id:016x}: {', '.join(member.name for member in self.members) or 'empty'}>"
+        names = ", ".join(member.name for member in self.members)
+        return f"<ClusterView {self.number}: {names or 'empty'}>"
 
     def member(self, name: str) -> Member | None:
         """Return the member with that name, or None."""

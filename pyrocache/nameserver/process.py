@@ -36,7 +36,7 @@ from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
 _POLL_SECONDS = 0.2
-_MAX_REQUEST_BYTES = 16 * 1024
+_MAX_REQUEST_BYTES = 256 * 1024  # a view of more than a thousand nodes
 _LIMITS = NodeConfig(
     max_connections=500, request_seconds=10.0, idle_seconds=60.0, workers=2, max_buffered_bytes=64 * 2**20
 )

@@ -1,10 +1,16 @@
-"""The name server as nodes and clients use it: list the nodes, register a node, remove a node.
+"""The name server as nodes and clients use it: list nodes and views, register a node, store a view.
 
-Each query opens a connection, uses it once and closes it, all within one deadline. Works with Pyro5's own name server
-and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, as the size of
-a message is limited (`protocol.limits`).
+The entries are ``cache.node.N`` for each node, ``cache.cluster`` for the id of the cluster, and ``cache.view.n`` for
+view ``n``; ``docs/wire-format.md`` has their metadata. Pyro5's name server has one atomic operation: to create an entry
+unless there is one. So the first node that creates ``cache.cluster`` gives the cluster its id, and of several nodes
+that want to change the view next, one creates its entry.
 
-Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address.
+Each query opens a connection, uses it once and closes it, all within one deadline, unless the connection is kept. Works
+with Pyro5's own name server and with the one of this package (`nameserver.process`). A listing has at most about 1,000
+entries, as the size of a message is limited (`protocol.limits`).
+
+Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
+connection it belongs to one thread.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ from __future__ import annotations
 import re
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
-from pyrocache.cluster.routing import Member, is_socket_path
+from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
 from pyrocache.errors import NameServerUnavailable, ProtocolError
 from pyrocache.net.connection import Connection
@@ -25,22 +33,63 @@ from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
 
 PREFIX = "cache.node."
+CLUSTER = "cache.cluster"
+VIEW = "cache.view."
 
 _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
+_NUMBER = re.compile(r"[1-9]\d{0,9}")
+_VIEW_NAME = re.compile(r"cache\.view\.([1-9]\d{0,9})")
 _URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
+
+
+class Listing(NamedTuple):
+    """What the name server lists.
+
+    Attributes:
+        cluster: the id of the cluster; empty if it has none.
+        first: the number of its first view; 0 if it has none.
+        views: the views of this cluster, newest first.
+        members: the nodes that are registered.
+        strangers: whether nodes of another cluster are registered, too.
+    """
+
+    cluster: str = ""
+    first: int = 0
+    views: tuple[ClusterView, ...] = ()
+    members: tuple[Member, ...] = ()
+    strangers: bool = False
+
+    @property
+    def view(self) -> ClusterView:
+        """The newest view; an empty one if there is none."""
+        return self.views[0] if self.views else EMPTY
+
+    @property
+    def before(self) -> ClusterView:
+        """The view before it; an empty one if there is none."""
+        return self.views[1] if len(self.views) > 1 else EMPTY
 
 
 class Directory(Protocol):
     """The interface of a name server, as nodes and clients use it."""
 
-    def members(self, timeout: float = ...) -> list[Member]:
-        """Return the nodes that are registered."""
+    def listing(self, timeout: float = ...) -> Listing:
+        """Return all entries of the cluster."""
 
-    def add(self, member: Member) -> bool:
-        """Register a node unless its name is taken. Return whether that was done."""
+    def create_cluster(self, cluster: str, first: int, timeout: float = ...) -> bool:
+        """Give the cluster its id, unless it has one. Return whether that was done."""
+
+    def store_view(self, view: ClusterView, timeout: float = ...) -> bool:
+        """Store a view unless there is one of its number. Return whether that was done."""
+
+    def forget_views(self, numbers: Iterable[int], timeout: float = ...) -> None:
+        """Remove the views with these numbers."""
+
+    def register(self, member: Member, timeout: float = ...) -> None:
+        """Register a node, in place of any other that has its name. The view decides whose name it is."""
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
         """Remove the node if its entry is of the same incarnation. Return whether that was done."""
@@ -59,11 +108,11 @@ class WatchedLookUp:
             "The name server did not answer in time."  # why there is no listing; empty if there is one
         )
 
-    def __call__(self, seconds: float) -> list[Member]:
-        """Return the nodes that are registered. Raises `NameServerUnavailable`."""
+    def __call__(self, seconds: float) -> Listing:
+        """Return what is registered. Raises `NameServerUnavailable`."""
         began_at = time.monotonic()
         try:
-            members = self._directory.members(seconds)
+            listing = self._directory.listing(seconds)
         except NameServerUnavailable as error:
             self._failure = str(error)
             if not error.timed_out:
@@ -73,7 +122,7 @@ class WatchedLookUp:
             raise
         self._failure = ""
         self._suspicion.answered()
-        return members
+        return listing
 
     def admit(self, deadline: Deadline, seconds: float) -> float:
         """Return the seconds that a query may take, ``seconds`` at most.
@@ -109,23 +158,50 @@ class _NameServer(NamedTuple):
 
 
 class NameServerDirectory:
-    """The nodes registered in the name server at ``address`` (``host:port``)."""
+    """The entries in the name server at ``address`` (``host:port``).
 
-    def __init__(self, address: str) -> None:
+    Every method raises `NameServerUnavailable` if no name server answers within ``timeout`` seconds.
+
+    Args:
+        address: ``host:port``.
+        keep: whether to keep the connection between queries.
+    """
+
+    def __init__(self, address: str, *, keep: bool = False) -> None:
         self._server = _NameServer(*parse_address(address))
+        self._keep = keep
+        self._kept: Connection | None = None
+
+    def listing(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Listing:
+        """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
+        return self._listing(Deadline(timeout))
 
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
-        """Return the nodes that are registered. Malformed entries are left out.
+        """Return the nodes that are registered. Malformed entries are left out."""
+        return list(self._listing(Deadline(timeout)).members)
 
-        Raises:
-            NameServerUnavailable: no name server answered within ``timeout`` seconds.
-        """
-        return self._members(Deadline(timeout))
+    def create_cluster(self, cluster: str, first: int, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Give the cluster its id, unless it has one. Return whether that was done."""
+        return self._create(CLUSTER, ["pyrocache", f"cluster={cluster}", f"first={first}"], timeout)
 
-    def add(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
-        """Register ``member`` atomically. Return False if its name is taken."""
-        uri = f"PYRO:{member.name}@{member.address}"
-        arguments = (member.name, uri, True, _metadata(member))  # True: `safe`, refused if the name is taken
+    def store_view(self, view: ClusterView, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Store a view unless there is one of its number. Return whether that was done."""
+        return self._create(f"{VIEW}{view.number}", view_to_metadata(view), timeout)
+
+    def forget_views(self, numbers: Iterable[int], timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        """Remove the views with these numbers."""
+        deadline = Deadline(timeout)
+        for number in numbers:
+            self._ask(deadline, "remove a view", "remove", f"{VIEW}{number}")
+
+    def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        """Register ``member``, in place of any other node that has its name."""
+        arguments = (member.name, f"PYRO:{member.name}@{member.address}", False, _metadata(member))
+        self._ask(Deadline(timeout), "register a node", "register", *arguments)
+
+    def _create(self, name: str, metadata: list[str], timeout: float) -> bool:
+        """Create an entry that is no node's, unless there is one. Return whether that was done."""
+        arguments = (name, f"PYRO:{name}@127.0.0.1:1", True, metadata)  # True: refused if the name is taken
         try:
             self._ask(Deadline(timeout), "register a node", "register", *arguments)
         except _RefusedByNameServer as refused:
@@ -138,20 +214,26 @@ class NameServerDirectory:
         """Remove ``member``. Return False if it is not registered, or if another incarnation has its name."""
         deadline = Deadline(timeout)
         # Two requests, as Pyro5 has no conditional removal. `node.registration` allows for the race.
-        entry = next((entry for entry in self._members(deadline) if entry.name == member.name), None)
+        listed = self._listing(deadline).members
+        entry = next((entry for entry in listed if entry.name == member.name), None)
         if entry is not None and entry.incarnation != member.incarnation:
             return False
         return bool(self._ask(deadline, "remove a node", "remove", member.name))
 
-    def _members(self, deadline: Deadline) -> list[Member]:
+    def close(self) -> None:
+        """Close the connection that is kept."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _listing(self, deadline: Deadline) -> Listing:
         purpose = "list the nodes"
-        listed = self._ask(deadline, purpose, "list", PREFIX, None, True, if_refused=_REFUSED)
+        listed = self._ask(deadline, purpose, "list", "cache.", None, True, if_refused=_REFUSED)
         if listed is _REFUSED:  # Pyro5 cannot write entries without metadata in msgpack
-            addresses = self._ask(deadline, purpose, "list", PREFIX, None, False)
+            addresses = self._ask(deadline, purpose, "list", "cache.", None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
-        members = (_member(name, entry) for name, entry in listed.items())
-        return [member for member in members if member is not None]
+        return _listing(listed)
 
     def _ask(
         self, deadline: Deadline, purpose: str, method: str, *arguments: Any, if_refused: Any = None
@@ -161,13 +243,18 @@ class NameServerDirectory:
         Raises:
             NameServerUnavailable: there was no reply, a refusal, or a listing that is not a dict.
         """
-        connection: Connection | None = None
+        connection, self._kept = self._kept, None
         try:
-            connection = Connection(self._server)
+            if connection is None or not connection.usable():
+                if connection is not None:
+                    connection.close()
+                connection = Connection(self._server)
             connection.finish_opening(deadline)
             answer = connection.call(method, arguments, deadline)
             if method in ("list", "yplookup") and type(answer) is not dict:
                 raise ProtocolError("a listing is a dict")
+            if self._keep:
+                self._kept, connection = connection, None
             return answer
         except Refused as refused:
             if if_refused is not None:
@@ -205,13 +292,51 @@ class NameServerDirectory:
 
 def _metadata(member: Member) -> list[str]:
     metadata = ["pyrocache", f"weight={float(member.weight)!r}", f"incarnation={member.incarnation}"]
+    if member.cluster:
+        metadata.append(f"cluster={member.cluster}")
     return [*metadata, f"unix={member.socket_path}"] if member.socket_path else metadata
 
 
+def _listing(entries: dict[Any, Any]) -> Listing:
+    """Return what is valid among entries, which any peer can have written."""
+    members, views, cluster, first = [], [], "", 0
+    for name, entry in entries.items():
+        if type(name) is not str:
+            continue
+        if name.startswith(PREFIX):
+            members.append(_member(name, entry))
+        elif name == CLUSTER:
+            tags = _tags(entry)
+            cluster, number = tags.get("cluster", ""), tags.get("first", "")
+            first = int(number) if _NUMBER.fullmatch(number) else 0
+        elif (match := _VIEW_NAME.fullmatch(name)) is not None:
+            views.append(view_from_metadata(int(match[1]), _metadata_of(entry)))
+    own = [view for view in views if view is not None and view.cluster == cluster]
+    own.sort(key=lambda view: -view.number)
+    valid = [member for member in members if member is not None]
+    ours = tuple(member for member in valid if member.cluster in ("", cluster))
+    return Listing(cluster, first, tuple(own), ours, bool(cluster) and len(ours) < len(valid))
+
+
+def _metadata_of(entry: Any) -> list[str]:
+    """Return the metadata of an entry; none if it is malformed."""
+    if (
+        not isinstance(entry, (list, tuple))
+        or len(entry) != 2
+        or not isinstance(entry[1], (list, tuple, set))
+    ):
+        return []
+    return [line for line in entry[1] if type(line) is str]
+
+
+def _tags(entry: Any) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in _metadata_of(entry) if "=" in line)
+
+
 def _member(name: Any, entry: Any) -> Member | None:
-    """Return the node of one entry, or None if it is malformed: any peer can write to a name server."""
+    """Return the node of one entry, or None if it is malformed."""
     try:
-        uri, metadata = entry
+        uri = entry[0]
         if type(uri) is dict:  # a Pyro5 URI in msgpack: protocol, object, socket name, host, port
             protocol, object_id, _, host, port = uri["state"]
             uri = f"{protocol}:{object_id}@{format_address(host, port)}"
@@ -219,11 +344,13 @@ def _member(name: Any, entry: Any) -> Member | None:
         if match is None or match[1] != name:
             return None
         host, port = parse_address(match[2], default_port=0)
-        tags = dict(tag.split("=", 1) for tag in metadata if "=" in tag)
-        weight, incarnation, path = (tags.get(tag, "") for tag in ("weight", "incarnation", "unix"))
+        tags = _tags(entry)
+        weight, incarnation, path, cluster = (
+            tags.get(tag, "") for tag in ("weight", "incarnation", "unix", "cluster")
+        )
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
-        return Member(name, host, port, float(weight or 1.0), incarnation, path)
+        return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster)
     except (TypeError, ValueError, LookupError) as error:
         if came_from_outside(error):
             raise

@@ -15,10 +15,17 @@ import shlex
 from dataclasses import dataclass
 
 from pyrocache.cluster.routing import Member
-from pyrocache.errors import ClientClosed, NodeUnavailable, Overloaded, ProtocolError, ValueTooLarge
+from pyrocache.errors import (
+    ClientClosed,
+    ClusterMismatch,
+    NodeUnavailable,
+    Overloaded,
+    ProtocolError,
+    ValueTooLarge,
+)
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
-from pyrocache.protocol.handshake import OVERLOADED, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_CLUSTER, OVERLOADED, HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
@@ -41,14 +48,16 @@ class Unavailable(Exception):
         maybe_executed: the whole request was sent, so the node may have executed it.
         timed_out: the node did not answer in time.
         gone: there is no such node at its address: the connection or the handshake was refused, or reset.
+        refused: the system refused the connection: nothing listens at the address.
         suspected: nothing was sent, because the node has not answered earlier calls.
     """
 
-    error: NodeUnavailable
+    error: NodeUnavailable | ClusterMismatch
     maybe_executed: bool
     timed_out: bool
     gone: bool = False
     suspected: bool = False
+    refused: bool = False
 
 
 class PoolExhausted(Exception):
@@ -84,7 +93,7 @@ def unavailable(
     """
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
-    kind: type[NodeUnavailable] = NodeUnavailable
+    kind: type[NodeUnavailable] | type[ClusterMismatch] = NodeUnavailable
     remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
@@ -94,6 +103,8 @@ def unavailable(
         text = f"{where} refused the connection ({cause})"
         if cause.code == OVERLOADED:
             kind = Overloaded
+        elif cause.code == OTHER_CLUSTER:
+            kind = ClusterMismatch
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
     elif shortage := explain(cause):
@@ -105,7 +116,13 @@ def unavailable(
     gone = isinstance(cause, (ConnectionError, ProtocolError)) or (
         isinstance(cause, HandshakeRefused) and not cause.code
     )
-    return Unavailable(error, maybe_executed=sent, timed_out=timed_out, gone=gone)
+    return Unavailable(
+        error,
+        maybe_executed=sent,
+        timed_out=timed_out,
+        gone=gone,
+        refused=isinstance(cause, ConnectionRefusedError),
+    )
 
 
 def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailable:

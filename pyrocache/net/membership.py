@@ -9,15 +9,19 @@ Thread safety: thread-safe.
 
 from __future__ import annotations
 
+import logging
 import queue
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.views import EMPTY, next_view
+from pyrocache.cluster.views import EMPTY
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import Listing
 from pyrocache.protocol import commands
+
+log = logging.getLogger("pyrocache.client")
 
 _PING_SECONDS = 0.5
 _WAITING = (True,)
@@ -27,17 +31,16 @@ class Membership:
     """A view that is kept up to date.
 
     Args:
-        lookup: lists the nodes within the given number of seconds, or raises.
-        serving: returns those of the given members, which are no longer listed, that serve; takes the time limit in
-            seconds.
+        lookup: lists what is registered within the given number of seconds, or raises.
+        serving: returns those of the given members that serve; takes the time limit in seconds.
 
     Attributes:
-        view: the latest view; empty at first. The client may replace it by a view that a node sent.
+        view: the latest view; empty at first.
     """
 
     def __init__(
         self,
-        lookup: Callable[[float], Iterable[Member]],
+        lookup: Callable[[float], Listing],
         serving: Callable[[Sequence[Member], float], Collection[Member]] = lambda members, seconds: (),
     ) -> None:
         self.view = EMPTY
@@ -62,16 +65,37 @@ class Membership:
             return self.view
         try:
             if self._refreshes == seen:
-                # An empty listing means that the name server was restarted. The nodes still serve.
-                listed = list(self._lookup(max(deadline.remaining(), 0.001)))
-                if listed:
-                    self.view = next_view(
-                        self.view, listed, lambda missing: self._serving(missing, deadline.remaining())
-                    )
+                listing = self._lookup(max(deadline.remaining(), 0.001))
+                self._take(listing, deadline)
                 self._refreshes += 1
         finally:
             self._permit.put(None)
         return self.view
+
+    def offer(self, view: ClusterView) -> bool:
+        """Use a view that a node has sent, if it is a newer one of the same cluster. Return whether it is used."""
+        current = self.view
+        newer = view.number > current.number and view.cluster == current.cluster
+        if newer:
+            self.view = view
+        return newer
+
+    def _take(self, listing: Listing, deadline: Deadline) -> None:
+        """Use what the name server lists, unless the view is newer: the name server may have been restarted."""
+        current, listed = self.view, listing.view
+        if not listed.number:
+            # No view: nodes of a stock Pyro5 daemon, or a name server that has forgotten all.
+            if listing.members and not current.number:
+                self.view = ClusterView(listing.members)
+        elif not current.number or listed.cluster == current.cluster:
+            if listed.number >= current.number:
+                self.view = listed
+        elif not self._serving(current.members, deadline.remaining()):
+            log.warning(
+                "The cluster was replaced: no node of %s serves, and the name server lists another one.",
+                current,
+            )
+            self.view = listed
 
 
 def serving_members(

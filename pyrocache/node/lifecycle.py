@@ -1,4 +1,4 @@
-"""`Node`: the life cycle of a node: register, serve, be admitted, send heartbeats, leave.
+"""`Node`: the life cycle of a node: join, serve, keep the lease, leave.
 
 Does not read settings or signals: see `pyrocache.node.process`.
 
@@ -16,18 +16,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.cluster.views import EMPTY, next_view
+from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
-from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
 from pyrocache.net.directory import PREFIX, Directory
-from pyrocache.node.peers import Peers, PeerState
-from pyrocache.node.registration import register
+from pyrocache.node.membership import NodeMembership
+from pyrocache.node.peers import Peers
 from pyrocache.node.service.cache_node import CacheNode
-from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
@@ -43,9 +41,7 @@ from pyrocache.server.event_loop import EventLoop
 log = logging.getLogger("pyrocache.node")
 
 _NUDGE_PAUSE_SECONDS = 0.02
-_ADMISSION_SECONDS = 3.0
-_LEAVE_SECONDS = 1.0
-_NAME_SERVER_SECONDS = 2.0
+_JOIN_PAUSE_SECONDS = 0.005
 
 
 class Node:
@@ -59,7 +55,8 @@ class Node:
         entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
-        member: the entry of the node in the name server.
+        member: the node as the view has it.
+        membership: its place in the cluster.
         cache_node: the remote object.
         stop_request: ends `run`.
 
@@ -77,11 +74,9 @@ class Node:
     ) -> None:
         self.config = config
         self.stop_request = StopRequest()
-        self._directory = directory
         self._peers = Peers() if peers is None else peers
         self._clock = clock
-        self._view = EMPTY
-        self._name_server_unreachable = False
+        self.membership = NodeMembership(config, directory, self._peers, clock)
         with explained("The node cannot start"):
             listeners, socket_path = [_listen(config)], ""
         incarnation = secrets.token_hex(8)
@@ -94,7 +89,7 @@ class Node:
         host = config.host if config.host != "localhost" else address
         unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
         try:
-            self.member = register(config, directory, self._peers, unnamed)
+            self.member = self.membership.join(unnamed)
         except BaseException:
             unix_socket.remove(socket_path)
             raise
@@ -109,13 +104,12 @@ class Node:
         self, listeners: Sequence[socket.socket], incarnation: str, entry_clock: SharedClock | None
     ) -> None:
         config = self.config
-        # Versions begin at the current time, so that no version of an earlier start of this node is reused.
         now = entry_clock or time.monotonic
         policy = POLICIES[config.eviction]()
-        store = Store(config.max_memory, policy=policy, versions=time.time_ns(), clock=now)
+        store = Store(config.max_memory, policy=policy, clock=now)
         self.cache_node = CacheNode(
             store,
-            RequestGuard(self.member.name, incarnation, on_stale=self.stop_request.wake),
+            RequestGuard(self.member.name, incarnation, on_stale=self._rumour),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
@@ -129,90 +123,56 @@ class Node:
             max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
-        self._event_loop = EventLoop(listeners, self._dispatcher, config, self.cache_node.sweep, **ahead)
+        self._event_loop = EventLoop(
+            listeners, self._dispatcher, config, self.cache_node.sweep, on_lapse=self._lapse, **ahead
+        )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
+        self.membership.attach(self.cache_node.ownership)
 
     def run(self, ready: Callable[[Member], None]) -> None:
-        """Serve until ``stop_request`` is made. Call ``ready`` once the node can be reached.
+        """Serve until ``stop_request`` is made. Call ``ready`` once the node answers for all its keys.
 
         Raises:
-            NameTaken: another live node has registered under the same name.
+            NameTaken: the node is no longer a member.
+            PyroCacheError: members that do not answer hold the join up.
         """
         try:
-            self.cache_node.ownership.set_state(PartitionState.LOADING)
             with explained("The node cannot start"):
                 self._io_thread.start()
-            self._be_admitted()
+            began_at = self._clock()
+            while not self.stop_request.requested:
+                self._tick()
+                if self.membership.settled and self.membership.has_lease:
+                    break
+                self.membership.check_held_up(began_at)
+                self.stop_request.wait(_JOIN_PAUSE_SECONDS)
             ready(self.member)
             while not self.stop_request.requested:
                 if not self._io_thread.is_alive():
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
-                self.heartbeat()
-                if self.stop_request.wait(self.config.heartbeat_seconds):
+                pause = self.config.lease_seconds / 4 if self.membership.settled else _NUDGE_PAUSE_SECONDS
+                if self.stop_request.wait(pause):
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
+                self._tick()
         finally:
             self._leave()
 
     def withdraw(self) -> None:
-        """Remove the registration and the Unix socket of a node that does not get to run."""
+        """Undo the registration of a node that does not get to run, and remove its Unix socket."""
         with contextlib.suppress(NameServerUnavailable):
-            self._directory.remove(self.member, timeout=_LEAVE_SECONDS)
+            self.membership.leave()
         unix_socket.remove(self.member.socket_path)
 
-    def heartbeat(self) -> None:
-        """Query the name server: check that this node is registered, and adopt the current cluster view.
+    def _tick(self) -> None:
+        self.membership.tick()
+        self._event_loop.lease_until = self.membership.serving_until
 
-        Raises:
-            NameTaken: see `run`.
-        """
-        try:
-            listed = {member.name: member for member in self._directory.members(_NAME_SERVER_SECONDS)}
-            entry = listed.get(self.member.name)
-            if entry is None or entry.incarnation != self.member.incarnation:
-                self._register_again(entry)
-        except NameServerUnavailable as error:
-            if not self._name_server_unreachable:
-                log.warning("%s: serving on without the name server. %s", self.member.name, error)
-            self._name_server_unreachable = True
-            return
-        if self._name_server_unreachable:
-            log.warning("%s: the name server is back.", self.member.name)
-        self._name_server_unreachable = False
-        listed[self.member.name] = self.member  # the listing may be older than `_register_again`
-        view = next_view(self._view, listed.values(), self._serving)
-        if view != self._view:
-            self._view = view
-            self.cache_node.ownership.adopt(view)
+    def _lapse(self) -> None:
+        self.cache_node.ownership.lapse(True)
 
-    def _register_again(self, entry: Member | None) -> None:
-        """Register again: the name server was restarted, or lists another node under this one's name."""
-        if entry is not None:
-            if self._peers.states([entry]) != [PeerState.GONE]:  # a silent node may come back
-                raise NameTaken(f"{self.member.name} is another live node by now; this one ends.")
-            self._directory.remove(entry)
-        if False in self._peers.know(self._others(), self.member):
-            # Another node considered this one dead, for example while it was suspended, and serves its keys.
-            self.cache_node.ownership.forget_everything()
-        self._directory.add(self.member)
-        log.warning("%s: registered again.", self.member.name)
-
-    def _be_admitted(self) -> None:
-        """Wait until every other node that answers has this one in its view, but no longer than about 3 seconds.
-
-        Then start to serve.
-        """
-        give_up_at = self._clock() + _ADMISSION_SECONDS
-        waiting = {member.name for member in self._directory.members()} - {self.member.name}
-        while not self.stop_request.requested:
-            self.heartbeat()
-            # The probe carries the view id, so a node with an older view queries the name server.
-            asked = [member for member in self._others() if member.name in waiting]
-            known = self._peers.know(asked, self.member, self._view.id)
-            waiting = {member.name for member, knows in zip(asked, known, strict=True) if knows is False}
-            if (self._view.members and not waiting) or self._clock() > give_up_at:
-                break
-            time.sleep(_NUDGE_PAUSE_SECONDS)
-        self.cache_node.ownership.set_state(PartitionState.SERVING)
+    def _rumour(self, number: int) -> None:
+        self.membership.rumour(number)
+        self.stop_request.wake()
 
     def _greeting(self) -> Greeting:
         member = self.member
@@ -220,27 +180,13 @@ class Node:
             member.name, member.incarnation, self.config.max_value_bytes, PROTOCOL, member.cluster
         )
 
-    def _serving(self, members: Sequence[Member]) -> list[Member]:
-        states = self._peers.states(members)
-        return [m for m, state in zip(members, states, strict=True) if state is PeerState.SERVING]
-
-    def _others(self) -> list[Member]:
-        return [member for member in self._view.members if member.name != self.member.name]
-
     def _leave(self) -> None:
-        """Remove this node from the name server, redirect clients for a moment, then stop serving."""
-        with contextlib.suppress(NameServerUnavailable):
-            if self._directory.remove(self.member, timeout=_LEAVE_SECONDS) and self._io_thread.is_alive():
-                others = ClusterView(self._others())
-                self.cache_node.ownership.redirect(others)
-                # A ping with this view makes the other nodes query the name server.
-                ask_others = partial(self._peers.states, others.members, others.id)
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no thread can be started: their heartbeats tell them
-                    threading.Thread(target=ask_others, daemon=True).start()
-                if others.members:
-                    time.sleep(self.config.drain_seconds)
+        """Remove this node from the view, redirect clients for a moment, then stop serving."""
+        view = self.membership.leave() if self._io_thread.is_alive() else None
+        if view is not None and view.members:
+            with contextlib.suppress(RuntimeError):  # no thread can be started: their next query tells them
+                threading.Thread(target=self.membership.tell, args=(view,), daemon=True).start()
+            time.sleep(self.config.drain_seconds)
         unix_socket.remove(self.member.socket_path)  # first, so that no client finds a dead path
         self._event_loop.shutdown()
         if self._io_thread.is_alive():

@@ -1,94 +1,85 @@
-"""`Peers`: probes of other nodes: whether they serve, and whether they know a node.
+"""`Peers`: asks other nodes which view they have.
 
-Each probe opens its own connections and closes them afterwards, so that no connection stays open between nodes. All
-peers are asked in parallel and share one deadline. Probes are rare.
+All peers are asked in parallel and share one deadline. Connections are kept.
 
-Thread safety: thread-safe; a `Peers` is stateless apart from its timeout.
+Thread safety: used by one thread at a time.
 """
 
 from __future__ import annotations
 
-import enum
+import ipaddress
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
-from pyrocache.cluster.routing import Member
-from pyrocache.errors import Overloaded
+from pyrocache.cluster.fencing import Heard
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.net.calls import Connections, Request
+from pyrocache.net.connection import ANONYMOUS
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable
-from pyrocache.protocol.commands import MEMBERS, PING
-from pyrocache.protocol.refusals import OVERLOADED
+from pyrocache.net.failures import Unavailable
+from pyrocache.protocol.commands import PING
+from pyrocache.tracebacks import came_from_outside
 
-PROBE_SECONDS = 0.5
-
-
-class PeerState(enum.Enum):
-    """The result of a probe of another node."""
-
-    SERVING = "serving"
-    SILENT = "silent"
-    """The node does not answer in time. It may be suspended or disconnected, and may come back."""
-    GONE = "gone"
-    """No node of that name listens at the address, or it is leaving."""
+PROBE_SECONDS = 0.25
 
 
 class Peers:
-    """Probes other nodes.
+    """The connections of a node to others.
 
     Args:
-        timeout: seconds that each probe may take, for all peers together.
+        timeout: seconds that each question may take, for all peers together.
     """
 
     def __init__(self, timeout: float = PROBE_SECONDS) -> None:
         self._timeout = timeout
+        self._connections = self._connect("")
 
-    def states(self, members: Sequence[Member], view_id: int = 0) -> list[PeerState]:
-        """Return the state of each of ``members``.
+    def introduce(self, member: Member) -> None:
+        """Say from now on which node asks."""
+        self._connections.close()
+        self._connections = self._connect(f"{member.name} {member.incarnation}")
 
-        Args:
-            view_id: id of the caller's view. A peer that has another view queries the name server soon.
-        """
-        requests = [Request(member, PING, (view_id,)) for member in members]
-        return [_state(answer) for answer in self._ask(requests)]
-
-    def know(self, peers: Sequence[Member], member: Member, view_id: int = 0) -> list[bool | None]:
-        """Return whether each of ``peers`` has this incarnation of ``member`` in its view; None if it does not answer.
+    def ask(self, members: Sequence[Member], view: ClusterView, own: Member) -> list[Heard]:
+        """Ask each of ``members`` whether it has ``view``. A peer that has an older one queries the name server.
 
         Args:
-            view_id: as in `states`.
+            own: the asking node.
         """
-        requests = [
-            Request(peer, command, arguments)
-            for command, arguments in ((PING, (view_id,)), (MEMBERS, ()))
-            for peer in peers
-        ]
-        return [_lists(answer, member) for answer in self._ask(requests)[len(peers) :]]
+        outcomes: list[Any] = [None] * len(members)
+        requests = [Request(member, PING, (view.number,)) for member in members]
+        for index, outcome in self._connections.exchange(requests, Deadline(self._timeout)):
+            outcomes[index] = outcome
+        return [_heard(member, answer, view, own) for member, answer in zip(members, outcomes, strict=True)]
 
-    def _ask(self, requests: Sequence[Request]) -> list[Any]:
-        """Return the outcome of each request, in order."""
-        outcomes: list[Any] = [None] * len(requests)
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
+
+    def _connect(self, caller: str) -> Connections:
         # Over TCP, as most callers reach a node.
-        with closing(Connections(max_per_node=2, transport="tcp")) as connections:
-            for index, outcome in connections.exchange(requests, Deadline(self._timeout)):
-                outcomes[index] = outcome
-        return outcomes
+        return Connections(max_per_node=1, transport="tcp", greeting=ANONYMOUS._replace(caller=caller))
 
 
-def _state(answer: Any) -> PeerState:
-    if isinstance(answer, Unavailable):
-        if isinstance(answer.error, Overloaded):  # it refuses connections, so it is alive
-            return PeerState.SERVING
-        return PeerState.GONE if answer.gone else PeerState.SILENT
-    if isinstance(answer, Refused):
-        return PeerState.SERVING if answer.refusal.code == OVERLOADED else PeerState.GONE
-    serving = isinstance(answer, dict) and answer.get("serving") is True
-    return PeerState.SERVING if serving else PeerState.GONE
-
-
-def _lists(answer: Any, member: Member) -> bool | None:
+def is_here(host: str, own: str) -> bool:
+    """Return whether ``host`` is an address of the host whose address ``own`` is: the same, or a loopback address."""
+    if host in (own, "localhost"):
+        return True
     try:
-        return any(name == member.name and tag == member.incarnation for name, _, _, _, tag, *_ in answer)
-    except (TypeError, ValueError):  # the answer is a failure, or not a list of members
-        return None
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        if came_from_outside(error):
+            raise
+        return False
+
+
+def _heard(member: Member, answer: Any, view: ClusterView, own: Member) -> Heard:
+    if (member.host, member.port) == (own.host, own.port):  # this node has the port of an earlier one
+        return Heard.GONE
+    if isinstance(answer, Unavailable):
+        return Heard.GONE if answer.refused and is_here(member.host, own.host) else Heard.SILENT
+    if not isinstance(answer, dict):
+        return Heard.OTHER
+    number, id_ = answer.get("view"), answer.get("id")
+    if type(number) is int and number > view.number:
+        return Heard.NEWER
+    return Heard.SAME if (number, id_) == (view.number, view.id) else Heard.OTHER

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> NoReturn:
         settings = json.loads(argv[0])
         clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
         config = NodeConfig(**settings)
-        node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
+        node = Node(config, NameServerDirectory(config.nameserver, keep=True), entry_clock=clock)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 import threading
 import time
@@ -57,12 +58,14 @@ class EventLoop:
         dispatcher: answers requests.
         limits: the limits of connections, buffers, workers and times.
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
+        on_lapse: called when a request has arrived after ``lease_until``, before it is dispatched.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
 
     Attributes:
         connections: the open connections.
         buffers: the limit on the bytes buffered for them.
         poller: waits for events on the sockets.
+        lease_until: until when the node may answer (monotonic seconds), checked after each request was received.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class EventLoop:
         limits: NodeConfig,
         housekeeping: Callable[[], bool] = lambda: False,
         ahead: Callable[[], float] = lambda: 0.0,
+        on_lapse: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_lapse = on_lapse
+        self.lease_until = math.inf
         self.connections: set[Connection] = set()
         self.poller = Poller()
         self.buffers = BufferLimit(
@@ -203,6 +209,8 @@ class EventLoop:
                 received = connection.channel.recv_into(self._inbox)
             except BlockingIOError:
                 return
+            if time.monotonic() >= self.lease_until:
+                self._on_lapse()
             data = self._inbox[:received].tobytes()
             call = self._unpack(data)
             if call is None:
@@ -243,6 +251,8 @@ class EventLoop:
             received = connection.channel.recv_into(self._inbox if space is None else space)
         except BlockingIOError:
             return
+        if time.monotonic() >= self.lease_until:
+            self._on_lapse()
         if space is None or not received:
             self._feed(connection, self._inbox[:received].tobytes())
         elif connection.ending_at is None:

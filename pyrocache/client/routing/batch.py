@@ -131,7 +131,7 @@ class Round:
         chunk = left.pop()
         batch = self._batch
         columns = batch.columns(chunk)
-        arguments = (self._view.id, *columns, *batch.arguments)
+        arguments = (self._view.number, *columns, *batch.arguments)
         largest = 0 if batch.values is None else max(map(len, columns[1]))
         self.chunks.append(chunk)
         self.requests.append(Request(member, batch.command, arguments, largest))

@@ -1,7 +1,8 @@
 """The retry policy of the client: what to do after a request has failed. `decide` returns it, the router performs it.
 
-- A refusal is final, with two exceptions. A node whose cluster view differs (`STALE_VIEW`) is asked again after the
-  client has queried the name server. A node that is at a limit (`OVERLOADED`) is asked again after a pause.
+- A refusal is final, with these exceptions. After the refusal of a node whose cluster view differs (`STALE_VIEW`), the
+  client uses that view if it is newer, or else queries the name server, and asks again. A node that is at a limit
+  (`OVERLOADED`) or may not answer at this moment (`NOT_SERVING`, `TRY_AGAIN`) is asked again after a pause.
 - A node that cannot be reached, or whose reply was lost, is asked a second time, after the client has queried the name
   server for its address. It is asked again after that only if its address has changed.
 - A timeout is final, because it used up the deadline. So is the failure of a request that was not sent, because the
@@ -41,6 +42,8 @@ _REFUSED: dict[str, type[PyroCacheError]] = {
     refusals.NOT_AN_INT: errors.NotAnInt,
     refusals.OVERLOADED: Overloaded,
     refusals.STALE_VIEW: errors.NodeUnavailable,
+    refusals.NOT_SERVING: errors.NodeUnavailable,
+    refusals.TRY_AGAIN: errors.NodeUnavailable,
 }
 
 
@@ -98,9 +101,9 @@ def decide(
     if isinstance(problem, Unavailable):
         action = _after_silence(attempts, request, problem, after, now, looked_up_at)
     elif problem.refusal.code == refusals.STALE_VIEW:
-        # The name server decides. The node's view may be older than ours, for example when a node has just joined.
+        # The node's view may be older than ours, for example when a node has just joined.
         action = LookUp(after, members=problem.refusal.detail)
-    elif problem.refusal.code == refusals.OVERLOADED:
+    elif problem.refusal.code in (refusals.OVERLOADED, refusals.NOT_SERVING, refusals.TRY_AGAIN):
         action = Retry(after)
     if action is not None and remaining > after:
         attempts.errors[request.member.name] = error

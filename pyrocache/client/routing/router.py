@@ -106,7 +106,9 @@ class Router:
                 view = self.views.known(deadline)
                 member = view.owner(key)
             try:
-                return self._connections.call(member, command, (view.id, key, *arguments), deadline, largest)
+                return self._connections.call(
+                    member, command, (view.number, key, *arguments), deadline, largest
+                )
             except (Refused, Unavailable) as problem:
                 attempts = attempts or Attempts()
                 self._recover(attempts, Request(member, command, ()), problem, deadline)
@@ -141,7 +143,7 @@ class Router:
         while True:
             view = self.views.known(deadline)
             member = view.owner(key)
-            sent = (view.id, key, *arguments)
+            sent = (view.number, key, *arguments)
             try:
                 return self._pinning.pin(member, command, sent, deadline, pinned, reserve)
             except (Refused, Unavailable) as problem:
@@ -229,7 +231,7 @@ class Router:
             unreachable: dict[Member, NodeUnavailable] = {}
             retried = False
             # Without keys, this is the cheapest request by which a node checks the view.
-            requests = [Request(member, CHECK_VIEW, (view.id, [])) for member in view.members]
+            requests = [Request(member, CHECK_VIEW, (view.number, [])) for member in view.members]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = view.members[index]
                 if isinstance(outcome, (Retry, LookUp)):

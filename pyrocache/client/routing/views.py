@@ -12,13 +12,13 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.cluster.routing import ClusterView
+from pyrocache.cluster.views import view_from_wire
 from pyrocache.errors import NameServerUnavailable, NoNodes
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import WatchedLookUp
 from pyrocache.net.failures import client_closed
 from pyrocache.net.membership import Membership
-from pyrocache.tracebacks import came_from_outside
 
 _PAUSE_SECONDS = 0.05
 _LONGEST_SECONDS = 1.0
@@ -83,25 +83,18 @@ class Views:
             self._look_up_if_possible(deadline)
         return self.known(deadline)
 
-    def after_failure(self, deadline: Deadline, members: Any = None) -> None:
+    def after_failure(self, deadline: Deadline, sent: Any = None) -> None:
         """Query the name server, unless it was queried within the last `_PAUSE_SECONDS`.
 
         Args:
-            members: the nodes as a node lists them, used if the name server does not answer; ignored if not valid.
+            sent: the view of the node that refused the request. If it is newer than the latest one, it is used and
+                the name server is not queried; it is ignored if it is not valid.
         """
-        queried_already = self._clock() - self.looked_up_at < _PAUSE_SECONDS
-        if queried_already or self._look_up_if_possible(deadline) or members is None:
+        view = view_from_wire(sent)
+        if view is not None and self._membership.offer(view):
             return
-        try:
-            view = ClusterView(Member(*fields) for fields in members)
-        except (TypeError, ValueError) as error:
-            if came_from_outside(error):
-                raise
-            return
-        # Do not let a node make us connect to sockets of this host that are not nodes' sockets.
-        paths = [(member.socket_path, member.incarnation) for member in view.members if member.socket_path]
-        if view.members and all(is_socket_path(path, incarnation) for path, incarnation in paths):
-            self._membership.view = view
+        if self._clock() - self.looked_up_at >= _PAUSE_SECONDS:
+            self._look_up_if_possible(deadline)
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""

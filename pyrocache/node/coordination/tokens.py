@@ -1,34 +1,41 @@
 """`Tokens`: growing numbers, used as the tokens of leases and as the fencing tokens of locks.
 
-No I/O and no threads; the clock is injected.
+No I/O, no threads, no clock.
 
 Thread safety: not thread-safe; the caller holds the node's lock.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+COUNTER_BITS = 32
 
 
 class Tokens:
-    """A source of numbers that only grow.
+    """A source of numbers below 2**63 that only grow.
 
-    They also grow over restarts of the process and from node to node, as far as the wall clocks agree. A token is the
-    wall-clock time in microseconds, or the last token plus one if that is larger, as in a hybrid logical clock
-    (Kulkarni et al., "Logical Physical Clocks", OPODIS 2014).
+    A token is the number of the node's view times 2**32, plus a counter. A key has one owner under one view, and the
+    owner under a later view has a larger number: so tokens of one key also grow from node to node and over restarts,
+    independent of any clock.
 
     Args:
-        wall_clock: seconds since the epoch.
+        number: that of the first view.
     """
 
-    __slots__ = ("_last", "_wall_clock")
+    __slots__ = ("_last",)
 
-    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
-        self._wall_clock = wall_clock
-        self._last = 0
+    def __init__(self, number: int = 1) -> None:
+        self._last = number << COUNTER_BITS
+
+    def begin(self, number: int) -> None:
+        """Continue under the view with that number."""
+        self._last = max(self._last, number << COUNTER_BITS)
+
+    @property
+    def used(self) -> int:
+        """How far the counter is. At 2**32, tokens would reach those of the next view."""
+        return self._last & (1 << COUNTER_BITS) - 1
 
     def next(self) -> int:
         """Return a token larger than all before."""
-        self._last = max(self._last + 1, int(self._wall_clock() * 1_000_000))
+        self._last += 1
         return self._last

@@ -37,16 +37,16 @@ class Coordination:
         clock: monotonic seconds.
 
     Attributes:
-        leases, locks: the grants. Guarded by ``lock``.
+        tokens, leases, locks: the grants. Guarded by ``lock``.
         lock: the lock of ``guard``.
     """
 
     def __init__(
         self, store: Store, guard: RequestGuard, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        tokens = Tokens()
-        self.leases = Leases(tokens, clock)
-        self.locks = Locks(tokens, clock)
+        self.tokens = Tokens()
+        self.leases = Leases(self.tokens, clock)
+        self.locks = Locks(self.tokens, clock)
         self.lock = guard.lock
         self._store = store
         self._guard = guard

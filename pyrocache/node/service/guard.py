@@ -1,8 +1,9 @@
 """`RequestGuard`: decides which requests a node may answer.
 
-Knows the cluster view that the node serves under and the state of each partition. Refuses a request that was routed
-with another view, or whose key is in a partition that is not served; the refusal contains the node's view. Does not
-touch the store. Creates the node's lock, `RequestGuard.lock`; a request is checked and executed while it is held.
+Knows the cluster view that the node serves under, which keys other nodes may still answer for, and whether the node has
+a lease (`cluster.fencing`). Refuses a request that was routed with another view; the refusal contains the node's view.
+Does not touch the store. Creates the node's lock, `RequestGuard.lock`; a request is checked and executed while it is
+held.
 
 Thread safety: the caller holds the lock, except for `run`, which takes it, and for `members` and `ping`.
 """
@@ -11,78 +12,89 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
-from enum import IntEnum
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView
+from pyrocache.cluster.views import EMPTY, view_to_wire
 from pyrocache.node.service.validation import refusal
 from pyrocache.protocol.limits import NO_VIEW
-from pyrocache.protocol.partition import PARTITIONS, partition_of
-from pyrocache.protocol.refusals import BAD_REQUEST, STALE_VIEW
+from pyrocache.protocol.refusals import BAD_REQUEST, NOT_SERVING, STALE_VIEW
 
 _Result = TypeVar("_Result")
 
 
-class PartitionState(IntEnum):
-    """The state of a partition, which decides how a node answers requests for it."""
-
-    LOADING = 0
-    """Requests are refused: other nodes may still answer for the partition."""
-    SERVING = 1
-    """Requests are answered."""
-    RETIRED = 2
-    """Requests are refused: another node answers for the partition from now on."""
-
-
 class RequestGuard:
-    """Checks requests against the view and the partitions of one node.
+    """Checks requests against the view and the lease of one node.
 
     Args:
         name: ``cache.node.N``.
         incarnation: differs from one start of the node to the next.
-        on_stale: called on any thread when a caller has another view than this node.
+        on_stale: called on any thread with the number of a view that a caller has and this node has not.
 
     Attributes:
         name: as given.
         lock: the lock of the whole node.
         view: the view that the node serves under, or None before the first.
-        open_view: the id of the view while all partitions are served; else NaN, which is equal to no id. A request with
-            this id needs no further check.
+        open_view: the number of the view while the node may answer for all its keys; else NaN, which is equal to no
+            number. A request with this number needs no further check.
+        confirms: whether the node confirms its view to other nodes.
     """
 
-    __slots__ = ("_incarnation", "_on_stale", "_states", "lock", "name", "open_view", "view")
+    __slots__ = (
+        *("_before", "_incarnation", "_lapsed", "_on_stale", "_pending"),
+        *("confirms", "lock", "name", "open_view", "view"),
+    )
 
     def __init__(
-        self, name: str = "cache.node.1", incarnation: str = "", on_stale: Callable[[], object] = lambda: None
+        self,
+        name: str = "cache.node.1",
+        incarnation: str = "",
+        on_stale: Callable[[int], object] = lambda number: None,
     ) -> None:
         self.name = name
         self.lock = threading.Lock()  # guards: this object, the store, the leases and the locks
         self.view: ClusterView | None = None
         self.open_view: float = NO_VIEW
+        self.confirms = True
         self._incarnation = incarnation
+        self._lapsed = False
         self._on_stale = on_stale
-        self._states = bytearray([PartitionState.SERVING]) * PARTITIONS
+        self._before = EMPTY
+        self._pending: Collection[str] = ()
 
     def check(self, view: Any, keys: Iterable[bytes]) -> None:
-        """Check a request for ``keys`` that was routed with the view of that id.
+        """Check a request for ``keys`` that was routed with the view of that number; 0 for no view.
 
         Raises:
-            PyroError: it is refused, with the node's own view as detail.
+            PyroError: it is refused. If another view is the reason, the node's own one is the detail.
         """
-        if view == self.open_view:
+        if view == self.open_view and view != NO_VIEW:
             return
         if type(view) is not int:
-            raise refusal(BAD_REQUEST, "A view is given by its id.")
-        if view == NO_VIEW:  # the caller needs this node, whatever the view: it holds a lock here
-            return
+            raise refusal(BAD_REQUEST, "A view is given by its number.")
         current = self.view
-        served = all(self._states[partition_of(key)] == PartitionState.SERVING for key in keys)
-        if not served or (current is not None and view != current.id):
-            self._on_stale()
-            raise self.stale_view()
+        if current is None:
+            number = NO_VIEW
+        else:
+            number = current.number
+            if view not in (NO_VIEW, number):
+                if view > number:
+                    self._on_stale(view)
+                raise self.stale_view()
+        self.check_lease()
+        for key in keys:
+            if view == NO_VIEW and not self.owns(key):
+                raise self.stale_view()
+            if self._pending and self._before.owner(key).name in self._pending:
+                raise refusal(NOT_SERVING, "The node may not answer for this key yet; try again.")
+
+    def check_lease(self) -> None:
+        """Check a request that is not about single keys. Raises `PyroError` if the node has no lease."""
+        if self._lapsed:
+            raise refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
 
     def run(self, view: Any, keys: Iterable[bytes], call: Callable[..., _Result], *arguments: Any) -> _Result:
         """Check a request and execute ``call`` atomically. Takes the lock. Return the result."""
@@ -96,41 +108,57 @@ class RequestGuard:
         view = self.view
         return view is None or (bool(view.members) and view.owner(key).name == self.name)
 
-    def adopt(self, view: ClusterView) -> bool:
-        """Serve under ``view`` from now on. Return whether it routes differently from the view before."""
-        changed = self.view is None or view.id != self.view.id
-        self.view = view
-        self._update_open_view()
-        return changed
+    def adopt(self, view: ClusterView, before: ClusterView = EMPTY, pending: Collection[str] = ()) -> None:
+        """Serve under ``view`` from now on.
 
-    def set_state(self, state: PartitionState, partitions: Iterable[int] | None = None) -> None:
-        """Set the state of the given partitions, or of all."""
-        for partition in range(PARTITIONS) if partitions is None else partitions:
-            self._states[partition] = state
+        Args:
+            before: the view before.
+            pending: the names of those members of ``before`` that may still answer for keys which they had.
+        """
+        self.view, self._before, self._pending = view, before, pending
+        self.confirms = True
         self._update_open_view()
+
+    def take_over(self, pending: Collection[str]) -> None:
+        """Answer for the keys of more members of the view before: ``pending`` are those left, as for `adopt`."""
+        self._pending = pending
+        self._update_open_view()
+
+    def lapse(self, lapsed: bool) -> None:
+        """Note that the node's lease has ended, or that it has one."""
+        if lapsed != self._lapsed:
+            self._lapsed = lapsed
+            self._update_open_view()
 
     def stale_view(self) -> PyroError:
         """Return the refusal of a request that was routed with another view."""
-        return refusal(STALE_VIEW, "The request was routed with another view of the nodes.", self.members())
+        detail = view_to_wire(self.view) if self.view is not None else None
+        return refusal(STALE_VIEW, "The request was routed with another view of the nodes.", detail)
 
     def members(self) -> list[list[Any]]:
         """Return the view as ``[name, host, port, weight, incarnation, socket path]`` each."""
-        members = self.view.members if self.view is not None else ()
-        return [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in members]
+        return list(view_to_wire(self.view)["members"]) if self.view is not None else []
 
     def ping(self, view: int = NO_VIEW) -> dict[str, Any]:
-        """Return ``name``, ``incarnation`` and ``serving`` (False once the node is leaving).
+        """Return what other nodes and clients ask for.
 
-        A caller with another ``view`` makes this node query the name server for a newer one.
+        A caller with a newer ``view`` makes this node query the name server.
+
+        Returns:
+            ``name``, ``incarnation`` and ``serving``: whether it is a member with a lease; ``view``: the number of its
+            view, and ``id``: the id of it, 0 while the node does not confirm it.
         """
         current = self.view
-        if view != NO_VIEW and (current is None or view != current.id):
-            self._on_stale()
-        serving = current is None or self.name in current
-        return {"name": self.name, "incarnation": self._incarnation, "serving": serving}
+        number = NO_VIEW if current is None else current.number
+        if view > number:
+            self._on_stale(view)
+        serving = current is None or (self.name in current and not self._lapsed)
+        confirmed = current.id if current is not None and self.confirms else 0
+        own = {"name": self.name, "incarnation": self._incarnation, "serving": serving}
+        return {**own, "view": number, "id": confirmed}
 
     def _update_open_view(self) -> None:
-        if self._states.count(PartitionState.SERVING) < PARTITIONS:
+        if self._lapsed or self._pending:
             self.open_view = math.nan
         else:
-            self.open_view = NO_VIEW if self.view is None else self.view.id
+            self.open_view = NO_VIEW if self.view is None else self.view.number

@@ -8,10 +8,13 @@ Thread safety: not thread-safe; the life cycle calls it on the main thread. It t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 
 from pyrocache.cluster.routing import ClusterView
+from pyrocache.cluster.views import EMPTY
+from pyrocache.node.coordination.tokens import COUNTER_BITS
 from pyrocache.node.service.coordination import Coordination
-from pyrocache.node.service.guard import PartitionState, RequestGuard
+from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.mutation import Clear, Discard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.limits import BATCH_BYTES
@@ -20,7 +23,7 @@ _SLICE = 500  # entries that are examined while the lock is held
 
 
 class Ownership:
-    """Changes the view and the partition states of one node, and drops what the node no longer owns.
+    """Changes the view and the lease of one node, and drops what the node no longer owns.
 
     Args:
         store, coordination, guard: the parts of the node.
@@ -31,38 +34,43 @@ class Ownership:
         self._coordination = coordination
         self._guard = guard
 
-    def adopt(self, view: ClusterView) -> None:
-        """Serve under ``view`` from now on, and drop what the node no longer owns.
+    def prepare(self) -> None:
+        """Stop to confirm the view to other nodes, until the next `adopt` or `confirm`."""
+        self._guard.confirms = False
+
+    def confirm(self) -> None:
+        """Confirm the view again: there was no newer one."""
+        self._guard.confirms = True
+
+    def adopt(self, view: ClusterView, before: ClusterView = EMPTY, pending: Collection[str] = ()) -> None:
+        """Serve under ``view`` from now on, and drop what the node did not own all the time.
 
         Returns when all of those entries are dropped. Meanwhile the guard refuses requests for them, and afterwards
         none is left that could reappear, outdated, under a later view.
+
+        Args:
+            before, pending: as for `RequestGuard.adopt`.
         """
         with self._guard.lock:
-            if not self._guard.adopt(view):
-                return
-            self._coordination.forget(lambda key: not self._guard.owns(key))
+            keeps = self._keeps(view, before)
+            self._guard.adopt(view, before, pending)
+            self._coordination.tokens.begin(view.number)
+            self._store.begin_versions(view.number << COUNTER_BITS)
+            self._coordination.forget(lambda key: not keeps(key))
             # The list is complete: from now on the guard refuses requests for keys that this node does not own.
             namespaces = [space.prefix for space in self._store.namespaces]
         for namespace in namespaces:
-            self._drop_foreign(namespace)
+            self._drop(namespace, keeps)
 
-    def redirect(self, view: ClusterView) -> None:
-        """Refuse all requests from now on, and send ``view`` in the refusals: this node is leaving."""
+    def take_over(self, pending: Collection[str]) -> None:
+        """Answer for the keys of more members of the view before, see `RequestGuard.take_over`."""
         with self._guard.lock:
-            self._guard.adopt(view)
-        self.set_state(PartitionState.RETIRED)
+            self._guard.take_over(pending)
 
-    def set_state(self, state: PartitionState) -> None:
-        """Set the state of all partitions.
-
-        A node is loading until all other nodes that answer know it, or for about 3 seconds at most. Otherwise it could
-        serve, and leave again before another node knows it. That node would then still have older values of the keys
-        that were set meanwhile.
-        """
+    def lapse(self, lapsed: bool) -> None:
+        """Note that the node has lost its lease, or has one again. Meanwhile it keeps what it has."""
         with self._guard.lock:
-            self._guard.set_state(state)
-            if state is not PartitionState.SERVING:
-                self._coordination.forget(lambda key: True)
+            self._guard.lapse(lapsed)
 
     def forget_everything(self) -> None:
         """Drop all entries: other nodes may have acted in this one's place."""
@@ -71,13 +79,21 @@ class Ownership:
             for namespace in [space.prefix for space in self._store.namespaces]:
                 self._store.apply(Clear(namespace))
 
-    def _drop_foreign(self, namespace: bytes) -> None:
+    def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
+        """Return whether this node owned a key under its own last view, and owns it ever since."""
+        name, own = self._guard.name, self._guard.view
+        if own is not None and own.number < before.number - 1:  # a view in between is not known
+            return lambda key: False
+        views = [one for one in {own or view, before, view} if one.members]
+        return lambda key: all(one.owner(key).name == name for one in views)
+
+    def _drop(self, namespace: bytes, keeps: Callable[[bytes], bool]) -> None:
         cursor = 0
         while True:
             with self._guard.lock:
                 keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES, stale=True)
                 for key in keys:
-                    if not self._guard.owns(key):
+                    if not keeps(key):
                         self._store.apply(Discard(key))
             if not cursor:
                 return

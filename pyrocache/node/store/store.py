@@ -128,6 +128,10 @@ class Store:
         self._clock = clock
         self._next_version = versions
 
+    def begin_versions(self, first: int) -> None:
+        """Assign no version below ``first`` from now on."""
+        self._next_version = max(self._next_version, first)
+
     def __len__(self) -> int:
         """Return the number of entries in memory, dead ones included."""
         cleared = (space for space, _ in self.contents.reclaimer.cleared)

@@ -1,0 +1,359 @@
+"""`NodeMembership`: a node's place in the cluster: it joins, keeps its lease, adopts changes of the view, and leaves.
+
+`cluster.fencing` decides who may serve and until when; this module asks the name server and the other members, and
+tells the rest of the node. ``docs/failure-modes.md`` describes the protocol.
+
+Thread safety: the main thread calls it, except `rumour`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from pyrocache.cluster.fencing import Fencing, Heard
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
+from pyrocache.config import NodeConfig, parse_address
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.directory import PREFIX, Directory, Listing
+from pyrocache.node.peers import Peers, is_here
+from pyrocache.node.service.ownership import Ownership
+
+log = logging.getLogger("pyrocache.node")
+
+_PAUSE_SECONDS = 0.02  # between attempts to join
+_HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
+_LEAVE_SECONDS = 0.5
+_NAME_SERVER_SECONDS = 2.0
+
+
+class NodeMembership:
+    """The membership of one node.
+
+    Args:
+        config: the settings.
+        directory: the name server.
+        peers: asks other nodes.
+        clock: monotonic seconds.
+        sleep: waits for some seconds.
+
+    Attributes:
+        fencing: what the node knows about the view and its lease.
+        serving_until: when the lease ends (monotonic seconds).
+        silent: the names of the members that did not answer when they were last asked.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        directory: Directory,
+        peers: Peers,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._peers = peers
+        self._clock = clock
+        self._sleep = sleep
+        self._lease = config.lease_seconds
+        self._me = Member(f"{PREFIX}1", config.host, 0)  # until `join`
+        self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
+        self.serving_until = float("-inf")
+        self.silent: tuple[str, ...] = ()
+        self._ownership: Ownership | None = None
+        self._rumoured = 0  # the largest number of a view that some caller had
+        self._blank_at: float | None = None  # since when the name server does not list the view
+        self._ticked_at: float | None = None
+        self._unreachable = self._foreign = False  # what was logged
+        self._made = ""  # the id of a cluster that this node has made
+
+    @property
+    def view(self) -> ClusterView:
+        """The view that the node has acknowledged."""
+        return self.fencing.view
+
+    @property
+    def settled(self) -> bool:
+        """Whether the node may answer for all its keys, if it has a lease."""
+        return not self._pending() and self.fencing.valid_at <= self._clock()
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether the node may serve at this moment."""
+        return self._clock() < self.serving_until
+
+    # Joining ---------------------------------------------------------------------------------------------
+
+    def join(self, unnamed: Member) -> Member:
+        """Find the cluster, or make it, and store the next view, of which this node is a member.
+
+        Args:
+            unnamed: the node, with any name.
+
+        Returns:
+            The node with its name and its cluster. It does not serve before `tick` has found that it may.
+
+        Raises:
+            NameTaken: a live node has the configured name.
+            PyroCacheError: members that do not answer hold the change up.
+        """
+        began_at = self._clock()
+        self._me = unnamed
+        while (member := self._try_to_join(self._directory.listing(), began_at)) is None:
+            self.check_held_up(began_at)
+            self._sleep(_PAUSE_SECONDS)
+        self._me = member
+        self._peers.introduce(member)
+        self._directory.register(member)
+        return member
+
+    def attach(self, ownership: Ownership) -> None:
+        """Tell ``ownership`` what the node may serve from now on."""
+        self._ownership = ownership
+        ownership.lapse(True)
+        ownership.adopt(self.view, self.fencing.before, self._pending())
+
+    def _try_to_join(self, listing: Listing, began_at: float) -> Member | None:
+        if listing.strangers:
+            raise ConfigurationError(
+                "The name server lists nodes of two clusters: stop those of one of them, or give this node the address "
+                "of another name server."
+            )
+        if not listing.view.number:
+            return self._begin_cluster(listing, began_at)
+        requested_at = self._clock()
+        if listing.view != self.view:
+            self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
+            self.fencing = self.fencing.adopt(listing.view, listing.before, requested_at)
+        states = self._ask((*listing.view.members, *listing.before.members))
+        again_at = self._clock()
+        if self._directory.listing().view != self.view:
+            return None
+        self.fencing = self.fencing.listed(again_at, self._clock())
+        if not self.fencing.settled(self._clock()):
+            return None
+        return self._propose_to_join(states, began_at)
+
+    def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
+        """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
+        waited = self._clock() - began_at >= self._lease + self._config.heartbeat_seconds
+        if not listing.cluster:
+            if self._config.new_cluster or waited:
+                made = secrets.token_hex(8)
+                first = min(int(time.time()), LARGEST_NUMBER - 2**24)
+                if self._directory.create_cluster(made, first):
+                    self._made = made
+            return None
+        if listing.cluster != self._made and not waited:
+            return None
+        name = self._config.name or f"{PREFIX}1"
+        member = replace(self._me, name=name, cluster=listing.cluster)
+        view = ClusterView([member], listing.first or 1, listing.cluster)
+        if not self._directory.store_view(view):
+            return None
+        self.fencing = Fencing(member.identity, self._lease, EMPTY, EMPTY).adopt(view, EMPTY, self._clock())
+        return member
+
+    def _propose_to_join(self, states: dict[Member, Heard], began_at: float) -> Member | None:
+        view = self.view
+        silent = [member for member in view.members if states[member] is Heard.SILENT]
+        if 2 * len(silent) > len(view):  # the change could not become valid
+            return None
+        name = self._free_name(view, states, began_at)
+        if name is None:
+            return None
+        member = replace(self._me, name=name, cluster=view.cluster)
+        others = [other for other in view.members if other.name != name]
+        proposal = ClusterView([*others, member], view.number + 1, view.cluster)
+        return member if self._store(proposal, view, member) else None
+
+    def _free_name(self, view: ClusterView, states: dict[Member, Heard], began_at: float) -> str | None:
+        """Return a name that no live node has; None if that is not known yet."""
+        wanted = self._config.name
+        if wanted is None:
+            gone = [member.number for member in view.members if states[member] is Heard.GONE]
+            taken = {member.number for member in view.members}
+            return f"{PREFIX}{min(gone or [min(set(range(1, len(taken) + 2)) - taken)])}"
+        holder = view.member(wanted)
+        if holder is None or states[holder] is Heard.GONE:
+            return wanted
+        if states[holder] is Heard.SILENT:
+            return wanted if self._clock() - began_at >= self._lease else None
+        raise NameTaken(
+            f"{wanted} is held by a live node at the name server {self._config.nameserver}: "
+            "stop that one first, or start this one under another name."
+        )
+
+    def check_held_up(self, began_at: float) -> None:
+        """Raise `PyroCacheError`, which names the command that helps, if silent members hold this node up too long."""
+        if self._clock() - began_at > _HELD_UP_SECONDS + self._lease and self.silent:
+            names = " and ".join(self.silent)
+            raise PyroCacheError(
+                f"This node cannot join: {names} may still serve, and does not answer. Continue or end it; if it does "
+                f"not exist any more, run: pyrocache nodes remove {self.silent[0]} --force "
+                f"--nameserver {self._config.nameserver}"
+            )
+
+    def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
+        """Store the next view, and acknowledge it. Return False if another node was faster."""
+        listing = self._directory.listing()
+        if listing.view != before or not self._directory.store_view(proposal):
+            return False
+        old = [view.number for view in listing.views[1:]]
+        self._directory.forget_views(old)
+        self.fencing = replace(self.fencing, me=member.identity).adopt(proposal, before, self._clock())
+        return True
+
+    # Serving ---------------------------------------------------------------------------------------------
+
+    def rumour(self, number: int) -> None:
+        """Note that a caller had a view with that number."""
+        self._rumoured = max(self._rumoured, number)
+
+    def tick(self) -> None:
+        """Ask the name server and, if needed, the members; adopt a newer view; renew the lease.
+
+        Raises:
+            NameTaken: the node is no longer a member.
+        """
+        now = self._clock()
+        if self._ticked_at is not None and now - self._ticked_at > self._lease * 3 / 8:
+            self.fencing = self.fencing.standstill(now)
+        self._ticked_at = now
+        if self._rumoured > self.view.number:
+            self.fencing = self.fencing.rumour(now)
+        confirmed = self._ask_name_server()
+        if not confirmed or not self.fencing.settled(self._clock()):
+            self._ask((*self.view.members, *self.fencing.before.members))
+        self._renew()
+
+    def _ask_name_server(self) -> bool:
+        """Return whether the name server confirms the view."""
+        requested_at = self._clock()
+        try:
+            listing = self._directory.listing(self._lease / 4)
+            if listing.cluster not in ("", self._me.cluster):
+                self._note_foreign()
+                return False
+            if listing.view.number > self.view.number:
+                listing = self._follow()
+        except NameServerUnavailable as error:
+            if not self._unreachable:
+                log.warning("%s: serving on without the name server. %s", self._me.name, error)
+            self._unreachable = True
+            return False
+        if self._unreachable:
+            log.warning("%s: the name server is back.", self._me.name)
+        self._unreachable = self._foreign = False
+        if listing.view.number != self.view.number or listing.view.id != self.view.id:
+            self._put_back(listing)
+            return False
+        self._blank_at = None
+        self.fencing = self.fencing.listed(requested_at, self._clock())
+        if self._me not in listing.members and self._me in self.view.members:
+            self._directory.register(self._me)
+        return True
+
+    def _follow(self) -> Listing:
+        """Adopt the newest view. Before that, stop to confirm the present one, and look again."""
+        if self._ownership is not None:
+            self._ownership.prepare()
+        self.fencing = self.fencing.prepare()
+        listing = self._directory.listing(self._lease / 4)
+        if listing.view.number <= self.view.number:
+            if self._ownership is not None:
+                self._ownership.confirm()
+            self.fencing = replace(self.fencing, preparing=False)
+            return listing
+        if not any(member.identity == self._me.identity for member in listing.view.members):
+            raise NameTaken(f"{self._me.name} was removed from the cluster, or replaced; this node ends.")
+        self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
+        if self._ownership is not None:
+            self._ownership.adopt(listing.view, listing.before, self._pending())
+        return listing
+
+    def _put_back(self, listing: Listing) -> None:
+        """Put the view back into a name server that has lost it, once more than half of its members have it."""
+        now = self._clock()
+        if self._blank_at is None:
+            self._blank_at = now
+        if self.fencing.majority_at() <= self._blank_at or listing.view.number > self.view.number:
+            return
+        try:
+            if not listing.cluster and not self._directory.create_cluster(self._me.cluster, self.view.number):
+                return
+            for view in (self.fencing.before, self.view):
+                if view.number > listing.view.number:
+                    self._directory.store_view(view)
+            self._directory.register(self._me)
+        except NameServerUnavailable:
+            return
+        log.warning("%s: the name server had forgotten the cluster; it is registered again.", self._me.name)
+
+    def _ask(self, members: Iterable[Member]) -> dict[Member, Heard]:
+        """Ask members, and note what they say."""
+        asked = [m for m in dict.fromkeys(members) if m.identity != self._me.identity]
+        sent_at = self._clock()
+        states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
+        now = self._clock()
+        for member, heard in states.items():
+            self.fencing = self.fencing.heard(member.identity, heard, sent_at, now)
+        self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
+        return states
+
+    def _renew(self) -> None:
+        hosts = [member.host for member in self.view.members]
+        nameserver = parse_address(self._config.nameserver)[0]
+        all_here = all(is_here(host, self._me.host) for host in (*hosts, nameserver))
+        until = self.fencing.serves_until(all_here=all_here)
+        now = self._clock()
+        if not self.fencing.before.members and self.fencing.valid_at > now:
+            until = float("-inf")  # the first view must be known to be the first one
+        self.serving_until = until
+        if self._ownership is not None:
+            self._ownership.take_over(self._pending())
+            self._ownership.lapse(now >= until)
+
+    def _pending(self) -> frozenset[str]:
+        """Return the names of the members of the view before that may still serve what they had."""
+        now, me = self._clock(), self._me.identity
+        others = (member for member in self.fencing.before.members if member.identity != me)
+        return frozenset(member.name for member in others if not self.fencing.is_free(member, now))
+
+    def _note_foreign(self) -> None:
+        if not self._foreign:
+            log.error(
+                "%s: the name server lists another cluster; serving on in the present one.", self._me.name
+            )
+        self._foreign = True
+
+    # Leaving ---------------------------------------------------------------------------------------------
+
+    def leave(self) -> ClusterView | None:
+        """Store a view without this node, and acknowledge it. Return it; None if that is not possible now."""
+        give_up_at = self._clock() + _LEAVE_SECONDS
+        try:
+            while self._clock() < give_up_at:
+                self.tick()
+                if self.fencing.settled(self._clock()):
+                    before = self.view
+                    others = [member for member in before.members if member.identity != self._me.identity]
+                    proposal = ClusterView(others, before.number + 1, before.cluster)
+                    if self._store(proposal, before, self._me):
+                        if self._ownership is not None:
+                            self._ownership.adopt(proposal, before)
+                        self._directory.remove(self._me, timeout=_LEAVE_SECONDS)
+                        return proposal
+                self._sleep(_PAUSE_SECONDS / 4)
+        except (NameServerUnavailable, NameTaken):
+            pass
+        return None
+
+    def tell(self, view: ClusterView) -> None:
+        """Make the members of ``view`` query the name server for it."""
+        self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._me)
