@@ -169,7 +169,14 @@ def test_who_asks_again_over_the_same_connection_keeps_its_place(node: Node) -> 
 
 def test_tokens_grow_within_a_view_and_with_each_view(node: Node) -> None:
     tokens = []
-    for number in (5, 5, 6, 100, 50, 101):  # that a view before comes again cannot happen, and would do no harm
+    for number in (
+        5,
+        5,
+        6,
+        100,
+        50,
+        101,
+    ):  # that a view before comes again cannot happen, and would do no harm
         node.tokens.begin(number)
         token = node.hold()
         tokens.append(token)

@@ -172,9 +172,7 @@ def test_a_ping_with_a_newer_view_is_news(guard: RequestGuard, stale: list[int])
 
 
 @pytest.mark.parametrize("number", ["1", None, 1.5, True, b"1", [], {}], ids=repr)
-def test_a_ping_with_anything_else_is_refused(
-    guard: RequestGuard, stale: list[int], number: Any
-) -> None:
+def test_a_ping_with_anything_else_is_refused(guard: RequestGuard, stale: list[int], number: Any) -> None:
     with pytest.raises(PyroError, match="number"):
         guard.ping(number)
     assert stale == []
