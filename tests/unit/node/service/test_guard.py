@@ -37,15 +37,15 @@ def guard(stale: list[int]) -> RequestGuard:
 
 def refusal(guard: RequestGuard, number: object, *keys: bytes) -> str:
     """Return the code of the refusal, or nothing."""
+    error: Any = None
     try:
         guard.check(number, keys)
-    except PyroError as error:
-        code: str = error.code  # type: ignore[attr-defined]
-        if code == "stale-view":
-            assert guard.view is not None
-            assert error.detail == view_to_wire(guard.view)  # type: ignore[attr-defined]
-        return code
-    return ""
+    except PyroError as refused:
+        error = refused
+    if error is not None and error.code == "stale-view":
+        assert guard.view is not None
+        assert error.detail == view_to_wire(guard.view)
+    return "" if error is None else str(error.code)
 
 
 def test_a_node_without_a_view_answers_every_request(guard: RequestGuard, stale: list[int]) -> None:
