@@ -143,10 +143,11 @@ class Fencing:
         """Return the latest time after which more than half of the members have confirmed the view."""
         times = dict(self.live)
         if with_gone and not self.doubts:
-            times = {**dict(self.gone), **times}
+            for member, at in self.gone:  # it has confirmed before it ended, perhaps
+                times[member] = max(times.get(member, _NEVER), at)
         members = [member.identity for member in self.view.members]
-        at = sorted(math.inf if member == self.me else times.get(member, _NEVER) for member in members)
-        return at[(len(at) - 1) // 2] if at else _NEVER
+        latest = sorted(math.inf if member == self.me else times.get(member, _NEVER) for member in members)
+        return latest[(len(latest) - 1) // 2] if latest else _NEVER
 
     def serves_until(self, *, all_here: bool) -> float:
         """Return when the lease ends; infinite for the only member.
