@@ -1,0 +1,78 @@
+"""A name server in memory, for tests of a node or a client without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import NameServerUnavailable
+from pyrocache.net.directory import Listing
+
+
+class MemoryDirectory:
+    """The entries of a name server.
+
+    Args:
+        views: those that it has, of the cluster ``c1``.
+
+    Attributes:
+        away: whether it does not answer.
+        before_listing, before_storing: called before a query is answered, so that things can happen in between.
+        queries: how often it was asked for a listing.
+    """
+
+    def __init__(self, *views: ClusterView) -> None:
+        self.cluster, self.first = ("c1", 1) if views else ("", 0)
+        self.views = {view.number: view for view in views}
+        self.entries: dict[str, Member] = {}
+        self.away = False
+        self.queries = 0
+        self.before_listing: Callable[[], object] = lambda: None
+        self.before_storing: Callable[[], object] = lambda: None
+
+    def wipe(self) -> None:
+        """Forget everything."""
+        self.cluster, self.first = "", 0
+        self.views.clear()
+        self.entries.clear()
+
+    def listing(self, timeout: float = 5.0) -> Listing:
+        self.queries += 1
+        self.before_listing()
+        self._answer()
+        views = sorted(self.views.values(), key=lambda view: -view.number)
+        members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
+        strangers = bool(self.cluster) and len(members) < len(self.entries)
+        own = [view for view in views if view.cluster == self.cluster]
+        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers)
+
+    def create_cluster(self, cluster: str, first: int, timeout: float = 5.0) -> bool:
+        self._answer()
+        if self.cluster:
+            return False
+        self.cluster, self.first = cluster, first
+        return True
+
+    def store_view(self, view: ClusterView, timeout: float = 5.0) -> bool:
+        self.before_storing()
+        self._answer()
+        return self.views.setdefault(view.number, view) is view
+
+    def forget_views(self, numbers: Iterable[int], timeout: float = 5.0) -> None:
+        self._answer()
+        for number in numbers:
+            self.views.pop(number, None)
+
+    def register(self, member: Member, timeout: float = 5.0) -> None:
+        self._answer()
+        self.entries[member.name] = member
+
+    def remove(self, member: Member, timeout: float = 5.0) -> bool:
+        self._answer()
+        if self.entries.get(member.name, member).incarnation != member.incarnation:
+            return False
+        return self.entries.pop(member.name, None) is not None
+
+    def _answer(self) -> None:
+        if self.away:
+            raise NameServerUnavailable("away")
