@@ -498,6 +498,7 @@ class TestWrongCalls:
 
 
 class TestSilentAndSlowPeers:
+    @pytest.mark.full
     def test_a_crowd_of_silent_peers_slows_nobody_down_and_is_gone_at_its_deadline(self) -> None:
         handshake_seconds, request_seconds = 2.5, 4.0
         half_a_handshake = handshake()[:45]

@@ -97,6 +97,7 @@ def test_a_renewal_that_fails_loses_the_lock(backend: Backend, lock: locks.Lock)
         lock.release()
 
 
+@pytest.mark.full
 def test_an_unexpected_exception_does_not_end_the_thread_that_renews_locks() -> None:
     """Neither for the locks that are held, nor for those to come."""
     failures = [MemoryError(), ValueError()]

@@ -296,7 +296,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(stateful_step_count=40, deadline=None)
 
 
 def test_the_holders_are_those_who_would_keep_it(node: Node) -> None:
