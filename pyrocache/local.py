@@ -19,6 +19,7 @@ from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
+from pyrocache.node.membership import strike_out
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
 
@@ -175,11 +176,7 @@ class LocalCluster:
         node._process.terminate()
         node._process.wait()
         del self.nodes[i]
-        directory = NameServerDirectory(self.nameserver)
-        for entry in directory.members():
-            # A node that was killed did not unregister.
-            if entry.name == node.name and entry.address == node.address:
-                directory.remove(entry)
+        strike_out(self.nameserver, node.name)  # a node that was killed did not leave by itself
 
     def kill_nameserver(self) -> None:
         """Kill the name server with SIGKILL."""

@@ -8,6 +8,7 @@ Thread safety: thread-safe, by Pyro5's lock.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from Pyro5.core import URI
@@ -19,7 +20,7 @@ from pyrocache.protocol.commands import Command, Runs, Scope
 COMMANDS = {
     # On a worker: a listing may be long, and entries may be in a file.
     name: Command(name, Scope.NODE, False, Runs.WORKER, False)
-    for name in ("count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
+    for name in ("age", "count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
 }
 
 _URI_CLASS = "Pyro5.core.URI"
@@ -27,6 +28,14 @@ _URI_CLASS = "Pyro5.core.URI"
 
 class Names(NameServer):  # type: ignore[misc]
     """Pyro5's name server. Inherited methods are as documented by Pyro5."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._began_at = time.monotonic()
+
+    def age(self) -> float:
+        """Return for how many seconds this process has been there: what it does not list by then is not there."""
+        return time.monotonic() - self._began_at
 
     def lookup(self, name: str, return_metadata: bool = False) -> Any:
         """Return the URI of ``name``, in the form of Pyro5's serializers, or the URI and its metadata."""

@@ -88,6 +88,9 @@ class Directory(Protocol):
     def forget_views(self, numbers: Iterable[int], timeout: float = ...) -> None:
         """Remove the views with these numbers."""
 
+    def age(self, timeout: float = ...) -> float:
+        """Return for how many seconds the name server has been there; 0 if that is unknown."""
+
     def register(self, member: Member, timeout: float = ...) -> None:
         """Register a node, in place of any other that has its name. The view decides whose name it is."""
 
@@ -193,6 +196,11 @@ class NameServerDirectory:
         deadline = Deadline(timeout)
         for number in numbers:
             self._ask(deadline, "remove a view", "remove", f"{VIEW}{number}")
+
+    def age(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> float:
+        """Return for how many seconds the name server has been there; 0 for Pyro5's own, which does not say so."""
+        age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
+        return age if type(age) is float else 0.0
 
     def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Register ``member``, in place of any other node that has its name."""

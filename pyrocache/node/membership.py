@@ -11,15 +11,15 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from pyrocache.cluster.fencing import Fencing, Heard
+from pyrocache.cluster.fencing import Fencing, Heard, Identity
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, Directory, Listing
+from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 
@@ -126,22 +126,32 @@ class NodeMembership:
             )
         if not listing.view.number:
             return self._begin_cluster(listing, began_at)
-        requested_at = self._clock()
+        states = self._observe(listing)
+        return None if states is None else self._propose_to_join(states, began_at)
+
+    def _observe(self, listing: Listing, dead: Sequence[Identity] = ()) -> dict[Member, Heard] | None:
+        """Return the answers of the members of the newest view; None if its change is not settled yet.
+
+        Args:
+            dead: members that are known not to exist any more.
+        """
         if listing.view != self.view:
             self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
-            self.fencing = self.fencing.adopt(listing.view, listing.before, requested_at)
+            self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
         states = self._ask((*listing.view.members, *listing.before.members))
-        again_at = self._clock()
+        now = self._clock()
+        for identity in dead:
+            self.fencing = self.fencing.heard(identity, Heard.GONE, now, now)
+        requested_at = self._clock()
         if self._directory.listing().view != self.view:
             return None
-        self.fencing = self.fencing.listed(again_at, self._clock())
-        if not self.fencing.settled(self._clock()):
-            return None
-        return self._propose_to_join(states, began_at)
+        self.fencing = self.fencing.listed(requested_at, self._clock())
+        return states if self.fencing.settled(self._clock()) else None
 
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
-        waited = self._clock() - began_at >= self._lease + self._config.heartbeat_seconds
+        wait = self._lease + self._config.heartbeat_seconds
+        waited = self._clock() - began_at >= wait or self._directory.age() >= wait
         if not listing.cluster:
             if self._config.new_cluster or waited:
                 made = secrets.token_hex(8)
@@ -208,6 +218,50 @@ class NodeMembership:
         self._directory.forget_views(old)
         self.fencing = replace(self.fencing, me=member.identity).adopt(proposal, before, self._clock())
         return True
+
+    # Striking out ----------------------------------------------------------------------------------------
+
+    def strike_out(self, name: str, *, force: bool = False) -> bool:
+        """Remove a dead node from the cluster. Return False if it is not a member.
+
+        Args:
+            name: of the node.
+            force: remove it although it cannot be seen that it is dead. If it still serves, two nodes answer for its
+                keys.
+
+        Raises:
+            PyroCacheError: the node is alive, or may be; or other nodes that do not answer hold the change up.
+        """
+        began_at = self._clock()
+        while True:
+            listing = self._directory.listing()
+            member = listing.view.member(name)
+            if member is None:
+                return False
+            dead = [member.identity] if force else []
+            states = self._observe(listing, dead)
+            if states is not None:
+                self._check_dead(member, states[member], force=force)
+                others = [other for other in listing.view.members if other is not member]
+                view = listing.view
+                proposal = ClusterView(others, view.number + 1, view.cluster, [member.identity])
+                if self._store(proposal, view, self._me):
+                    self._directory.remove(member)
+                    self.tell(proposal)
+                    return True
+            self.check_held_up(began_at)
+            self._sleep(_PAUSE_SECONDS)
+
+    def _check_dead(self, member: Member, heard: Heard, *, force: bool) -> None:
+        if heard not in (Heard.SILENT, Heard.GONE):
+            raise PyroCacheError(
+                f"{member.name} is alive: end its process, and it leaves the cluster by itself."
+            )
+        if heard is Heard.SILENT and not force:
+            raise PyroCacheError(
+                f"{member.name} at {member.address} does not answer, but may still serve. If you know that it does not "
+                "exist any more, repeat the command with --force."
+            )
 
     # Serving ---------------------------------------------------------------------------------------------
 
@@ -357,3 +411,13 @@ class NodeMembership:
     def tell(self, view: ClusterView) -> None:
         """Make the members of ``view`` query the name server for it."""
         self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._me)
+
+
+def strike_out(nameserver: str, name: str, *, force: bool = False) -> bool:
+    """Remove a dead node from the cluster at a name server, see `NodeMembership.strike_out`."""
+    peers = Peers()
+    membership = NodeMembership(NodeConfig(nameserver=nameserver), NameServerDirectory(nameserver), peers)
+    try:
+        return membership.strike_out(name, force=force)
+    finally:
+        peers.close()
