@@ -83,7 +83,7 @@ def check(calls: Iterable[Call], losses: Sequence[Loss] = (), timeout: float = 1
         kinds = {call.kind for call in history}
         mine = [loss for loss in losses if key in loss.keys]
         if kinds & {INCR, COUNT}:
-            violations += _Counter(key, mine).check(history)
+            violations += _by_kind(_Counter(key, mine).check(history))
         elif ACQUIRE in kinds:
             violations += _tokens(key, history)
         else:
@@ -261,6 +261,14 @@ class _Counter:
         """Return the latest reading with that call in it."""
         readings = (call for call, found in reversed(self._readings) if found & _bit(slot))
         return next((call for call in readings if call.end < before.start), self._started[slot])
+
+
+def _by_kind(violations: Iterable[Violation]) -> Iterator[Violation]:
+    """Yield the first violation of each kind, which counts the others: what is wrong once stays so in a counter."""
+    found: dict[str, list[Violation]] = {}
+    for violation in violations:
+        found.setdefault(violation.kind, []).append(violation)
+    return (same[0]._replace(more=len(same) - 1) for same in found.values())
 
 
 def _bit(slot: int) -> int:

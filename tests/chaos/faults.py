@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import Pyro5.api
+
 from pyrocache import PyroCacheClient, PyroCacheError
 from pyrocache.cluster.routing import Member
+from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
@@ -105,15 +108,16 @@ def _tcp_client(scene: Scene) -> PyroCacheClient:
     return PyroCacheClient(scene.cluster.nameserver, timeout=TIMEOUT_SECONDS, transport="tcp")
 
 
-def _set(record: Recorder, cache: PyroCacheClient, key: str, number: int, padding: str = "") -> None:
+def _set(
+    record: Recorder, cache: PyroCacheClient, key: str, number: int, padding: str = "", of: str = ""
+) -> None:
     value = f"{record.client}:{number}"
-    record.call(
-        SET, [key], lambda: cache.set(key, f"{value}|{padding}"), lambda _, __: (OK, value), value=value
-    )
+    stored = f"{value}|{padding}"
+    record.call(SET, [of + key], lambda: cache.set(key, stored), lambda _, __: (OK, value), value=value)
 
 
-def _get(record: Recorder, cache: PyroCacheClient, key: str) -> None:
-    record.call(GET, [key], lambda: cache.get(key), lambda found, _: (OK, label(found)))
+def _get(record: Recorder, cache: PyroCacheClient, key: str, of: str = "") -> None:
+    record.call(GET, [of + key], lambda: cache.get(key), lambda found, _: (OK, label(found)))
 
 
 # The name server ---------------------------------------------------------------------------------------------
@@ -182,26 +186,59 @@ def _silent_members(scene: Scene) -> None:
         scene.leave(node)
 
 
-def _foreign_node(scene: Scene) -> None:
-    """Have a node of another cluster come up at the port of a dead one."""
-    record = scene.recorder("foreign")
+def _stop_nameserver_in_join(scene: Scene) -> None:
+    """Stop the name server as soon as it lists a joining node, which others may not have heard of."""
+    directory = NameServerDirectory(scene.cluster.nameserver)
+    listed = len(directory.members())
+    joined: list[LocalNode | None] = []
+    joining = threading.Thread(target=lambda: joined.append(scene.join()))
+    with scene.nameserver_lock:
+        process = scene.nameserver_process
+        joining.start()
+        while len(directory.members()) == listed and joining.is_alive():
+            time.sleep(0.001)
+        process.pause()
+        scene.note("stop the name server")
+        scene.wait(5.0)
+        process.signal(signal.SIGCONT)
+        joining.join()
+    if joined and (node := joined[0]) is not None:
+        scene.leave(node)
+
+
+def _other_cluster(scene: Scene) -> None:
+    """Have a node of another cluster come up under the name and at the port of a dead one."""
     with scene.claimed() as node:
-        keys = sorted(scene.keys_of(node.name))
         scene.kill(node)
-        with scene.foreign_node(node.name, int(node.address.rpartition(":")[2])) as cache:
-            for number, key in enumerate(scene.random.sample(keys, min(len(keys), _FOREIGN_KEYS))):
-                value = f"{record.client}:{number}"
-                _at_foreign(record, SET, key, partial(cache.set, key, value), value)
-            scene.wait(2.0)
-            for key in keys:
-                _at_foreign(record, GET, key, partial(cache.get, key))
+        with scene.other_cluster(node.name, int(node.address.rpartition(":")[2])) as address:
+            _use_other_cluster(scene, address)
     scene.wait(1.0)
 
 
-def _at_foreign(
-    record: Recorder, kind: str, key: str, function: Callable[[], object], value: str | None = None
-) -> None:
-    record.call(kind, [f"foreign {key}"], function, lambda found, _: (OK, value or label(found)), value=value)
+def _list_other_cluster(scene: Scene) -> None:
+    """Have the name server list another cluster in place of this one, under the same names."""
+    with scene.nameserver_lock, scene.other_cluster() as address:
+        with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{address}") as other:
+            entries = other.list(prefix="cache.", return_metadata=True)
+        with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{scene.cluster.nameserver}") as ours:
+            for name, (uri, metadata) in entries.items():
+                ours.register(name, uri, False, metadata)
+        scene.note("the name server lists the other cluster")
+        _use_other_cluster(scene, address)
+        scene.start_nameserver()
+    scene.wait(2.0)
+
+
+def _use_other_cluster(scene: Scene, address: str) -> None:
+    """Write there, and read that again; the other cluster's keys are recorded under other names."""
+    record = scene.recorder("other")
+    keys = scene.random.sample(REGISTERS, _FOREIGN_KEYS)
+    with PyroCacheClient(address, timeout=TIMEOUT_SECONDS) as cache:
+        for number, key in enumerate(keys):
+            _set(record, cache, key, number, of="other cluster's ")
+        scene.wait(2.0)
+        for key in keys:
+            _get(record, cache, key, of="other cluster's ")
 
 
 # Connections and descriptors ---------------------------------------------------------------------------------
@@ -253,8 +290,10 @@ FAULTS = {
     ),
     "wipe-join": Fault("a node joins just after the name server was wiped", _wipe_and_join),
     "stop-wipe": Fault("the name server is wiped while a node is stopped", _stop_and_wipe),
+    "ns-stop-join": Fault("the name server stops while a node joins", _stop_nameserver_in_join),
     "silent-join": Fault("a node joins just after 16 silent members were struck out", _silent_members),
-    "foreign": Fault("another cluster's node takes the port of a dead one", _foreign_node),
+    "foreign-node": Fault("another cluster's node takes the port of a dead one", _other_cluster),
+    "foreign-list": Fault("the name server lists another cluster", _list_other_cluster),
     "reply-lost": Fault("connections end before a reply", partial(_cut, parts=("reply",)), proxied=True),
     "cut-request": Fault("connections end within requests", partial(_cut, parts=REQUEST_PARTS), proxied=True),
     "cut-reply": Fault("connections end within replies", partial(_cut, parts=REPLY_PARTS), proxied=True),

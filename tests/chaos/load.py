@@ -1,7 +1,8 @@
 """The load: a process with several users of one cache, each of which records its calls.
 
 Run as ``python -m tests.chaos.load JSON`` (`Settings`). It ends when its standard input does, so never outlives the
-run. Rates are bounded. Some users share a client, one begins a new client every second, and so knows other nodes.
+run. Rates are bounded. Two users share a client; one begins a new client every few seconds, and so knows of changes;
+one uses the keys of a single node only, and so hears of changes from that node alone.
 
 Thread safety: each `User` belongs to one thread.
 """
@@ -9,13 +10,14 @@ Thread safety: each `User` belongs to one thread.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ LOCKS = [f"lock {number}" for number in range(6)]
 PROXY_HOST = "127.0.0.2"
 """Where the proxy listens, on the ports of the nodes."""
 
-_HOT = 24  # registers that get half of the calls
+USERS = 4  # in each process
 _PAUSE_SECONDS = 0.004
 _PAUSE_AFTER_ERROR_SECONDS = 0.02
-_CLIENT_SECONDS = 1.0
+_CLIENT_SECONDS = 4.0
 _FORK_SECONDS = 0.5
 _CHILD_SECONDS = 0.5
 _LARGE = "." * 100_000
@@ -47,7 +49,6 @@ class Settings:
         directory: where the histories go.
         number: of this process; processes: how many there are.
         seed: of its choices.
-        users: threads.
         timeout: the clients' deadline.
         proxied: connect to nodes through the proxy, over TCP.
         forks: fork in the middle of calls, again and again.
@@ -58,7 +59,6 @@ class Settings:
     number: int
     processes: int
     seed: int
-    users: int = 4
     timeout: float = 1.0
     proxied: bool = False
     forks: bool = False
@@ -85,7 +85,8 @@ class User:
         settings: of the process.
         name: unique.
         place, places: each `incr` has a slot of its own: every ``places``-th one belongs to this user.
-        counters: the counters that it adds to.
+        registers, counters: the keys that it uses; those in the first tenth of the registers get half of the calls.
+        locks: likewise.
     """
 
     def __init__(
@@ -95,18 +96,21 @@ class User:
         cache: PyroCacheClient,
         place: int,
         places: int,
-        counters: list[str],
+        registers: Sequence[str] = REGISTERS,
+        counters: Sequence[str] = COUNTERS,
+        locks: Sequence[str] = LOCKS,
     ) -> None:
         self.cache = cache
         self._random = random.Random(f"{settings.seed} {name}")
         self._record = Recorder(Path(settings.directory, f"{name}.jsonl"), name, settings.timeout)
         self._name = name
         self._place, self._places = place, places
+        self._registers, self._locks = registers, locks
         self._counters = dict.fromkeys(counters, 0)
         self._written = 0
         steps: list[tuple[Callable[[], None], int]] = [
             *((self._get, 45), (self._set, 20), (self._delete, 5), (self._replace, 8), (self._incr, 8)),
-            *((self._count, 6), (self._get_many, 3), (self._set_many, 2), (self._acquire, 3)),
+            *((self._count, 6), (self._get_many, 3), (self._set_many, 2), (self._acquire, 3 if locks else 0)),
         ]
         self._steps, self._weights = zip(*steps, strict=True)
 
@@ -122,7 +126,8 @@ class User:
         self._record.close()
 
     def _key(self) -> str:
-        return self._random.choice(REGISTERS[:_HOT] if self._random.random() < 0.5 else REGISTERS)
+        hot = self._registers[: math.ceil(len(self._registers) / 10)]
+        return self._random.choice(hot if self._random.random() < 0.5 else self._registers)
 
     def _value(self) -> str:
         self._written += 1
@@ -195,7 +200,7 @@ class User:
         self._record.call(COUNT, [key], lambda: self.cache.get(key), lambda found, _: (OK, f"{found or 0:x}"))
 
     def _acquire(self) -> None:
-        name = self._random.choice(LOCKS)
+        name = self._random.choice(self._locks)
         lock = self.cache.lock(name, ttl_seconds=5)
         self._record.call(
             ACQUIRE,
@@ -217,18 +222,21 @@ class Process:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stopped = threading.Event()
-        self._caches = [settings.client() for _ in range(2)]
-        places = settings.processes * settings.users
+        self._caches = [settings.client() for _ in range(USERS - 1)]
+        names = [f"{settings.number}.{number}" for number in range(USERS)]
+        place, places = settings.number * USERS, settings.processes * USERS
         self._users = [
-            User(
-                settings,
-                f"{settings.number}.{number}",
-                self._caches[number % 2],
-                settings.number * settings.users + number,
-                places,
-                COUNTERS,
-            )
-            for number in range(settings.users)
+            User(settings, names[0], self._caches[0], place, places),
+            User(settings, names[1], self._caches[0], place + 1, places),
+            User(settings, names[2], self._caches[1], place + 2, places, *self._keys_of_one_node()),
+            User(settings, names[3], self._caches[2], place + 3, places),
+        ]
+
+    def _keys_of_one_node(self) -> list[list[str]]:
+        number, cache = self._settings.number % len(self._caches[1].nodes()), self._caches[1]
+        name = cache.nodes()[number].name
+        return [
+            [key for key in keys if cache.node_for(key).name == name] for keys in (REGISTERS, COUNTERS, [])
         ]
 
     def run(self) -> None:

@@ -23,7 +23,6 @@ from tests.chaos.scene import TIMEOUT_SECONDS, Scene
 _PROCESSES = 3
 _PROGRESS_SECONDS = 5.0
 _WATCH_SECONDS = 0.2
-_WARM_UP_SECONDS = 0.7
 _TAIL_SECONDS = 1.5
 _SHOWN = 8  # violations in full
 _NEARBY_SECONDS = 1.0
@@ -132,7 +131,6 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
     scene.start_load(
         _PROCESSES, proxied=any(fault.proxied for fault in faults), forks=any(fault.forks for fault in faults)
     )
-    time.sleep(_WARM_UP_SECONDS)
     scene.end_at = time.monotonic() + seconds
     threads = [threading.Thread(target=repeat, args=(fault,), daemon=True) for fault in faults]
     for thread in threads:

@@ -20,21 +20,22 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pyrocache import LocalCluster, PyroCacheClient, PyroCacheError
+from pyrocache import LocalCluster, PyroCacheError
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.local import LocalNode
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from tests.chaos.cutter import Cutter
 from tests.chaos.history import Loss, Recorder
-from tests.chaos.load import COUNTERS, REGISTERS, Settings
+from tests.chaos.load import COUNTERS, REGISTERS, USERS, Settings
 from tests.support.processes import ROOT, environment
+from tests.support.waiting import eventually
 
 LEASE_SECONDS = 2.0
 TIMEOUT_SECONDS = 1.0
 _SLACK_SECONDS = LEASE_SECONDS + 0.5
 """How long after a node has joined or left its keys may still be lost: an old owner may serve until its lease ends."""
+_TAKE_SECONDS = 0.02
 _MEMORY = 256 * 2**20
 
 
@@ -65,6 +66,7 @@ class Scene:
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
         self._claimed: list[LocalNode] = []
         self._changing: list[str] = []
+        self._killed: set[int] = set()  # processes whose end is known
         self._recorders: list[Recorder] = []
         self._workers: list[subprocess.Popen[bytes]] = []
         self._others: list[ChildProcess] = []
@@ -101,6 +103,8 @@ class Scene:
                     process_group=0,  # Ctrl-C reaches this process alone, which ends the others
                 )
             )
+        last = [self.directory / f"{number}.{USERS - 1}.jsonl" for number in range(processes)]
+        eventually(lambda: all(path.exists() and path.stat().st_size for path in last), 20.0)
 
     def stop_load(self) -> None:
         """End it, and wait until the histories are written. Raises `RuntimeError` if a process failed."""
@@ -180,12 +184,17 @@ class Scene:
     def kill(self, node: LocalNode) -> None:
         """Kill a node."""
         with self._losing(node.name, f"kill {node.name}", slack=0.0):
+            self._killed.add(node.pid)
             node._process.kill()
 
     def restart(self, node: LocalNode) -> None:
         """Start a dead node again under its name."""
         with self._losing(node.name, f"restart {node.name}"):
-            self.cluster.restart(self._index(node) or 0)
+            try:
+                self.cluster.restart(self._index(node) or 0)
+            except PyroCacheError as error:
+                self.note(f"no restart: {error}")  # `watch` tries again
+                return
         self._listen(node)
 
     def pause(self, node: LocalNode) -> None:
@@ -244,8 +253,10 @@ class Scene:
         with self._condition:
             dead = [node for node in self._free() if not node.alive]
         for node in dead:
-            self.ended.append(node.name)
-            self.note(f"{node.name} has ended by itself")
+            if node.pid not in self._killed:
+                self._killed.add(node.pid)
+                self.ended.append(node.name)
+                self.note(f"{node.name} has ended by itself")
             with self.claimed(node):
                 if any(other.name == node.name for other in self.cluster.nodes if other is not node):
                     del self.cluster.nodes[self._index(node) or 0]  # another one has its name
@@ -274,40 +285,52 @@ class Scene:
     # Other processes -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def foreign_node(self, name: str, port: int) -> Iterator[PyroCacheClient]:
-        """Run another cluster, of one node at a port of this one's. Yield a client of it."""
+    def other_cluster(self, name: str = "", port: int = 0) -> Iterator[str]:
+        """Run another cluster, whose nodes have the same names. Yield the address of its name server.
+
+        Args:
+            name, port: where that one of its nodes listens.
+        """
         nameserver = start_nameserver(quiet=True)
         self._others.append(nameserver)
         address = nameserver.wait_until_ready()["address"]
-        settings: dict[str, Any] = {"nameserver": address, "name": name, "port": port, "max_memory": _MEMORY}
-        node = start_node(settings, quiet=True)
-        self._others.append(node)
-        node.wait_until_ready()
-        self.note(f"another cluster's {name} is on port {port}")
+        nodes = []
+        for number in range(1, 4):
+            ours = f"cache.node.{number}"
+            settings = {"nameserver": address, "name": ours, "port": port if name == ours else 0}
+            nodes.append(start_node({**settings, "max_memory": _MEMORY}, quiet=True))
+        self._others += nodes
+        for node in nodes:
+            node.wait_until_ready()
+        self.note("there is another cluster")
         try:
-            with PyroCacheClient(address, timeout=TIMEOUT_SECONDS) as client:
-                yield client
+            yield address
         finally:
-            node.kill()
-            nameserver.kill()
+            for process in (*nodes, nameserver):
+                process.kill()
+            self.note("the other cluster is gone")
 
     @contextlib.contextmanager
     def without_descriptors(self, pids: Sequence[int]) -> Iterator[None]:
-        """Leave processes no free descriptor below the highest one that they use without a gap."""
-        before = {}
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-                free = next(number for number in range(len(used) + 1) if number not in used)
-                before[pid] = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[pid][1]))
-        self.note(f"no descriptors for {list(before)}")
+        """Leave these processes no free descriptors, also where they close some meanwhile."""
+        before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
+        over = threading.Event()
+
+        def take_all() -> None:
+            while not over.wait(_TAKE_SECONDS):
+                for pid, (_, hard) in before.items():
+                    _limit_descriptors(pid, _first_free(pid), hard)
+
+        thread = threading.Thread(target=take_all)
+        thread.start()
+        self.note(f"no descriptors for {pids}")
         try:
             yield
         finally:
+            over.set()
+            thread.join()
             for pid, limits in before.items():
-                with contextlib.suppress(ProcessLookupError):
-                    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+                _limit_descriptors(pid, *limits)
             self.note("descriptors again")
 
     def close(self) -> None:
@@ -352,3 +375,17 @@ class Scene:
         finally:
             with self._condition:
                 self.losses.append(Loss(start, time.monotonic() + slack, frozenset(keys)))
+
+
+def _first_free(pid: int) -> int:
+    """Return the lowest descriptor that a process does not use."""
+    try:
+        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    except FileNotFoundError:  # it has ended
+        return 0
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def _limit_descriptors(pid: int, soft: int, hard: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
