@@ -18,7 +18,6 @@ import Pyro5.api
 
 from pyrocache import PyroCacheClient, PyroCacheError
 from pyrocache.cluster.routing import Member
-from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
@@ -186,26 +185,6 @@ def _silent_members(scene: Scene) -> None:
         scene.leave(node)
 
 
-def _stop_nameserver_in_join(scene: Scene) -> None:
-    """Stop the name server as soon as it lists a joining node, which others may not have heard of."""
-    directory = NameServerDirectory(scene.cluster.nameserver)
-    listed = len(directory.members())
-    joined: list[LocalNode | None] = []
-    joining = threading.Thread(target=lambda: joined.append(scene.join()))
-    with scene.nameserver_lock:
-        process = scene.nameserver_process
-        joining.start()
-        while len(directory.members()) == listed and joining.is_alive():
-            time.sleep(0.001)
-        process.pause()
-        scene.note("stop the name server")
-        scene.wait(5.0)
-        process.signal(signal.SIGCONT)
-        joining.join()
-    if joined and (node := joined[0]) is not None:
-        scene.leave(node)
-
-
 def _other_cluster(scene: Scene) -> None:
     """Have a node of another cluster come up under the name and at the port of a dead one."""
     with scene.claimed() as node:
@@ -290,13 +269,13 @@ FAULTS = {
     ),
     "wipe-join": Fault("a node joins just after the name server was wiped", _wipe_and_join),
     "stop-wipe": Fault("the name server is wiped while a node is stopped", _stop_and_wipe),
-    "ns-stop-join": Fault("the name server stops while a node joins", _stop_nameserver_in_join),
     "silent-join": Fault("a node joins just after 16 silent members were struck out", _silent_members),
     "foreign-node": Fault("another cluster's node takes the port of a dead one", _other_cluster),
     "foreign-list": Fault("the name server lists another cluster", _list_other_cluster),
-    "reply-lost": Fault("connections end before a reply", partial(_cut, parts=("reply",)), proxied=True),
     "cut-request": Fault("connections end within requests", partial(_cut, parts=REQUEST_PARTS), proxied=True),
-    "cut-reply": Fault("connections end within replies", partial(_cut, parts=REPLY_PARTS), proxied=True),
+    "cut-reply": Fault(
+        "connections end before or within replies", partial(_cut, parts=REPLY_PARTS), proxied=True
+    ),
     "fds-node": Fault("a node has no free descriptors", _node_without_descriptors),
     "fds-join": Fault("a node joins while another has no free descriptors", _join_without_descriptors),
     "fds-client": Fault("the clients have no free descriptors", _clients_without_descriptors),

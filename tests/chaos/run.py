@@ -23,7 +23,7 @@ from tests.chaos.scene import TIMEOUT_SECONDS, Scene
 _PROCESSES = 3
 _PROGRESS_SECONDS = 5.0
 _WATCH_SECONDS = 0.2
-_TAIL_SECONDS = 1.5
+_TAIL_SECONDS = 1.0  # late effects show in it
 _SHOWN = 8  # violations in full
 _NEARBY_SECONDS = 1.0
 _MOST_LINES = 24
@@ -101,7 +101,7 @@ class Outcome:
 
 
 def run(names: Sequence[str], seconds: float, seed: int) -> Outcome:
-    """Run these faults together for so long."""
+    """Run these faults together under load for so long."""
     faults = [FAULTS[name] for name in names]
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         scene = Scene(f"{seed} {names}", Path(directory))
@@ -131,7 +131,7 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
     scene.start_load(
         _PROCESSES, proxied=any(fault.proxied for fault in faults), forks=any(fault.forks for fault in faults)
     )
-    scene.end_at = time.monotonic() + seconds
+    scene.end_at = time.monotonic() + max(seconds - _TAIL_SECONDS, 0.0)
     threads = [threading.Thread(target=repeat, args=(fault,), daemon=True) for fault in faults]
     for thread in threads:
         thread.start()
@@ -150,7 +150,7 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
                 flush=True,
             )
     scene.cutter.parts = ()
-    time.sleep(_TAIL_SECONDS)  # late effects show in it
+    time.sleep(_TAIL_SECONDS)
     scene.watch()
     try:
         scene.stop_load()
