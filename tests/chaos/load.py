@@ -276,10 +276,9 @@ class Process:
         status = 1
         try:
             end_at = time.monotonic() + _CHILD_SECONDS
-            cache = random.choice(self._caches)
-            User(self._settings, name, cache, 0, 1, [f"counter of {name}"]).run(
-                lambda: time.monotonic() < end_at
-            )
+            cache, counters = random.choice(self._caches), [f"counter of {name}"]
+            user = User(self._settings, name, cache, 0, 1, counters=counters)
+            user.run(lambda: time.monotonic() < end_at)
             status = 0
         finally:
             os._exit(status)
