@@ -39,7 +39,7 @@ from typing import NamedTuple
 
 from tests.chaos.history import ACQUIRE, CAS, COUNT, DELETE, GET, INCR, MAYBE, OK, REFUSED, SET, Call, Loss
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0
 DIGIT_BITS = 4
 _NEVER = float("-inf")
 

@@ -38,12 +38,14 @@ class Fault:
         once: does it once.
         proxied: half of the load goes through the proxy.
         forks: the load forks.
+        renews: new clients may begin; not where they cannot tell which cluster is meant.
     """
 
     about: str
     once: Callable[[Scene], None]
     proxied: bool = False
     forks: bool = False
+    renews: bool = True
 
 
 # Nodes -------------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ def _wipe_and_join(scene: Scene) -> None:
         scene.start_nameserver()
         node = scene.join()
     scene.wait(1.5)
-    if node is not None and [other.name for other in scene.cluster.nodes].count(node.name) == 1:
+    if node is not None:
         scene.leave(node)
 
 
@@ -271,7 +273,7 @@ FAULTS = {
     "stop-wipe": Fault("the name server is wiped while a node is stopped", _stop_and_wipe),
     "silent-join": Fault("a node joins just after 16 silent members were struck out", _silent_members),
     "foreign-node": Fault("another cluster's node takes the port of a dead one", _other_cluster),
-    "foreign-list": Fault("the name server lists another cluster", _list_other_cluster),
+    "foreign-list": Fault("the name server lists another cluster", _list_other_cluster, renews=False),
     "cut-request": Fault("connections end within requests", partial(_cut, parts=REQUEST_PARTS), proxied=True),
     "cut-reply": Fault(
         "connections end before or within replies", partial(_cut, parts=REPLY_PARTS), proxied=True

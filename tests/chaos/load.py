@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pyrocache import PyroCacheClient
 from tests.chaos.history import ACQUIRE, CAS, COUNT, DELETE, GET, INCR, OK, REFUSED, SET, Recorder
@@ -28,6 +28,8 @@ from tests.chaos.history import ACQUIRE, CAS, COUNT, DELETE, GET, INCR, OK, REFU
 REGISTERS = [f"key {number}" for number in range(240)]
 COUNTERS = [f"counter {number}" for number in range(20)]
 LOCKS = [f"lock {number}" for number in range(6)]
+CHILDREN_COUNTERS = [f"counter of child {number}" for number in range(1000)]
+"""One for each forked child."""
 PROXY_HOST = "127.0.0.2"
 """Where the proxy listens, on the ports of the nodes."""
 
@@ -52,6 +54,7 @@ class Settings:
         timeout: the clients' deadline.
         proxied: connect to nodes through the proxy, over TCP.
         forks: fork in the middle of calls, again and again.
+        renews: begin new clients.
     """
 
     nameserver: str
@@ -62,6 +65,7 @@ class Settings:
     timeout: float = 1.0
     proxied: bool = False
     forks: bool = False
+    renews: bool = True
 
     def client(self) -> PyroCacheClient:
         """Return a new client."""
@@ -244,9 +248,11 @@ class Process:
         threads = [threading.Thread(target=user.run, args=(self._going_on,)) for user in self._users]
         for thread in threads:
             thread.start()
-        helpers = [threading.Thread(target=self._renew, daemon=True)]
-        if self._settings.forks:
-            helpers.append(threading.Thread(target=self._fork, daemon=True))
+        helpers = [
+            threading.Thread(target=work, daemon=True)
+            for work, wanted in ((self._renew, self._settings.renews), (self._fork, self._settings.forks))
+            if wanted
+        ]
         for helper in helpers:
             helper.start()
         sys.stdin.buffer.read()
@@ -263,21 +269,21 @@ class Process:
             self._users[-1].cache = self._settings.client()
 
     def _fork(self) -> None:
-        number = 0
-        while not self._stopped.wait(_FORK_SECONDS):
-            number += 1
+        for counter in CHILDREN_COUNTERS[self._settings.number :: self._settings.processes]:
+            if self._stopped.wait(_FORK_SECONDS):
+                return
             pid = os.fork()
             if not pid:
-                self._be_child(f"{self._settings.number}.child{number}")
+                self._be_child(counter)
             os.waitpid(pid, 0)
 
-    def _be_child(self, name: str) -> None:
+    def _be_child(self, counter: str) -> NoReturn:
         """Use the parent's client for a moment, in the copy of a process whose other threads are in mid-call."""
         status = 1
         try:
             end_at = time.monotonic() + _CHILD_SECONDS
-            cache, counters = random.choice(self._caches), [f"counter of {name}"]
-            user = User(self._settings, name, cache, 0, 1, counters=counters)
+            name = counter.removeprefix("counter of ")
+            user = User(self._settings, name, random.choice(self._caches), 0, 1, counters=[counter])
             user.run(lambda: time.monotonic() < end_at)
             status = 0
         finally:

@@ -129,7 +129,10 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
             scene.end_at = 0.0
 
     scene.start_load(
-        _PROCESSES, proxied=any(fault.proxied for fault in faults), forks=any(fault.forks for fault in faults)
+        _PROCESSES,
+        proxied=any(fault.proxied for fault in faults),
+        forks=any(fault.forks for fault in faults),
+        renews=all(fault.renews for fault in faults),
     )
     scene.end_at = time.monotonic() + max(seconds - _TAIL_SECONDS, 0.0)
     threads = [threading.Thread(target=repeat, args=(fault,), daemon=True) for fault in faults]
@@ -141,14 +144,7 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
         scene.watch()
         if time.monotonic() - told_at >= _PROGRESS_SECONDS:
             told_at = time.monotonic()
-            written = sum(path.stat().st_size for path in scene.directory.iterdir())
-            left = max(0.0, scene.end_at - told_at)
-            print(
-                f"  {'+'.join(names)}: {left:.0f} s left, {len(scene.events)} events, "
-                f"{written / 2**20:.1f} MiB of history",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(scene, names)
     scene.cutter.parts = ()
     time.sleep(_TAIL_SECONDS)
     scene.watch()
@@ -157,3 +153,10 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
     except RuntimeError as error:
         problems.append(str(error))
     return problems
+
+
+def _tell(scene: Scene, names: Sequence[str]) -> None:
+    left = max(0.0, scene.end_at - time.monotonic())
+    size = sum(path.stat().st_size for path in scene.directory.iterdir()) / 2**20
+    text = f"{left:.0f} s left, {len(scene.events)} events, {size:.1f} MiB of history"
+    print(f"  {'+'.join(names)}: {text}", file=sys.stderr, flush=True)

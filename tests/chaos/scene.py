@@ -27,7 +27,7 @@ from pyrocache.local import LocalNode
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from tests.chaos.cutter import Cutter
 from tests.chaos.history import Loss, Recorder
-from tests.chaos.load import COUNTERS, REGISTERS, USERS, Settings
+from tests.chaos.load import CHILDREN_COUNTERS, COUNTERS, REGISTERS, USERS, Settings
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually
 
@@ -45,9 +45,9 @@ class Scene:
     Args:
         seed: of all choices.
         directory: where the histories go.
-        end_at: when the faults are to end (monotonic seconds); set by the run.
 
     Attributes:
+        end_at: when the faults are to end (monotonic seconds); set by the run.
         keys: all keys whose loss is recorded.
         losses: as the checker takes them.
         events: when something was done, and what.
@@ -61,7 +61,7 @@ class Scene:
         self.events: list[tuple[float, str]] = []
         self.ended: list[str] = []
         self.end_at = float("inf")
-        self.keys = [*REGISTERS, *COUNTERS]
+        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS]
         self.nameserver_lock = threading.Lock()  # held by the fault that harms the name server
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
         self._claimed: list[LocalNode] = []
@@ -75,13 +75,14 @@ class Scene:
         self._stack.callback(self.cluster.stop)
         self.cutter = Cutter(self.random)
         self._stack.callback(self.cutter.stop)
+        self._names = {node.name for node in self.cluster.nodes}
         self._encode = self._stack.enter_context(self.cluster.client())._context.encode_key
         for node in self.cluster.nodes:
             self._listen(node)
 
     # The load --------------------------------------------------------------------------------------------
 
-    def start_load(self, processes: int, *, proxied: bool, forks: bool) -> None:
+    def start_load(self, processes: int, *, proxied: bool, forks: bool, renews: bool) -> None:
         """Start the processes that use the cache."""
         for number in range(processes):
             settings = Settings(
@@ -93,6 +94,7 @@ class Scene:
                 timeout=TIMEOUT_SECONDS,
                 proxied=proxied and number % 2 == 0,
                 forks=forks,
+                renews=renews,
             )
             self._workers.append(
                 subprocess.Popen(
@@ -162,10 +164,14 @@ class Scene:
         try:
             yield node
         finally:
-            if self._index(node) is not None:
-                node._process.signal(signal.SIGCONT)
-                if not node.alive:
-                    self.restart(node)
+            self._release(node)
+
+    def _release(self, node: LocalNode) -> None:
+        try:
+            node._process.signal(signal.SIGCONT)
+            if not node.alive and self._index(node) is not None:
+                self.restart(node)
+        finally:
             with self._condition:
                 self._claimed = [other for other in self._claimed if other is not node]
                 self._condition.notify_all()
@@ -177,7 +183,8 @@ class Scene:
     def keys_of(self, name: str) -> frozenset[str]:
         """Return the keys that a node has if it is a member, or more."""
         with self._condition:
-            others = {node.name for node in self.cluster.nodes} - {*self._changing, name}
+            living = {node.name for node in self.cluster.nodes if node.alive}
+            others = living - {*self._changing, name}
         view = ClusterView(Member(member, "127.0.0.1", 1) for member in (*others, name))
         return frozenset(key for key in self.keys if view.owner(self._encode(key)).name == name)
 
@@ -207,14 +214,9 @@ class Scene:
         self.note(f"continue {node.name}")
         node._process.signal(signal.SIGCONT)
 
-    def join(self, expected: str = "") -> LocalNode | None:
-        """Start one more node. Return it; None if it could not join.
-
-        Args:
-            expected: the name that it has to take; by default that after all others.
-        """
-        numbers = [int(node.name.rpartition(".")[2]) for node in self.cluster.nodes]
-        expected = expected or f"cache.node.{max(numbers) + 1}"
+    def join(self) -> LocalNode | None:
+        """Start one more node, which should take the name after all others. Return it; None if it could not join."""
+        expected = f"cache.node.{max(int(node.name.rpartition('.')[2]) for node in self.cluster.nodes) + 1}"
         with self._losing(expected, f"join of {expected}"):
             try:
                 node = self.cluster.add_node()
@@ -226,7 +228,9 @@ class Scene:
         return node
 
     def leave(self, node: LocalNode) -> None:
-        """Shut a node down."""
+        """Shut a node down, unless it took the name of one of the first."""
+        if node.name in self._names:
+            return
         with self.claimed(node), self._losing(node.name, f"leave of {node.name}"):
             self.cluster.remove_node(self._index(node) or 0)
 
@@ -252,14 +256,15 @@ class Scene:
         """Note nodes that have ended by themselves, and start them again."""
         with self._condition:
             dead = [node for node in self._free() if not node.alive]
+            self._claimed += dead
         for node in dead:
             if node.pid not in self._killed:
                 self._killed.add(node.pid)
                 self.ended.append(node.name)
                 self.note(f"{node.name} has ended by itself")
-            with self.claimed(node):
-                if any(other.name == node.name for other in self.cluster.nodes if other is not node):
-                    del self.cluster.nodes[self._index(node) or 0]  # another one has its name
+            if any(other.name == node.name for other in self.cluster.nodes if other is not node):
+                del self.cluster.nodes[self._index(node) or 0]  # another one has its name
+            self._release(node)
 
     # The name server -------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import sys
 
 import pytest
 
@@ -24,13 +25,19 @@ def check(names: tuple[str, ...]) -> None:
     assert len(outcome.calls) > 1000
 
 
-@pytest.mark.full
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="needs prlimit, and loopback addresses beyond the first"
+    ),
+]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_promise_is_broken_under_a_fault(name: str) -> None:
     check((name,))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("number", range(PAIRS))
 def test_no_promise_is_broken_under_two_faults(number: int) -> None:
     pairs = list(itertools.combinations(NAMES, 2))
