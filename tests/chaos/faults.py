@@ -27,6 +27,7 @@ from tests.chaos.scene import LEASE_SECONDS, TIMEOUT_SECONDS, Scene
 _SILENT_MEMBERS = 16
 _PADDING = "." * 900_000  # below 1 MiB, a node reads it in pieces, and serves others between them
 _FOREIGN_KEYS = 60
+_NEVER = 1e6
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ class Fault:
         once: does it once.
         proxied: half of the load goes through the proxy.
         forks: the load forks.
-        renews: new clients may begin; not where they cannot tell which cluster is meant.
+        renew_seconds: how often users begin new clients: seldom where those that end would free descriptors, never
+            where a new one cannot tell which cluster is meant.
     """
 
     about: str
     once: Callable[[Scene], None]
     proxied: bool = False
     forks: bool = False
-    renews: bool = True
+    renew_seconds: float = 1.0
 
 
 # Nodes -------------------------------------------------------------------------------------------------------
@@ -273,13 +275,15 @@ FAULTS = {
     "stop-wipe": Fault("the name server is wiped while a node is stopped", _stop_and_wipe),
     "silent-join": Fault("a node joins just after 16 silent members were struck out", _silent_members),
     "foreign-node": Fault("another cluster's node takes the port of a dead one", _other_cluster),
-    "foreign-list": Fault("the name server lists another cluster", _list_other_cluster, renews=False),
+    "foreign-list": Fault("the name server lists another cluster", _list_other_cluster, renew_seconds=_NEVER),
     "cut-request": Fault("connections end within requests", partial(_cut, parts=REQUEST_PARTS), proxied=True),
     "cut-reply": Fault(
         "connections end before or within replies", partial(_cut, parts=REPLY_PARTS), proxied=True
     ),
     "fds-node": Fault("a node has no free descriptors", _node_without_descriptors),
-    "fds-join": Fault("a node joins while another has no free descriptors", _join_without_descriptors),
+    "fds-join": Fault(
+        "a node joins while another has no free descriptors", _join_without_descriptors, renew_seconds=4.0
+    ),
     "fds-client": Fault("the clients have no free descriptors", _clients_without_descriptors),
     "fork": Fault("clients fork in the middle of calls", _nothing, forks=True),
 }

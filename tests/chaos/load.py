@@ -36,7 +36,6 @@ PROXY_HOST = "127.0.0.2"
 USERS = 4  # in each process
 _PAUSE_SECONDS = 0.004
 _PAUSE_AFTER_ERROR_SECONDS = 0.02
-_CLIENT_SECONDS = 4.0
 _FORK_SECONDS = 0.5
 _CHILD_SECONDS = 0.5
 _LARGE = "." * 100_000
@@ -54,7 +53,7 @@ class Settings:
         timeout: the clients' deadline.
         proxied: connect to nodes through the proxy, over TCP.
         forks: fork in the middle of calls, again and again.
-        renews: begin new clients.
+        renew_seconds: time between two new clients of the last user.
     """
 
     nameserver: str
@@ -65,7 +64,7 @@ class Settings:
     timeout: float = 1.0
     proxied: bool = False
     forks: bool = False
-    renews: bool = True
+    renew_seconds: float = 1.0
 
     def client(self) -> PyroCacheClient:
         """Return a new client."""
@@ -248,11 +247,9 @@ class Process:
         threads = [threading.Thread(target=user.run, args=(self._going_on,)) for user in self._users]
         for thread in threads:
             thread.start()
-        helpers = [
-            threading.Thread(target=work, daemon=True)
-            for work, wanted in ((self._renew, self._settings.renews), (self._fork, self._settings.forks))
-            if wanted
-        ]
+        helpers = [threading.Thread(target=self._renew, daemon=True)]
+        if self._settings.forks:
+            helpers.append(threading.Thread(target=self._fork, daemon=True))
         for helper in helpers:
             helper.start()
         sys.stdin.buffer.read()
@@ -265,7 +262,7 @@ class Process:
 
     def _renew(self) -> None:
         """Give the last user a new client from time to time."""
-        while not self._stopped.wait(_CLIENT_SECONDS):
+        while not self._stopped.wait(self._settings.renew_seconds):
             self._users[-1].cache = self._settings.client()
 
     def _fork(self) -> None:

@@ -132,7 +132,7 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
         _PROCESSES,
         proxied=any(fault.proxied for fault in faults),
         forks=any(fault.forks for fault in faults),
-        renews=all(fault.renews for fault in faults),
+        renew_seconds=max(fault.renew_seconds for fault in faults),
     )
     scene.end_at = time.monotonic() + max(seconds - _TAIL_SECONDS, 0.0)
     threads = [threading.Thread(target=repeat, args=(fault,), daemon=True) for fault in faults]

@@ -82,7 +82,7 @@ class Scene:
 
     # The load --------------------------------------------------------------------------------------------
 
-    def start_load(self, processes: int, *, proxied: bool, forks: bool, renews: bool) -> None:
+    def start_load(self, processes: int, *, proxied: bool, forks: bool, renew_seconds: float) -> None:
         """Start the processes that use the cache."""
         for number in range(processes):
             settings = Settings(
@@ -94,7 +94,7 @@ class Scene:
                 timeout=TIMEOUT_SECONDS,
                 proxied=proxied and number % 2 == 0,
                 forks=forks,
-                renews=renews,
+                renew_seconds=renew_seconds,
             )
             self._workers.append(
                 subprocess.Popen(
