@@ -150,7 +150,7 @@ def _disorder(key: str, lives: Iterable[_Life], history: Sequence[Call]) -> Iter
     absences = (call for call in history if call.miss or (call.kind == DELETE and call.outcome == OK))
     zones += [(call.start, call.end, _Life(call), call, False) for call in absences]
     zones.sort(key=lambda zone: zone[:2])
-    cover: _Life | None = None  # of those that were stored for some time, the one that was so for longest
+    cover: _Life | None = None  # the latest value that was stored for some time
     reported: set[int] = set()
     for low, high, life, call, lasting in zones:
         until = low if lasting else high  # by then something else was stored, or nothing
@@ -160,7 +160,7 @@ def _disorder(key: str, lives: Iterable[_Life], history: Sequence[Call]) -> Iter
             latest = min(stale, default=cover.latest, key=lambda read: read.end)
             proof = (latest, *life.reads[:1], call, cover.written)
             yield Violation(_kind_of_disorder(cover, call), key, proof, max(0, len(stale) - 1))
-        if lasting and (cover is None or high > cover.last):
+        if lasting:  # it begins after `cover` ends, or that one has been reported
             cover = life
 
 
@@ -210,7 +210,6 @@ class _Counter:
         self._expected = 0  # acknowledged or read
         self._gone = 0  # lost, or never done within the limit
         self._due = 0  # raised, and the limit has passed
-        self._doubled = 0
         self._called = 0
         self._started: dict[int, Call] = {}
         self._readings: list[tuple[Call, int]] = []  # by their end
@@ -236,8 +235,7 @@ class _Counter:
         expected, gone, due = self._snapshots.pop(call)
         expected |= _bit(call.slot) if call.kind == INCR else 0
         found = _present(number)
-        if doubled := _repeated(number) & ~self._doubled:
-            self._doubled |= doubled
+        if doubled := _repeated(number):
             yield from self._each("incr done twice", call, doubled)
         if unknown := found & ~self._called:
             yield Violation("incr that nobody called", self._key, (call,))

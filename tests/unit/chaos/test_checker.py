@@ -73,6 +73,11 @@ def test_a_write_that_lasts_long_and_is_applied_again_after_another_is_found() -
     )  # nobody saw it before: it may have taken effect last
 
 
+def test_two_values_that_were_both_stored_for_a_time_that_overlaps_are_found() -> None:
+    reads = call(GET, 3.5, 4, "b"), call(GET, 6, 7, "a"), call(GET, 8, 9, "b")
+    assert found(A, B, *reads) == ["old value after a newer one"]
+
+
 def test_one_violation_counts_all_stale_reads_of_a_value() -> None:
     reads = [call(GET, 4 + number, 4.5 + number, "a") for number in range(5)]
     (violation,) = check([A, B, *reads])
@@ -141,6 +146,11 @@ def test_a_miss_of_an_acknowledged_or_read_value_is_a_loss() -> None:
     assert found(A, DELETED, call(SET, 4, 5, "b"), call(GET, 6, 7)) == ["acknowledged value lost"]
     assert found(A, call(DELETE, 2, 3, outcome=REFUSED)) == ["acknowledged value lost"]
     assert found(UNSURE, call(GET, 3, 4, "b"), call(GET, 6, 7)) == ["acknowledged value lost"]
+
+
+def test_a_delete_explains_no_miss_of_what_was_written_after_it() -> None:
+    long, between, newer = call(SET, 0, 10, "a"), call(DELETE, 4, 4.5), call(SET, 5, 6, "b")
+    assert found(long, between, newer, call(GET, 11, 12)) == ["acknowledged value lost"]
 
 
 def test_a_loss_explains_a_miss_of_what_was_written_before_its_end() -> None:
