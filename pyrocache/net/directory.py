@@ -112,6 +112,10 @@ class NameServerDirectory:
     def __init__(self, address: str) -> None:
         self._server = _NameServer(*parse_address(address))
 
+    def ping(self, timeout: float) -> None:
+        """Raise `NameServerUnavailable` unless a name server answers within ``timeout`` seconds."""
+        self._ask(Deadline(timeout), "ask whether it answers", "ping")
+
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
         """Return the nodes that are registered. Malformed entries are left out.
 

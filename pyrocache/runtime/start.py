@@ -21,6 +21,12 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from typing import Any
 
+EXIT_REFUSED = 3
+"""Exit status of a node that must not be started again: its name is taken, or a setting is not valid."""
+
+EXIT_NO_NAME_SERVER = 4
+"""Exit status of a node that found no name server when it started."""
+
 
 def main(module: str, settings: str, descriptor: str, place: str, *path: str) -> None:
     """Call ``main([settings, descriptor])`` of ``module``."""
