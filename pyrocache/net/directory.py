@@ -194,7 +194,9 @@ class NameServerDirectory:
             return NameServerUnavailable(
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
-        if answered:
+        if answered and isinstance(error, TimeoutError):
+            remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
+        elif answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
