@@ -58,6 +58,9 @@ log = logging.getLogger("pyrocache.client")
 class Grant:
     """One grant of a lock to a thread or a `Lock`, held or over.
 
+    Args:
+        asked_at: when the request was sent; the node may have granted the lock as early as that.
+
     Attributes:
         backend: the client's.
         name: the lock's canonical bytes.
@@ -69,7 +72,13 @@ class Grant:
     """
 
     def __init__(
-        self, backend: Backend, name: bytes, token: int, ttl_seconds: float, pinned: PinnedConnection
+        self,
+        backend: Backend,
+        name: bytes,
+        token: int,
+        ttl_seconds: float,
+        pinned: PinnedConnection,
+        asked_at: float,
     ) -> None:
         self.backend = backend
         self.name = name
@@ -78,7 +87,10 @@ class Grant:
         self.over = False
         self._idle = [pinned]  # empty while a thread uses the connection
         self._process = os.getpid()  # a forked child does not hold its parent's locks
-        self.renewed(clock.now())
+        self.renewed(
+            asked_at
+        )  # a wait of more than a third of the time to live is followed by a renewal at once
+        self.good_until = clock.now() + self.ttl_seconds
 
     def renewed(self, at: float) -> None:
         """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
@@ -246,9 +258,9 @@ class Lock:
         backend = self._context.backend
         wait = PinnedWait(self._context, self._ask, seconds)
         try:
-            token = self._wait_for(wait, seconds)
+            token, asked_at = self._wait_for(wait, seconds)
             assert wait.pinned is not None
-            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned)
+            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned, asked_at)
             _renewer.watch(grant)
             grants.append(grant)
         except BaseException:
@@ -268,16 +280,21 @@ class Lock:
         backend = self._context.backend
         return backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
 
-    def _wait_for(self, wait: PinnedWait, seconds: float | None) -> int:
-        """Return the token once the node grants the lock. The connection of ``wait`` then has the grant."""
+    def _wait_for(self, wait: PinnedWait, seconds: float | None) -> tuple[int, float]:
+        """Return the token once the node grants the lock, and when the node was asked.
+
+        The connection of ``wait`` then has the grant.
+        """
+        asked_at = clock.now()
         while (token := wait.ask()) is None:
             if wait.is_over():
                 wait.release()
                 raise _timed_out(seconds, at_limit=wait.pinned is None)
             wait.pause()
+            asked_at = clock.now()
         if type(token) is not int:
             raise RemoteError("A node answered acquire with an invalid reply.")
-        return token
+        return token, asked_at
 
     def release(self) -> None:
         """Release the lock that this thread holds, or this object without ``thread_local``.
