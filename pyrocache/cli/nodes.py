@@ -8,7 +8,9 @@ Thread safety: runs in the main thread, which alone receives the signals that en
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 from pyrocache.cli.output import report, write
 from pyrocache.cli.supervisor import Supervisor
@@ -20,6 +22,7 @@ from pyrocache.runtime.child_process import ChildProcess, start_nameserver, star
 from pyrocache.runtime.stop_request import StopRequest
 
 _POLL_SECONDS = 0.2
+_PING_SECONDS = 2.0
 
 
 def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
@@ -68,7 +71,7 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     begin = len(nodes)
     for _ in range(count):
         # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
-        nodes.append(Supervisor("a node", start, renamable=config.name is None))
+        nodes.append(Supervisor("a node", start, _ping_of(config), renamable=config.name is None))
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
@@ -96,7 +99,7 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
-    nameservers.append(Supervisor("the name server", start))
+    nameservers.append(Supervisor("the name server", start, _ping_of(config), is_name_server=True))
     try:
         nameservers[0].wait_until_ready()
     except OutOfResources:
@@ -112,9 +115,13 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
     report(f"Name server ready at {config.nameserver}.")
 
 
+def _ping_of(config: NodeConfig) -> Callable[[], None]:
+    return partial(NameServerDirectory(config.nameserver).ping, timeout=_PING_SECONDS)
+
+
 def _answers(nameserver: str) -> bool:
     try:
-        NameServerDirectory(nameserver).members(timeout=2.0)
+        NameServerDirectory(nameserver).members(timeout=_PING_SECONDS)
     except NameServerUnavailable:
         return False
     return True

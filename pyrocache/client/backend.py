@@ -17,7 +17,7 @@ from __future__ import annotations
 
 # mypy: disable-error-code="no-any-return"
 # Answers of nodes are not checked here: features check them where an invalid answer would do harm.
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Self, TypeAlias, TypeVar
 
 from pyrocache.client.routing.batch import Batch
@@ -333,9 +333,9 @@ class Backend:
         """Return the node that owns a key."""
         return self._router.views.known(deadline).owner(key)
 
-    def ping(self, deadline: Deadline) -> Answers:
-        """Return what every node says of itself; ``"serving"`` is whether it serves."""
-        return self._router.broadcast(commands.PING, (), deadline)
+    def ping(self, deadline: Deadline, only: Collection[str] | None = None) -> Answers:
+        """Return what every node, or each of these names, says of itself; ``"serving"`` is whether it serves."""
+        return self._router.broadcast(commands.PING, (), deadline, only)
 
     def known_owner(self, key: bytes) -> str:
         """Return the name of the node that owns a key, ``""`` if no node is known yet. Sends nothing."""

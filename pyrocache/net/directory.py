@@ -179,6 +179,10 @@ class NameServerDirectory:
         """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
         return self._listing(Deadline(timeout))
 
+    def ping(self, timeout: float) -> None:
+        """Raise `NameServerUnavailable` unless a name server answers within ``timeout`` seconds."""
+        self._ask(Deadline(timeout), "ask whether it answers", "ping")
+
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
         """Return the nodes that are registered. Malformed entries are left out."""
         return list(self._listing(Deadline(timeout)).members)
@@ -287,7 +291,9 @@ class NameServerDirectory:
             return NameServerUnavailable(
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
-        if answered:
+        if answered and isinstance(error, TimeoutError):
+            remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
+        elif answered:
             remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"

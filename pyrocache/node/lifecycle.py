@@ -31,6 +31,7 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
@@ -51,7 +52,7 @@ class Node:
         config: the settings.
         directory: the name server.
         peers: probes other nodes; None for a `Peers` with default settings.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
@@ -69,7 +70,7 @@ class Node:
         config: NodeConfig,
         directory: Directory,
         peers: Peers | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         entry_clock: SharedClock | None = None,
     ) -> None:
         self.config = config
@@ -104,16 +105,16 @@ class Node:
         self, listeners: Sequence[socket.socket], incarnation: str, entry_clock: SharedClock | None
     ) -> None:
         config = self.config
-        now = entry_clock or time.monotonic
+        entry_time = entry_clock or now
         policy = POLICIES[config.eviction]()
-        store = Store(config.max_memory, policy=policy, clock=now)
+        store = Store(config.max_memory, policy=policy, clock=entry_time)
         self.cache_node = CacheNode(
             store,
             RequestGuard(self.member.name, incarnation, on_stale=self._rumour),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
-            clock=now,
+            clock=entry_time,
         )
         self._dispatcher = Dispatcher(
             self.member.name,

@@ -22,6 +22,7 @@ from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTake
 from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
+from pyrocache.runtime.clock import now
 
 log = logging.getLogger("pyrocache.node")
 
@@ -38,12 +39,12 @@ class NodeMembership:
         config: the settings.
         directory: the name server.
         peers: asks other nodes.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         sleep: waits for some seconds.
 
     Attributes:
         fencing: what the node knows about the view and its lease.
-        serving_until: when the lease ends (monotonic seconds).
+        serving_until: when the lease ends, by ``clock``.
         silent: the names of the members that did not answer when they were last asked.
     """
 
@@ -52,7 +53,7 @@ class NodeMembership:
         config: NodeConfig,
         directory: Directory,
         peers: Peers,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._config = config
@@ -139,9 +140,9 @@ class NodeMembership:
             self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
             self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
         states = self._ask((*listing.view.members, *listing.before.members))
-        now = self._clock()
+        at = self._clock()
         for identity in dead:
-            self.fencing = self.fencing.heard(identity, Heard.GONE, now, now)
+            self.fencing = self.fencing.heard(identity, Heard.GONE, at, at)
         requested_at = self._clock()
         if self._directory.listing().view != self.view:
             return None
@@ -275,12 +276,12 @@ class NodeMembership:
         Raises:
             NameTaken: the node is no longer a member.
         """
-        now = self._clock()
-        if self._ticked_at is not None and now - self._ticked_at > self._lease * 3 / 8:
-            self.fencing = self.fencing.standstill(now)
-        self._ticked_at = now
+        at = self._clock()
+        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
+            self.fencing = self.fencing.standstill(at)
+        self._ticked_at = at
         if self._rumoured > self.view.number:
-            self.fencing = self.fencing.rumour(now)
+            self.fencing = self.fencing.rumour(at)
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
             self._ask((*self.view.members, *self.fencing.before.members))
@@ -333,9 +334,8 @@ class NodeMembership:
 
     def _put_back(self, listing: Listing) -> None:
         """Put the view back into a name server that has lost it, once more than half of its members have it."""
-        now = self._clock()
         if self._blank_at is None:
-            self._blank_at = now
+            self._blank_at = self._clock()
         if self.fencing.majority_at() <= self._blank_at or listing.view.number > self.view.number:
             return
         try:
@@ -354,9 +354,9 @@ class NodeMembership:
         asked = [m for m in dict.fromkeys(members) if m.identity != self._me.identity]
         sent_at = self._clock()
         states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
-        now = self._clock()
+        received_at = self._clock()
         for member, heard in states.items():
-            self.fencing = self.fencing.heard(member.identity, heard, sent_at, now)
+            self.fencing = self.fencing.heard(member.identity, heard, sent_at, received_at)
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 
@@ -365,19 +365,19 @@ class NodeMembership:
         nameserver = parse_address(self._config.nameserver)[0]
         all_here = all(is_here(host, self._me.host) for host in (*hosts, nameserver))
         until = self.fencing.serves_until(all_here=all_here)
-        now = self._clock()
-        if not self.fencing.before.members and self.fencing.valid_at > now:
+        at = self._clock()
+        if not self.fencing.before.members and self.fencing.valid_at > at:
             until = float("-inf")  # the first view must be known to be the first one
         self.serving_until = until
         if self._ownership is not None:
             self._ownership.take_over(self._pending())
-            self._ownership.lapse(now >= until)
+            self._ownership.lapse(at >= until)
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""
-        now, me = self._clock(), self._me.identity
+        at, me = self._clock(), self._me.identity
         others = (member for member in self.fencing.before.members if member.identity != me)
-        return frozenset(member.name for member in others if not self.fencing.is_free(member, now))
+        return frozenset(member.name for member in others if not self.fencing.is_free(member, at))
 
     def _note_foreign(self) -> None:
         if not self._foreign:

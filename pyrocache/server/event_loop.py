@@ -24,7 +24,6 @@ import logging
 import math
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -33,6 +32,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
@@ -45,6 +45,7 @@ log = logging.getLogger("pyrocache.node")
 _RECEIVE_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
+_STANDSTILL_SECONDS = 2.0
 _ACCEPT_AT_ONCE = 64  # then open connections have their turn
 _ACCEPT_PAUSE_SECONDS = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -60,6 +61,7 @@ class EventLoop:
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
         on_lapse: called when a request has arrived after ``lease_until``, before it is dispatched.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         connections: the open connections.
@@ -76,6 +78,7 @@ class EventLoop:
         housekeeping: Callable[[], bool] = lambda: False,
         ahead: Callable[[], float] = lambda: 0.0,
         on_lapse: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._on_lapse = on_lapse
         self.lease_until = math.inf
@@ -90,7 +93,8 @@ class EventLoop:
         self._limits = limits
         self._housekeeping = housekeeping
         self._ahead = ahead
-        self._now = time.monotonic()
+        self._clock = clock
+        self._now = clock()
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
@@ -106,15 +110,15 @@ class EventLoop:
     def run(self) -> None:
         """Serve until `shutdown` is called."""
         self._thread = threading.get_ident()
-        deadlines, handlers = self._calls.deadlines, self.poller.handlers
+        clock, deadlines, handlers = self._clock, self._calls.deadlines, self.poller.handlers
         tick_at = self._now
         more = False
         while not self._stopping:
             first = deadlines.first
             # The clock is read again only for a deferred call. A tick may be late by the time of one iteration.
-            seconds = first - time.monotonic() if first < tick_at else tick_at - self._now
+            seconds = first - clock() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
-            self._now = time.monotonic()
+            self._now = clock()
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed while an earlier event was handled
                 if type(handler) is Connection:
@@ -125,8 +129,8 @@ class EventLoop:
                 elif handler is not None:
                     handler()
             if more or self._now >= tick_at:
-                more = self._tick()
-                tick_at = time.monotonic() + _TICK_SECONDS
+                more = self._tick(late=self._now - tick_at > _STANDSTILL_SECONDS)
+                tick_at = clock() + _TICK_SECONDS
             if self._now >= deadlines.first:
                 deadlines.expire(self._now)
             if self._calls.done:
@@ -209,7 +213,7 @@ class EventLoop:
                 received = connection.channel.recv_into(self._inbox)
             except BlockingIOError:
                 return
-            if time.monotonic() >= self.lease_until:
+            if self._clock() >= self.lease_until:
                 self._on_lapse()
             data = self._inbox[:received].tobytes()
             call = self._unpack(data)
@@ -251,7 +255,7 @@ class EventLoop:
             received = connection.channel.recv_into(self._inbox if space is None else space)
         except BlockingIOError:
             return
-        if time.monotonic() >= self.lease_until:
+        if self._clock() >= self.lease_until:
             self._on_lapse()
         if space is None or not received:
             self._feed(connection, self._inbox[:received].tobytes())
@@ -376,11 +380,16 @@ class EventLoop:
             except Exception as error:
                 self._give_up(connection, error)
 
-    def _tick(self) -> bool:
-        """Close connections past their deadline and run the housekeeping. Return whether that has more to do."""
-        now = time.monotonic()
+    def _tick(self, late: bool) -> bool:
+        """Close connections past their deadline and run the housekeeping. Return whether that has more to do.
+
+        Args:
+            late: whether this process or the machine stood still. The peers, which may have stood still as well, have
+                until the next tick to send something.
+        """
+        now = self._clock()
         self._calls.deadlines.set_ahead(self._ahead())
-        for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
+        for connection in [c for c in self.connections if not late and now >= c.deadline(self._limits)]:
             self._close(connection)
         self.buffers.tick()
         if self._accept_again_at is not None and now >= self._accept_again_at:

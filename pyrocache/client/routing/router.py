@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -195,16 +195,25 @@ class Router:
             pending = round.unanswered()
 
     def broadcast(
-        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+        self,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        only: Collection[str] | None = None,
     ) -> list[tuple[Member, Any]]:
         """Send a command to every node. Return each node with its result or its `NodeUnavailable`.
 
         A node that leaves meanwhile is omitted, because its entries are lost.
 
+        Args:
+            only: names; send it to these nodes, not to all.
+
         Raises:
             RemoteError: a node refused the request.
         """
         members = self.views.fresh(deadline).members
+        if only is not None:
+            members = tuple(member for member in members if member.name in only)
         answers: dict[str, tuple[Member, Any]] = {}
         attempts = Attempts()
         while members:

@@ -53,6 +53,17 @@ def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) 
     assert not directory.remove(ONE)
 
 
+def test_a_name_server_answers_a_ping(name_server: NameServerDaemon) -> None:
+    directory_of(name_server).ping(timeout=5.0)
+
+
+def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that_refuses_it() -> None:
+    for script, timed_out in ((silent, True), (garbage, False)):
+        with answering(script) as directory, pytest.raises(NameServerUnavailable) as caught:
+            directory.ping(timeout=0.3)
+        assert caught.value.timed_out is timed_out
+
+
 def test_a_thousand_nodes_are_listed(name_server: NameServerDaemon) -> None:
     for number in range(1, 1001):
         name = f"cache.node.{number}"
@@ -155,9 +166,10 @@ def refuses(line: Line) -> None:
 @pytest.mark.parametrize("script", [drips, silent, garbage, nonsense, refuses])
 def test_what_is_not_a_name_server_is_told_within_the_deadline(script: Callable[[Line], None]) -> None:
     options = {"greeting": False} if script is refuses else {}
+    told = "did not answer in time" if script in (drips, silent) else "did not answer as a Pyro5 name server"
     with answering(script, **options) as directory:
         began = time.monotonic()
-        with pytest.raises(NameServerUnavailable, match="did not answer as a Pyro5 name server"):
+        with pytest.raises(NameServerUnavailable, match=told):
             directory.members(timeout=0.3)
         assert time.monotonic() - began < 0.5
 
