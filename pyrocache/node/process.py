@@ -43,9 +43,9 @@ def main(argv: list[str]) -> NoReturn:
     parent = int(argv[1])
     try:
         settings = json.loads(argv[0])
-        clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
+        entry_clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
         config = NodeConfig(**settings)
-        node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
+        node = Node(config, NameServerDirectory(config.nameserver), clock=now, entry_clock=entry_clock)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)
