@@ -24,7 +24,6 @@ from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
-from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import EXIT_NO_NAME_SERVER, EXIT_REFUSED, answer
 
@@ -43,9 +42,10 @@ def main(argv: list[str]) -> NoReturn:
     parent = int(argv[1])
     try:
         settings = json.loads(argv[0])
-        clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
+        entry_clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
         config = NodeConfig(**settings)
-        node = Node(config, NameServerDirectory(config.nameserver, keep=True), entry_clock=clock)
+        directory = NameServerDirectory(config.nameserver, keep=True)
+        node = Node(config, directory, entry_clock=entry_clock)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)

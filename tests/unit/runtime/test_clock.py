@@ -48,7 +48,7 @@ def test_the_clock_of_tests_moves_from_there() -> None:
 def test_what_a_node_promises_for_a_time_is_not_measured_with_another_clock(layer: str) -> None:
     place = PACKAGE / layer
     for path in [place] if place.suffix else place.rglob("*.py"):
-        if path.name == "lifecycle.py":  # heartbeats and admission: waits of this process alone
+        if path.name == "lifecycle.py":  # its default is what `node.process` replaces
             continue
         names = [
             node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
@@ -59,11 +59,11 @@ def test_what_a_node_promises_for_a_time_is_not_measured_with_another_clock(laye
 def test_a_node_process_uses_it() -> None:
     code = """
 import pyrocache.node.process as process
-from pyrocache.runtime import clock
+from pyrocache.runtime.clock import now
 
 class Node:
-    def __init__(self, config, directory, entry_clock):
-        print(entry_clock is clock.now)
+    def __init__(self, config, directory, *, clock, entry_clock):
+        print(clock is entry_clock is now)
         raise SystemExit
 
 process.Node = Node
