@@ -222,7 +222,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path)
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):
             raise
         return None
