@@ -1,8 +1,9 @@
 """The name server as nodes and clients use it: list the nodes, register a node, remove a node.
 
 Each query opens a connection, uses it once and closes it, all within one deadline. Works with Pyro5's own name server
-and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, as the size of
-a message is limited (`protocol.limits`).
+and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, or 500 from Pyro5's
+own name server, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer
+listing is an error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address.
 """
@@ -30,7 +31,7 @@ _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing abou
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
-_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
+_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)", re.ASCII)
 
 
 class Directory(Protocol):
@@ -191,7 +192,10 @@ class NameServerDirectory:
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
         if answered:
-            remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
+            remedy = "what listens there did not answer as a Pyro5 name server"
+            # A listing that is too long is not read further than its header.
+            too_long = ", or it lists over 1,000 names" if isinstance(error, ProtocolError) else ""
+            remedy += f"{too_long}. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
