@@ -1,9 +1,9 @@
 """The name server as nodes and clients use it: list the nodes, register a node, remove a node.
 
 Each query opens a connection, uses it once and closes it, all within one deadline. Works with Pyro5's own name server
-and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, or 500 from Pyro5's
-own name server, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer
-listing is an error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
+and with the one of this package (`nameserver.process`). A listing has at most about 1,000 entries, as the size of a
+message is limited (`protocol.messages`). Any peer can register names: a longer listing is an error, upon which clients
+and nodes keep the view that they have, and malformed entries are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address.
 """

@@ -51,7 +51,7 @@ class Connection:
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
         self.channel = channel
         self.handshake = handshake
-        self.decoder = FrameDecoder(handshake.admit, _room)
+        self.decoder = FrameDecoder(handshake.admit, _room, handshake.admit_head)
         self.session = Session()
         self.idle = False
         self.busy = False

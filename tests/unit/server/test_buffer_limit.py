@@ -55,6 +55,9 @@ class _AnyFrame:
     def admit(self, _: Any) -> None:
         pass
 
+    def admit_head(self, *_: Any) -> bool:
+        return True
+
 
 @pytest.fixture
 def buffers() -> Buffers:
