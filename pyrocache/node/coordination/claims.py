@@ -1,20 +1,21 @@
 """`Claims`: the common part of leases and locks: keys that sessions hold, and the sessions that wait for them.
 
-Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, and all
-sessions together, hold or wait for are bounded, separately for leases and for locks. Does not decide which session
-holds a key. Pure: no I/O and no threads; the clock is injected.
+Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, one
+client and all clients together hold or wait for are bounded, separately for leases and for locks. Does not decide which
+session holds a key. Pure: no I/O and no threads; the clock is injected.
 
 Thread safety: not thread-safe; `Coordination` calls it under the guard's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.server.deferred import Deferred, Session
+from pyrocache.server.quota import within_quota
 
 MAX_BYTES = 16 * 2**20
 """The most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
@@ -27,6 +28,19 @@ KEY_OVERHEAD = 512  # bytes that a claim takes in addition to its key, roughly
 
 class QuotaExceeded(Exception):
     """One more key would exceed a quota."""
+
+
+@dataclass(slots=True, eq=False)
+class _Use:
+    """What one client holds or waits for, over all its sessions.
+
+    Attributes:
+        sessions: by key, how many of its sessions hold it or wait for it.
+        bytes: of the keys, with `KEY_OVERHEAD` for each.
+    """
+
+    sessions: dict[bytes, int] = field(default_factory=dict)
+    bytes: int = 0
 
 
 class Waiter(NamedTuple):
@@ -75,7 +89,7 @@ class Claims(Generic[_Claim]):
     Args:
         tokens: numbers the holders.
         clock: monotonic seconds.
-        max_bytes: the quota of all keys together.
+        max_bytes: the quota of all keys together, of which a client gets a share (`server.quota`).
         max_per_session: the quota of one session, a number of keys.
 
     Attributes:
@@ -96,6 +110,7 @@ class Claims(Generic[_Claim]):
         self._max_per_session = max_per_session
         self._bytes = 0
         self._keys: dict[Session, set[bytes]] = {}
+        self._uses: dict[Hashable, _Use] = {}  # by `Session.owner`
 
     @property
     def waiting(self) -> int:
@@ -109,19 +124,23 @@ class Claims(Generic[_Claim]):
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.refuse(error)
 
-    def _has_room(self, key: bytes) -> bool:
-        return self._bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
+    def _has_room(self, session: Session, key: bytes) -> bool:
+        """Return whether ``key`` is within the quotas of the session's client, and of all clients."""
+        total = self._bytes if key in self.by_key else self._bytes + _cost(key)
+        use = self._uses.get(session.owner, _NOTHING)
+        own = use.bytes if key in use.sessions else use.bytes + _cost(key)
+        return total <= self._max_bytes and (own == use.bytes or within_quota(own, total, self._max_bytes))
 
     def _check_quota(self, session: Session, key: bytes) -> None:
         """Check the quotas before ``session`` holds or waits for ``key``.
 
         Raises:
-            QuotaExceeded: there are too many keys of this session, or of all.
+            QuotaExceeded: there are too many keys of this session, of its client, or of all.
         """
         keys = self._keys.get(session, ())
         if len(keys) >= self._max_per_session and key not in keys:
             raise QuotaExceeded(f"A connection may hold or wait for {self._max_per_session} keys at a time.")
-        if key not in self.by_key and not self._has_room(key):
+        if not self._has_room(session, key):
             raise QuotaExceeded("Too many keys are held or waited for at the moment.")
 
     def _count(self, key: bytes, session: Session) -> None:
@@ -129,11 +148,15 @@ class Claims(Generic[_Claim]):
         keys = self._keys.setdefault(session, set())
         if not keys:  # the first key: the server now allows the connection to be idle for longer
             session.holds += 1
-        keys.add(key)
+        if key not in keys:
+            keys.add(key)
+            use = self._uses.setdefault(session.owner, _Use())
+            use.bytes += 0 if key in use.sessions else _cost(key)
+            use.sessions[key] = use.sessions.get(key, 0) + 1
 
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
         self.by_key[key] = claim
-        self._bytes += len(key) + KEY_OVERHEAD
+        self._bytes += _cost(key)
         self._count(key, session)
 
     def _wait(self, key: bytes, claim: _Claim, session: Session, waiter: Waiter) -> None:
@@ -147,14 +170,32 @@ class Claims(Generic[_Claim]):
 
     def _discount(self, key: bytes, session: Session) -> None:
         keys = self._keys.get(session, set())
-        keys.discard(key)
+        if key in keys:
+            keys.remove(key)
+            self._give_back(key, session.owner)
         if not keys and self._keys.pop(session, None) is not None:
             session.holds -= 1
+
+    def _give_back(self, key: bytes, owner: Hashable) -> None:
+        use = self._uses[owner]
+        use.sessions[key] -= 1
+        if not use.sessions[key]:
+            del use.sessions[key]
+            use.bytes -= _cost(key)
+            if not use.sessions:
+                del self._uses[owner]
 
     def _close(self, key: bytes) -> _Claim:
         """Remove the claim and return it. The caller must answer its waiters."""
         claim = self.by_key.pop(key)
-        self._bytes -= len(key) + KEY_OVERHEAD
+        self._bytes -= _cost(key)
         for session in (*claim.waiters, *claim.holders()):
             self._discount(key, session)
         return claim
+
+
+_NOTHING = _Use()
+
+
+def _cost(key: bytes) -> int:
+    return len(key) + KEY_OVERHEAD
