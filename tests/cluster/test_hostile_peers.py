@@ -15,6 +15,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,14 @@ import Pyro5.api
 import pytest
 from Pyro5.errors import CommunicationError
 
-from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
+from pyrocache import (
+    NameServerUnavailable,
+    NodeUnavailable,
+    Overloaded,
+    PartialFailure,
+    PyroCacheClient,
+    ValueTooLarge,
+)
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
@@ -34,7 +42,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
-from tests.support.nodes import RunningNode, running_node
+from tests.support.nodes import RunningNode, private_cluster, running_node
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import (
     CLOSED,
@@ -867,6 +875,126 @@ class TestManyRequestsAtOnce:
             with Peer(full_node) as peer:
                 peer.send(pack_call(NAME, "count", (OURS,), 1))
         assert wait_until(lambda: full_node.connections <= before)
+
+
+KEYS_OF_60_MB = [b"%4d" % number + bytes(60_000) for number in range(1000)]
+
+
+class TestLargeRequests:
+    """Requests that are within the length of the largest value, but hold something else."""
+
+    @pytest.mark.parametrize(
+        ("method", "rest"),
+        [("get_many", ()), ("delete_many", ()), ("get_entries", ()), ("touch_many", (None,))],
+    )
+    def test_a_batch_of_60_mb_of_keys_is_refused_before_it_is_buffered(
+        self, node: RunningNode, method: str, rest: tuple[Any, ...]
+    ) -> None:
+        request = pack_call(NAME, method, (NO_VIEW, KEYS_OF_60_MB, *rest), 1)
+        with peak_growth_below(node, 16 * MIB):
+            for _ in range(3):
+                with Peer(node) as peer:
+                    peer.send_as_far_as_taken(request)
+                    fate = peer.fate()
+                    assert fate == CLOSED or fate.code == "value-too-large"
+        with Peer(node) as peer:
+            peer.send(request[:1000])
+            assert peer.fate().code == "value-too-large"
+        with Peer(node) as peer:
+            assert "in parts" in peer.call("get_many", NO_VIEW, KEYS_OF_60_MB[:70]).message
+
+    def test_large_arguments_of_other_calls_are_refused_before_they_are_buffered(
+        self, node: RunningNode
+    ) -> None:
+        large = bytes(40 * MIB)
+        with peak_growth_below(node, 16 * MIB):
+            for method, *arguments in (
+                ("incr", NO_VIEW, b"key", b"w" + large, None),
+                ("scan", b"\0", large),
+                ("invalidate_tag", large),
+                ("clear", large),
+                ("acquire", NO_VIEW, large, 1, 1.0, 0.0),
+                ("lease", NO_VIEW, large, 1.0, 0.0),
+                ("no_such_method", large),
+            ):
+                with Peer(node) as peer:
+                    peer.send_as_far_as_taken(pack_call(NAME, method, tuple(arguments), 1))
+                    fate = peer.fate()
+                    assert fate == CLOSED or fate.code == "value-too-large"
+
+    def test_a_batch_of_many_values_is_at_most_a_batch_and_one_value_may_be_large(
+        self, node: RunningNode
+    ) -> None:
+        with Peer(node) as peer:
+            values = [bytes(MIB)] * 40
+            refusal = peer.call("set_many", NO_VIEW, [b"%d" % number for number in range(40)], values)
+            assert refusal.code == "value-too-large"
+            assert peer.call("contains", NO_VIEW, b"0") is False
+            assert peer.call("set_many", NO_VIEW, [b"one"], [bytes(40 * MIB)]) == 1
+            assert peer.call("delete", NO_VIEW, b"one") is True
+            two = peer.call("put", NO_VIEW, b"one", bytes(20 * MIB), None, bytes(20 * MIB))
+            assert two.code == "value-too-large"
+        with PyroCacheClient(node.nameserver) as cache:
+            assert cache.set_many({number: bytes(3 * MIB) for number in range(8)}) == 8
+            assert cache.set_many({"large": bytes(40 * MIB), "small": 1}, 60) == 2
+            assert len(cache.get("large")) == 40 * MIB
+            assert cache.delete_many(["large", "small", *range(8)]) == 10
+
+    def test_a_large_int_is_not_added_to(self, node: RunningNode) -> None:
+        with PyroCacheClient(node.nameserver) as cache:
+            large = 1 << 8 * 40 * MIB
+            cache.set("large", large)
+            with peak_growth_below(node, 16 * MIB):
+                with pytest.raises(ValueTooLarge, match="65536 bytes"):
+                    cache.incr("large")
+                with pytest.raises(ValueTooLarge, match="65536 bytes"):
+                    cache.incr("new", large)
+            assert cache.get("large") == large
+            assert cache.delete("large")
+            assert cache.incr("new", 1 << 8 * 60_000) == 1 << 8 * 60_000
+            cache.delete("new")
+
+
+class TestGreedyPeers:
+    def test_six_connections_cannot_hold_all_locks_of_a_node(self, node: RunningNode) -> None:
+        with ExitStack() as stack, PyroCacheClient(node.nameserver) as cache:
+            for number in range(6):
+                peer = stack.enter_context(Peer(node))
+                for each in range(70):
+                    name = b"\0s%d %d" % (number, each) + bytes(64_000)
+                    peer.call("acquire", NO_VIEW, name, 1, 86_400.0, 0.0)
+                    peer.call("lease", NO_VIEW, name, 86_400.0, 0.0)
+            locks = [cache.lock(f"lock {number}") for number in range(20)]
+            for lock in locks:
+                assert lock.acquire(timeout=0)
+            assert cache.get_or_set("value", lambda: "loaded") == "loaded"
+            for lock in locks:
+                lock.release()
+
+
+class TestNameServerFlood:
+    def test_names_that_anybody_registers_end_nobody(self) -> None:
+        with private_cluster(2) as cluster, cluster.client() as cache:
+            cache.set("key", "value")
+            with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{cluster.nameserver}") as names:
+                names._pyroSerializer = "msgpack"
+
+                def register(number: int) -> None:
+                    name = f"cache.node.{number}"
+                    names.register(name, f"PYRO:{name}@127.0.0.1:1", True, ["pyrocache"])
+
+                with pytest.raises(Exception, match="4096 names"):
+                    deque(map(register, range(10, 33_000)), 0)
+                time.sleep(2 * NodeConfig().heartbeat_seconds)
+                assert cache.get("key") == "value"
+                assert cache.ping() == 2
+                assert len(cache.nodes()) == 2
+                with cluster.client() as late, pytest.raises(NameServerUnavailable, match="1,000 names"):
+                    late.get("key")
+                for number in range(10, 4200):
+                    names.remove(f"cache.node.{number}")
+                with cluster.client() as late:
+                    assert late.get("key") == "value"
 
 
 class TestTooManyConnections:
