@@ -202,8 +202,10 @@ ODD = [
     ["PYRO:cache.node.1@127.0.0.1:99999", []], ["PYRO:cache.node.1@127.0.0.1:-1", []],
     ["PYRO:cache.node.1@h\0st:1", []], ["PYRO:cache.node.1@:1", []], ["PYRO:cache.node.1@", []],
     ["PYRO:cache.node.1@127.0.0.1:1", ["weight=1e999"]], ["PYRO:cache.node.1@127.0.0.1:1", ["weight=nan"]],
-    [{}, []], [{"state": 5}, []], [{"state": [1, 2]}, []], [{"state": ["PYRO", "cache.node.1", None, None, None]}, []],
-    [{"state": ["PYRO", "cache.node.1", None, "h", 2**63]}, []], [{"state": ["PYRO", "cache.node.1", None, "h", -1]}, []],
+    [{}, []], [{"state": 5}, []], [{"state": [1, 2]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, None, None]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, "h", 2**63]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, "h", -1]}, []],
 ]  # fmt: skip
 
 
@@ -220,8 +222,8 @@ def test_whatever_a_name_server_answers_only_our_errors_reach_the_user(query: st
         {"cache.node.1": odd, "cache.node.2": [f"PYRO:{TWO.name}@::1:4002", []]} for odd in ODD
     ]
     odd_names = [
-        {name: ["PYRO:cache.node.1@127.0.0.1:1", []]}
-        for name in ("", "text", "cache.node.", "cache.node.1\n")
+        {name: [f"PYRO:{name}@127.0.0.1:1", []]}
+        for name in ("", "text", "cache.node.", "cache.node.1\n", "cache.node.1\u0660")
     ]
     with answering(script) as directory:
         for answer in entries + odd_names if named else ODD:
