@@ -29,11 +29,13 @@ MSGPACK = 4
 
 HEADER_BYTES = 40
 
+JUDGED_BYTES = 256
+"""How many bytes of a long body suffice to judge it, see `FrameDecoder`."""
+
 _HEADER = struct.Struct("!4sHBBHHII16sHH")
 _VERSION = 502
 _MAGIC = 0x4DC5
 _NO_CORRELATION = bytes(16)
-_HEAD_BYTES = 256  # of a body, by which it can be judged
 _NO_MESSAGE = "These bytes are not a valid Pyro5 message of protocol 502."
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -182,7 +184,7 @@ class FrameDecoder:
                 content = bytes(view[start:total])
             del buffer[:total]
             return Frame(header, content)
-        if not self._admit_head(header, bytes(buffer[start : start + _HEAD_BYTES])):
+        if not self._admit_head(header, bytes(buffer[start : start + JUDGED_BYTES])):
             return None
         if (room := self._room(total)) is not None:
             self._large = room

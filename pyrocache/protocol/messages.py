@@ -248,14 +248,18 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
     return as_call(call or unpack_plain(body))
 
 
-def called(head: bytes) -> tuple[Any, Any] | None:
+def called(head: bytes) -> tuple[str, str] | None:
     """Return object id and method of the call whose body begins with ``head``; None if they are not in it."""
     unpacker = msgpack.Unpacker(**_STRICTLY)
     unpacker.feed(head)
     try:
-        return (unpacker.unpack(), unpacker.unpack()) if unpacker.read_array_header() == 4 else None
-    except (ValueError, msgpack.exceptions.UnpackException):
+        length, object_id, name = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+    except Exception as error:  # cut, or not msgpack
+        if came_from_outside(error):
+            raise
         return None
+    valid = length == 4 and type(object_id) is str and type(name) is str
+    return (object_id, name) if valid else None
 
 
 def as_call(call: Any) -> tuple[str, str, list[Any], dict[str, Any]]:

@@ -50,7 +50,6 @@ connection. It is a prime, so that methods which are called in a repeating patte
 
 _NO_OPTIONS: dict[str, Any] = {}
 
-_ENOUGH_BYTES = 256  # of a body, to know its method
 _TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
 Reply: TypeAlias = bytes | list[Buffer]
@@ -242,7 +241,7 @@ class Dispatcher:
         if header.body_bytes <= messages.LONGEST_SMALL_BYTES or header.annotation_bytes > LARGE_BYTES:
             return True
         call = messages.called(head)
-        if call is None and len(head) < _ENOUGH_BYTES:
+        if call is None and len(head) < framing.JUDGED_BYTES:
             return False
         if call not in self._large:
             self._turn_down(header, refusals.VALUE_TOO_LARGE, _TOO_LONG)
