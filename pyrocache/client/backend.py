@@ -159,8 +159,8 @@ class Backend:
         largest = max(len(delta), len(default or b""))
         if largest > MAX_INT_BYTES:
             raise ValueTooLarge(INT_TOO_LARGE)
-        valid = replies.is_int_frame_or_none
-        return self._ask(valid, commands.INCR, key, (delta, default, ttl), deadline, largest)
+        frame = self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
+        return _checked(replies.is_int_frame_or_none, commands.INCR, frame)
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""

@@ -53,7 +53,7 @@ class OutstandingCalls:
 
     def start_job(self, connection: Connection, job: Job) -> bool:
         """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many, or of one client."""
-        owner = connection.session.owner
+        owner = connection.session.owner or connection.session
         own = self._jobs_of.get(owner, 0)
         if self._jobs >= self._max_jobs or (
             own and not within_quota(own + 1, self._jobs + 1, self._max_jobs)
@@ -93,7 +93,7 @@ class OutstandingCalls:
             if isinstance(reply, PendingReply):
                 self.cancel(connection)
             else:
-                self._forget_job(connection.session.owner)
+                self._forget_job(connection.session.owner or connection.session)
             yield connection, reply
 
     def close(self) -> None:

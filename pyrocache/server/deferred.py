@@ -43,29 +43,20 @@ class Session:
     """The part of a connection that the calls which arrive on it may use.
 
     Attributes:
-        owner: whose connection it is, for quotas: equal for all connections of one client. By default the session
-            itself; the handshake may set it, before the first request.
+        owner: whose connection it is, for quotas: equal for all connections of one client. None: of a client that has
+            no other connection. The handshake may set it, before the first request.
         closed: whether the connection is closed. Once True, it stays True.
         holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
     """
 
-    __slots__ = ("_callbacks", "_lock", "_owner", "closed", "holds")
+    __slots__ = ("_callbacks", "_lock", "closed", "holds", "owner")
 
     def __init__(self) -> None:
-        self._owner: Hashable = None
+        self.owner: Hashable = None
         self.closed = False
         self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks
         self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
-
-    @property
-    def owner(self) -> Hashable:
-        """Return whose connection it is."""
-        return self if self._owner is None else self._owner  # no reference to itself, which would be a cycle
-
-    @owner.setter
-    def owner(self, owner: Hashable) -> None:
-        self._owner = owner
 
     def on_close(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call ``callback`` when the connection closes, on any thread; at once if it is closed already.

@@ -30,19 +30,6 @@ class QuotaExceeded(Exception):
     """One more key would exceed a quota."""
 
 
-@dataclass(slots=True, eq=False)
-class _Use:
-    """What one client holds or waits for, over all its sessions.
-
-    Attributes:
-        sessions: by key, how many of its sessions hold it or wait for it.
-        bytes: of the keys, with `KEY_OVERHEAD` for each.
-    """
-
-    sessions: dict[bytes, int] = field(default_factory=dict)
-    bytes: int = 0
-
-
 class Waiter(NamedTuple):
     """A call that waits for a key.
 
@@ -110,7 +97,7 @@ class Claims(Generic[_Claim]):
         self._max_per_session = max_per_session
         self._bytes = 0
         self._keys: dict[Session, set[bytes]] = {}
-        self._uses: dict[Hashable, _Use] = {}  # by `Session.owner`
+        self._uses: dict[Hashable, int] = {}  # by `Session.owner`: bytes, a key for each session
 
     @property
     def waiting(self) -> int:
@@ -126,10 +113,12 @@ class Claims(Generic[_Claim]):
 
     def _has_room(self, session: Session, key: bytes) -> bool:
         """Return whether ``key`` is within the quotas of the session's client, and of all clients."""
-        total = self._bytes if key in self.by_key else self._bytes + _cost(key)
-        use = self._uses.get(session.owner, _NOTHING)
-        own = use.bytes if key in use.sessions else use.bytes + _cost(key)
-        return total <= self._max_bytes and (own == use.bytes or within_quota(own, total, self._max_bytes))
+        cost = len(key) + KEY_OVERHEAD
+        total = self._bytes if key in self.by_key else self._bytes + cost
+        if key in self._keys.get(session, ()):
+            return total <= self._max_bytes
+        own = self._uses.get(session.owner or session, 0) + cost
+        return within_quota(own, total, self._max_bytes)
 
     def _check_quota(self, session: Session, key: bytes) -> None:
         """Check the quotas before ``session`` holds or waits for ``key``.
@@ -150,13 +139,12 @@ class Claims(Generic[_Claim]):
             session.holds += 1
         if key not in keys:
             keys.add(key)
-            use = self._uses.setdefault(session.owner, _Use())
-            use.bytes += 0 if key in use.sessions else _cost(key)
-            use.sessions[key] = use.sessions.get(key, 0) + 1
+            owner = session.owner or session
+            self._uses[owner] = self._uses.get(owner, 0) + len(key) + KEY_OVERHEAD
 
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
         self.by_key[key] = claim
-        self._bytes += _cost(key)
+        self._bytes += len(key) + KEY_OVERHEAD
         self._count(key, session)
 
     def _wait(self, key: bytes, claim: _Claim, session: Session, waiter: Waiter) -> None:
@@ -172,30 +160,17 @@ class Claims(Generic[_Claim]):
         keys = self._keys.get(session, set())
         if key in keys:
             keys.remove(key)
-            self._give_back(key, session.owner)
+            owner = session.owner or session
+            left = self._uses.pop(owner) - len(key) - KEY_OVERHEAD
+            if left:
+                self._uses[owner] = left
         if not keys and self._keys.pop(session, None) is not None:
             session.holds -= 1
-
-    def _give_back(self, key: bytes, owner: Hashable) -> None:
-        use = self._uses[owner]
-        use.sessions[key] -= 1
-        if not use.sessions[key]:
-            del use.sessions[key]
-            use.bytes -= _cost(key)
-            if not use.sessions:
-                del self._uses[owner]
 
     def _close(self, key: bytes) -> _Claim:
         """Remove the claim and return it. The caller must answer its waiters."""
         claim = self.by_key.pop(key)
-        self._bytes -= _cost(key)
+        self._bytes -= len(key) + KEY_OVERHEAD
         for session in (*claim.waiters, *claim.holders()):
             self._discount(key, session)
         return claim
-
-
-_NOTHING = _Use()
-
-
-def _cost(key: bytes) -> int:
-    return len(key) + KEY_OVERHEAD

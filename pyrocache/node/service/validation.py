@@ -24,7 +24,6 @@ from pyrocache.protocol.limits import BATCH_BYTES, KEEP_TTL, MAX_BATCH, MAX_KEY_
 from pyrocache.protocol.refusals import BAD_REQUEST, KEY_TOO_LARGE, VALUE_TOO_LARGE
 
 _MAX_HOLDERS = 2**20
-_LONG_INT = MAX_INT_BYTES + 1
 _ABOVE_0, _FINITE = math.ulp(0.0), sys.float_info.max
 _TAGS_SLACK = 64 * 1024  # more than all tags of an entry take in addition to their names
 _KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
@@ -60,7 +59,7 @@ def check_key(key: Any) -> None:
 
 def _check_keys(keys: Any) -> None:
     _RULES["batch"](keys)
-    total = sum(map(len, keys)) if {bytes}.issuperset(map(type, keys)) and all(keys) else math.inf
+    total = len(b"".join(keys)) if {bytes}.issuperset(map(type, keys)) and all(keys) else math.inf
     if total > MAX_KEY_BYTES:
         for key in keys:
             check_key(key)  # raises the error of the first bad key, if there is one
@@ -157,7 +156,9 @@ def int_in(frame: Any, code: str = BAD_REQUEST, message: str = "A number is the 
     Raises:
         PyroError: it is not one, with this code and message, or it has more than `MAX_INT_BYTES`.
     """
-    number = unpack_int(frame[:_LONG_INT]) if type(frame) in (bytes, memoryview) else None
+    number = None
+    if type(frame) is bytes or type(frame) is memoryview:
+        number = unpack_int(frame if len(frame) <= MAX_INT_BYTES else frame[:2])
     if number is None:
         raise refusal(code, message)
     if len(frame) > MAX_INT_BYTES:

@@ -691,7 +691,16 @@ def test_the_method_of_a_call_is_in_its_first_bytes(cut: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [b"", b"\xc1", b"\x93\xa1a\xa1b", b"\x94\xd4\x01\x01", b"\x94\xdd\xff\xff\xff\xff", b"\x07"]
+    "head",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\xa1a\xa1b",
+        b"\x94\xd4\x01\x01",
+        b"\x94\xdd\xff\xff\xff\xff",
+        b"\x07",
+        b"\x94\x90\x90",
+    ],
 )
 def test_what_is_no_call_has_no_method(head: bytes) -> None:
     assert messages.called(head) is None
