@@ -248,18 +248,29 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
     return as_call(call or unpack_plain(body))
 
 
-def called(head: bytes) -> tuple[str, str] | None:
-    """Return object id and method of the call whose body begins with ``head``; None if they are not in it."""
+def called(head: bytes) -> tuple[str, str, bool] | None:
+    """Return object id and method of the call whose body begins with ``head``, and whether it is about several keys.
+
+    None if that is not in these bytes.
+    """
     unpacker = msgpack.Unpacker(**_STRICTLY)
     unpacker.feed(head)
     try:
         length, object_id, name = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+        unpacker.read_array_header()
+        unpacker.skip()  # the view
+        keys = head[unpacker.tell()]
     except Exception as error:  # cut, or not msgpack
         if came_from_outside(error):
             raise
         return None
     valid = length == 4 and type(object_id) is str and type(name) is str
-    return (object_id, name) if valid else None
+    return (object_id, name, _is_container(keys) and keys != _ARRAY_OF_ONE) if valid else None
+
+
+def _is_container(kind: int) -> bool:
+    """Return whether an object of this first byte is an array or a map."""
+    return 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF
 
 
 def as_call(call: Any) -> tuple[str, str, list[Any], dict[str, Any]]:
@@ -296,7 +307,7 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
             at = head.tell()
             nested = body[at] == _ARRAY_OF_ONE  # a column of a batch with one entry
             kind, length = _BIN32.unpack_from(body, at + nested)
-            if not nested and (0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF):  # an array or a map
+            if not nested and _is_container(kind):
                 return ()
             if kind == _BIN32_TYPE and length >= LARGE_BYTES and len(arguments) >= _BEFORE_VALUE:
                 start = at + nested + _BIN32.size

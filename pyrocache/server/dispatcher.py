@@ -232,7 +232,7 @@ class Dispatcher:
             self._turn_down(header, refusals.VALUE_TOO_LARGE, text)
 
     def _admit_head(self, header: Header, head: bytes) -> bool:
-        """Check the method of a long request before more of it is buffered: only few methods take a large value.
+        """Check the method of a long request before more of it is buffered: only few methods take one large value.
 
         Raises:
             CloseAfterReply: send the reply in it, then drop the connection.
@@ -243,7 +243,7 @@ class Dispatcher:
         call = messages.called(head)
         if call is None and len(head) < framing.JUDGED_BYTES:
             return False
-        if call not in self._large:
+        if call is None or call[2] or call[:2] not in self._large:
             self._turn_down(header, refusals.VALUE_TOO_LARGE, _TOO_LONG)
         return True
 

@@ -683,11 +683,12 @@ def test_a_request_is_at_most_a_batch_beside_one_large_value() -> None:
 
 
 @pytest.mark.parametrize("cut", range(40))
-def test_the_method_of_a_call_is_in_its_first_bytes(cut: int) -> None:
-    body = bytes(call_of(0, b"key" * 1000))
-    found = messages.called(body[:cut])
-    assert found in (None, ("cache.node.1", "set_many"))
-    assert (found is None) == (cut < 23)
+@pytest.mark.parametrize("keys", [b"key" * 1000, [b"key"], [b"key"] * 2, [b"key"] * 1000, {}])
+def test_method_and_number_of_keys_of_a_call_are_in_its_first_bytes(cut: int, keys: Any) -> None:
+    several = type(keys) is dict or (type(keys) is list and len(keys) > 1)
+    found = messages.called(bytes(call_of(0, keys))[:cut])
+    assert found in (None, ("cache.node.1", "set_many", several))
+    assert (found is None) == (cut < 26)
 
 
 @pytest.mark.parametrize(
