@@ -234,7 +234,13 @@ class Backend:
         """
         waited = self._router.pin(commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned)
         granted = waited or self._pin_at_once(commands.LEASE, key, deadline, lease_seconds, 0.0, refresh)
-        return _checked_grant(replies.is_lease_answer, commands.LEASE, granted)
+        try:  # no call before: a signal handler's exception would leave the grant open
+            _check_grant(replies.is_lease_answer, commands.LEASE, granted)
+        except BaseException:
+            if granted is not None:
+                granted.drop()
+            raise
+        return granted
 
     def fill(
         self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
@@ -253,7 +259,13 @@ class Backend:
         """Request a lock, or a semaphore of ``limit`` permits. Returns as `lease`; the answer is the fencing token."""
         waited = self._router.pin(commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned)
         granted = waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
-        return _checked_grant(replies.is_token_or_none, commands.ACQUIRE, granted)
+        try:
+            _check_grant(replies.is_token_or_none, commands.ACQUIRE, granted)
+        except BaseException:
+            if granted is not None:
+                granted.drop()
+            raise
+        return granted
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
         """Send a renewal without blocking. Return whether it was sent; if not, the connection is closed.
@@ -427,8 +439,6 @@ def _checked(valid: _Valid, command: Command, reply: Any, member: Member | None 
     return reply
 
 
-def _checked_grant(valid: _Valid, command: Command, pinned: Pinned) -> Pinned:
+def _check_grant(valid: _Valid, command: Command, pinned: Pinned) -> None:
     if pinned is not None and not valid(pinned.answer):
-        pinned.drop()  # frees whatever the node may have granted
         raise replies.wrong(command, pinned.member.name)
-    return pinned

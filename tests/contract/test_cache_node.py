@@ -410,8 +410,8 @@ class TestManyKeys:
         both = [b"first", b"key"]
         for wrong in ([b"value"], [b"value"] * 3, []):
             assert peer.refusal("set_many", NO_VIEW, both, wrong) == "bad-request"
-        too_large = [b"value", bytes(MAX_VALUE_BYTES + 1)]
-        assert peer.refusal("set_many", NO_VIEW, both, too_large) == "value-too-large"
+        too_large = [bytes(MAX_VALUE_BYTES + 1)]
+        assert peer.refusal("set_many", NO_VIEW, [b"key"], too_large) == "value-too-large"
         too_long = [b"first", bytes(64 * 1024 + 1)]
         assert peer.refusal("set_many", NO_VIEW, too_long, [b"value"] * 2) == "key-too-large"
         assert peer.stats()["entries"] == 0
