@@ -390,7 +390,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ttl_seconds: NewTtl = DEFAULT_TTL,
         **unknown: Never,
     ) -> int:
-        """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have any size.
+        """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have up to 64 KiB, 157,000 digits.
 
         Args:
             default: what ``delta`` is added to if there is no entry; None to raise `KeyError`.
@@ -403,6 +403,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
             KeyError: there is no entry, and ``default`` is None.
             NotAnInt: the value is not an int; it is unchanged.
+            ValueTooLarge: an int has more than 64 KiB.
             TypeError: ``delta`` or ``default`` is not an int.
         """
         if unknown:

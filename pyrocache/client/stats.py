@@ -20,6 +20,7 @@ from pyrocache.config import format_size
 from pyrocache.errors import InvalidKey
 
 _MOST_SHOWN = 10
+_MOST_BUCKETS = 64  # of a histogram; nodes have 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,39 @@ class NodeStats(Totals):
                 namespaces[split_namespace(prefix)[0]] = NamespaceStats(*figures)
         latencies = {method: LatencyHistogram(tuple(counts)) for method, counts in known.pop("latencies", ())}
         return cls(**known, namespaces=namespaces, latencies=latencies)
+
+
+def is_stats(answer: Any) -> bool:
+    """Return whether a node's answer has statistics as `NodeStats.from_wire` reads them. Any may be missing."""
+    if type(answer) is not dict:
+        return False
+    for one in fields(NodeStats):
+        sent = answer.get(one.name, one.default)
+        if one.name == "namespaces":
+            valid = sent is MISSING or _are_rows(sent, bytes, 3)
+        elif one.name == "latencies":
+            valid = sent is MISSING or (
+                _are_rows(sent, str, 1)
+                and all(type(counts) is list and len(counts) <= _MOST_BUCKETS for _, counts in sent)
+                and all(_is_figure(count, int) for _, counts in sent for count in counts)
+            )
+        else:
+            valid = type(sent) is str if one.default == "" else _is_figure(sent, int, type(one.default))
+        if not valid:
+            return False
+    return True
+
+
+def _are_rows(sent: Any, first: type, others: int) -> bool:
+    """Return whether these are lists that begin with one of that type; three others are numbers."""
+    rows = type(sent) is list and all(
+        type(row) is list and len(row) == 1 + others and type(row[0]) is first for row in sent
+    )
+    return rows and (others == 1 or all(_is_figure(figure, int) for row in sent for figure in row[1:]))
+
+
+def _is_figure(number: Any, *types: type) -> bool:
+    return type(number) in types and 0 <= number < math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

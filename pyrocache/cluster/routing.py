@@ -63,6 +63,11 @@ class Member:
     def __post_init__(self) -> None:
         check_node_name(self.name)
         check_weight(self.weight)
+        # Any peer may have sent these fields. What the system's calls do not take must not reach them.
+        if not all(type(field) is str for field in (self.host, self.incarnation, self.socket_path)):
+            raise ValueError("A host, an incarnation and a path are strings.")
+        if type(self.port) is not int or not 0 <= self.port < 2**16 or "\0" in self.host + self.socket_path:
+            raise ValueError("This is not the address of a node.")
 
     @property
     def identity(self) -> tuple[str, str]:

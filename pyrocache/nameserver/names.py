@@ -26,6 +26,10 @@ COMMANDS = {
 _URI_CLASS = "Pyro5.core.URI"
 
 
+MOST_NAMES = 4096
+"""The most entries. Any peer can register names, and each takes memory here and in every listing."""
+
+
 class Names(NameServer):  # type: ignore[misc]
     """Pyro5's name server. Inherited methods are as documented by Pyro5."""
 
@@ -47,8 +51,10 @@ class Names(NameServer):  # type: ignore[misc]
         """Register a URI, a str or the form of Pyro5's serializers, under ``name``. ``safe``: only if it is free.
 
         Raises:
-            NamingError: the name is taken, or the URI is not valid.
+            NamingError: the name is taken, the URI is not valid, or there are `MOST_NAMES` other names.
         """
+        if self.count() >= MOST_NAMES and name not in self.storage:
+            raise NamingError(f"There are {MOST_NAMES} names here already: remove some that are not in use.")
         if isinstance(uri, dict) and uri.get("__class__") == _URI_CLASS:
             plain, uri = uri, URI.__new__(URI)  # what Pyro5's serializers do, which are not used here
             try:

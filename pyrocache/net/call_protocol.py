@@ -21,6 +21,7 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import ClientHandshake, Greeting
 from pyrocache.protocol.messages import CallPacker
+from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
 
 _REPLY_SLACK = 256 * 1024
 _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
@@ -128,6 +129,8 @@ def _room(frame_bytes: int) -> memoryview | None:
     if frame_bytes <= limits.LARGE_BYTES:
         return None
     offset = -messages.VALUE_OFFSET % 16
+    if frame_bytes >= OWN_PAGES_BYTES:
+        return reserve(frame_bytes, offset)
     return memoryview(bytearray(offset + frame_bytes))[offset:]
 
 

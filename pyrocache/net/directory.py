@@ -7,7 +7,8 @@ that want to change the view next, one creates its entry.
 
 Each query opens a connection, uses it once and closes it, all within one deadline, unless the connection is kept. Works
 with Pyro5's own name server and with the one of this package (`nameserver.process`). A listing has at most about 1,000
-entries, as the size of a message is limited (`protocol.limits`).
+entries, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer listing is an
+error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
 connection it belongs to one thread.
@@ -40,9 +41,9 @@ _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing abou
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
-_NUMBER = re.compile(r"[1-9]\d{0,9}")
-_VIEW_NAME = re.compile(r"cache\.view\.([1-9]\d{0,9})")
-_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
+_NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
+_VIEW_NAME = re.compile(r"cache\.view\.([1-9]\d{0,9})", re.ASCII)
+_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)", re.ASCII)
 
 
 class Listing(NamedTuple):
@@ -294,7 +295,10 @@ class NameServerDirectory:
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:
-            remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
+            remedy = "what listens there did not answer as a Pyro5 name server"
+            # A listing that is too long is not read further than its header.
+            too_long = ", or it lists over 1,000 names" if isinstance(error, ProtocolError) else ""
+            remedy += f"{too_long}. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
@@ -365,7 +369,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster)
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):
             raise
         return None

@@ -48,6 +48,7 @@ class Command:
         runs: how a node runs it.
         mutates: it may change the store.
         operation: what errors call it, if not by its name.
+        large: a request may hold one value of the node's ``--max-value``. Any other request is at most a batch long.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Command:
     runs: Runs
     mutates: bool
     operation: str = ""
+    large: bool = False
 
     @property
     def title(self) -> str:
@@ -69,10 +71,10 @@ GET_WITH_TIMES = Command("get_with_times", Scope.KEY, True, Runs.INLINE, False)
 GET_ENTRY = Command("get_entry", Scope.KEY, True, Runs.INLINE, False)
 CONTAINS = Command("contains", Scope.KEY, True, Runs.INLINE, False)
 TTL = Command("ttl", Scope.KEY, True, Runs.INLINE, False)
-SET = Command("set", Scope.KEY, True, Runs.INLINE, True)
-PUT = Command("put", Scope.KEY, True, Runs.INLINE, True)
+SET = Command("set", Scope.KEY, True, Runs.INLINE, True, large=True)
+PUT = Command("put", Scope.KEY, True, Runs.INLINE, True, large=True)
 PUT_IF = replace(PUT, idempotent=False)  # the same method, with a condition
-SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True)
+SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True, large=True)
 INCR = Command("incr", Scope.KEY, False, Runs.INLINE, True)
 TOUCH = Command("touch", Scope.KEY, True, Runs.INLINE, True)
 DELETE = Command("delete", Scope.KEY, False, Runs.INLINE, True)
@@ -81,12 +83,12 @@ POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
 GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
 GET_ENTRIES = Command("get_entries", Scope.KEYS, True, Runs.INLINE, False)
 CHECK_VIEW = replace(GET_MANY, operation="scan")  # without keys
-SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True)
+SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True, large=True)
 DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
 TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)
 
 LEASE = Command("lease", Scope.KEY, True, Runs.DEFERRED, False)
-FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True)
+FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True, large=True)
 ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
 ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)

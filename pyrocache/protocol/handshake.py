@@ -231,6 +231,7 @@ class ServerHandshake:
             value of the CONNECT_OK message; raises `HandshakeRefused` to refuse.
         admit_request: judges the headers of requests, once the connection is established.
         spoken: the serializers that a client may choose from, by number.
+        admit_head: judges the beginnings of long requests, see `FrameDecoder`.
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         state: the progress.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
@@ -240,6 +241,7 @@ class ServerHandshake:
     admit_request: Callable[[Header], None]
     spoken: Mapping[int, Serializer]
     refusals: Mapping[int, bytes]
+    admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
     state: State = State.AWAITING
     serializer: Serializer | None = None
 

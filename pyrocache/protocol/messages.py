@@ -17,9 +17,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import msgpack
 
+from pyrocache.config import REQUEST_OVERHEAD_BYTES
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import HEADER_BYTES, INVOKE, RESULT, Buffer, pack_message
-from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+from pyrocache.protocol.limits import BATCH_BYTES, LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.tracebacks import came_from_outside
 
 _Method = TypeVar("_Method")
@@ -27,12 +28,21 @@ _Method = TypeVar("_Method")
 _VARYING = struct.Struct("!10sHI24s")  # a header: constant, sequence, length of the body, constant
 _BIN32 = struct.Struct("!BI")
 _BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
+_ARRAY_OF_ONE = 0x91
 
 VALUE_OFFSET = HEADER_BYTES + _BIN32.size
 """Offset of a large value in a message that holds nothing else."""
 
 _MAX_ITEMS = MAX_BATCH + 24  # of an array or a map
 _MAX_CONTAINERS = 2 * _MAX_ITEMS
+
+
+LONGEST_SMALL_BYTES = BATCH_BYTES + REQUEST_OVERHEAD_BYTES
+"""The most bytes of a request beside one large value. They are unpacked at once, which copies them."""
+
+
+class TooLong(ProtocolError):
+    """A request has more than `LONGEST_SMALL_BYTES` beside one large value."""
 
 
 class Pieces:
@@ -226,13 +236,41 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
     """Return object id, method, arguments and options of a call. A large argument is a view into ``body``.
 
     Raises:
+        TooLong: there is more than one large argument.
         ProtocolError: the body is not a call.
     """
     call = None
     for head_bytes in (_USUAL_HEAD, _LONGEST_HEAD) if len(body) > LARGE_BYTES else ():
         if call is None:
             call = _unpack_with_large_value(memoryview(body), head_bytes)
+    if not call and len(body) > LONGEST_SMALL_BYTES:
+        raise TooLong("A request holds more than a batch and one large value.")
     return as_call(call or unpack_plain(body))
+
+
+def called(head: bytes) -> tuple[str, str, bool] | None:
+    """Return object id and method of the call whose body begins with ``head``, and whether it is about several keys.
+
+    None if that is not in these bytes.
+    """
+    unpacker = msgpack.Unpacker(**_STRICTLY)
+    unpacker.feed(head)
+    try:
+        length, object_id, name = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+        unpacker.read_array_header()
+        unpacker.skip()  # the view
+        keys = head[unpacker.tell()]
+    except Exception as error:  # cut, or not msgpack
+        if came_from_outside(error):
+            raise
+        return None
+    valid = length == 4 and type(object_id) is str and type(name) is str
+    return (object_id, name, _is_container(keys) and keys != _ARRAY_OF_ONE) if valid else None
+
+
+def _is_container(kind: int) -> bool:
+    """Return whether an object of this first byte is an array or a map."""
+    return 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF
 
 
 def as_call(call: Any) -> tuple[str, str, list[Any], dict[str, Any]]:
@@ -267,15 +305,18 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
         arguments: list[Any] = []
         for left in range(head.read_array_header(), 0, -1):
             at = head.tell()
-            kind, length = _BIN32.unpack_from(body, at)
-            if 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF:  # an array or a map
+            nested = body[at] == _ARRAY_OF_ONE  # a column of a batch with one entry
+            kind, length = _BIN32.unpack_from(body, at + nested)
+            if not nested and _is_container(kind):
                 return ()
             if kind == _BIN32_TYPE and length >= LARGE_BYTES and len(arguments) >= _BEFORE_VALUE:
-                start = at + _BIN32.size
-                value = body[start : start + length]
+                start = at + nested + _BIN32.size
+                value: Any = body[start : start + length]
+                if len(body) - length > LONGEST_SMALL_BYTES:
+                    raise TooLong("A request holds more than a batch and one large value.")
                 # The other arguments and the options follow: as many objects as were left with the value.
                 rest = unpack_plain(msgpack.Packer().pack_array_header(left) + body[start + length :])
-                return object_id, name, [*arguments, value, *rest[:-1]], rest[-1]
+                return object_id, name, [*arguments, [value] if nested else value, *rest[:-1]], rest[-1]
             arguments.append(head.unpack())
     except msgpack.exceptions.OutOfData:
         return None

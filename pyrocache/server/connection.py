@@ -8,7 +8,6 @@ Thread safety: not thread-safe; used by the event loop's thread.
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 
 from pyrocache.config import NodeConfig
@@ -16,15 +15,13 @@ from pyrocache.protocol.framing import Buffer, FrameDecoder
 from pyrocache.protocol.handshake import ServerHandshake, State
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime.channel import Channel
+from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 _MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
 _BUFFERS_AT_ONCE = 16  # of one sendmsg
-# A request of this size gets memory pages of its own, which are allocated only as the data arrives.
-_OWN_MEMORY_BYTES = 2**20
-_HUGE_PAGE_BYTES = 2 * 2**20
 
 
 class Connection:
@@ -54,7 +51,7 @@ class Connection:
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
         self.channel = channel
         self.handshake = handshake
-        self.decoder = FrameDecoder(handshake.admit, _room)
+        self.decoder = FrameDecoder(handshake.admit, _room, handshake.admit_head)
         self.session = Session()
         self.idle = False
         self.busy = False
@@ -148,12 +145,5 @@ class Connection:
 
 
 def _room(frame_bytes: int) -> memoryview | None:
-    """Return memory for a long request. Pages are allocated as data arrives, not for what the header claims."""
-    if frame_bytes < _OWN_MEMORY_BYTES:
-        return None
-    # Not a bytearray, which would be filled with zeros at once.
-    memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if frame_bytes > 2 * _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        # Not for the first pages: a header without data must not cost a huge page.
-        memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE_BYTES, frame_bytes - _HUGE_PAGE_BYTES)
-    return memoryview(memory)
+    """Return memory for a long request; None for a shorter one."""
+    return reserve(frame_bytes) if frame_bytes >= OWN_PAGES_BYTES else None

@@ -25,7 +25,7 @@ import heapq
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from Pyro5.errors import PyroError
@@ -44,13 +44,16 @@ class Session:
     """The part of a connection that the calls which arrive on it may use.
 
     Attributes:
+        owner: whose connection it is, for quotas: equal for all connections of one client. None: of a client that has
+            no other connection. The handshake may set it, before the first request.
         closed: whether the connection is closed. Once True, it stays True.
         holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
     """
 
-    __slots__ = ("_callbacks", "_lock", "closed", "holds")
+    __slots__ = ("_callbacks", "_lock", "closed", "holds", "owner")
 
     def __init__(self) -> None:
+        self.owner: Hashable = None
         self.closed = False
         self.holds = 0
         self._lock = threading.Lock()  # guards: closed, _callbacks

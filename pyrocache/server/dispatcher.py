@@ -39,6 +39,7 @@ from pyrocache.protocol.handshake import (
     Serializer,
     ServerHandshake,
 )
+from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
@@ -50,6 +51,8 @@ SAMPLE = 101
 connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
+
+_TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
 Reply: TypeAlias = bytes | list[Buffer]
 """The bytes to send, in several buffers if they contain a large value."""
@@ -133,6 +136,7 @@ class Dispatcher:
             id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
             for id_ in (DAEMON_NAME, object_id)
         }
+        self._large = {(object_id, name) for name in names if commands[name].large}
         self._serializers = {serializer.number: serializer for serializer in serializers}
         self._refusals = _refusals_of_others(serializers)
         self.unpack = messages.CallUnpacker(
@@ -141,7 +145,9 @@ class Dispatcher:
 
     def handshake(self) -> ServerHandshake:
         """Return the handshake of a new connection."""
-        return ServerHandshake(self._describe, self._admit, self._serializers, self._refusals)
+        return ServerHandshake(
+            self._describe, self._admit, self._serializers, self._refusals, self._admit_head
+        )
 
     def read(
         self, frame: Frame, serializer: Serializer
@@ -154,7 +160,10 @@ class Dispatcher:
         header, body = frame
         if header.type == framing.PING:
             return framing.pack_message(framing.PING, header.sequence, b"pong", serializer=header.serializer)
-        object_id, name, arguments, options = serializer.loads_call(body)
+        try:
+            object_id, name, arguments, options = serializer.loads_call(body)
+        except messages.TooLong:
+            return _refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
         method = self._methods.get((serializer.number, object_id, name))
         if method is None:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
@@ -223,6 +232,22 @@ class Dispatcher:
         if header.frame_bytes > self._max_frame_bytes:
             text = f"A request of {header.frame_bytes} bytes is too long; {self._max_frame_bytes} are taken."
             self._turn_down(header, refusals.VALUE_TOO_LARGE, text)
+
+    def _admit_head(self, header: Header, head: bytes) -> bool:
+        """Check the method of a long request before more of it is buffered: only few methods take one large value.
+
+        Raises:
+            CloseAfterReply: send the reply in it, then drop the connection.
+        """
+        # After long annotations, the body is judged when it is complete.
+        if header.body_bytes <= messages.LONGEST_SMALL_BYTES or header.annotation_bytes > LARGE_BYTES:
+            return True
+        call = messages.called(head)
+        if call is None and len(head) < framing.JUDGED_BYTES:
+            return False
+        if call is None or call[2] or call[:2] not in self._large:
+            self._turn_down(header, refusals.VALUE_TOO_LARGE, _TOO_LONG)
+        return True
 
     def _turn_down(self, header: Header, code: str, text: str) -> None:
         serializer = self._serializers.get(header.serializer, MSGPACK)

@@ -179,9 +179,10 @@ def _silent_members(scene: Scene) -> None:
             port = listener.getsockname()[1]
             members.append(Member(f"cache.node.{number}", "127.0.0.1", port, 0.01, f"{number:016x}"))
         with contextlib.suppress(PyroCacheError):  # the name server may be away
-            added = [member for member in members if directory.add(member)]
+            for member in members:
+                directory.register(member)
             scene.wait(1.5)
-            for member in added:
+            for member in members:
                 directory.remove(member)
         node = scene.join()
         scene.wait(2.0)

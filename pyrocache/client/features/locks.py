@@ -37,7 +37,7 @@ from pyrocache.client.backend import Backend, Pinned
 from pyrocache.client.context import ClientContext, Duration, Ttl
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import to_seconds
-from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
+from pyrocache.errors import LockLost, LockTimeout, PyroCacheError
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
@@ -292,9 +292,7 @@ class Lock:
                 raise _timed_out(seconds, at_limit=wait.pinned is None)
             wait.pause()
             asked_at = clock.now()
-        if type(token) is not int:
-            raise RemoteError("A node answered acquire with an invalid reply.")
-        return token, asked_at
+        return int(token), asked_at
 
     def release(self) -> None:
         """Release the lock that this thread holds, or this object without ``thread_local``.

@@ -19,6 +19,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from pyrocache.client import replies
 from pyrocache.client.routing.batch import Batch, Round
 from pyrocache.client.routing.retry import Attempts, LookUp, Problem, Retry, decide
 from pyrocache.client.routing.views import Views
@@ -185,7 +186,7 @@ class Router:
                         yield unanswered, outcome
                     left.clear()
                 else:
-                    answered = batch.answered(chunk, outcome, member)
+                    answered, outcome = batch.answered(chunk, outcome, member)
                     yield answered, outcome
                     if one_reply:
                         left.clear()
@@ -249,6 +250,8 @@ class Router:
                     name_in_hint(outcome, self._nameserver)
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
+                elif outcome != []:
+                    raise replies.wrong(CHECK_VIEW, member.name)
             # With no time left, a further attempt would fail for the nodes that answered, too.
             if not retried or not deadline.remaining():
                 return view, unreachable

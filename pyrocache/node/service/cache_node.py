@@ -37,7 +37,7 @@ from pyrocache.node.store.entry import Value
 from pyrocache.node.store.mutation import Clear, InvalidateTag
 from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.commands import COMMANDS
-from pyrocache.protocol.int_frame import pack_int, unpack_int
+from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
 from pyrocache.runtime.clock import now
@@ -214,13 +214,14 @@ class CacheNode:
         increment = validation.int_in(delta)
         start = None if default is None else validation.int_in(default)
 
-        def plus_increment(number: int | None) -> Value:
-            if number is None:
-                raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
+        def plus_increment(number: int) -> Value:
             return self._limits.accept(key, pack_int(number + increment), ttl_seconds)
 
+        def changed(frame: Value) -> Value:
+            return plus_increment(validation.int_in(frame, NOT_AN_INT, "The value there is not an int."))
+
         def add() -> Value | None:
-            total = self._store.change(key, lambda frame: plus_increment(unpack_int(frame)))
+            total = self._store.change(key, changed)
             if total is None and start is not None:
                 total = plus_increment(start)
                 self._store.set(key, total, ttl_seconds)
@@ -276,7 +277,7 @@ class CacheNode:
         self,
         view: int,
         keys: list[bytes],
-        values: list[bytes],
+        values: list[Value],
         ttl_seconds: float | list[float] | None = None,
         tags: list[bytes] | None = None,
     ) -> int:
@@ -290,13 +291,13 @@ class CacheNode:
             raise validation.refusal(
                 BAD_REQUEST, "There must be as many values, and TTLs in a list, as keys."
             )
-        self._limits.check_all(keys, values, ttl_seconds is not None, tags or ())
+        frames = self._limits.accept_all(keys, values, ttl_seconds is not None, tags or ())
 
         def store_all() -> None:
             if not tags and not validation.keeps_any(ttl_seconds):
-                self._store.set_many(keys, values, ttl_seconds)
+                self._store.set_many(keys, frames, ttl_seconds)
                 return
-            for key, value, ttl in zip(keys, values, each, strict=True):
+            for key, value, ttl in zip(keys, frames, each, strict=True):
                 self._store.put(key, value, ttl, tags=tags)
 
         self._apply(view, keys, store_all)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from tests.support.scripted_peer import Line, ScriptedPeer
 
 NAME = "cache.node.1"
 
@@ -95,3 +98,49 @@ def test_peers_tell_whether_they_know_a_node(
     asked = [running, at(silent, "cache.node.2"), gone]
     assert Peers(0.5).know(asked, running) == [True, None, None]
     assert Peers(0.5).know([running], Member(NAME, running.host, 1, 1.0, "another")) == [False]
+
+
+def test_whatever_a_peer_answers_is_one_of_the_states() -> None:
+    answers: list[Any] = []
+
+    def script(line: Line) -> None:
+        while True:
+            line.request()
+            line.send(line.reply(answers[0]))
+
+    odd: list[Any] = [
+        *(
+            None,
+            True,
+            -1,
+            2**63,
+            1.5,
+            math.nan,
+            "",
+            "abcde",
+            ["abcde"],
+            b"",
+            b"abcde",
+            [],
+            {},
+            {"serving": 1},
+        ),
+        *(
+            [[]],
+            [[None] * 5],
+            [[1, 2, 3, 4, 5]],
+            [None],
+            [[[]] * 5],
+            {"abcde": 1},
+            [{"a": 1}],
+            [["x"] * 1000],
+        ),
+    ]
+    peer = ScriptedPeer(script)
+    try:
+        for answer in odd:
+            answers[:] = [answer]
+            assert Peers().states([peer.member]) == [PeerState.GONE]
+            assert Peers().know([peer.member], peer.member)[0] in (None, False)
+    finally:
+        peer.close()
