@@ -17,13 +17,14 @@ import os
 import resource
 import sys
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameTaken, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import answer
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> NoReturn:
     parent = int(argv[1])
     try:
         settings = json.loads(argv[0])
-        clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
+        clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
         config = NodeConfig(**settings)
         node = Node(config, NameServerDirectory(config.nameserver), entry_clock=clock)
         try:

@@ -40,7 +40,7 @@ class Connection:
         paused: a long request is not read for now, until others are complete (see `BufferLimit`).
         throttled: too many bytes are unread, so further requests wait (back-pressure).
         accounted: bytes that the `BufferLimit` counts for this connection.
-        active_at: time of the last activity (monotonic seconds, like the other times).
+        active_at: time of the last activity (seconds of `runtime.clock`, like the other times).
         partial_since: time at which the incomplete request began.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
@@ -131,7 +131,7 @@ class Connection:
         return events
 
     def deadline(self, limits: NodeConfig) -> float:
-        """Return the time at which to close the connection unless there is activity before (monotonic seconds)."""
+        """Return the time at which to close the connection unless there is activity before."""
         if self.ending_at is not None:
             return self.ending_at
         if self.handshake.state is State.AWAITING:

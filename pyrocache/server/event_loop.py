@@ -23,7 +23,6 @@ import errno
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -32,6 +31,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
@@ -44,6 +44,7 @@ log = logging.getLogger("pyrocache.node")
 _RECEIVE_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
+_STANDSTILL_SECONDS = 2.0
 _ACCEPT_AT_ONCE = 64  # then open connections have their turn
 _ACCEPT_PAUSE_SECONDS = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -58,6 +59,7 @@ class EventLoop:
         limits: the limits of connections, buffers, workers and times.
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         connections: the open connections.
@@ -72,6 +74,7 @@ class EventLoop:
         limits: NodeConfig,
         housekeeping: Callable[[], bool] = lambda: False,
         ahead: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = now,
     ) -> None:
         self.connections: set[Connection] = set()
         self.poller = Poller()
@@ -84,7 +87,8 @@ class EventLoop:
         self._limits = limits
         self._housekeeping = housekeeping
         self._ahead = ahead
-        self._now = time.monotonic()
+        self._clock = clock
+        self._now = clock()
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
@@ -100,15 +104,15 @@ class EventLoop:
     def run(self) -> None:
         """Serve until `shutdown` is called."""
         self._thread = threading.get_ident()
-        deadlines, handlers = self._calls.deadlines, self.poller.handlers
+        clock, deadlines, handlers = self._clock, self._calls.deadlines, self.poller.handlers
         tick_at = self._now
         more = False
         while not self._stopping:
             first = deadlines.first
             # The clock is read again only for a deferred call. A tick may be late by the time of one iteration.
-            seconds = first - time.monotonic() if first < tick_at else tick_at - self._now
+            seconds = first - clock() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
-            self._now = time.monotonic()
+            self._now = clock()
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed while an earlier event was handled
                 if type(handler) is Connection:
@@ -119,8 +123,8 @@ class EventLoop:
                 elif handler is not None:
                     handler()
             if more or self._now >= tick_at:
-                more = self._tick()
-                tick_at = time.monotonic() + _TICK_SECONDS
+                more = self._tick(late=self._now - tick_at > _STANDSTILL_SECONDS)
+                tick_at = clock() + _TICK_SECONDS
             if self._now >= deadlines.first:
                 deadlines.expire(self._now)
             if self._calls.done:
@@ -366,11 +370,16 @@ class EventLoop:
             except Exception as error:
                 self._give_up(connection, error)
 
-    def _tick(self) -> bool:
-        """Close connections past their deadline and run the housekeeping. Return whether that has more to do."""
-        now = time.monotonic()
+    def _tick(self, late: bool) -> bool:
+        """Close connections past their deadline and run the housekeeping. Return whether that has more to do.
+
+        Args:
+            late: whether this process or the machine stood still. The peers, which may have stood still as well, have
+                until the next tick to send something.
+        """
+        now = self._clock()
         self._calls.deadlines.set_ahead(self._ahead())
-        for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
+        for connection in [c for c in self.connections if not late and now >= c.deadline(self._limits)]:
             self._close(connection)
         self.buffers.tick()
         if self._accept_again_at is not None and now >= self._accept_again_at:

@@ -46,6 +46,7 @@ from pyrocache.client.throttle import Throttle
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import CacheUnavailable, PyroCacheError, RemoteError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
+from pyrocache.runtime import clock
 from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ class LoadTask:
     def __enter__(self) -> Self:
         load, self._started_at = self._load, time.monotonic()
         thread = None if self.asynchronous else get_ident()
-        ends_at = self._started_at + load.options.lease_seconds
+        ends_at = clock.now() + load.options.lease_seconds
         self._started = load_deadlock.begin(Mark(load.value, self._pinned is not None, ends_at, thread))
         return self
 

@@ -41,7 +41,7 @@ from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
-from pyrocache.runtime import at_fork
+from pyrocache.runtime import at_fork, clock
 from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import brief
 
@@ -63,8 +63,8 @@ class Grant:
         name: the lock's canonical bytes.
         token: the fencing token.
         ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
-        good_until: when the node may grant the lock to another holder, unless it is renewed (monotonic seconds).
-        renew_at: when to renew it (monotonic seconds).
+        good_until: when the node may grant the lock to another holder, unless it is renewed, by `runtime.clock`.
+        renew_at: when to renew it, by the same clock.
         over: whether it was released or lost.
     """
 
@@ -78,10 +78,10 @@ class Grant:
         self.over = False
         self._idle = [pinned]  # empty while a thread uses the connection
         self._process = os.getpid()  # a forked child does not hold its parent's locks
-        self.renewed(time.monotonic())
+        self.renewed(clock.now())
 
     def renewed(self, at: float) -> None:
-        """Restart the time to live at ``at`` (monotonic seconds)."""
+        """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
         self.good_until = at + self.ttl_seconds
         self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
@@ -93,7 +93,7 @@ class Grant:
     @property
     def held(self) -> bool:
         """Whether this grant is still valid, as far as this process knows."""
-        if self.over or self.inherited or time.monotonic() >= self.good_until:
+        if self.over or self.inherited or clock.now() >= self.good_until:
             return False
         return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
 
@@ -430,7 +430,7 @@ class _Renewer:
 
     def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
         """Send the renewals that are due, and set the time of the next one."""
-        now = time.monotonic()
+        now = clock.now()
         with self._lock:
             grants = self._live()
             times = (grant.renew_at for grant in grants if grant.renew_at > now)
@@ -445,7 +445,7 @@ class _Renewer:
 
 
 _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
-"""A renewal that was sent: the grant, its connection, and the time of sending (monotonic seconds)."""
+"""A renewal that was sent: the grant, its connection, and the time of sending (seconds of `runtime.clock`)."""
 
 
 def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:
@@ -454,7 +454,7 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
     for descriptor in (receiver, *renewals):
         poll.register(descriptor, select.POLLIN)
     wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
-    seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))
+    seconds = max(0.0, min(wake_at - clock.now(), _LINGER_SECONDS))
     # Rounded up, because poll() with 0 milliseconds would spin until the time has come.
     for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
         if descriptor == receiver:
@@ -465,7 +465,7 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
         if not lost:
             grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
         grant.put_back(pinned, lost=lost)
-    now = time.monotonic()
+    now = clock.now()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
         # Lost or released before the node has answered. The node frees the lock when the connection closes.
         if now >= grant.good_until or grant.over:

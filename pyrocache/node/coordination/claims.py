@@ -74,7 +74,7 @@ class Claims(Generic[_Claim]):
 
     Args:
         tokens: numbers the holders.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         max_bytes: the quota of all keys together.
         max_per_session: the quota of one session, a number of keys.
 

@@ -40,6 +40,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.int_frame import pack_int, unpack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
+from pyrocache.runtime.clock import now
 
 SLICE = 500
 """Entries that are examined while the lock is held."""
@@ -73,7 +74,7 @@ class CacheNode:
         max_value_bytes: the largest value frame that is accepted.
         gauges: returns further statistics for `stats`.
         on_reset: called by `reset_stats`.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         ownership: applies changes of the cluster view to the node.
@@ -86,7 +87,7 @@ class CacheNode:
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         gauges: Callable[[], dict[str, Any]] = dict,
         on_reset: Callable[[], object] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._guard = RequestGuard() if guard is None else guard
         self._lock = self._guard.lock
