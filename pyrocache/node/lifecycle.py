@@ -33,6 +33,8 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.protocol.request_id import milliseconds
+from pyrocache.runtime import clock
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
@@ -218,7 +220,7 @@ class Node:
         member = self.member
         return Greeting(
             member.name, member.incarnation, self.config.max_value_bytes, PROTOCOL, member.cluster
-        )
+        )._replace(clock_ms=milliseconds(clock.now()) or 1)
 
     def _serving(self, members: Sequence[Member]) -> list[Member]:
         states = self._peers.states(members)

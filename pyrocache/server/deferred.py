@@ -46,13 +46,17 @@ class Session:
     Attributes:
         closed: whether the connection is closed. Once True, it stays True.
         holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
+        client: the session of the client that its requests are identified by; None if they are not.
+        last: the number and the reply of the last change, or None. `Outcomes` describes it.
     """
 
-    __slots__ = ("_callbacks", "_lock", "closed", "holds")
+    __slots__ = ("_callbacks", "_lock", "client", "closed", "holds", "last")
 
     def __init__(self) -> None:
         self.closed = False
         self.holds = 0
+        self.client: bytes | None = None
+        self.last: tuple[int, bytes] | None = None
         self._lock = threading.Lock()  # guards: closed, _callbacks
         self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
 
