@@ -33,6 +33,7 @@ from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
+from pyrocache.protocol.refusals import TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
@@ -242,7 +243,7 @@ class Backend:
 
         When `PinnedConnection.fileno` is readable, `finish_renew` can receive the answer.
         """
-        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
+        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl), Deadline(ttl))
 
     def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
         """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
@@ -370,7 +371,14 @@ class Backend:
             return None
         try:
             # No view: the grant is at this node, even if another node owns the key by now.
-            answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
+            try:
+                answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
+            except Refused as refused:
+                if refused.refusal.code != TRY_AGAIN:
+                    raise
+                answer = pinned.settle(
+                    command, (NO_VIEW, *arguments), deadline
+                )  # it stood still; once is enough
         except (Refused, Unavailable):
             pinned.drop()
             return None

@@ -48,7 +48,17 @@ class Connection:
     """
 
     __slots__ = (
-        *("accounted", "active_at", "busy", "change", "channel", "decoder", "deferred", "ending_at", "events"),
+        *(
+            "accounted",
+            "active_at",
+            "busy",
+            "change",
+            "channel",
+            "decoder",
+            "deferred",
+            "ending_at",
+            "events",
+        ),
         *("handshake", "idle", "outgoing", "partial_since", "paused"),
         *("queued_at", "sent", "session", "throttled", "unread", "waited"),
     )

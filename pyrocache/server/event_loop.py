@@ -390,7 +390,9 @@ class EventLoop:
             connection.change = change
             self.outcomes.begin(connection.session, change)
 
-    def _run_in_time(self, sequence: int, method: Method, identity: RequestId, job: Job) -> Reply:  # on a worker
+    def _run_in_time(
+        self, sequence: int, method: Method, identity: RequestId, job: Job
+    ) -> Reply:  # on a worker
         if seconds_left(identity.deadline, self._clock()) >= 0.0:
             return job()
         text = "The deadline of the request has passed."

@@ -68,7 +68,9 @@ class Outcomes:
         self._max_bytes = max_bytes
         self._sessions: dict[bytes, set[Session]] = {}
         self._running: set[Key] = set()
-        self._kept: OrderedDict[Key, tuple[float, bytes | None]] = OrderedDict()  # until when; the oldest first
+        self._kept: OrderedDict[Key, tuple[float, bytes | None]] = (
+            OrderedDict()
+        )  # until when; the oldest first
         self._kept_of: dict[bytes, OrderedDict[int, None]] = {}
         self._bytes = 0
         self._bytes_of: Counter[bytes] = Counter()
