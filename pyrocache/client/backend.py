@@ -7,8 +7,7 @@ these. To add TLS or another byte stream below the protocol, start at ``net/chan
 
 Every method takes the deadline of the whole call. It raises `NodeUnavailable` when the owner does not answer,
 `RemoteError` when the owner refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`
-after `Backend.close`. ``protocol/commands.py`` lists the idempotent commands, which alone are retried after a lost
-reply.
+after `Backend.close`. A change whose reply was lost, and whose outcome cannot be found out, is `MayHaveBeenDone`.
 
 Thread safety: thread-safe, except that only one thread at a time may use a `PinnedConnection`.
 """
@@ -95,6 +94,11 @@ class Backend:
             "nameserver": config.nameserver,
         }
         return cls(Router(directory, **settings))
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """Return the counts of what the router did after failures, which can be changed."""
+        return self._router.retries
 
     # One key
 

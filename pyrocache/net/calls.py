@@ -135,8 +135,9 @@ class Connections:
             if not connection.opened:
                 connection.finish_opening(deadline)
             result = connection.call_unlike(command.name, arguments, deadline, repeats=number)
-        except Refused:
-            pool.checkin(connection)  # type: ignore[arg-type]  # it was refused over one
+        except Refused as refused:
+            if connection is not None:
+                pool.take_back(connection, refused)
             raise
         except BaseException as error:
             if connection is not None:
