@@ -656,7 +656,7 @@ class TestTheSeamsOfPyro5:
         frame = decoder.next_frame()
         assert frame is not None
         assert frame.body == b"body"
-        assert frame.header == (framing.INVOKE, framing.MSGPACK, framing.FLAG_CORRELATION_ID, 77, 4, 18)
+        assert frame.header[:6] == (framing.INVOKE, framing.MSGPACK, framing.FLAG_CORRELATION_ID, 77, 4, 18)
         assert decoder.buffered == 0
 
     def test_our_refusal_is_their_exception(self) -> None:
