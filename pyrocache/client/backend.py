@@ -383,8 +383,9 @@ class Backend:
                 answer = pinned.settle(
                     command, (NO_VIEW, *arguments), deadline
                 )  # it stood still; once is enough
-        except (Refused, Unavailable):
+        except (Refused, Unavailable) as problem:
             pinned.drop()
-            return None
+            sent = (NO_VIEW, *arguments)
+            return self._router.outcome(pinned.member, command, sent, problem, deadline)
         pinned.release()
         return answer

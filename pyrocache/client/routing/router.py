@@ -291,6 +291,21 @@ class Router:
             found = self._membership.view.member(member.name)
         raise NodeLeft(f"{member.name} has left, with what it held; {command.name} needs no answer from it.")
 
+    def outcome(
+        self,
+        member: Member,
+        command: Command,
+        arguments: tuple[Any, ...],
+        problem: Problem,
+        deadline: Deadline,
+    ) -> Any:
+        """Return the result of a change that has failed on a connection of its own; None if it is not known."""
+        if not command.once or isinstance(problem, Refused):
+            return None
+        request = Request(member, command, arguments)
+        action = self._decide(Attempts(), request, problem, deadline)
+        return action.value if isinstance(action, _Result) else None
+
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
         self.views.closed = True
