@@ -7,8 +7,8 @@ these. To add TLS or another byte stream below the protocol, start at ``net/chan
 
 Every method takes the deadline of the whole call. It raises `NodeUnavailable` when the owner does not answer,
 `RemoteError` when the owner refuses or its reply is not valid, `NoNodes` or `NameServerUnavailable` when no node is
-known, and `ClientClosed` after `Backend.close`. ``protocol/commands.py`` lists the idempotent commands, which alone
-are retried after a lost reply.
+known, and `ClientClosed` after `Backend.close`. A change whose reply was lost, and whose outcome cannot be found out,
+is `MayHaveBeenDone`.
 
 Thread safety: thread-safe, except that only one thread at a time may use a `PinnedConnection`.
 """
@@ -37,6 +37,7 @@ from pyrocache.protocol.commands import Command
 from pyrocache.protocol.int_frame import INT_TOO_LARGE, MAX_INT_BYTES
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
+from pyrocache.protocol.refusals import TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
@@ -100,6 +101,11 @@ class Backend:
             "nameserver": config.nameserver,
         }
         return cls(Router(directory, **settings))
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """Return the counts of what the router did after failures, which can be changed."""
+        return self._router.retries
 
     # One key
 
@@ -272,7 +278,7 @@ class Backend:
 
         When `PinnedConnection.fileno` is readable, `finish_renew` can receive the answer.
         """
-        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
+        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl), Deadline(ttl))
 
     def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
         """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
@@ -430,10 +436,18 @@ class Backend:
             return None
         try:
             # No view: the grant is at this node, even if another node owns the key by now.
-            answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
-        except (Refused, Unavailable):
+            try:
+                answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
+            except Refused as refused:
+                if refused.refusal.code != TRY_AGAIN:
+                    raise
+                answer = pinned.settle(
+                    command, (NO_VIEW, *arguments), deadline
+                )  # it stood still; once is enough
+        except (Refused, Unavailable) as problem:
             pinned.drop()
-            return None
+            sent = (NO_VIEW, *arguments)
+            return self._router.outcome(pinned.member, command, sent, problem, deadline)
         pinned.release()
         return answer
 

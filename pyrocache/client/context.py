@@ -283,6 +283,7 @@ class ClientContext:
         """Set this client's statistics to 0."""
         with self._lock:
             self.figures = ClientStats()
+        self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
 
 
 def _unpickled(config: ClientConfig) -> ClientContext:

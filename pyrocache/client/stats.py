@@ -222,6 +222,9 @@ class ClientStats:
         undecodable: keys and values read that do not decode here and were treated as missing; corrupt values are among
             them.
         loads_not_stored: loaded values that were returned but could not be stored.
+        retries: requests that were sent again after a failure.
+        repeats: changes whose reply was lost, so that the node was asked for their outcome; each time counts.
+        unsettled: changes that ended in `MayHaveBeenDone`.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """
 
@@ -230,6 +233,9 @@ class ClientStats:
     undecodable: int = 0
     loads_not_stored: int = 0
     conflicts: int = 0
+    retries: int = 0
+    repeats: int = 0
+    unsettled: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return a plain dict."""

@@ -31,6 +31,7 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.protocol.request_id import milliseconds
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
@@ -179,7 +180,7 @@ class Node:
         member = self.member
         return Greeting(
             member.name, member.incarnation, self.config.max_value_bytes, PROTOCOL, member.cluster
-        )
+        )._replace(clock_ms=milliseconds(now()) or 1)
 
     def _leave(self) -> None:
         """Remove this node from the view, redirect clients for a moment, then stop serving."""

@@ -7,7 +7,7 @@ names and arguments. Pure: constants only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -43,12 +43,14 @@ class Command:
     Attributes:
         name: the method of `CacheNode`.
         scope: its subject.
-        idempotent: executing it twice has the same effect as executing it once, so it may be sent again after its reply
-            was lost. The second reply may differ for `invalidate_tag`, `fill` and `abandon`.
+        idempotent: executing it twice in a row has the same effect as executing it once. The second reply may differ
+            for `invalidate_tag`, `fill` and `abandon`.
         runs: how a node runs it.
         mutates: it may change the store.
         operation: what errors call it, if not by its name.
         large: a request may hold one value of the node's ``--max-value``. Any other request is at most a batch long.
+        once: it must not be executed again after its reply was lost, because it changes the store (another client may
+            have changed the entry meanwhile) or is not idempotent. See `client.routing.retry`.
     """
 
     name: str
@@ -58,6 +60,10 @@ class Command:
     mutates: bool
     operation: str = ""
     large: bool = False
+    once: bool = field(init=False)  # a field, because it is read on each call
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "once", self.mutates or not self.idempotent)
 
     @property
     def title(self) -> str:
@@ -65,7 +71,7 @@ class Command:
         return self.operation or self.name
 
 
-GET = Command("get", Scope.KEY, True, Runs.INLINE, True)  # mutates with touch_seconds only
+GET = Command("get", Scope.KEY, True, Runs.INLINE, False)  # touch_seconds sets a TTL, which may be done twice
 GET_WITH_VERSION = Command("get_with_version", Scope.KEY, True, Runs.INLINE, False)
 GET_WITH_TIMES = Command("get_with_times", Scope.KEY, True, Runs.INLINE, False)
 GET_ENTRY = Command("get_entry", Scope.KEY, True, Runs.INLINE, False)

@@ -50,6 +50,7 @@ class Header(NamedTuple):
     sequence: int
     body_bytes: int
     annotation_bytes: int
+    correlation: bytes = _NO_CORRELATION
 
     @property
     def frame_bytes(self) -> int:
@@ -70,7 +71,7 @@ def parse_header(data: Buffer) -> Header:
     Raises:
         ProtocolError: they are not a header of protocol 502.
     """
-    tag, version, *fields, _, _, magic = _HEADER.unpack_from(data)
+    tag, version, *fields, _, magic = _HEADER.unpack_from(data)
     if tag != b"PYRO" or version != _VERSION or magic != _MAGIC:
         raise ProtocolError(_NO_MESSAGE)
     return Header(*fields)

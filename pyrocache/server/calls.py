@@ -46,14 +46,14 @@ class OutstandingCalls:
         )  # one worker from the beginning, in case that no thread can be started later
         self._max_jobs = max_jobs
         self._jobs = 0
-        self._jobs_of: dict[Hashable, int] = {}  # by `Session.owner`
+        self._jobs_of: dict[Hashable, int] = {}  # by `Session.client`
         self._short_of_threads = False
         self._wake = wake
         self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
     def start_job(self, connection: Connection, job: Job) -> bool:
         """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many, or of one client."""
-        owner = connection.session.owner or connection.session
+        owner = connection.session.client or connection.session
         own = self._jobs_of.get(owner, 0)
         if self._jobs >= self._max_jobs or (
             own and not within_quota(own + 1, self._jobs + 1, self._max_jobs)
@@ -93,7 +93,7 @@ class OutstandingCalls:
             if isinstance(reply, PendingReply):
                 self.cancel(connection)
             else:
-                self._forget_job(connection.session.owner or connection.session)
+                self._forget_job(connection.session.client or connection.session)
             yield connection, reply
 
     def close(self) -> None:

@@ -39,13 +39,25 @@ class Connection:
         accounted: bytes that the `BufferLimit` counts for this connection.
         active_at: time of the last activity (seconds of `runtime.clock`, like the other times).
         partial_since: time at which the incomplete request began.
+        waited: its next request waited while the server stood still; see `EventLoop`.
+        change: the number of the change that is on a worker thread or deferred, or None.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
 
     __slots__ = (
-        *("accounted", "active_at", "busy", "channel", "decoder", "deferred", "ending_at", "events"),
+        *(
+            "accounted",
+            "active_at",
+            "busy",
+            "change",
+            "channel",
+            "decoder",
+            "deferred",
+            "ending_at",
+            "events",
+        ),
         *("handshake", "idle", "outgoing", "partial_since", "paused"),
-        *("queued_at", "sent", "session", "throttled", "unread"),
+        *("queued_at", "sent", "session", "throttled", "unread", "waited"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
@@ -56,6 +68,8 @@ class Connection:
         self.idle = False
         self.busy = False
         self.deferred: Deferred | None = None
+        self.waited = False
+        self.change: int | None = None
         self.paused = False
         self.throttled = False
         self.events = 0

@@ -25,7 +25,7 @@ import heapq
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from Pyro5.errors import PyroError
@@ -44,18 +44,20 @@ class Session:
     """The part of a connection that the calls which arrive on it may use.
 
     Attributes:
-        owner: whose connection it is, for quotas: equal for all connections of one client. None: of a client that has
-            no other connection. The handshake may set it, before the first request.
         closed: whether the connection is closed. Once True, it stays True.
         holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
+        client: the session of the client that its requests are identified by, equal for all its connections, also for
+            quotas; None if they are not.
+        last: the number and the reply of the last change, or None. `Outcomes` describes it.
     """
 
-    __slots__ = ("_callbacks", "_lock", "closed", "holds", "owner")
+    __slots__ = ("_callbacks", "_lock", "client", "closed", "holds", "last")
 
     def __init__(self) -> None:
-        self.owner: Hashable = None
         self.closed = False
         self.holds = 0
+        self.client: bytes | None = None
+        self.last: tuple[int, bytes] | None = None
         self._lock = threading.Lock()  # guards: closed, _callbacks
         self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
 

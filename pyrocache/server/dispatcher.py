@@ -75,12 +75,13 @@ class PendingReply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Method:
-    """A method that clients may call, with the serializer of their requests."""
+    """A method that clients may call, with the serializer of their requests; ``once`` is as in `Command`."""
 
     name: str
     call: Callable[..., Any]
     runs: Runs
     serializer: Serializer
+    once: bool = False
 
 
 class Dispatcher:
@@ -127,8 +128,9 @@ class Dispatcher:
             for name in names
         }
         calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
+        once = {name for name in names if commands[name].once}
         self._methods = {
-            (serializer.number, *key): Method(key[1], *call, serializer)
+            (serializer.number, *key): Method(key[1], *call, serializer, key[1] in once)
             for serializer in serializers
             for key, call in calls.items()
         }
@@ -209,6 +211,18 @@ class Dispatcher:
         """Return the refusal of a request that exceeds a limit of the server."""
         refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
         return _refuse(sequence, refusal, serializer or MSGPACK)
+
+    @staticmethod
+    def not_executed(sequence: int, code: str, text: str, serializer: Serializer) -> bytes:
+        """Return the refusal of a request that is not executed, because of what its header says."""
+        return _refuse(sequence, Refusal(code, text), serializer)
+
+    @staticmethod
+    def was_executed(reply: bytes) -> bool:
+        """Return whether a reply is not a refusal that says that the request was not executed."""
+        if not framing.parse_header(reply).flags & framing.FLAG_EXCEPTION:
+            return True
+        return refusals.unpack_refusal(reply[framing.HEADER_BYTES :]).code not in refusals.NOT_EXECUTED
 
     @staticmethod
     def rejected() -> bytes:

@@ -97,7 +97,7 @@ class Claims(Generic[_Claim]):
         self._max_per_session = max_per_session
         self._bytes = 0
         self._keys: dict[Session, set[bytes]] = {}
-        self._uses: dict[Hashable, int] = {}  # by `Session.owner`: bytes, a key for each session
+        self._uses: dict[Hashable, int] = {}  # by `Session.client`: bytes, a key for each session
 
     @property
     def waiting(self) -> int:
@@ -117,7 +117,7 @@ class Claims(Generic[_Claim]):
         total = self._bytes if key in self.by_key else self._bytes + cost
         if key in self._keys.get(session, ()):
             return total <= self._max_bytes
-        own = self._uses.get(session.owner or session, 0) + cost
+        own = self._uses.get(session.client or session, 0) + cost
         return within_quota(own, total, self._max_bytes)
 
     def _check_quota(self, session: Session, key: bytes) -> None:
@@ -139,7 +139,7 @@ class Claims(Generic[_Claim]):
             session.holds += 1
         if key not in keys:
             keys.add(key)
-            owner = session.owner or session
+            owner = session.client or session
             self._uses[owner] = self._uses.get(owner, 0) + len(key) + KEY_OVERHEAD
 
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
@@ -160,7 +160,7 @@ class Claims(Generic[_Claim]):
         keys = self._keys.get(session, set())
         if key in keys:
             keys.remove(key)
-            owner = session.owner or session
+            owner = session.client or session
             left = self._uses.pop(owner) - len(key) - KEY_OVERHEAD
             if left:
                 self._uses[owner] = left

@@ -373,6 +373,7 @@ class CacheNode:
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
+                self._guard.check_lease()
                 most = min(limit - len(found), SLICE)
                 keys, cursor = self._store.page(
                     namespace, prefix, cursor, most, room, tag=tag, described=details
@@ -393,6 +394,7 @@ class CacheNode:
         total = cursor = 0
         while True:
             with self._lock:
+                self._guard.check_lease()
                 count, cursor = self._store.count(namespace, cursor)
             total += count
             if not cursor or (enough is not None and total >= enough):
@@ -409,9 +411,11 @@ class CacheNode:
         removed = 0
         if not cursor:
             with self._lock:
+                self._guard.check_lease()
                 self._coordination.leases.void_all(prefix)
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
+                self._guard.check_lease()
                 keys, cursor = self._store.page(namespace, prefix, cursor, SLICE, BATCH_BYTES, stale=True)
                 removed += self._delete_all(keys)
                 self._coordination.settle(keys)
@@ -427,6 +431,7 @@ class CacheNode:
         """
         validation.check(namespace=namespace)
         with self._lock:
+            self._guard.check_lease()
             self._coordination.leases.void_all(namespace)
             return int(self._store.apply(Clear(namespace)))
 
@@ -434,6 +439,7 @@ class CacheNode:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
+            self._guard.check_lease()
             self._coordination.leases.invalidate(tag)
             return int(self._store.apply(InvalidateTag(tag)))
 

@@ -47,6 +47,7 @@ class FakeRouter:
         self.answers = list(answers)
         self.calls: list[tuple[Any, ...]] = []
         self.idempotent: list[bool] = []
+        self.retries: dict[str, int] = {}
         self.largest_values: list[int] = []
         self.deadlines: list[Deadline] = []
         self.closed = False

@@ -296,9 +296,10 @@ def test_calls_come_back(method: str, arguments: list[Any], sequence: int) -> No
         sequence,
         len(message) - 40,
         0,
+        bytes(16),
     )
     unpacked = messages.CallUnpacker(NAME, METHODS).unpack(message)
-    assert unpacked == (sequence, METHODS[method], arguments)
+    assert unpacked == (sequence, METHODS[method], arguments, bytes(8), 0, 0)
 
 
 def test_calls_of_others_are_not_understood_at_once() -> None:
@@ -574,7 +575,7 @@ def test_a_result_that_is_damaged_is_never_taken_for_another(data: st.DataObject
         return
     if result is not messages.UNUSUAL:
         header = framing.parse_header(message)
-        assert header == (framing.RESULT, framing.MSGPACK, 0, 7, len(message) - 40, 0)
+        assert header[:6] == (framing.RESULT, framing.MSGPACK, 0, 7, len(message) - 40, 0)
         assert repr(result) == repr(messages.unpack_plain(bytes(message[40:])))
 
 

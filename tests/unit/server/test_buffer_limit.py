@@ -107,7 +107,7 @@ def test_beyond_the_limit_the_client_with_most_loses_and_not_the_largest_connect
     greedy = []
     for number in range(7):
         greedy.append(buffers.begin(3 * MIB, 100))
-        greedy[-1].session.owner = "greedy"
+        greedy[-1].session.client = "greedy"
         buffers.receive(greedy[-1], 2 * MIB + number)
     assert buffers.refused
     assert set(buffers.refused) <= set(greedy)

@@ -26,7 +26,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def connection(owner: str | None = None) -> Any:
     session = Session()
-    session.owner = owner
+    session.client = owner
     return SimpleNamespace(busy=False, deferred=None, session=session)
 
 

@@ -349,7 +349,7 @@ def test_a_client_may_use_a_quarter_and_many_greedy_ones_leave_some_for_the_next
         with suppress(QuotaExceeded):
             while True:
                 session = Session()  # of which a client may have many
-                session.owner = owner
+                session.client = owner
                 for _ in range(8):
                     node.load(session, key=b"\0%3d" % len(node.leases.by_key))
                     taken += 1
@@ -361,7 +361,7 @@ def test_a_client_may_use_a_quarter_and_many_greedy_ones_leave_some_for_the_next
     assert take_all("last") == 18
 
     session = Session()
-    session.owner = "first"
+    session.client = "first"
     with pytest.raises(QuotaExceeded, match="Too many keys"):
         node.load(session, key=b"\0new")
     assert node.ask(session, key=b"\0  0", wait=0) is None, "it may wait for what it has already"
