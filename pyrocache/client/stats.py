@@ -161,10 +161,22 @@ class NodeStats(Totals):
     Attributes:
         pid: process id of the node.
         policy: its eviction policy.
+        view: the number of its view; 0 if it has none, as under a stock Pyro5 daemon.
+        lease_seconds: for how long it may serve unless its view is confirmed again; 0 if it may not.
+        silent: the names of the members that do not answer it, separated by spaces. It asks them only while the name
+            server does not confirm its view, or after a change.
     """
 
     pid: int = 0
     policy: str = ""
+    view: int = 0
+    lease_seconds: float = 0.0
+    silent: str = ""
+
+    @property
+    def serving(self) -> bool:
+        """Whether the node could serve when it was asked."""
+        return self.lease_seconds > 0.0 or not self.view
 
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:

@@ -194,8 +194,15 @@ class Node:
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)
 
+    def _lease_left(self) -> float:
+        """Return for how many seconds the node may serve; a lease without an end counts as a new one."""
+        return max(0.0, min(self.membership.serving_until - now(), self.config.lease_seconds))
+
     def _gauges(self) -> dict[str, Any]:
         return {
+            "view": self.membership.view.number,
+            "lease_seconds": self._lease_left(),
+            "silent": " ".join(self.membership.silent),
             "connections": len(self._event_loop.connections),
             "rss_bytes": _resident_bytes(),
             "latencies": self._dispatcher.latencies.as_lists(),

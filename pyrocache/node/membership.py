@@ -285,6 +285,8 @@ class NodeMembership:
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
             self._ask((*self.view.members, *self.fencing.before.members))
+        else:
+            self.silent = ()
         self._renew()
 
     def _ask_name_server(self) -> bool:
