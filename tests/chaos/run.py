@@ -57,7 +57,9 @@ class Outcome:
     def summary(self) -> str:
         """Return one line."""
         failed = sum(call.outcome == "maybe" for call in self.calls)
-        text = f"{'+'.join(self.faults)}: {len(self.calls)} calls, {failed} raised, "
+        errors = Counter(call.error for call in self.calls if call.error)
+        raised = ", ".join(f"{count} {error}" for error, count in errors.most_common())
+        text = f"{'+'.join(self.faults)}: {len(self.calls)} calls, {failed} raised{f' ({raised})' if raised else ''}, "
         kinds = Counter(violation.kind for violation in self.violations)
         found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
         if self.violations:
