@@ -152,7 +152,8 @@ class Node:
             while not self.stop_request.requested:
                 if not self._io_thread.is_alive():
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
-                pause = self.config.lease_seconds / 4 if self.membership.settled else _NUDGE_PAUSE_SECONDS
+                soon = self.membership.in_transition
+                pause = _NUDGE_PAUSE_SECONDS if soon else self.config.lease_seconds / 4
                 if self.stop_request.wait(pause):
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
                 self._tick()

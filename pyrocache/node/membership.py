@@ -84,6 +84,11 @@ class NodeMembership:
         return not self._pending() and self.fencing.valid_at <= self._clock()
 
     @property
+    def in_transition(self) -> bool:
+        """Whether the next `tick` should follow soon: a change is not settled, or the name server has lost the view."""
+        return not self.settled or self._blank_at is not None
+
+    @property
     def has_lease(self) -> bool:
         """Whether the node may serve at this moment."""
         return self._clock() < self.serving_until
