@@ -169,7 +169,7 @@ class Scene:
     def _release(self, node: LocalNode) -> None:
         try:
             node._process.signal(signal.SIGCONT)
-            if not node.alive and self._index(node) is not None:
+            if not node.alive and node in self.cluster.nodes:
                 self.restart(node)
         finally:
             with self._condition:
@@ -198,7 +198,7 @@ class Scene:
         """Start a dead node again under its name."""
         with self._losing(node.name, f"restart {node.name}"):
             try:
-                self.cluster.restart(self._index(node) or 0)
+                self.cluster.restart(self.cluster.nodes.index(node))
             except PyroCacheError as error:
                 self.note(f"no restart: {error}")  # `watch` tries again
                 return
@@ -232,7 +232,9 @@ class Scene:
         if node.name in self._names:
             return
         with self.claimed(node), self._losing(node.name, f"leave of {node.name}"):
-            self.cluster.remove_node(self._index(node) or 0)
+            node._process.terminate()
+            node._process.wait()
+            self.cluster.nodes.remove(node)
 
     def take_over(self, node: LocalNode) -> bool:
         """Start another node under the name of one that is silent or dead. Return whether it got the name."""
@@ -263,7 +265,7 @@ class Scene:
                 self.ended.append(node.name)
                 self.note(f"{node.name} has ended by itself")
             if any(other.name == node.name for other in self.cluster.nodes if other is not node):
-                del self.cluster.nodes[self._index(node) or 0]  # another one has its name
+                self.cluster.nodes.remove(node)  # another one has its name
             self._release(node)
 
     # The name server -------------------------------------------------------------------------------------
@@ -347,9 +349,6 @@ class Scene:
         for process in (*(node._process for node in self.cluster.nodes), *self._others):
             process.kill()
         self._stack.close()
-
-    def _index(self, node: LocalNode) -> int | None:
-        return next((index for index, other in enumerate(self.cluster.nodes) if other is node), None)
 
     def _free(self) -> list[LocalNode]:
         claimed = {id(node) for node in self._claimed}
