@@ -35,6 +35,8 @@ LEASE_SECONDS = 2.0
 TIMEOUT_SECONDS = 1.0
 _SLACK_SECONDS = LEASE_SECONDS + 0.5
 """How long after a node has joined or left its keys may still be lost: an old owner may serve until its lease ends."""
+OTHER = "other cluster's "
+"""Before the names of another cluster's keys, in histories. A node that joins may find that cluster in the listing."""
 _TAKE_SECONDS = 0.02
 _MEMORY = 256 * 2**20
 
@@ -61,7 +63,7 @@ class Scene:
         self.events: list[tuple[float, str]] = []
         self.ended: list[str] = []
         self.end_at = float("inf")
-        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS]
+        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS, *(OTHER + key for key in REGISTERS)]
         self.nameserver_lock = threading.Lock()  # held by the fault that harms the name server
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
         self._claimed: list[LocalNode] = []
@@ -186,7 +188,8 @@ class Scene:
             living = {node.name for node in self.cluster.nodes if node.alive}
             others = living - {*self._changing, name}
         view = ClusterView(Member(member, "127.0.0.1", 1) for member in (*others, name))
-        return frozenset(key for key in self.keys if view.owner(self._encode(key)).name == name)
+        encoded = ((key, self._encode(key.removeprefix(OTHER))) for key in self.keys)
+        return frozenset(key for key, encoded_key in encoded if view.owner(encoded_key).name == name)
 
     def kill(self, node: LocalNode) -> None:
         """Kill a node."""
