@@ -35,12 +35,10 @@ class Cutter:
 
     Attributes:
         parts: where it may cut; none at first.
-        cuts: how many there were.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.parts: tuple[str, ...] = ()
-        self.cuts = 0
         self._random = rng
         self._ports: set[int] = set()
         self._loop = asyncio.new_event_loop()
@@ -100,12 +98,11 @@ class Cutter:
                 data_bytes, annotation_bytes = struct.unpack_from("!II", header, 12)
                 frame = header + await reader.readexactly(data_bytes + annotation_bytes)
                 part = self._choose(parts)
+                if part in REPLY_PARTS:
+                    await asyncio.sleep(self._random.uniform(0.0, _HOLD_SECONDS))
                 writer.write(frame[: _kept(part, len(frame))] if part else frame)
                 await writer.drain()
                 if part:
-                    if part == "reply":
-                        await asyncio.sleep(self._random.uniform(0.0, _HOLD_SECONDS))
-                    self.cuts += 1
                     return
 
     def _choose(self, parts: tuple[str, ...]) -> str:

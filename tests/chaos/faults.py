@@ -22,7 +22,7 @@ from pyrocache.net.directory import NameServerDirectory
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
 from tests.chaos.load import REGISTERS, label
-from tests.chaos.scene import LEASE_SECONDS, TIMEOUT_SECONDS, Scene
+from tests.chaos.scene import LEASE_SECONDS, OTHER, TIMEOUT_SECONDS, Scene
 
 _SILENT_MEMBERS = 16
 _PADDING = "." * 900_000  # below 1 MiB, a node reads it in pieces, and serves others between them
@@ -90,9 +90,10 @@ def _late_bytes(scene: Scene) -> None:
     slow, quick = scene.recorder("slow"), scene.recorder("quick")
     with scene.claimed() as node, _tcp_client(scene) as writer, _tcp_client(scene) as other:
         key = scene.random.choice(sorted(scene.keys_of(node.name) & set(REGISTERS)))
-        for number in range(3):  # lets the system's buffers grow
-            _set(slow, writer, key, number, _PADDING)
-            _get(quick, other, key)
+        with scene.nameserver_lock:  # new clients have to find this cluster
+            for number in range(3):  # lets the system's buffers grow
+                _set(slow, writer, key, number, _PADDING)
+                _get(quick, other, key)
         scene.pause(node)
         stopped_at = time.monotonic()
         _set(slow, writer, key, 3, _PADDING)
@@ -219,10 +220,10 @@ def _use_other_cluster(scene: Scene, address: str) -> None:
     keys = scene.random.sample(REGISTERS, _FOREIGN_KEYS)
     with PyroCacheClient(address, timeout=TIMEOUT_SECONDS) as cache:
         for number, key in enumerate(keys):
-            _set(record, cache, key, number, of="other cluster's ")
+            _set(record, cache, key, number, of=OTHER)
         scene.wait(2.0)
         for key in keys:
-            _get(record, cache, key, of="other cluster's ")
+            _get(record, cache, key, of=OTHER)
 
 
 # Connections and descriptors ---------------------------------------------------------------------------------

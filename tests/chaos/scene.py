@@ -35,6 +35,8 @@ LEASE_SECONDS = 2.0
 TIMEOUT_SECONDS = 1.0
 _SLACK_SECONDS = LEASE_SECONDS + 0.5
 """How long after a node has joined or left its keys may still be lost: an old owner may serve until its lease ends."""
+OTHER = "other cluster's "
+"""Before the names of another cluster's keys, in histories. A node that joins may find that cluster in the listing."""
 _TAKE_SECONDS = 0.02
 _MEMORY = 256 * 2**20
 
@@ -61,7 +63,7 @@ class Scene:
         self.events: list[tuple[float, str]] = []
         self.ended: list[str] = []
         self.end_at = float("inf")
-        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS]
+        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS, *(OTHER + key for key in REGISTERS)]
         self.nameserver_lock = threading.Lock()  # held by the fault that harms the name server
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
         self._claimed: list[LocalNode] = []
@@ -169,7 +171,7 @@ class Scene:
     def _release(self, node: LocalNode) -> None:
         try:
             node._process.signal(signal.SIGCONT)
-            if not node.alive and self._index(node) is not None:
+            if not node.alive and node in self.cluster.nodes:
                 self.restart(node)
         finally:
             with self._condition:
@@ -186,7 +188,8 @@ class Scene:
             living = {node.name for node in self.cluster.nodes if node.alive}
             others = living - {*self._changing, name}
         view = ClusterView(Member(member, "127.0.0.1", 1) for member in (*others, name))
-        return frozenset(key for key in self.keys if view.owner(self._encode(key)).name == name)
+        encoded = ((key, self._encode(key.removeprefix(OTHER))) for key in self.keys)
+        return frozenset(key for key, encoded_key in encoded if view.owner(encoded_key).name == name)
 
     def kill(self, node: LocalNode) -> None:
         """Kill a node."""
@@ -198,7 +201,7 @@ class Scene:
         """Start a dead node again under its name."""
         with self._losing(node.name, f"restart {node.name}"):
             try:
-                self.cluster.restart(self._index(node) or 0)
+                self.cluster.restart(self.cluster.nodes.index(node))
             except PyroCacheError as error:
                 self.note(f"no restart: {error}")  # `watch` tries again
                 return
@@ -232,7 +235,9 @@ class Scene:
         if node.name in self._names:
             return
         with self.claimed(node), self._losing(node.name, f"leave of {node.name}"):
-            self.cluster.remove_node(self._index(node) or 0)
+            node._process.terminate()
+            node._process.wait()
+            self.cluster.nodes.remove(node)
 
     def take_over(self, node: LocalNode) -> bool:
         """Start another node under the name of one that is silent or dead. Return whether it got the name."""
@@ -263,7 +268,7 @@ class Scene:
                 self.ended.append(node.name)
                 self.note(f"{node.name} has ended by itself")
             if any(other.name == node.name for other in self.cluster.nodes if other is not node):
-                del self.cluster.nodes[self._index(node) or 0]  # another one has its name
+                self.cluster.nodes.remove(node)  # another one has its name
             self._release(node)
 
     # The name server -------------------------------------------------------------------------------------
@@ -347,9 +352,6 @@ class Scene:
         for process in (*(node._process for node in self.cluster.nodes), *self._others):
             process.kill()
         self._stack.close()
-
-    def _index(self, node: LocalNode) -> int | None:
-        return next((index for index, other in enumerate(self.cluster.nodes) if other is node), None)
 
     def _free(self) -> list[LocalNode]:
         claimed = {id(node) for node in self._claimed}

@@ -21,7 +21,8 @@ NAMES = [name for name in FAULTS if name != "none"]
 def check(names: tuple[str, ...]) -> None:
     print(f"seed {SEED}; to run it again: python -m tests.chaos --fault {'+'.join(names)} --seed {SEED}")
     outcome = run(names, SECONDS, SEED)
-    assert outcome.good, outcome.report()
+    if not outcome.good:
+        pytest.fail(outcome.report(), pytrace=False)
     assert len(outcome.calls) > 1000
 
 
