@@ -392,7 +392,7 @@ def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
 
     shown = call(*command)
     assert (shown.status, shown.err) == (0, "")
-    assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes\n")
+    assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes, view ")
     rows = {row.split()[0]: row.split() for row in shown.out.splitlines() if "cache.node." in row}
     assert {name: int(row[2]) for name, row in rows.items()} == entries
     assert all(nodes[name].policy in row for name, row in rows.items())

@@ -16,9 +16,9 @@ from pyrocache import LocalCluster, NodeUnavailable, PyroCacheClient
 from pyrocache.client.backend import Backend
 from pyrocache.client.context import ClientContext
 from pyrocache.client.routing.router import Router
-from pyrocache.cluster.routing import Member
+from pyrocache.cluster.routing import ClusterView
 from pyrocache.config import ClientConfig
-from pyrocache.net.directory import NameServerDirectory
+from pyrocache.net.directory import Listing, NameServerDirectory
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.nodes import private_cluster
 
@@ -38,9 +38,10 @@ class Proxied:
         self._directory = NameServerDirectory(nameserver)
         self._port = port
 
-    def members(self, timeout: float = 5.0) -> list[Member]:
-        listed = self._directory.members(timeout)
-        return [replace(member, port=self._port, socket_path="") for member in listed]
+    def listing(self, timeout: float = 5.0) -> Listing:
+        listed = self._directory.listing(timeout)
+        members = [replace(member, port=self._port, socket_path="") for member in listed.view.members]
+        return listed._replace(views=(ClusterView(members, listed.view.number, listed.cluster),))
 
 
 @pytest.fixture
