@@ -210,7 +210,7 @@ def _pause(attempts: Attempts) -> float:
 def _may_repeat(request: Request, view: ClusterView, elapsed: float) -> bool:
     """Return whether a request would be routed as before, to a start of a node that can still know its outcome."""
     routed = request.command.scope in (Scope.KEY, Scope.KEYS)
-    same_view = not routed or request.arguments[0] in (view.id, NO_VIEW)
+    same_view = not routed or request.arguments[0] in (view.number, NO_VIEW)
     return same_view and view.member(request.member.name) == request.member and elapsed < REPEAT_SECONDS
 
 

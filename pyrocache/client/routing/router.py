@@ -133,7 +133,7 @@ class Router:
                 )
             except (Refused, Unavailable) as problem:
                 attempts = attempts or Attempts()
-                request = Request(member, command, (view.id, key, *arguments), largest)
+                request = Request(member, command, (view.number, key, *arguments), largest)
                 outcome = self._recover(attempts, request, problem, deadline)
                 if outcome is not _AGAIN:
                     return outcome
