@@ -43,7 +43,7 @@ MAX_SECONDS = 1_000_000
 """The longest timeout or deadline, eleven days; a TTL may be longer."""
 
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
-_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\s/@]+))(?::(\d{1,5}))?")
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")

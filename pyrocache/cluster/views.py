@@ -86,6 +86,8 @@ def _checked(
     for member in members:
         if not (type(member.host) is type(member.incarnation) is str and type(member.port) is int):
             raise TypeError("not a member")
+        if parse_address(member.address, default_port=0) != (member.host, member.port):
+            raise ValueError("not an address")
         # A forged view must not make clients connect to an arbitrary Unix socket.
         if member.socket_path and not is_socket_path(member.socket_path, member.incarnation):
             raise ValueError("not a socket of a node")

@@ -88,7 +88,9 @@ class Membership:
             if listing.members and not current.number:
                 self.view = ClusterView(listing.members)
         elif not current.number or listed.cluster == current.cluster:
-            if listed.number >= current.number:
+            if (
+                listed.number >= current.number and listed != current
+            ):  # an equal one does not know its owners yet
                 self.view = listed
         elif not self._serving(current.members, deadline.remaining()):
             log.warning(

@@ -61,7 +61,7 @@ class Refused(Exception):
 class Peer:
     """A caller of one `CacheNode`: ``peer.get(view, key)`` and so on."""
 
-    def __init__(self, target: Any, node: CacheNode, clock: Clock, stale: list[bool]) -> None:
+    def __init__(self, target: Any, node: CacheNode, clock: Clock, stale: list[int]) -> None:
         self.target = target
         self.node = node
         self.clock = clock
@@ -130,10 +130,10 @@ def stock_daemon() -> Iterator[Register]:
 def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Register) -> Iterator[Peer]:
     """A caller of a fresh node that holds no view."""
     clock = Clock()
-    stale: list[bool] = []
+    stale: list[int] = []
     node = CacheNode(
         Store(MAX_MEMORY, clock=clock),
-        RequestGuard(NAME, "the first", on_stale=lambda: stale.append(True)),
+        RequestGuard(NAME, "the first", on_stale=stale.append),
         max_value_bytes=MAX_VALUE_BYTES,
         clock=clock,
     )
@@ -148,13 +148,18 @@ def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Reg
     node.ownership.forget_everything()
 
 
-def two_members() -> ClusterView:
-    return ClusterView(
-        [
-            Member(NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"),
-            Member("cache.node.2", "127.0.0.1", 2, 2.0, "other"),
-        ]
-    )
+def two_members(number: int = 7) -> ClusterView:
+    members = [
+        Member(NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"),
+        Member("cache.node.2", "127.0.0.1", 2, 2.0, "other"),
+    ]
+    return ClusterView(members, number, "c1")
+
+
+def as_sent(view: ClusterView) -> dict[str, Any]:
+    """A view as the detail of a refusal."""
+    members = [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
+    return {"number": view.number, "cluster": view.cluster, "members": members}
 
 
 def columns(entries: list[list[bytes]]) -> tuple[list[bytes], list[bytes]]:
@@ -1281,7 +1286,8 @@ class TestScansByTag:
 class TestViews:
     def test_a_node_without_a_view_has_no_members(self, peer: Peer) -> None:
         assert peer.members() == []
-        assert peer.ping() == {"name": NAME, "incarnation": "the first", "serving": True}
+        answer = {"name": NAME, "incarnation": "the first", "serving": True, "view": 0, "id": 0}
+        assert peer.ping() == answer
 
     def test_a_node_tells_its_view(self, peer: Peer) -> None:
         peer.node.ownership.adopt(two_members())
@@ -1289,16 +1295,31 @@ class TestViews:
             [NAME, "127.0.0.1", 1, 1.0, "the first", "/run/first.sock"],
             ["cache.node.2", "127.0.0.1", 2, 2.0, "other", ""],
         ]
+        answer = peer.ping(7)
+        assert (answer["view"], answer["id"], answer["serving"]) == (7, two_members().id, True)
+        peer.node.ownership.prepare()
+        assert peer.ping(7)["id"] == 0, "a newer view seems to exist"
+        peer.node.ownership.confirm()
+        assert peer.ping(7)["id"] == two_members().id
 
     def test_the_right_view_and_none_are_served(self, peer: Peer) -> None:
         view = two_members()
         peer.node.ownership.adopt(view)
         key = owned_by(view, NAME, 1)[0]
-        assert peer.set(view.id, key, b"value") is True
-        assert peer.get(view.id, key) == b"value"
+        assert peer.set(7, key, b"value") is True
+        assert peer.get(7, key) == b"value"
         assert peer.get(NO_VIEW, key) == b"value"
-        assert peer.ping(view.id)["serving"] is True
+        assert peer.ping(7)["serving"] is True
         assert peer.stale == []
+
+    def test_without_a_view_the_node_checks_ownership_itself(self, peer: Peer) -> None:
+        view = two_members()
+        peer.node.ownership.adopt(view)
+        key = owned_by(view, "cache.node.2", 1)[0]
+        for method, arguments in [("get", (key,)), ("set", (key, b"v")), ("get_many", ([key],))]:
+            with pytest.raises(Refused) as caught:
+                getattr(peer, method)(NO_VIEW, *arguments)
+            assert (caught.value.code, caught.value.detail) == ("stale-view", as_sent(view))
 
     @pytest.mark.parametrize(
         ("method", "arguments"),
@@ -1326,43 +1347,107 @@ class TestViews:
     def test_another_view_is_stale_and_changes_nothing(
         self, peer: Peer, method: str, arguments: tuple[Any, ...]
     ) -> None:
-        view = ClusterView([Member(NAME, "127.0.0.1", 1)])
+        view = ClusterView([Member(NAME, "127.0.0.1", 1)], 8, "c1")
         peer.node.ownership.adopt(view)
-        peer.set(view.id, b"key", b"old")
+        peer.set(8, b"key", b"old")
         before = peer.stats()
-        with pytest.raises(Refused) as caught:
-            getattr(peer, method)(two_members().id, *arguments)
-        assert caught.value.code == "stale-view"
-        assert caught.value.detail == [[NAME, "127.0.0.1", 1, 1.0, "", ""]]
-        assert peer.stale == [True], "the node is told to look for a newer view itself"
+        for number in (7, 9):
+            with pytest.raises(Refused) as caught:
+                getattr(peer, method)(number, *arguments)
+            assert caught.value.code == "stale-view"
+            assert caught.value.detail == as_sent(view)
+        assert peer.stale == [9], "the node is told to look for a newer view itself"
         after = peer.stats()
         assert {name: after[name] for name in ("hits", "misses", "sets", "deletes", "entries")} == {
             name: before[name] for name in ("hits", "misses", "sets", "deletes", "entries")
         }
-        assert (peer.get(view.id, b"key"), peer.ttl(view.id, b"key")) == (b"old", math.inf)
-        assert peer.contains(view.id, b"other") is False
+        assert (peer.get(8, b"key"), peer.ttl(8, b"key")) == (b"old", math.inf)
+        assert peer.contains(8, b"other") is False
 
-    def test_a_stale_view_seen_in_a_ping_is_noted(self, peer: Peer) -> None:
+    def test_a_newer_view_seen_in_a_ping_is_noted(self, peer: Peer) -> None:
         peer.node.ownership.adopt(two_members())
-        assert peer.ping(12345)["name"] == NAME
-        assert peer.stale == [True]
+        for number in (6, 7, 12345):
+            assert peer.ping(number)["name"] == NAME
+        assert peer.stale == [12345]
 
     def test_a_node_that_is_not_in_its_own_view_says_that_it_is_leaving(self, peer: Peer) -> None:
-        others = ClusterView([Member("cache.node.2", "127.0.0.1", 2)])
+        others = ClusterView([Member("cache.node.2", "127.0.0.1", 2)], 8, "c1")
         peer.node.ownership.adopt(others)
         assert peer.ping()["serving"] is False
-        with pytest.raises(Refused) as caught:
-            peer.get(two_members().id, b"key")
-        assert caught.value.detail == [["cache.node.2", "127.0.0.1", 2, 1.0, "", ""]]
+        for number in (7, NO_VIEW):
+            with pytest.raises(Refused) as caught:
+                peer.get(number, b"key")
+            assert caught.value.detail == as_sent(others)
 
     def test_a_new_view_drops_what_belongs_to_others(self, peer: Peer) -> None:
         view = two_members()
         mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
         peer.set_many(NO_VIEW, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.ownership.adopt(view)
-        assert peer.get_many(view.id, mine) == [b"value"] * 20
-        assert peer.get_many(view.id, theirs) == [None] * 20
+        assert peer.get_many(7, mine) == [b"value"] * 20
         assert peer.stats()["entries"] == 20
+        alone = ClusterView(view.members[:1], 8, "c1")
+        peer.node.ownership.adopt(alone, view)
+        assert peer.get_many(8, mine) == [b"value"] * 20
+        assert peer.get_many(8, theirs) == [None] * 20, "what was dropped never comes back"
+
+    def test_what_moves_away_and_back_unseen_is_dropped(self, peer: Peer) -> None:
+        """Another node had the keys in the view before, which this node has not adopted."""
+        alone, both = ClusterView(two_members().members[:1], 6, "c1"), two_members()
+        mine, theirs = owned_by(both, NAME, 20), owned_by(both, "cache.node.2", 20)
+        peer.node.ownership.adopt(alone)
+        peer.set_many(6, *columns([[key, b"value"] for key in mine + theirs]))
+        peer.node.ownership.adopt(ClusterView(alone.members, 8, "c1"), both)
+        assert peer.get_many(8, mine) == [b"value"] * 20
+        assert peer.get_many(8, theirs) == [None] * 20
+
+    def test_after_a_view_that_is_not_known_nothing_is_kept(self, peer: Peer) -> None:
+        alone = two_members().members[:1]
+        peer.node.ownership.adopt(ClusterView(alone, 6, "c1"))
+        peer.set(6, b"key", b"value")
+        peer.node.ownership.adopt(ClusterView(alone, 9, "c1"), ClusterView(alone, 8, "c1"))
+        assert peer.get(9, b"key") is None
+        assert peer.stats()["entries"] == 0
+
+    def test_what_a_member_of_the_view_before_may_still_serve_waits(self, peer: Peer) -> None:
+        before = two_members()
+        mine, theirs = (owned_by(before, name, 2) for name in (NAME, "cache.node.2"))
+        peer.node.ownership.adopt(before)
+        peer.node.ownership.adopt(ClusterView(before.members[:1], 8, "c1"), before, {"cache.node.2"})
+        for number in (8, NO_VIEW):
+            assert peer.set(number, mine[0], b"value") is True
+            assert peer.get_many(number, mine) == [b"value", None]
+            assert peer.refusal("set", number, theirs[0], b"value") == "not-serving"
+            assert peer.refusal("get_many", number, [mine[0], theirs[0]]) == "not-serving"
+        assert peer.ping()["serving"] is True
+        peer.node.ownership.take_over(frozenset())
+        assert peer.set(8, theirs[0], b"value") is True
+
+    def test_without_a_lease_entries_are_kept_and_not_served(self, peer: Peer) -> None:
+        peer.node.ownership.adopt(ClusterView(two_members().members[:1], 8, "c1"))
+        peer.set(8, b"key", b"value")
+        peer.node.ownership.lapse(True)
+        for number in (8, NO_VIEW):
+            assert peer.refusal("get", number, b"key") == "not-serving"
+            assert peer.refusal("set", number, b"key", b"new") == "not-serving"
+            assert peer.refusal("get_many", number, [b"key"]) == "not-serving"
+        assert peer.ping()["serving"] is False
+        assert peer.stats()["entries"] == 1
+        peer.node.ownership.lapse(False)
+        assert peer.get(8, b"key") == b"value"
+
+    def test_versions_and_tokens_grow_with_the_view(self, peer: Peer) -> None:
+        """Whatever another owner has counted under a view before."""
+        alone = two_members().members[:1]
+        peer.node.ownership.adopt(ClusterView(alone, 8, "c1"))
+        peer.set(8, b"key", b"value")
+        assert 8 << 32 <= peer.get_with_version(8, b"key")[1] < 9 << 32
+        assert 8 << 32 < peer.node.acquire(8, b"lock", 1, 60.0, 0.0) < 9 << 32
+        peer.node.ownership.adopt(ClusterView(alone, 9, "c1"), ClusterView(alone, 8, "c1"))
+        assert peer.get_with_version(9, b"key")[1] < 9 << 32, "the same value"
+        peer.set(9, b"key", b"new")
+        assert 9 << 32 <= peer.get_with_version(9, b"key")[1] < 10 << 32
+        assert 9 << 32 < peer.node.acquire(9, b"another", 1, 60.0, 0.0) < 10 << 32
 
     def test_expired_values_that_are_kept_a_while_are_dropped_as_well(self, peer: Peer) -> None:
         view = two_members()
@@ -1376,12 +1461,14 @@ class TestViews:
         assert peer.stats()["entries"] == 0
 
     @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)
-    def test_a_view_is_given_by_its_id(self, peer: Peer, view: Any) -> None:
+    def test_a_view_is_given_by_its_number(self, peer: Peer, view: Any) -> None:
         peer.node.ownership.adopt(two_members())
         assert peer.refusal("get", view, b"key") == "bad-request"
         assert peer.refusal("set", view, b"key", b"value") == "bad-request"
         assert peer.refusal("get_many", view, [b"key"]) == "bad-request"
+        assert peer.refusal("ping", view) == "bad-request"
         assert peer.stats()["entries"] == 0
+        assert peer.stale == []
 
 
 WRONG_KEYS: list[Any] = ["key", b"", None, 7, 1.5, True, [b"key"], {"key": 1}]

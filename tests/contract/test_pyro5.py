@@ -33,10 +33,10 @@ from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
 from pyrocache import LocalCluster, Lock, PyroCacheClient
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
     KeyTooLarge,
     LockTimeout,
-    NodeUnavailable,
     NoNodes,
     RemoteError,
     SerializationError,
@@ -104,6 +104,13 @@ def proxy(request: pytest.FixtureRequest, shared_cluster: LocalCluster) -> Itera
         yield proxy
 
 
+def keys_of(proxy: Any, count: int) -> list[bytes]:
+    """Keys of the node that the proxy is for: without a view, a node answers for its own keys only."""
+    view = ClusterView([Member(name, host, port, weight) for name, host, port, weight, *_ in proxy.members()])
+    keys = (PREFIX + b"%05d" % number for number in range(100 * count))
+    return [key for key in keys if view.owner(key).name == proxy.ping()["name"]][:count]
+
+
 class TestAStockProxyOnOurNode:
     def test_metadata_lists_every_method_and_nothing_else(self, proxy: Any) -> None:
         proxy._pyroBind()
@@ -138,28 +145,28 @@ class TestAStockProxyOnOurNode:
         assert greetings[0]["max_value_bytes"] == 256 * 2**20 // 4
 
     def test_every_method_answers(self, proxy: Any) -> None:
-        a, b, c = PREFIX + b"a", PREFIX + b"b", PREFIX + b"c"
+        a, b, c, missing = keys_of(proxy, 4)
         everything = bytes(range(256))
         assert proxy.set(NO_VIEW, a, everything) is True
         assert proxy.set(NO_VIEW, b, b"", 60) is True
         assert proxy.set(NO_VIEW, key=c, value=b"named", ttl_seconds=0.5) is True
         assert proxy.get(NO_VIEW, a) == everything
         assert proxy.get(NO_VIEW, b) == b""
-        assert proxy.get(NO_VIEW, KEY) is None
+        assert proxy.get(NO_VIEW, missing) is None
         assert proxy.contains(NO_VIEW, b) is True
         assert proxy.ttl(NO_VIEW, a) == math.inf
         assert 50 < proxy.ttl(NO_VIEW, b) <= 60
-        assert proxy.ttl(NO_VIEW, KEY) is None
+        assert proxy.ttl(NO_VIEW, missing) is None
         assert proxy.delete(NO_VIEW, c) is True
         assert proxy.delete(NO_VIEW, c) is False
         assert proxy.set_many(NO_VIEW, (a, b), (b"1", b"2"), 60.0) == 2
-        assert proxy.get_many(NO_VIEW, (a, KEY, b)) == [b"1", None, b"2"]
+        assert proxy.get_many(NO_VIEW, (a, missing, b)) == [b"1", None, b"2"]
         assert proxy.count(PREFIX) == 2
         cursor, page = proxy.scan(PREFIX, PREFIX, 0, 1)
         last, rest = proxy.scan(PREFIX, PREFIX, cursor, limit=10)
         assert last == 0
         assert sorted(page + rest) == [a, b]
-        assert proxy.delete_many(NO_VIEW, [a, KEY]) == 1
+        assert proxy.delete_many(NO_VIEW, [a, missing]) == 1
         assert proxy.clear(PREFIX) == 1
         assert proxy.put(NO_VIEW, a, b"w\x01", 60.0, "absent", [b"tag"]) is True
         assert proxy.setdefault(NO_VIEW, a, b"other") == b"w\x01"
@@ -171,7 +178,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.touch_many(NO_VIEW, [a, b], 90.0) == 1
         assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
         assert proxy.get_entry(NO_VIEW, a)[3] == [b"tag"]
-        assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, KEY])] == [b"new", None]
+        assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, missing])] == [b"new", None]
         assert proxy.scan(PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
         assert proxy.invalidate_tag(b"tag") == 1
         assert proxy.set(NO_VIEW, a, b"value") is True
@@ -183,10 +190,10 @@ class TestAStockProxyOnOurNode:
         assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]
         _, token, _ = proxy.lease(NO_VIEW, b, 10, 0)
         assert proxy.abandon(NO_VIEW, b, token) is True
-        token = proxy.acquire(NO_VIEW, KEY, 1, 10, 0)
-        assert proxy.renew(NO_VIEW, KEY, token, 10) is True
-        assert proxy.holders(NO_VIEW, KEY) == 1
-        assert proxy.release(NO_VIEW, KEY, token) is True
+        token = proxy.acquire(NO_VIEW, missing, 1, 10, 0)
+        assert proxy.renew(NO_VIEW, missing, token, 10) is True
+        assert proxy.holders(NO_VIEW, missing) == 1
+        assert proxy.release(NO_VIEW, missing, token) is True
         assert proxy.reset_stats() is True
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.stats()["sets"] >= 1
@@ -217,7 +224,22 @@ class TestAStockProxyOnOurNode:
     def test_a_stale_view_tells_the_nodes_view(self, proxy: Any) -> None:
         with pytest.raises(PyroError) as caught:
             proxy.get(12345, KEY)
-        assert caught.value.detail == proxy.members()
+        told = caught.value.detail
+        assert told["members"] == proxy.members()
+        assert (told["number"], told["cluster"] != "") == (proxy.ping()["view"], True)
+
+    def test_a_key_of_another_node_is_refused_with_the_view(self, proxy: Any) -> None:
+        own = set(keys_of(proxy, 100))
+        foreign = next(key for key in (PREFIX + b"%05d" % number for number in range(100)) if key not in own)
+        with pytest.raises(PyroError) as caught:
+            proxy.set(NO_VIEW, foreign, b"value")
+        assert caught.value.code == "stale-view"
+        view = ClusterView([Member(*fields) for fields in caught.value.detail["members"]])
+        owner = view.owner(foreign)
+        with stock_proxy(f"PYRO:{owner.name}@{owner.address}") as other:
+            assert other.set(caught.value.detail["number"], foreign, b"value") is True
+            assert other.get(NO_VIEW, foreign) == b"value"
+            assert other.delete(NO_VIEW, foreign) is True
 
     def test_what_a_proxy_does_not_know_it_does_not_send(self, proxy: Any) -> None:
         for name in ("adopt", "forget_everything", "sweep", "max_value_bytes", "_store", "no_such_method"):
@@ -225,9 +247,9 @@ class TestAStockProxyOnOurNode:
                 getattr(proxy, name)
 
     def test_a_value_of_many_megabytes_passes(self, proxy: Any) -> None:
-        value = bytes(range(256)) * 65536
-        assert proxy.set(NO_VIEW, KEY, value) is True
-        assert proxy.get(NO_VIEW, KEY) == value
+        value, (key,) = bytes(range(256)) * 65536, keys_of(proxy, 1)
+        assert proxy.set(NO_VIEW, key, value) is True
+        assert proxy.get(NO_VIEW, key) == value
 
     def test_a_timeout_is_kept(self, cluster_of_one: LocalCluster) -> None:
         with stock_proxy(through_its_address(cluster_of_one)) as proxy:
@@ -249,11 +271,12 @@ class TestAStockProxyOnOurNode:
         assert proxy.ping()["serving"] is True
 
     def test_a_correlation_id_and_annotations_are_taken_and_not_returned(self, proxy: Any) -> None:
+        (key,) = keys_of(proxy, 1)
         current_context.correlation_id = uuid.uuid4()
         current_context.annotations = {"TEST": b"of the caller"}
         try:
-            assert proxy.set(NO_VIEW, KEY, b"value") is True
-            assert proxy.get(NO_VIEW, KEY) == b"value"
+            assert proxy.set(NO_VIEW, key, b"value") is True
+            assert proxy.get(NO_VIEW, key) == b"value"
             assert current_context.response_annotations == {}
         finally:
             current_context.correlation_id = None
@@ -265,9 +288,10 @@ class TestAStockProxyOnOurNode:
 
         def work(name: bytes) -> None:
             with stock_proxy(through_its_address(shared_cluster)) as proxy:
+                keys = keys_of(proxy, 600)[name == b"two" :: 2]
                 start.wait(10)
-                for number in range(300):
-                    key, value = PREFIX + name + b"%d" % number, name * (1 + number * 7 % 500)
+                for number, key in enumerate(keys):
+                    value = name * (1 + number * 7 % 500)
                     proxy.set(NO_VIEW, key, value)
                     if proxy.get(NO_VIEW, key) != value:
                         mixed_up.append(key)
@@ -301,14 +325,15 @@ class TestAStockProxyOnOurNode:
 
     def test_batches_and_oneway_calls_are_not_served(self, proxy: Any) -> None:
         batch = Pyro5.api.BatchProxy(proxy)
-        batch.set(NO_VIEW, PREFIX + b"batch", b"value")
+        one, two = keys_of(proxy, 2)
+        batch.set(NO_VIEW, one, b"value")
         with pytest.raises(PyroError) as caught:
             batch()
         assert caught.value.code == "bad-request"
         proxy._pyroRelease()
         proxy._pyroBind()
         proxy._pyroOneway.add("set")
-        proxy.set(NO_VIEW, PREFIX + b"oneway", b"value")
+        proxy.set(NO_VIEW, two, b"value")
         proxy._pyroOneway.clear()
         proxy._pyroRelease()
         assert proxy.count(PREFIX) == 0
@@ -493,7 +518,8 @@ class TestOurClientOnStockDaemons:
                 process.terminate()
                 process.wait()
             assert name_server.list(prefix="cache.node.") == {}
-            with pytest.raises(NodeUnavailable):
+            assert [*name_server.list(prefix="cache.view.")], "whoever comes next continues from there"
+            with pytest.raises(NoNodes):
                 cache.get("key")
 
 

@@ -147,7 +147,12 @@ class RequestGuard:
         Returns:
             ``name``, ``incarnation`` and ``serving``: whether it is a member with a lease; ``view``: the number of its
             view, and ``id``: the id of it, 0 while the node does not confirm it.
+
+        Raises:
+            PyroError: ``view`` is no int.
         """
+        if type(view) is not int:
+            raise refusal(BAD_REQUEST, "A view is given by its number.")
         current = self.view
         number = NO_VIEW if current is None else current.number
         if view > number:

@@ -61,10 +61,10 @@ def test_more_weight_only_attracts() -> None:
     assert {new for old, new in zip(before, after, strict=True) if old != new} == {3}
 
 
-def test_addresses_sockets_order_and_incarnations_do_not_matter() -> None:
+def test_addresses_sockets_and_order_do_not_matter() -> None:
     view = view_of(4)
     moved = ClusterView(
-        Member(member.name, "10.0.0.1", 7, member.weight, "other") for member in reversed(view.members)
+        Member(member.name, "10.0.0.1", 7, member.weight) for member in reversed(view.members)
     )
     listening = ClusterView(replace(member, socket_path=f"/run/{member.name}") for member in view.members)
     for other in (moved, listening):
@@ -73,19 +73,44 @@ def test_addresses_sockets_order_and_incarnations_do_not_matter() -> None:
         assert other != view
 
 
+def test_a_node_that_was_started_again_keeps_its_keys_and_is_another_member() -> None:
+    view = view_of(4)
+    again = ClusterView([replace(view.members[0], incarnation="other"), *view.members[1:]])
+    assert owners(again) == owners(view)
+    assert again.id != view.id
+    assert again.members[0].identity == ("cache.node.1", "other")
+
+
 def test_a_view_of_other_members_or_weights_has_another_id() -> None:
     ids = {view_of(n).id for n in range(20)} | {view_of(3, {2: 1.5}).id, view_of(3, {3: 1.5}).id}
     assert len(ids) == 22
     assert 0 not in ids
 
 
+def test_views_are_equal_if_number_cluster_and_members_are() -> None:
+    members = view_of(3).members
+    view = ClusterView(members, 7, "c1")
+    assert view == ClusterView(reversed(members), 7, "c1")
+    assert hash(view) == hash(ClusterView(members, 7, "c1"))
+    for other in (
+        ClusterView(members, 8, "c1"),
+        ClusterView(members, 7, "c2"),
+        ClusterView(members[1:], 7, "c1"),
+    ):
+        assert view != other
+    assert view != "a view"
+    assert ClusterView(members, 8, "c2").id == view.id, "the id is that of the members"
+    assert (view_of(3).number, view_of(3).cluster) == (0, "")
+    assert repr(view) == "<ClusterView 7: cache.node.1, cache.node.2, cache.node.3>"
+
+
 SAMPLE = (0, 1, 2, 3, 4, 5, 100, 1000, 8191, 16383)
 
 GOLDEN_VIEWS = {
-    1: (0x89485B7CA0E9617F, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-    3: (0x2B2FFF9C06D4B765, [3, 1, 3, 1, 1, 3, 3, 1, 1, 1]),
-    5: (0x82F06D34A3D136C6, [3, 1, 5, 1, 4, 3, 3, 5, 1, 1]),
-    16: (0x9AEEA5AE90C29656, [8, 1, 5, 1, 4, 15, 13, 15, 11, 9]),
+    1: (0xB8DEA3FA0C6C228D, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    3: (0xAFCEADD5A947B79C, [3, 1, 3, 1, 1, 3, 3, 1, 1, 1]),
+    5: (0x8C5E45B9CE038702, [3, 1, 5, 1, 4, 3, 3, 5, 1, 1]),
+    16: (0xB42D9FA4741548A1, [8, 1, 5, 1, 4, 15, 13, 15, 11, 9]),
 }
 
 
@@ -97,7 +122,7 @@ def test_golden_views(nodes: int) -> None:
 
 def test_golden_weighted_view() -> None:
     view = view_of(3, {2: 2.5})
-    assert view.id == 0x1FB05F1C85840DEF
+    assert view.id == 0x3FAAB05BD49C6F1C
     assert [view.owner_of_partition(p).number for p in SAMPLE] == [3, 1, 2, 1, 2, 3, 3, 2, 2, 1]
 
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import NamingError, PyroError
 from Pyro5.nameserver import MemoryStorage
 
-from pyrocache.cluster.routing import Member
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import ConfigurationError, ProtocolError
 from pyrocache.nameserver.names import Names
 from pyrocache.nameserver.process import serve
 from pyrocache.nameserver.serpent import SERPENT
-from pyrocache.net.directory import NameServerDirectory
+from pyrocache.net.directory import Listing, NameServerDirectory
 from pyrocache.protocol import framing
 from pyrocache.runtime.stop_request import StopRequest
 
@@ -133,13 +134,25 @@ def test_the_name_server_control_tool_works(address: str, capsys: pytest.Capture
 
 
 def test_our_directory_works(address: str) -> None:
-    directory = NameServerDirectory(address)
-    member = Member("cache.node.3", "127.0.0.1", 9, 2.0, "abc")
-    assert directory.add(member) is True
-    assert directory.add(member) is False
-    assert directory.members() == [member]
-    assert directory.remove(member) is True
-    assert directory.members() == []
+    directory = NameServerDirectory(address, keep=True)
+    member = Member("cache.node.3", "127.0.0.1", 9, 2.0, "abc", "", "c1")
+    other = replace(member, incarnation="def")
+    views = [ClusterView([member], number, "c1") for number in (7, 8)]
+    try:
+        assert directory.listing() == Listing()
+        assert directory.create_cluster("c1", 7) is True
+        assert directory.create_cluster("c2", 9) is False
+        assert [directory.store_view(view) for view in (*views, *views)] == [True, True, False, False]
+        directory.register(member)
+        assert directory.listing() == Listing("c1", 7, (views[1], views[0]), (member,))
+        directory.forget_views([7])
+        directory.register(other)
+        assert directory.listing() == Listing("c1", 7, (views[1],), (other,))
+        assert directory.remove(member) is False, "it is another one by now"
+        assert directory.remove(other) is True
+        assert directory.members() == []
+    finally:
+        directory.close()
 
 
 @pytest.mark.parametrize("serializer", ["json", "marshal"])

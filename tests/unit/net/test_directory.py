@@ -7,15 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from Pyro5.core import URI
 from Pyro5.nameserver import NameServerDaemon
 
-from pyrocache.cluster.routing import Member
+from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import EMPTY
 from pyrocache.errors import NameServerUnavailable
-from pyrocache.net.directory import NameServerDirectory
+from pyrocache.net.directory import Listing, NameServerDirectory
 from pyrocache.protocol import framing, messages
 from pyrocache.protocol.refusals import Refusal
 from tests.support.scripted_peer import Line, ScriptedPeer
@@ -38,15 +40,21 @@ def directory_of(daemon: NameServerDaemon) -> NameServerDirectory:
     return NameServerDirectory(daemon.locationStr)
 
 
-ONE = Member("cache.node.1", "127.0.0.1", 4001, weight=2.5, incarnation="0" * 16)
-TWO = Member("cache.node.2", "::1", 4002, 1.0, "1" * 16, f"/run/pyrocache-0/{'1' * 16}.sock")
+CLUSTER = "c1"
+ONE = Member("cache.node.1", "127.0.0.1", 4001, 2.5, "0" * 16, "", CLUSTER)
+TWO = Member("cache.node.2", "::1", 4002, 1.0, "1" * 16, f"/run/pyrocache-0/{'1' * 16}.sock", CLUSTER)
+
+
+def view(number: int, *members: Member) -> ClusterView:
+    return ClusterView(members, number, CLUSTER)
 
 
 def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
     assert directory.members() == []
-    assert directory.add(ONE)
-    assert directory.add(TWO)
+    directory.register(ONE)
+    directory.register(TWO)
     assert sorted(directory.members()) == [ONE, TWO]
     assert directory.remove(ONE)
     assert directory.members() == [TWO]
@@ -64,6 +72,93 @@ def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that
         assert caught.value.timed_out is timed_out
 
 
+def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
+    listing = directory_of(name_server).listing()
+    assert listing == Listing() == ("", 0, (), (), False)
+    assert (listing.view, listing.before) == (EMPTY, EMPTY)
+
+
+def test_the_first_gives_the_cluster_its_id(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    assert directory.create_cluster(CLUSTER, 7)
+    assert not directory.create_cluster("c2", 8)
+    assert directory.listing() == Listing(CLUSTER, 7)
+
+
+def test_views_are_stored_once_and_listed_newest_first(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 9)
+    views = {number: view(number, ONE, TWO) for number in (9, 10, 11)}
+    assert all(map(directory.store_view, views.values()))
+    assert not directory.store_view(view(10, ONE)), "another node was faster"
+    listing = directory.listing()
+    assert listing.views == (views[11], views[10], views[9])
+    assert (listing.view, listing.before) == (views[11], views[10])
+    assert listing.view.members[1] == TWO
+    directory.forget_views([9, 8])
+    assert directory.listing().views == (views[11], views[10])
+
+
+def test_the_view_of_nobody_is_a_view(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(8))
+    assert directory.listing().view == view(8)
+
+
+def test_views_and_nodes_of_other_clusters_are_left_out(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(7, ONE))
+    directory.store_view(ClusterView([TWO], 8, "c2"))
+    directory.register(ONE)
+    assert not directory.listing().strangers
+    directory.register(replace(TWO, cluster="c2"))
+    listing = directory.listing()
+    assert listing == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True)
+
+
+def test_without_an_id_there_is_no_view(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    directory.store_view(view(7, ONE))
+    assert directory.listing() == Listing()
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [
+        ("cache.view.0", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.08", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.-9", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.9x", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.2147483648", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.99999999999", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.view.9", {"pyrocache"}),
+        ("cache.view.9", None),
+        ("cache.view.9", {"pyrocache", "cluster=c2"}),
+        ("cache.view.9", {"pyrocache", f"cluster={CLUSTER}", "member=nonsense"}),
+        ("cache.viewer", {"pyrocache", f"cluster={CLUSTER}"}),
+        ("cache.else", {"pyrocache"}),
+    ],
+)
+def test_entries_that_are_no_views_are_left_out(
+    name_server: NameServerDaemon, name: str, metadata: Any
+) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(7, ONE))
+    name_server.nameserver.register(name, "PYRO:x@127.0.0.1:1", metadata=metadata)
+    assert directory.listing() == Listing(CLUSTER, 7, (view(7, ONE),))
+
+
+@pytest.mark.parametrize("first", ["", "0", "-1", "x", "1.5", "99999999999", "٣"])
+def test_a_first_number_that_makes_no_sense_is_0(name_server: NameServerDaemon, first: str) -> None:
+    metadata = {"pyrocache", f"cluster={CLUSTER}", f"first={first}"}
+    name_server.nameserver.register("cache.cluster", "PYRO:x@127.0.0.1:1", metadata=metadata)
+    assert directory_of(name_server).listing() == Listing(CLUSTER, 0)
+
+
 def test_a_thousand_nodes_are_listed(name_server: NameServerDaemon) -> None:
     for number in range(1, 1001):
         name = f"cache.node.{number}"
@@ -71,13 +166,48 @@ def test_a_thousand_nodes_are_listed(name_server: NameServerDaemon) -> None:
     assert len(directory_of(name_server).members()) == 1000
 
 
-def test_a_name_that_is_taken_is_not_overwritten(name_server: NameServerDaemon) -> None:
+def test_a_name_belongs_to_whom_the_view_says(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
-    other = Member("cache.node.1", "127.0.0.1", 4003, incarnation="2" * 16)
-    assert directory.add(ONE)
-    assert not directory.add(other)
+    directory.create_cluster(CLUSTER, 7)
+    other = replace(ONE, port=4003, incarnation="2" * 16)
+    directory.register(ONE)
     assert not directory.remove(other), "another incarnation has the name"
-    assert directory.members() == [ONE]
+    directory.register(other)
+    assert directory.members() == [other]
+    assert not directory.remove(ONE)
+
+
+def test_a_connection_may_be_kept() -> None:
+    def script(line: Line) -> None:
+        for _ in range(3):
+            line.request()
+            line.send(line.reply({}))
+
+    peer = ScriptedPeer(script)
+    directory = NameServerDirectory(peer.member.address, keep=True)
+    try:
+        for _ in range(7):  # the third and the sixth time, the name server closes it
+            assert directory.listing() == Listing()
+    finally:
+        directory.close()
+        directory.close()
+        peer.close()
+    assert (peer.opened, peer.most_open, peer.failures) == (3, 1, [])
+
+
+def test_without_that_each_query_has_its_own() -> None:
+    def script(line: Line) -> None:
+        line.request()
+        line.send(line.reply({}))
+        line.wait_until_closed()
+
+    peer = ScriptedPeer(script)
+    try:
+        for _ in range(3):
+            NameServerDirectory(peer.member.address).listing()
+    finally:
+        peer.close()
+    assert (peer.opened, peer.open) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +226,20 @@ def test_entries_that_make_no_sense_are_left_out(
 ) -> None:
     name_server.nameserver.register(name, uri, metadata=metadata)
     directory = directory_of(name_server)
-    directory.add(ONE)
+    directory.create_cluster(CLUSTER, 7)
+    directory.register(ONE)
     assert directory.members() == [ONE]
 
 
 def test_an_entry_without_metadata_is_a_node_and_hides_no_other(name_server: NameServerDaemon) -> None:
     name_server.nameserver.register("cache.node.3", "PYRO:cache.node.3@127.0.0.1:1")
     directory = directory_of(name_server)
-    directory.add(ONE)
-    assert sorted(directory.members()) == [ONE, Member("cache.node.3", "127.0.0.1", 1)]
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(7, ONE))
+    directory.register(ONE)
+    listing = directory.listing()
+    assert sorted(listing.members) == [ONE, Member("cache.node.3", "127.0.0.1", 1)]
+    assert (listing.cluster, listing.view) == (CLUSTER, view(7, ONE))
 
 
 def test_a_socket_path_of_another_incarnation_is_not_believed(name_server: NameServerDaemon) -> None:
@@ -118,7 +253,7 @@ def test_an_address_may_be_a_uri_object_as_pyro5_writes_it() -> None:
     as_sent = {"__class__": "Pyro5.core.URI", "state": list(uri.__getstate__())}
 
     def script(line: Line) -> None:
-        assert line.request() == ("list", ["cache.node.", None, True])
+        assert line.request() == ("list", ["cache.", None, True])
         line.send(line.reply({"cache.node.1": [as_sent, ["pyrocache"]]}))
 
     with answering(script) as directory:
@@ -198,10 +333,12 @@ def test_a_name_server_that_refuses_says_why_unless_the_name_is_taken() -> None:
     peer = ScriptedPeer(script, greeting="hello")
     try:
         directory = NameServerDirectory(peer.member.address)
-        assert not directory.add(ONE)
+        assert not directory.store_view(view(7, ONE))
+        assert not directory.create_cluster(CLUSTER, 7)
         reasons.pop(0)
-        with pytest.raises(NameServerUnavailable, match=r"refused to register a node: .*disk is full"):
-            directory.add(ONE)
+        for store in (lambda: directory.store_view(view(7, ONE)), lambda: directory.register(ONE)):
+            with pytest.raises(NameServerUnavailable, match=r"refused to register a node: .*disk is full"):
+                store()
     finally:
         peer.close()
 

@@ -14,7 +14,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.errors import NameServerUnavailable
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.directory import WatchedLookUp
+from pyrocache.net.directory import Listing, WatchedLookUp
 from pyrocache.net.failures import Unavailable
 from pyrocache.net.suspicion import PING_SECONDS, Suspicion, Suspicions, Verdict, patience
 from pyrocache.protocol import commands
@@ -340,10 +340,10 @@ class SilentDirectory:
         self.queries: list[float] = []
         self.answers = False
 
-    def members(self, timeout: float = 5.0) -> list[Member]:
+    def listing(self, timeout: float = 5.0) -> Listing:
         self.queries.append(timeout)
         if self.answers:
-            return []
+            return Listing()
         error = NameServerUnavailable("silent")
         error.timed_out = True
         raise error
@@ -361,7 +361,7 @@ def test_a_name_server_that_hangs_costs_one_timeout() -> None:
     with pytest.raises(NameServerUnavailable, match="silent"):
         look_up.raise_failure()
     directory.answers = True
-    assert look_up(5.0) == []
+    assert look_up(5.0) == Listing()
     assert look_up.admit(deadline, 5.0) == 5.0
     look_up.raise_failure()
 

@@ -15,6 +15,7 @@ import pytest
 from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import view_to_wire
 from pyrocache.errors import (
     ClientClosed,
     MayHaveBeenDone,
@@ -27,6 +28,7 @@ from pyrocache.errors import (
     ValueTooLarge,
 )
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import Listing
 from pyrocache.protocol import commands, framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
@@ -40,6 +42,7 @@ CLOCK = {"clock_ms": 1}
 """The greeting of a node that identifies requests."""
 
 NOT_DONE = Refusal(refusals.NOT_DONE, "not done")
+CLUSTER = "c1"
 HANG_UP = object()
 SILENCE = object()
 
@@ -116,23 +119,37 @@ class ScriptedNode:
 
 
 class ListedNodes:
-    """A name server that lists what it is told."""
+    """A name server that lists what it is told. Each time, the next view has these members."""
 
     def __init__(self, *members: Member) -> None:
+        self.number = 0
         self.listed = list(members)
         self.lookups = 0
         self.away = False
 
-    def members(self, timeout: float = 5.0) -> list[Member]:
+    @property
+    def listed(self) -> list[Member]:
+        return self._listed
+
+    @listed.setter
+    def listed(self, members: list[Member]) -> None:
+        self._listed = members
+        self.number += bool(members)
+
+    @property
+    def view(self) -> ClusterView:
+        return ClusterView(self._listed, self.number, CLUSTER)
+
+    def listing(self, timeout: float = 5.0) -> Listing:
         self.lookups += 1
         if self.away:
             raise NameServerUnavailable("away")
-        return list(self.listed)
+        return Listing(CLUSTER, 1, (self.view,) if self._listed else (), tuple(self._listed))
 
-    def add(self, member: Member) -> bool:
-        raise AssertionError
+    def register(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a client changes nothing")
 
-    remove = add
+    remove = create_cluster = store_view = forget_views = register
 
 
 @pytest.fixture
@@ -161,15 +178,16 @@ def get(router: Router, seconds: float = 5.0) -> Any:
     return router.call(commands.GET, b"k", (), Deadline(seconds))
 
 
-def as_lists(view: ClusterView) -> list[list[Any]]:
-    return [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
+def stale(view: ClusterView) -> Refusal:
+    """The refusal of a node that has this view."""
+    return Refusal(refusals.STALE_VIEW, "stale", view_to_wire(view))
 
 
 def test_a_call_carries_the_view_and_brings_the_result(start: Callable[..., ScriptedNode]) -> None:
     node = start(sequence_of(b"value"))
     router, _ = router_for(node)
     assert get(router) == b"value"
-    assert node.calls == [("get", [ClusterView([node.member]).id, b"k"])]
+    assert node.calls == [("get", [1, b"k"])]
 
 
 def test_one_connection_serves_many_calls(start: Callable[..., ScriptedNode]) -> None:
@@ -324,48 +342,77 @@ def test_silence_ends_at_the_deadline(start: Callable[..., ScriptedNode]) -> Non
     assert node.connections == 2
 
 
-def test_a_stale_view_has_the_name_server_asked(start: Callable[..., ScriptedNode]) -> None:
-    second = start(sequence_of(b"value"), number=2)
-
-    def first_script(call: Call) -> Any:
-        current = ClusterView([first.member, second.member])
-        return (
-            b"value" if call[1][0] == current.id else Refusal(refusals.STALE_VIEW, "stale", as_lists(current))
-        )
-
-    first = start(first_script)
-    clock = iter(range(10**6))
-    router, directory = router_for(first, clock=lambda: float(next(clock)))
-    router.views.known(Deadline(5.0))
-    directory.listed = [first.member, second.member]
-    assert get(router) == b"value"
-    assert directory.lookups == 2
-
-
-def test_a_node_that_knows_less_than_the_name_server_is_not_believed(
+def test_a_newer_view_that_a_node_sends_is_used_and_nobody_rushes_to_the_name_server(
     start: Callable[..., ScriptedNode],
 ) -> None:
     second = start(sequence_of(b"value"), number=2)
-    behind = Refusal(refusals.STALE_VIEW, "stale", [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]])
-    first = start(sequence_of(behind, behind, b"value"))
-    router, _ = router_for(first, second)
-    key = next(b"%d" % n for n in range(99) if router.views.known(Deadline(1.0)).owner(b"%d" % n).number == 1)
-    assert router.call(commands.GET, key, (), Deadline(5.0)) == b"value"
-    both = ClusterView([first.member, second.member]).id
-    assert [arguments[0] for _, arguments in first.calls] == [both] * 3
-
-
-def test_while_the_name_server_is_away_a_stale_view_is_mended_by_the_node(
-    start: Callable[..., ScriptedNode],
-) -> None:
-    second = start(sequence_of(b"value"), number=2)
-    first = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", as_lists(ClusterView([second.member]))))
+    first = start(lambda call: stale(ClusterView([second.member], 2, CLUSTER)))
     clock = iter(range(10**6))
     router, directory = router_for(first, clock=lambda: float(next(clock)))
     router.views.known(Deadline(1.0))
+    assert get(router) == b"value"
+    assert (second.calls[0][1][0], directory.lookups) == (2, 1)
     directory.away = True
     assert get(router) == b"value"
-    assert second.calls[0][1][0] == ClusterView([second.member]).id
+
+
+def test_a_node_without_a_newer_view_has_the_name_server_asked(start: Callable[..., ScriptedNode]) -> None:
+    second = start(sequence_of(b"value"), number=2)
+    first = start(lambda call: Refusal(refusals.STALE_VIEW, "stale"))
+    clock = iter(range(10**6))
+    router, directory = router_for(first, clock=lambda: float(next(clock)))
+    router.views.known(Deadline(5.0))
+    directory.listed = [second.member]
+    assert get(router) == b"value"
+    assert (second.calls[0][1][0], directory.lookups) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"number": 1, "cluster": CLUSTER, "members": [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]]},
+        {"number": 9, "cluster": "another", "members": [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]]},
+        {"number": 9, "cluster": CLUSTER, "members": [["cache.node.1", "127.0.0.1", 1, 1.0, "", "/etc/x"]]},
+        {"number": "9", "cluster": CLUSTER, "members": []},
+        [["cache.node.1", "127.0.0.1", 1, 1.0, "", ""]],
+        "nonsense",
+    ],
+    ids=["older", "another cluster", "forged", "malformed", "a list", "text"],
+)
+def test_a_view_that_is_not_newer_or_not_valid_is_not_believed(
+    start: Callable[..., ScriptedNode], sent: Any
+) -> None:
+    second = start(sequence_of(b"value"), number=2)
+    behind = Refusal(refusals.STALE_VIEW, "stale", sent)
+    first = start(sequence_of(behind, behind, b"value"))
+    router, directory = router_for(first, second)
+    directory.listed = [first.member, second.member]
+    key = next(b"%d" % n for n in range(99) if router.views.known(Deadline(1.0)).owner(b"%d" % n).number == 1)
+    assert router.call(commands.GET, key, (), Deadline(5.0)) == b"value"
+    assert [arguments[0] for _, arguments in first.calls] == [2] * 3
+
+
+@pytest.mark.parametrize("code", [refusals.NOT_SERVING, refusals.TRY_AGAIN])
+def test_a_node_that_may_not_answer_yet_is_asked_again(start: Callable[..., ScriptedNode], code: str) -> None:
+    not_yet = Refusal(code, "not yet")
+    node = start(sequence_of(not_yet, not_yet, True))
+    router, _ = router_for(node)
+    assert router.call(commands.DELETE, b"k", (), Deadline(5.0)) is True, "it was not executed before"
+    assert [arguments[0] for _, arguments in node.calls] == [1] * 3
+    node.script = lambda call: not_yet
+    with pytest.raises(NodeUnavailable, match="not yet"):
+        router.call(commands.DELETE, b"k", (), Deadline(0.3))
+
+
+def test_keys_of_a_batch_that_may_not_be_answered_yet_are_asked_for_again(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    first, second = start(sequence_of(Refusal(refusals.NOT_SERVING, "not yet"), 7)), start(number_of_keys, 2)
+    router, _ = router_for(first, second)
+    replies, errors = send(router, "delete_many", batch_of(50))
+    assert errors == []
+    assert sorted(index for about, _ in replies for index in about) == list(range(50))
+    assert (len(first.calls), len(second.calls)) == (2, 1)
 
 
 def test_views_that_never_agree_end_at_the_deadline(start: Callable[..., ScriptedNode]) -> None:
@@ -527,14 +574,35 @@ def test_a_name_server_that_is_away_does_not_matter_once_nodes_are_known(
     ("answer", "stays"),
     [({"serving": True}, True), ({"serving": False}, False), ("nonsense", False), (HANG_UP, False)],
 )
-def test_a_node_that_the_name_server_lacks_stays_while_it_says_that_it_serves(
+def test_another_cluster_in_the_name_server_is_used_once_no_node_of_this_one_serves(
     start: Callable[..., ScriptedNode], answer: Any, stays: bool
 ) -> None:
     nodes = [start(lambda call: answer, number=number) for number in (1, 2)]
     router, directory = router_for(*nodes)
     assert len(router.views.fresh(Deadline(5.0))) == 2
-    directory.listed = [nodes[0].member]
+    other = start(sequence_of(b"value"))
+    listing = Listing("other", 3, (ClusterView([other.member], 3, "other"),), (other.member,))
+    directory.listing = lambda timeout=5.0: listing  # type: ignore[method-assign]
     assert len(router.views.fresh(Deadline(5.0))) == (2 if stays else 1)
+    assert router.views.known(Deadline(5.0)).cluster == (CLUSTER if stays else "other")
+
+
+def test_a_name_server_that_has_forgotten_all_changes_nothing(start: Callable[..., ScriptedNode]) -> None:
+    nodes = [start(sequence_of(b"value"), number=number) for number in (1, 2)]
+    router, directory = router_for(*nodes)
+    router.views.known(Deadline(5.0))
+    for listing in (Listing(), Listing(members=(nodes[0].member,)), Listing(CLUSTER, 1)):
+        directory.listing = lambda timeout=5.0, listing=listing: listing  # type: ignore[method-assign,misc]
+        assert len(router.views.fresh(Deadline(5.0))) == 2
+
+
+def test_nodes_without_a_view_are_asked_with_the_number_0(start: Callable[..., ScriptedNode]) -> None:
+    """Those of a stock daemon, which a stock name server lists."""
+    node = start(sequence_of(b"value"))
+    router, directory = router_for()
+    directory.listing = lambda timeout=5.0: Listing(members=(node.member,))  # type: ignore[method-assign]
+    assert get(router) == b"value"
+    assert node.calls == [("get", [0, b"k"])]
 
 
 def test_a_node_that_does_not_even_connect_costs_a_batch_no_other_answer(
@@ -628,8 +696,8 @@ def test_a_batch_goes_to_all_owners_in_messages_of_bounded_size(start: Callable[
     view = ClusterView([node.member for node in nodes])
     for node in nodes:
         assert node.calls
-        for method, (view_id, keys) in node.calls:
-            assert (method, view_id) == ("delete_many", view.id)
+        for method, (number, keys) in node.calls:
+            assert (method, number) == ("delete_many", 1)
             assert len(keys) <= limits.MAX_BATCH
             assert {view.owner(key) for key in keys} == {node.member}
     big = Batch(commands.SET_MANY, [b"%d" % number for number in range(12)], [bytes(limits.BATCH_BYTES)] * 12)
@@ -689,22 +757,18 @@ def test_what_a_reply_leaves_out_is_asked_for_again(start: Callable[..., Scripte
 def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
     start: Callable[..., ScriptedNode],
 ) -> None:
-    def stale(call: Call) -> Any:
-        return Refusal(refusals.STALE_VIEW, "stale", as_lists(after))
+    def refuse(call: Call) -> Any:
+        return stale(ClusterView([first.member], 2, CLUSTER))
 
-    first, second = start(stale, number=1), start(stale, number=2)
-    after = ClusterView([first.member])
-    clock = iter(range(10**6))
-    router, directory = router_for(first, second, clock=lambda: float(next(clock)))
-    router.views.known(Deadline(5.0))
-    directory.listed = [first.member]
-    first.script = lambda call: keys_back(call) if call[1][0] == after.id else stale(call)
-    second.script = lambda call: {"serving": False} if call[0] == "ping" else stale(call)
+    first, second = start(refuse, number=1), start(refuse, number=2)
+    router, directory = router_for(first, second)
+    first.script = lambda call: keys_back(call) if call[1][0] == 2 else refuse(call)
     batch = batch_of(50)
     replies, errors = send(router, "get_many", batch)
     assert errors == []
     assert second.calls, "both were asked"
     assert found_by(batch, replies) == {key: b"of " + key for key in batch.keys}
+    assert directory.lookups == 1
 
 
 def test_a_batch_that_is_stored_again_elsewhere_keeps_each_key_to_its_value(
@@ -944,9 +1008,9 @@ def test_nodes_agree_on_a_view_when_all_serve_under_it(start: Callable[..., Scri
     nodes = [start(sequence_of([])), start(joins_late, number=2)]
     router, _ = router_for(*nodes)
     view, away = router.agreed_view(Deadline(5.0))
-    assert view == ClusterView([node.member for node in nodes])
+    assert view == ClusterView([node.member for node in nodes], 1, CLUSTER)
     assert away == {}
-    assert nodes[1].calls == [("get_many", [view.id, []])] * 4
+    assert nodes[1].calls == [("get_many", [1, []])] * 4
 
 
 def test_nodes_agree_on_a_view_without_those_that_do_not_answer(start: Callable[..., ScriptedNode]) -> None:

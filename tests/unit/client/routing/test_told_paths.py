@@ -7,14 +7,16 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from pyrocache.client.routing.router import Router
-from pyrocache.cluster.routing import Member
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import NameServerUnavailable, PyroCacheError
 from pyrocache.net.calls import Connections
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import Listing
 from pyrocache.protocol import commands, framing, refusals
 from pyrocache.protocol.refusals import Refusal
 from tests.support.scripted_peer import (
@@ -46,16 +48,9 @@ def test_a_path_that_a_node_tells_is_judged_like_one_in_the_name_server(director
         def script(line: Line) -> None:
             while True:
                 line.request()
-                told = [
-                    [
-                        "cache.node.1",
-                        "127.0.0.1",
-                        peer.member.port,
-                        1.0,
-                        "0" * 16,
-                        f"{directory}/docker.sock",
-                    ]
-                ]
+                engines = f"{directory}/docker.sock"
+                fields = ["cache.node.1", "127.0.0.1", peer.member.port, 1.0, "0" * 16, engines]
+                told = {"number": 2, "cluster": "c1", "members": [fields]}
                 body = pack_refusal(Refusal(refusals.STALE_VIEW, "another view", told))
                 line.send(
                     framing.pack_message(framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION)
@@ -90,13 +85,13 @@ class NameServerThatGoesAway:
     def __init__(self, member: Member) -> None:
         self.listed = [member]
 
-    def members(self, timeout: float = 5.0) -> list[Member]:
+    def listing(self, timeout: float = 5.0) -> Listing:
         if not self.listed:
             raise NameServerUnavailable("away")
-        return [self.listed.pop()]
+        member = self.listed.pop()
+        return Listing("c1", 1, (ClusterView([member], 1, "c1"),), (member,))
 
-    def add(self, member: Member) -> bool:
-        raise AssertionError
+    def register(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a client changes nothing")
 
-    def remove(self, member: Member, timeout: float = 5.0) -> bool:
-        raise AssertionError
+    remove = create_cluster = store_view = forget_views = register

@@ -23,8 +23,8 @@ class Node:
 
     def __init__(self, **bounds: int) -> None:
         self.clock = FakeClock(1000.0)
-        self.wall_clock = FakeClock(5.0)
-        self.locks = Locks(Tokens(self.wall_clock), self.clock, **bounds)
+        self.tokens = Tokens(5)
+        self.locks = Locks(self.tokens, self.clock, **bounds)
 
     def acquire(
         self,
@@ -167,16 +167,22 @@ def test_who_asks_again_over_the_same_connection_keeps_its_place(node: Node) -> 
     assert late.waiting
 
 
-def test_tokens_grow_whatever_the_wall_clock_does(node: Node) -> None:
+def test_tokens_grow_within_a_view_and_with_each_view(node: Node) -> None:
     tokens = []
-    for wall_clock in (5.0, 5.0, 100.0, 50.0, 101.0):
-        node.wall_clock.now = wall_clock
+    for number in (
+        5,
+        5,
+        6,
+        100,
+        50,
+        101,
+    ):  # that a view before comes again cannot happen, and would do no harm
+        node.tokens.begin(number)
         token = node.hold()
         tokens.append(token)
         node.locks.release(NAME, token)
-    assert tokens == sorted(set(tokens))
-    assert tokens[0] == 5_000_000
-    assert tokens[-1] == 101_000_000
+    first = [5 << 32, 5 << 32, 6 << 32, 100 << 32, 100 << 32, 101 << 32]
+    assert tokens == [start + count for start, count in zip(first, (1, 2, 1, 1, 2, 1), strict=True)]
 
 
 def test_names_that_belong_to_another_node_are_forgotten_and_who_waits_is_told(node: Node) -> None:

@@ -33,9 +33,9 @@ def test_a_method_that_may_wait_has_a_twin_that_does_not_block() -> None:
 
 def test_a_warm_read_takes_three_calls() -> None:
     node = CacheNode(Store(2**20), RequestGuard(NAME))
-    view = ClusterView([Member(NAME, "127.0.0.1", 1)])
+    view = ClusterView([Member(NAME, "127.0.0.1", 1)], 7)
     node.ownership.adopt(view)
-    node.set(view.id, b"\0key", b"value")
+    node.set(view.number, b"\0key", b"value")
     called: list[str] = []
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -46,7 +46,7 @@ def test_a_warm_read_takes_three_calls() -> None:
         called.clear()
         sys.setprofile(note)
         try:
-            node.get(view.id, b"\0key")
+            node.get(view.number, b"\0key")
         finally:
             sys.setprofile(None)
     assert called == ["get", "get", "used"]

@@ -9,6 +9,7 @@ import pytest
 from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.cluster.views import view_to_wire
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
@@ -51,8 +52,8 @@ def refusal(method: Any, *arguments: Any) -> str:
     return str(caught.value.code)  # type: ignore[attr-defined]
 
 
-def view(*names: str) -> ClusterView:
-    return ClusterView([Member(name, "127.0.0.1", 1, 1.0, "incarnation") for name in names])
+def view(number: int, *names: str) -> ClusterView:
+    return ClusterView([Member(name, "127.0.0.1", 1, 1.0, "incarnation") for name in names], number, "c")
 
 
 # Loading -----------------------------------------------------------------------------------------------------
@@ -187,37 +188,70 @@ def test_a_peer_that_has_left_already_gets_nothing(node: CacheNode) -> None:
 
 
 def test_what_other_nodes_look_after_from_now_on_is_forgotten_here(node: CacheNode) -> None:
-    both, alone = view(NAME, "cache.node.2"), view(NAME)
+    both, alone = view(8, NAME, "cache.node.2"), view(7, NAME)
     node.ownership.adopt(alone)
     keys = [b"\0%d" % number for number in range(50)]
     ours = {key for key in keys if both.owner(key).name == NAME}
     assert 0 < len(ours) < 50
-    loads = {key: node.begin_lease(Session(), alone.id, key, 60.0, 0.0) for key in keys}
-    locks = {key: node.begin_acquire(Session(), alone.id, key, 1, 30.0, 0.0) for key in keys}
-    waiters = {key: node.begin_lease(Session(), alone.id, key, 60.0, 10.0) for key in keys}
-    node.ownership.adopt(both)
+    loads = {key: node.begin_lease(Session(), 7, key, 60.0, 0.0) for key in keys}
+    locks = {key: node.begin_acquire(Session(), 7, key, 1, 30.0, 0.0) for key in keys}
+    waiters = {key: node.begin_lease(Session(), 7, key, 60.0, 10.0) for key in keys}
+    node.ownership.adopt(both, alone)
     for key in keys:
         waiter = waiters[key]
         assert isinstance(waiter, Deferred)
         assert waiter.waiting == (key in ours)
         if key not in ours:
             assert refusal(waiter.outcome) == "stale-view"
-        assert node.renew(NO_VIEW, key, locks[key], 30.0) == (key in ours)  # type: ignore[arg-type]
-        assert node.fill(NO_VIEW, key, loads[key][1], b"value") == (key in ours)  # type: ignore[index]
+    node.ownership.adopt(view(9, NAME), both)  # so that this node answers for all
+    for key in keys:
+        assert node.renew(9, key, locks[key], 30.0) == (key in ours)  # type: ignore[arg-type]
+        assert node.fill(9, key, loads[key][1], b"value") == (key in ours)  # type: ignore[index]
 
 
 def test_a_node_that_leaves_sends_everybody_away(node: CacheNode) -> None:
-    node.ownership.adopt(view(NAME))
+    alone, others = view(7, NAME), view(8, "cache.node.2")
+    node.ownership.adopt(alone)
     load(node)
     waiter = ask(node)
-    node.ownership.redirect(view("cache.node.2"))
-    assert refusal(waiter.outcome) == "stale-view"
+    node.ownership.adopt(others, alone)
+    with pytest.raises(PyroError) as caught:
+        waiter.outcome()
+    assert caught.value.detail == view_to_wire(others)  # type: ignore[attr-defined]
     assert node.stats()["leases"] == 0
 
 
+def test_grants_are_kept_without_a_lease_and_not_given(node: CacheNode) -> None:
+    node.ownership.adopt(view(7, NAME))
+    token, lock = load(node), node.acquire(7, b"\0name", 1, 30.0, 0.0)
+    assert lock is not None
+    node.ownership.lapse(True)
+    for method, arguments in [
+        (node.lease, (KEY, 60.0, 0.0)),
+        (node.fill, (KEY, token, b"value")),
+        (node.acquire, (b"\0name", 1, 30.0, 0.0)),
+        (node.renew, (b"\0name", lock, 30.0)),
+        (node.release, (b"\0name", lock)),
+    ]:
+        for number in (7, NO_VIEW):
+            assert refusal(method, number, *arguments) == "not-serving"
+    node.ownership.lapse(False)
+    assert node.renew(7, b"\0name", lock, 30.0)
+    assert node.fill(7, KEY, token, b"value")
+
+
+def test_tokens_grow_from_owner_to_owner(node: CacheNode, clock: FakeClock) -> None:
+    node.ownership.adopt(view(7, NAME))
+    first = [node.acquire(7, b"\0%d" % number, 1, 30.0, 0.0) for number in range(3)]
+    assert first == [(7 << 32) + 1, (7 << 32) + 2, (7 << 32) + 3]
+    other = CacheNode(Store(2**20, clock=clock), RequestGuard("cache.node.2"), clock=clock)
+    other.ownership.adopt(view(8, "cache.node.2"), view(7, NAME))
+    assert other.acquire(8, b"\x000", 1, 30.0, 0.0) == (8 << 32) + 1
+
+
 def test_every_method_checks_the_view(node: CacheNode) -> None:
-    node.ownership.adopt(view(NAME))
-    other = view("cache.node.2").id
+    node.ownership.adopt(view(7, NAME))
+    other = 6
     session = Session()
     for method, arguments in [
         (node.get_with_times, (KEY,)),
