@@ -23,6 +23,7 @@ from pyrocache.tracebacks import brief
 
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
+DEFAULT_LEASE_SECONDS = 2.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
 REQUEST_OVERHEAD_BYTES = 320 * 1024
 """The most bytes that a request has in addition to its value: its key, its tags, and the rest of the call."""

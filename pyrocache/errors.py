@@ -20,7 +20,7 @@
     ├── LoadDeadlock (RuntimeError)          loads of this process wait for each other
     ├── LockTimeout (TimeoutError)           other callers held the lock for longer than this one waited
     ├── LockLost                             a lock was lost before its release, or its node did not answer it
-    ├── RemoteError                          a node refused a request or failed; says why
+    ├── RemoteError                          a node refused a request, failed, or sent an invalid reply; says why
     ├── ProtocolError                        bytes on a connection that are not a valid message
     ├── InvalidKey (ValueError)              a key that has no canonical bytes
     │   └── KeyTooLarge                      longer than 64 KiB once encoded
@@ -191,7 +191,7 @@ class LockLost(PyroCacheError):
 
 
 class RemoteError(PyroCacheError):
-    """A node refused a request or failed to run it; the message says why."""
+    """A node refused a request, failed to run it, or sent a reply that is not valid; the message says why."""
 
 
 class ProtocolError(PyroCacheError):

@@ -19,6 +19,7 @@ from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
+from pyrocache.node.membership import strike_out
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 
 
@@ -119,7 +120,7 @@ class LocalCluster:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
             # All are started before the first is waited for, so that they start in parallel.
             for _ in range(nodes):
-                starting.append(self._start_node())
+                starting.append(self._start_node(new_cluster=True))
             started = [self._started(process) for process in starting]
         except BaseException:  # also Ctrl-C: no process may be left
             for process in (*starting, self._nameserver_process):
@@ -175,11 +176,7 @@ class LocalCluster:
         node._process.terminate()
         node._process.wait()
         del self.nodes[i]
-        directory = NameServerDirectory(self.nameserver)
-        for entry in directory.members():
-            # A node that was killed did not unregister.
-            if entry.name == node.name and entry.address == node.address:
-                directory.remove(entry)
+        strike_out(self.nameserver, node.name)  # a node that was killed did not leave by itself
 
     def kill_nameserver(self) -> None:
         """Kill the name server with SIGKILL."""
@@ -241,8 +238,8 @@ class LocalCluster:
         if self._stopped:
             raise PyroCacheError("This cluster was stopped; start a new LocalCluster.")
 
-    def _start_node(self, name: str | None = None) -> ChildProcess:
-        settings = {"nameserver": self.nameserver, "name": name, "new_cluster": True, **self._settings}
+    def _start_node(self, name: str | None = None, *, new_cluster: bool = False) -> ChildProcess:
+        settings = {"nameserver": self.nameserver, "name": name, "new_cluster": new_cluster, **self._settings}
         return start_node(settings, quiet=True, clock=self._clock)
 
     def _started(self, process: ChildProcess) -> LocalNode:

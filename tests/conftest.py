@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("default"), max_examples=50)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=30)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +33,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     default_signals()
+    _keep_bytecode()
     usual = "default" if config.getoption("--full") else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
+
+
+def _keep_bytecode() -> None:
+    """Let this process and those that it starts write what they compile, even if $PYTHONDONTWRITEBYTECODE is set.
+
+    Tests start hundreds of interpreters, which would spend half of their start compiling this package.
+    """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -97,8 +97,36 @@ def nameserver_command(
     serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop, ready=ready)
 
 
-@app.command("nodes")
+nodes_app = typer.Typer(invoke_without_command=True)
+app.add_typer(nodes_app, name="nodes")
+
+
+@nodes_app.command("remove")
+def remove_command(
+    name: Annotated[str, typer.Argument(help="The name of the node, as `pyrocache status` lists it.")],
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            "-f",
+            help="Remove it although it may be alive: you know that it does not exist any more.",
+        ),
+    ] = False,
+) -> None:
+    """Remove a dead node from the cluster, so that the others take its keys over."""
+    from pyrocache.node.membership import strike_out
+
+    if not strike_out(nameserver, name, force=force):
+        raise PyroCacheError(
+            f"{name} is no node of this cluster: see them with {to_copy('status', nameserver)}"
+        )
+    write(f"{name} is removed. The other nodes take its keys over.")
+
+
+@nodes_app.callback()
 def nodes_command(
+    context: typer.Context,
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     with_nameserver: Annotated[
@@ -131,6 +159,8 @@ def nodes_command(
     """Start cache nodes, restart those that die, and end them with this command."""
     from pyrocache.cli.nodes import run
 
+    if context.invoked_subcommand is not None:
+        return
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
     config = NodeConfig(

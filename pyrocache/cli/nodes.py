@@ -8,7 +8,9 @@ Thread safety: runs in the main thread, which alone receives the signals that en
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 
 from pyrocache.cli.output import report, write
 from pyrocache.cli.supervisor import Supervisor
@@ -20,7 +22,7 @@ from pyrocache.runtime.child_process import ChildProcess, start_nameserver, star
 from pyrocache.runtime.stop_request import StopRequest
 
 _POLL_SECONDS = 0.2
-_REGISTER_SECONDS = 1.3  # a node's heartbeat and some
+_PING_SECONDS = 2.0
 
 
 def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
@@ -29,13 +31,16 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
     stop.on_signals()
     nameservers: list[Supervisor] = []
     nodes: list[Supervisor] = []
+    new_cluster = False
     try:
         if not with_nameserver:
-            _wait_for_registrations(config.nameserver)
+            NameServerDirectory(config.nameserver).members()  # raises if no name server answers
         elif not _answers(config.nameserver):
             _start_nameserver(config, nameservers)
+            new_cluster = bool(nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
-        if not (_start_nodes(config, 1, nodes) and _start_nodes(config, count - 1, nodes)):
+        first = replace(config, new_cluster=new_cluster)
+        if not (_start_nodes(first, 1, nodes) and _start_nodes(config, count - 1, nodes)):
             return 1
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
@@ -53,13 +58,20 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
 def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> bool:
     """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
 
+    started = False
+
     def start(name: str | None) -> ChildProcess:
-        return start_node({**asdict(config), "name": name or config.name}, quiet=False)
+        nonlocal started
+        # Only for the first start: later, the name server may have been restarted, and live nodes will say so.
+        new_cluster = config.new_cluster and not started
+        started = True
+        settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
+        return start_node(settings, quiet=False)
 
     begin = len(nodes)
     for _ in range(count):
         # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
-        nodes.append(Supervisor("a node", start, renamable=config.name is None))
+        nodes.append(Supervisor("a node", start, _ping_of(config), renamable=config.name is None))
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
@@ -87,7 +99,7 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         quiet, first = first, False
         return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
 
-    nameservers.append(Supervisor("the name server", start))
+    nameservers.append(Supervisor("the name server", start, _ping_of(config), is_name_server=True))
     try:
         nameservers[0].wait_until_ready()
     except OutOfResources:
@@ -103,22 +115,16 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
     report(f"Name server ready at {config.nameserver}.")
 
 
+def _ping_of(config: NodeConfig) -> Callable[[], None]:
+    return partial(NameServerDirectory(config.nameserver).ping, timeout=_PING_SECONDS)
+
+
 def _answers(nameserver: str) -> bool:
     try:
-        NameServerDirectory(nameserver).members(timeout=2.0)
+        NameServerDirectory(nameserver).members(timeout=_PING_SECONDS)
     except NameServerUnavailable:
         return False
     return True
-
-
-def _wait_for_registrations(nameserver: str) -> None:
-    """Give running nodes time to register again at a name server that may just have been restarted.
-
-    Raises:
-        NameServerUnavailable: no name server answers.
-    """
-    if not NameServerDirectory(nameserver).members():
-        time.sleep(_REGISTER_SECONDS)
 
 
 def _end(supervisors: list[Supervisor]) -> None:

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 
 from pyrocache.cli.output import to_copy
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.errors import ConfigurationError, NodeUnavailable, PyroCacheError
 
 _PAUSE_SECONDS = 0.2
 
 
 def run(nameserver: str, names: Sequence[str], *, timeout: float, wait: float) -> str:
-    """Return a sentence when every node answers, or each of those named.
+    """Return a sentence when every node serves, or each of those named.
 
     Args:
         timeout: seconds that one attempt may take.
         wait: for how many seconds to begin further attempts.
 
     Raises:
-        PyroCacheError: the last attempt failed; says which nodes did not answer.
+        PyroCacheError: the last attempt failed; says which nodes did not answer, or do not serve.
     """
     end = time.monotonic() + wait
     while True:
@@ -38,22 +38,26 @@ def run(nameserver: str, names: Sequence[str], *, timeout: float, wait: float) -
 
 
 def _ping(nameserver: str, names: Sequence[str], timeout: float) -> str:
-    answers = _answers(nameserver, timeout)
-    unknown = [name for name in names if name not in answers]
-    if unknown:
-        problem = f"{', '.join(unknown)}: no such node is registered"
-    else:
-        asked = names or list(answers)
-        away = [name for name in asked if not answers[name]]
-        if not away:
-            return f"{len(asked)} node answers." if len(asked) == 1 else f"{len(asked)} nodes answer."
-        problem = f"{', '.join(away)} {'does' if len(away) == 1 else 'do'} not answer"
-    raise PyroCacheError(f"{problem}. Show the nodes with: {to_copy('status', nameserver)}")
+    serves = _serves(nameserver, names, timeout)
+    problems = []
+    if unknown := [name for name in names if name not in serves]:
+        problems.append(f"{', '.join(unknown)}: no such node is registered")
+    if away := [name for name, answer in serves.items() if answer is None]:
+        problems.append(f"{', '.join(away)} {'does' if len(away) == 1 else 'do'} not answer")
+    if idle := [name for name, answer in serves.items() if answer is False]:
+        problems.append(f"{', '.join(idle)} {'does' if len(idle) == 1 else 'do'} not serve")
+    if problems:
+        raise PyroCacheError(f"{'; '.join(problems)}. Show the nodes with: {to_copy('status', nameserver)}")
+    return f"{len(serves)} node answers." if len(serves) == 1 else f"{len(serves)} nodes answer."
 
 
-def _answers(nameserver: str, timeout: float) -> dict[str, bool]:
-    """Return whether each registered node answers, by its name."""
+def _serves(nameserver: str, names: Sequence[str], timeout: float) -> dict[str, bool | None]:
+    """Return whether each registered node, or each of those named, serves, by its name; None if it does not answer."""
     # A new client for each attempt, as it looks the nodes up.
     with PyroCacheClient(nameserver, timeout=timeout) as cache:
-        stats = cache.stats()
-    return dict.fromkeys(stats.nodes, True) | dict.fromkeys(stats.away, False)
+        context = cache._context
+        answers = context.backend.ping(context.deadline(), names or None)
+    return {
+        member.name: None if isinstance(answer, NodeUnavailable) else answer.get("serving") is True
+        for member, answer in answers
+    }

@@ -23,6 +23,7 @@ from pyrocache.config import format_address, format_size
 _GAP = "  "
 _LEFT = ("node", "address", "eviction")  # the other columns are aligned to the right
 _AWAY = "away"
+_NO_LEASE = "no lease"
 _UNLIMITED = 10_000  # columns, when the output is not a terminal and $COLUMNS is not set
 _FIGURES = ("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds")
 
@@ -52,7 +53,14 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> No
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
     lines = _table(rows, optional=("eviction", "peers", "up"))
-    write("\n".join([f"Name server {nameserver}, {count}", "", *lines]))
+    views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
+    view = f", view {' and '.join(map(str, views))}" if views else ""
+    silent = [
+        f"{name} gets no answer from {' and '.join(figures.silent.split())}."
+        for name, figures in stats.nodes.items()
+        if figures.silent
+    ]
+    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *silent]))
 
 
 def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any]]:
@@ -60,7 +68,7 @@ def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any
     nodes: list[dict[str, Any]] = []
     for member in members:
         figures = stats.nodes.get(member.name)
-        state = _AWAY if figures is None else "up"
+        state = _AWAY if figures is None else "up" if figures.serving else _NO_LEASE
         node = {"name": member.name, "address": member.address, "state": state}
         nodes.append({**node, **{name: getattr(figures, name, None) for name in _FIGURES}})
     return nodes
@@ -72,7 +80,7 @@ def _status_row(member: Member, figures: NodeStats | None) -> Row:
         return {**row, "entries": _AWAY}
     return {
         **row,
-        "entries": f"{figures.entries:,}",
+        "entries": f"{figures.entries:,}" if figures.serving else _NO_LEASE,
         "memory": f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
         "eviction": figures.policy,
         "hits": "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",

@@ -6,9 +6,9 @@ wrap a backend. A backend does not decode values and knows neither namespaces no
 these. To add TLS or another byte stream below the protocol, start at ``net/channel.py``.
 
 Every method takes the deadline of the whole call. It raises `NodeUnavailable` when the owner does not answer,
-`RemoteError` when the owner refuses, `NoNodes` or `NameServerUnavailable` when no node is known, and `ClientClosed`
-after `Backend.close`. ``protocol/commands.py`` lists the idempotent commands, which alone are retried after a lost
-reply.
+`RemoteError` when the owner refuses or its reply is not valid, `NoNodes` or `NameServerUnavailable` when no node is
+known, and `ClientClosed` after `Backend.close`. A change whose reply was lost, and whose outcome cannot be found out,
+is `MayHaveBeenDone`.
 
 Thread safety: thread-safe, except that only one thread at a time may use a `PinnedConnection`.
 """
@@ -16,23 +16,28 @@ Thread safety: thread-safe, except that only one thread at a time may use a `Pin
 from __future__ import annotations
 
 # mypy: disable-error-code="no-any-return"
-# Answers of nodes are not checked here: features check them where an invalid answer would do harm.
-from collections.abc import Iterator, Sequence
+# Replies of nodes are of type Any. They are checked here and nowhere else, see ``replies.py``.
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
 
+from pyrocache.client import replies
 from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.router import NodeLeft, Router
+from pyrocache.client.stats import is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
-from pyrocache.errors import NodeUnavailable, PyroCacheError
+from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
+from pyrocache.protocol.int_frame import INT_TOO_LARGE, MAX_INT_BYTES
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
+from pyrocache.protocol.refusals import TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
@@ -68,6 +73,8 @@ FrameReplies: TypeAlias = Replies[Sequence[Frame | None]]
 Answers: TypeAlias = list[tuple[Member, Any]]
 """Each node with its answer, or with a `NodeUnavailable` if it did not answer."""
 
+_Valid: TypeAlias = Callable[[Any], bool]
+
 
 class Backend:
     """The commands of ``protocol/commands.py``, on canonical keys and encoded values, sent to the nodes.
@@ -95,35 +102,44 @@ class Backend:
         }
         return cls(Router(directory, **settings))
 
+    @property
+    def retries(self) -> dict[str, int]:
+        """Return the counts of what the router did after failures, which can be changed."""
+        return self._router.retries
+
     # One key
 
     def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
         """Return the value's frame, or None. ``touch_seconds`` sets the time to live of an entry that exists."""
-        return self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
+        frame = self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
+        if type(frame) is not bytes and type(frame) is not memoryview and frame is not None:
+            raise replies.wrong(commands.GET)
+        return frame
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame and the version of an entry, or None."""
-        return self._call(commands.GET_WITH_VERSION, key, (), deadline)
+        return self._ask(replies.is_versioned_or_none, commands.GET_WITH_VERSION, key, (), deadline)
 
     def get_with_times(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame, the remaining seconds (None: no expiry) and the seconds that loading took; or None."""
-        return self._call(commands.GET_WITH_TIMES, key, (), deadline)
+        return self._ask(replies.is_timed_or_none, commands.GET_WITH_TIMES, key, (), deadline)
 
     def get_entry(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame, the version and the other attributes of an entry, see `CacheNode.get_entry`; or None."""
-        return self._call(commands.GET_ENTRY, key, (), deadline)
+        return self._ask(replies.is_entry_or_none, commands.GET_ENTRY, key, (), deadline)
 
     def contains(self, key: bytes, deadline: Deadline) -> bool:
         """Return whether there is an entry."""
-        return bool(self._call(commands.CONTAINS, key, (), deadline))
+        return self._ask(replies.is_bool, commands.CONTAINS, key, (), deadline)
 
     def ttl(self, key: bytes, deadline: Deadline) -> float | None:
         """Return the seconds until the entry expires, infinity if it never does, None if there is no entry."""
-        return self._call(commands.TTL, key, (), deadline)
+        return self._ask(replies.is_seconds_or_none, commands.TTL, key, (), deadline)
 
     def set(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> None:
         """Store an entry. Raises `ValueTooLarge`."""
-        self._call(commands.SET, key, (frame, ttl), deadline, len(frame))
+        if self._call(commands.SET, key, (frame, ttl), deadline, len(frame)) is not True:
+            raise replies.wrong(commands.SET)
 
     def put(
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
@@ -131,11 +147,12 @@ class Backend:
         """Store an entry if the existing one meets ``condition``, and return whether it was stored."""
         # A write with a condition is not idempotent: sent again, it would fail because of its own first execution.
         command = commands.PUT if condition is None else commands.PUT_IF
-        return bool(self._call(command, key, (frame, ttl, condition, tags), deadline, len(frame)))
+        return self._ask(replies.is_bool, command, key, (frame, ttl, condition, tags), deadline, len(frame))
 
     def setdefault(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> Frame | None:
         """Return the frame of the entry, or store ``frame`` and return None."""
-        return self._call(commands.SETDEFAULT, key, (frame, ttl), deadline, len(frame))
+        valid = replies.is_frame_or_none
+        return self._ask(valid, commands.SETDEFAULT, key, (frame, ttl), deadline, len(frame))
 
     def incr(
         self, key: bytes, delta: bytes, default: bytes | None, ttl: Seconds, deadline: Deadline
@@ -144,21 +161,25 @@ class Backend:
 
         Raises `NotAnInt`.
         """
-        # Ints may have any size: one that is too large for the node is refused before it is sent.
+        # An int that is too large is refused before it is sent.
         largest = max(len(delta), len(default or b""))
-        return self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
+        if largest > MAX_INT_BYTES:
+            raise ValueTooLarge(INT_TOO_LARGE)
+        frame = self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
+        return _checked(replies.is_int_frame_or_none, commands.INCR, frame)
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
-        return bool(self._call(commands.TOUCH, key, (ttl,), deadline))
+        return self._ask(replies.is_bool, commands.TOUCH, key, (ttl,), deadline)
 
     def delete(self, key: bytes, deadline: Deadline, version: int | None = None) -> bool:
         """Remove an entry, if it has this version unless that is None. Return whether it was removed."""
-        return bool(self._call(commands.DELETE, key, () if version is None else (version,), deadline))
+        arguments = () if version is None else (version,)
+        return self._ask(replies.is_bool, commands.DELETE, key, arguments, deadline)
 
     def pop(self, key: bytes, deadline: Deadline) -> Frame | None:
         """Remove an entry and return its frame, or None."""
-        return self._call(commands.POP, key, (), deadline)
+        return self._ask(replies.is_frame_or_none, commands.POP, key, (), deadline)
 
     # Many keys. All owners are sent their keys in parallel.
 
@@ -218,13 +239,21 @@ class Backend:
             granted. None if no request was sent, because this client has too many pinned connections.
         """
         waited = self._router.pin(commands.LEASE, key, (lease_seconds, wait, refresh), deadline, pinned)
-        return waited or self._pin_at_once(commands.LEASE, key, deadline, lease_seconds, 0.0, refresh)
+        granted = waited or self._pin_at_once(commands.LEASE, key, deadline, lease_seconds, 0.0, refresh)
+        try:  # no call before: a signal handler's exception would leave the grant open
+            _check_grant(replies.is_lease_answer, commands.LEASE, granted)
+        except BaseException:
+            if granted is not None:
+                granted.drop()
+            raise
+        return granted
 
     def fill(
         self, key: bytes, token: int, frame: NewFrame, times: LoadTimes, tags: Tags, deadline: Deadline
     ) -> bool:
         """Store a value loaded under a lease and return whether it was stored. If so, the lease has ended."""
-        return bool(self._call(commands.FILL, key, (token, frame, *times, tags), deadline, len(frame)))
+        arguments = (token, frame, *times, tags)
+        return self._ask(replies.is_bool, commands.FILL, key, arguments, deadline, len(frame))
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
@@ -235,14 +264,21 @@ class Backend:
     ) -> Pinned:
         """Request a lock, or a semaphore of ``limit`` permits. Returns as `lease`; the answer is the fencing token."""
         waited = self._router.pin(commands.ACQUIRE, name, (limit, ttl, wait), deadline, pinned)
-        return waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
+        granted = waited or self._pin_at_once(commands.ACQUIRE, name, deadline, limit, ttl, 0.0)
+        try:
+            _check_grant(replies.is_token_or_none, commands.ACQUIRE, granted)
+        except BaseException:
+            if granted is not None:
+                granted.drop()
+            raise
+        return granted
 
     def begin_renew(self, name: bytes, token: int, ttl: float, pinned: PinnedConnection) -> bool:
         """Send a renewal without blocking. Return whether it was sent; if not, the connection is closed.
 
         When `PinnedConnection.fileno` is readable, `finish_renew` can receive the answer.
         """
-        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl))
+        return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl), Deadline(ttl))
 
     def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
         """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
@@ -259,28 +295,28 @@ class Backend:
         if pinned is not None:
             return self._end(pinned, commands.RELEASE, deadline, name, token) is True
         try:
-            return bool(self._call(commands.RELEASE, name, (token,), deadline))
+            return self._ask(replies.is_bool, commands.RELEASE, name, (token,), deadline)
         except NodeUnavailable:
             return False
 
     def holders(self, name: bytes, deadline: Deadline) -> int:
         """Return how many callers hold a lock or a semaphore."""
-        return int(self._call(commands.HOLDERS, name, (), deadline))
+        return self._ask(replies.is_count, commands.HOLDERS, name, (), deadline)
 
     # Namespaces: the request is broadcast to every node.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
         arguments = (prefix,) if most is None else (prefix, most)
-        return self._router.broadcast(commands.COUNT, arguments, deadline)
+        return self._broadcast(replies.is_count, commands.COUNT, arguments, deadline)
 
     def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
         """Remove the entries of a namespace; each node answers how many there were."""
-        return self._router.broadcast(commands.CLEAR, (prefix,), deadline)
+        return self._broadcast(replies.is_count, commands.CLEAR, (prefix,), deadline)
 
     def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
         """Remove the entries with a tag; each node answers how many there were."""
-        return self._router.broadcast(commands.INVALIDATE_TAG, (tag,), deadline)
+        return self._broadcast(replies.is_count, commands.INVALIDATE_TAG, (tag,), deadline)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
         """Return the view that all answering nodes use at this moment, and the errors of the other nodes."""
@@ -307,9 +343,11 @@ class Backend:
             details: return the key and the other attributes of an entry, see `CacheNode.scan`, in place of each key.
         """
         options = (tag, details) if tag is not None or details else ()
+        valid = partial(replies.is_page, cursor=cursor, batch=batch, details=details)
+        arguments = (namespace, prefix, cursor, batch, *options)
         try:
-            return self._router.ask(
-                member, commands.SCAN, (namespace, prefix, cursor, batch, *options), deadline
+            return _checked(
+                valid, commands.SCAN, self._router.ask(member, commands.SCAN, arguments, deadline), member
             )
         except NodeLeft:
             return 0, ()
@@ -319,7 +357,8 @@ class Backend:
     ) -> tuple[int, int]:
         """Remove some of a node's entries that begin with ``prefix``. Return the next cursor, and how many."""
         try:
-            return self._router.ask(member, commands.DELETE_PREFIX, (namespace, prefix, cursor), deadline)
+            reply = self._router.ask(member, commands.DELETE_PREFIX, (namespace, prefix, cursor), deadline)
+            return _checked(partial(replies.is_removal, cursor=cursor), commands.DELETE_PREFIX, reply, member)
         except NodeLeft:
             return 0, 0
 
@@ -333,9 +372,9 @@ class Backend:
         """Return the node that owns a key."""
         return self._router.views.known(deadline).owner(key)
 
-    def ping(self, deadline: Deadline) -> Answers:
-        """Return what every node says of itself; ``"serving"`` is whether it serves."""
-        return self._router.broadcast(commands.PING, (), deadline)
+    def ping(self, deadline: Deadline, only: Collection[str] | None = None) -> Answers:
+        """Return what every node, or each of these names, says of itself; ``"serving"`` is whether it serves."""
+        return self._broadcast(replies.is_answer, commands.PING, (), deadline, only)
 
     def known_owner(self, key: bytes) -> str:
         """Return the name of the node that owns a key, ``""`` if no node is known yet. Sends nothing."""
@@ -343,11 +382,11 @@ class Backend:
 
     def stats(self, deadline: Deadline) -> Answers:
         """Return the statistics of every node, as the node sends them."""
-        return self._router.broadcast(commands.STATS, (), deadline)
+        return self._broadcast(is_stats, commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:
         """Set the counters of every node to 0, except ``loads``."""
-        return self._router.broadcast(commands.RESET_STATS, (), deadline)
+        return self._broadcast(replies.is_bool, commands.RESET_STATS, (), deadline)
 
     def disconnect(self) -> None:
         """Close the idle connections, and the others when they are put back. Later calls connect again."""
@@ -356,6 +395,33 @@ class Backend:
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()
+
+    def _ask(
+        self,
+        valid: _Valid,
+        command: Command,
+        key: bytes,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        largest: int = 0,
+    ) -> Any:
+        """Send a command about one key and return the reply. Raises `RemoteError` if that is not valid."""
+        return _checked(valid, command, self._call(command, key, arguments, deadline, largest))
+
+    def _broadcast(
+        self,
+        valid: _Valid,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        only: Collection[str] | None = None,
+    ) -> Answers:
+        """Send a command to every node and return the answers. Raises `RemoteError` if one is not valid."""
+        answers = self._router.broadcast(command, arguments, deadline, only)
+        for member, answer in answers:
+            if not isinstance(answer, NodeUnavailable):
+                _checked(valid, command, answer, member)
+        return answers
 
     def _pin_at_once(self, command: Command, key: bytes, deadline: Deadline, *arguments: Any) -> Pinned:
         """Send a command that does not wait at the node, because too many calls of this client wait already."""
@@ -370,9 +436,28 @@ class Backend:
             return None
         try:
             # No view: the grant is at this node, even if another node owns the key by now.
-            answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
-        except (Refused, Unavailable):
+            try:
+                answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
+            except Refused as refused:
+                if refused.refusal.code != TRY_AGAIN:
+                    raise
+                answer = pinned.settle(
+                    command, (NO_VIEW, *arguments), deadline
+                )  # it stood still; once is enough
+        except (Refused, Unavailable) as problem:
             pinned.drop()
-            return None
+            sent = (NO_VIEW, *arguments)
+            return self._router.outcome(pinned.member, command, sent, problem, deadline)
         pinned.release()
         return answer
+
+
+def _checked(valid: _Valid, command: Command, reply: Any, member: Member | None = None) -> Any:
+    if not valid(reply):
+        raise replies.wrong(command) if member is None else replies.wrong(command, member.name)
+    return reply
+
+
+def _check_grant(valid: _Valid, command: Command, pinned: Pinned) -> None:
+    if pinned is not None and not valid(pinned.answer):
+        raise replies.wrong(command, pinned.member.name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.client.backend import Answers, Backend, Condition
@@ -96,9 +97,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     the exceptions. An entry expires when its time to live is over, by its node's clock.
 
     The node that owns an entry executes each change of it atomically, so concurrent callers do not undo each other's
-    changes. After a lost reply, only idempotent calls are sent again. After a `NodeUnavailable` from any other call
-    (those with a condition, `incr`, `pop`, `setdefault`, `delete`, `delete_many`, `clear`) the change may or may not
-    have been executed.
+    changes. A change whose reply was lost is not executed twice: the node is asked for its outcome. If that cannot be
+    found out, the call raises `MayHaveBeenDone`, a `NodeUnavailable`: the change may have been executed, or may be
+    until the timeout of the call has passed, but not later.
 
     As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
     is not hashable.
@@ -390,7 +391,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         ttl_seconds: NewTtl = DEFAULT_TTL,
         **unknown: Never,
     ) -> int:
-        """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have any size.
+        """Add ``delta`` to the int stored under ``key`` and return the sum. Ints may have up to 64 KiB, 157,000 digits.
 
         Args:
             default: what ``delta`` is added to if there is no entry; None to raise `KeyError`.
@@ -403,6 +404,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             CacheUnavailable: the node is unreachable, whatever ``on_error`` says.
             KeyError: there is no entry, and ``default`` is None.
             NotAnInt: the value is not an int; it is unchanged.
+            ValueTooLarge: an int has more than 64 KiB.
             TypeError: ``delta`` or ``default`` is not an int.
         """
         if unknown:
@@ -972,7 +974,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
         away = [name for name, answer in answers.items() if isinstance(answer, NodeUnavailable)]
         nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in away}
-        return Stats.of(nodes, context.figures, away)
+        return Stats.of(nodes, replace(context.figures, **context.backend.retries), away)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

@@ -198,7 +198,11 @@ class ClientContext:
 
     def decode_tag(self, tag: bytes) -> str:
         """Return the tag of which `encode_tag` returns these bytes."""
-        return tag.removeprefix(self.prefix).decode("utf-8", "surrogatepass")
+        name = tag.removeprefix(self.prefix)
+        try:
+            return name.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:  # another kind of client stored it
+            return name.decode("utf-8", "backslashreplace")
 
     def encode_tags(self, tags: Iterable[str] | None) -> list[bytes] | None:
         """Return the encoded tags of an entry without duplicates; None for None. Raises as `encode_tag`."""
@@ -279,6 +283,7 @@ class ClientContext:
         """Set this client's statistics to 0."""
         with self._lock:
             self.figures = ClientStats()
+        self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
 
 
 def _unpickled(config: ClientConfig) -> ClientContext:

@@ -20,6 +20,7 @@ from pyrocache.config import format_size
 from pyrocache.errors import InvalidKey
 
 _MOST_SHOWN = 10
+_MOST_BUCKETS = 64  # of a histogram; nodes have 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,22 @@ class NodeStats(Totals):
     Attributes:
         pid: process id of the node.
         policy: its eviction policy.
+        view: the number of its view; 0 if it has none, as under a stock Pyro5 daemon.
+        lease_seconds: for how long it may serve unless its view is confirmed again; 0 if it may not.
+        silent: the names of the members that do not answer it, separated by spaces. It asks them only while the name
+            server does not confirm its view, or after a change.
     """
 
     pid: int = 0
     policy: str = ""
+    view: int = 0
+    lease_seconds: float = 0.0
+    silent: str = ""
+
+    @property
+    def serving(self) -> bool:
+        """Whether the node could serve when it was asked."""
+        return self.lease_seconds > 0.0 or not self.view
 
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:
@@ -178,6 +191,39 @@ class NodeStats(Totals):
         return cls(**known, namespaces=namespaces, latencies=latencies)
 
 
+def is_stats(answer: Any) -> bool:
+    """Return whether a node's answer has statistics as `NodeStats.from_wire` reads them. Any may be missing."""
+    if type(answer) is not dict:
+        return False
+    for one in fields(NodeStats):
+        sent = answer.get(one.name, one.default)
+        if one.name == "namespaces":
+            valid = sent is MISSING or _are_rows(sent, bytes, 3)
+        elif one.name == "latencies":
+            valid = sent is MISSING or (
+                _are_rows(sent, str, 1)
+                and all(type(counts) is list and len(counts) <= _MOST_BUCKETS for _, counts in sent)
+                and all(_is_figure(count, int) for _, counts in sent for count in counts)
+            )
+        else:
+            valid = type(sent) is str if one.default == "" else _is_figure(sent, int, type(one.default))
+        if not valid:
+            return False
+    return True
+
+
+def _are_rows(sent: Any, first: type, others: int) -> bool:
+    """Return whether these are lists that begin with one of that type; three others are numbers."""
+    rows = type(sent) is list and all(
+        type(row) is list and len(row) == 1 + others and type(row[0]) is first for row in sent
+    )
+    return rows and (others == 1 or all(_is_figure(figure, int) for row in sent for figure in row[1:]))
+
+
+def _is_figure(number: Any, *types: type) -> bool:
+    return type(number) in types and 0 <= number < math.inf
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStats:
     """Statistics of one client object.
@@ -188,6 +234,9 @@ class ClientStats:
         undecodable: keys and values read that do not decode here and were treated as missing; corrupt values are among
             them.
         loads_not_stored: loaded values that were returned but could not be stored.
+        retries: requests that were sent again after a failure.
+        repeats: changes whose reply was lost, so that the node was asked for their outcome; each time counts.
+        unsettled: changes that ended in `MayHaveBeenDone`.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
     """
 
@@ -196,6 +245,9 @@ class ClientStats:
     undecodable: int = 0
     loads_not_stored: int = 0
     conflicts: int = 0
+    retries: int = 0
+    repeats: int = 0
+    unsettled: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return a plain dict."""

@@ -94,7 +94,9 @@ class Fencing:
         The name server must list ``view`` as the newest one, in a listing that was requested after `prepare`.
         """
         adopted = Fencing(self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at)
-        return adopted._acknowledge(self.me, now)
+        for member in (self.me, *view.dead):
+            adopted = adopted._acknowledge(member, now)
+        return adopted
 
     def prepare(self) -> Fencing:
         """Stop to confirm the view: a newer one seems to exist."""

@@ -63,6 +63,11 @@ class Member:
     def __post_init__(self) -> None:
         check_node_name(self.name)
         check_weight(self.weight)
+        # Any peer may have sent these fields. What the system's calls do not take must not reach them.
+        if not all(type(field) is str for field in (self.host, self.incarnation, self.socket_path)):
+            raise ValueError("A host, an incarnation and a path are strings.")
+        if type(self.port) is not int or not 0 <= self.port < 2**16 or "\0" in self.host + self.socket_path:
+            raise ValueError("This is not the address of a node.")
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -87,15 +92,23 @@ class ClusterView:
         number: 1 or more, larger than that of any view before; 0 if it is unknown.
         cluster: the id of the cluster; empty if it is unknown.
         members: the nodes, sorted by number.
+        dead: identities of members of the view before that an operator has declared to be dead.
         id: equal for two views if they have the same members, incarnations included; never 0.
         owners: by partition, the index of its owner in ``members``; -1 until `owner` computes it.
     """
 
-    __slots__ = ("_by_name", "_weighted", "cluster", "id", "members", "number", "owners")
+    __slots__ = ("_by_name", "_weighted", "cluster", "dead", "id", "members", "number", "owners")
 
-    def __init__(self, members: Iterable[Member], number: int = 0, cluster: str = "") -> None:
+    def __init__(
+        self,
+        members: Iterable[Member],
+        number: int = 0,
+        cluster: str = "",
+        dead: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.number = number
         self.cluster = cluster
+        self.dead = tuple(sorted(dead))
         self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))
         self._by_name = {member.name: member for member in self.members}
         if len(self.members) > _MOST_MEMBERS:

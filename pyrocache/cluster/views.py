@@ -22,7 +22,11 @@ LARGEST_NUMBER = 2**31 - 1
 def view_to_wire(view: ClusterView) -> dict[str, Any]:
     """Return a view as plain values."""
     members = [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
-    return {"number": view.number, "cluster": view.cluster, "members": members}
+    return {
+        "number": view.number,
+        "cluster": view.cluster,
+        "members": members,
+    }  # clients need not know the dead
 
 
 def view_from_wire(data: Any) -> ClusterView | None:
@@ -42,7 +46,8 @@ def view_to_metadata(view: ClusterView) -> list[str]:
         f"member={m.name} {m.incarnation} {m.address} {float(m.weight)!r} {m.socket_path}"
         for m in view.members
     ]
-    return ["pyrocache", f"cluster={view.cluster}", *lines]
+    dead = [f"dead={name} {incarnation}" for name, incarnation in view.dead]
+    return ["pyrocache", f"cluster={view.cluster}", *lines, *dead]
 
 
 def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | None:
@@ -51,7 +56,8 @@ def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | No
         lines = [line.split("=", 1) for line in metadata if "=" in line]
         cluster = next(value for key, value in lines if key == "cluster")
         members = [_member(value, cluster) for key, value in lines if key == "member"]
-        return _checked(number, cluster, members)
+        dead = [value.split(" ") for key, value in lines if key == "dead"]
+        return _checked(number, cluster, members, [(name, incarnation) for name, incarnation in dead])
     except (TypeError, ValueError, AttributeError, StopIteration) as error:
         if came_from_outside(error):
             raise
@@ -67,10 +73,13 @@ def _sent_member(
 def _member(line: str, cluster: str) -> Member:
     name, incarnation, address, weight, path = line.split(" ", 4)
     host, port = parse_address(address, default_port=0)
+    path = path if is_socket_path(path, incarnation) else ""  # of a forged entry
     return Member(name, host, port, float(weight), incarnation, path, cluster)
 
 
-def _checked(number: Any, cluster: Any, members: Sequence[Member]) -> ClusterView:
+def _checked(
+    number: Any, cluster: Any, members: Sequence[Member], dead: Sequence[tuple[str, str]] = ()
+) -> ClusterView:
     """Return the view. Raises `TypeError` or `ValueError` unless all of it is valid."""
     if type(number) is not int or not 0 <= number <= LARGEST_NUMBER or type(cluster) is not str:
         raise ValueError("not a view")
@@ -82,4 +91,4 @@ def _checked(number: Any, cluster: Any, members: Sequence[Member]) -> ClusterVie
         # A forged view must not make clients connect to an arbitrary Unix socket.
         if member.socket_path and not is_socket_path(member.socket_path, member.incarnation):
             raise ValueError("not a socket of a node")
-    return ClusterView(members, number, cluster)
+    return ClusterView(members, number, cluster, dead)

@@ -8,6 +8,7 @@ Thread safety: thread-safe, by Pyro5's lock.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from Pyro5.core import URI
@@ -19,14 +20,26 @@ from pyrocache.protocol.commands import Command, Runs, Scope
 COMMANDS = {
     # On a worker: a listing may be long, and entries may be in a file.
     name: Command(name, Scope.NODE, False, Runs.WORKER, False)
-    for name in ("count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
+    for name in ("age", "count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
 }
 
 _URI_CLASS = "Pyro5.core.URI"
 
 
+MOST_NAMES = 4096
+"""The most entries. Any peer can register names, and each takes memory here and in every listing."""
+
+
 class Names(NameServer):  # type: ignore[misc]
     """Pyro5's name server. Inherited methods are as documented by Pyro5."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._began_at = time.monotonic()
+
+    def age(self) -> float:
+        """Return for how many seconds this process has been there: what it does not list by then is not there."""
+        return time.monotonic() - self._began_at
 
     def lookup(self, name: str, return_metadata: bool = False) -> Any:
         """Return the URI of ``name``, in the form of Pyro5's serializers, or the URI and its metadata."""
@@ -38,8 +51,10 @@ class Names(NameServer):  # type: ignore[misc]
         """Register a URI, a str or the form of Pyro5's serializers, under ``name``. ``safe``: only if it is free.
 
         Raises:
-            NamingError: the name is taken, or the URI is not valid.
+            NamingError: the name is taken, the URI is not valid, or there are `MOST_NAMES` other names.
         """
+        if self.count() >= MOST_NAMES and name not in self.storage:
+            raise NamingError(f"There are {MOST_NAMES} names here already: remove some that are not in use.")
         if isinstance(uri, dict) and uri.get("__class__") == _URI_CLASS:
             plain, uri = uri, URI.__new__(URI)  # what Pyro5's serializers do, which are not used here
             try:

@@ -21,6 +21,8 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import ClientHandshake, Greeting
 from pyrocache.protocol.messages import CallPacker
+from pyrocache.protocol.request_id import SESSION_BYTES
+from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
 
 _REPLY_SLACK = 256 * 1024
 _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
@@ -46,6 +48,7 @@ class CallProtocol:
     Attributes:
         greeting: the first message to send.
         sequence: number of the last call.
+        identified: whether requests have a `RequestId`: the handshake had this end's session and the peer's clock.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
         peer: the greeting of the peer, once the handshake is done.
         max_value_bytes: length of the largest value frame that the peer accepts.
@@ -53,26 +56,34 @@ class CallProtocol:
     """
 
     __slots__ = (
-        *("_decoder", "_handshake"),
-        *("greeting", "max_value_bytes", "pack", "peer", "sequence", "space"),
+        *("_decoder", "_handshake", "_packer", "_session"),
+        *("greeting", "identified", "max_value_bytes", "pack", "peer", "sequence", "space"),
     )
 
     def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
         handshake = ClientHandshake(object_id, greeting)
         self.peer = Greeting()
+        self.identified = False
+        self._session = greeting.session if greeting else b""
         self._handshake: ClientHandshake | None = handshake  # until it is done
         self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(handshake.admit, _room)
         self.space = self._decoder.space
-        self.pack = CallPacker(object_id).pack
+        self._packer = CallPacker(object_id)
+        self.pack = self._packer.pack
         self.sequence = 0
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
 
-    def send_call(self, method: str, arguments: tuple[Any, ...]) -> bytes | list[Buffer]:
-        """Return the message that makes a call, in several buffers if a value among its arguments is large."""
+    def send_call(
+        self, method: str, arguments: tuple[Any, ...], number: int = 0, deadline: int = 0
+    ) -> bytes | list[Buffer]:
+        """Return the message that makes a call, in several buffers if a value among its arguments is large.
+
+        ``number`` and ``deadline`` are the last two fields of its `RequestId`, if it is to have one.
+        """
         self.sequence = (self.sequence + 1) & 0xFFFF
-        return self.pack(method, arguments, self.sequence)
+        return self.pack(method, arguments, self.sequence, number, deadline)
 
     def receive_data(self, data: bytes) -> Any:
         """Process received bytes. Return the result of the call, `GREETED` or `PENDING`.
@@ -117,6 +128,9 @@ class CallProtocol:
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
         self.peer = greeting
+        if len(self._session) == SESSION_BYTES and greeting.clock_ms:
+            self._packer.session = self._session
+            self.identified = True
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)
@@ -128,6 +142,8 @@ def _room(frame_bytes: int) -> memoryview | None:
     if frame_bytes <= limits.LARGE_BYTES:
         return None
     offset = -messages.VALUE_OFFSET % 16
+    if frame_bytes >= OWN_PAGES_BYTES:
+        return reserve(frame_bytes, offset)
     return memoryview(bytearray(offset + frame_bytes))[offset:]
 
 

@@ -23,7 +23,7 @@ from pyrocache.config import TransportChoice
 from pyrocache.errors import ValueTooLarge
 from pyrocache.net import multiplex
 from pyrocache.net.channel import check_supported
-from pyrocache.net.connection import ANONYMOUS
+from pyrocache.net.connection import ANONYMOUS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, Unavailable, broken, client_closed, too_large, unavailable
 from pyrocache.net.multiplex import Request
@@ -102,13 +102,17 @@ class Connections:
             if largest_value > connection.max_value_bytes:
                 raise too_large(member, largest_value, connection.max_value_bytes)
             result = connection.call(command.name, arguments, deadline)
-        except (Refused, ValueTooLarge):
+        except Refused as refused:
+            pool.take_back(connection, refused)
+            raise
+        except ValueTooLarge:
             pool.idle.append(connection)  # `checkin` without its call: see the ``finally`` for `closed`
             raise
         except BaseException as error:
             pool.drop(connection)
             if broken(error):
-                raise pool.failed(command.title, deadline, error, sent=connection.sent) from error
+                sent, number = connection.sent, connection.number
+                raise pool.failed(command.title, deadline, error, sent=sent, number=number) from error
             raise
         else:
             pool.idle.append(connection)
@@ -116,6 +120,36 @@ class Connections:
             pool.permits.put(None)
             if pool.closed:  # check last: close() may have raced with us
                 pool.close()
+        return result
+
+    def repeat(self, request: Request, number: int, deadline: Deadline) -> Any:
+        """Ask for the outcome of a request whose reply was lost. Returns and raises as `call`.
+
+        The request is executed in no case: if its outcome is not known, the node refuses it and tells what is.
+        """
+        member, command, arguments, _ = request
+        pool = self.pool(member)
+        connection: Connection | None = None
+        try:
+            connection = pool.checkout(deadline, True)
+            if not connection.opened:
+                connection.finish_opening(deadline)
+            result = connection.call_unlike(command.name, arguments, deadline, repeats=number)
+        except Refused as refused:
+            if connection is not None:
+                pool.take_back(connection, refused)
+            raise
+        except BaseException as error:
+            if connection is not None:
+                pool.drop(connection)
+            if broken(error):
+                raise pool.failed(command.title, deadline, error, sent=True, number=number) from error
+            raise
+        else:
+            pool.checkin(connection)
+        finally:
+            if connection is not None:
+                pool.permits.put(None)
         return result
 
     def pin(
@@ -154,8 +188,8 @@ class Connections:
             if self._closed:  # check last: close() may have raced with us
                 raise client_closed()
             pinned.call(command, arguments, deadline)
-        except Refused:
-            pinned.release()
+        except Refused as refused:
+            pinned.take_back(refused)
             raise
         except BaseException:
             pinned.drop()

@@ -78,6 +78,11 @@ def is_cooperative(channel: Channel) -> bool:
     return not isinstance(channel, _socket.socket)
 
 
+def is_same_host(channel: Channel) -> bool:
+    """Return whether both ends of a connected channel are on one host, for certain."""
+    return channel.family == socket.AF_UNIX or channel.getsockname()[0] == channel.getpeername()[0]
+
+
 class Dialing:
     """A channel that is being opened: to the Unix socket if there is one, then to each TCP address in turn.
 

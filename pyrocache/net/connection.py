@@ -6,27 +6,45 @@ system call to send and few to receive.
 
 After any exception other than `Refused`, the next reply could belong to another call: close the connection.
 
+A node tells its clock in the handshake, and each request says by that clock when its call ends, so that the node does
+not execute it later. It must never say more than is true: the node has read its clock at some time before the end of
+the handshake, so time is counted from that end, and the two clocks may differ in rate. On one host they are one clock.
+Between hosts, `DRIFT` is allowed for, a connection is replaced when it is `FRESH_SECONDS` old, and all deadlines are
+that much earlier as the clocks may have drifted apart by then.
+
 Thread safety: used by one thread at a time, except `interrupt`, which any thread may call.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 from pyrocache.config import TransportChoice
+from pyrocache.errors import ProtocolError
 from pyrocache.net.call_protocol import GREETED, PENDING, CallProtocol
-from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative
+from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative, is_same_host
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
+from pyrocache.protocol.request_id import CLOCK, HIGHEST_NUMBER, REPEAT
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 from pyrocache.tracebacks import came_from_outside
+
+FRESH_SECONDS = 30.0
+"""How long a connection to another host is used for further calls."""
+
+DRIFT = 0.001
+"""By how much the clocks of two hosts may differ in rate: NTP may change each by half of it."""
+
+_NUMBERS = itertools.count(1)  # of requests, by all connections: they must differ within a session
 
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
@@ -52,11 +70,23 @@ class Connection:
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
         used_at: monotonic seconds, set by the pool that hands it out.
+        number: the sequence of the last request in its session; 0 if requests on this connection have no identity.
+        fresh_until: monotonic seconds, until which deadlines are exact; infinite to the same host.
     """
 
     __slots__ = (
-        *("_channel", "_dialing", "_pack", "_poll", "_protocol", "_spin_wait", "_unsent"),
-        *("max_value_bytes", "opened", "sent", "used_at"),
+        *(
+            "_ahead",
+            "_channel",
+            "_dialing",
+            "_identified",
+            "_pack",
+            "_poll",
+            "_protocol",
+            "_spin_wait",
+            "_unsent",
+        ),
+        *("fresh_until", "max_value_bytes", "number", "opened", "sent", "used_at"),
     )
 
     def __init__(
@@ -66,6 +96,10 @@ class Connection:
         self.opened = False
         self.sent = False
         self.used_at = 0.0
+        self.number = 0
+        self.fresh_until = math.inf
+        self._identified = False
+        self._ahead = 0.0  # milliseconds from the clock of deadlines to that of the node
         greeting = greeting._replace(
             node=endpoint.name, incarnation=endpoint.incarnation, cluster=endpoint.cluster
         )
@@ -110,7 +144,12 @@ class Connection:
         self.sent = False
         protocol = self._protocol
         protocol.sequence = sequence = (protocol.sequence + 1) & 0xFFFF
-        message = self._pack(method, arguments, sequence)
+        if self._identified:
+            self.number = number = next(_NUMBERS) & HIGHEST_NUMBER
+            ends_at = int(deadline.at * 1000.0 + self._ahead) & CLOCK
+            message = self._pack(method, arguments, sequence, number, ends_at)
+        else:
+            message = self._pack(method, arguments, sequence)
         count = 0
         if type(message) is bytes:
             try:
@@ -133,10 +172,46 @@ class Connection:
         result = unpack_result(data, sequence)
         return result if result is not UNUSUAL else self.receive(deadline, data)  # large, cut, or a refusal
 
-    def begin(self, method: str, arguments: tuple[Any, ...]) -> bool:
-        """Send as much of a request as the socket accepts now. Return whether that was all; `advance` sends more."""
+    def begin(self, method: str, arguments: tuple[Any, ...], deadline: Deadline, repeats: int = 0) -> bool:
+        """Send as much of a request as the socket accepts now. Return whether that was all; `advance` sends more.
+
+        Args:
+            repeats: the `number` of the request that this one repeats; 0 for a new request.
+        """
         self.sent = False
-        return self._begin_sending(self._protocol.send_call(method, arguments))
+        number = ends_at = 0
+        if self._identified:
+            self.number = repeats or next(_NUMBERS) & HIGHEST_NUMBER
+            number = self.number | (REPEAT if repeats else 0)
+            ends_at = int(deadline.at * 1000.0 + self._ahead) & CLOCK
+        return self._begin_sending(self._protocol.send_call(method, arguments, number, ends_at))
+
+    def call_unlike(
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        *,
+        repeats: int = 0,
+        until: Deadline | None = None,
+    ) -> Any:
+        """Make a call as `call` does, with another identity.
+
+        Args:
+            repeats: as for `begin`. Such a request is executed in no case: if its outcome is not known, the refusal
+                tells what is.
+            until: the deadline to tell the node, if not that of the call.
+
+        Raises:
+            ProtocolError: also if the node cannot know the request that is repeated.
+        """
+        if repeats and not self._identified:
+            raise ProtocolError("another node, which knows nothing of this client, answers there")
+        if not self.begin(method, arguments, until or deadline, repeats):
+            self._send_rest(b"", 0, deadline)
+        if self._spin_wait is not None:
+            self._spin_wait(self._poll)
+        return self.receive(deadline)
 
     def advance(self) -> Any:
         """Proceed as far as possible without blocking: connect, complete the handshake, send, receive.
@@ -163,6 +238,8 @@ class Connection:
         if outcome is GREETED:
             self.opened = True
             self.max_value_bytes = self._protocol.max_value_bytes
+            if self._protocol.identified:
+                self._set_clock()
         return outcome
 
     def receive(self, deadline: Deadline, data: bytes | None = None) -> Any:
@@ -222,6 +299,16 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError):
             self._unsent = []
 
+    def _set_clock(self) -> None:
+        """Note the node's clock, just after the end of the handshake."""
+        self._identified = True
+        now = time.monotonic()
+        # Both ends count whole milliseconds.
+        self._ahead = self._protocol.peer.clock_ms - now * 1000.0 - 1.0
+        if not is_same_host(self._channel):
+            self.fresh_until = now + FRESH_SECONDS
+            self._ahead -= FRESH_SECONDS * DRIFT * 1000.0
+
     def _begin_sending(self, message: bytes | list[Buffer], count: int = 0) -> bool:
         buffers = [message] if isinstance(message, bytes) else message
         self._unsent = [memoryview(buffer) for buffer in buffers if buffer]
@@ -250,7 +337,7 @@ class Connection:
         return True
 
     def _send_rest(self, message: bytes | list[Buffer], count: int, deadline: Deadline) -> None:
-        sent = self._begin_sending(message, count)
+        sent = self._begin_sending(message, count) if message else False
         while not sent:
             deadline.check()
             self._wait(deadline)

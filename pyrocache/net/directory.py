@@ -7,7 +7,8 @@ that want to change the view next, one creates its entry.
 
 Each query opens a connection, uses it once and closes it, all within one deadline, unless the connection is kept. Works
 with Pyro5's own name server and with the one of this package (`nameserver.process`). A listing has at most about 1,000
-entries, as the size of a message is limited (`protocol.limits`).
+entries, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer listing is an
+error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
 connection it belongs to one thread.
@@ -40,9 +41,9 @@ _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing abou
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
-_NUMBER = re.compile(r"[1-9]\d{0,9}")
-_VIEW_NAME = re.compile(r"cache\.view\.([1-9]\d{0,9})")
-_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)")
+_NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
+_VIEW_NAME = re.compile(r"cache\.view\.([1-9]\d{0,9})", re.ASCII)
+_URI = re.compile(r"PYRO:(cache\.node\.[1-9]\d{0,8})@(.*)", re.ASCII)
 
 
 class Listing(NamedTuple):
@@ -87,6 +88,9 @@ class Directory(Protocol):
 
     def forget_views(self, numbers: Iterable[int], timeout: float = ...) -> None:
         """Remove the views with these numbers."""
+
+    def age(self, timeout: float = ...) -> float:
+        """Return for how many seconds the name server has been there; 0 if that is unknown."""
 
     def register(self, member: Member, timeout: float = ...) -> None:
         """Register a node, in place of any other that has its name. The view decides whose name it is."""
@@ -176,6 +180,10 @@ class NameServerDirectory:
         """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
         return self._listing(Deadline(timeout))
 
+    def ping(self, timeout: float) -> None:
+        """Raise `NameServerUnavailable` unless a name server answers within ``timeout`` seconds."""
+        self._ask(Deadline(timeout), "ask whether it answers", "ping")
+
     def members(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> list[Member]:
         """Return the nodes that are registered. Malformed entries are left out."""
         return list(self._listing(Deadline(timeout)).members)
@@ -193,6 +201,11 @@ class NameServerDirectory:
         deadline = Deadline(timeout)
         for number in numbers:
             self._ask(deadline, "remove a view", "remove", f"{VIEW}{number}")
+
+    def age(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> float:
+        """Return for how many seconds the name server has been there; 0 for Pyro5's own, which does not say so."""
+        age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
+        return age if type(age) is float else 0.0
 
     def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Register ``member``, in place of any other node that has its name."""
@@ -279,8 +292,13 @@ class NameServerDirectory:
             return NameServerUnavailable(
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
-        if answered:
-            remedy = "what listens there did not answer as a Pyro5 name server. Is the address right?"
+        if answered and isinstance(error, TimeoutError):
+            remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
+        elif answered:
+            remedy = "what listens there did not answer as a Pyro5 name server"
+            # A listing that is too long is not read further than its header.
+            too_long = ", or it lists over 1,000 names" if isinstance(error, ProtocolError) else ""
+            remedy += f"{too_long}. Is the address right?"
         elif isinstance(error, (socket.gaierror, UnicodeError)):
             remedy = "that host name cannot be resolved. Is it right?"
         else:
@@ -351,7 +369,7 @@ def _member(name: Any, entry: Any) -> Member | None:
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster)
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):
             raise
         return None

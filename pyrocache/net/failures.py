@@ -18,9 +18,11 @@ from pyrocache.cluster.routing import Member
 from pyrocache.errors import (
     ClientClosed,
     ClusterMismatch,
+    MayHaveBeenDone,
     NodeUnavailable,
     Overloaded,
     ProtocolError,
+    PyroCacheError,
     ValueTooLarge,
 )
 from pyrocache.net.deadline import Deadline
@@ -50,6 +52,7 @@ class Unavailable(Exception):
         gone: there is no such node at its address: the connection or the handshake was refused, or reset.
         refused: the system refused the connection: nothing listens at the address.
         suspected: nothing was sent, because the node has not answered earlier calls.
+        number: the number by which the request can be repeated; 0 if it cannot.
     """
 
     error: NodeUnavailable | ClusterMismatch
@@ -58,6 +61,7 @@ class Unavailable(Exception):
     gone: bool = False
     suspected: bool = False
     refused: bool = False
+    number: int = 0
 
 
 class PoolExhausted(Exception):
@@ -84,12 +88,13 @@ def name_in_hint(error: BaseException, nameserver: str) -> None:
 
 
 def unavailable(
-    member: Member, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool
+    member: Member, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool, number: int = 0
 ) -> Unavailable:
     """Return the outcome of a request that failed with ``cause``, one of `BROKEN`.
 
     Args:
         sent: whether the whole request was sent before.
+        number: as in `Unavailable`.
     """
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
@@ -121,8 +126,20 @@ def unavailable(
         maybe_executed=sent,
         timed_out=timed_out,
         gone=gone,
+        number=number,
         refused=isinstance(cause, ConnectionRefusedError),
     )
+
+
+def may_have_been_done(error: PyroCacheError, operation: str) -> MayHaveBeenDone:
+    """Return the error for a change whose reply was lost, and whose outcome cannot be found out."""
+    text, _, hint = str(error).partition(_HINT)
+    advice = f"The node may have done the {operation}, or do it until the timeout of this call has passed."
+    changed = MayHaveBeenDone(
+        f"{text.rstrip()} {advice}" + (f" {_HINT}{hint}" if _HINT in str(error) else "")
+    )
+    changed.source = getattr(error, "source", "")
+    return changed
 
 
 def suspected(member: Member, operation: str, suspicion: Suspicion) -> Unavailable:

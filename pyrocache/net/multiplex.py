@@ -23,6 +23,7 @@ from pyrocache.net.failures import PoolExhausted, Refused, broken, suspected, to
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.net.suspicion import Verdict, patience
 from pyrocache.protocol.commands import PING, Command
+from pyrocache.protocol.refusals import TRY_AGAIN
 
 if TYPE_CHECKING:
     from pyrocache.net.calls import Connections
@@ -119,13 +120,14 @@ class _Flight:
                 elif deadline.remaining() <= 0:  # the connection is still usable
                     outcome = unavailable(member, command.title, deadline, TimeoutError(), sent=False)
                 else:
-                    connection.begin(command.name, arguments)
+                    connection.begin(command.name, arguments, deadline)
                     return PENDING
             if outcome is PENDING:
                 deadline.check()
                 return PENDING
         except Refused as refused:
-            outcome = refused
+            loan.end(healthy=refused.refusal.code != TRY_AGAIN)  # see `Pool.take_back`
+            return refused
         except BaseException as error:
             loan.end(healthy=False)
             if not broken(error):
@@ -140,7 +142,7 @@ class _Flight:
         if outcome is PENDING:
             self.step.check()
         elif not self._pinged:
-            connection.begin(PING.name, ())
+            connection.begin(PING.name, (), deadline)
             self._pinged = True
             self.step = Deadline(patience(deadline))
         else:
@@ -151,18 +153,16 @@ class _Flight:
 
     def _failed(self, error: BaseException, deadline: Deadline, connection: Connection | None) -> Any:
         """Return the outcome after one of `BROKEN`."""
-        operation, pool, sent = (
-            self.request.command.title,
-            self.loan.pool,
-            connection is not None and connection.sent,
-        )
+        operation, pool = self.request.command.title, self.loan.pool
+        sent = connection is not None and connection.sent
         if self.step is not None:
             sent = False  # what was sent is the ping
             if not isinstance(error, TimeoutError):
                 pool.suspicion.answered()
             elif pool.suspicion.silent(self._since):
                 return suspected(pool.member, operation, pool.suspicion)
-        return pool.failed(operation, deadline, error, sent=sent)
+        number = connection.number if connection is not None else 0
+        return pool.failed(operation, deadline, error, sent=sent, number=number)
 
 
 def _ready(flights: Sequence[_Flight], deadline: Deadline) -> list[_Flight]:

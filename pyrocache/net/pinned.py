@@ -19,6 +19,9 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken, suspected
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.protocol.commands import Command
+from pyrocache.protocol.refusals import TRY_AGAIN
+
+_GRANTED_SECONDS = 86400.0
 
 
 class PinnedConnection:
@@ -78,18 +81,26 @@ class PinnedConnection:
         Raises:
             Refused, Unavailable: as `Connections.call`; the latter closes the connection.
         """
-        pool = self._loan.pool
-        if pool.suspicion.suspected:
-            self.drop()
-            raise suspected(pool.member, command.name, pool.suspicion)
-        self._operation = command.name
+        self._prepare(command)
         return self._take_answer(partial(self._connection().call, command.name, arguments), deadline)
 
-    def begin(self, command: Command, arguments: tuple[Any, ...]) -> bool:
+    def settle(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
+        """Make a call that ends what is granted on this connection. Returns and raises as `call`.
+
+        The node is told a late deadline, because a connection that was kept for long does not know its clock exactly.
+        A caller that gives up closes the connection, which ends the grant, too.
+        """
+        self._prepare(command)
+        call = partial(
+            self._connection().call_unlike, command.name, arguments, until=Deadline(_GRANTED_SECONDS)
+        )
+        return self._take_answer(call, deadline)
+
+    def begin(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> bool:
         """Send a small request without blocking. Return False, and close the connection, if that fails."""
         self._operation = command.name
         try:
-            if self._connection().begin(command.name, arguments):
+            if self._connection().begin(command.name, arguments, deadline):
                 return True
             raise BlockingIOError
         except BaseException as error:
@@ -115,9 +126,21 @@ class PinnedConnection:
         """Put the connection back into its pool. No lease or lock may be bound to it any more."""
         self._loan.end(healthy=True)
 
+    def take_back(self, refused: Refused) -> None:
+        """End the use of this connection after a refusal. No lease or lock may be bound to it any more."""
+        self._loan.end(healthy=refused.refusal.code != TRY_AGAIN)  # see `Pool.take_back`
+
     def drop(self) -> None:
         """Close the connection. The node then frees what it granted on it."""
         self._loan.end(healthy=False)
+
+    def _prepare(self, command: Command) -> None:
+        """Raise `Unavailable`, and close the connection, if the node is suspected."""
+        pool = self._loan.pool
+        if pool.suspicion.suspected:
+            self.drop()
+            raise suspected(pool.member, command.name, pool.suspicion)
+        self._operation = command.name
 
     def _take_answer(self, receive: Callable[[Deadline], Any], deadline: Deadline) -> Any:
         connection = self._connection()
@@ -128,7 +151,8 @@ class PinnedConnection:
                 self.drop()
             if broken(error):
                 pool = self._loan.pool
-                raise pool.failed(self._operation, deadline, error, sent=connection.sent) from error
+                sent, number = connection.sent, connection.number
+                raise pool.failed(self._operation, deadline, error, sent=sent, number=number) from error
             raise
         return self.answer
 

@@ -27,6 +27,7 @@ from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, 
 from pyrocache.net.suspicion import Suspicion, Verdict, patience
 from pyrocache.protocol.commands import PING
 from pyrocache.protocol.handshake import Greeting
+from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.tracebacks import came_from_outside
 
 _TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
@@ -112,7 +113,9 @@ class Pool:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
                     return Connection(self.member, self._transport, self._greeting)
-                if (now - connection.used_at < _TRUST_SECONDS and not careful) or connection.usable():
+                if now < connection.fresh_until and (
+                    (now - connection.used_at < _TRUST_SECONDS and not careful) or connection.usable()
+                ):
                     connection.used_at = now
                     return connection
                 connection.close()
@@ -128,6 +131,16 @@ class Pool:
         if self.closed:  # check last: close() may have raced with us
             self.close()
 
+    def take_back(self, connection: Connection, refused: Refused) -> None:
+        """Keep a connection on which a call was refused, unless the node's clock may have to be asked again.
+
+        If this machine was suspended, the deadlines on the connection are too early: the node refuses each request.
+        """
+        if refused.refusal.code == TRY_AGAIN:
+            self.drop(connection)
+        else:
+            self.checkin(connection)
+
     def drop(self, connection: Connection) -> None:
         """Close a connection whose call failed, and the idle ones that have failed with it."""
         connection.close()
@@ -141,12 +154,14 @@ class Pool:
             else:
                 other.close()
 
-    def failed(self, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool) -> Unavailable:
+    def failed(
+        self, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool, number: int = 0
+    ) -> Unavailable:
         """Return the outcome of a request that failed with ``cause``, one of `BROKEN`. Doubt a node that hangs."""
         if isinstance(cause, TimeoutError) and not self._trusted:
             self.suspicion.timed_out(deadline.seconds)
             self._close_idle()  # they may hang as well; a ping over a new connection tells
-        return unavailable(self.member, operation, deadline, cause, sent=sent)
+        return unavailable(self.member, operation, deadline, cause, sent=sent, number=number)
 
     def ping(self, operation: str, deadline: Deadline, loan: Loan) -> None:
         """Ping the node, which is in doubt, unless it is suspected. Takes ``loan`` meanwhile.

@@ -31,6 +31,8 @@ from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.protocol.request_id import milliseconds
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
@@ -51,7 +53,7 @@ class Node:
         config: the settings.
         directory: the name server.
         peers: probes other nodes; None for a `Peers` with default settings.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         entry_clock: the clock of TTLs, leases and locks, if tests can move it.
 
     Attributes:
@@ -69,7 +71,7 @@ class Node:
         config: NodeConfig,
         directory: Directory,
         peers: Peers | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         entry_clock: SharedClock | None = None,
     ) -> None:
         self.config = config
@@ -104,16 +106,16 @@ class Node:
         self, listeners: Sequence[socket.socket], incarnation: str, entry_clock: SharedClock | None
     ) -> None:
         config = self.config
-        now = entry_clock or time.monotonic
+        entry_time = entry_clock or now
         policy = POLICIES[config.eviction]()
-        store = Store(config.max_memory, policy=policy, clock=now)
+        store = Store(config.max_memory, policy=policy, clock=entry_time)
         self.cache_node = CacheNode(
             store,
             RequestGuard(self.member.name, incarnation, on_stale=self._rumour),
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
-            clock=now,
+            clock=entry_time,
         )
         self._dispatcher = Dispatcher(
             self.member.name,
@@ -150,7 +152,8 @@ class Node:
             while not self.stop_request.requested:
                 if not self._io_thread.is_alive():
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
-                pause = self.config.lease_seconds / 4 if self.membership.settled else _NUDGE_PAUSE_SECONDS
+                soon = self.membership.in_transition
+                pause = _NUDGE_PAUSE_SECONDS if soon else self.config.lease_seconds / 4
                 if self.stop_request.wait(pause):
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
                 self._tick()
@@ -178,7 +181,7 @@ class Node:
         member = self.member
         return Greeting(
             member.name, member.incarnation, self.config.max_value_bytes, PROTOCOL, member.cluster
-        )
+        )._replace(clock_ms=milliseconds(now()) or 1)
 
     def _leave(self) -> None:
         """Remove this node from the view, redirect clients for a moment, then stop serving."""
@@ -192,8 +195,15 @@ class Node:
         if self._io_thread.is_alive():
             self._io_thread.join(timeout=2.0)
 
+    def _lease_left(self) -> float:
+        """Return for how many seconds the node may serve; a lease without an end counts as a new one."""
+        return max(0.0, min(self.membership.serving_until - now(), self.config.lease_seconds))
+
     def _gauges(self) -> dict[str, Any]:
         return {
+            "view": self.membership.view.number,
+            "lease_seconds": self._lease_left(),
+            "silent": " ".join(self.membership.silent),
             "connections": len(self._event_loop.connections),
             "rss_bytes": _resident_bytes(),
             "latencies": self._dispatcher.latencies.as_lists(),

@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from pyrocache.cluster.fencing import Fencing, Heard
+from pyrocache.cluster.fencing import Fencing, Heard, Identity
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, Directory, Listing
+from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
+from pyrocache.runtime.clock import now
 
 log = logging.getLogger("pyrocache.node")
 
@@ -38,12 +39,12 @@ class NodeMembership:
         config: the settings.
         directory: the name server.
         peers: asks other nodes.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         sleep: waits for some seconds.
 
     Attributes:
         fencing: what the node knows about the view and its lease.
-        serving_until: when the lease ends (monotonic seconds).
+        serving_until: when the lease ends, by ``clock``.
         silent: the names of the members that did not answer when they were last asked.
     """
 
@@ -52,7 +53,7 @@ class NodeMembership:
         config: NodeConfig,
         directory: Directory,
         peers: Peers,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._config = config
@@ -81,6 +82,11 @@ class NodeMembership:
     def settled(self) -> bool:
         """Whether the node may answer for all its keys, if it has a lease."""
         return not self._pending() and self.fencing.valid_at <= self._clock()
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether the next `tick` should follow soon: a change is not settled, or the name server has lost the view."""
+        return not self.settled or self._blank_at is not None
 
     @property
     def has_lease(self) -> bool:
@@ -126,22 +132,32 @@ class NodeMembership:
             )
         if not listing.view.number:
             return self._begin_cluster(listing, began_at)
-        requested_at = self._clock()
+        states = self._observe(listing)
+        return None if states is None else self._propose_to_join(states, began_at)
+
+    def _observe(self, listing: Listing, dead: Sequence[Identity] = ()) -> dict[Member, Heard] | None:
+        """Return the answers of the members of the newest view; None if its change is not settled yet.
+
+        Args:
+            dead: members that are known not to exist any more.
+        """
         if listing.view != self.view:
             self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
-            self.fencing = self.fencing.adopt(listing.view, listing.before, requested_at)
+            self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
         states = self._ask((*listing.view.members, *listing.before.members))
-        again_at = self._clock()
+        at = self._clock()
+        for identity in dead:
+            self.fencing = self.fencing.heard(identity, Heard.GONE, at, at)
+        requested_at = self._clock()
         if self._directory.listing().view != self.view:
             return None
-        self.fencing = self.fencing.listed(again_at, self._clock())
-        if not self.fencing.settled(self._clock()):
-            return None
-        return self._propose_to_join(states, began_at)
+        self.fencing = self.fencing.listed(requested_at, self._clock())
+        return states if self.fencing.settled(self._clock()) else None
 
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
-        waited = self._clock() - began_at >= self._lease + self._config.heartbeat_seconds
+        wait = self._lease + self._config.heartbeat_seconds
+        waited = self._clock() - began_at >= wait or self._directory.age() >= wait
         if not listing.cluster:
             if self._config.new_cluster or waited:
                 made = secrets.token_hex(8)
@@ -209,6 +225,50 @@ class NodeMembership:
         self.fencing = replace(self.fencing, me=member.identity).adopt(proposal, before, self._clock())
         return True
 
+    # Striking out ----------------------------------------------------------------------------------------
+
+    def strike_out(self, name: str, *, force: bool = False) -> bool:
+        """Remove a dead node from the cluster. Return False if it is not a member.
+
+        Args:
+            name: of the node.
+            force: remove it although it cannot be seen that it is dead. If it still serves, two nodes answer for its
+                keys.
+
+        Raises:
+            PyroCacheError: the node is alive, or may be; or other nodes that do not answer hold the change up.
+        """
+        began_at = self._clock()
+        while True:
+            listing = self._directory.listing()
+            member = listing.view.member(name)
+            if member is None:
+                return False
+            dead = [member.identity] if force else []
+            states = self._observe(listing, dead)
+            if states is not None:
+                self._check_dead(member, states[member], force=force)
+                others = [other for other in listing.view.members if other is not member]
+                view = listing.view
+                proposal = ClusterView(others, view.number + 1, view.cluster, [member.identity])
+                if self._store(proposal, view, self._me):
+                    self._directory.remove(member)
+                    self.tell(proposal)
+                    return True
+            self.check_held_up(began_at)
+            self._sleep(_PAUSE_SECONDS)
+
+    def _check_dead(self, member: Member, heard: Heard, *, force: bool) -> None:
+        if heard not in (Heard.SILENT, Heard.GONE):
+            raise PyroCacheError(
+                f"{member.name} is alive: end its process, and it leaves the cluster by itself."
+            )
+        if heard is Heard.SILENT and not force:
+            raise PyroCacheError(
+                f"{member.name} at {member.address} does not answer, but may still serve. If you know that it does not "
+                "exist any more, repeat the command with --force."
+            )
+
     # Serving ---------------------------------------------------------------------------------------------
 
     def rumour(self, number: int) -> None:
@@ -221,15 +281,17 @@ class NodeMembership:
         Raises:
             NameTaken: the node is no longer a member.
         """
-        now = self._clock()
-        if self._ticked_at is not None and now - self._ticked_at > self._lease * 3 / 8:
-            self.fencing = self.fencing.standstill(now)
-        self._ticked_at = now
+        at = self._clock()
+        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
+            self.fencing = self.fencing.standstill(at)
+        self._ticked_at = at
         if self._rumoured > self.view.number:
-            self.fencing = self.fencing.rumour(now)
+            self.fencing = self.fencing.rumour(at)
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
             self._ask((*self.view.members, *self.fencing.before.members))
+        else:
+            self.silent = ()
         self._renew()
 
     def _ask_name_server(self) -> bool:
@@ -279,9 +341,8 @@ class NodeMembership:
 
     def _put_back(self, listing: Listing) -> None:
         """Put the view back into a name server that has lost it, once more than half of its members have it."""
-        now = self._clock()
         if self._blank_at is None:
-            self._blank_at = now
+            self._blank_at = self._clock()
         if self.fencing.majority_at() <= self._blank_at or listing.view.number > self.view.number:
             return
         try:
@@ -300,9 +361,9 @@ class NodeMembership:
         asked = [m for m in dict.fromkeys(members) if m.identity != self._me.identity]
         sent_at = self._clock()
         states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
-        now = self._clock()
+        received_at = self._clock()
         for member, heard in states.items():
-            self.fencing = self.fencing.heard(member.identity, heard, sent_at, now)
+            self.fencing = self.fencing.heard(member.identity, heard, sent_at, received_at)
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 
@@ -311,19 +372,19 @@ class NodeMembership:
         nameserver = parse_address(self._config.nameserver)[0]
         all_here = all(is_here(host, self._me.host) for host in (*hosts, nameserver))
         until = self.fencing.serves_until(all_here=all_here)
-        now = self._clock()
-        if not self.fencing.before.members and self.fencing.valid_at > now:
+        at = self._clock()
+        if not self.fencing.before.members and self.fencing.valid_at > at:
             until = float("-inf")  # the first view must be known to be the first one
         self.serving_until = until
         if self._ownership is not None:
             self._ownership.take_over(self._pending())
-            self._ownership.lapse(now >= until)
+            self._ownership.lapse(at >= until)
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""
-        now, me = self._clock(), self._me.identity
+        at, me = self._clock(), self._me.identity
         others = (member for member in self.fencing.before.members if member.identity != me)
-        return frozenset(member.name for member in others if not self.fencing.is_free(member, now))
+        return frozenset(member.name for member in others if not self.fencing.is_free(member, at))
 
     def _note_foreign(self) -> None:
         if not self._foreign:
@@ -357,3 +418,13 @@ class NodeMembership:
     def tell(self, view: ClusterView) -> None:
         """Make the members of ``view`` query the name server for it."""
         self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._me)
+
+
+def strike_out(nameserver: str, name: str, *, force: bool = False) -> bool:
+    """Remove a dead node from the cluster at a name server, see `NodeMembership.strike_out`."""
+    peers = Peers()
+    membership = NodeMembership(NodeConfig(nameserver=nameserver), NameServerDirectory(nameserver), peers)
+    try:
+        return membership.strike_out(name, force=force)
+    finally:
+        peers.close()

@@ -17,18 +17,16 @@ import os
 import resource
 import sys
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import NodeConfig
-from pyrocache.errors import ConfigurationError, NameTaken, PyroCacheError
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shared_clock import SharedClock
-from pyrocache.runtime.start import answer
-
-EXIT_REFUSED = 3
-"""Exit status of a node that must not be restarted: its name is taken, or a setting is not valid."""
+from pyrocache.runtime.start import EXIT_NO_NAME_SERVER, EXIT_REFUSED, answer
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
@@ -45,9 +43,10 @@ def main(argv: list[str]) -> NoReturn:
     parent = int(argv[1])
     try:
         settings = json.loads(argv[0])
-        clock = SharedClock(settings.pop("clock")) if "clock" in settings else None
+        entry_clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
         config = NodeConfig(**settings)
-        node = Node(config, NameServerDirectory(config.nameserver, keep=True), entry_clock=clock)
+        directory = NameServerDirectory(config.nameserver, keep=True)
+        node = Node(config, directory, entry_clock=entry_clock)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)
@@ -58,8 +57,14 @@ def main(argv: list[str]) -> NoReturn:
     except PyroCacheError as error:
         print(error, file=sys.stderr)
         answer(parent, {"error": str(error)})
-        sys.exit(EXIT_REFUSED if isinstance(error, (NameTaken, ConfigurationError)) else 1)
+        sys.exit(_exit_status(error))
     sys.exit(0)
+
+
+def _exit_status(error: PyroCacheError) -> int:
+    if isinstance(error, (NameTaken, ConfigurationError)):
+        return EXIT_REFUSED
+    return EXIT_NO_NAME_SERVER if isinstance(error, NameServerUnavailable) else 1
 
 
 def tune() -> None:

@@ -7,7 +7,7 @@ names and arguments. Pure: constants only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -43,11 +43,14 @@ class Command:
     Attributes:
         name: the method of `CacheNode`.
         scope: its subject.
-        idempotent: executing it twice has the same effect as executing it once, so it may be sent again after its reply
-            was lost. The second reply may differ for `invalidate_tag`, `fill` and `abandon`.
+        idempotent: executing it twice in a row has the same effect as executing it once. The second reply may differ
+            for `invalidate_tag`, `fill` and `abandon`.
         runs: how a node runs it.
         mutates: it may change the store.
         operation: what errors call it, if not by its name.
+        large: a request may hold one value of the node's ``--max-value``. Any other request is at most a batch long.
+        once: it must not be executed again after its reply was lost, because it changes the store (another client may
+            have changed the entry meanwhile) or is not idempotent. See `client.routing.retry`.
     """
 
     name: str
@@ -56,6 +59,11 @@ class Command:
     runs: Runs
     mutates: bool
     operation: str = ""
+    large: bool = False
+    once: bool = field(init=False)  # a field, because it is read on each call
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "once", self.mutates or not self.idempotent)
 
     @property
     def title(self) -> str:
@@ -63,16 +71,16 @@ class Command:
         return self.operation or self.name
 
 
-GET = Command("get", Scope.KEY, True, Runs.INLINE, True)  # mutates with touch_seconds only
+GET = Command("get", Scope.KEY, True, Runs.INLINE, False)  # touch_seconds sets a TTL, which may be done twice
 GET_WITH_VERSION = Command("get_with_version", Scope.KEY, True, Runs.INLINE, False)
 GET_WITH_TIMES = Command("get_with_times", Scope.KEY, True, Runs.INLINE, False)
 GET_ENTRY = Command("get_entry", Scope.KEY, True, Runs.INLINE, False)
 CONTAINS = Command("contains", Scope.KEY, True, Runs.INLINE, False)
 TTL = Command("ttl", Scope.KEY, True, Runs.INLINE, False)
-SET = Command("set", Scope.KEY, True, Runs.INLINE, True)
-PUT = Command("put", Scope.KEY, True, Runs.INLINE, True)
+SET = Command("set", Scope.KEY, True, Runs.INLINE, True, large=True)
+PUT = Command("put", Scope.KEY, True, Runs.INLINE, True, large=True)
 PUT_IF = replace(PUT, idempotent=False)  # the same method, with a condition
-SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True)
+SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True, large=True)
 INCR = Command("incr", Scope.KEY, False, Runs.INLINE, True)
 TOUCH = Command("touch", Scope.KEY, True, Runs.INLINE, True)
 DELETE = Command("delete", Scope.KEY, False, Runs.INLINE, True)
@@ -81,12 +89,12 @@ POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
 GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
 GET_ENTRIES = Command("get_entries", Scope.KEYS, True, Runs.INLINE, False)
 CHECK_VIEW = replace(GET_MANY, operation="scan")  # without keys
-SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True)
+SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True, large=True)
 DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
 TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)
 
 LEASE = Command("lease", Scope.KEY, True, Runs.DEFERRED, False)
-FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True)
+FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True, large=True)
 ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
 ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)

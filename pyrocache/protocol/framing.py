@@ -29,6 +29,9 @@ MSGPACK = 4
 
 HEADER_BYTES = 40
 
+JUDGED_BYTES = 256
+"""How many bytes of a long body suffice to judge it, see `FrameDecoder`."""
+
 _HEADER = struct.Struct("!4sHBBHHII16sHH")
 _VERSION = 502
 _MAGIC = 0x4DC5
@@ -47,6 +50,7 @@ class Header(NamedTuple):
     sequence: int
     body_bytes: int
     annotation_bytes: int
+    correlation: bytes = _NO_CORRELATION
 
     @property
     def frame_bytes(self) -> int:
@@ -67,7 +71,7 @@ def parse_header(data: Buffer) -> Header:
     Raises:
         ProtocolError: they are not a header of protocol 502.
     """
-    tag, version, *fields, _, _, magic = _HEADER.unpack_from(data)
+    tag, version, *fields, _, magic = _HEADER.unpack_from(data)
     if tag != b"PYRO" or version != _VERSION or magic != _MAGIC:
         raise ProtocolError(_NO_MESSAGE)
     return Header(*fields)
@@ -89,13 +93,21 @@ class FrameDecoder:
     Args:
         admit: called with each header before any of its body is buffered; raises to refuse it. May be replaced.
         room: called with a frame's length; returns a buffer for the whole frame, or None to collect it by `feed`.
+        admit_head: called with the header of a frame that is not complete and the beginning of its body, before
+            ``room``. Returns False to be called again with more of the body; raises to refuse it.
     """
 
-    __slots__ = ("_buffer", "_filled", "_header", "_large", "_room", "_skip", "admit")
+    __slots__ = ("_admit_head", "_buffer", "_filled", "_header", "_large", "_room", "_skip", "admit")
 
-    def __init__(self, admit: Callable[[Header], None], room: Callable[[int], memoryview | None]) -> None:
+    def __init__(
+        self,
+        admit: Callable[[Header], None],
+        room: Callable[[int], memoryview | None],
+        admit_head: Callable[[Header, bytes], bool] = lambda header, head: True,
+    ) -> None:
         self.admit = admit
         self._room = room
+        self._admit_head = admit_head
         self._buffer = bytearray()
         self._header: Header | None = None
         self._large: memoryview | None = None
@@ -173,6 +185,8 @@ class FrameDecoder:
                 content = bytes(view[start:total])
             del buffer[:total]
             return Frame(header, content)
+        if not self._admit_head(header, bytes(buffer[start : start + JUDGED_BYTES])):
+            return None
         if (room := self._room(total)) is not None:
             self._large = room
             self._filled = len(buffer)

@@ -31,6 +31,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
+from pyrocache.protocol.request_id import SESSION_BYTES
 
 REQUEST_BYTES = 16 * 1024
 """Length of the longest CONNECT message that a server accepts."""
@@ -231,17 +232,22 @@ class ServerHandshake:
             value of the CONNECT_OK message; raises `HandshakeRefused` to refuse.
         admit_request: judges the headers of requests, once the connection is established.
         spoken: the serializers that a client may choose from, by number.
+        admit_head: judges the beginnings of long requests, see `FrameDecoder`.
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         state: the progress.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
+        session: the session that requests are identified by (see `request_id`); None unless the client gave one and
+            this end gave its clock.
     """
 
     describe: Callable[[str, Any], Any]
     admit_request: Callable[[Header], None]
     spoken: Mapping[int, Serializer]
     refusals: Mapping[int, bytes]
+    admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
     state: State = State.AWAITING
     serializer: Serializer | None = None
+    session: bytes | None = None
 
     def admit(self, header: Header) -> None:
         """Judge a header, in any state, before its body is read.
@@ -274,6 +280,9 @@ class ServerHandshake:
         except HandshakeRefused as refused:
             raise self._refused(header, serializer.dumps(str(refused))) from None
         self.state, self.serializer = State.ESTABLISHED, serializer
+        session = Greeting.from_wire(request.get("handshake")).session
+        if len(session) == SESSION_BYTES and Greeting.from_wire(answer.get("handshake")).clock_ms:
+            self.session = session
         accepted = serializer.dumps(answer)
         return framing.pack_message(framing.CONNECT_OK, header.sequence, accepted, 0, serializer.number)
 

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 INT_KIND = b"w"
 
+MAX_INT_BYTES = 64 * 1024
+"""The longest frame of an int that `incr` adds to, or adds: it converts ints, which takes time proportional to this."""
+
+INT_TOO_LARGE = f"incr and decr take ints of up to {MAX_INT_BYTES} bytes; compute changes a larger one."
+
 
 def pack_int(number: int) -> bytes:
     """Return the frame of an int."""

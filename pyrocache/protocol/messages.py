@@ -17,22 +17,35 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import msgpack
 
+from pyrocache.config import REQUEST_OVERHEAD_BYTES
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol.framing import HEADER_BYTES, INVOKE, RESULT, Buffer, pack_message
-from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+from pyrocache.protocol.limits import BATCH_BYTES, LARGE_BYTES, MAX_BATCH, MAX_KEY_BYTES
+from pyrocache.protocol.request_id import REPEAT, SESSION_BYTES
 from pyrocache.tracebacks import came_from_outside
 
 _Method = TypeVar("_Method")
 
-_VARYING = struct.Struct("!10sHI24s")  # a header: constant, sequence, length of the body, constant
+_VARYING = struct.Struct("!10sHI24s")  # a reply's header: constant, sequence, length of the body, constant
+# A request's: constant, sequence, length, no annotations, session, sequence in the session, deadline, constant.
+_REQUEST = struct.Struct("!10sHI4s8sII4s")
 _BIN32 = struct.Struct("!BI")
 _BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
+_ARRAY_OF_ONE = 0x91
 
 VALUE_OFFSET = HEADER_BYTES + _BIN32.size
 """Offset of a large value in a message that holds nothing else."""
 
 _MAX_ITEMS = MAX_BATCH + 24  # of an array or a map
 _MAX_CONTAINERS = 2 * _MAX_ITEMS
+
+
+LONGEST_SMALL_BYTES = BATCH_BYTES + REQUEST_OVERHEAD_BYTES
+"""The most bytes of a request beside one large value. They are unpacked at once, which copies them."""
+
+
+class TooLong(ProtocolError):
+    """A request has more than `LONGEST_SMALL_BYTES` beside one large value."""
 
 
 class Pieces:
@@ -69,6 +82,8 @@ def _set_as_list(value: Any) -> list[Any]:
 
 _PLAIN_CALL, _PLAIN_RESULT = pack_message(INVOKE, 0, b""), pack_message(RESULT, 0, b"")
 _CALL_START, _RESULT_START, _END = _PLAIN_CALL[:10], _PLAIN_RESULT[:10], _PLAIN_CALL[16:]
+_NO_ANNOTATIONS, _CALL_END = _PLAIN_CALL[16:20], _PLAIN_CALL[36:40]
+_NO_SESSION = bytes(SESSION_BYTES)
 _NO_OPTIONS = b"\x80"
 _CONSTANTS = {value: pack_plain(value) for value in (None, False, True)}
 _CONSTANT_OF = {body[0]: value for value, body in _CONSTANTS.items()}
@@ -79,17 +94,26 @@ class CallPacker:
 
     Args:
         object_id: the object's name on the node.
+
+    Attributes:
+        session: the session in the identity of each request; zero if requests have none.
     """
 
-    __slots__ = ("_begin", "_heads", "_pack")
+    __slots__ = ("_begin", "_heads", "_pack", "session")
 
     def __init__(self, object_id: str) -> None:
+        self.session = _NO_SESSION
         self._begin = b"\x94" + pack_plain(object_id)
         self._heads: dict[str, bytes] = {}
         self._pack = msgpack.Packer(use_bin_type=True).pack
 
-    def pack(self, method: str, arguments: tuple[Any, ...], sequence: int) -> bytes | list[Buffer]:
-        """Return the message that calls ``method``, in several buffers if one of its arguments is a large value."""
+    def pack(
+        self, method: str, arguments: tuple[Any, ...], sequence: int, number: int = 0, deadline: int = 0
+    ) -> bytes | list[Buffer]:
+        """Return the message that calls ``method``, in several buffers if one of its arguments is a large value.
+
+        ``number`` and ``deadline`` are the last two fields of a `RequestId`.
+        """
         head = self._heads.get(method)
         if head is None:
             head = self._heads[method] = self._begin + pack_plain(method)
@@ -98,11 +122,20 @@ class CallPacker:
         except TypeError:  # msgpack does not know Pieces
             buffers = [head, *_pack_with_pieces(arguments), _NO_OPTIONS]
             length = sum(map(len, buffers))
-            return [_VARYING.pack(_CALL_START, sequence, length, _END), *buffers]
+            return [self._header(sequence, length, number, deadline), *buffers]
         if len(body) > LARGE_BYTES:  # a packer never frees its buffer
             self._pack = msgpack.Packer(use_bin_type=True).pack
         length = len(head) + len(body) + 1
-        return _VARYING.pack(_CALL_START, sequence, length, _END) + head + body + _NO_OPTIONS
+        # `_header` without its call.
+        header = _REQUEST.pack(
+            _CALL_START, sequence, length, _NO_ANNOTATIONS, self.session, number, deadline, _CALL_END
+        )
+        return header + head + body + _NO_OPTIONS
+
+    def _header(self, sequence: int, length: int, number: int, deadline: int) -> bytes:
+        return _REQUEST.pack(
+            _CALL_START, sequence, length, _NO_ANNOTATIONS, self.session, number, deadline, _CALL_END
+        )
 
 
 def _pack_with_pieces(value: Any) -> Iterable[Buffer]:
@@ -148,28 +181,40 @@ class CallUnpacker(Generic[_Method]):
         self._name_at = HEADER_BYTES + len(begin)
         self._methods = {begin + pack_plain(name): method for name, method in methods.items()}
 
-    def unpack(self, data: bytes) -> tuple[int, _Method, list[Any]] | None:
-        """Return sequence number, method and arguments; None if ``data`` is not exactly one usual call."""
+    def unpack(self, data: bytes) -> tuple[int, _Method, list[Any], bytes, int, int] | None:
+        """Return sequence number, method, arguments and the fields of the `RequestId`.
+
+        Returns:
+            None if ``data`` is not exactly one usual call. A repeat is not usual.
+        """
         if not self._name_at < len(data) <= LARGE_BYTES:
             return None
-        start, sequence, length, end = _VARYING.unpack_from(data)
+        start, sequence, length, annotations, session, number, deadline, end = _REQUEST.unpack_from(data)
         # The name of a known method is a short string: one byte with its length, then the text.
         arguments_at = self._name_at + 1 + (data[self._name_at] & 0x1F)
         method = self._methods.get(data[HEADER_BYTES:arguments_at])
-        usual = start == _CALL_START and end == _END and length == len(data) - HEADER_BYTES
+        usual = start == _CALL_START and end == _CALL_END and length == len(data) - HEADER_BYTES
+        usual = usual and annotations == _NO_ANNOTATIONS and number < REPEAT
         if method is None or not usual or data[-1] != _NO_OPTIONS[0]:
             return None
         try:
             arguments = _unpack_small(data[arguments_at:-1])
         except Exception:  # the last byte was not an empty map of options
             return None
-        return (sequence, method, arguments) if type(arguments) is list else None
+        if type(arguments) is not list:
+            return None
+        return sequence, method, arguments, session, number, deadline
 
 
 def sequence_of(message: bytes | list[Buffer]) -> int:
     """Return the sequence number of a message that this module packed."""
     head = message if isinstance(message, bytes) else message[0]
     return int.from_bytes(head[10:12], "big")
+
+
+def with_sequence(message: bytes, sequence: int) -> bytes:
+    """Return a message with another sequence number."""
+    return message[:10] + sequence.to_bytes(2, "big") + message[12:]
 
 
 UNUSUAL: Any = object()
@@ -226,13 +271,41 @@ def unpack_call(body: bytes | memoryview) -> tuple[str, str, list[Any], dict[str
     """Return object id, method, arguments and options of a call. A large argument is a view into ``body``.
 
     Raises:
+        TooLong: there is more than one large argument.
         ProtocolError: the body is not a call.
     """
     call = None
     for head_bytes in (_USUAL_HEAD, _LONGEST_HEAD) if len(body) > LARGE_BYTES else ():
         if call is None:
             call = _unpack_with_large_value(memoryview(body), head_bytes)
+    if not call and len(body) > LONGEST_SMALL_BYTES:
+        raise TooLong("A request holds more than a batch and one large value.")
     return as_call(call or unpack_plain(body))
+
+
+def called(head: bytes) -> tuple[str, str, bool] | None:
+    """Return object id and method of the call whose body begins with ``head``, and whether it is about several keys.
+
+    None if that is not in these bytes.
+    """
+    unpacker = msgpack.Unpacker(**_STRICTLY)
+    unpacker.feed(head)
+    try:
+        length, object_id, name = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+        unpacker.read_array_header()
+        unpacker.skip()  # the view
+        keys = head[unpacker.tell()]
+    except Exception as error:  # cut, or not msgpack
+        if came_from_outside(error):
+            raise
+        return None
+    valid = length == 4 and type(object_id) is str and type(name) is str
+    return (object_id, name, _is_container(keys) and keys != _ARRAY_OF_ONE) if valid else None
+
+
+def _is_container(kind: int) -> bool:
+    """Return whether an object of this first byte is an array or a map."""
+    return 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF
 
 
 def as_call(call: Any) -> tuple[str, str, list[Any], dict[str, Any]]:
@@ -267,15 +340,18 @@ def _unpack_with_large_value(body: memoryview, head_bytes: int) -> tuple[Any, ..
         arguments: list[Any] = []
         for left in range(head.read_array_header(), 0, -1):
             at = head.tell()
-            kind, length = _BIN32.unpack_from(body, at)
-            if 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF:  # an array or a map
+            nested = body[at] == _ARRAY_OF_ONE  # a column of a batch with one entry
+            kind, length = _BIN32.unpack_from(body, at + nested)
+            if not nested and _is_container(kind):
                 return ()
             if kind == _BIN32_TYPE and length >= LARGE_BYTES and len(arguments) >= _BEFORE_VALUE:
-                start = at + _BIN32.size
-                value = body[start : start + length]
+                start = at + nested + _BIN32.size
+                value: Any = body[start : start + length]
+                if len(body) - length > LONGEST_SMALL_BYTES:
+                    raise TooLong("A request holds more than a batch and one large value.")
                 # The other arguments and the options follow: as many objects as were left with the value.
                 rest = unpack_plain(msgpack.Packer().pack_array_header(left) + body[start + length :])
-                return object_id, name, [*arguments, value, *rest[:-1]], rest[-1]
+                return object_id, name, [*arguments, [value] if nested else value, *rest[:-1]], rest[-1]
             arguments.append(head.unpack())
     except msgpack.exceptions.OutOfData:
         return None

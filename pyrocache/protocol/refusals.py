@@ -38,6 +38,9 @@ BAD_REQUEST = "bad-request"
 NOT_AN_INT = "not-an-int"
 INTERNAL = "internal"
 
+NOT_EXECUTED = frozenset((STALE_VIEW, NOT_SERVING, TRY_AGAIN, NOT_DONE, OVERLOADED))
+"""The refusals of requests that may be executed if they are sent again."""
+
 
 def refusal_to_wire(refusal: Refusal, kind: str = "PyroError") -> dict[str, Any]:
     """Return the plain value of an exception reply. ``kind`` is the name of a class in ``Pyro5.errors``."""

@@ -18,6 +18,16 @@ from typing import Any, Protocol
 class Channel(Protocol):
     """An open byte stream. A call that would block raises `BlockingIOError`."""
 
+    @property
+    def family(self) -> int:
+        """The address family."""
+
+    def getsockname(self) -> Any:
+        """Return the address of this end."""
+
+    def getpeername(self) -> Any:
+        """Return the address of the other end."""
+
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send the beginning of ``data``. Return how many bytes were sent."""
 

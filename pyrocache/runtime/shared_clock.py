@@ -1,4 +1,4 @@
-"""`SharedClock`: a monotonic clock that one process can move forward for others, for tests.
+"""`SharedClock`: a clock that one process can move forward for others, for tests.
 
 The seconds by which it is ahead of the system's clock are eight bytes of a file that the processes share: they inherit
 its descriptor. So a process that is suspended, or that starts later, has the same time as the others, and no process
@@ -12,13 +12,14 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-import time
+
+from pyrocache.runtime.clock import now
 
 _BYTES = 8
 
 
 class SharedClock:
-    """A function that returns monotonic seconds.
+    """A function that returns seconds, as `runtime.clock.now` does.
 
     Args:
         descriptor: of the file; it is not used after this.
@@ -31,7 +32,7 @@ class SharedClock:
 
     def __call__(self) -> float:
         """Return the time in seconds."""
-        return time.monotonic() + self._ahead[0]
+        return now() + self._ahead[0]
 
     def ahead(self) -> float:
         """Return the seconds by which it is ahead of the system's clock."""

@@ -5,9 +5,9 @@ paused, which means that its connection is not read until others are complete. O
 at the same time would push each other out of the buffers again and again. A request that others wait for must arrive at
 4 MiB/s, or it is refused.
 
-Beyond the limit, the connection with the most buffered bytes loses its incomplete request, which is answered
-`Overloaded`. If most of its bytes are unread replies, it is closed instead. So a connection with little buffered data
-is not affected, even if its bytes were the ones that exceeded the limit.
+Beyond the limit, the client with the most buffered bytes loses the incomplete request of its connection with the most,
+which is answered `Overloaded`. If most of its bytes are unread replies, it is closed instead. So a client with little
+buffered data is not affected, even if its bytes were the ones that exceeded the limit.
 
 Thread safety: not thread-safe; used by the event loop's thread.
 """
@@ -15,7 +15,7 @@ Thread safety: not thread-safe; used by the event loop's thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
 from pyrocache.protocol.limits import LARGE_BYTES
@@ -108,7 +108,11 @@ class BufferLimit:
                 self.close(largest)
 
     def _largest(self) -> Connection:
-        return max(self.connections, key=lambda connection: connection.held)
+        held: dict[Hashable, int] = {}
+        for connection in self.connections:
+            owner = connection.session.client or connection.session
+            held[owner] = held.get(owner, 0) + connection.held
+        return max(self.connections, key=lambda each: (held[each.session.client or each.session], each.held))
 
     def _refuse_request_of(self, connection: Connection) -> bool:
         """Refuse and discard the incomplete request of a connection if most of its buffered bytes are in it."""

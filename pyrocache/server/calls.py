@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,6 +19,7 @@ from pyrocache.runtime.shortage import explain
 from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deadlines
 from pyrocache.server.dispatcher import Job, PendingReply, Reply
+from pyrocache.server.quota import within_quota
 
 log = logging.getLogger("pyrocache.node")
 
@@ -28,7 +29,8 @@ class OutstandingCalls:
 
     Args:
         workers: number of threads that run jobs.
-        max_jobs: the most jobs that may run or wait for a worker.
+        max_jobs: the most jobs that may run or wait for a worker. A client gets a share of them (`server.quota`), and
+            one job in any case.
         wake: makes the event loop call `finished` soon; called on any thread.
 
     Attributes:
@@ -44,15 +46,21 @@ class OutstandingCalls:
         )  # one worker from the beginning, in case that no thread can be started later
         self._max_jobs = max_jobs
         self._jobs = 0
+        self._jobs_of: dict[Hashable, int] = {}  # by `Session.client`
         self._short_of_threads = False
         self._wake = wake
         self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
     def start_job(self, connection: Connection, job: Job) -> bool:
-        """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many jobs."""
-        if self._jobs >= self._max_jobs:
+        """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many, or of one client."""
+        owner = connection.session.client or connection.session
+        own = self._jobs_of.get(owner, 0)
+        if self._jobs >= self._max_jobs or (
+            own and not within_quota(own + 1, self._jobs + 1, self._max_jobs)
+        ):
             return False
         self._jobs += 1
+        self._jobs_of[owner] = own + 1
         connection.busy = True
         try:
             self._workers.submit(self._run, connection, job)
@@ -85,12 +93,18 @@ class OutstandingCalls:
             if isinstance(reply, PendingReply):
                 self.cancel(connection)
             else:
-                self._jobs -= 1
+                self._forget_job(connection.session.client or connection.session)
             yield connection, reply
 
     def close(self) -> None:
         """Discard the jobs that wait for a worker. Running jobs continue to their end."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _forget_job(self, owner: Hashable) -> None:
+        self._jobs -= 1
+        self._jobs_of[owner] -= 1
+        if not self._jobs_of[owner]:
+            del self._jobs_of[owner]
 
     def _run(self, connection: Connection, job: Job) -> None:  # on a worker
         reply = None

@@ -8,7 +8,6 @@ Thread safety: not thread-safe; used by the event loop's thread.
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 
 from pyrocache.config import NodeConfig
@@ -16,15 +15,13 @@ from pyrocache.protocol.framing import Buffer, FrameDecoder
 from pyrocache.protocol.handshake import ServerHandshake, State
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime.channel import Channel
+from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 _MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
 _BUFFERS_AT_ONCE = 16  # of one sendmsg
-# A request of this size gets memory pages of its own, which are allocated only as the data arrives.
-_OWN_MEMORY_BYTES = 2**20
-_HUGE_PAGE_BYTES = 2 * 2**20
 
 
 class Connection:
@@ -40,25 +37,39 @@ class Connection:
         paused: a long request is not read for now, until others are complete (see `BufferLimit`).
         throttled: too many bytes are unread, so further requests wait (back-pressure).
         accounted: bytes that the `BufferLimit` counts for this connection.
-        active_at: time of the last activity (monotonic seconds, like the other times).
+        active_at: time of the last activity (seconds of `runtime.clock`, like the other times).
         partial_since: time at which the incomplete request began.
+        waited: its next request waited while the server stood still; see `EventLoop`.
+        change: the number of the change that is on a worker thread or deferred, or None.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
 
     __slots__ = (
-        *("accounted", "active_at", "busy", "channel", "decoder", "deferred", "ending_at", "events"),
+        *(
+            "accounted",
+            "active_at",
+            "busy",
+            "change",
+            "channel",
+            "decoder",
+            "deferred",
+            "ending_at",
+            "events",
+        ),
         *("handshake", "idle", "outgoing", "partial_since", "paused"),
-        *("queued_at", "sent", "session", "throttled", "unread"),
+        *("queued_at", "sent", "session", "throttled", "unread", "waited"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
         self.channel = channel
         self.handshake = handshake
-        self.decoder = FrameDecoder(handshake.admit, _room)
+        self.decoder = FrameDecoder(handshake.admit, _room, handshake.admit_head)
         self.session = Session()
         self.idle = False
         self.busy = False
         self.deferred: Deferred | None = None
+        self.waited = False
+        self.change: int | None = None
         self.paused = False
         self.throttled = False
         self.events = 0
@@ -131,7 +142,7 @@ class Connection:
         return events
 
     def deadline(self, limits: NodeConfig) -> float:
-        """Return the time at which to close the connection unless there is activity before (monotonic seconds)."""
+        """Return the time at which to close the connection unless there is activity before."""
         if self.ending_at is not None:
             return self.ending_at
         if self.handshake.state is State.AWAITING:
@@ -148,12 +159,5 @@ class Connection:
 
 
 def _room(frame_bytes: int) -> memoryview | None:
-    """Return memory for a long request. Pages are allocated as data arrives, not for what the header claims."""
-    if frame_bytes < _OWN_MEMORY_BYTES:
-        return None
-    # Not a bytearray, which would be filled with zeros at once.
-    memory = mmap.mmap(-1, frame_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if frame_bytes > 2 * _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        # Not for the first pages: a header without data must not cost a huge page.
-        memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE_BYTES, frame_bytes - _HUGE_PAGE_BYTES)
-    return memoryview(memory)
+    """Return memory for a long request; None for a shorter one."""
+    return reserve(frame_bytes) if frame_bytes >= OWN_PAGES_BYTES else None

@@ -25,11 +25,12 @@ import heapq
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from Pyro5.errors import PyroError
+
+from pyrocache.runtime.clock import now
 
 log = logging.getLogger("pyrocache.node")
 
@@ -45,13 +46,18 @@ class Session:
     Attributes:
         closed: whether the connection is closed. Once True, it stays True.
         holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
+        client: the session of the client that its requests are identified by, equal for all its connections, also for
+            quotas; None if they are not.
+        last: the number and the reply of the last change, or None. `Outcomes` describes it.
     """
 
-    __slots__ = ("_callbacks", "_lock", "closed", "holds")
+    __slots__ = ("_callbacks", "_lock", "client", "closed", "holds", "last")
 
     def __init__(self) -> None:
         self.closed = False
         self.holds = 0
+        self.client: bytes | None = None
+        self.last: tuple[int, bytes] | None = None
         self._lock = threading.Lock()  # guards: closed, _callbacks
         self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
 
@@ -80,7 +86,7 @@ class Deferred:
 
     Args:
         session: the connection whose call waits for it.
-        deadline: time at which the default becomes the outcome (monotonic seconds).
+        deadline: time at which the default becomes the outcome (seconds of `runtime.clock`).
         default: the result at the deadline.
 
     Attributes:
@@ -141,7 +147,7 @@ class Deferred:
             return result
         raise result if state == _REFUSED else PyroError("This call has no outcome yet.")
 
-    def wait(self, clock: Callable[[], float] = time.monotonic) -> Any:
+    def wait(self, clock: Callable[[], float] = now) -> Any:
         """Block until there is an outcome, until the deadline at most. Return or raise it as `outcome` does."""
         settled = threading.Event()
         self.take(settled.set)
@@ -166,7 +172,7 @@ class Deadlines:
     """A heap of the deadlines of many `Deferred`. Used by one thread.
 
     Attributes:
-        first: the time (monotonic seconds) of the earliest deadline, at which `expire` must be called, or infinity.
+        first: the time (of `runtime.clock`) of the earliest deadline, at which `expire` must be called, or infinity.
     """
 
     __slots__ = ("_added", "_ahead", "_heap", "_open", "first")
@@ -186,7 +192,7 @@ class Deadlines:
         self.first = self._heap[0][0] - self._ahead
 
     def set_ahead(self, seconds: float) -> None:
-        """Take the deadlines for times of a clock that is so many seconds ahead of the monotonic clock."""
+        """Take the deadlines for times of a clock that is so many seconds ahead of `runtime.clock`."""
         if seconds != self._ahead:
             self._ahead = seconds
             self.first = self._heap[0][0] - seconds if self._heap else math.inf

@@ -39,6 +39,7 @@ from pyrocache.protocol.handshake import (
     Serializer,
     ServerHandshake,
 )
+from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
@@ -50,6 +51,8 @@ SAMPLE = 101
 connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
+
+_TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
 Reply: TypeAlias = bytes | list[Buffer]
 """The bytes to send, in several buffers if they contain a large value."""
@@ -72,12 +75,13 @@ class PendingReply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Method:
-    """A method that clients may call, with the serializer of their requests."""
+    """A method that clients may call, with the serializer of their requests; ``once`` is as in `Command`."""
 
     name: str
     call: Callable[..., Any]
     runs: Runs
     serializer: Serializer
+    once: bool = False
 
 
 class Dispatcher:
@@ -124,8 +128,9 @@ class Dispatcher:
             for name in names
         }
         calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
+        once = {name for name in names if commands[name].once}
         self._methods = {
-            (serializer.number, *key): Method(key[1], *call, serializer)
+            (serializer.number, *key): Method(key[1], *call, serializer, key[1] in once)
             for serializer in serializers
             for key, call in calls.items()
         }
@@ -133,6 +138,7 @@ class Dispatcher:
             id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
             for id_ in (DAEMON_NAME, object_id)
         }
+        self._large = {(object_id, name) for name in names if commands[name].large}
         self._serializers = {serializer.number: serializer for serializer in serializers}
         self._refusals = _refusals_of_others(serializers)
         self.unpack = messages.CallUnpacker(
@@ -141,7 +147,9 @@ class Dispatcher:
 
     def handshake(self) -> ServerHandshake:
         """Return the handshake of a new connection."""
-        return ServerHandshake(self._describe, self._admit, self._serializers, self._refusals)
+        return ServerHandshake(
+            self._describe, self._admit, self._serializers, self._refusals, self._admit_head
+        )
 
     def read(
         self, frame: Frame, serializer: Serializer
@@ -154,7 +162,10 @@ class Dispatcher:
         header, body = frame
         if header.type == framing.PING:
             return framing.pack_message(framing.PING, header.sequence, b"pong", serializer=header.serializer)
-        object_id, name, arguments, options = serializer.loads_call(body)
+        try:
+            object_id, name, arguments, options = serializer.loads_call(body)
+        except messages.TooLong:
+            return _refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
         method = self._methods.get((serializer.number, object_id, name))
         if method is None:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
@@ -202,6 +213,18 @@ class Dispatcher:
         return _refuse(sequence, refusal, serializer or MSGPACK)
 
     @staticmethod
+    def not_executed(sequence: int, code: str, text: str, serializer: Serializer) -> bytes:
+        """Return the refusal of a request that is not executed, because of what its header says."""
+        return _refuse(sequence, Refusal(code, text), serializer)
+
+    @staticmethod
+    def was_executed(reply: bytes) -> bool:
+        """Return whether a reply is not a refusal that says that the request was not executed."""
+        if not framing.parse_header(reply).flags & framing.FLAG_EXCEPTION:
+            return True
+        return refusals.unpack_refusal(reply[framing.HEADER_BYTES :]).code not in refusals.NOT_EXECUTED
+
+    @staticmethod
     def rejected() -> bytes:
         """Return the refusal of a connection beyond the limit of connections."""
         text = f"{OVERLOADED}: this server has as many connections as it takes"
@@ -223,6 +246,22 @@ class Dispatcher:
         if header.frame_bytes > self._max_frame_bytes:
             text = f"A request of {header.frame_bytes} bytes is too long; {self._max_frame_bytes} are taken."
             self._turn_down(header, refusals.VALUE_TOO_LARGE, text)
+
+    def _admit_head(self, header: Header, head: bytes) -> bool:
+        """Check the method of a long request before more of it is buffered: only few methods take one large value.
+
+        Raises:
+            CloseAfterReply: send the reply in it, then drop the connection.
+        """
+        # After long annotations, the body is judged when it is complete.
+        if header.body_bytes <= messages.LONGEST_SMALL_BYTES or header.annotation_bytes > LARGE_BYTES:
+            return True
+        call = messages.called(head)
+        if call is None and len(head) < framing.JUDGED_BYTES:
+            return False
+        if call is None or call[2] or call[:2] not in self._large:
+            self._turn_down(header, refusals.VALUE_TOO_LARGE, _TOO_LONG)
+        return True
 
     def _turn_down(self, header: Header, code: str, text: str) -> None:
         serializer = self._serializers.get(header.serializer, MSGPACK)

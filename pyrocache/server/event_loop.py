@@ -10,6 +10,11 @@ A deferred call occupies no thread, only its connection, which is watched for a 
 the stream or its sending side, the connection is closed. When a connection closes, first the `Deferred` that it waits
 for is cancelled, then its `Session` is closed.
 
+A request of a client of pyrocache has a deadline. It is compared with a reading of the clock that is made after the
+request was received, because the process may have been suspended before; and again when a worker begins the call. The
+replies to changes are remembered by `Outcomes`. If readings of the clock are more than half a lease apart, the process
+or the machine stood still: the changes that waited meanwhile are refused once, whoever sent them.
+
 Holds the listening sockets and the connections. The `Dispatcher` produces the replies.
 
 Thread safety: everything belongs to the thread in `EventLoop.run`, except `wake` and `shutdown`, which any thread may
@@ -24,20 +29,23 @@ import logging
 import math
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pyrocache.config import NodeConfig
+from pyrocache.config import DEFAULT_LEASE_SECONDS, NodeConfig
 from pyrocache.errors import ProtocolError
-from pyrocache.protocol.framing import Frame
+from pyrocache.protocol import refusals
+from pyrocache.protocol.framing import Frame, Header
 from pyrocache.protocol.handshake import CloseAfterReply
-from pyrocache.protocol.messages import sequence_of
+from pyrocache.protocol.messages import sequence_of, with_sequence
+from pyrocache.protocol.request_id import CLOCK, REPEAT, RequestId, seconds_left, unpack_id
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.connection import Connection
-from pyrocache.server.dispatcher import Dispatcher, Job, PendingReply, Reply
+from pyrocache.server.dispatcher import Dispatcher, Job, Method, PendingReply, Reply
+from pyrocache.server.outcomes import SHORT_REPLY_BYTES, Fate, Outcomes
 from pyrocache.server.poller import READ, WRITE, Poller
 
 log = logging.getLogger("pyrocache.node")
@@ -45,6 +53,10 @@ log = logging.getLogger("pyrocache.node")
 _RECEIVE_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
+_STANDSTILL_SECONDS = 2.0
+_WAITED_SECONDS = DEFAULT_LEASE_SECONDS / 2  # between two readings of the clock: this process stood still
+_PAST = 1 << 31
+_EVENTS_AT_ONCE = 1000  # epoll returns somewhat more
 _ACCEPT_AT_ONCE = 64  # then open connections have their turn
 _ACCEPT_PAUSE_SECONDS = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -60,12 +72,14 @@ class EventLoop:
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
         on_lapse: called when a request has arrived after ``lease_until``, before it is dispatched.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         connections: the open connections.
         buffers: the limit on the bytes buffered for them.
         poller: waits for events on the sockets.
-        lease_until: until when the node may answer (monotonic seconds), checked after each request was received.
+        lease_until: until when the node may answer (by ``clock``), checked after each request was received.
+        outcomes: the remembered replies.
     """
 
     def __init__(
@@ -76,21 +90,25 @@ class EventLoop:
         housekeeping: Callable[[], bool] = lambda: False,
         ahead: Callable[[], float] = lambda: 0.0,
         on_lapse: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._on_lapse = on_lapse
         self.lease_until = math.inf
         self.connections: set[Connection] = set()
         self.poller = Poller()
+        self.outcomes = Outcomes()
         self.buffers = BufferLimit(
             limits.max_buffered_bytes, self.connections, self._refuse, self._close, self._resume
         )
         self._listeners = tuple(listeners)
         self._dispatcher = dispatcher
         self._unpack, self._dispatch = dispatcher.unpack, dispatcher.dispatch
+        self._refused = self.outcomes.refused  # nearly always empty
         self._limits = limits
         self._housekeeping = housekeeping
         self._ahead = ahead
-        self._now = time.monotonic()
+        self._clock = clock
+        self._now = clock()
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
@@ -106,15 +124,18 @@ class EventLoop:
     def run(self) -> None:
         """Serve until `shutdown` is called."""
         self._thread = threading.get_ident()
-        deadlines, handlers = self._calls.deadlines, self.poller.handlers
+        clock, deadlines, handlers = self._clock, self._calls.deadlines, self.poller.handlers
         tick_at = self._now
         more = False
         while not self._stopping:
             first = deadlines.first
             # The clock is read again only for a deferred call. A tick may be late by the time of one iteration.
-            seconds = first - time.monotonic() if first < tick_at else tick_at - self._now
+            seconds = first - clock() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
-            self._now = time.monotonic()
+            now = clock()
+            if now - self._now > _WAITED_SECONDS:
+                self._stood_still()
+            self._now = now
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed while an earlier event was handled
                 if type(handler) is Connection:
@@ -125,8 +146,8 @@ class EventLoop:
                 elif handler is not None:
                     handler()
             if more or self._now >= tick_at:
-                more = self._tick()
-                tick_at = time.monotonic() + _TICK_SECONDS
+                more = self._tick(late=self._now - tick_at > _STANDSTILL_SECONDS)
+                tick_at = clock() + _TICK_SECONDS
             if self._now >= deadlines.first:
                 deadlines.expire(self._now)
             if self._calls.done:
@@ -209,16 +230,31 @@ class EventLoop:
                 received = connection.channel.recv_into(self._inbox)
             except BlockingIOError:
                 return
-            if time.monotonic() >= self.lease_until:
+            now = self._clock()
+            if now >= self.lease_until:
                 self._on_lapse()
             data = self._inbox[:received].tobytes()
             call = self._unpack(data)
-            if call is None:
+            if call is None or now - self._now > _WAITED_SECONDS:
                 self._feed(connection, data)
                 return
-            connection.active_at = self._now
-            reply = self._dispatch(connection.session, *call)
+            self._now = connection.active_at = now
+            sequence, method, arguments, client, number, deadline = call
+            session = connection.session
+            identified = client == session.client
+            if identified and (
+                (deadline - int(now * 1000.0)) & CLOCK >= _PAST  # `seconds_left` is negative
+                or (self._refused and (client, number) in self._refused)
+            ):
+                self._feed(connection, data)
+                return
+            reply = self._dispatch(session, sequence, method, arguments)
             if type(reply) is bytes:
+                if method.once and identified:  # `Outcomes.finish` without its call
+                    if len(reply) <= SHORT_REPLY_BYTES:
+                        session.last = number, reply
+                    else:
+                        self.outcomes.finish(session, number, reply, now)
                 try:
                     sent = connection.channel.send(reply)
                 except BlockingIOError:
@@ -226,9 +262,10 @@ class EventLoop:
                 if sent == len(reply):
                     # Nothing is buffered, so neither the accounting nor the watched events change.
                     return
-                connection.queue(reply[sent:], self._now)
+                connection.queue(reply[sent:], now)
             else:
-                self._take(connection, call[0], reply)
+                identity = RequestId(client, number, deadline) if identified else None
+                self._take(connection, sequence, method, reply, identity)
             self._flush(connection)
         except Exception as error:
             self._give_up(connection, error)
@@ -251,15 +288,17 @@ class EventLoop:
             received = connection.channel.recv_into(self._inbox if space is None else space)
         except BlockingIOError:
             return
-        if time.monotonic() >= self.lease_until:
+        if self._clock() >= self.lease_until:
             self._on_lapse()
         if space is None or not received:
             self._feed(connection, self._inbox[:received].tobytes())
         elif connection.ending_at is None:
+            self._read_clock(connection)
             connection.decoder.filled(received)
             self._answer(connection)
 
     def _feed(self, connection: Connection, data: bytes) -> None:
+        self._read_clock(connection)
         if not data:
             self._close(connection)
         elif connection.ending_at is None:
@@ -287,19 +326,105 @@ class EventLoop:
         serializer = connection.handshake.serializer
         if serializer is None:
             connection.queue(connection.handshake.receive(frame), self._now)
+            connection.session.client = connection.handshake.session
+            connection.waited = False
+            self.outcomes.join(connection.session)
             return
         call = self._dispatcher.read(frame, serializer)
-        reply = call if isinstance(call, bytes) else self._dispatch(connection.session, *call)
-        self._take(connection, frame.header.sequence, reply)
+        if isinstance(call, bytes):
+            self._queue(connection, call)
+            return
+        sequence, method, arguments, options = call
+        identity = _identity_of(connection, frame.header)
+        refusal = self._not_executed(connection, sequence, method, identity)
+        if refusal is not None:
+            self._queue(connection, refusal)
+            return
+        reply = self._dispatch(connection.session, sequence, method, arguments, options)
+        self._take(connection, sequence, method, reply, identity)
 
-    def _take(self, connection: Connection, sequence: int, reply: Reply | Job | PendingReply) -> None:
+    def _not_executed(
+        self, connection: Connection, sequence: int, method: Method, identity: RequestId | None
+    ) -> bytes | None:
+        """Return the reply to a request that is not to be executed, or None."""
+        waited, connection.waited = connection.waited, False
+        code, text = refusals.TRY_AGAIN, ""
+        if identity is not None and seconds_left(identity.deadline, self._now) < 0.0:
+            text = "The deadline of the request has passed."
+        elif waited and method.once:
+            text = "The node stood still while the request waited."
+        elif identity is not None and identity.sequence & REPEAT:
+            outcome = self._outcome(identity)
+            if isinstance(outcome, bytes):
+                return with_sequence(outcome, sequence)
+            code, text = _FATES[outcome]
+        elif identity is not None and identity[:2] in self._refused:
+            text = "The request was given up before."
+        return self._dispatcher.not_executed(sequence, code, text, method.serializer) if text else None
+
+    def _outcome(self, identity: RequestId) -> bytes | Fate:
+        """Return the outcome of a request that is repeated."""
+        number, left = identity.sequence & ~REPEAT, seconds_left(identity.deadline, self._now)
+        outcome = self.outcomes.repeat(identity.session, number, self._now, left)
+        if isinstance(outcome, bytes) and not self._dispatcher.was_executed(outcome):
+            return self.outcomes.refuse((identity.session, number), self._now, left)
+        return outcome
+
+    def _take(
+        self,
+        connection: Connection,
+        sequence: int,
+        method: Method,
+        reply: Reply | Job | PendingReply,
+        identity: RequestId | None,
+    ) -> None:
         """Queue a reply, or start the job or deferred call that makes it."""
-        if isinstance(reply, PendingReply):
-            self._calls.defer(connection, reply)
-        elif isinstance(reply, bytes | list):
+        change = identity.sequence if identity is not None and method.once else None
+        if isinstance(reply, bytes | list):
+            if change is not None:
+                self.outcomes.finish(connection.session, change, reply, self._now)
             self._queue(connection, reply)
-        elif not self._calls.start_job(connection, reply):
-            self._refuse(connection, sequence)
+            return
+        if isinstance(reply, PendingReply):
+            if identity is not None:  # nobody waits for it any longer
+                at = self._now + self._ahead() + seconds_left(identity.deadline, self._now)
+                reply.deferred.deadline = min(reply.deferred.deadline, at)
+            self._calls.defer(connection, reply)
+        else:
+            if identity is not None:
+                reply = partial(self._run_in_time, sequence, method, identity, reply)
+            if not self._calls.start_job(connection, reply):
+                self._refuse(connection, sequence)
+                return
+        if change is not None:
+            connection.change = change
+            self.outcomes.begin(connection.session, change)
+
+    def _run_in_time(
+        self, sequence: int, method: Method, identity: RequestId, job: Job
+    ) -> Reply:  # on a worker
+        if seconds_left(identity.deadline, self._clock()) >= 0.0:
+            return job()
+        text = "The deadline of the request has passed."
+        return self._dispatcher.not_executed(sequence, refusals.TRY_AGAIN, text, method.serializer)
+
+    def _read_clock(self, connection: Connection) -> None:
+        """Read the clock after data of a connection was received, or when a request that waited is looked at."""
+        now = self._clock()
+        if now - self._now > _WAITED_SECONDS:
+            self._stood_still()
+            connection.waited = True
+        self._now = now
+
+    def _stood_still(self) -> None:
+        """Mark the connections with a request that waited while this process or the machine stood still."""
+        for _ in range(len(self.connections) // _EVENTS_AT_ONCE + 1):
+            for descriptor, _ in self.poller.poll(0.0):
+                handler = self.poller.handlers.get(descriptor)
+                if type(handler) is Connection:
+                    handler.waited, handler.idle = True, False  # not by the fast path
+        for connection in self.connections:
+            connection.waited = connection.waited or not connection.decoder.between_frames
 
     def _queue(self, connection: Connection, reply: Reply) -> None:
         size = len(reply) if isinstance(reply, bytes) else sum(map(len, reply))
@@ -356,6 +481,7 @@ class EventLoop:
         self.buffers.account(connection)
         connection.channel.close()
         self._calls.cancel(connection)
+        self.outcomes.leave(connection.session, self._now)
         connection.session.close()  # last: frees everything granted to it; later grants are freed at once
 
     # Wake-ups and timers ---------------------------------------------------------------------------------
@@ -367,22 +493,35 @@ class EventLoop:
     def _finish_calls(self) -> None:
         for connection, reply in self._calls.finished():
             try:
+                change, connection.change = connection.change, None
+                wanted = change is not None or connection in self.connections
+                if wanted and isinstance(reply, PendingReply):
+                    reply = reply.reply()
+                if change is not None:  # also if the connection has closed meanwhile
+                    self.outcomes.finish(connection.session, change, reply, self._now)
                 if reply is None:
                     self._close(connection)
-                elif connection in self.connections:
+                elif connection in self.connections and not isinstance(reply, PendingReply):
+                    self._read_clock(connection)
                     connection.active_at = connection.partial_since = self._now
-                    self._queue(connection, reply.reply() if isinstance(reply, PendingReply) else reply)
+                    self._queue(connection, reply)
                     self._answer(connection)
             except Exception as error:
                 self._give_up(connection, error)
 
-    def _tick(self) -> bool:
-        """Close connections past their deadline and run the housekeeping. Return whether that has more to do."""
-        now = time.monotonic()
+    def _tick(self, late: bool) -> bool:
+        """Close connections past their deadline and run the housekeeping. Return whether that has more to do.
+
+        Args:
+            late: whether this process or the machine stood still. The peers, which may have stood still as well, have
+                until the next tick to send something.
+        """
+        now = self._clock()
         self._calls.deadlines.set_ahead(self._ahead())
-        for connection in [c for c in self.connections if now >= c.deadline(self._limits)]:
+        for connection in [c for c in self.connections if not late and now >= c.deadline(self._limits)]:
             self._close(connection)
         self.buffers.tick()
+        self.outcomes.expire(now)
         if self._accept_again_at is not None and now >= self._accept_again_at:
             self._accept_again_at = None
             self._listen()
@@ -391,3 +530,18 @@ class EventLoop:
         except Exception as error:
             log.error("Housekeeping failed with %s.", type(error).__name__)
             return False
+
+
+_FATES = {
+    Fate.RUNNING: (refusals.TRY_AGAIN, "The node has not finished the request yet."),
+    Fate.NOT_DONE: (refusals.NOT_DONE, "The node has not executed the request, and will not."),
+    Fate.FORGOTTEN: (refusals.FORGOTTEN, "The node does not remember whether it has executed the request."),
+}
+
+
+def _identity_of(connection: Connection, header: Header) -> RequestId | None:
+    """Return the identity of a request; None if its client is not one that gives any."""
+    if connection.session.client is None:
+        return None
+    identity = unpack_id(header.correlation)
+    return identity if identity.session == connection.session.client else None

@@ -21,7 +21,7 @@ OUR_NAMESPACE = b"\4\3our"
 MIB = 2**20
 
 
-@pytest.fixture(params=["auto", "tcp"])
+@pytest.fixture(params=["auto", pytest.param("tcp", marks=pytest.mark.full)])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

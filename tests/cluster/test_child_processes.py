@@ -63,7 +63,15 @@ def test_a_sitecustomize_that_prints_and_reads_does_no_harm(tmp_path: Path) -> N
     assert done.stdout.endswith("works\n"), done.stderr
 
 
-@pytest.mark.parametrize("options", [(), ("-S",), ("-I",), ("-I", "-S"), ("-E", "-s"), ("-P",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("-I", "-S"),
+        *(pytest.param(few, marks=pytest.mark.full) for few in [("-S",), ("-I",), ("-E", "-s"), ("-P",)]),
+    ],
+    ids=" ".join,
+)
 def test_children_import_the_pyrocache_of_their_parent(tmp_path: Path, options: tuple[str, ...]) -> None:
     library = tmp_path / "by hand"
     shutil.copytree(ROOT / "pyrocache", library / "pyrocache", ignore=shutil.ignore_patterns("__pycache__"))
@@ -91,8 +99,13 @@ def test_a_module_of_the_users_replaces_none_of_the_standard_library(tmp_path: P
 
 # What runs it ------------------------------------------------------------------------------------------------
 
+OTHER_EXECUTABLES = (None, "python", "python3.11", "missing")
 
-@pytest.mark.parametrize("name", ["", None, "uwsgi", "python", "python3.11", "missing"])
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "uwsgi", *(pytest.param(other, marks=pytest.mark.full) for other in OTHER_EXECUTABLES)],
+)
 def test_an_executable_that_is_not_python_is_not_used(tmp_path: Path, name: str | None) -> None:
     runs = tmp_path / "runs"
     path = str(tmp_path / name) if name else name
@@ -130,6 +143,7 @@ def test_a_python_that_runs_the_program_again_starts_no_chain(tmp_path: Path) ->
     assert runs.read_text() == "run run "
 
 
+@pytest.mark.full
 def test_a_sitecustomize_that_makes_a_cluster_starts_no_chain(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         f"open({str(tmp_path / 'runs')!r}, 'a').write('run ')\nfrom pyrocache import LocalCluster\n"
@@ -140,7 +154,7 @@ def test_a_sitecustomize_that_makes_a_cluster_starts_no_chain(tmp_path: Path) ->
     assert (tmp_path / "runs").read_text() == "run " * 5  # the program, and twice a name server and a node
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.full)])
 def test_a_worker_that_imports_a_script_with_a_cluster_says_so(tmp_path: Path, method: str) -> None:
     program = f"""
 import multiprocessing, sys
@@ -258,6 +272,7 @@ def test_a_port_that_makes_no_sense_is_refused(port: object) -> None:
         LocalCluster(nodes=1, port=port)  # type: ignore[arg-type]
 
 
+@pytest.mark.full
 def test_a_value_of_200_mb_fits_by_default() -> None:
     with LocalCluster(nodes=1) as cluster, cluster.client(timeout=30.0) as cache:
         value = bytes(200_000_000)

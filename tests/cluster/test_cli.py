@@ -19,7 +19,7 @@ from pyrocache import LocalCluster, PyroCacheClient
 from pyrocache.net.directory import NameServerDirectory
 from tests.support.commands import Outcome, call, run, run_all
 from tests.support.nodes import private_cluster
-from tests.support.processes import ROOT, environment, free_address, is_stopped, state
+from tests.support.processes import ROOT, children, environment, free_address, is_stopped, state
 from tests.support.waiting import eventually
 
 NOWHERE = "127.0.0.1:1"
@@ -188,6 +188,35 @@ def test_under_nohup_a_hang_up_ends_nothing(start: Start) -> None:
         assert cache.set("key", 1)
     assert nodes.ends(signal.SIGTERM) == 0
     assert not any(map(state, pids.values()))
+
+
+@pytest.mark.full
+def test_a_name_server_that_hangs_is_killed_and_started_again(start: Start) -> None:
+    address = free_address()
+    nodes, pids = start_nodes(start, address, "--with-nameserver", "--nodes", "1")
+    threads = len(os.listdir(f"/proc/{nodes.process.pid}/task"))
+    (hanging,) = children(nodes.process.pid) - set(pids.values())
+    with PyroCacheClient(address) as cache:
+        cache.set("key", 1)
+        os.kill(hanging, signal.SIGSTOP)
+        eventually(lambda: not state(hanging), 20.0)
+        eventually(lambda: "the name server is back with pid " in nodes.err)
+        eventually(lambda: names(address) == ["cache.node.1"])
+        assert cache.get("key") == 1
+    assert "the name server did not answer and was killed; starting it again in 0.2 s.\n" in nodes.err
+    assert len(os.listdir(f"/proc/{nodes.process.pid}/task")) == threads
+
+
+def test_a_node_that_died_while_the_name_server_was_away_is_back_soon_after_it(start: Start) -> None:
+    nameserver = start("run_nameserver.py", "--port", "0", ready="ready at ")
+    address = nameserver.out.partition("ready at ")[2].partition(". ")[0]
+    nodes, pids = start_nodes(start, address, "--nodes", "1")
+    assert nameserver.ends(signal.SIGKILL) == -signal.SIGKILL
+    os.kill(pids["cache.node.1"], signal.SIGKILL)
+    eventually(lambda: "cache.node.1 is started again as soon as a name server answers.\n" in nodes.err)
+    start("run_nameserver.py", "--port", address.rpartition(":")[2], ready="ready at ")
+    eventually(lambda: "cache.node.1 is back with pid " in nodes.err)
+    assert names(address) == ["cache.node.1"]
 
 
 def test_a_second_command_adds_nodes_and_takes_only_its_own_away(start: Start) -> None:
@@ -363,7 +392,7 @@ def test_status_shows_what_the_nodes_hold(cluster: LocalCluster) -> None:
 
     shown = call(*command)
     assert (shown.status, shown.err) == (0, "")
-    assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes\n")
+    assert shown.out.startswith(f"Name server {cluster.nameserver}, 2 nodes, view ")
     rows = {row.split()[0]: row.split() for row in shown.out.splitlines() if "cache.node." in row}
     assert {name: int(row[2]) for name, row in rows.items()} == entries
     assert all(nodes[name].policy in row for name, row in rows.items())

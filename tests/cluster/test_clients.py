@@ -112,6 +112,7 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
+@pytest.mark.full
 def test_a_fork_while_threads_make_their_very_first_call_locks_no_child_out(
     shared_cluster: LocalCluster,
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_load_that_takes_longer_than_its_lease_is_passed_on(cluster: ClockedCl
         assert cache.get("key") == "loaded"
 
 
+@pytest.mark.full
 def test_a_jump_of_a_year_disturbs_no_node(cluster: ClockedCluster) -> None:
     with cluster.client(namespace="year") as cache:
         cache.set("key", 1)

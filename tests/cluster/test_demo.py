@@ -106,7 +106,9 @@ def running(tmp_path: Path, ready: bytes, **options: float) -> Iterator[subproce
         yield process
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
+@pytest.mark.parametrize(
+    "to_all", [True, pytest.param(False, marks=pytest.mark.full)], ids=["terminal", "kill"]
+)
 def test_ctrl_c(tmp_path: Path, to_all: bool) -> None:
     with running(tmp_path, b"Waiting", ttl=60.0, keys=40) as process:
         (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
@@ -122,7 +124,7 @@ def test_ctrl_c_while_the_client_processes_work(tmp_path: Path) -> None:
     assert (process.returncode, err) == (130, b"")
 
 
-@pytest.mark.parametrize("ready", [b"Waiting", b"processes set"])
+@pytest.mark.parametrize("ready", [b"Waiting", pytest.param(b"processes set", marks=pytest.mark.full)])
 def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path, ready: bytes) -> None:
     ttl, keys = (60.0, 40) if ready == b"Waiting" else (0.1, 30_000)
     with running(tmp_path, ready, ttl=ttl, keys=keys) as process:

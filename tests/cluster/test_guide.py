@@ -39,6 +39,7 @@ def test_the_modules_in_the_guide() -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.full
 def test_the_commands_in_the_guide(shared_cluster: LocalCluster, tmp_path: Path) -> None:
     """Each prints what is shown, errors included; … stands for any text."""
     blocks = re.findall(r"^```console\n(.*?)^```", _text(), re.MULTILINE | re.DOTALL)

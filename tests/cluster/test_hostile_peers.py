@@ -15,6 +15,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,14 @@ import Pyro5.api
 import pytest
 from Pyro5.errors import CommunicationError
 
-from pyrocache import NodeUnavailable, Overloaded, PartialFailure, PyroCacheClient
+from pyrocache import (
+    NameServerUnavailable,
+    NodeUnavailable,
+    Overloaded,
+    PartialFailure,
+    PyroCacheClient,
+    ValueTooLarge,
+)
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.store.store import Store
@@ -34,7 +42,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
-from tests.support.nodes import RunningNode, running_node
+from tests.support.nodes import RunningNode, private_cluster, running_node
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import (
     CLOSED,
@@ -273,11 +281,11 @@ def array(count: int, item: bytes) -> bytes:
     return b"\xdd" + struct.pack("!I", count) + item * count
 
 
-BOMB_BYTES = 60_000_000
+BOMB_BYTES = 4_000_000  # nearly the longest request that is unpacked
 BEGIN = b"\x94" + msgpack.packb(NAME) + msgpack.packb("get")
 END = b"\x80"
-UNIQUE_KEYS = b"\xdc\x03\xe8" + b"".join(
-    b"\xde\x01\xf4" + b"".join(b"\xa8%03d%05d\xc0" % (one, two) for two in range(500)) for one in range(1000)
+UNIQUE_KEYS = b"\xdc\x03\x20" + b"".join(
+    b"\xde\x01\xf4" + b"".join(b"\xa8%03d%05d\xc0" % (one, two) for two in range(500)) for one in range(800)
 )
 
 
@@ -289,17 +297,17 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "an extension that claims 4 GiB": lambda: b"\xc9\xff\xff\xff\xff\x01",
     "arrays that claim 1000 items, nested": lambda: b"\xdc\x03\xe8" * 20_000,
     "arrays nested 60 k deep": lambda: b"\x91" * 60_000,
-    "arrays nested 60 M deep": lambda: b"\x91" * BOMB_BYTES,
+    "arrays nested 4 M deep": lambda: b"\x91" * BOMB_BYTES,
     "maps nested deeply": lambda: b"\x81\xa1a" * 100_000,
-    "60 M empty maps": lambda: array(BOMB_BYTES, b"\x80"),
-    "60 M empty arrays": lambda: array(BOMB_BYTES, b"\x90"),
-    "60 M nulls": lambda: array(BOMB_BYTES, b"\xc0"),
-    "20 M empty maps in arrays of 1000": lambda: array(20, array(1000, array(1000, b"\x80"))),
-    "20 M empty arrays in arrays of 1000": lambda: array(20, array(1000, array(1000, b"\x90"))),
-    "20 M short texts": lambda: array(BOMB_BYTES // 3, b"\xa2ab"),
+    "4 M empty maps": lambda: array(BOMB_BYTES, b"\x80"),
+    "4 M empty arrays": lambda: array(BOMB_BYTES, b"\x90"),
+    "4 M nulls": lambda: array(BOMB_BYTES, b"\xc0"),
+    "4 M empty maps in arrays of 1000": lambda: array(4, array(1000, array(1000, b"\x80"))),
+    "4 M empty arrays in arrays of 1000": lambda: array(4, array(1000, array(1000, b"\x90"))),
+    "a million short texts": lambda: array(BOMB_BYTES // 3, b"\xa2ab"),
     "a million short texts in arrays of 1000": lambda: array(1000, array(1000, b"\xa2ab")),
     "60 k empty maps in a small body": lambda: array(60, array(1000, b"\x80")),
-    "half a million map keys": lambda: UNIQUE_KEYS,
+    "400,000 map keys": lambda: UNIQUE_KEYS,
     "an extension type as a key": lambda: b"\x92\x00\xd7\x32" + bytes(8),
     "a timestamp as a key": lambda: b"\x92\x00\xd6\xff" + bytes(4),
     "a big number of Pyro5's as a key": lambda: b"\x92\x00\xc7\xff\x31" + b"9" * 255,
@@ -317,7 +325,7 @@ class TestBombs:
         self, node: RunningNode, arguments: Callable[[], bytes]
     ) -> None:
         bomb = invoke(BEGIN + arguments() + END)
-        with peak_growth_below(node, 200 * MIB + 3 * len(bomb)):
+        with peak_growth_below(node, 64 * MIB + 3 * len(bomb)):
             for _ in range(2):
                 with Peer(node) as peer:
                     peer.send_as_far_as_taken(bomb)
@@ -498,6 +506,7 @@ class TestWrongCalls:
 
 
 class TestSilentAndSlowPeers:
+    @pytest.mark.full
     def test_a_crowd_of_silent_peers_slows_nobody_down_and_is_gone_at_its_deadline(self) -> None:
         handshake_seconds, request_seconds = 2.5, 4.0
         half_a_handshake = handshake()[:45]
@@ -867,6 +876,129 @@ class TestManyRequestsAtOnce:
             with Peer(full_node) as peer:
                 peer.send(pack_call(NAME, "count", (OURS,), 1))
         assert wait_until(lambda: full_node.connections <= before)
+
+
+KEYS_OF_60_MB = [b"%4d" % number + bytes(60_000) for number in range(1000)]
+
+
+class TestLargeRequests:
+    """Requests that are within the length of the largest value, but hold something else."""
+
+    @pytest.mark.parametrize(
+        ("method", "rest"),
+        [("get_many", ()), ("delete_many", ()), ("get_entries", ()), ("touch_many", (None,))],
+    )
+    def test_a_batch_of_60_mb_of_keys_is_refused_before_it_is_buffered(
+        self, node: RunningNode, method: str, rest: tuple[Any, ...]
+    ) -> None:
+        request = pack_call(NAME, method, (NO_VIEW, KEYS_OF_60_MB, *rest), 1)
+        with peak_growth_below(node, 16 * MIB):
+            for _ in range(3):
+                with Peer(node) as peer:
+                    peer.send_as_far_as_taken(request)
+                    fate = peer.fate()
+                    assert fate == CLOSED or fate.code == "value-too-large"
+        with Peer(node) as peer:
+            peer.send(request[:1000])
+            assert peer.fate().code == "value-too-large"
+        with Peer(node) as peer:
+            assert "in parts" in peer.call("get_many", NO_VIEW, KEYS_OF_60_MB[:70]).message
+
+    def test_large_arguments_of_other_calls_are_refused_before_they_are_buffered(
+        self, node: RunningNode
+    ) -> None:
+        large = bytes(40 * MIB)
+        with peak_growth_below(node, 16 * MIB):
+            for method, *arguments in (
+                ("incr", NO_VIEW, b"key", b"w" + large, None),
+                ("scan", b"\0", large),
+                ("invalidate_tag", large),
+                ("clear", large),
+                ("acquire", NO_VIEW, large, 1, 1.0, 0.0),
+                ("lease", NO_VIEW, large, 1.0, 0.0),
+                ("no_such_method", large),
+            ):
+                with Peer(node) as peer:
+                    peer.send_as_far_as_taken(pack_call(NAME, method, tuple(arguments), 1))
+                    fate = peer.fate()
+                    assert fate == CLOSED or fate.code == "value-too-large"
+
+    def test_a_batch_of_many_values_is_at_most_a_batch_and_one_value_may_be_large(
+        self, node: RunningNode
+    ) -> None:
+        with Peer(node) as peer:
+            keys, values = [b"%d" % number for number in range(40)], [bytes(MIB)] * 40
+            with peak_growth_below(node, 16 * MIB), Peer(node) as other:
+                other.send_as_far_as_taken(pack_call(NAME, "set_many", (NO_VIEW, keys, values), 1))
+                fate = other.fate()
+                assert fate == CLOSED or fate.code == "value-too-large"
+            assert peer.call("set_many", NO_VIEW, [b"0"], values).code == "value-too-large"
+            assert peer.call("contains", NO_VIEW, b"0") is False
+            assert peer.call("set_many", NO_VIEW, [b"one"], [bytes(40 * MIB)]) == 1
+            assert peer.call("delete", NO_VIEW, b"one") is True
+            two = peer.call("put", NO_VIEW, b"one", bytes(20 * MIB), None, bytes(20 * MIB))
+            assert two.code == "value-too-large"
+        with PyroCacheClient(node.nameserver) as cache:
+            assert cache.set_many({number: bytes(3 * MIB) for number in range(8)}) == 8
+            assert cache.set_many({"large": bytes(40 * MIB), "small": 1}, 60) == 2
+            assert len(cache.get("large")) == 40 * MIB
+            assert cache.delete_many(["large", "small", *range(8)]) == 10
+
+    def test_a_large_int_is_not_added_to(self, node: RunningNode) -> None:
+        with PyroCacheClient(node.nameserver) as cache:
+            large = 1 << 8 * 40 * MIB
+            cache.set("large", large)
+            with peak_growth_below(node, 16 * MIB):
+                with pytest.raises(ValueTooLarge, match="65536 bytes"):
+                    cache.incr("large")
+                with pytest.raises(ValueTooLarge, match="65536 bytes"):
+                    cache.incr("new", large)
+            assert cache.get("large") == large
+            assert cache.delete("large")
+            assert cache.incr("new", 1 << 8 * 60_000) == 1 << 8 * 60_000
+            cache.delete("new")
+
+
+class TestGreedyPeers:
+    def test_six_connections_cannot_hold_all_locks_of_a_node(self, node: RunningNode) -> None:
+        with ExitStack() as stack, PyroCacheClient(node.nameserver) as cache:
+            for number in range(6):
+                peer = stack.enter_context(Peer(node))
+                for each in range(70):
+                    name = b"\0s%d %d" % (number, each) + bytes(64_000)
+                    peer.call("acquire", NO_VIEW, name, 1, 86_400.0, 0.0)
+                    peer.call("lease", NO_VIEW, name, 86_400.0, 0.0)
+            locks = [cache.lock(f"lock {number}") for number in range(20)]
+            for lock in locks:
+                assert lock.acquire(timeout=0)
+            assert cache.get_or_set("value", lambda: "loaded") == "loaded"
+            for lock in locks:
+                lock.release()
+
+
+class TestNameServerFlood:
+    def test_names_that_anybody_registers_end_nobody(self) -> None:
+        with private_cluster(2) as cluster, cluster.client() as cache:
+            cache.set("key", "value")
+            with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{cluster.nameserver}") as names:
+                names._pyroSerializer = "msgpack"
+
+                def register(number: int) -> None:
+                    name = f"cache.node.{number}"
+                    names.register(name, f"PYRO:{name}@127.0.0.1:1", True, ["pyrocache"])
+
+                with pytest.raises(Exception, match="4096 names"):
+                    deque(map(register, range(10, 33_000)), 0)
+                time.sleep(2 * NodeConfig().heartbeat_seconds)
+                assert cache.get("key") == "value"
+                assert cache.ping() == 2
+                assert len(cache.nodes()) == 2
+                with cluster.client() as late, pytest.raises(NameServerUnavailable, match="1,000 names"):
+                    late.get("key")
+                for number in range(10, 4200):
+                    names.remove(f"cache.node.{number}")
+                with cluster.client() as late:
+                    assert late.get("key") == "value"
 
 
 class TestTooManyConnections:

@@ -30,7 +30,7 @@ def interrupted(cluster: LocalCluster, times: int, seconds: float) -> None:
 def test_what_a_signal_handler_raises_surfaces_as_it_is_and_leaves_nothing_behind(
     shared_cluster: LocalCluster,
 ) -> None:
-    interrupted(shared_cluster, 1_500, 80.0)
+    interrupted(shared_cluster, 800, 80.0)
 
 
 @pytest.mark.full

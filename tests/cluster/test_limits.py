@@ -480,6 +480,7 @@ class TestMemory:
         assert figures["evictions"] > 0
         assert rss <= bound
 
+    @pytest.mark.full
     def test_a_few_keys_that_are_overwritten_with_ever_other_ttls_take_no_memory(self) -> None:
         with running_node(max_memory=MIB) as node, Peer(node) as peer:
             before = peer.call("stats")["rss_bytes"]

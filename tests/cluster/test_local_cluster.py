@@ -269,7 +269,15 @@ def run_parent(tmp_path: Path) -> Iterator[Callable[..., Parent]]:
         parent.clean_up()
 
 
-@pytest.mark.parametrize("circumstances", [(), ("pause",), ("fork",), ("pause", "fork")], ids="+".join)
+@pytest.mark.parametrize(
+    "circumstances",
+    [
+        pytest.param((), id="nothing else"),
+        pytest.param(("pause",), id="pause", marks=pytest.mark.full),
+        pytest.param(("fork",), id="fork", marks=pytest.mark.full),
+        pytest.param(("pause", "fork"), id="pause+fork"),
+    ],
+)
 def test_a_parent_that_is_killed_takes_everything_with_it(
     run_parent: Callable[..., Parent], circumstances: tuple[str, ...]
 ) -> None:
@@ -437,6 +445,7 @@ def test_more_than_one_copy_is_refused(replicas: Any) -> None:
         LocalCluster(nodes=2, replicas=replicas)
 
 
+@pytest.mark.full
 def test_a_node_added_just_after_the_name_server_restarted_takes_nobodys_name() -> None:
     with LocalCluster(nodes=3) as cluster, cluster.client() as cache:
         cache.set_many({number: number for number in range(300)})

@@ -268,6 +268,9 @@ class TestForeignPaths:
                 uri, tags = server.lookup(NAME, return_metadata=True)
                 tags = {tag for tag in tags if not tag.startswith("unix=")} | {f"unix={path}"}
                 server.register(NAME, uri, metadata=tags)
+                (view,) = server.list(prefix="cache.view.")
+                uri, tags = server.lookup(view, return_metadata=True)
+                server.register(view, uri, metadata={tag.replace(member.socket_path, path) for tag in tags})
             assert [member.socket_path for member in members(nameserver)] == [""]
             with PyroCacheClient(nameserver) as client:
                 assert use(client) == {socket.AF_INET}

@@ -514,7 +514,7 @@ print(compute(10))
 """
 
 
-@pytest.mark.parametrize("as_a_file", [True, False])
+@pytest.mark.parametrize("as_a_file", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_an_edited_function_of_a_script_does_not_serve_the_old_result(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path, as_a_file: bool
 ) -> None:

@@ -165,6 +165,7 @@ def test_a_program_that_starts_before_its_cluster_finds_it_later() -> None:
         assert cache["key"] == 1
 
 
+@pytest.mark.full
 def test_there_is_one_warning_for_each_node_and_minute_with_a_count(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -273,6 +273,7 @@ def meanwhile(clients: int, action: Callable[[list[Any]], object]) -> Iterator[N
         thread.join()
 
 
+@pytest.mark.full
 def test_a_client_process_that_dies(trace: Callable[..., Path]) -> None:
     path = trace(["0 10000000 0 0"])
 

@@ -132,6 +132,7 @@ def running_command(*arguments: str, log: Path) -> Iterator[subprocess.Popen[byt
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process need prlimit")
+@pytest.mark.full
 def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
@@ -190,6 +191,7 @@ with LocalCluster(1) as cluster:
 
 
 @as_root
+@pytest.mark.full
 def test_a_lock_that_cannot_be_renewed_is_not_held_and_later_ones_are_renewed(
     shared_cluster: LocalCluster,
 ) -> None:
@@ -246,6 +248,7 @@ def test_a_name_server_that_can_start_no_thread_says_so() -> None:
         (3, r"The (node|process) cannot start: can't start new thread: .*\n"),
     ],
 )
+@pytest.mark.full
 def test_nodes_that_can_start_no_thread_or_process_say_so_and_are_not_registered(
     threads: int, sentence: str
 ) -> None:

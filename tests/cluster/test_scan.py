@@ -147,6 +147,7 @@ class Seen:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.full
 def test_each_key_that_is_there_throughout_comes_once_while_others_come_and_go(
     full: PyroCacheClient, full_cluster: LocalCluster
 ) -> None:
@@ -182,8 +183,8 @@ def test_each_entry_comes_once_too(full: PyroCacheClient, full_cluster: LocalClu
         seen.check()
 
 
-def test_a_key_comes_once_though_the_table_grows_many_times_over(full_cluster: LocalCluster) -> None:
-    with full_cluster.client(namespace="grows", timeout=30.0) as cache:
+def test_a_key_comes_once_though_the_table_grows_many_times_over(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client(namespace="grows", timeout=30.0) as cache:
         cache.set_many(dict.fromkeys(range(3000)))
         seen: list[int] = []
         for key in cache.scan(batch=100):
@@ -195,8 +196,8 @@ def test_a_key_comes_once_though_the_table_grows_many_times_over(full_cluster: L
         assert cache.clear() >= 30_000
 
 
-def test_a_scan_goes_on_over_a_namespace_that_was_cleared_meanwhile(full_cluster: LocalCluster) -> None:
-    with full_cluster.client(namespace="cleared") as cache:
+def test_a_scan_goes_on_over_a_namespace_that_was_cleared_meanwhile(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client(namespace="cleared") as cache:
         cache.set_many(dict.fromkeys(range(9000)))
         scan = cache.scan(batch=100)
         first = [next(scan) for _ in range(150)]

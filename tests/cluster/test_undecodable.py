@@ -105,9 +105,10 @@ def test_one_of_many_readers_loads_it_and_the_others_wait_for_its_value(
 def test_a_reader_that_can_still_read_it_is_not_kept_waiting(
     shared_cluster: LocalCluster, cache: PyroCacheClient, shop: Any, rename: Deploy
 ) -> None:
-    end = threading.Event()
+    loading, end = threading.Event(), threading.Event()
 
     def load() -> Any:
+        loading.set()
         assert end.wait(30)
         return shop.Bag(1)
 
@@ -116,7 +117,7 @@ def test_a_reader_that_can_still_read_it_is_not_kept_waiting(
     rename()
     with ThreadPoolExecutor(1) as threads:
         loader = threads.submit(cache.get_or_set, "key", load)
-        eventually(lambda: cache.stats().total.leases == 1)
+        assert loading.wait(30)
         shop.Basket = basket  # the old deployment
         assert cache.get_or_set("key", pytest.fail).n == 0
         end.set()

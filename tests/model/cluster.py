@@ -43,6 +43,10 @@ class View(NamedTuple):
     number: int
     members: tuple[Member, ...]
 
+    @property
+    def dead(self) -> tuple[Identity, ...]:
+        return ()
+
     def __len__(self) -> int:
         return len(self.members)
 

@@ -62,7 +62,9 @@ def running_node(nameserver: str | None = None, **settings: Any) -> Iterator[Run
     """Run one node with these settings, and a name server unless one is given."""
     with ExitStack() as stack:
         address = nameserver or stack.enter_context(running_nameserver())
-        process = start_node({"nameserver": address, "name": NAME, **settings}, quiet=True)
+        process = start_node(
+            {"nameserver": address, "name": NAME, "new_cluster": True, **settings}, quiet=True
+        )
         stack.callback(process.kill)
         ready = process.wait_until_ready()
         yield RunningNode(process, address, (ready["host"], ready["port"]))

@@ -26,6 +26,7 @@ def mypy(file: Path) -> set[int]:
 
 def pyright(file: Path) -> set[int]:
     """The lines at which pyright finds something wrong."""
+    pytest.importorskip("pyright")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     assert done.returncode in (0, 1), done.stderr + done.stdout
@@ -38,7 +39,8 @@ def pyright(file: Path) -> set[int]:
     return {line for line, _ in found}
 
 
-@pytest.mark.parametrize("checker", [mypy, pytest.param(pyright, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("checker", [mypy, pyright])
 class TestTypes:
     def test_what_is_right_is_inferred(self, checker: object) -> None:
         assert callable(checker)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyrocache.client.context import MISSING, ClientContext
-from pyrocache.errors import RemoteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,5 @@ def entry_info(context: ClientContext, sent: Sequence[Any]) -> EntryInfo:
 
 
 def _read(context: ClientContext, attributes: Sequence[Any]) -> tuple[Any, ...]:
-    if len(attributes) != 5:
-        raise RemoteError("A node sent an invalid description of an entry.")
     ttl, tags, age, idle, size = attributes
     return ttl, tuple(map(context.decode_tag, tags)), age, idle, size

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Self, TypeAlias
 
 from pyrocache.client.features.thread_waits import waits_for_me
 from pyrocache.errors import LoadDeadlock
-from pyrocache.runtime import at_fork
+from pyrocache.runtime import at_fork, clock
 
 _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.125, 1.0
 
@@ -43,7 +42,7 @@ class Mark:
     Attributes:
         value: what it loads.
         leased: whether other callers wait for it.
-        ends_at: when its lease is over, by `time.monotonic`.
+        ends_at: when its lease is over, by `runtime.clock`.
         thread: the id of the thread that runs nothing else meanwhile; None for a coroutine.
     """
 
@@ -152,7 +151,7 @@ def _leads_to(value: LoadId, marks: frozenset[Mark], seen: set[LoadId]) -> bool:
     if value in seen:
         return False
     seen.add(value)
-    now = time.monotonic()
+    now = clock.now()
     leased = [mark for mark in _running.get(value, ()) if mark.leased and now < mark.ends_at]
     return bool(leased) and all(mark in marks or _waits_in_vain(mark, marks, seen) for mark in leased)
 

@@ -44,8 +44,9 @@ from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.client.throttle import Throttle
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
-from pyrocache.errors import CacheUnavailable, PyroCacheError, RemoteError, SerializationError, WaitTimeout
+from pyrocache.errors import CacheUnavailable, PyroCacheError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
+from pyrocache.runtime import clock
 from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ class LoadTask:
     def __enter__(self) -> Self:
         load, self._started_at = self._load, time.monotonic()
         thread = None if self.asynchronous else get_ident()
-        ends_at = self._started_at + load.options.lease_seconds
+        ends_at = clock.now() + load.options.lease_seconds
         self._started = load_deadlock.begin(Mark(load.value, self._pinned is not None, ends_at, thread))
         return self
 
@@ -356,8 +357,6 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
     answer = context.backend.get_with_times(load.key, context.deadline())
     if answer is None:
         return None
-    if len(answer) != 3:
-        raise RemoteError("A node answered get_with_times with an invalid reply.")
     frame, remaining, load_seconds = answer
     found = Found(context.decode(load.key, frame))
     if refresh_is_due(load.options.early, remaining, load_seconds):
@@ -403,8 +402,6 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
                     return _granted(load, wait.give(LoadTask(load, wait.pinned, token)), frame)
                 case ["value", frame, _, _] | ["stale", frame]:
                     return Found(context.decode(key, frame))
-                case _:
-                    raise RemoteError("A node answered lease with an invalid reply.")
             # Load without a lease. Otherwise, there could be a deadlock: a factory would wait for its own lease, or for
             # a connection of a call that waits for this factory.
             if recursive or (wait.crowded and load_deadlock.loading.get()):

@@ -37,11 +37,11 @@ from pyrocache.client.backend import Backend, Pinned
 from pyrocache.client.context import ClientContext, Duration, Ttl
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
 from pyrocache.config import to_seconds
-from pyrocache.errors import LockLost, LockTimeout, PyroCacheError, RemoteError
+from pyrocache.errors import LockLost, LockTimeout, PyroCacheError
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
-from pyrocache.runtime import at_fork
+from pyrocache.runtime import at_fork, clock
 from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import brief
 
@@ -58,18 +58,27 @@ log = logging.getLogger("pyrocache.client")
 class Grant:
     """One grant of a lock to a thread or a `Lock`, held or over.
 
+    Args:
+        asked_at: when the request was sent; the node may have granted the lock as early as that.
+
     Attributes:
         backend: the client's.
         name: the lock's canonical bytes.
         token: the fencing token.
         ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
-        good_until: when the node may grant the lock to another holder, unless it is renewed (monotonic seconds).
-        renew_at: when to renew it (monotonic seconds).
+        good_until: when the node may grant the lock to another holder, unless it is renewed, by `runtime.clock`.
+        renew_at: when to renew it, by the same clock.
         over: whether it was released or lost.
     """
 
     def __init__(
-        self, backend: Backend, name: bytes, token: int, ttl_seconds: float, pinned: PinnedConnection
+        self,
+        backend: Backend,
+        name: bytes,
+        token: int,
+        ttl_seconds: float,
+        pinned: PinnedConnection,
+        asked_at: float,
     ) -> None:
         self.backend = backend
         self.name = name
@@ -78,10 +87,13 @@ class Grant:
         self.over = False
         self._idle = [pinned]  # empty while a thread uses the connection
         self._process = os.getpid()  # a forked child does not hold its parent's locks
-        self.renewed(time.monotonic())
+        self.renewed(
+            asked_at
+        )  # a wait of more than a third of the time to live is followed by a renewal at once
+        self.good_until = clock.now() + self.ttl_seconds
 
     def renewed(self, at: float) -> None:
-        """Restart the time to live at ``at`` (monotonic seconds)."""
+        """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
         self.good_until = at + self.ttl_seconds
         self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
 
@@ -93,7 +105,7 @@ class Grant:
     @property
     def held(self) -> bool:
         """Whether this grant is still valid, as far as this process knows."""
-        if self.over or self.inherited or time.monotonic() >= self.good_until:
+        if self.over or self.inherited or clock.now() >= self.good_until:
             return False
         return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
 
@@ -246,9 +258,9 @@ class Lock:
         backend = self._context.backend
         wait = PinnedWait(self._context, self._ask, seconds)
         try:
-            token = self._wait_for(wait, seconds)
+            token, asked_at = self._wait_for(wait, seconds)
             assert wait.pinned is not None
-            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned)
+            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned, asked_at)
             _renewer.watch(grant)
             grants.append(grant)
         except BaseException:
@@ -268,16 +280,19 @@ class Lock:
         backend = self._context.backend
         return backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
 
-    def _wait_for(self, wait: PinnedWait, seconds: float | None) -> int:
-        """Return the token once the node grants the lock. The connection of ``wait`` then has the grant."""
+    def _wait_for(self, wait: PinnedWait, seconds: float | None) -> tuple[int, float]:
+        """Return the token once the node grants the lock, and when the node was asked.
+
+        The connection of ``wait`` then has the grant.
+        """
+        asked_at = clock.now()
         while (token := wait.ask()) is None:
             if wait.is_over():
                 wait.release()
                 raise _timed_out(seconds, at_limit=wait.pinned is None)
             wait.pause()
-        if type(token) is not int:
-            raise RemoteError("A node answered acquire with an invalid reply.")
-        return token
+            asked_at = clock.now()
+        return int(token), asked_at
 
     def release(self) -> None:
         """Release the lock that this thread holds, or this object without ``thread_local``.
@@ -430,7 +445,7 @@ class _Renewer:
 
     def _begin_those_due(self, renewals: dict[int, _Renewal]) -> None:
         """Send the renewals that are due, and set the time of the next one."""
-        now = time.monotonic()
+        now = clock.now()
         with self._lock:
             grants = self._live()
             times = (grant.renew_at for grant in grants if grant.renew_at > now)
@@ -445,7 +460,7 @@ class _Renewer:
 
 
 _Renewal: TypeAlias = tuple[Grant, PinnedConnection, float]
-"""A renewal that was sent: the grant, its connection, and the time of sending (monotonic seconds)."""
+"""A renewal that was sent: the grant, its connection, and the time of sending (seconds of `runtime.clock`)."""
 
 
 def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> None:
@@ -454,7 +469,7 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
     for descriptor in (receiver, *renewals):
         poll.register(descriptor, select.POLLIN)
     wake_at = min([wake_at, *(grant.good_until for grant, _, _ in renewals.values())])
-    seconds = max(0.0, min(wake_at - time.monotonic(), _LINGER_SECONDS))
+    seconds = max(0.0, min(wake_at - clock.now(), _LINGER_SECONDS))
     # Rounded up, because poll() with 0 milliseconds would spin until the time has come.
     for descriptor, _ in poll.poll(math.ceil(seconds * 1000)):
         if descriptor == receiver:
@@ -465,7 +480,7 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
         if not lost:
             grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
         grant.put_back(pinned, lost=lost)
-    now = time.monotonic()
+    now = clock.now()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
         # Lost or released before the node has answered. The node frees the lock when the connection closes.
         if now >= grant.good_until or grant.over:

@@ -19,7 +19,14 @@ from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.features.entries import EntryInfo, entry_info
 from pyrocache.client.keys.encoding import decode_key
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.errors import CacheUnavailable, InvalidKey, NodeUnavailable, PyroCacheError, SerializationError
+from pyrocache.errors import (
+    CacheUnavailable,
+    InvalidKey,
+    NodeUnavailable,
+    PyroCacheError,
+    RemoteError,
+    SerializationError,
+)
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.tracebacks import brief
 
@@ -29,6 +36,9 @@ if TYPE_CHECKING:
 _R = TypeVar("_R")
 
 _TEXT, _TUPLE = b"s", b"t"
+
+_MOST_EMPTY_PAGES = 2**20
+"""Empty pages in a row, after which a node is taken to be broken. A node looks at 300 keys and more for each."""
 
 Prefix: TypeAlias = str | tuple[Any, ...] | None
 """The beginning of the keys to return; None for all keys."""
@@ -191,7 +201,7 @@ def _of_each_node(
     for member in view.members:
         if member in unreachable:
             failures.append(unreachable[member])
-        cursor = 0
+        cursor = empty = 0
         while member not in unreachable:
             try:
                 cursor, page = ask(member, cursor)
@@ -201,6 +211,11 @@ def _of_each_node(
             yield view, member, page
             if cursor == 0:
                 break
+            empty = 0 if page else empty + 1
+            if empty >= _MOST_EMPTY_PAGES:
+                raise RemoteError(
+                    f"{member.name} answered a scan with {empty} empty pages, one after the other."
+                )
         if failures and not to_the_end:
             context.missed(failures.pop(), None)
     for failure in failures:

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pyrocache.client import replies
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.errors import RemoteError
 from pyrocache.net.calls import Request
 from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH
 
 _ENTRY_BYTES = 20  # what msgpack adds to a key and a value, at most, and a TTL
+
+_ITEMS = {commands.GET_MANY.name: replies.are_frames, commands.GET_ENTRIES.name: replies.are_entries}
+"""By name of a command whose reply is a list, the check of its items. Any other reply is a number of entries."""
 
 
 class Batch(NamedTuple):
@@ -82,22 +85,19 @@ class Batch(NamedTuple):
                 return count
         return len(indices)
 
-    def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> Sequence[int]:
-        """Return the indices that a reply covers.
+    def answered(self, chunk: Sequence[int], reply: Any, member: Member) -> tuple[Sequence[int], Any]:
+        """Return the indices that a reply covers, and the reply; all indices and a `RemoteError` if it is not valid.
 
         A number covers the whole chunk. A list covers the first keys of the chunk, as many as it has items.
-
-        Raises:
-            RemoteError: the reply is of another type, empty or too long.
         """
-        if self.command is commands.GET_MANY or self.command is commands.GET_ENTRIES:
-            count = len(reply) if type(reply) is list else 0
+        items_valid = _ITEMS.get(self.command.name)
+        if items_valid is None:
+            count = len(chunk) if type(reply) is int and 0 <= reply <= len(chunk) else 0
         else:
-            count = len(chunk) if type(reply) is int else 0
+            count = len(reply) if type(reply) is list and items_valid(reply) else 0
         if not 0 < count <= len(chunk):
-            text = f"{member.name} answered {self.command.name} with a reply of the wrong kind or length."
-            raise RemoteError(text)
-        return chunk if count == len(chunk) else chunk[:count]
+            return chunk, replies.wrong(self.command, member.name)
+        return (chunk if count == len(chunk) else chunk[:count]), reply
 
 
 class Round:

@@ -12,20 +12,31 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from pyrocache.client import replies
 from pyrocache.client.routing.batch import Batch, Round
-from pyrocache.client.routing.retry import Attempts, LookUp, Problem, Retry, decide
+from pyrocache.client.routing.retry import (
+    Action,
+    Attempts,
+    LookUp,
+    Lost,
+    Problem,
+    Repeat,
+    Retry,
+    decide,
+    decide_repeat,
+)
 from pyrocache.client.routing.views import Views
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
-from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.errors import MayHaveBeenDone, NodeUnavailable, PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.connection import ANONYMOUS
 from pyrocache.net.deadline import Deadline
@@ -36,6 +47,14 @@ from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, Command
 from pyrocache.runtime import at_fork
+
+_AGAIN: Any = object()
+
+
+class _Result(NamedTuple):
+    """The result of a change whose reply was lost, as the node remembered it."""
+
+    value: Any
 
 
 class NodeLeft(NodeUnavailable):
@@ -58,6 +77,8 @@ class Router:
 
     Attributes:
         views: the cluster view and its updates.
+        retries: how many requests were sent again, how often the outcome of a change was asked for, and how many
+            changes ended in `MayHaveBeenDone`. Not exact if threads count at the same time.
     """
 
     def __init__(
@@ -72,6 +93,7 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         nameserver: str = "",
     ) -> None:
+        self.retries = {"retries": 0, "repeats": 0, "unsettled": 0}
         self._directory = directory
         self._nameserver = nameserver
         self._max_connections = max_connections
@@ -111,7 +133,10 @@ class Router:
                 )
             except (Refused, Unavailable) as problem:
                 attempts = attempts or Attempts()
-                self._recover(attempts, Request(member, command, ()), problem, deadline)
+                request = Request(member, command, (view.number, key, *arguments), largest)
+                outcome = self._recover(attempts, request, problem, deadline)
+                if outcome is not _AGAIN:
+                    return outcome
 
     def pin(
         self,
@@ -148,7 +173,7 @@ class Router:
                 return self._pinning.pin(member, command, sent, deadline, pinned, reserve)
             except (Refused, Unavailable) as problem:
                 pinned = None
-                self._recover(attempts, Request(member, command, ()), problem, deadline)
+                self._recover(attempts, Request(member, command, sent), problem, deadline)
 
     def batch(
         self, batch: Batch, deadline: Deadline, *, one_reply: bool = False
@@ -185,7 +210,7 @@ class Router:
                         yield unanswered, outcome
                     left.clear()
                 else:
-                    answered = batch.answered(chunk, outcome, member)
+                    answered, outcome = batch.answered(chunk, outcome, member)
                     yield answered, outcome
                     if one_reply:
                         left.clear()
@@ -195,16 +220,25 @@ class Router:
             pending = round.unanswered()
 
     def broadcast(
-        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+        self,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        only: Collection[str] | None = None,
     ) -> list[tuple[Member, Any]]:
         """Send a command to every node. Return each node with its result or its `NodeUnavailable`.
 
         A node that leaves meanwhile is omitted, because its entries are lost.
 
+        Args:
+            only: names; send it to these nodes, not to all.
+
         Raises:
             RemoteError: a node refused the request.
         """
         members = self.views.fresh(deadline).members
+        if only is not None:
+            members = tuple(member for member in members if member.name in only)
         answers: dict[str, tuple[Member, Any]] = {}
         attempts = Attempts()
         while members:
@@ -240,6 +274,8 @@ class Router:
                     name_in_hint(outcome, self._nameserver)
                 if isinstance(_not_refused(outcome), NodeUnavailable):
                     unreachable[member] = outcome
+                elif outcome != []:
+                    raise replies.wrong(CHECK_VIEW, member.name)
             # With no time left, a further attempt would fail for the nodes that answered, too.
             if not retried or not deadline.remaining():
                 return view, unreachable
@@ -250,7 +286,7 @@ class Router:
         return view.owner(key).name if view.members else ""
 
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
-        """Send an idempotent command to one node, at its current address, and return the result.
+        """Send a command that names no key to one node, at its current address, and return the result.
 
         Raises:
             NodeLeft: the node is no longer a member.
@@ -262,9 +298,27 @@ class Router:
             try:
                 return self._connections.call(found, command, arguments, deadline)
             except (Refused, Unavailable) as problem:
-                self._recover(attempts, Request(found, command, ()), problem, deadline)
+                request = Request(found, command, arguments)
+                outcome = self._recover(attempts, request, problem, deadline)
+                if outcome is not _AGAIN:
+                    return outcome
             found = self._membership.view.member(member.name)
         raise NodeLeft(f"{member.name} has left, with what it held; {command.name} needs no answer from it.")
+
+    def outcome(
+        self,
+        member: Member,
+        command: Command,
+        arguments: tuple[Any, ...],
+        problem: Problem,
+        deadline: Deadline,
+    ) -> Any:
+        """Return the result of a change that has failed on a connection of its own; None if it is not known."""
+        if not command.once or isinstance(problem, Refused):
+            return None
+        request = Request(member, command, arguments)
+        action = self._decide(Attempts(), request, problem, deadline)
+        return action.value if isinstance(action, _Result) else None
 
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
@@ -312,27 +366,67 @@ class Router:
         with closing(self._connections.exchange(requests, deadline)) as outcomes:
             for index, outcome in outcomes:
                 if isinstance(outcome, (Refused, Unavailable)):
+                    # An outcome that is asked for delays the others, whose replies wait in the buffers of sockets.
                     outcome = self._decide(attempts, requests[index], outcome, deadline)
-                    if not isinstance(outcome, PyroCacheError):
+                    if isinstance(outcome, _Result):
+                        outcome = outcome.value
+                    elif not isinstance(outcome, PyroCacheError):
                         again = outcome
                 yield index, outcome
         if again is not None:
             self._perform(attempts, again, deadline)
 
-    def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> None:
-        """Return when it is time to repeat the request. Raise the error if it is not to be repeated."""
+    def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> Any:
+        """Return `_AGAIN` when it is time to send the request again, or its result, if the node remembered that.
+
+        Raise the error if neither is so.
+        """
         action = self._decide(attempts, request, problem, deadline)
+        if isinstance(action, _Result):
+            return action.value
         if isinstance(action, PyroCacheError):
             raise action from None
         self._perform(attempts, action, deadline)
+        return _AGAIN
 
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
-    ) -> Retry | LookUp | PyroCacheError:
-        looked_up_at = self.views.looked_up_at
-        action = decide(attempts, request, problem, self._clock(), deadline.remaining(), looked_up_at)
+    ) -> Retry | LookUp | _Result | PyroCacheError:
+        remaining = deadline.remaining()
+        elapsed, looked_up_at, view = (
+            deadline.seconds - remaining,
+            self.views.looked_up_at,
+            self._membership.view,
+        )
+        action: Action | _Result = decide(
+            attempts, request, problem, self._clock(), remaining, looked_up_at, view, elapsed
+        )
+        if isinstance(action, Repeat) and isinstance(problem, Unavailable):
+            action = self._ask_outcome(attempts, request, problem, action, deadline)
+        assert not isinstance(action, Repeat)
         if isinstance(action, PyroCacheError):
+            self.retries["unsettled"] += isinstance(action, MayHaveBeenDone)
             name_in_hint(action, self._nameserver)
+        elif not isinstance(action, _Result):
+            self.retries["retries"] += 1
+        return action
+
+    def _ask_outcome(
+        self, attempts: Attempts, request: Request, problem: Unavailable, action: Action, deadline: Deadline
+    ) -> Action | _Result:
+        """Repeat a change whose reply was lost, until its outcome is known or it is given up."""
+        lost = Lost(problem)
+        while isinstance(action, Repeat):
+            self.retries["repeats"] += 1
+            if action.after:
+                attempts.rounds += 1
+                self._pause(action.after, deadline)
+            try:
+                return _Result(self._connections.repeat(request, action.number, deadline))
+            except (Refused, Unavailable) as again:
+                remaining = deadline.remaining()
+                elapsed, view = deadline.seconds - remaining, self._membership.view
+                action = decide_repeat(lost, attempts, request, again, remaining, view, elapsed)
         return action
 
     def _perform(self, attempts: Attempts, action: Retry | LookUp, deadline: Deadline) -> None:
@@ -343,8 +437,11 @@ class Router:
             moved = action.unless_moved
             if moved is not None and self._membership.view.member(moved.name) != moved:
                 return
+        self._pause(action.after, deadline)
+
+    def _pause(self, seconds: float, deadline: Deadline) -> None:
         # With jitter, so that clients that failed together do not retry together.
-        self._sleep(min(action.after * (0.5 + self._jitter() / 2), deadline.remaining()))
+        self._sleep(min(seconds * (0.5 + self._jitter() / 2), deadline.remaining()))
 
 
 def _not_refused(outcome: Any) -> Any:

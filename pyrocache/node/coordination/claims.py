@@ -1,20 +1,21 @@
 """`Claims`: the common part of leases and locks: keys that sessions hold, and the sessions that wait for them.
 
-Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, and all
-sessions together, hold or wait for are bounded, separately for leases and for locks. Does not decide which session
-holds a key. Pure: no I/O and no threads; the clock is injected.
+Responsible for the table of claims, the FIFO order of the waiters, and the quotas: the keys that one session, one
+client and all clients together hold or wait for are bounded, separately for leases and for locks. Does not decide which
+session holds a key. Pure: no I/O and no threads; the clock is injected.
 
 Thread safety: not thread-safe; `Coordination` calls it under the guard's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.server.deferred import Deferred, Session
+from pyrocache.server.quota import within_quota
 
 MAX_BYTES = 16 * 2**20
 """The most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
@@ -74,8 +75,8 @@ class Claims(Generic[_Claim]):
 
     Args:
         tokens: numbers the holders.
-        clock: monotonic seconds.
-        max_bytes: the quota of all keys together.
+        clock: seconds (`runtime.clock`).
+        max_bytes: the quota of all keys together, of which a client gets a share (`server.quota`).
         max_per_session: the quota of one session, a number of keys.
 
     Attributes:
@@ -96,6 +97,7 @@ class Claims(Generic[_Claim]):
         self._max_per_session = max_per_session
         self._bytes = 0
         self._keys: dict[Session, set[bytes]] = {}
+        self._uses: dict[Hashable, int] = {}  # by `Session.client`: bytes, a key for each session
 
     @property
     def waiting(self) -> int:
@@ -109,19 +111,25 @@ class Claims(Generic[_Claim]):
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.refuse(error)
 
-    def _has_room(self, key: bytes) -> bool:
-        return self._bytes + len(key) + KEY_OVERHEAD <= self._max_bytes
+    def _has_room(self, session: Session, key: bytes) -> bool:
+        """Return whether ``key`` is within the quotas of the session's client, and of all clients."""
+        cost = len(key) + KEY_OVERHEAD
+        total = self._bytes if key in self.by_key else self._bytes + cost
+        if key in self._keys.get(session, ()):
+            return total <= self._max_bytes
+        own = self._uses.get(session.client or session, 0) + cost
+        return within_quota(own, total, self._max_bytes)
 
     def _check_quota(self, session: Session, key: bytes) -> None:
         """Check the quotas before ``session`` holds or waits for ``key``.
 
         Raises:
-            QuotaExceeded: there are too many keys of this session, or of all.
+            QuotaExceeded: there are too many keys of this session, of its client, or of all.
         """
         keys = self._keys.get(session, ())
         if len(keys) >= self._max_per_session and key not in keys:
             raise QuotaExceeded(f"A connection may hold or wait for {self._max_per_session} keys at a time.")
-        if key not in self.by_key and not self._has_room(key):
+        if not self._has_room(session, key):
             raise QuotaExceeded("Too many keys are held or waited for at the moment.")
 
     def _count(self, key: bytes, session: Session) -> None:
@@ -129,7 +137,10 @@ class Claims(Generic[_Claim]):
         keys = self._keys.setdefault(session, set())
         if not keys:  # the first key: the server now allows the connection to be idle for longer
             session.holds += 1
-        keys.add(key)
+        if key not in keys:
+            keys.add(key)
+            owner = session.client or session
+            self._uses[owner] = self._uses.get(owner, 0) + len(key) + KEY_OVERHEAD
 
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
         self.by_key[key] = claim
@@ -147,7 +158,12 @@ class Claims(Generic[_Claim]):
 
     def _discount(self, key: bytes, session: Session) -> None:
         keys = self._keys.get(session, set())
-        keys.discard(key)
+        if key in keys:
+            keys.remove(key)
+            owner = session.client or session
+            left = self._uses.pop(owner) - len(key) - KEY_OVERHEAD
+            if left:
+                self._uses[owner] = left
         if not keys and self._keys.pop(session, None) is not None:
             session.holds -= 1
 

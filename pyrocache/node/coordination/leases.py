@@ -184,7 +184,7 @@ class Leases(Claims[_Lease]):
         return lease if lease is not None and lease.token == token else None
 
     def _grant(self, key: bytes, session: Session, lease_seconds: float) -> int:
-        if not self._has_room(key):
+        if not self._has_room(session, key):
             self._make_room()
         self._check_quota(session, key)
         if not self.by_key:  # no lease is older than these invalidations

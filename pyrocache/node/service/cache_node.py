@@ -37,9 +37,10 @@ from pyrocache.node.store.entry import Value
 from pyrocache.node.store.mutation import Clear, InvalidateTag
 from pyrocache.node.store.store import Condition, Store
 from pyrocache.protocol.commands import COMMANDS
-from pyrocache.protocol.int_frame import pack_int, unpack_int
+from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import BATCH_BYTES, MAX_BATCH, MAX_KEY_BYTES
 from pyrocache.protocol.refusals import BAD_REQUEST, NOT_AN_INT
+from pyrocache.runtime.clock import now
 
 SLICE = 500
 """Entries that are examined while the lock is held."""
@@ -73,7 +74,7 @@ class CacheNode:
         max_value_bytes: the largest value frame that is accepted.
         gauges: returns further statistics for `stats`.
         on_reset: called by `reset_stats`.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         ownership: applies changes of the cluster view to the node.
@@ -86,7 +87,7 @@ class CacheNode:
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         gauges: Callable[[], dict[str, Any]] = dict,
         on_reset: Callable[[], object] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._guard = RequestGuard() if guard is None else guard
         self._lock = self._guard.lock
@@ -213,13 +214,14 @@ class CacheNode:
         increment = validation.int_in(delta)
         start = None if default is None else validation.int_in(default)
 
-        def plus_increment(number: int | None) -> Value:
-            if number is None:
-                raise validation.refusal(NOT_AN_INT, "The value there is not an int.")
+        def plus_increment(number: int) -> Value:
             return self._limits.accept(key, pack_int(number + increment), ttl_seconds)
 
+        def changed(frame: Value) -> Value:
+            return plus_increment(validation.int_in(frame, NOT_AN_INT, "The value there is not an int."))
+
         def add() -> Value | None:
-            total = self._store.change(key, lambda frame: plus_increment(unpack_int(frame)))
+            total = self._store.change(key, changed)
             if total is None and start is not None:
                 total = plus_increment(start)
                 self._store.set(key, total, ttl_seconds)
@@ -275,7 +277,7 @@ class CacheNode:
         self,
         view: int,
         keys: list[bytes],
-        values: list[bytes],
+        values: list[Value],
         ttl_seconds: float | list[float] | None = None,
         tags: list[bytes] | None = None,
     ) -> int:
@@ -289,13 +291,13 @@ class CacheNode:
             raise validation.refusal(
                 BAD_REQUEST, "There must be as many values, and TTLs in a list, as keys."
             )
-        self._limits.check_all(keys, values, ttl_seconds is not None, tags or ())
+        frames = self._limits.accept_all(keys, values, ttl_seconds is not None, tags or ())
 
         def store_all() -> None:
             if not tags and not validation.keeps_any(ttl_seconds):
-                self._store.set_many(keys, values, ttl_seconds)
+                self._store.set_many(keys, frames, ttl_seconds)
                 return
-            for key, value, ttl in zip(keys, values, each, strict=True):
+            for key, value, ttl in zip(keys, frames, each, strict=True):
                 self._store.put(key, value, ttl, tags=tags)
 
         self._apply(view, keys, store_all)
@@ -371,6 +373,7 @@ class CacheNode:
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
+                self._guard.check_lease()
                 most = min(limit - len(found), SLICE)
                 keys, cursor = self._store.page(
                     namespace, prefix, cursor, most, room, tag=tag, described=details
@@ -391,6 +394,7 @@ class CacheNode:
         total = cursor = 0
         while True:
             with self._lock:
+                self._guard.check_lease()
                 count, cursor = self._store.count(namespace, cursor)
             total += count
             if not cursor or (enough is not None and total >= enough):
@@ -407,9 +411,11 @@ class CacheNode:
         removed = 0
         if not cursor:
             with self._lock:
+                self._guard.check_lease()
                 self._coordination.leases.void_all(prefix)
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
+                self._guard.check_lease()
                 keys, cursor = self._store.page(namespace, prefix, cursor, SLICE, BATCH_BYTES, stale=True)
                 removed += self._delete_all(keys)
                 self._coordination.settle(keys)
@@ -425,6 +431,7 @@ class CacheNode:
         """
         validation.check(namespace=namespace)
         with self._lock:
+            self._guard.check_lease()
             self._coordination.leases.void_all(namespace)
             return int(self._store.apply(Clear(namespace)))
 
@@ -432,6 +439,7 @@ class CacheNode:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
+            self._guard.check_lease()
             self._coordination.leases.invalidate(tag)
             return int(self._store.apply(InvalidateTag(tag)))
 

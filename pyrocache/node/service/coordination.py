@@ -10,7 +10,6 @@ Thread safety: thread-safe, except for `settle` and `forget`, which are called u
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.protocol.refusals import OVERLOADED
+from pyrocache.runtime.clock import now
 from pyrocache.server.deferred import Deferred, Session
 
 _Result = TypeVar("_Result")
@@ -34,16 +34,14 @@ class Coordination:
     Args:
         store: the values.
         guard: checks the requests, and holds the node's lock.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
 
     Attributes:
         tokens, leases, locks: the grants. Guarded by ``lock``.
         lock: the lock of ``guard``.
     """
 
-    def __init__(
-        self, store: Store, guard: RequestGuard, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: Store, guard: RequestGuard, clock: Callable[[], float] = now) -> None:
         self.tokens = Tokens()
         self.leases = Leases(self.tokens, clock)
         self.locks = Locks(self.tokens, clock)

@@ -33,7 +33,7 @@ class NodeMetrics:
         store, coordination: the parts of the node that are reported.
         gauges: returns further statistics by name.
         on_reset: called by `reset`.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
     """
 
     def __init__(

@@ -19,14 +19,15 @@ from Pyro5.errors import PyroError
 
 from pyrocache.node.store.entry import Value, entry_cost
 from pyrocache.node.store.namespaces import NAMESPACE_OVERHEAD
-from pyrocache.protocol.int_frame import unpack_int
-from pyrocache.protocol.limits import KEEP_TTL, MAX_BATCH, MAX_KEY_BYTES, MAX_TAG_BYTES, MAX_TAGS
+from pyrocache.protocol.int_frame import INT_TOO_LARGE, MAX_INT_BYTES, unpack_int
+from pyrocache.protocol.limits import BATCH_BYTES, KEEP_TTL, MAX_BATCH, MAX_KEY_BYTES, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.protocol.refusals import BAD_REQUEST, KEY_TOO_LARGE, VALUE_TOO_LARGE
 
 _MAX_HOLDERS = 2**20
 _ABOVE_0, _FINITE = math.ulp(0.0), sys.float_info.max
 _TAGS_SLACK = 64 * 1024  # more than all tags of an entry take in addition to their names
 _KEPT_IN_MESSAGE = 2**20  # smaller values are copied: a message of their own would take more memory pages
+_MOST_TAGGED = 16_000  # tags of the entries of one batch, as each takes a microsecond on the I/O thread
 _OVERHEADS = 2048  # more than an entry without tags takes beyond its key and value
 
 
@@ -58,9 +59,14 @@ def check_key(key: Any) -> None:
 
 def _check_keys(keys: Any) -> None:
     _RULES["batch"](keys)
-    if not {bytes}.issuperset(map(type, keys)) or not all(keys) or len(b"".join(keys)) > MAX_KEY_BYTES:
+    total = len(b"".join(keys)) if {bytes}.issuperset(map(type, keys)) and all(keys) else math.inf
+    if total > MAX_KEY_BYTES:
         for key in keys:
             check_key(key)  # raises the error of the first bad key, if there is one
+        if total > BATCH_BYTES:
+            raise refusal(
+                VALUE_TOO_LARGE, f"A batch has at most {BATCH_BYTES} bytes of keys; send it in parts."
+            )
 
 
 def _check_ttl_or_keep(ttl_seconds: Any) -> None:
@@ -144,11 +150,19 @@ _RULES: dict[str, Callable[[Any], None]] = {
 }
 
 
-def int_in(frame: Any) -> int:
-    """Return the number in the frame of an int. Raises `PyroError` if it is not one."""
-    number = unpack_int(frame) if type(frame) in (bytes, memoryview) else None
+def int_in(frame: Any, code: str = BAD_REQUEST, message: str = "A number is the frame of an int.") -> int:
+    """Return the number in the frame of an int.
+
+    Raises:
+        PyroError: it is not one, with this code and message, or it has more than `MAX_INT_BYTES`.
+    """
+    number = None
+    if type(frame) is bytes or type(frame) is memoryview:
+        number = unpack_int(frame if len(frame) <= MAX_INT_BYTES else frame[:2])
     if number is None:
-        raise refusal(BAD_REQUEST, "A number is the frame of an int.")
+        raise refusal(code, message)
+    if len(frame) > MAX_INT_BYTES:
+        raise refusal(VALUE_TOO_LARGE, INT_TOO_LARGE)
     return number
 
 
@@ -182,17 +196,21 @@ class ValueLimits:
             return bytes(value)  # the view would keep the rest of its message in memory
         return value
 
-    def check_all(
+    def accept_all(
         self, keys: Sequence[bytes], values: Sequence[Any], expires: bool, tags: Collection[bytes]
-    ) -> None:
-        """Check the values of a batch whose entries get these tags. Raises `PyroError`."""
+    ) -> Sequence[Value]:
+        """Return the values of a batch whose entries get these tags, in the form to store. Raises `PyroError`."""
+        if len(keys) * len(tags) > _MOST_TAGGED:
+            text = f"A batch has at most {_MOST_TAGGED} tags, over all its entries; send it in parts."
+            raise refusal(VALUE_TOO_LARGE, text)
         if not set(map(type, values)) <= {bytes} or max(map(len, values), default=0) > self.surely_fits:
-            for key, value in zip(keys, values, strict=True):
-                self.accept(key, value, 1.0 if expires else None)
+            seconds = 1.0 if expires else None
+            values = [self.accept(key, value, seconds) for key, value in zip(keys, values, strict=True)]
         if tags and values:
             largest = 3 * max(map(len, keys)) + max(map(len, values)) + sum(map(len, tags)) + _TAGS_SLACK
             if largest > self._max_bytes:
                 raise self.no_room()
+        return values
 
     def no_room(self) -> PyroError:
         """Return the refusal of a value that the store cannot hold."""

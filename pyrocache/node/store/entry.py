@@ -73,7 +73,7 @@ class Entry:
 
     Attributes:
         value: the bytes.
-        expires_at: monotonic seconds; infinite if it never expires.
+        expires_at: seconds of the store's clock; infinite if it never expires.
         bucket: the keys that leave the store in the same tick; None if it never expires.
         details: the `Details` of the entry; None if it has none.
         written_at: when the value was stored (see `Contents.moment`); None if that is unknown, because the entry was
@@ -90,7 +90,7 @@ class Entry:
 
     @property
     def leaves_at(self) -> float:
-        """When it is dead: neither live nor stale (monotonic seconds)."""
+        """When it is dead: neither live nor stale (seconds of the store's clock)."""
         return max(self.expires_at, self.details.stale_until) if self.details else self.expires_at
 
     @property

@@ -5,8 +5,8 @@ A mutation is the effect of a command, not the command: the condition of a `put`
 entries; they are local to a node and are not mutations.
 
 Applied in the same order, the mutations of a partition have the same effect on another store. To send them to a
-replica, start at `Store.apply`, which executes all of them. Times are those of the store's monotonic clock; they must
-be converted for another host. Pure: no I/O, no threads, no clock.
+replica, start at `Store.apply`, which executes all of them. Times are those of the store's clock; they must be
+converted for another host. Pure: no I/O, no threads, no clock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Set:
 
     Attributes:
         key, value: the entry.
-        expires_at: monotonic seconds; infinite if it never expires.
+        expires_at: seconds of the store's clock; infinite if it never expires.
         extras: its further attributes; None if it has none.
     """
 

@@ -19,7 +19,6 @@ Thread safety: not thread-safe; the caller holds the node's lock.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -43,6 +42,7 @@ from pyrocache.node.store.mutation import (
 from pyrocache.node.store.namespaces import Namespace
 from pyrocache.node.store.table import SHARD_KEYS, page_of
 from pyrocache.protocol.partition import PARTITION_MASK
+from pyrocache.runtime.clock import now
 
 Condition: TypeAlias = Literal["absent", "present"] | int | None
 """What an entry must be for a value to be stored: anything, missing, present, or of that version."""
@@ -97,7 +97,7 @@ class Store:
     Args:
         max_bytes: how much the entries may take, overhead included.
         policy: decides which entry is evicted when that is reached.
-        clock: monotonic seconds.
+        clock: seconds (`runtime.clock`).
         tick_seconds: see `ExpiryBuckets`.
         versions: the first version number to assign. It must be greater than every number that an earlier store of the
             same node assigned.
@@ -114,7 +114,7 @@ class Store:
         max_bytes: int,
         *,
         policy: EvictionPolicy | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         tick_seconds: float = 0.5,
         versions: int = 1,
         reclaimed_by_clear: int = 100,

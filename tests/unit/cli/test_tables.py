@@ -22,7 +22,7 @@ HOSTS = {
 
 
 def members(host: str) -> list[Member]:
-    return [Member(f"cache.node.{number}", host, 65530 + number, 1.0, "i") for number in (1, 2, 103)]
+    return [Member(f"cache.node.{number}", host, 65430 + number, 1.0, "i") for number in (1, 2, 103)]
 
 
 def stats(*, large: bool = False) -> Stats:
@@ -66,9 +66,9 @@ def test_a_wide_terminal_shows_everything(
     assert capsys.readouterr().out == (
         "Name server 10.20.30.40:9090, 3 nodes\n\n"
         "node            address          entries         memory  eviction  hits  peers         up\n"
-        "cache.node.1    127.0.0.1:65531        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
-        "cache.node.2    127.0.0.1:65532        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
-        "cache.node.103  127.0.0.1:65633     away\n"
+        "cache.node.1    127.0.0.1:65431        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
+        "cache.node.2    127.0.0.1:65432        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
+        "cache.node.103  127.0.0.1:65533     away\n"
     )
 
 
@@ -100,7 +100,7 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
     up, _, away = nodes_as_json(members("::1"), stats(large=True))
     assert up == {
         "name": "cache.node.1",
-        "address": "[::1]:65531",
+        "address": "[::1]:65431",
         "state": "up",
         "entries": 123_456_789,
         "bytes": 999 * 2**20,

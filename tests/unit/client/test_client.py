@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import time
@@ -30,7 +31,7 @@ from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.router import NodeLeft
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig, OnError
-from pyrocache.errors import ClientClosed, PyroCacheError, SerializationError, ValueTooLarge
+from pyrocache.errors import ClientClosed, PyroCacheError, RemoteError, SerializationError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.commands import Command
 
@@ -46,6 +47,7 @@ class FakeRouter:
         self.answers = list(answers)
         self.calls: list[tuple[Any, ...]] = []
         self.idempotent: list[bool] = []
+        self.retries: dict[str, int] = {}
         self.largest_values: list[int] = []
         self.deadlines: list[Deadline] = []
         self.closed = False
@@ -286,20 +288,20 @@ def test_jitter_draws_a_ttl_for_each_key() -> None:
 
 
 def test_the_size_of_what_is_sent_is_known_before() -> None:
-    for call in (
-        lambda c: c.set("a", b"x" * 1000),
-        lambda c: c.add("a", b"x" * 1000),
-        lambda c: c.setdefault("a", b"x" * 1000),
-        lambda c: c.incr("a", 1 << 8000),
-        lambda c: c.incr("a", default=1 << 8000),
+    for call, answer in (
+        (lambda c: c.set("a", b"x" * 1000), True),
+        (lambda c: c.add("a", b"x" * 1000), True),
+        (lambda c: c.setdefault("a", b"x" * 1000), None),
+        (lambda c: c.incr("a", 1 << 8000), b"w\0"),
+        (lambda c: c.incr("a", default=1 << 8000), b"w\0"),
     ):
-        cache = client(b"w\0" if "incr" in call.__code__.co_names else None)
+        cache = client(answer)
         call(cache)
         assert router(cache).largest_values[0] > 1000
 
 
 def test_a_namespace_has_a_prefix_of_its_own() -> None:
-    cache = client(ONE)
+    cache = client(ONE, True)
     inner = cache.namespace("shop").namespace("eu")
     inner.get("a")
     inner.set("a", 1, tags=["x"])
@@ -497,7 +499,7 @@ class ScannedRouter(FakeRouter):
         page = self.pages[member.name].pop(0)
         if isinstance(page, Exception):
             raise page
-        return [len(self.pages[member.name]), page]
+        return [arguments[2] + 1 if self.pages[member.name] else 0, page]
 
 
 def scanned(pages: dict[str, list[Any]], on_error: OnError = "raise", **options: Any) -> PyroCacheClient:
@@ -529,9 +531,19 @@ def test_a_scan_asks_node_after_node_page_after_page_when_it_must() -> None:
     assert list(scan) == decoded(one[1:] + two + three)
     assert router(cache).asked[:2] == [
         ("cache.node.1", "scan", b"\0", b"\0s", 0, 7),
-        ("cache.node.1", "scan", b"\0", b"\0s", 2, 7),
+        ("cache.node.1", "scan", b"\0", b"\0s", 1, 7),
     ]
     assert len(set(map(id, router(cache).deadlines))) == len(router(cache).asked) == 6
+
+
+def test_a_scan_of_empty_pages_that_never_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrocache.client.features.scan._MOST_EMPTY_PAGES", 50)
+    one = owned("cache.node.1", 1)
+    pages = {"cache.node.1": [[], one] * 100, "cache.node.2": [[]] * 200, "cache.node.3": [[]]}
+    scan = scanned(pages).scan()
+    assert list(itertools.islice(scan, 100)) == decoded(one * 100)
+    with pytest.raises(RemoteError, match=r"cache\.node\.2 .* 50 empty pages"):
+        next(scan)
 
 
 def test_a_key_counts_only_at_its_owner() -> None:
@@ -573,7 +585,7 @@ def test_what_is_not_a_function_is_refused_in_words() -> None:
 
 
 def test_closing_a_namespace_closes_nothing_else() -> None:
-    cache = client(ONE)
+    cache = client(ONE, True)
     inner = cache.namespace("shop")
     deeper = inner.namespace("eu")
     inner.close()

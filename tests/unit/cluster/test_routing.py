@@ -34,7 +34,7 @@ def test_the_partitions_are_balanced_as_chance_would_have_it(nodes: int) -> None
     assert deviation <= 1.5 * math.sqrt((nodes - 1) / PARTITIONS) / nodes
 
 
-@pytest.mark.parametrize("nodes", range(2, 17))
+@pytest.mark.parametrize("nodes", [2, 3, 5, 9, 16])
 def test_the_nth_node_takes_its_share_and_nobody_else_gains(nodes: int) -> None:
     before, after = owners(view_of(nodes - 1)), owners(view_of(nodes))
     moved = [new for old, new in zip(before, after, strict=True) if old != new]

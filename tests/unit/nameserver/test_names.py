@@ -16,9 +16,11 @@ import serpent
 from Pyro5 import nsc
 from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import NamingError, PyroError
+from Pyro5.nameserver import MemoryStorage
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import ConfigurationError, ProtocolError
+from pyrocache.nameserver.names import Names
 from pyrocache.nameserver.process import serve
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.net.directory import Listing, NameServerDirectory
@@ -244,3 +246,17 @@ def test_a_body_that_is_not_serpent_is_a_protocol_error(body: bytes) -> None:
 def test_a_call_in_serpent_has_four_parts(call: Any) -> None:
     with pytest.raises(ProtocolError):
         SERPENT.loads_call(serpent.dumps(call))
+
+
+def test_there_are_only_so_many_names_and_those_that_are_there_may_be_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyrocache.nameserver.names.MOST_NAMES", 2)
+    names = Names(MemoryStorage())
+    for number in (1, 2):
+        names.register(f"name {number}", "PYRO:x@127.0.0.1:1")
+    names.register("name 2", "PYRO:y@127.0.0.1:1")
+    with pytest.raises(NamingError, match="2 names here already"):
+        names.register("name 3", "PYRO:x@127.0.0.1:1")
+    names.remove("name 1")
+    names.register("name 3", "PYRO:x@127.0.0.1:1")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import socket
+import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -230,6 +233,28 @@ class TestBrokenPeers:
         assert "sent what is not a reply" in str(failure)
         assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"key"
         assert peer.opened == 2
+
+    @pytest.mark.parametrize("claimed", ["body", "annotations"])
+    def test_a_header_that_claims_gigabytes_takes_memory_only_as_bytes_arrive(
+        self, opened: Open, claimed: str
+    ) -> None:
+        def script(line: Line) -> None:
+            line.request()
+            sizes = (3 << 30, 0) if claimed == "body" else (100, 3 << 30)
+            line.send(message(line.sequence, b"")[:12] + struct.pack("!II", *sizes) + message(0, b"")[20:])
+            line.send(bytes(2 * MIB))
+            line.wait_until_closed()
+
+        peer = ScriptedPeer(script, greeting={"max_value_bytes": 2**32 - 1})
+        try:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            tracemalloc.start()
+            assert unavailable(opened(1), peer, 0.3).timed_out
+            assert tracemalloc.get_traced_memory()[1] < 16 * MIB
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+        finally:
+            tracemalloc.stop()
+            peer.close()
 
     def test_bytes_after_a_large_reply_are_never_taken_for_the_next(self, start: Start, opened: Open) -> None:
         def script(line: Line) -> None:

@@ -61,6 +61,17 @@ def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) 
     assert not directory.remove(ONE)
 
 
+def test_a_name_server_answers_a_ping(name_server: NameServerDaemon) -> None:
+    directory_of(name_server).ping(timeout=5.0)
+
+
+def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that_refuses_it() -> None:
+    for script, timed_out in ((silent, True), (garbage, False)):
+        with answering(script) as directory, pytest.raises(NameServerUnavailable) as caught:
+            directory.ping(timeout=0.3)
+        assert caught.value.timed_out is timed_out
+
+
 def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
     listing = directory_of(name_server).listing()
     assert listing == Listing() == ("", 0, (), (), False)
@@ -290,9 +301,10 @@ def refuses(line: Line) -> None:
 @pytest.mark.parametrize("script", [drips, silent, garbage, nonsense, refuses])
 def test_what_is_not_a_name_server_is_told_within_the_deadline(script: Callable[[Line], None]) -> None:
     options = {"greeting": False} if script is refuses else {}
+    told = "did not answer in time" if script in (drips, silent) else "did not answer as a Pyro5 name server"
     with answering(script, **options) as directory:
         began = time.monotonic()
-        with pytest.raises(NameServerUnavailable, match="did not answer as a Pyro5 name server"):
+        with pytest.raises(NameServerUnavailable, match=told):
             directory.members(timeout=0.3)
         assert time.monotonic() - began < 0.5
 
@@ -329,3 +341,45 @@ def test_a_name_server_that_refuses_says_why_unless_the_name_is_taken() -> None:
                 store()
     finally:
         peer.close()
+
+
+ODD = [
+    None, True, -1, 2**63, 1.5, float("nan"), "", "text", b"", [], {}, [[]], {"a": {}}, [None] * 1000,
+    ["", ""], [5, []], [b"PYRO:cache.node.1@127.0.0.1:1", []], ["PYRO:cache.node.1@127.0.0.1:1"],
+    ["PYRO:cache.node.1@127.0.0.1:1", None], ["PYRO:cache.node.1@127.0.0.1:1", 5],
+    ["PYRO:cache.node.1@127.0.0.1:1", [5, None]], ["PYRO:cache.node.1@127.0.0.1:1", [["="], {"=": 1}, b"="]],
+    ["PYRO:cache.node.1@127.0.0.1:99999", []], ["PYRO:cache.node.1@127.0.0.1:-1", []],
+    ["PYRO:cache.node.1@h\0st:1", []], ["PYRO:cache.node.1@:1", []], ["PYRO:cache.node.1@", []],
+    ["PYRO:cache.node.1@127.0.0.1:1", ["weight=1e999"]], ["PYRO:cache.node.1@127.0.0.1:1", ["weight=nan"]],
+    [{}, []], [{"state": 5}, []], [{"state": [1, 2]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, None, None]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, "h", 2**63]}, []],
+    [{"state": ["PYRO", "cache.node.1", None, "h", -1]}, []],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", ["members", "add", "remove"])
+@pytest.mark.parametrize("named", [False, True], ids=["as an answer", "as an entry"])
+def test_whatever_a_name_server_answers_only_our_errors_reach_the_user(query: str, named: bool) -> None:
+    answers: list[Any] = []
+
+    def script(line: Line) -> None:
+        line.request()
+        line.send(line.reply(answers[0]))
+
+    entries: list[Any] = [
+        {"cache.node.1": odd, "cache.node.2": [f"PYRO:{TWO.name}@::1:4002", []]} for odd in ODD
+    ]
+    odd_names = [
+        {name: [f"PYRO:{name}@127.0.0.1:1", []]}
+        for name in ("", "text", "cache.node.", "cache.node.1\n", "cache.node.1\u0660")
+    ]
+    with answering(script) as directory:
+        for answer in entries + odd_names if named else ODD:
+            answers[:] = [answer]
+            try:
+                found: Any = directory.members() if query == "members" else getattr(directory, query)(ONE)
+            except NameServerUnavailable:
+                assert not named
+            else:
+                assert isinstance(found, list if query == "members" else bool)

@@ -138,7 +138,7 @@ def test_an_interrupted_exchange_loses_its_connections_and_no_permit(start: Star
         assert dict(connections.exchange(requests, soon())) == {0: answer, 1: answer}
 
 
-@pytest.mark.parametrize("sent", [40, 1_000_000])
+@pytest.mark.parametrize("sent", [pytest.param(40, marks=pytest.mark.full), 1_000_000])
 def test_a_reply_that_stalls_half_way_costs_the_other_nodes_nothing(
     start: Start, opened: Open, sent: int
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_reply_that_stalls_half_way_costs_the_other_nodes_nothing(
     assert max(arrived[1], arrived[2], arrived[3]) < 0.9 < arrived[0] < 2.0
 
 
-@pytest.mark.parametrize("stage", ["connecting", "half a greeting"])
+@pytest.mark.parametrize("stage", ["connecting", pytest.param("half a greeting", marks=pytest.mark.full)])
 def test_a_node_that_stalls_while_it_is_connected_to_costs_the_others_nothing(
     start: Start, opened: Open, stage: str
 ) -> None:

@@ -213,7 +213,12 @@ def test_a_slow_request_does_not_cut_off_a_healthy_peer(start: Start, opened: Op
         assert ask(connections, peer, peer) == ["get", "get"]
 
 
-@pytest.mark.parametrize("how", ["one call", "parallel calls", "a pinned connection"])
+OTHER_CALLS = ("parallel calls", "a pinned connection")
+
+
+@pytest.mark.parametrize(
+    "how", ["one call", *(pytest.param(how, marks=pytest.mark.full) for how in OTHER_CALLS)]
+)
 def test_when_its_time_is_over_a_peer_is_pinged_and_used_again(start: Start, opened: Open, how: str) -> None:
     def call() -> Any:
         if how == "one call":

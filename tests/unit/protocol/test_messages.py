@@ -296,9 +296,10 @@ def test_calls_come_back(method: str, arguments: list[Any], sequence: int) -> No
         sequence,
         len(message) - 40,
         0,
+        bytes(16),
     )
     unpacked = messages.CallUnpacker(NAME, METHODS).unpack(message)
-    assert unpacked == (sequence, METHODS[method], arguments)
+    assert unpacked == (sequence, METHODS[method], arguments, bytes(8), 0, 0)
 
 
 def test_calls_of_others_are_not_understood_at_once() -> None:
@@ -574,7 +575,7 @@ def test_a_result_that_is_damaged_is_never_taken_for_another(data: st.DataObject
         return
     if result is not messages.UNUSUAL:
         header = framing.parse_header(message)
-        assert header == (framing.RESULT, framing.MSGPACK, 0, 7, len(message) - 40, 0)
+        assert header[:6] == (framing.RESULT, framing.MSGPACK, 0, 7, len(message) - 40, 0)
         assert repr(result) == repr(messages.unpack_plain(bytes(message[40:])))
 
 
@@ -649,3 +650,59 @@ def test_a_reply_of_one_byte_is_the_same_however_it_is_packed(value: object) -> 
     assert message == framing.pack_message(framing.RESULT, 7, messages.pack_plain(value))
     result = messages.unpack_result(message, 7)
     assert (result, type(result)) == (value, type(value))
+
+
+def call_of(*arguments: Any) -> memoryview:
+    return memoryview(messages.pack_plain(("cache.node.1", "set_many", arguments, {})))
+
+
+def test_the_one_value_of_a_batch_is_not_copied() -> None:
+    value = bytes(6 * 2**20)
+    for rest in ((), (None,), ([60.0], [b"tag"])):
+        body = call_of(0, [b"key"], [value], *rest)
+        _, name, arguments, options = messages.unpack_call(body)
+        assert (name, options) == ("set_many", {})
+        assert arguments == [0, [b"key"], [value], *rest]
+        assert arguments[2][0].obj is body.obj
+
+
+def test_a_request_is_at_most_a_batch_beside_one_large_value() -> None:
+    small = messages.LONGEST_SMALL_BYTES
+    messages.unpack_call(call_of(0, [b"a", b"b"], [bytes(small // 2 - 100)] * 2))
+    messages.unpack_call(call_of(0, b"key", bytes(small), bytes(small - 200)))
+    for arguments in (
+        (0, [b"a", b"b"], [bytes(small // 2)] * 2),
+        (0, [b"a", b"b"], [bytes(small), b""]),
+        (0, [b"key" * 1000] * (small // 3000)),
+        (0, b"key", bytes(small), bytes(small)),
+        (0, [b"key"], [bytes(2**20)], bytes(small)),
+        ("x" * small,),
+        (bytes(small), b"key"),
+    ):
+        with pytest.raises(messages.TooLong):
+            messages.unpack_call(call_of(*arguments))
+
+
+@pytest.mark.parametrize("cut", range(40))
+@pytest.mark.parametrize("keys", [b"key" * 1000, [b"key"], [b"key"] * 2, [b"key"] * 1000, {}])
+def test_method_and_number_of_keys_of_a_call_are_in_its_first_bytes(cut: int, keys: Any) -> None:
+    several = type(keys) is dict or (type(keys) is list and len(keys) > 1)
+    found = messages.called(bytes(call_of(0, keys))[:cut])
+    assert found in (None, ("cache.node.1", "set_many", several))
+    assert (found is None) == (cut < 26)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\xa1a\xa1b",
+        b"\x94\xd4\x01\x01",
+        b"\x94\xdd\xff\xff\xff\xff",
+        b"\x07",
+        b"\x94\x90\x90",
+    ],
+)
+def test_what_is_no_call_has_no_method(head: bytes) -> None:
+    assert messages.called(head) is None

@@ -55,6 +55,9 @@ class _AnyFrame:
     def admit(self, _: Any) -> None:
         pass
 
+    def admit_head(self, *_: Any) -> bool:
+        return True
+
 
 @pytest.fixture
 def buffers() -> Buffers:
@@ -97,6 +100,18 @@ def test_requests_that_began_together_lose_the_paused_ones_and_not_the_one_that_
     assert buffers.refused
     assert set(buffers.refused) <= set(buffers.resumed), "their rest is read"
     assert buffers.limit.used <= 16 * MIB
+
+
+def test_beyond_the_limit_the_client_with_most_loses_and_not_the_largest_connection(buffers: Buffers) -> None:
+    honest = buffers.begin(5 * MIB, 4 * MIB)
+    greedy = []
+    for number in range(7):
+        greedy.append(buffers.begin(3 * MIB, 100))
+        greedy[-1].session.client = "greedy"
+        buffers.receive(greedy[-1], 2 * MIB + number)
+    assert buffers.refused
+    assert set(buffers.refused) <= set(greedy)
+    assert honest.held == 4 * MIB, "though no other connection has more"
 
 
 def test_a_peer_that_closes_makes_room(buffers: Buffers) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pyrocache.server.calls import OutstandingCalls
+from pyrocache.server.deferred import Session
 from tests.support.waiting import wait_until
 
 
@@ -23,8 +24,31 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
 
-def connection() -> Any:
-    return SimpleNamespace(busy=False, deferred=None)
+def connection(owner: str | None = None) -> Any:
+    session = Session()
+    session.client = owner
+    return SimpleNamespace(busy=False, deferred=None, session=session)
+
+
+def test_a_client_gets_a_share_of_the_workers_queue_and_one_job_in_any_case() -> None:
+    calls, release = OutstandingCalls(1, 8, lambda: None), threading.Event()
+
+    def start(owner: str) -> bool:
+        return calls.start_job(connection(owner), lambda: release.wait(10) and b"")  # type: ignore[arg-type, return-value]
+
+    try:
+        assert [start("greedy") for _ in range(4)] == [True, True, False, False]
+        assert [start(f"client {number}") for number in range(7)] == [True] * 6 + [False]
+        release.set()
+        assert wait_until(lambda: len(calls.done) == 8)
+        assert len(list(calls.finished())) == 8
+        assert start("greedy")
+        assert wait_until(lambda: len(calls.done) == 1)
+        assert list(calls.finished())
+        assert calls._jobs_of == {}
+    finally:
+        release.set()
+        calls.close()
 
 
 def test_jobs_wait_for_the_worker_that_there_is(

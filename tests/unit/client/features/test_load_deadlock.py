@@ -19,6 +19,7 @@ from pyrocache.client.features import load_deadlock
 from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
 from pyrocache.client.features.thread_waits import waits_for_me
 from pyrocache.errors import LoadDeadlock
+from pyrocache.runtime.clock import now
 from tests.support.waiting import eventually
 
 A, B, C = ("host:1", b"a"), ("host:1", b"b"), ("host:1", b"c")
@@ -28,7 +29,7 @@ A, B, C = ("host:1", b"a"), ("host:1", b"b"), ("host:1", b"c")
 def running(
     value: Any, *, leased: bool = True, seconds: float = 60.0, thread: int | None = None
 ) -> Iterator[None]:
-    started = load_deadlock.begin(Mark(value, leased, time.monotonic() + seconds, thread))
+    started = load_deadlock.begin(Mark(value, leased, now() + seconds, thread))
     try:
         yield
     finally:

@@ -309,13 +309,6 @@ def test_a_wait_that_is_over_raises_and_releases_the_connection() -> None:
     assert backend.pinned[0].ended == "released"
 
 
-def test_an_answer_that_is_not_valid_is_an_error_and_closes_the_connection() -> None:
-    backend = ScriptedBackend((["nonsense"],))
-    with pytest.raises(RemoteError, match="lease"):
-        load(backend)
-    assert backend.pinned[0].ended == "dropped"
-
-
 def test_while_the_node_cannot_be_asked_for_a_lease_it_is_asked_for_the_value() -> None:
     backend = ScriptedBackend(None, None, LEASE)
     assert load(backend) == "loaded"

@@ -11,6 +11,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.features import locks
 from pyrocache.config import ClientConfig
 from pyrocache.errors import LockLost
+from pyrocache.runtime import clock
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
@@ -64,6 +65,19 @@ def grant_of(lock: locks.Lock) -> locks.Grant:
     return grant
 
 
+def grant_by(backend: Any, ttl_seconds: float, waited: float = 0.0) -> locks.Grant:
+    pinned: Any = Pinned()
+    return locks.Grant(backend, b"name", 1, ttl_seconds, pinned, clock.now() - waited)
+
+
+def test_a_lock_whose_grant_may_have_been_long_under_way_is_renewed_at_once() -> None:
+    """The process may have been suspended while the reply was under way, and the node have granted it to another."""
+    assert grant_by(Backend(), 30.0, waited=9.0).renew_at > clock.now()
+    late = grant_by(Backend(), 30.0, waited=11.0)
+    assert late.renew_at < clock.now()
+    assert late.held, "as far as this process knows"
+
+
 def test_a_release_gives_up_the_connection(backend: Backend, lock: locks.Lock) -> None:
     lock.release()
     assert backend.pinned.closed
@@ -97,6 +111,7 @@ def test_a_renewal_that_fails_loses_the_lock(backend: Backend, lock: locks.Lock)
         lock.release()
 
 
+@pytest.mark.full
 def test_an_unexpected_exception_does_not_end_the_thread_that_renews_locks() -> None:
     """Neither for the locks that are held, nor for those to come."""
     failures = [MemoryError(), ValueError()]
@@ -110,10 +125,7 @@ def test_an_unexpected_exception_does_not_end_the_thread_that_renews_locks() -> 
             return False
 
     renewer = locks._Renewer()
-    grants = [
-        locks.Grant(Flaky(), b"name", 1, 0.3, Pinned())  # type: ignore[arg-type]
-        for _ in range(3)
-    ]
+    grants = [grant_by(Flaky(), 0.3) for _ in range(3)]
     for grant in grants:
         renewer.watch(grant)
     assert renewed.wait(PATIENCE_SECONDS)
@@ -132,7 +144,7 @@ def test_a_renewing_thread_that_ends_for_any_reason_is_replaced_by_the_next_lock
 
     renewer = locks._Renewer()
     monkeypatch.setattr(renewer, "_renew", end)
-    grant = locks.Grant(Backend(), b"name", 1, 0.3, Pinned())  # type: ignore[arg-type]
+    grant = grant_by(Backend(), 0.3)
     renewer.watch(grant)
     assert wait_until(lambda: not renewer.running)
     started = threading.Event()
@@ -148,7 +160,7 @@ def test_a_child_that_was_forked_need_not_release_what_its_parent_acquired(
 ) -> None:
     grant_of(lock)._process -= 1
     assert not lock.held
-    lock._owner.grants.append(locks.Grant(backend, b"name", 2, 30, Pinned()))  # type: ignore[arg-type]
+    lock._owner.grants.append(grant_by(backend, 30))
     assert lock.held
     lock.release()
     with pytest.raises(RuntimeError):

@@ -18,6 +18,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import view_to_wire
 from pyrocache.errors import (
     ClientClosed,
+    MayHaveBeenDone,
     NameServerUnavailable,
     NodeUnavailable,
     NoNodes,
@@ -31,11 +32,16 @@ from pyrocache.net.directory import Listing
 from pyrocache.protocol import commands, framing, limits, messages, refusals
 from pyrocache.protocol.framing import Frame, FrameDecoder
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.protocol.request_id import REPEAT, RequestId, unpack_id
 from tests.support.wire import pack_refusal
 
 Call = tuple[str, list[Any]]
 Script = Callable[[Call], Any]
 
+CLOCK = {"clock_ms": 1}
+"""The greeting of a node that identifies requests."""
+
+NOT_DONE = Refusal(refusals.NOT_DONE, "not done")
 CLUSTER = "c1"
 HANG_UP = object()
 SILENCE = object()
@@ -48,6 +54,7 @@ class ScriptedNode:
         self.script = script
         self.greeting = greeting
         self.calls: list[Call] = []
+        self.ids: list[RequestId] = []
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
@@ -99,6 +106,7 @@ class ScriptedNode:
             )
         _, method, arguments, _ = messages.unpack_plain(frame.body)
         self.calls.append((method, arguments))
+        self.ids.append(unpack_id(frame.header.correlation))
         result = self.script((method, arguments))
         if result is HANG_UP or result is SILENCE:
             return result
@@ -197,14 +205,99 @@ def test_a_read_is_retried_when_its_reply_is_lost(start: Callable[..., ScriptedN
     assert len(node.calls) == 2
 
 
-def test_what_is_not_idempotent_is_not_retried_when_its_reply_is_lost(
-    start: Callable[..., ScriptedNode],
+@pytest.mark.parametrize("command", [commands.DELETE, commands.SET])
+def test_a_change_is_not_sent_again_when_its_reply_is_lost(
+    start: Callable[..., ScriptedNode], command: commands.Command
 ) -> None:
     node = start(sequence_of(HANG_UP, True))
     router, _ = router_for(node)
-    with pytest.raises(NodeUnavailable):
-        router.call(commands.DELETE, b"k", (), Deadline(5.0))
+    with pytest.raises(MayHaveBeenDone, match=f"may have done the {command.name}"):
+        router.call(command, b"k", (), Deadline(5.0))
     assert len(node.calls) == 1
+    assert node.ids == [RequestId(bytes(8), 0, 0)]
+    assert router.retries == {"retries": 0, "repeats": 0, "unsettled": 1}
+
+
+def test_the_outcome_of_a_change_is_asked_for_when_its_reply_is_lost(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    node = start(sequence_of(HANG_UP, HANG_UP, Refusal(refusals.TRY_AGAIN, "it runs"), 7), greeting=CLOCK)
+    router, directory = router_for(node)
+    assert router.call(commands.INCR, b"k", (), Deadline(5.0)) == 7
+    first, *repeats = node.ids
+    assert len(first.session) == 8
+    assert [identity[:2] for identity in repeats] == [(first.session, first.sequence | REPEAT)] * 3
+    assert node.calls == [node.calls[0]] * 4
+    assert directory.lookups == 1
+    assert router.call(commands.INCR, b"k", (), Deadline(5.0)) == 7
+    assert node.ids[-1].sequence > first.sequence
+
+
+def test_a_change_that_was_not_done_is_sent_as_a_new_request(start: Callable[..., ScriptedNode]) -> None:
+    node = start(sequence_of(HANG_UP, NOT_DONE, 7), greeting=CLOCK)
+    router, _ = router_for(node)
+    assert router.call(commands.INCR, b"k", (), Deadline(5.0)) == 7
+    assert [identity.sequence & REPEAT for identity in node.ids] == [0, REPEAT, 0]
+    assert node.ids[2].sequence > node.ids[0].sequence
+
+
+@pytest.mark.parametrize("answer", [HANG_UP, Refusal(refusals.FORGOTTEN, "forgotten")])
+def test_a_change_without_an_outcome_may_have_been_done(
+    start: Callable[..., ScriptedNode], answer: Any
+) -> None:
+    node = start(sequence_of(HANG_UP, answer), greeting=CLOCK)
+    router, _ = router_for(node)
+    with pytest.raises(MayHaveBeenDone):
+        router.call(commands.INCR, b"k", (), Deadline(5.0))
+    assert all(identity.sequence & REPEAT for identity in node.ids[1:])
+    assert len(node.ids) < 6
+
+
+def test_a_change_that_timed_out_is_not_repeated(start: Callable[..., ScriptedNode]) -> None:
+    node = start(sequence_of(SILENCE), greeting=CLOCK)
+    router, _ = router_for(node)
+    with pytest.raises(MayHaveBeenDone, match="did not answer within"):
+        router.call(commands.SET, b"k", (b"", None), Deadline(0.2))
+    assert len(node.ids) == 1
+
+
+def test_a_broadcast_change_is_repeated(start: Callable[..., ScriptedNode]) -> None:
+    nodes = [start(sequence_of(HANG_UP, 3), number=number, greeting=CLOCK) for number in (1, 2)]
+    router, _ = router_for(*nodes)
+    answers = router.broadcast(commands.CLEAR, (b"",), Deadline(5.0))
+    assert [answer for _, answer in answers] == [3, 3]
+    assert [[identity.sequence & REPEAT for identity in node.ids] for node in nodes] == [[0, REPEAT]] * 2
+
+
+def test_each_request_tells_the_deadline_by_the_clock_of_the_node(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    began = time.monotonic()
+    node = start(sequence_of(b"value"), greeting={"clock_ms": 2**32 - 100})
+    router, _ = router_for(node)
+    for seconds in (0.5, 60.0):
+        deadline = Deadline(seconds)
+        assert router.call(commands.GET, b"k", (), deadline) == b"value"
+        late = node.ids[-1].deadline + 100 - 1000 * (deadline.at - began)  # 100: the clock begins again
+        assert -1000 * (time.monotonic() - began) - 2 <= late % 2**32 - 2**32 < 0
+
+
+def test_a_connection_whose_deadlines_are_taken_for_past_is_replaced(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    node = start(sequence_of(Refusal(refusals.TRY_AGAIN, "late"), b"value"), greeting=CLOCK)
+    router, _ = router_for(node)
+    assert get(router) == b"value"
+    assert (node.connections, router.retries["retries"]) == (2, 1)
+
+
+def test_a_forked_child_begins_a_session_of_its_own(start: Callable[..., ScriptedNode]) -> None:
+    node = start(sequence_of(b"value"), greeting=CLOCK)
+    router, _ = router_for(node)
+    get(router)
+    router.reset_after_fork()
+    get(router)
+    assert len({identity.session for identity in node.ids}) == 2
 
 
 def test_a_connection_that_the_node_closed_while_idle_is_not_used(
@@ -681,14 +774,17 @@ def test_a_batch_that_is_asked_again_of_other_nodes_keeps_each_key_to_its_reply(
 def test_a_batch_that_is_stored_again_elsewhere_keeps_each_key_to_its_value(
     start: Callable[..., ScriptedNode],
 ) -> None:
-    nodes = [start(sequence_of(HANG_UP, 0), number=number) for number in (1, 2, 3)]
+    nodes = [start(sequence_of(HANG_UP, NOT_DONE, 0), number=number, greeting=CLOCK) for number in (1, 2, 3)]
     router, _ = router_for(*nodes)
     batch = batch_of(200, values=True)
     replies, errors = send(router, "set_many", batch, None)
     assert errors == []
     assert sorted(index for about, _ in replies for index in about) == list(range(200))
     for node in nodes:
-        assert len(node.calls) == 2
+        assert len(node.calls) == 3
+        first, repeat, new = (identity.sequence for identity in node.ids)
+        assert repeat == first | REPEAT
+        assert new not in (first, repeat)
         for _, (_, keys, values, _) in node.calls:
             assert values == [b"value of " + key for key in keys]
 
@@ -701,7 +797,19 @@ def test_a_batch_that_is_not_idempotent_is_not_sent_again_when_its_reply_is_lost
     replies, errors = send(router, "delete_many", batch_of(100))
     assert len(ill.calls) == 1
     assert sorted([index for about, _ in [*replies, *errors] for index in about]) == list(range(100))
-    assert [type(error) for _, error in errors] == [NodeUnavailable]
+    assert [type(error) for _, error in errors] == [MayHaveBeenDone]
+
+
+def test_a_batch_gets_the_outcome_that_a_node_remembers(start: Callable[..., ScriptedNode]) -> None:
+    well = start(number_of_keys)
+    ill = start(sequence_of(HANG_UP, HANG_UP, 5), number=2, greeting=CLOCK)
+    router, _ = router_for(well, ill)
+    replies, errors = send(router, "delete_many", batch_of(100))
+    assert errors == []
+    assert 5 in [reply for _, reply in replies]
+    assert [identity.sequence & REPEAT for identity in ill.ids] == [0, REPEAT, REPEAT]
+    assert len({identity.sequence | REPEAT for identity in ill.ids}) == 1
+    assert router.retries == {"retries": 0, "repeats": 2, "unsettled": 0}
 
 
 @pytest.mark.parametrize("reply", [[], [None] * 51])
@@ -710,8 +818,11 @@ def test_a_batch_reply_of_the_wrong_length_is_an_error(
     start: Callable[..., ScriptedNode], reply: list[None], nodes: int
 ) -> None:
     router, _ = router_for(*(start(sequence_of(reply), number=number) for number in range(1, nodes + 1)))
-    with pytest.raises(RemoteError, match="wrong kind or length"):
-        send(router, "get_many", batch_of(50))
+    _, errors = send(router, "get_many", batch_of(50))
+    assert sorted(index for indices, _ in errors for index in indices) == list(range(50))
+    for _, error in errors:
+        assert isinstance(error, RemoteError)
+        assert "wrong kind or length" in str(error)
 
 
 def test_a_reply_that_its_taker_refuses_leaves_no_reply_to_the_next_call(
@@ -936,7 +1047,8 @@ def test_a_timeout_is_reported_as_what_was_wrong_before(
             get(router, seconds=0.5)
     elif what == "set_many":
         _, errors = send(router, "set_many", batch_of(3, values=True), None, seconds=0.5)
-        assert [type(error) for _, error in errors] == [Overloaded]
+        assert [type(error) for _, error in errors] == [MayHaveBeenDone]  # the second may
+        assert "busy" in str(errors[0][1])
     elif what == "count":
         ((_, answer),) = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
         assert type(answer) is Overloaded

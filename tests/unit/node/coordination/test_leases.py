@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def node() -> Node:
 
 def nothing_is_left(node: Node) -> bool:
     leases = node.leases
-    return not leases.by_key and not leases._keys and not leases._bytes
+    return not leases.by_key and not leases._keys and not leases._uses and not leases._bytes
 
 
 # Who loads ---------------------------------------------------------------------------------------------------
@@ -326,7 +327,9 @@ def test_one_connection_holds_only_so_many(node: Node) -> None:
 
 
 def test_there_are_only_so_many_in_all_and_those_whose_time_is_over_make_room(node: Node) -> None:
-    node = Node(max_bytes=3 * (KEY_OVERHEAD + 2), max_per_session=64)
+    node = Node(
+        max_bytes=6 * (KEY_OVERHEAD + 2), max_per_session=64
+    )  # a client may use a third of what is free
     for number in range(3):
         node.load(key=b"\0%d" % number, seconds=2.0)
     with pytest.raises(QuotaExceeded):
@@ -336,6 +339,35 @@ def test_there_are_only_so_many_in_all_and_those_whose_time_is_over_make_room(no
     node.load(key=b"\x000")
     node.load(key=b"\x003")
     assert sorted(node.leases.by_key) == [b"\x000", b"\x003"]
+
+
+def test_a_client_may_use_a_quarter_and_many_greedy_ones_leave_some_for_the_next() -> None:
+    node = Node(max_bytes=400 * (KEY_OVERHEAD + 4), max_per_session=8)
+
+    def take_all(owner: str) -> int:
+        taken = 0
+        with suppress(QuotaExceeded):
+            while True:
+                session = Session()  # of which a client may have many
+                session.client = owner
+                for _ in range(8):
+                    node.load(session, key=b"\0%3d" % len(node.leases.by_key))
+                    taken += 1
+        return taken
+
+    assert take_all("first") == 100
+    assert take_all("second") == 75
+    assert [take_all(f"client {number}") for number in range(4)] == [56, 42, 31, 24]
+    assert take_all("last") == 18
+
+    session = Session()
+    session.client = "first"
+    with pytest.raises(QuotaExceeded, match="Too many keys"):
+        node.load(session, key=b"\0new")
+    assert node.ask(session, key=b"\0  0", wait=0) is None, "it may wait for what it has already"
+    node.leases.settle(b"\0  0", LIVE)
+    with pytest.raises(QuotaExceeded):
+        node.load(session, key=b"\0new")
 
 
 def test_nothing_is_kept_of_callers_that_are_done(node: Node) -> None:

@@ -734,7 +734,7 @@ def recounted(key: bytes, held: Stored) -> int:
     return cost
 
 
-EXAMPLES = settings(max_examples=150, stateful_step_count=50, deadline=None)
+EXAMPLES = settings(stateful_step_count=50, deadline=None)
 
 
 class RoomyStore(StoreAgainstModel):
@@ -755,7 +755,7 @@ def test_under_every_policy_as_many_go_as_have_to(policy: str) -> None:
         POLICY = POLICIES[policy]
         PREDICTABLE = False
 
-    run_state_machine_as_test(Machine, settings=settings(EXAMPLES, max_examples=50))
+    run_state_machine_as_test(Machine, settings=settings(EXAMPLES, max_examples=EXAMPLES.max_examples // 2))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
