@@ -17,6 +17,7 @@ class MemoryDirectory:
 
     Attributes:
         away: whether it does not answer.
+        seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
         queries: how often it was asked for a listing.
     """
@@ -26,6 +27,7 @@ class MemoryDirectory:
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
         self.away = False
+        self.seconds_there = 0.0
         self.queries = 0
         self.before_listing: Callable[[], object] = lambda: None
         self.before_storing: Callable[[], object] = lambda: None
@@ -62,6 +64,10 @@ class MemoryDirectory:
         self._answer()
         for number in numbers:
             self.views.pop(number, None)
+
+    def age(self, timeout: float = 5.0) -> float:
+        self._answer()
+        return self.seconds_there
 
     def register(self, member: Member, timeout: float = 5.0) -> None:
         self._answer()

@@ -152,8 +152,9 @@ def test_a_number_out_of_range_is_not_believed(number: Any) -> None:
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 much ",
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 nan ",
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 0 ",
-        f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 /var/run/docker.sock",
-        f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 {PATH}",
+        "dead=",
+        "dead=cache.node.3",
+        "dead=cache.node.3 x y",
         f"member=cache.node.x {ONE} 127.0.0.1:4003 1.0 ",
         f"member=cache.node.1 {TWO} 127.0.0.1:4003 1.0 ",
         f"member=cache.node.{'9' * 30} {ONE} 127.0.0.1:4003 1.0 ",
@@ -162,6 +163,23 @@ def test_a_number_out_of_range_is_not_believed(number: Any) -> None:
 def test_a_view_with_a_malformed_member_is_none(line: str) -> None:
     """Without it, the others would own its keys."""
     assert view_from_metadata(7, [*STORED, line]) is None
+
+
+@pytest.mark.parametrize("path", ["/var/run/docker.sock", PATH])
+def test_a_path_of_something_else_is_not_believed(path: str) -> None:
+    found = view_from_metadata(7, [*STORED, f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 {path}"])
+    assert found is not None
+    assert [member.socket_path for member in found.members] == ["", PATH, ""]
+
+
+def test_members_that_were_declared_dead_are_stored_for_the_nodes() -> None:
+    dead = [("cache.node.3", ONE), ("cache.node.2", TWO)]
+    stored = ClusterView(view().members, 7, CLUSTER, dead)
+    assert view_to_metadata(stored) == [*STORED, f"dead=cache.node.2 {TWO}", f"dead=cache.node.3 {ONE}"]
+    found = view_from_metadata(7, set(view_to_metadata(stored)))
+    assert found is not None
+    assert found.dead == stored.dead == (("cache.node.2", TWO), ("cache.node.3", ONE))
+    assert view_to_wire(stored) == SENT, "clients need not know"
 
 
 @pytest.mark.parametrize("metadata", [[], ["pyrocache"], STORED[2:], [7], [None], 7, None, [b"cluster=x"]])

@@ -358,9 +358,22 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("query", ["members", "add", "remove"])
+QUERIES: dict[str, tuple[type, Callable[[NameServerDirectory], Any]]] = {
+    "listing": (Listing, lambda directory: directory.listing()),
+    "members": (list, lambda directory: directory.members()),
+    "register": (type(None), lambda directory: directory.register(ONE)),
+    "create_cluster": (bool, lambda directory: directory.create_cluster(CLUSTER, 7)),
+    "store_view": (bool, lambda directory: directory.store_view(view(7, ONE))),
+    "forget_views": (type(None), lambda directory: directory.forget_views([7])),
+    "age": (float, lambda directory: directory.age()),
+    "remove": (bool, lambda directory: directory.remove(ONE)),
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("named", [False, True], ids=["as an answer", "as an entry"])
 def test_whatever_a_name_server_answers_only_our_errors_reach_the_user(query: str, named: bool) -> None:
+    kind, call = QUERIES[query]
     answers: list[Any] = []
 
     def script(line: Line) -> None:
@@ -368,18 +381,20 @@ def test_whatever_a_name_server_answers_only_our_errors_reach_the_user(query: st
         line.send(line.reply(answers[0]))
 
     entries: list[Any] = [
-        {"cache.node.1": odd, "cache.node.2": [f"PYRO:{TWO.name}@::1:4002", []]} for odd in ODD
+        {name: odd, "cache.node.2": [f"PYRO:{TWO.name}@::1:4002", []]}
+        for name in ("cache.node.1", "cache.cluster", "cache.view.7")
+        for odd in ODD
     ]
     odd_names = [
         {name: [f"PYRO:{name}@127.0.0.1:1", []]}
-        for name in ("", "text", "cache.node.", "cache.node.1\n", "cache.node.1\u0660")
+        for name in ("", "text", "cache.node.", "cache.node.1\n", "cache.view.", "cache.view.\u0661")
     ]
     with answering(script) as directory:
         for answer in entries + odd_names if named else ODD:
             answers[:] = [answer]
             try:
-                found: Any = directory.members() if query == "members" else getattr(directory, query)(ONE)
+                found = call(directory)
             except NameServerUnavailable:
                 assert not named
             else:
-                assert isinstance(found, list if query == "members" else bool)
+                assert isinstance(found, kind)

@@ -160,6 +160,14 @@ def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back() -> N
     assert node.serves
 
 
+def test_a_name_server_that_has_been_there_for_long_has_forgotten_nothing() -> None:
+    directory = MemoryDirectory()
+    directory.seconds_there = LEASE + HEARTBEAT
+    node = Node(directory)
+    node.join()
+    assert node.clock() - 1000.0 < 0.5
+
+
 def test_what_a_live_node_puts_back_is_joined() -> None:
     node = Node(MemoryDirectory())
     node.peers.answers["cache.node.1"] = Heard.SAME
@@ -239,8 +247,8 @@ def test_a_member_that_is_silent_has_no_lease_some_time_after_the_change() -> No
     began_at = node.clock()
     while not node.serves:
         node.tick()
+        assert node.serves or node.membership.silent == ("cache.node.2",)
     assert LEASE < node.clock() - began_at < 2 * LEASE
-    assert node.membership.silent == ("cache.node.2",)
 
 
 def test_names_of_nodes_that_are_gone_are_taken_first() -> None:
@@ -599,6 +607,58 @@ def test_a_new_cluster_in_a_wiped_name_server_is_left_alone() -> None:
     node.directory.create_cluster("c2", 99)
     node.ticks(2 * LEASE)
     assert (node.directory.cluster, node.directory.views, node.directory.entries) == ("c2", {}, {})
+
+
+# Striking out ------------------------------------------------------------------------------------------------
+
+
+def operator(*answers: Heard) -> Node:
+    """Whoever runs the command, with the answers of the nodes 1, 2 and 3."""
+    node = Node(MemoryDirectory(view(7, 1, 2, 3)))
+    node.peers.answers = {f"cache.node.{number}": heard for number, heard in enumerate(answers, 1)}
+    node.directory.entries = {member.name: member for member in view(7, 1, 2, 3).members}
+    return node
+
+
+def test_a_node_that_is_gone_is_struck_out() -> None:
+    node = operator(Heard.SAME, Heard.GONE, Heard.SAME)
+    assert node.membership.strike_out("cache.node.2")
+    stored = node.directory.listing().view
+    assert stored == view(8, 1, 3)
+    assert stored.dead == (("cache.node.2", "old"),)
+    assert sorted(node.directory.entries) == ["cache.node.1", "cache.node.3"]
+    assert node.peers.asked[-1] == [1, 3], "the others are told"
+
+
+def test_a_live_node_is_not_struck_out() -> None:
+    for heard in (Heard.SAME, Heard.OTHER, Heard.NEWER):
+        node = operator(Heard.SAME, heard, Heard.SAME)
+        for force in (False, True):
+            with pytest.raises(PyroCacheError, match=r"cache\.node\.2 is alive"):
+                node.membership.strike_out("cache.node.2", force=force)
+        assert list(node.directory.views) == [7]
+
+
+def test_a_silent_node_is_struck_out_if_the_operator_says_that_it_is_dead() -> None:
+    node = operator(Heard.SAME, Heard.SILENT, Heard.SAME)
+    with pytest.raises(PyroCacheError, match=r"may still serve.* --force"):
+        node.membership.strike_out("cache.node.2")
+    assert node.membership.strike_out("cache.node.2", force=True)
+    assert node.directory.listing().view.dead == (("cache.node.2", "old"),)
+
+
+def test_who_is_no_member_is_not_struck_out() -> None:
+    assert not operator().membership.strike_out("cache.node.4", force=True)
+
+
+def test_members_do_not_wait_for_one_that_was_struck_out() -> None:
+    node = two()
+    node.peers.answers["cache.node.2"] = Heard.SILENT
+    me = node.membership.view.members[0]
+    node.directory.store_view(ClusterView([me], 9, "c1", [("cache.node.2", "old")]))
+    node.tick()
+    node.tick()
+    assert node.serves
 
 
 # Leaving -----------------------------------------------------------------------------------------------------
