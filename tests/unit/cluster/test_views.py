@@ -152,8 +152,6 @@ def test_a_number_out_of_range_is_not_believed(number: Any) -> None:
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 much ",
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 nan ",
         f"member=cache.node.3 {ONE} 127.0.0.1:4003 0 ",
-        f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 /var/run/docker.sock",
-        f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 {PATH}",
         f"member=cache.node.x {ONE} 127.0.0.1:4003 1.0 ",
         f"member=cache.node.1 {TWO} 127.0.0.1:4003 1.0 ",
         f"member=cache.node.{'9' * 30} {ONE} 127.0.0.1:4003 1.0 ",
@@ -162,6 +160,13 @@ def test_a_number_out_of_range_is_not_believed(number: Any) -> None:
 def test_a_view_with_a_malformed_member_is_none(line: str) -> None:
     """Without it, the others would own its keys."""
     assert view_from_metadata(7, [*STORED, line]) is None
+
+
+@pytest.mark.parametrize("path", ["/var/run/docker.sock", PATH])
+def test_a_socket_that_is_not_the_members_is_left_out(path: str) -> None:
+    view = view_from_metadata(7, [*STORED, f"member=cache.node.3 {ONE} 127.0.0.1:4003 1.0 {path}"])
+    assert view is not None
+    assert view.members[-1].socket_path == ""
 
 
 @pytest.mark.parametrize("metadata", [[], ["pyrocache"], STORED[2:], [7], [None], 7, None, [b"cluster=x"]])
