@@ -6,7 +6,7 @@ import itertools
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -64,7 +64,11 @@ class FakeRouter:
         return self._answer(command, (key, *arguments), deadline)
 
     def broadcast(
-        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+        self,
+        command: Command,
+        arguments: tuple[Any, ...],
+        deadline: Deadline,
+        only: Collection[str] | None = None,
     ) -> list[tuple[Member, Any]]:
         return list(zip(VIEW.members, self._answer(command, arguments, deadline), strict=True))
 

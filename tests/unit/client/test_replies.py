@@ -20,6 +20,7 @@ from pyrocache.client.features import scan
 from pyrocache.client.routing.router import Router
 from pyrocache.cluster.routing import Member
 from pyrocache.config import ClientConfig
+from pyrocache.net.directory import Listing
 from pyrocache.protocol import framing, messages
 from tests.support.scripted_peer import Line, ScriptedPeer
 
@@ -173,16 +174,10 @@ class Listed:
     def __init__(self, member: Member) -> None:
         self.listed = [member]
 
-    def members(self, timeout: float = 5.0) -> list[Member]:
+    def listing(self, timeout: float = 5.0) -> Listing:
         if not self.listed:
             raise NameServerUnavailable("away")
-        return self.listed
-
-    def add(self, member: Member) -> bool:
-        raise NotImplementedError
-
-    def remove(self, member: Member, timeout: float = 5.0) -> bool:
-        raise NotImplementedError
+        return Listing(members=tuple(self.listed))
 
 
 class HostileNode:
@@ -296,7 +291,7 @@ def odd_refusal(body: Any) -> Callable[[Line], bytes]:
     ] + [{"args": [5]}, {"args": []}, {"attributes": []}, {"attributes": {"code": [], "detail": {}}}],
 )  # fmt: skip
 def test_whatever_a_node_refuses_with_only_our_errors_reach_the_user(node: HostileNode, body: Any) -> None:
-    directory = Listed(node.peer.member)
+    directory: Any = Listed(node.peer.member)
     router = Router(directory)
     with PyroCacheClient._of(ClientContext(ClientConfig(timeout=0.3), Backend(router))) as cache:
         node.hostile = ""

@@ -58,11 +58,12 @@ def test_what_a_node_promises_for_a_time_is_not_measured_with_another_clock(laye
 
 def test_a_node_process_uses_it() -> None:
     code = """
+import pyrocache.node.lifecycle as lifecycle
 import pyrocache.node.process as process
 from pyrocache.runtime.clock import now
 
 class Node:
-    def __init__(self, config, directory, *, clock, entry_clock):
+    def __init__(self, config, directory, peers=None, clock=lifecycle.Node.__init__.__defaults__[1], *, entry_clock):
         print(clock is entry_clock is now)
         raise SystemExit
 

@@ -35,8 +35,8 @@ from pyrocache.protocol.refusals import Refusal
 
 NODE = Member("cache.node.1", "127.0.0.1", 1)
 NEVER = float("-inf")
-VIEW = ClusterView([NODE])
-OTHER_VIEW = ClusterView([NODE, Member("cache.node.2", "127.0.0.1", 2)])
+VIEW = ClusterView([NODE], 5)
+OTHER_VIEW = ClusterView([NODE, Member("cache.node.2", "127.0.0.1", 2)], 6)
 RESTARTED = ClusterView([Member("cache.node.1", "127.0.0.1", 1, incarnation="second")])
 CHANGES = {name: command for name, command in COMMANDS.items() if command.once}
 READS = {name: command for name, command in COMMANDS.items() if not command.once}
@@ -70,7 +70,7 @@ def after(
     elapsed: float = 0.0,
 ) -> Action:
     """Return what the policy says after a problem with a command."""
-    request = Request(member, command, (VIEW.id, b"key"))
+    request = Request(member, command, (VIEW.number, b"key"))
     return decide(attempts or Attempts(), request, problem, now, remaining, looked_up_at, view, elapsed)
 
 
@@ -84,7 +84,7 @@ def after_repeat(
     elapsed: float = 0.0,
 ) -> Action:
     """Return what the policy says after a repeat of a set."""
-    request = Request(NODE, commands.SET, (VIEW.id, b"key"))
+    request = Request(NODE, commands.SET, (VIEW.number, b"key"))
     lost = lost or Lost(unreachable(sent=True, number=7))
     return decide_repeat(lost, attempts or Attempts(), request, problem, remaining, view, elapsed)
 
