@@ -171,7 +171,7 @@ class Node:
         self._event_loop.lease_until = self.membership.serving_until
 
     def _lapse(self) -> None:
-        self.cache_node.ownership.lapse(True)
+        self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
 
     def _rumour(self, number: int) -> None:
         self.membership.rumour(number)

@@ -378,7 +378,7 @@ class NodeMembership:
         self.serving_until = until
         if self._ownership is not None:
             self._ownership.take_over(self._pending())
-            self._ownership.lapse(at >= until)
+            self._ownership.renew(until, at)
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""

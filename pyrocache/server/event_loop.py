@@ -70,7 +70,7 @@ class EventLoop:
         dispatcher: answers requests.
         limits: the limits of connections, buffers, workers and times.
         housekeeping: called four times a second, and once per iteration of the loop while it returns True.
-        on_lapse: called when a request has arrived after ``lease_until``, before it is dispatched.
+        on_lapse: called after ``lease_until``, before anything is done for a request.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
         clock: seconds (`runtime.clock`).
 
@@ -135,6 +135,8 @@ class EventLoop:
             now = clock()
             if now - self._now > _WAITED_SECONDS:
                 self._stood_still()
+            if now >= self.lease_until:  # before requests that waited here, and before grants pass on
+                self._on_lapse()
             self._now = now
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed while an earlier event was handled

@@ -2,11 +2,13 @@
 
 Walks over entries in slices, and releases the node's lock between them.
 
-Thread safety: not thread-safe; the life cycle calls it on the main thread. It takes the node's lock itself.
+Thread safety: not thread-safe; the life cycle calls it on the main thread, except for `Ownership.expire`. It takes the
+node's lock itself.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 
@@ -33,6 +35,7 @@ class Ownership:
         self._store = store
         self._coordination = coordination
         self._guard = guard
+        self._until = -math.inf
 
     def prepare(self) -> None:
         """Stop to confirm the view to other nodes, until the next `adopt` or `confirm`."""
@@ -66,6 +69,18 @@ class Ownership:
         """Answer for the keys of more members of the view before, see `RequestGuard.take_over`."""
         with self._guard.lock:
             self._guard.take_over(pending)
+
+    def renew(self, until: float, now: float) -> None:
+        """Note until when the node has a lease. ``until`` and ``now`` are seconds of one clock."""
+        with self._guard.lock:
+            self._until = until
+            self._guard.lapse(now >= until)
+
+    def expire(self, now: float) -> None:
+        """Note that it is ``now``: the lease may have ended. Any thread may call this."""
+        with self._guard.lock:
+            if now >= self._until:
+                self._guard.lapse(True)
 
     def lapse(self, lapsed: bool) -> None:
         """Note that the node has lost its lease, or has one again. Meanwhile it keeps what it has."""

@@ -143,7 +143,10 @@ class Server:
             greeting=lambda: {"max_value_bytes": config.max_value_bytes},
             max_frame_bytes=max_frame_bytes,
         )
-        self.event_loop = EventLoop([*tcp, listener], dispatcher, config, clock=clock)
+        self.lapses = 0
+        self.event_loop = EventLoop(
+            [*tcp, listener], dispatcher, config, clock=clock, on_lapse=lambda: self._lapse()
+        )
         poll = self.event_loop.poller.poll
         self.event_loop.poller.poll = lambda seconds: self._recount() and poll(seconds)  # type: ignore[method-assign]
         self._loop = threading.Thread(target=self.event_loop.run, daemon=True)
@@ -167,6 +170,10 @@ class Server:
         return wait_until(
             lambda: len(self.event_loop.connections) == connections and self.event_loop.buffers.used == 0
         )
+
+    def _lapse(self) -> None:
+        self.lapses += 1
+        self.node.ownership.lapse(True)
 
     def _recount(self) -> bool:
         kept = sum(connection.held for connection in self.event_loop.connections)
@@ -1251,6 +1258,59 @@ class TestWaitingCalls:
     def test_waiting_does_not_count_as_being_idle(self) -> None:
         with running(idle_seconds=0.1, request_seconds=0.1) as server, Peer(server) as peer:
             assert peer.call("pause", 0.8) == b"over"
+
+
+class TestLease:
+    """Until when the node may answer."""
+
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        return FakeClock(1000.0)
+
+    @pytest.fixture
+    def leased(self, clock: FakeClock) -> Iterator[Server]:
+        with running(clock=clock) as server:
+            server.event_loop.lease_until = 1000.1
+            yield server
+
+    @pytest.mark.parametrize("size", [1, 300 * KIB], ids=["alone and small", "in parts"])
+    def test_what_is_received_after_its_end_is_refused(
+        self, leased: Server, clock: FakeClock, size: int
+    ) -> None:
+        value = bytes(size)
+        with Peer(leased) as peer:
+            clock.now = 1000.09
+            assert peer.call("set", NO_VIEW, b"key", value) is True
+            assert leased.lapses == 0
+            clock.now = 1000.1
+            assert peer.call("set", NO_VIEW, b"key", value).code == refusals.NOT_SERVING
+            assert peer.call("get", NO_VIEW, b"key").code == refusals.NOT_SERVING
+            assert leased.lapses > 0
+
+    def test_requests_that_waited_on_their_connection_are_refused(
+        self, leased: Server, clock: FakeClock
+    ) -> None:
+        with Peer(leased) as peer:
+            peer.sock.sendall(call(1, "hold", b"it") + call(2, "set", NO_VIEW, b"key", b"value"))
+            deferred = leased.node.waiting(b"it")
+            clock.now = 1000.15
+            assert deferred.give(b"result") is True
+            assert peer.answer() == (1, b"result")
+            sequence, refused = peer.answer()
+            assert (sequence, refused.code) == (2, refusals.NOT_SERVING)
+
+    def test_it_is_noted_without_a_request(self, leased: Server, clock: FakeClock) -> None:
+        clock.now = 1000.15
+        leased.event_loop.wake()
+        assert wait_until(lambda: leased.lapses > 0)
+
+    def test_a_renewed_lease_is_one(self, leased: Server, clock: FakeClock) -> None:
+        with Peer(leased) as peer:
+            clock.now = 1000.15
+            assert peer.call("get", NO_VIEW, b"key").code == refusals.NOT_SERVING
+            leased.event_loop.lease_until = 1000.2
+            leased.node.ownership.lapse(False)
+            assert peer.call("get", NO_VIEW, b"key") is None
 
 
 def check_hang_up(server: Server, way: str) -> None:

@@ -240,6 +240,21 @@ def test_grants_are_kept_without_a_lease_and_not_given(node: CacheNode) -> None:
     assert node.fill(7, KEY, token, b"value")
 
 
+def test_a_lease_that_was_renewed_meanwhile_does_not_expire(node: CacheNode) -> None:
+    """The I/O thread finds that the lease is over, and then the main thread renews it."""
+    node.ownership.adopt(view(7, NAME))
+    node.ownership.renew(1002.0, 1000.0)
+    node.ownership.expire(1001.9)
+    assert node.get(7, KEY) is None
+    node.ownership.expire(1002.0)
+    assert refusal(node.get, 7, KEY) == "not-serving"
+    node.ownership.renew(1004.0, 1002.1)
+    node.ownership.expire(1002.0)
+    assert node.get(7, KEY) is None
+    node.ownership.renew(1004.0, 1004.0)
+    assert refusal(node.get, 7, KEY) == "not-serving"
+
+
 def test_tokens_grow_from_owner_to_owner(node: CacheNode, clock: FakeClock) -> None:
     node.ownership.adopt(view(7, NAME))
     first = [node.acquire(7, b"\0%d" % number, 1, 30.0, 0.0) for number in range(3)]
