@@ -135,7 +135,7 @@ def test_nodes_join_and_leave_one_after_the_other(
 def test_a_caller_with_a_newer_view_wakes_a_node(
     start: Callable[..., Running], directory: MemoryDirectory
 ) -> None:
-    running = start(lease_seconds=30.0)  # so it would ask the name server every 7.5 s
+    running = start(lease_seconds=200.0)  # so it would ask the name server every 50 s
     assert running.ready.wait(PATIENCE_SECONDS)
     member, number = running.node.member, directory.first
     directory.store_view(ClusterView([member], number + 1, directory.cluster))

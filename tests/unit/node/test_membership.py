@@ -152,6 +152,17 @@ def test_the_first_node_makes_the_cluster() -> None:
     assert node.clock() < 1000 + LEASE
 
 
+def test_the_first_node_does_not_serve_before_the_name_server_has_confirmed_its_view() -> None:
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.join()
+    node.directory.away = True
+    node.ticks(LEASE)
+    assert (node.refusal, node.membership.has_lease) == ("not-serving", False)
+    node.directory.away = False
+    node.tick()
+    assert node.serves
+
+
 def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back() -> None:
     node = Node(MemoryDirectory())
     node.join()

@@ -142,6 +142,14 @@ def test_whoever_else_is_at_the_address_is_no_proof_that_the_node_is_gone(
     assert ask(expected, view(7, expected)) is Heard.SILENT
 
 
+def test_a_connection_that_is_closed_is_no_proof_either() -> None:
+    peer = ScriptedPeer(lambda line: None, greeting=False)
+    try:
+        assert ask(peer.member, view(7, peer.member)) is Heard.SILENT
+    finally:
+        peer.close()
+
+
 def test_a_node_with_too_many_connections_is_silent(node: CacheNode) -> None:
     for member in serve(node, NodeConfig(max_connections=1)):
         node.ownership.adopt(view(7, member))
