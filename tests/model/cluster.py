@@ -15,8 +15,8 @@ What is modelled more coarsely than it is:
 
 - A clock: all nodes have the same one. In exhaustive runs everything between two ticks happens in one moment, and what
   happens in the same moment does not count as "after". `Rules.units` above 1 gives each event a time of its own.
-- A node asks all others at once; a fault makes one question, or all answers, late. Each node that runs asks in each
-  tick; a node that does not run has been suspended.
+- A node asks all others at once; a fault makes one question, or all answers, late. A node that runs asks at least once
+  in half a lease; one that does not has been suspended.
 - Entries of views are registered and read; the second newest is removed in the same moment.
 - The routing: there are two partitions, owned by rank of the names (`RANKS`).
 
@@ -81,7 +81,7 @@ def view(number: int, members: tuple[Member, ...]) -> View:
 
 
 NOTHING: Any = view(0, ())
-RANKS = ("kjbac", "bjkca")
+RANKS = ("kjabc", "jcbak")
 """For each partition, the names of nodes, best owner first."""
 _PARTITIONS = range(len(RANKS))
 
@@ -89,6 +89,9 @@ _PARTITIONS = range(len(RANKS))
 @cache
 def owner(of: View, partition: int) -> Member | None:
     return next((member for name in RANKS[partition] if (member := of.member(name)) is not None), None)
+
+
+EVERY_FAULT = frozenset("late slow suspend kill isolate deaf cut hang down wipe".split())
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Rules:
         kinds: "late" (answers), "slow" (one question is processed late), "suspend", "kill", "isolate" (one node can
             neither ask nor be asked), "deaf" (one node cannot ask another one), "cut" (in both directions), and for the
             name server "hang", "down" (it is killed, and comes back with nothing), "wipe".
+        plan: if not empty, the faults that happen, in this order, as `Model.describe` names them.
+        heals: whether cuts end.
         one_host: a node that has ended is seen to be gone.
         lease: in ticks.
         units: per tick; each event takes one unit if there is more than one.
@@ -113,6 +118,8 @@ class Rules:
     """
 
     kinds: frozenset[str] = frozenset()
+    plan: tuple[str, ...] = ()
+    heals: bool = True
     one_host: bool = True
     lease: int = 2
     units: int = 1
@@ -158,7 +165,6 @@ class Node(NamedTuple):
         strikes: the name that a remover strikes out.
         fencing: what it knows; None before its first listing.
         paused: suspended.
-        asked: whether it has sent a round in this tick.
         gap: time since it sent its last round.
         late: the answers that it has not received yet.
         slow: a question that its target, the number before, has not processed yet.
@@ -175,7 +181,6 @@ class Node(NamedTuple):
     strikes: str = ""
     fencing: Any = None
     paused: bool = False
-    asked: bool = False
     gap: int = 0
     late: Round | None = None
     slow: tuple[int, Round] | None = None
@@ -196,7 +201,7 @@ class World(NamedTuple):
         cuts: pairs of nodes of which the first cannot ask the second.
         last: by partition, the last node that served it, and the number of its view.
         faults: how many more may happen.
-        steps: how many more ticks there are.
+        steps: how many more ticks there are; -1: no limit.
     """
 
     nodes: tuple[int, ...]
@@ -216,6 +221,22 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
+_KINDS = {
+    "ask, answers are late": "late",
+    "ask, late at": "slow",
+    "ask, then suspended": "suspend",
+    "suspend": "suspend",
+    "kill": "kill",
+    "isolate": "isolate",
+    "cut from": "deaf",
+    "cut between": "cut",
+    "hang": "hang",
+    "kill name server": "down",
+    "wipe": "wipe",
+}
+"""For each fault, as `Model.describe` begins to name it, its kind."""
+
+
 class Model:
     """The steps that are possible in a world.
 
@@ -232,21 +253,25 @@ class Model:
         self._numbers: dict[Node, int] = {}
         self._memory: dict[tuple[Any, ...], Any] = {}
         self._indices: dict[Member, int] = {}
+        self._kinds = [
+            frozenset(kind for verb, kind in _KINDS.items() if step.startswith(verb)) for step in rules.plan
+        ]
 
     def start(self, members: str, others: tuple[tuple[str, str], ...], faults: int, steps: int) -> World:
         """Return a world in which ``members`` serve, and each of ``others``, a name and a role, begins.
 
-        A joiner with the name of a member is its restart: the member has ended. A "rival" takes the name of a member that
+        A joiner with the name of a member is its restart: the member has ended, as a "dead" one has. One that is "asleep" is suspended. A "rival" takes the name of a member that
         runs. A remover strikes out the member with its name.
         """
         starts = [Member(name, "1") for name in members]
-        newest, replaced = view(FIRST, tuple(starts)), {name for name, role in others if role == "joiner"}
+        newest, replaced = view(FIRST, tuple(starts)), {name for name, role in others if role in ("joiner", "dead")}
         nodes = []
         for member in starts:
             role = next((role for name, role in others if name == member.name and role == "leaver"), "member")
             fencing = self._fencing(member).adopt(newest, NOTHING, 0).listed(0, 0)
             node = self._served(Node(len(nodes), member, role, fencing=fencing))
-            nodes.append(node._replace(role="ended", fencing=None) if member.name in replaced else node)
+            node = node._replace(paused=(member.name, "asleep") in others)
+            nodes.append(self._on_ended(node) if member.name in replaced else node)
         for name, role in others:
             if role in ("joiner", "rival"):
                 nodes.append(Node(len(nodes), Member(name, "2"), "joiner"))
@@ -284,7 +309,10 @@ class Model:
 
     def steps(self, world: World) -> Iterator[Step]:
         """Yield each step that is possible, with its name. Raises `Violation`."""
+        planned = self.rules.plan[-world.faults] if self.rules.plan and world.faults else None
         for label, after in self._steps(world):
+            if planned is not None and after.faults < world.faults and self.describe(label) != planned:
+                continue
             if self.rules.units > 1 and label[0] != "time":
                 after = self._older(after, 1)
             yield label, self.check(after)
@@ -314,19 +342,20 @@ class Model:
                 yield ("continue", index), self._with(world, index, self._react("continued", state))
                 continue
             yield from self._acts(world, index, state, node)
-            waiting = waiting or not (node.asked or node.late is not None or node.role == "left")
+            overdue = node.gap + self.rules.units > self.lease / 2 and node.late is None and node.role != "left"
+            waiting = waiting or overdue
         if world.faults:
             yield from self._faults(world)
         if world.nameserver != "up":
             yield ("back", _NAMESERVER), world._replace(nameserver="up")
-        if world.cuts:
+        if world.cuts and self.rules.heals:
             yield ("healed",), world._replace(cuts=frozenset())
         if world.steps and not waiting:
             yield ("time",), self._later(world)
 
     def _acts(self, world: World, index: int, state: int, node: Node) -> Iterator[Step]:
         """Yield what one node that runs can do."""
-        kinds = self.rules.kinds
+        kinds = self._possible(world)
         if node.late is not None:
             yield ("receive", index), self._with(world, index, self._react("received", state, node.late))
             yield ("give up", index), self._with(world, index, self._react("gave_up", state))
@@ -353,7 +382,7 @@ class Model:
             yield ("end", index), self._with(world, index, self._react("ended", state))
 
     def _faults(self, world: World) -> Iterator[Step]:
-        kinds = self.rules.kinds
+        kinds = self._possible(world)
         less = world._replace(faults=world.faults - 1)
         alive = []
         for index, state in enumerate(world.nodes):
@@ -385,6 +414,10 @@ class Model:
                         both = {(one, other), (other, one)}
                         yield ("cut between", one, other), less._replace(cuts=world.cuts | both)
 
+    def _possible(self, world: World) -> frozenset[str]:
+        """Return the kinds of faults that may happen next."""
+        return self._kinds[-world.faults] if self._kinds and world.faults else self.rules.kinds
+
     def _with(self, world: World, index: int, state: int) -> World:
         nodes = _put(world.nodes, index, state)
         return World(nodes, world.nameserver, world.listed, world.cuts, world.last, world.faults, world.steps)
@@ -394,8 +427,7 @@ class Model:
         return world._replace(listed=(), nodes=nodes)
 
     def _later(self, world: World) -> World:
-        ticked = world._replace(nodes=tuple(self._react("ticked", state) for state in world.nodes))
-        return self._older(ticked, self.rules.units)._replace(steps=world.steps - 1)
+        return self._older(world, self.rules.units)._replace(steps=max(world.steps - 1, -1))
 
     def _older(self, world: World, units: int) -> World:
         return world._replace(nodes=tuple(self._react("aged", state, units) for state in world.nodes))
@@ -529,7 +561,7 @@ class Model:
         fencing = node.fencing
         if fencing is not None and node.gap > self.lease / 2:
             fencing = fencing.standstill(0)
-        return node._replace(asked=True, gap=0, fencing=fencing)
+        return node._replace(gap=0, fencing=fencing)
 
     def _on_held(self, node: Node, answers: Round, paused: bool) -> Node:
         return node._replace(late=answers, paused=paused)
@@ -539,7 +571,7 @@ class Model:
 
     def _on_waits(self, node: Node, target: int, answers: Round) -> Node:
         question = answers._replace(listing=None, heard=())
-        return node._replace(slow=(target, question), asked=True)
+        return node._replace(slow=(target, question))
 
     def _on_answered(self, node: Node, answers: Round) -> Node:
         """Receive the answer to a question that was processed late."""
@@ -569,9 +601,6 @@ class Model:
         if asked.number > node.fencing.view.number:
             node = node._replace(fencing=node.fencing.rumour(0))
         return self._number(node), answer
-
-    def _on_ticked(self, node: Node) -> Node:
-        return node._replace(asked=False)
 
     def _on_aged(self, node: Node, units: int) -> Node:
         late, slow = node.late, node.slow
@@ -655,7 +684,7 @@ class Model:
             newest = view(newest.number, tuple(node.me if one == mine else one for one in newest.members))
             adopted = self._fencing(node.me).adopt(newest, before, 0)
             return self._served(node._replace(fencing=adopted, role="member"))
-        return node._replace(fencing=adopted, asked=False)
+        return node._replace(fencing=adopted)
 
     def _read(self, node: Node, answers: Round, listing: Listing, sent_at: float) -> Node:
         """Note the answer of the name server."""
@@ -699,7 +728,7 @@ class Model:
             return self._adopted(node, newest, before)
         if joins or fencing.preparing:
             return node
-        return node._replace(fencing=fencing.prepare(0), asked=False)
+        return node._replace(fencing=fencing.prepare(0))
 
     def _adopted(self, node: Node, newest: View, before: View) -> Node:
         old = node.fencing
