@@ -100,7 +100,9 @@ class Fencing:
 
         The name server must list ``view`` as the newest one, in a listing that was requested after `prepare`.
         """
-        adopted = type(self)(self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at)
+        adopted = type(self)(
+            self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at
+        )
         return adopted._acknowledge(self.me, now)
 
     def prepare(self, now: float) -> Fencing:

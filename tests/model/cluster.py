@@ -91,7 +91,7 @@ def owner(of: View, partition: int) -> Member | None:
     return next((member for name in RANKS[partition] if (member := of.member(name)) is not None), None)
 
 
-EVERY_FAULT = frozenset("late slow suspend kill isolate deaf cut hang down wipe".split())
+EVERY_FAULT = frozenset(["late", "slow", "suspend", "kill", "isolate", "deaf", "cut", "hang", "down", "wipe"])
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,14 @@ class Model:
         runs. A remover strikes out the member with its name.
         """
         starts = [Member(name, "1") for name in members]
-        newest, replaced = view(FIRST, tuple(starts)), {name for name, role in others if role in ("joiner", "dead")}
+        newest, replaced = (
+            view(FIRST, tuple(starts)),
+            {name for name, role in others if role in ("joiner", "dead")},
+        )
         nodes = []
         for member in starts:
             role = next((role for name, role in others if name == member.name and role == "leaver"), "member")
-            fencing = self._fencing(member).adopt(newest, NOTHING, 0).listed(0, 0)
+            fencing = self._aged(self._fencing(member).adopt(newest, NOTHING, -1).listed(0, 0), 0)
             node = self._served(Node(len(nodes), member, role, fencing=fencing))
             node = node._replace(paused=(member.name, "asleep") in others)
             nodes.append(self._on_ended(node) if member.name in replaced else node)
@@ -279,9 +282,7 @@ class Model:
                 nodes.append(Node(len(nodes), Member("remover of " + name, ""), role, name))
         self._indices = {node.me: node.index for node in nodes}
         states = tuple(self._number(node) for node in nodes)
-        return self.check(
-            World(states, "up", (newest,), frozenset(), (None,) * len(RANKS), faults, steps)
-        )
+        return self.check(World(states, "up", (newest,), frozenset(), (None,) * len(RANKS), faults, steps))
 
     def check(self, world: World) -> World:
         """Return the world after each serving node has written. Raises `Violation`."""
@@ -305,7 +306,9 @@ class Model:
                         raise Violation(f"the tokens of partition {partition} fall at {node.me}")
                 last = _put(last, partition, writer)
                 nodes = _put(nodes, node.index, self._react("written", state, partition))
-        return world if nodes is world.nodes and last is world.last else world._replace(nodes=nodes, last=last)
+        return (
+            world if nodes is world.nodes and last is world.last else world._replace(nodes=nodes, last=last)
+        )
 
     def steps(self, world: World) -> Iterator[Step]:
         """Yield each step that is possible, with its name. Raises `Violation`."""
@@ -315,7 +318,11 @@ class Model:
                 continue
             if self.rules.units > 1 and label[0] != "time":
                 after = self._older(after, 1)
-            yield label, self.check(after)
+            try:
+                checked = self.check(after)
+            except Violation as violation:
+                raise Violation(f"{violation} (after: {self.describe(label)})") from None
+            yield label, checked
 
     def describe(self, label: Label) -> str:
         """Return a step in words."""
@@ -323,9 +330,7 @@ class Model:
 
     def show(self, world: World) -> str:
         """Return a world in words, for debugging."""
-        return "\n".join(
-            [str(world._replace(nodes=())), *(str(self._nodes[state]) for state in world.nodes)]
-        )
+        return "\n".join([str(world._replace(nodes=())), *(str(self._nodes[state]) for state in world.nodes)])
 
     def _me(self, index: int) -> object:
         return next((me for me, at in self._indices.items() if at == index), "name server")
@@ -342,7 +347,9 @@ class Model:
                 yield ("continue", index), self._with(world, index, self._react("continued", state))
                 continue
             yield from self._acts(world, index, state, node)
-            overdue = node.gap + self.rules.units > self.lease / 2 and node.late is None and node.role != "left"
+            overdue = (
+                node.gap + self.rules.units > self.lease / 2 and node.late is None and node.role != "left"
+            )
             waiting = waiting or overdue
         if world.faults:
             yield from self._faults(world)
@@ -504,7 +511,10 @@ class Model:
             identity = self._nodes[nodes[target]].me.identity
             answers = asked._replace(heard=((identity, answer),))
         after = self._react("answered", state, answers)
-        yield ("late at", target, "from", node.index), self._with(world._replace(nodes=nodes), node.index, after)
+        yield (
+            ("late at", target, "from", node.index),
+            self._with(world._replace(nodes=nodes), node.index, after),
+        )
 
     # From here on: the reactions of one node. Each is computed once for each state of a node.
 

@@ -18,7 +18,7 @@ class Found(NamedTuple):
         states: how many were visited.
         complete: whether nothing is left.
         violation: what does not hold; None if everything holds.
-        trace: the steps that lead there. The last one is the one before the violation's.
+        trace: the steps that lead to it. ``violation`` names the last one.
     """
 
     states: int
