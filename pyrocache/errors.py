@@ -106,9 +106,11 @@ class NameServerUnavailable(CacheUnavailable):
 
     Attributes:
         timed_out: whether nothing was answered in time, instead of an error at once.
+        refused: whether the system refused the connection: nothing listens at the address.
     """
 
     timed_out = False
+    refused = False
 
 
 class NoNodes(CacheUnavailable):
