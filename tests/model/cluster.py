@@ -163,7 +163,7 @@ class Node(NamedTuple):
     """One start of a node.
 
     Attributes:
-        index: its place in `World.nodes`.
+        place: its index in `World.nodes`.
         me: the node.
         role: "member", "joiner", "leaver", "remover" (the command that strikes a member out), "left" or "ended".
         strikes: the name that a remover strikes out.
@@ -179,7 +179,7 @@ class Node(NamedTuple):
         ready: whether it is about to propose.
     """
 
-    index: int
+    place: int
     me: Member
     role: str = "member"
     strikes: str = ""
@@ -264,15 +264,16 @@ class Model:
     def start(self, members: str, others: tuple[tuple[str, str], ...], faults: int, steps: int) -> World:
         """Return a world in which ``members`` serve, and each of ``others``, a name and a role, begins.
 
-        A joiner with the name of a member is its restart: the member has ended, as a "dead" one has. One that is "asleep" is suspended. A "rival" takes the name of a member that
-        runs. A remover strikes out the member with its name.
+        A joiner with the name of a member is its restart: the member has ended, as a "dead" one has. One that is
+        "asleep" is suspended. A "rival" takes the name of a member that runs. A remover strikes out the member with its
+        name.
         """
         starts = [Member(name, "1") for name in members]
         newest, replaced = (
             view(FIRST, tuple(starts)),
             {name for name, role in others if role in ("joiner", "dead")},
         )
-        nodes = []
+        nodes: list[Node] = []
         for member in starts:
             role = next((role for name, role in others if name == member.name and role == "leaver"), "member")
             fencing = self._aged(self._fencing(member).adopt(newest, NOTHING, -1).listed(0, 0), 0)
@@ -284,7 +285,7 @@ class Model:
                 nodes.append(Node(len(nodes), Member(name, "2"), "joiner"))
             elif role == "remover":
                 nodes.append(Node(len(nodes), Member("remover of " + name, ""), role, name))
-        self._indices = {node.me: node.index for node in nodes}
+        self._indices = {node.me: node.place for node in nodes}
         states = tuple(self._number(node) for node in nodes)
         return self.check(World(states, "up", (newest,), frozenset(), (None,) * len(RANKS), faults, steps))
 
@@ -299,17 +300,17 @@ class Model:
                 raise Violation(f"partition {partition} is served by {names}")
             for state in serving:
                 node = self._nodes[state]
-                writer = node.index, node.fencing.view.number
+                writer = node.place, node.fencing.view.number
                 before = last[partition]
                 if before == writer and node.data[partition]:
                     continue
-                if before is not None and before[0] != node.index:
+                if before is not None and before[0] != node.place:
                     if node.data[partition]:
                         raise Violation(f"{node.me} serves partition {partition} with outdated entries")
                     if writer[1] <= before[1]:
                         raise Violation(f"the tokens of partition {partition} fall at {node.me}")
                 last = _put(last, partition, writer)
-                nodes = _put(nodes, node.index, self._react("written", state, partition))
+                nodes = _put(nodes, node.place, self._react("written", state, partition))
         return (
             world if nodes is world.nodes and last is world.last else world._replace(nodes=nodes, last=last)
         )
@@ -504,20 +505,20 @@ class Model:
         target, asked = node.slow
         nodes = world.nodes
         if target == _NAMESERVER:
-            if (listing := self._listing(world, node.index)) == "silent":
+            if (listing := self._listing(world, node.place)) == "silent":
                 return
             answers = asked._replace(listing=listing)
         else:
             assert asked.view is not None
-            nodes, answer = self._question(world, nodes, node.index, target, asked.view)
+            nodes, answer = self._question(world, nodes, node.place, target, asked.view)
             if answer is Heard.SILENT:
                 return
             identity = self._nodes[nodes[target]].me.identity
             answers = asked._replace(heard=((identity, answer),))
         after = self._react("answered", state, answers)
         yield (
-            ("late at", target, "from", node.index),
-            self._with(world._replace(nodes=nodes), node.index, after),
+            ("late at", target, "from", node.place),
+            self._with(world._replace(nodes=nodes), node.place, after),
         )
 
     # From here on: the reactions of one node. Each is computed once for each state of a node.
@@ -564,7 +565,7 @@ class Model:
         return node._replace(paused=True)
 
     def _on_ended(self, node: Node) -> Node:
-        return Node(node.index, node.me, "ended")
+        return Node(node.place, node.me, "ended")
 
     def _on_others(self, node: Node) -> tuple[Member, ...]:
         if node.fencing is None:

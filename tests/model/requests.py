@@ -9,7 +9,8 @@ Checked in each state: the call takes effect at most once, it takes effect exact
 its deadline. The other client of an "A, B, A" is left out, as it sees A again only if the call takes effect twice.
 
 Modelled: requests that stay in a receive buffer after their connection has ended, a worker that is slow, memory that
-is thrown out, a restart with the loss of all data. Not modelled: sizes, several calls at once, numbers that wrap around.
+is thrown out, a restart with the loss of all data. A worker looks at the deadline in the moment in which it executes.
+Not modelled: sizes, several calls at once, numbers that wrap around.
 """
 
 from __future__ import annotations
