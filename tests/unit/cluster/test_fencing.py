@@ -20,6 +20,7 @@ class View:
 
     number: int
     members: tuple[Member, ...]
+    dead: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -207,3 +208,9 @@ def test_a_new_view_forgets_what_was_known_of_the_old_one() -> None:
     adopted = new(A, PAIR).listed(10.0, 10.0).adopt(THREE, PAIR, 10.5)
     assert until(adopted) == -math.inf
     assert not adopted.preparing
+
+
+def test_a_member_that_an_operator_declares_dead_acknowledges_the_change() -> None:
+    after: Any = View(6, (B, C), dead=(A.identity,))
+    fencing = Fencing(B.identity, 2.0, PAIR, NOTHING).adopt(after, PAIR, 10.0)
+    assert fencing.is_free(A, 10.0)
