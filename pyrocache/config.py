@@ -343,7 +343,7 @@ class NodeConfig:
     max_queued_calls: int = 64
     max_buffered_bytes: int = 0
     heartbeat_seconds: float = 1.0
-    lease_seconds: float = 2.0
+    lease_seconds: float = DEFAULT_LEASE_SECONDS
     new_cluster: bool = False
     drain_seconds: float = 0.5
 

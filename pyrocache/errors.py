@@ -9,7 +9,8 @@
     ├── CacheUnavailable (ConnectionError)   what `on_error="miss"` turns into a miss
     │   ├── NameServerUnavailable            no name server answers at the address
     │   ├── NoNodes                          the name server answers, but no node is registered
-    │   └── NodeUnavailable                  a node does not answer within the deadline
+    │   └── NodeUnavailable                  a node does not answer within the deadline, or answers `not-serving`
+    │       │                                or `try-again` until then
     │       ├── Overloaded                   a node answers, but is at one of its limits
     │       ├── MayHaveBeenDone              the reply to a change was lost: the node may have done it
     │       └── PartialFailure               a call for many keys failed for some; says which and why
@@ -106,9 +107,11 @@ class NameServerUnavailable(CacheUnavailable):
 
     Attributes:
         timed_out: whether nothing was answered in time, instead of an error at once.
+        refused: whether the system refused the connection: nothing listens at the address.
     """
 
     timed_out = False
+    refused = False
 
 
 class NoNodes(CacheUnavailable):

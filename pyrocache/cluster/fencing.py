@@ -8,12 +8,17 @@ Two rules keep two nodes from serving one key at the same time (``docs/failure-m
 - *Change of the view.* A change is *valid* once at least half of the members of the view before have acknowledged it
   and the name server has been seen to list it after that. Until then, more than half may still confirm the old view.
   From then on, nobody gets a new lease under the old view, so all leases under it are over ``lease`` seconds later. A
-  node takes over what another one owned when that one has acknowledged the change, is gone, or when this time is over.
+  node takes over what another one owned when that one has acknowledged the change, is gone, or when a listing that was
+  requested ``lease`` seconds after the change was valid still shows the view.
 
 *Gone* means that the system refused a connection on this same host: the process does not exist. A gone member counts as
-one that acknowledges every change. It also counts as one that confirms the view, which lets the last node of a host go
-on, but only while this node has reason to believe that no change is under way: see `Fencing.standstill` and
-`Fencing.rumour`.
+one that acknowledges every change. It also lets the last nodes of a host go on (see `Fencing.alone_at`), but only while
+a node has reason to believe that it has missed no change: it ran, the name server answered or was gone whenever it
+asked, and nobody told it of a newer view (see `Fencing.standstill` and `Fencing.rumour`). This is why the listing is
+looked at once more before the keys of a silent owner are taken over: within ``lease`` seconds that owner must have
+asked the name server that lists the change, or have lost its trust in the gone ones.
+
+A view that the name server has lost is put back by its members (see `Fencing.may_put_back`).
 
 A `Fencing` is a value: each event returns the one after it. Times are seconds of one clock, which the caller reads.
 Pure: no I/O, no threads, no clock.
@@ -67,9 +72,10 @@ class Fencing:
         enough_at: when they were first at least half.
         valid_at: when the change was known to be valid.
         nameserver_at: when the listing was requested that confirmed the view last.
+        unlisted_at: when the name server was last asked and listed nothing as new as the view, or was gone.
         live: the confirmations of members.
         gone: when members were last found to be gone.
-        doubts: whether gone members do not count as confirming.
+        doubts: whether gone members do not count for the lease.
         doubted_at: since when.
         preparing: whether it is about to acknowledge a newer view, and does not confirm the present one.
     """
@@ -82,6 +88,7 @@ class Fencing:
     enough_at: float = math.inf
     valid_at: float = math.inf
     nameserver_at: float = _NEVER
+    unlisted_at: float = _NEVER
     live: Times = ()
     gone: Times = ()
     doubts: bool = False
@@ -93,14 +100,16 @@ class Fencing:
 
         The name server must list ``view`` as the newest one, in a listing that was requested after `prepare`.
         """
-        adopted = Fencing(self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at)
+        adopted = type(self)(
+            self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at
+        )
         for member in (self.me, *view.dead):
             adopted = adopted._acknowledge(member, now)
         return adopted
 
-    def prepare(self) -> Fencing:
-        """Stop to confirm the view: a newer one seems to exist."""
-        return replace(self, preparing=True)
+    def prepare(self, now: float) -> Fencing:
+        """Stop to confirm the view: the name server lists a newer one."""
+        return replace(self.rumour(now), preparing=True)
 
     def answer(self, view: ClusterView) -> Heard:
         """Return the answer to a node that asks whether this one has ``view``."""
@@ -114,6 +123,13 @@ class Fencing:
         latest = max(self.nameserver_at, sent_at)
         confirmed = replace(self, nameserver_at=latest, valid_at=valid_at, preparing=False)
         return replace(confirmed, doubts=False) if sent_at > self.doubted_at else confirmed
+
+    def unlisted(self, sent_at: float) -> Fencing:
+        """Note that the name server lists only older views or none, or that it is gone, asked at ``sent_at``.
+
+        If it does not answer, or lists another view with the same number, call `rumour`.
+        """
+        return replace(self, unlisted_at=max(self.unlisted_at, sent_at))
 
     def heard(self, member: Identity, heard: Heard, sent_at: float, now: float) -> Fencing:
         """Note what ``member``, one of ``view`` or of ``before``, has answered to a question sent at ``sent_at``."""
@@ -131,47 +147,71 @@ class Fencing:
         return after
 
     def rumour(self, now: float) -> Fencing:
-        """Note that a newer view exists.
+        """Note that a newer view exists, or that it may: the name server does not answer.
 
-        From now on gone members do not confirm the older one: they may have acknowledged the newer one before they
-        ended.
+        From now on gone members do not count: they may have acknowledged the newer view before they ended.
         """
         return replace(self, doubts=True, doubted_at=now, gone=())
 
     standstill = rumour
-    """Note that this node did not run for a while. It may have missed a rumour."""
+    """Note that this node did not run for more than half a lease. It may have missed a rumour."""
 
-    def majority_at(self, *, with_gone: bool = False) -> float:
+    def majority_at(self) -> float:
         """Return the latest time after which more than half of the members have confirmed the view."""
-        times = dict(self.live)
-        if with_gone and not self.doubts:
-            for member, at in self.gone:  # it has confirmed before it ended, perhaps
-                times[member] = max(times.get(member, _NEVER), at)
-        members = [member.identity for member in self.view.members]
-        latest = sorted(math.inf if member == self.me else times.get(member, _NEVER) for member in members)
-        return latest[(len(latest) - 1) // 2] if latest else _NEVER
+        at = sorted(self._times(self.live))
+        return at[(len(at) - 1) // 2] if at else _NEVER
+
+    def alone_at(self) -> float:
+        """Return the latest time after which each other member was gone or has confirmed the view.
+
+        The name server, too, must have answered or have been gone. Nobody who is silent may be left: it could be the
+        one that knows of a newer view.
+        """
+        if self.doubts:
+            return _NEVER
+        return min(self.unlisted_at, *self._times((*self.gone, *self.live)))
 
     def serves_until(self, *, all_here: bool) -> float:
         """Return when the lease ends; infinite for the only member.
+
+        A rumour may make it earlier.
 
         Args:
             all_here: whether all members and the name server are on this host, so that gone members may count.
         """
         if not any(member.identity == self.me for member in self.view.members):
             return _NEVER
-        confirmed_at = max(self.nameserver_at, self.majority_at())
-        if not all_here:
-            return confirmed_at + self.lease
-        # A rumour may reach this node with a delay of up to half a lease: a longer one is a `standstill`.
-        return max(confirmed_at, self.majority_at(with_gone=True) - self.lease / 2) + self.lease
+        alone_at = self.alone_at() if all_here else _NEVER
+        return max(self.nameserver_at, self.majority_at(), alone_at) + self.lease
+
+    def may_put_back(self, blank_at: float, *, all_here: bool) -> bool:
+        """Return whether this member may give its view back to the name server, which does not list it any more.
+
+        More than half of the members must have confirmed it since. Where the others are gone, all leases that the name
+        server gave before must be over.
+
+        Args:
+            blank_at: when it was first seen that nothing as new as the view is listed, on the *present* connection to
+                the name server. The view must be stored through this connection too: a name server that has been
+                restarted in the meantime may have known of a newer one.
+            all_here: as for `serves_until`.
+        """
+        return self.majority_at() > blank_at or (all_here and self.alone_at() >= blank_at + self.lease)
 
     def is_free(self, owner: Member, now: float) -> bool:
         """Return whether what ``owner`` had in the view before may be taken over."""
-        return owner.identity in self.acknowledged or now >= self.valid_at + self.lease
+        return owner.identity in self.acknowledged or self.nameserver_at >= self.valid_at + self.lease
 
     def settled(self, now: float) -> bool:
         """Return whether no member has a lease under an older view any more. The next change may begin."""
         return self.valid_at <= now and all(self.is_free(member, now) for member in self.before.members)
+
+    def _times(self, times: Times) -> list[float]:
+        """Return the latest of ``times`` for each member of the view; infinite for this node itself."""
+        latest: dict[Identity, float] = {self.me: math.inf}
+        for member, at in times:
+            latest[member] = max(latest.get(member, _NEVER), at)
+        return [latest.get(member.identity, _NEVER) for member in self.view.members]
 
     def _acknowledge(self, member: Identity, now: float) -> Fencing:
         of_before = any(member == other.identity for other in self.before.members)

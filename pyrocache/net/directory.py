@@ -55,6 +55,7 @@ class Listing(NamedTuple):
         views: the views of this cluster, newest first.
         members: the nodes that are registered.
         strangers: whether nodes of another cluster are registered, too.
+        connection: the number of the connection that it came over, if connections are kept.
     """
 
     cluster: str = ""
@@ -62,6 +63,7 @@ class Listing(NamedTuple):
     views: tuple[ClusterView, ...] = ()
     members: tuple[Member, ...] = ()
     strangers: bool = False
+    connection: int = 0
 
     @property
     def view(self) -> ClusterView:
@@ -80,11 +82,15 @@ class Directory(Protocol):
     def listing(self, timeout: float = ...) -> Listing:
         """Return all entries of the cluster."""
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = ...) -> bool:
-        """Give the cluster its id, unless it has one. Return whether that was done."""
+    def create_cluster(self, cluster: str, first: int, timeout: float = ..., over: int = ...) -> bool:
+        """Give the cluster its id, unless it has one. Return whether that was done.
 
-    def store_view(self, view: ClusterView, timeout: float = ...) -> bool:
-        """Store a view unless there is one of its number. Return whether that was done."""
+        Args:
+            over: the number of a kept connection. If that has ended, the name server counts as unavailable.
+        """
+
+    def store_view(self, view: ClusterView, timeout: float = ..., over: int = ...) -> bool:
+        """Store a view unless there is one of its number. Return whether that was done. ``over``: see above."""
 
     def forget_views(self, numbers: Iterable[int], timeout: float = ...) -> None:
         """Remove the views with these numbers."""
@@ -175,6 +181,7 @@ class NameServerDirectory:
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
+        self._opened = 0  # the number of the connection that was opened last
 
     def listing(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Listing:
         """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
@@ -188,13 +195,15 @@ class NameServerDirectory:
         """Return the nodes that are registered. Malformed entries are left out."""
         return list(self._listing(Deadline(timeout)).members)
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+    def create_cluster(
+        self, cluster: str, first: int, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0
+    ) -> bool:
         """Give the cluster its id, unless it has one. Return whether that was done."""
-        return self._create(CLUSTER, ["pyrocache", f"cluster={cluster}", f"first={first}"], timeout)
+        return self._create(CLUSTER, ["pyrocache", f"cluster={cluster}", f"first={first}"], timeout, over)
 
-    def store_view(self, view: ClusterView, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+    def store_view(self, view: ClusterView, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0) -> bool:
         """Store a view unless there is one of its number. Return whether that was done."""
-        return self._create(f"{VIEW}{view.number}", view_to_metadata(view), timeout)
+        return self._create(f"{VIEW}{view.number}", view_to_metadata(view), timeout, over)
 
     def forget_views(self, numbers: Iterable[int], timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Remove the views with these numbers."""
@@ -212,11 +221,11 @@ class NameServerDirectory:
         arguments = (member.name, f"PYRO:{member.name}@{member.address}", False, _metadata(member))
         self._ask(Deadline(timeout), "register a node", "register", *arguments)
 
-    def _create(self, name: str, metadata: list[str], timeout: float) -> bool:
+    def _create(self, name: str, metadata: list[str], timeout: float, over: int) -> bool:
         """Create an entry that is no node's, unless there is one. Return whether that was done."""
         arguments = (name, f"PYRO:{name}@127.0.0.1:1", True, metadata)  # True: refused if the name is taken
         try:
-            self._ask(Deadline(timeout), "register a node", "register", *arguments)
+            self._ask(Deadline(timeout), "register a node", "register", *arguments, over=over)
         except _RefusedByNameServer as refused:
             if _TAKEN in str(refused):
                 return False
@@ -246,12 +255,21 @@ class NameServerDirectory:
             addresses = self._ask(deadline, purpose, "list", "cache.", None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
-        return _listing(listed)
+        return _listing(listed)._replace(connection=self._opened)
 
     def _ask(
-        self, deadline: Deadline, purpose: str, method: str, *arguments: Any, if_refused: Any = None
+        self,
+        deadline: Deadline,
+        purpose: str,
+        method: str,
+        *arguments: Any,
+        if_refused: Any = None,
+        over: int = 0,
     ) -> Any:
         """Call a method. Return its result, or ``if_refused``, unless that is None, if the call is refused.
+
+        Args:
+            over: the number of the connection to use, 0 for any.
 
         Raises:
             NameServerUnavailable: there was no reply, a refusal, or a listing that is not a dict.
@@ -261,7 +279,10 @@ class NameServerDirectory:
             if connection is None or not connection.usable():
                 if connection is not None:
                     connection.close()
+                if over:
+                    raise ConnectionResetError
                 connection = Connection(self._server)
+                self._opened += 1
             connection.finish_opening(deadline)
             answer = connection.call(method, arguments, deadline)
             if method in ("list", "yplookup") and type(answer) is not dict:
@@ -270,6 +291,8 @@ class NameServerDirectory:
                 self._kept, connection = connection, None
             return answer
         except Refused as refused:
+            if self._keep:
+                self._kept, connection = connection, None
             if if_refused is not None:
                 return if_refused
             raise _RefusedByNameServer(
@@ -305,6 +328,7 @@ class NameServerDirectory:
             remedy = f"start one with: pyrocache nameserver --host {host} --port {port}"
         unavailable = NameServerUnavailable(f"No name server was found to {purpose} at {where}: {remedy}")
         unavailable.timed_out = isinstance(error, TimeoutError)
+        unavailable.refused = isinstance(error, ConnectionRefusedError)
         return unavailable
 
 

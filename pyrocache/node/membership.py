@@ -69,6 +69,7 @@ class NodeMembership:
         self._ownership: Ownership | None = None
         self._rumoured = 0  # the largest number of a view that some caller had
         self._blank_at: float | None = None  # since when the name server does not list the view
+        self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
         self._unreachable = self._foreign = False  # what was logged
         self._made = ""  # the id of a cluster that this node has made
@@ -303,8 +304,13 @@ class NodeMembership:
                 self._note_foreign()
                 return False
             if listing.view.number > self.view.number:
+                requested_at = self._clock()
                 listing = self._follow()
         except NameServerUnavailable as error:
+            # If it does not exist any more, it cannot tell anybody of a newer view.
+            here = error.refused and self._all_here()
+            at = self._clock()
+            self.fencing = self.fencing.unlisted(requested_at) if here else self.fencing.rumour(at)
             if not self._unreachable:
                 log.warning("%s: serving on without the name server. %s", self._me.name, error)
             self._unreachable = True
@@ -312,8 +318,12 @@ class NodeMembership:
         if self._unreachable:
             log.warning("%s: the name server is back.", self._me.name)
         self._unreachable = self._foreign = False
-        if listing.view.number != self.view.number or listing.view.id != self.view.id:
+        if listing.view.number < self.view.number:
+            self.fencing = self.fencing.unlisted(requested_at)
             self._put_back(listing)
+            return False
+        if listing.view.id != self.view.id or listing.view.number > self.view.number:
+            self.fencing = self.fencing.rumour(self._clock())
             return False
         self._blank_at = None
         self.fencing = self.fencing.listed(requested_at, self._clock())
@@ -325,7 +335,7 @@ class NodeMembership:
         """Adopt the newest view. Before that, stop to confirm the present one, and look again."""
         if self._ownership is not None:
             self._ownership.prepare()
-        self.fencing = self.fencing.prepare()
+        self.fencing = self.fencing.prepare(self._clock())
         listing = self._directory.listing(self._lease / 4)
         if listing.view.number <= self.view.number:
             if self._ownership is not None:
@@ -340,17 +350,20 @@ class NodeMembership:
         return listing
 
     def _put_back(self, listing: Listing) -> None:
-        """Put the view back into a name server that has lost it, once more than half of its members have it."""
-        if self._blank_at is None:
-            self._blank_at = self._clock()
-        if self.fencing.majority_at() <= self._blank_at or listing.view.number > self.view.number:
+        """Put the view back into a name server that has lost it, if enough members have confirmed it since."""
+        over = listing.connection
+        if self._blank_at is None or self._blank_over != over:  # another process may be there by now
+            self._blank_at, self._blank_over = self._clock(), over
+        if not self.fencing.may_put_back(self._blank_at, all_here=self._all_here()):
             return
         try:
-            if not listing.cluster and not self._directory.create_cluster(self._me.cluster, self.view.number):
+            if not listing.cluster and not self._directory.create_cluster(
+                self._me.cluster, self.view.number, over=over
+            ):
                 return
             for view in (self.fencing.before, self.view):
                 if view.number > listing.view.number:
-                    self._directory.store_view(view)
+                    self._directory.store_view(view, over=over)
             self._directory.register(self._me)
         except NameServerUnavailable:
             return
@@ -367,11 +380,14 @@ class NodeMembership:
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 
-    def _renew(self) -> None:
+    def _all_here(self) -> bool:
+        """Return whether all members and the name server are on this host."""
         hosts = [member.host for member in self.view.members]
         nameserver = parse_address(self._config.nameserver)[0]
-        all_here = all(is_here(host, self._me.host) for host in (*hosts, nameserver))
-        until = self.fencing.serves_until(all_here=all_here)
+        return all(is_here(host, self._me.host) for host in (*hosts, nameserver))
+
+    def _renew(self) -> None:
+        until = self.fencing.serves_until(all_here=self._all_here())
         at = self._clock()
         if not self.fencing.before.members and self.fencing.valid_at > at:
             until = float("-inf")  # the first view must be known to be the first one

@@ -193,9 +193,15 @@ class CallUnpacker(Generic[_Method]):
         # The name of a known method is a short string: one byte with its length, then the text.
         arguments_at = self._name_at + 1 + (data[self._name_at] & 0x1F)
         method = self._methods.get(data[HEADER_BYTES:arguments_at])
-        usual = start == _CALL_START and end == _CALL_END and length == len(data) - HEADER_BYTES
-        usual = usual and annotations == _NO_ANNOTATIONS and number < REPEAT
-        if method is None or not usual or data[-1] != _NO_OPTIONS[0]:
+        if (
+            method is None
+            or start != _CALL_START
+            or end != _CALL_END
+            or length != len(data) - HEADER_BYTES
+            or annotations != _NO_ANNOTATIONS
+            or number >= REPEAT
+            or data[-1] != _NO_OPTIONS[0]
+        ):
             return None
         try:
             arguments = _unpack_small(data[arguments_at:-1])

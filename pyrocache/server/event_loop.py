@@ -38,7 +38,7 @@ from pyrocache.protocol import refusals
 from pyrocache.protocol.framing import Frame, Header
 from pyrocache.protocol.handshake import CloseAfterReply
 from pyrocache.protocol.messages import sequence_of, with_sequence
-from pyrocache.protocol.request_id import CLOCK, REPEAT, RequestId, seconds_left, unpack_id
+from pyrocache.protocol.request_id import CLOCK, REPEAT, RequestId, milliseconds, seconds_left, unpack_id
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.buffer_limit import BufferLimit
@@ -56,6 +56,8 @@ _TICK_SECONDS = 0.25
 _STANDSTILL_SECONDS = 2.0
 _WAITED_SECONDS = DEFAULT_LEASE_SECONDS / 2  # between two readings of the clock: this process stood still
 _PAST = 1 << 31
+_EXACT_SECONDS = 0.1  # how long the fast path compares deadlines with a rounded time
+_EXACT_MS = 101
 _EVENTS_AT_ONCE = 1000  # epoll returns somewhat more
 _ACCEPT_AT_ONCE = 64  # then open connections have their turn
 _ACCEPT_PAUSE_SECONDS = 1.0
@@ -109,6 +111,8 @@ class EventLoop:
         self._ahead = ahead
         self._clock = clock
         self._now = clock()
+        self._exact_at = -math.inf  # see `_check_clock`
+        self._milliseconds = 0
         self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
@@ -133,8 +137,8 @@ class EventLoop:
             seconds = first - clock() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
             now = clock()
-            if now - self._now > _WAITED_SECONDS:
-                self._stood_still()
+            if now >= self._exact_at:
+                self._check_clock(now)
             if now >= self.lease_until:  # before requests that waited here, and before grants pass on
                 self._on_lapse()
             self._now = now
@@ -237,15 +241,15 @@ class EventLoop:
                 self._on_lapse()
             data = self._inbox[:received].tobytes()
             call = self._unpack(data)
-            if call is None or now - self._now > _WAITED_SECONDS:
+            if call is None or now >= self._exact_at:
                 self._feed(connection, data)
                 return
-            self._now = connection.active_at = now
+            connection.active_at = now
             sequence, method, arguments, client, number, deadline = call
             session = connection.session
             identified = client == session.client
             if identified and (
-                (deadline - int(now * 1000.0)) & CLOCK >= _PAST  # `seconds_left` is negative
+                not _EXACT_MS < (deadline - self._milliseconds) & CLOCK < _PAST  # it may have passed
                 or (self._refused and (client, number) in self._refused)
             ):
                 self._feed(connection, data)
@@ -413,10 +417,21 @@ class EventLoop:
     def _read_clock(self, connection: Connection) -> None:
         """Read the clock after data of a connection was received, or when a request that waited is looked at."""
         now = self._clock()
-        if now - self._now > _WAITED_SECONDS:
-            self._stood_still()
+        if now >= self._exact_at and self._check_clock(now):
             connection.waited = True
         self._now = now
+
+    def _check_clock(self, now: float) -> bool:
+        """Return whether this process stood still since the last reading of the clock.
+
+        Until `_exact_at`, the fast path takes `_milliseconds` for the time.
+        """
+        stood_still = now - self._now > _WAITED_SECONDS
+        if stood_still:
+            self._stood_still()
+        self._exact_at = now + _EXACT_SECONDS
+        self._milliseconds = milliseconds(now)
+        return stood_still
 
     def _stood_still(self) -> None:
         """Mark the connections with a request that waited while this process or the machine stood still."""

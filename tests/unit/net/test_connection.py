@@ -6,6 +6,7 @@ Each test runs over TCP and over a Unix socket.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import resource
 import socket
@@ -22,13 +23,16 @@ import pytest
 
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import Overloaded, ValueTooLarge
+from pyrocache.net import connection as connection_module
 from pyrocache.net.calls import Connections
-from pyrocache.net.channel import Dialing
+from pyrocache.net.channel import Dialing, is_same_host
+from pyrocache.net.connection import ANONYMOUS, DRIFT, FRESH_SECONDS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.protocol import commands, framing, messages
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
+from pyrocache.protocol.request_id import RequestId, unpack_id
 from tests.support.scripted_peer import (
     MIB,
     Line,
@@ -517,3 +521,64 @@ class TestWhichTransport:
             )
             assert opened().call(member, commands.GET, (0, b"key"), soon()) == b"key"
         assert both.families == [socket.AF_INET]
+
+
+class Addresses:
+    """The ends of a channel, of which `is_same_host` asks."""
+
+    def __init__(self, family: int, here: str, there: str) -> None:
+        self.family = family
+        self._here, self._there = here, there
+
+    def getsockname(self) -> Any:
+        return (self._here, 1)
+
+    def getpeername(self) -> Any:
+        return (self._there, 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "here", "there", "same"),
+    [
+        (socket.AF_UNIX, "", "/path", True),
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1", True),
+        (socket.AF_INET, "10.0.0.1", "10.0.0.1", True),
+        (socket.AF_INET, "10.0.0.1", "10.0.0.2", False),
+        (socket.AF_INET6, "::1", "::1", True),
+    ],
+)
+def test_one_clock_is_only_assumed_where_there_is_one(family: int, here: str, there: str, same: bool) -> None:
+    channel: Any = Addresses(family, here, there)
+    assert is_same_host(channel) is same
+
+
+def test_to_another_host_deadlines_are_earlier_by_what_clocks_may_drift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids: list[RequestId] = []
+
+    def script(line: Line) -> None:
+        while True:
+            header, _ = line.frame()
+            ids.append(unpack_id(header.correlation))
+            line.sequence = header.sequence
+            line.send(line.reply(True))
+
+    began = time.monotonic()
+    peer = ScriptedPeer(script, greeting={"clock_ms": 1000})
+    greeting = ANONYMOUS._replace(session=b"sessions")
+    try:
+        for same in (True, False):
+            monkeypatch.setattr(connection_module, "is_same_host", lambda channel, same=same: same)
+            connection = Connection(peer.member, "auto", greeting)
+            connection.finish_opening(soon())
+            opened = time.monotonic()
+            deadline = soon()
+            connection.call("get", (), deadline)
+            early = 1000 + (deadline.at - began) * 1000 - ids[-1].deadline  # at most: the handshake took time
+            allowed = 0 if same else FRESH_SECONDS * DRIFT * 1000
+            assert allowed < early <= allowed + 3 + (opened - began) * 1000
+            assert (connection.fresh_until == math.inf) is same
+            connection.close()
+    finally:
+        peer.close()

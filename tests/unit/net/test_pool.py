@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import socket
@@ -67,6 +68,17 @@ class TestPool:
             assert connections.call(peer.member, commands.DELETE, (0, b"key"), soon()) == b"v"
             assert closed.wait(PATIENCE_SECONDS)
         assert calls == list(range(1, 11))
+
+    def test_a_connection_whose_clock_may_have_drifted_is_replaced(self, start: Start, opened: Open) -> None:
+        peer, connections = start(echo), opened(1)
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        (connection,) = connections.pool(peer.member).idle
+        assert connection.fresh_until == math.inf  # the same host
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        assert peer.opened == 1
+        connection.fresh_until = time.monotonic() - 1.0
+        connections.call(peer.member, commands.GET, (0, b"key"), soon())
+        assert peer.opened == 2
 
     def test_what_came_unasked_makes_a_connection_useless(self, start: Start, opened: Open) -> None:
         said = threading.Event()

@@ -174,6 +174,13 @@ class TestDeadlines:
             assert peer.call("get", 0, b"key", seconds=-9.0) == refusals.TRY_AGAIN
         assert server.target.values == []
 
+    def test_the_rounded_time_of_the_fast_path_does_not_extend_it(self, server: Server) -> None:
+        with Peer(server) as peer:
+            assert peer.call("get", 0, b"key") == b"value"  # from now on, for 0.1 s
+            server.clock.tick(0.05)
+            assert peer.call("set", 0, b"key", b"v", seconds=-0.02) == refusals.TRY_AGAIN
+            assert peer.call("set", 0, b"key", b"v", seconds=0.02) == 1
+
     @sizes
     def test_the_clock_is_read_after_the_request_was_received(self, server: Server, value: bytes) -> None:
         with Peer(server) as peer:

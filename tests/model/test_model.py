@@ -1,0 +1,58 @@
+"""The rules hold in every state of the scenarios, and each mistake is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.broken import MISTAKES
+from tests.model.explore import Search
+from tests.model.requests import REQUEST_MISTAKES, RequestModel, RequestRules
+from tests.model.scenarios import LARGER, SCENARIOS, Scenario
+
+_SLOW_MISTAKES = ("put back without a majority", "take over without another listing")
+
+
+def _hold(scenario: Scenario) -> None:
+    model, search = scenario.search()
+    found = search.everything()
+    assert found.violation is None, "\n".join([*map(model.describe, found.trace), str(found.violation)])
+    assert found.complete
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_rules_hold(name: str) -> None:
+    _hold(SCENARIOS[name])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LARGER)
+def test_the_rules_hold_in_larger_spaces(name: str) -> None:
+    _hold(LARGER[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full if name in _SLOW_MISTAKES else ()) for name in MISTAKES],
+)
+def test_a_mistake_is_found(name: str) -> None:
+    model, search = MISTAKES[name].search()
+    found = search.everything(limit=600_000)
+    print("\n".join([*map(model.describe, found.trace), str(found.violation)]))
+    assert found.violation is not None
+
+
+def test_requests_take_effect_once() -> None:
+    found = _requests(RequestRules()).everything()
+    assert (found.violation, found.complete) == (None, True)
+
+
+@pytest.mark.parametrize("name", REQUEST_MISTAKES)
+def test_a_mistake_with_requests_is_found(name: str) -> None:
+    found = _requests(REQUEST_MISTAKES[name]).everything()
+    print(*found.trace, found.violation, sep="\n")
+    assert found.violation is not None
+
+
+def _requests(rules: RequestRules) -> Search[object]:
+    model = RequestModel(rules)
+    return Search(model.steps, model.start(faults=4))  # type: ignore[arg-type]
