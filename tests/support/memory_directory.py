@@ -17,6 +17,8 @@ class MemoryDirectory:
 
     Attributes:
         away: whether it does not answer.
+        gone: whether its process does not exist.
+        connection: the number of the kept connection to it.
         seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
         queries: how often it was asked for a listing.
@@ -26,7 +28,8 @@ class MemoryDirectory:
         self.cluster, self.first = ("c1", 1) if views else ("", 0)
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
-        self.away = False
+        self.away = self.gone = False
+        self.connection = 1
         self.seconds_there = 0.0
         self.queries = 0
         self.before_listing: Callable[[], object] = lambda: None
@@ -46,18 +49,18 @@ class MemoryDirectory:
         members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
-        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers)
+        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers, self.connection)
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = 5.0) -> bool:
-        self._answer()
+    def create_cluster(self, cluster: str, first: int, timeout: float = 5.0, over: int = 0) -> bool:
+        self._answer(over)
         if self.cluster:
             return False
         self.cluster, self.first = cluster, first
         return True
 
-    def store_view(self, view: ClusterView, timeout: float = 5.0) -> bool:
+    def store_view(self, view: ClusterView, timeout: float = 5.0, over: int = 0) -> bool:
         self.before_storing()
-        self._answer()
+        self._answer(over)
         return self.views.setdefault(view.number, view) is view
 
     def forget_views(self, numbers: Iterable[int], timeout: float = 5.0) -> None:
@@ -79,6 +82,8 @@ class MemoryDirectory:
             return False
         return self.entries.pop(member.name, None) is not None
 
-    def _answer(self) -> None:
-        if self.away:
-            raise NameServerUnavailable("away")
+    def _answer(self, over: int = 0) -> None:
+        if self.away or self.gone or over not in (0, self.connection):
+            error = NameServerUnavailable("away")
+            error.refused = self.gone
+            raise error

@@ -431,18 +431,36 @@ def test_a_node_that_is_alone_needs_nobody() -> None:
     assert node.serves
 
 
-def test_members_that_are_gone_count_while_all_are_on_this_host() -> None:
+def test_members_that_are_gone_count_while_the_name_server_is_gone_too() -> None:
+    """The last node of a host goes on."""
+    node = two()
+    node.peers.answers["cache.node.2"] = Heard.GONE
+    node.directory.gone = True
+    node.ticks(3 * LEASE)
+    assert node.serves
+
+
+def test_they_do_not_count_while_the_name_server_is_silent() -> None:
+    """It may list a newer view, which the one that is gone had acknowledged."""
     node = two()
     node.peers.answers["cache.node.2"] = Heard.GONE
     node.directory.away = True
-    node.ticks(3 * LEASE)
-    assert node.serves
+    node.ticks(LEASE + 0.5)
+    assert node.refusal == "not-serving"
+
+
+def test_they_do_not_count_while_another_one_is_silent() -> None:
+    node = three()
+    node.peers.answers = {"cache.node.2": Heard.GONE, "cache.node.3": Heard.SILENT}
+    node.directory.gone = True
+    node.ticks(LEASE + 0.5)
+    assert node.refusal == "not-serving"
 
 
 def test_they_do_not_count_if_the_name_server_is_elsewhere() -> None:
     node = two(nameserver="192.0.2.1:9090")
     node.peers.answers["cache.node.2"] = Heard.GONE
-    node.directory.away = True
+    node.directory.gone = True
     node.ticks(LEASE + 0.5)
     assert not node.membership.has_lease
 
@@ -451,18 +469,17 @@ def test_they_do_not_count_if_the_name_server_is_elsewhere() -> None:
 def test_they_do_not_count_when_a_change_may_have_been_missed(what: str) -> None:
     node = two()
     node.peers.answers["cache.node.2"] = Heard.GONE
-    node.directory.away = True
-    node.ticks(LEASE)
+    node.directory.gone = True
+    node.ticks(2 * LEASE)
     assert node.serves
     if what == "standstill":
         node.tick(LEASE)
     else:
         node.membership.rumour(9)
         node.ticks(LEASE + 0.5)
-    assert not node.membership.has_lease
     node.ticks(LEASE)
     assert not node.membership.has_lease
-    node.directory.away = False
+    node.directory.gone = False
     node.tick()
     assert node.serves
 
@@ -592,6 +609,49 @@ def test_a_view_that_the_name_server_has_forgotten_is_put_back_once_a_majority_h
     node.peers.answers = {"cache.node.2": Heard.SILENT}
     node.ticks(2 * LEASE)
     assert node.serves, "the name server confirms again"
+
+
+def test_a_view_is_put_back_without_members_that_are_gone_once_all_leases_are_over() -> None:
+    node = two()
+    before = dict(node.directory.views)
+    node.directory.wipe()
+    node.peers.answers["cache.node.2"] = Heard.GONE
+    node.ticks(LEASE)
+    assert node.directory.views == {}
+    node.ticks(1.5)
+    assert node.directory.views == before
+    assert node.serves
+
+
+def test_a_name_server_that_was_started_anew_is_observed_anew() -> None:
+    """One that came and went in between may have known of a newer view."""
+    node = two()
+    node.directory.wipe()
+    node.peers.answers["cache.node.2"] = Heard.GONE
+    node.ticks(LEASE)
+    node.directory.connection = 2
+    node.ticks(LEASE)
+    assert node.directory.views == {}
+    node.ticks(1.5)
+    assert sorted(node.directory.views) == [7, 8]
+
+
+def test_a_view_is_put_back_over_the_connection_that_was_observed() -> None:
+    node = two()
+    node.directory.wipe()
+
+    def restart() -> None:
+        node.directory.connection += 1
+
+    create = node.directory.create_cluster
+
+    def create_cluster(*arguments: Any, **options: Any) -> bool:
+        restart()
+        return create(*arguments, **options)
+
+    node.directory.create_cluster = create_cluster  # type: ignore[method-assign]
+    node.ticks(3 * LEASE)
+    assert (node.directory.cluster, node.directory.views) == ("", {})
 
 
 def test_a_node_that_is_alone_puts_the_view_back() -> None:
