@@ -276,6 +276,8 @@ class NameServerDirectory:
         """
         connection, self._kept = self._kept, None
         try:
+            if over not in (0, self._opened):
+                raise ConnectionResetError
             if connection is None or not connection.usable():
                 if connection is not None:
                     connection.close()

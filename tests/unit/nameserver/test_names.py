@@ -133,21 +133,26 @@ def test_the_name_server_control_tool_works(address: str, capsys: pytest.Capture
     assert "a.b --> PYRO:object@127.0.0.1:9" in printed
 
 
+def listed(directory: NameServerDirectory) -> Listing:
+    """What the name server lists, over whichever connection."""
+    return directory.listing()._replace(connection=0)
+
+
 def test_our_directory_works(address: str) -> None:
     directory = NameServerDirectory(address, keep=True)
     member = Member("cache.node.3", "127.0.0.1", 9, 2.0, "abc", "", "c1")
     other = replace(member, incarnation="def")
     views = [ClusterView([member], number, "c1") for number in (7, 8)]
     try:
-        assert directory.listing() == Listing()
+        assert listed(directory) == Listing()
         assert directory.create_cluster("c1", 7) is True
         assert directory.create_cluster("c2", 9) is False
         assert [directory.store_view(view) for view in (*views, *views)] == [True, True, False, False]
         directory.register(member)
-        assert directory.listing() == Listing("c1", 7, (views[1], views[0]), (member,))
+        assert listed(directory) == Listing("c1", 7, (views[1], views[0]), (member,))
         directory.forget_views([7])
         directory.register(other)
-        assert directory.listing() == Listing("c1", 7, (views[1],), (other,))
+        assert listed(directory) == Listing("c1", 7, (views[1],), (other,))
         assert directory.remove(member) is False, "it is another one by now"
         assert directory.remove(other) is True
         assert directory.members() == []

@@ -49,6 +49,11 @@ def view(number: int, *members: Member) -> ClusterView:
     return ClusterView(members, number, CLUSTER)
 
 
+def listed(directory: NameServerDirectory) -> Listing:
+    """What the name server lists, over whichever connection."""
+    return directory.listing()._replace(connection=0)
+
+
 def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
     directory.create_cluster(CLUSTER, 7)
@@ -73,8 +78,8 @@ def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that
 
 
 def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
-    listing = directory_of(name_server).listing()
-    assert listing == Listing() == ("", 0, (), (), False)
+    listing = listed(directory_of(name_server))
+    assert listing == Listing() == ("", 0, (), (), False, 0)
     assert (listing.view, listing.before) == (EMPTY, EMPTY)
 
 
@@ -82,7 +87,7 @@ def test_the_first_gives_the_cluster_its_id(name_server: NameServerDaemon) -> No
     directory = directory_of(name_server)
     assert directory.create_cluster(CLUSTER, 7)
     assert not directory.create_cluster("c2", 8)
-    assert directory.listing() == Listing(CLUSTER, 7)
+    assert listed(directory) == Listing(CLUSTER, 7)
 
 
 def test_views_are_stored_once_and_listed_newest_first(name_server: NameServerDaemon) -> None:
@@ -114,14 +119,13 @@ def test_views_and_nodes_of_other_clusters_are_left_out(name_server: NameServerD
     directory.register(ONE)
     assert not directory.listing().strangers
     directory.register(replace(TWO, cluster="c2"))
-    listing = directory.listing()
-    assert listing == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True)
+    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True)
 
 
 def test_without_an_id_there_is_no_view(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
     directory.store_view(view(7, ONE))
-    assert directory.listing() == Listing()
+    assert listed(directory) == Listing()
 
 
 @pytest.mark.parametrize(
@@ -149,14 +153,14 @@ def test_entries_that_are_no_views_are_left_out(
     directory.create_cluster(CLUSTER, 7)
     directory.store_view(view(7, ONE))
     name_server.nameserver.register(name, "PYRO:x@127.0.0.1:1", metadata=metadata)
-    assert directory.listing() == Listing(CLUSTER, 7, (view(7, ONE),))
+    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),))
 
 
 @pytest.mark.parametrize("first", ["", "0", "-1", "x", "1.5", "99999999999", "٣"])
 def test_a_first_number_that_makes_no_sense_is_0(name_server: NameServerDaemon, first: str) -> None:
     metadata = {"pyrocache", f"cluster={CLUSTER}", f"first={first}"}
     name_server.nameserver.register("cache.cluster", "PYRO:x@127.0.0.1:1", metadata=metadata)
-    assert directory_of(name_server).listing() == Listing(CLUSTER, 0)
+    assert listed(directory_of(name_server)) == Listing(CLUSTER, 0)
 
 
 def test_a_thousand_nodes_are_listed(name_server: NameServerDaemon) -> None:
@@ -187,12 +191,37 @@ def test_a_connection_may_be_kept() -> None:
     directory = NameServerDirectory(peer.member.address, keep=True)
     try:
         for _ in range(7):  # the third and the sixth time, the name server closes it
-            assert directory.listing() == Listing()
+            assert listed(directory) == Listing()
     finally:
         directory.close()
         directory.close()
         peer.close()
     assert (peer.opened, peer.most_open, peer.failures) == (3, 1, [])
+
+
+def test_an_entry_may_be_made_over_the_connection_of_a_listing_only() -> None:
+    """A name server that was started anew has another one."""
+
+    def script(line: Line) -> None:
+        for _ in range(2):
+            line.request()
+            line.send(line.reply({}))
+
+    peer = ScriptedPeer(script)
+    directory = NameServerDirectory(peer.member.address, keep=True)
+    try:
+        over = directory.listing().connection
+        assert directory.store_view(view(7, ONE), over=over)
+        with pytest.raises(NameServerUnavailable):
+            directory.store_view(view(8, ONE), over=over)
+        assert directory.listing().connection != over
+        with pytest.raises(NameServerUnavailable):
+            directory.create_cluster(CLUSTER, 7, over=over)
+        assert directory.create_cluster(CLUSTER, 7)
+    finally:
+        directory.close()
+        peer.close()
+    assert peer.failures == []
 
 
 def test_without_that_each_query_has_its_own() -> None:
