@@ -20,7 +20,9 @@ def main() -> int:
         "--faults", type=int, help="in place of the scenario's number; not for one with a plan"
     )
     parser.add_argument("--steps", type=int, default=-1, help="the number of ticks; -1: no limit")
-    parser.add_argument("--walks", type=int, default=0, help="take so many random walks, of --steps ticks")
+    parser.add_argument(
+        "--walks", type=int, default=0, help="take so many random walks, of 15 x --steps steps"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=int, default=10_000_000, help="the number of states to visit at most")
     arguments = parser.parse_args()
@@ -32,7 +34,7 @@ def main() -> int:
         parser.error("--walks needs --steps")
     began = time.process_time()
     if arguments.walks:
-        found = search.walks(arguments.walks, arguments.seed, _is_fault)
+        found = search.walks(arguments.walks, 15 * arguments.steps, arguments.seed, _is_fault)
     else:
         found = search.everything(arguments.limit)
     for label in found.trace:

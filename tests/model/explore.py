@@ -58,13 +58,13 @@ class Search(Generic[State]):
             frontier = following
         return Found(len(came), True)
 
-    def walks(self, number: int, seed: int, is_fault: Callable[[State, State], bool]) -> Found:
-        """Take paths at random. A fault is taken in one of five steps where one is possible."""
+    def walks(self, number: int, length: int, seed: int, is_fault: Callable[[State, State], bool]) -> Found:
+        """Take paths of ``length`` steps at random. A fault is taken in one of five steps where one is possible."""
         visited = 0
         for walk in range(number):
             chance = random.Random(f"{seed} {walk}")
             state, trace = self._start, list[Label]()
-            while True:
+            for _ in range(length):
                 try:
                     steps = list(self._steps(state))
                 except AssertionError as violation:
