@@ -73,7 +73,13 @@ class Listing(NamedTuple):
     @property
     def before(self) -> ClusterView:
         """The view before it; an empty one if there is none."""
-        return self.views[1] if len(self.views) > 1 else EMPTY
+        previous = [view for view in self.views if view.number == self.view.number - 1]
+        return previous[0] if previous else EMPTY
+
+    @property
+    def complete(self) -> bool:
+        """Whether the view before the newest one is listed, or there was none."""
+        return self.view.number == self.first or bool(self.before.number)
 
 
 class Directory(Protocol):

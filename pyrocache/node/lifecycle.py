@@ -186,6 +186,10 @@ class Node:
     def _leave(self) -> None:
         """Remove this node from the view, redirect clients for a moment, then stop serving."""
         view = self.membership.leave() if self._io_thread.is_alive() else None
+        if (
+            view is None
+        ):  # stop serving before the listeners close: a refused connection means that this node is gone
+            self.cache_node.ownership.lapse(True)
         if view is not None and view.members:
             with contextlib.suppress(RuntimeError):  # no thread can be started: their next query tells them
                 threading.Thread(target=self.membership.tell, args=(view,), daemon=True).start()

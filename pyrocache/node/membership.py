@@ -8,6 +8,7 @@ Thread safety: the main thread calls it, except `rumour`, which any thread may c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -19,7 +20,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory
+from pyrocache.net.directory import PREFIX, VIEW, Directory, Listing, NameServerDirectory
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.runtime.clock import now
@@ -72,6 +73,7 @@ class NodeMembership:
         self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
         self._unreachable = self._foreign = False  # what was logged
+        self._blocked = 0  # the number of a view that could not be stored
         self._made = ""  # the id of a cluster that this node has made
 
     @property
@@ -142,6 +144,8 @@ class NodeMembership:
         Args:
             dead: members that are known not to exist any more.
         """
+        if not listing.complete:  # a member is about to put back what the name server had forgotten
+            return None
         if listing.view != self.view:
             self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
             self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
@@ -207,19 +211,34 @@ class NodeMembership:
         )
 
     def check_held_up(self, began_at: float) -> None:
-        """Raise `PyroCacheError`, which names the command that helps, if silent members hold this node up too long."""
-        if self._clock() - began_at > _HELD_UP_SECONDS + self._lease and self.silent:
+        """Raise `PyroCacheError`, which names the command that helps, if something holds this node up too long."""
+        if self._clock() - began_at <= _HELD_UP_SECONDS + self._lease:
+            return
+        if self._blocked > self.view.number:
+            host, port = parse_address(self._config.nameserver)
+            raise PyroCacheError(
+                f"This node cannot join: the name server has an entry {VIEW}{self._blocked} that is no view of this "
+                f"cluster. Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{self._blocked}"
+            )
+        if self.silent:
             names = " and ".join(self.silent)
             raise PyroCacheError(
                 f"This node cannot join: {names} may still serve, and does not answer. Continue or end it; if it does "
                 f"not exist any more, run: pyrocache nodes remove {self.silent[0]} --force "
                 f"--nameserver {self._config.nameserver}"
             )
+        raise PyroCacheError(
+            "This node cannot join: name server and nodes do not agree on the present nodes, or the name server does not "
+            f"answer. See them with: pyrocache status --nameserver {self._config.nameserver}"
+        )
 
     def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
         """Store the next view, and acknowledge it. Return False if another node was faster."""
         listing = self._directory.listing()
-        if listing.view != before or not self._directory.store_view(proposal):
+        if listing.view != before:
+            return False
+        if not self._directory.store_view(proposal, over=listing.connection):
+            self._blocked = proposal.number
             return False
         old = [view.number for view in listing.views[1:]]
         self._directory.forget_views(old)
@@ -288,12 +307,22 @@ class NodeMembership:
         self._ticked_at = at
         if self._rumoured > self.view.number:
             self.fencing = self.fencing.rumour(at)
+        if self._ownership is not None and self._ownership.needs_number and self.fencing.settled(at):
+            self._renumber()
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
             self._ask((*self.view.members, *self.fencing.before.members))
         else:
             self.silent = ()
         self._renew()
+
+    def _renumber(self) -> None:
+        """Make a view of the same members: the tokens of the present one are nearly used up."""
+        with contextlib.suppress(NameServerUnavailable):
+            before = self.view
+            view = ClusterView(before.members, before.number + 1, before.cluster)
+            if self._store(view, before, self._me) and self._ownership is not None:
+                self._ownership.adopt(view, before, self._pending())
 
     def _ask_name_server(self) -> bool:
         """Return whether the name server confirms the view."""
@@ -326,6 +355,7 @@ class NodeMembership:
             self.fencing = self.fencing.rumour(self._clock())
             return False
         self._blank_at = None
+        self._rumoured = 0
         self.fencing = self.fencing.listed(requested_at, self._clock())
         if self._me not in listing.members and self._me in self.view.members:
             self._directory.register(self._me)
@@ -337,16 +367,20 @@ class NodeMembership:
             self._ownership.prepare()
         self.fencing = self.fencing.prepare(self._clock())
         listing = self._directory.listing(self._lease / 4)
-        if listing.view.number <= self.view.number:
+        before = listing.before
+        if not listing.complete and self.view.number == listing.view.number - 1:
+            before = self.view
+        known = listing.complete or before is self.view
+        if listing.view.number <= self.view.number or not known:
             if self._ownership is not None:
                 self._ownership.confirm()
             self.fencing = replace(self.fencing, preparing=False)
             return listing
         if not any(member.identity == self._me.identity for member in listing.view.members):
             raise NameTaken(f"{self._me.name} was removed from the cluster, or replaced; this node ends.")
-        self.fencing = self.fencing.adopt(listing.view, listing.before, self._clock())
+        self.fencing = self.fencing.adopt(listing.view, before, self._clock())
         if self._ownership is not None:
-            self._ownership.adopt(listing.view, listing.before, self._pending())
+            self._ownership.adopt(listing.view, before, self._pending())
         return listing
 
     def _put_back(self, listing: Listing) -> None:
@@ -354,14 +388,17 @@ class NodeMembership:
         over = listing.connection
         if self._blank_at is None or self._blank_over != over:  # another process may be there by now
             self._blank_at, self._blank_over = self._clock(), over
+        if self._me not in self.view.members:
+            return
         if not self.fencing.may_put_back(self._blank_at, all_here=self._all_here()):
             return
+        before = self.fencing.before
+        first = before.number or self.view.number
         try:
-            if not listing.cluster and not self._directory.create_cluster(
-                self._me.cluster, self.view.number, over=over
-            ):
+            if not listing.cluster and not self._directory.create_cluster(self._me.cluster, first, over=over):
                 return
-            for view in (self.fencing.before, self.view):
+            # The newest one first: without the other, nobody adopts it; the other alone would be followed.
+            for view in (self.view, before):
                 if view.number > listing.view.number:
                     self._directory.store_view(view, over=over)
             self._directory.register(self._me)

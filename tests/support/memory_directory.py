@@ -25,7 +25,7 @@ class MemoryDirectory:
     """
 
     def __init__(self, *views: ClusterView) -> None:
-        self.cluster, self.first = ("c1", 1) if views else ("", 0)
+        self.cluster, self.first = ("c1", min(view.number for view in views)) if views else ("", 0)
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
         self.away = self.gone = False

@@ -21,6 +21,7 @@ from pyrocache.node.store.mutation import Clear, Discard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.limits import BATCH_BYTES
 
+_MOST_TOKENS = 1 << COUNTER_BITS - 1
 _SLICE = 500  # entries that are examined while the lock is held
 
 
@@ -36,6 +37,11 @@ class Ownership:
         self._coordination = coordination
         self._guard = guard
         self._until = -math.inf
+
+    @property
+    def needs_number(self) -> bool:
+        """Whether the tokens under the present view are nearly used up."""
+        return self._coordination.tokens.used >= _MOST_TOKENS
 
     def prepare(self) -> None:
         """Stop to confirm the view to other nodes, until the next `adopt` or `confirm`."""

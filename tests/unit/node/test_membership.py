@@ -602,7 +602,7 @@ def test_a_view_that_the_name_server_has_forgotten_is_put_back_once_a_majority_h
     node.peers.answers["cache.node.2"] = Heard.SAME
     node.tick()
     node.tick()
-    assert (node.directory.cluster, node.directory.first, node.directory.views) == ("c1", 8, before)
+    assert (node.directory.cluster, node.directory.first, node.directory.views) == ("c1", 7, before)
     assert list(node.directory.entries) == ["cache.node.1"]
     assert node.serves
     node.tick()
