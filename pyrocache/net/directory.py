@@ -261,7 +261,7 @@ class NameServerDirectory:
             addresses = self._ask(deadline, purpose, "list", "cache.", None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
-        return _listing(listed)._replace(connection=self._opened)
+        return _listing(listed)._replace(connection=self._opened if self._keep else 0)
 
     def _ask(
         self,

@@ -228,8 +228,8 @@ class NodeMembership:
                 f"--nameserver {self._config.nameserver}"
             )
         raise PyroCacheError(
-            "This node cannot join: name server and nodes do not agree on the present nodes, or the name server does not "
-            f"answer. See them with: pyrocache status --nameserver {self._config.nameserver}"
+            "This node cannot join: the name server does not answer, or has not got all that the nodes know. See them "
+            f"with: pyrocache status --nameserver {self._config.nameserver}"
         )
 
     def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
@@ -475,9 +475,10 @@ class NodeMembership:
 
 def strike_out(nameserver: str, name: str, *, force: bool = False) -> bool:
     """Remove a dead node from the cluster at a name server, see `NodeMembership.strike_out`."""
-    peers = Peers()
-    membership = NodeMembership(NodeConfig(nameserver=nameserver), NameServerDirectory(nameserver), peers)
+    peers, directory = Peers(), NameServerDirectory(nameserver, keep=True)
+    membership = NodeMembership(NodeConfig(nameserver=nameserver), directory, peers)
     try:
         return membership.strike_out(name, force=force)
     finally:
         peers.close()
+        directory.close()
