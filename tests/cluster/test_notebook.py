@@ -23,6 +23,8 @@ from pyrocache import LocalCluster, PyroCacheClient
 cache = PyroCacheClient({nameserver!r}, timeout=1.0)
 cache["text"] = "x"
 few = list(range(50))
+own = cache.namespace("own")
+own[7] = 7
 nowhere = PyroCacheClient("127.0.0.1:1", timeout=1.0)
 killed = LocalCluster(1)
 lone = killed.client(timeout=1.0)
