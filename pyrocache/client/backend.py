@@ -435,7 +435,7 @@ class Backend:
         if pinned.closed:
             return None
         try:
-            # No view: the grant is at this node, even if another node owns the key by now.
+            # No view: the grant is at this node, whatever the number of its view is by now.
             try:
                 answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
             except Refused as refused:

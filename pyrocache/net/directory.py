@@ -241,7 +241,7 @@ class NameServerDirectory:
     def remove(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Remove ``member``. Return False if it is not registered, or if another incarnation has its name."""
         deadline = Deadline(timeout)
-        # Two requests, as Pyro5 has no conditional removal. `node.registration` allows for the race.
+        # Two requests, as Pyro5 has no conditional removal. A node whose entry is removed by mistake registers again.
         listed = self._listing(deadline).members
         entry = next((entry for entry in listed if entry.name == member.name), None)
         if entry is not None and entry.incarnation != member.incarnation:

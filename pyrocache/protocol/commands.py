@@ -15,9 +15,9 @@ class Scope(Enum):
     """The subject of a command, which determines the nodes that it is sent to."""
 
     KEY = "key"
-    """One key: its owner. Arguments begin with the view id and the key."""
+    """One key: its owner. Arguments begin with the number of the view and the key."""
     KEYS = "keys"
-    """Many keys: each owner gets its part. Arguments begin with the view id and the keys."""
+    """Many keys: each owner gets its part. Arguments begin with the number of the view and the keys."""
     NAMESPACE = "namespace"
     """A namespace or a tag: every node."""
     NODE = "node"

@@ -1,8 +1,8 @@
 """Limits that both ends of a connection know: of messages, keys, batches, tags, and the durations of leases, locks and
 waits.
 
-Also contains the reserved view id `NO_VIEW` and the reserved TTL `KEEP_TTL`. The largest value is not here: it is a
-setting of each node (``--max-value``), which the node sends in the handshake. Pure: constants only.
+Also contains the reserved number `NO_VIEW` of a view and the reserved TTL `KEEP_TTL`. The largest value is not here: it
+is a setting of each node (``--max-value``), which the node sends in the handshake. Pure: constants only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_TAG_BYTES = 2048
 """The longest tag, its namespace included."""
 
 NO_VIEW = 0
-"""A view id that stands for no view: the node does not check the view of such a request."""
+"""The number of a view that stands for no view: the node only checks that it owns the key."""
 
 KEEP_TTL = -math.inf
 """A TTL that means: keep the TTL that the entry has; a new entry never expires. Any other negative TTL, ``-n``, also

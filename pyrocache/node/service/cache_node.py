@@ -66,7 +66,7 @@ def _forwarded(part: str, method: _Method) -> _Method:
 class CacheNode:
     """One node's share of the cache, as a Pyro5 remote object.
 
-    Every method for keys takes the id of the view that the caller routed with, or 0 for no check.
+    Every method for keys takes the number of the view that the caller routed with, or 0 for no view.
 
     Args:
         store: the entries.
