@@ -118,7 +118,7 @@ INTERRUPTED = [
         "cache.get_entry(7)",
         "cache.get_entries(few)",
         "list(cache.scan())",
-        "list(cache.items())",
+        "list(own.items())",
         "len(cache)",
     ),
     *("cache.get_or_set(7, factory)", "cache.compute('c', lambda value: 7, 0)", "double(4)", "cache.ping()"),
