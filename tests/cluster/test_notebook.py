@@ -117,7 +117,7 @@ INTERRUPTED = [
     *(
         "cache.get_entry(7)",
         "cache.get_entries(few)",
-        "list(cache.scan())",
+        "list(own.scan())",
         "list(own.items())",
         "len(cache)",
     ),
