@@ -229,10 +229,7 @@ class LocalCluster:
         try:
             return self.nodes[i]
         except IndexError:
-            count = len(self.nodes)
-            raise IndexError(
-                f"There is no node {i}: this cluster has {count}, and i is an index of `nodes`."
-            ) from None
+            raise IndexError(f"No node has index {i}: this cluster has {len(self.nodes)} nodes.") from None
 
     def _check_running(self) -> None:
         if self._stopped:

@@ -119,7 +119,7 @@ def remove_command(
 
     if not strike_out(nameserver, name, force=force):
         raise PyroCacheError(
-            f"{name} is no node of this cluster: see them with {to_copy('status', nameserver)}"
+            f"{name} is not a node of this cluster. List its nodes with: {to_copy('status', nameserver)}"
         )
     write(f"{name} is removed. The other nodes take its keys over.")
 

@@ -229,7 +229,8 @@ class Backend:
         """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: when to grant the lease. 0: if there is no value. 1: if no other caller is loading it. 2: always.
+            refresh: the condition for granting the lease. 0: there is no value. 1: no other caller is loading the
+                value. 2: none.
                 3: as if there were no value.
             pinned: from the previous call; the caller must not use it any more.
 

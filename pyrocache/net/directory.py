@@ -228,7 +228,7 @@ class NameServerDirectory:
         self._ask(Deadline(timeout), "register a node", "register", *arguments)
 
     def _create(self, name: str, metadata: list[str], timeout: float, over: int) -> bool:
-        """Create an entry that is no node's, unless there is one. Return whether that was done."""
+        """Create the entry of the cluster or of a view, unless it exists. Return whether it was created."""
         arguments = (name, f"PYRO:{name}@127.0.0.1:1", True, metadata)  # True: refused if the name is taken
         try:
             self._ask(Deadline(timeout), "register a node", "register", *arguments, over=over)

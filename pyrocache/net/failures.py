@@ -49,7 +49,6 @@ class Unavailable(Exception):
         error: what to raise to the user.
         maybe_executed: the whole request was sent, so the node may have executed it.
         timed_out: the node did not answer in time.
-        gone: there is no such node at its address: the connection or the handshake was refused, or reset.
         refused: the system refused the connection: nothing listens at the address.
         suspected: nothing was sent, because the node has not answered earlier calls.
         number: the number by which the request can be repeated; 0 if it cannot.
@@ -58,7 +57,6 @@ class Unavailable(Exception):
     error: NodeUnavailable | ClusterMismatch
     maybe_executed: bool
     timed_out: bool
-    gone: bool = False
     suspected: bool = False
     refused: bool = False
     number: int = 0
@@ -118,14 +116,10 @@ def unavailable(
         text = f"{where} cannot be reached ({type(cause).__name__})"
     error = kind(f"{operation} failed: {text}.{remedy}")
     error.source = member.name
-    gone = isinstance(cause, (ConnectionError, ProtocolError)) or (
-        isinstance(cause, HandshakeRefused) and not cause.code
-    )
     return Unavailable(
         error,
         maybe_executed=sent,
         timed_out=timed_out,
-        gone=gone,
         number=number,
         refused=isinstance(cause, ConnectionRefusedError),
     )

@@ -118,7 +118,8 @@ class NodeMembership:
             self._sleep(_PAUSE_SECONDS)
         self._me = member
         self._peers.introduce(member)
-        self._directory.register(member)
+        with contextlib.suppress(NameServerUnavailable):  # it is a member by now; `tick` registers it
+            self._directory.register(member)
         return member
 
     def attach(self, ownership: Ownership) -> None:
@@ -358,7 +359,8 @@ class NodeMembership:
         self._rumoured = 0
         self.fencing = self.fencing.listed(requested_at, self._clock())
         if self._me not in listing.members and self._me in self.view.members:
-            self._directory.register(self._me)
+            with contextlib.suppress(NameServerUnavailable):  # the next tick tries again
+                self._directory.register(self._me)
         return True
 
     def _follow(self) -> Listing:

@@ -13,7 +13,7 @@ for is cancelled, then its `Session` is closed.
 A request of a client of pyrocache has a deadline. It is compared with a reading of the clock that is made after the
 request was received, because the process may have been suspended before; and again when a worker begins the call. The
 replies to changes are remembered by `Outcomes`. If readings of the clock are more than half a lease apart, the process
-or the machine stood still: the changes that waited meanwhile are refused once, whoever sent them.
+or the machine stood still: all changes that waited meanwhile are refused once.
 
 Holds the listening sockets and the connections. The `Dispatcher` produces the replies.
 

@@ -482,7 +482,7 @@ def test_an_index_without_a_node_is_a_sentence(playground: LocalCluster) -> None
         playground.restart,
         playground.remove_node,
     ):
-        with pytest.raises(IndexError, match=r"There is no node 9: this cluster has \d"):
+        with pytest.raises(IndexError, match=r"No node has index 9: this cluster has \d nodes"):
             call(9)
 
 

@@ -149,7 +149,7 @@ class RequestGuard:
             view, and ``id``: the id of it, 0 while the node does not confirm it.
 
         Raises:
-            PyroError: ``view`` is no int.
+            PyroError: ``view`` is not an int.
         """
         if type(view) is not int:
             raise refusal(BAD_REQUEST, "A view is given by its number.")

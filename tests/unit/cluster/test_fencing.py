@@ -1,4 +1,4 @@
-"""Who may serve, and until when: one test for each rule of `Fencing`."""
+"""The rules of `Fencing`, with a test for each."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ def test_a_peer_that_has_ended_is_not_suspected_any_more(start: Start, opened: O
     suspicions.of(peer.member).timed_out(1.0)
     peer.close()
     for outcome in (failure(connections, peer), ask(connections, peer)[0]):
-        assert outcome.gone
+        assert outcome.refused
         assert not outcome.suspected
     assert not suspicions.of(peer.member).doubted
 

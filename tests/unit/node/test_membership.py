@@ -15,7 +15,7 @@ from Pyro5.errors import PyroError
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
-from pyrocache.errors import ConfigurationError, NameTaken, PyroCacheError
+from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.node.membership import NodeMembership
 from pyrocache.node.peers import Peers
 from pyrocache.node.service.cache_node import CacheNode
@@ -786,3 +786,21 @@ def test_a_node_that_was_struck_out_leaves_without_a_word() -> None:
     node.directory.store_view(view(9, 2))
     assert node.membership.leave() is None
     assert node.directory.listing().view == view(9, 2)
+
+
+def test_a_name_server_that_ends_before_the_node_is_registered_again_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.start()
+    node.directory.entries.clear()
+
+    def away(member: Member) -> None:
+        raise NameServerUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.directory, "register", away)
+        node.tick()
+    assert node.serves
+    node.tick()
+    assert list(node.directory.entries) == ["cache.node.1"]
