@@ -112,9 +112,9 @@ class Backend:
     def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:
         """Return the value's frame, or None. ``touch_seconds`` sets the time to live of an entry that exists."""
         frame = self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
-        if type(frame) is not bytes and type(frame) is not memoryview and frame is not None:
-            raise replies.wrong(commands.GET)
-        return frame
+        if type(frame) is bytes or frame is None or type(frame) is memoryview:
+            return frame
+        raise replies.wrong(commands.GET)
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame and the version of an entry, or None."""

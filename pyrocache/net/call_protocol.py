@@ -129,7 +129,7 @@ class CallProtocol:
         self._handshake = None
         self.peer = greeting
         if len(self._session) == SESSION_BYTES and greeting.clock_ms:
-            self._packer.session = self._session
+            self._packer.identify(self._session)
             self.identified = True
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK

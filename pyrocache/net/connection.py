@@ -39,7 +39,7 @@ from pyrocache.runtime.spin import SpinWait
 from pyrocache.tracebacks import came_from_outside
 
 FRESH_SECONDS = 30.0
-"""How long a connection to another host is used for further calls."""
+"""How long a connection to another host is used for further calls; a second more if they follow each other closely."""
 
 DRIFT = 0.001
 """By how much the clocks of two hosts may differ in rate: NTP may change each by half of it."""
@@ -69,7 +69,7 @@ class Connection:
         max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
-        used_at: monotonic seconds, set by the pool that hands it out.
+        checked_at: monotonic seconds, set by the pool that hands it out.
         number: the sequence of the last request in its session; 0 if requests on this connection have no identity.
         fresh_until: monotonic seconds, until which deadlines are exact; infinite to the same host.
     """
@@ -86,7 +86,7 @@ class Connection:
             "_spin_wait",
             "_unsent",
         ),
-        *("fresh_until", "max_value_bytes", "number", "opened", "sent", "used_at"),
+        *("checked_at", "fresh_until", "max_value_bytes", "number", "opened", "sent"),
     )
 
     def __init__(
@@ -95,7 +95,7 @@ class Connection:
         self.max_value_bytes = 0
         self.opened = False
         self.sent = False
-        self.used_at = 0.0
+        self.checked_at = -math.inf
         self.number = 0
         self.fresh_until = math.inf
         self._identified = False
@@ -307,7 +307,7 @@ class Connection:
         self._ahead = self._protocol.peer.clock_ms - now * 1000.0 - 1.0
         if not is_same_host(self._channel):
             self.fresh_until = now + FRESH_SECONDS
-            self._ahead -= FRESH_SECONDS * DRIFT * 1000.0
+            self._ahead -= (FRESH_SECONDS + 1.0) * DRIFT * 1000.0
 
     def _begin_sending(self, message: bytes | list[Buffer], count: int = 0) -> bool:
         buffers = [message] if isinstance(message, bytes) else message

@@ -30,7 +30,8 @@ from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.tracebacks import came_from_outside
 
-_TRUST_SECONDS = 0.05  # a connection used that recently is reused without a system call to check it
+_TRUST_SECONDS = 0.05  # a connection that was checked is used that long without a further system call
+_TRUST_SHORT_SECONDS = 0.001  # for a careful caller: in a loop of calls, a node that dies is noticed by a lost reply anyway
 _AT_ONCE = (False,)
 _WAITING = (True,)
 
@@ -90,7 +91,7 @@ class Pool:
 
         Args:
             deadline: limits the wait for a permit.
-            careful: check that the node has not closed the connection, even if it was used just now.
+            careful: check that the node has not closed the connection, even if that was checked a moment ago.
             wait: whether to wait for a permit if all are taken.
 
         Raises:
@@ -113,10 +114,10 @@ class Pool:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
                     return Connection(self.member, self._transport, self._greeting)
-                if now < connection.fresh_until and (
-                    (now - connection.used_at < _TRUST_SECONDS and not careful) or connection.usable()
-                ):
-                    connection.used_at = now
+                if now - connection.checked_at < (_TRUST_SHORT_SECONDS if careful else _TRUST_SECONDS):
+                    return connection
+                if now < connection.fresh_until and connection.usable():
+                    connection.checked_at = now
                     return connection
                 connection.close()
         except BaseException:

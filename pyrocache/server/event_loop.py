@@ -113,7 +113,6 @@ class EventLoop:
         self._now = clock()
         self._exact_at = -math.inf  # see `_check_clock`
         self._milliseconds = 0
-        self._inbox = memoryview(bytearray(_RECEIVE_BYTES))  # the receive buffer for all short messages
         self._calls = OutstandingCalls(limits.workers, limits.max_queued_calls, self.wake)
         self._thread = 0
         self._accept_again_at: float | None = None
@@ -136,12 +135,6 @@ class EventLoop:
             # The clock is read again only for a deferred call. A tick may be late by the time of one iteration.
             seconds = first - clock() if first < tick_at else tick_at - self._now
             events = self.poller.poll(0.0 if more or seconds < 0.0 else seconds)
-            now = clock()
-            if now >= self._exact_at:
-                self._check_clock(now)
-            if now >= self.lease_until:  # before requests that waited here, and before grants pass on
-                self._on_lapse()
-            self._now = now
             for descriptor, mask in events:
                 handler = handlers.get(descriptor)  # None: closed while an earlier event was handled
                 if type(handler) is Connection:
@@ -150,7 +143,10 @@ class EventLoop:
                     else:
                         self._serve(handler, mask)
                 elif handler is not None:
+                    self._read_clock()
                     handler()
+            if not events:
+                self._read_clock()
             if more or self._now >= tick_at:
                 more = self._tick(late=self._now - tick_at > _STANDSTILL_SECONDS)
                 tick_at = clock() + _TICK_SECONDS
@@ -232,19 +228,17 @@ class EventLoop:
         """Fast path: answer a request that arrives alone, complete and small, without a buffer or a queue."""
         try:
             try:
-                # `recv` would allocate its full size for each request.
-                received = connection.channel.recv_into(self._inbox)
+                data = connection.channel.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 return
-            now = self._clock()
+            now = self._clock()  # `_read_clock` without its call
             if now >= self.lease_until:
                 self._on_lapse()
-            data = self._inbox[:received].tobytes()
             call = self._unpack(data)
             if call is None or now >= self._exact_at:
                 self._feed(connection, data)
                 return
-            connection.active_at = now
+            self._now = connection.active_at = now
             sequence, method, arguments, client, number, deadline = call
             session = connection.session
             identified = client == session.client
@@ -278,6 +272,7 @@ class EventLoop:
 
     def _serve(self, connection: Connection, mask: int) -> None:
         try:
+            self._read_clock()
             if mask != WRITE:  # also after a hang-up
                 self._read(connection)
             if mask & WRITE and connection in self.connections:
@@ -291,13 +286,15 @@ class EventLoop:
     def _read(self, connection: Connection) -> None:
         space = connection.decoder.space()
         try:
-            received = connection.channel.recv_into(self._inbox if space is None else space)
+            if space is None:
+                data = connection.channel.recv(_RECEIVE_BYTES)
+                received = len(data)
+            else:
+                received = connection.channel.recv_into(space)
         except BlockingIOError:
             return
-        if self._clock() >= self.lease_until:
-            self._on_lapse()
         if space is None or not received:
-            self._feed(connection, self._inbox[:received].tobytes())
+            self._feed(connection, b"" if space is not None else data)
         elif connection.ending_at is None:
             self._read_clock(connection)
             connection.decoder.filled(received)
@@ -414,11 +411,13 @@ class EventLoop:
         text = "The deadline of the request has passed."
         return self._dispatcher.not_executed(sequence, refusals.TRY_AGAIN, text, method.serializer)
 
-    def _read_clock(self, connection: Connection) -> None:
-        """Read the clock after data of a connection was received, or when a request that waited is looked at."""
+    def _read_clock(self, connection: Connection | None = None) -> None:
+        """Read the clock: after a wait, and after data of ``connection`` was received or a request of it has waited."""
         now = self._clock()
-        if now >= self._exact_at and self._check_clock(now):
+        if now >= self._exact_at and self._check_clock(now) and connection is not None:
             connection.waited = True
+        if now >= self.lease_until:  # before requests that waited are answered, and before grants pass on
+            self._on_lapse()
         self._now = now
 
     def _check_clock(self, now: float) -> bool:
