@@ -438,13 +438,12 @@ class Backend:
         try:
             # No view: the grant is at this node, whatever the number of its view is by now.
             try:
-                answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
+                answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
             except Refused as refused:
                 if refused.refusal.code != TRY_AGAIN:
                     raise
-                answer = pinned.settle(
-                    command, (NO_VIEW, *arguments), deadline
-                )  # it stood still; once is enough
+                # The node stood still, or a connection that was kept for long does not know its clock exactly.
+                answer = pinned.settle(command, (NO_VIEW, *arguments), deadline)
         except (Refused, Unavailable) as problem:
             pinned.drop()
             sent = (NO_VIEW, *arguments)

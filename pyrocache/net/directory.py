@@ -39,6 +39,7 @@ VIEW = "cache.view."
 
 _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
+_LISTINGS = ("list", "yplookup")
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
 _NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
@@ -187,6 +188,7 @@ class NameServerDirectory:
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
+        self._connected = False  # in the last exchange, something at the address accepted the connection
         self._opened = 0  # the number of the connection that was opened last
 
     def listing(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Listing:
@@ -280,7 +282,31 @@ class NameServerDirectory:
         Raises:
             NameServerUnavailable: there was no reply, a refusal, or a listing that is not a dict.
         """
+        kept = self._kept is not None and not over and method in _LISTINGS
+        try:
+            try:
+                return self._exchange(deadline, method, arguments, over)
+            except ConnectionError as error:
+                if not kept or came_from_outside(error):
+                    raise
+                # The name server may have closed the kept connection just now.
+                return self._exchange(deadline, method, arguments, over)
+        except Refused as refused:
+            if if_refused is not None:
+                return if_refused
+            raise _RefusedByNameServer(
+                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
+                f"{refused}"
+            ) from None
+        except BROKEN as error:
+            if not broken(error):
+                raise
+            raise self._unavailable(purpose, error, answered=self._connected) from None
+
+    def _exchange(self, deadline: Deadline, method: str, arguments: tuple[Any, ...], over: int) -> Any:
+        """Call a method over the kept connection if there is one, as `_ask`. Raises `Refused` or one of `BROKEN`."""
         connection, self._kept = self._kept, None
+        self._connected = reusable = False
         try:
             if over not in (0, self._opened):
                 raise ConnectionResetError
@@ -292,29 +318,22 @@ class NameServerDirectory:
                 connection = Connection(self._server)
                 self._opened += 1
             connection.finish_opening(deadline)
-            answer = connection.call(method, arguments, deadline)
-            if method in ("list", "yplookup") and type(answer) is not dict:
-                raise ProtocolError("a listing is a dict")
-            if self._keep:
-                self._kept, connection = connection, None
-            return answer
-        except Refused as refused:
-            if self._keep:
-                self._kept, connection = connection, None
-            if if_refused is not None:
-                return if_refused
-            raise _RefusedByNameServer(
-                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
-                f"{refused}"
-            ) from None
-        except BROKEN as error:
-            if not broken(error):
+            try:
+                answer = connection.call(method, arguments, deadline)
+            except Refused:
+                reusable = True
                 raise
-            answered = connection is not None and connection.connected
-            raise self._unavailable(purpose, error, answered=answered) from None
+            if method in _LISTINGS and type(answer) is not dict:
+                raise ProtocolError("a listing is a dict")
+            reusable = True
+            return answer
         finally:
             if connection is not None:
-                connection.close()
+                self._connected = connection.connected
+                if reusable and self._keep:
+                    self._kept = connection
+                else:
+                    connection.close()
 
     def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
         host, port = self._server.host, self._server.port

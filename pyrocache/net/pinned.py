@@ -87,8 +87,8 @@ class PinnedConnection:
     def settle(self, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
         """Make a call that ends what is granted on this connection. Returns and raises as `call`.
 
-        The node is told a late deadline, because a connection that was kept for long does not know its clock exactly.
-        A caller that gives up closes the connection, which ends the grant, too.
+        The node is told a late deadline, for connections that do not know its clock exactly. A caller that gives up
+        closes the connection, which ends the grant, too.
         """
         self._prepare(command)
         call = partial(

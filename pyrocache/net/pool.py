@@ -31,7 +31,9 @@ from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.tracebacks import came_from_outside
 
 _TRUST_SECONDS = 0.05  # a connection that was checked is used that long without a further system call
-_TRUST_SHORT_SECONDS = 0.001  # for a careful caller: in a loop of calls, a node that dies is noticed by a lost reply anyway
+_CAREFUL_SECONDS = (
+    0.001  # likewise, if the caller is careful. In a loop, a lost reply tells anyway that the node died.
+)
 _AT_ONCE = (False,)
 _WAITING = (True,)
 
@@ -114,7 +116,7 @@ class Pool:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
                     return Connection(self.member, self._transport, self._greeting)
-                if now - connection.checked_at < (_TRUST_SHORT_SECONDS if careful else _TRUST_SECONDS):
+                if now - connection.checked_at < (_CAREFUL_SECONDS if careful else _TRUST_SECONDS):
                     return connection
                 if now < connection.fresh_until and connection.usable():
                     connection.checked_at = now

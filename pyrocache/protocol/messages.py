@@ -31,7 +31,7 @@ _SHORT_AT = _SHORT_REPLY.size
 _CONSTANT_REPLY = struct.Struct("!10sHI25s")  # such a header, and a body of one byte
 _pack_short_reply, _unpack_short_reply = _SHORT_REPLY.pack, _SHORT_REPLY.unpack_from
 _pack_constant_reply, _unpack_constant_reply = _CONSTANT_REPLY.pack, _CONSTANT_REPLY.unpack_from
-# A request's: constant, sequence, length, no annotations, session, sequence in the session, deadline. A constant follows.
+# A request's, but for a constant at its end: constant, sequence, length, no annotations, and the three of a RequestId.
 _REQUEST = struct.Struct("!10sHI4s8sII")
 _BIN32 = struct.Struct("!BI")
 _BIN8_TYPE, _BIN32_TYPE = 0xC4, 0xC6
@@ -104,7 +104,9 @@ class CallPacker:
     def __init__(self, object_id: str) -> None:
         self._session = _NO_ANNOTATIONS + bytes(SESSION_BYTES)
         self._begin = _CALL_END + b"\x94" + pack_plain(object_id)
-        self._starts: dict[str, tuple[Callable[..., bytes], bytes, bytes, int]] = {}  # as `_start` returns them
+        self._starts: dict[
+            str, tuple[Callable[..., bytes], bytes, bytes, int]
+        ] = {}  # as `_start` returns them
         self._pack = msgpack.Packer(use_bin_type=True).pack
 
     def identify(self, session: bytes) -> None:
@@ -241,11 +243,15 @@ def unpack_result(data: bytes, sequence: int) -> Any:
     if _SHORT_AT <= size <= LARGE_BYTES:
         start, answered, length, end, kind, short = _unpack_short_reply(data)
         if start == _RESULT_START and answered == sequence and end == _END and length == size - HEADER_BYTES:
-            return data[_SHORT_AT:] if kind == _BIN8_TYPE and short == length - 2 else unpack_plain(data[HEADER_BYTES:])
+            return (
+                data[_SHORT_AT:]
+                if kind == _BIN8_TYPE and short == length - 2
+                else unpack_plain(data[HEADER_BYTES:])
+            )
     elif size == _SHORT_AT - 1:
         start, answered, length, end = _unpack_constant_reply(data)
-        if start == _RESULT_START and answered == sequence and length == 1 and end in _CONSTANT_OF:
-            return _CONSTANT_OF[end]
+        if start == _RESULT_START and answered == sequence and length == 1 and end.startswith(_END):
+            return _CONSTANT_OF[end] if end in _CONSTANT_OF else unpack_plain(end[-1:])
     return UNUSUAL
 
 

@@ -199,6 +199,22 @@ def test_a_connection_may_be_kept() -> None:
     assert (peer.opened, peer.most_open, peer.failures) == (3, 1, [])
 
 
+def test_a_listing_is_asked_for_again_if_the_kept_connection_closes_meanwhile() -> None:
+    def script(line: Line) -> None:
+        line.request()
+        line.send(line.reply({}))
+        line.request()  # and no reply
+
+    peer = ScriptedPeer(script)
+    directory = NameServerDirectory(peer.member.address, keep=True)
+    try:
+        assert [listed(directory) for _ in range(3)] == [Listing()] * 3
+    finally:
+        directory.close()
+        peer.close()
+    assert peer.opened == 3
+
+
 def test_an_entry_may_be_made_over_the_connection_of_a_listing_only() -> None:
     """A name server that was started anew has another one."""
 

@@ -76,7 +76,7 @@ class TestPool:
         assert connection.fresh_until == math.inf  # the same host
         connections.call(peer.member, commands.GET, (0, b"key"), soon())
         assert peer.opened == 1
-        connection.fresh_until = time.monotonic() - 1.0
+        connection.fresh_until = connection.checked_at = time.monotonic() - 1.0
         connections.call(peer.member, commands.GET, (0, b"key"), soon())
         assert peer.opened == 2
 

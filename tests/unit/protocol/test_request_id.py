@@ -16,7 +16,7 @@ NAME = "cache.node.1"
 @pytest.mark.parametrize("value", [b"small", b"l" * 70_000, Pieces([b"in", b"pieces"])])
 def test_it_is_in_the_header_of_a_request(value: bytes | Pieces) -> None:
     packer = CallPacker(NAME)
-    packer.session = b"sessions"
+    packer.identify(b"sessions")
     message = packer.pack("set", (1, b"key", value), 7, 5, 2**32 - 1)
     head = message if isinstance(message, bytes) else bytes(message[0])
     header = framing.parse_header(head)

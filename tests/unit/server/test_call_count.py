@@ -57,4 +57,4 @@ def test_a_warm_get_takes_few_python_calls_of_the_server() -> None:
         loop.shutdown()
         thread.join(10)
     of_one_request = called[called.index("_serve_idle") :]
-    assert of_one_request[:5] == ["_serve_idle", "unpack", "dispatch", "get", "pack_result"]
+    assert of_one_request[:6] == ["_serve_idle", "unpack", "_unpack_small", "dispatch", "get", "pack_result"]

@@ -106,7 +106,7 @@ class Peer:
         self.sequence = 0
         self.sock.sendall(ClientHandshake(NAME, Greeting(session=session or b"")).request())
         assert self.receive().header.type == framing.CONNECT_OK
-        self.packer.session = session or b"whatever"
+        self.packer.identify(session or b"whatever")
 
     def receive(self) -> Frame:
         while (frame := self._decoder.next_frame()) is None:
@@ -218,7 +218,7 @@ class TestDeadlines:
         self, server: Server, session: bytes | None
     ) -> None:
         with Peer(server, session) as peer:
-            peer.packer.session = SESSION
+            peer.packer.identify(SESSION)
             for _ in range(2):
                 assert isinstance(peer.call("set", 0, b"key", b"v", number=REPEAT + 1, seconds=-1.0), int)
         assert len(server.target.values) == 2
