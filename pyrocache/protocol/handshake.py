@@ -5,15 +5,18 @@ the server describes itself. Does not send or receive. Does not judge requests e
 established, `ServerHandshake.admit` passes their headers on.
 
 The handshake is that of Pyro5: one CONNECT message and one answer. By their `Greeting` both ends compare protocol,
-cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. It also has fields for
-authentication and for agreeing on capabilities. Empty fields are not sent. To add authentication by a shared secret
-(challenge and response), one more message is needed: the client's proof for the server's nonce. For that, add a member
-to `State` between `AWAITING` and `ESTABLISHED`, and admit only this message in that state.
+cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. Empty fields are not sent.
 
-    client                                  server
-    AWAITING   -- CONNECT {greeting}     -> AWAITING
-    ESTABLISHED <- CONNECT_OK {greeting} -- ESTABLISHED
-    REFUSED    <- CONNECT_FAIL "reason"  -- REFUSED
+Ends that have a secret prove that they know it (`protocol.proof`): the caller's greeting has a nonce and the address
+that it dialled, the answer has another nonce and the server's proof, and a second CONNECT message has the caller's
+proof. The server's `Admission` says who else is admitted.
+
+    client                                          server
+    AWAITING    -- CONNECT {greeting, nonce}     -> AWAITING
+    PROVING    <- CONNECT_OK {greeting, nonce, proof} -- PROVING      without nonces, both ends are ESTABLISHED
+                -- CONNECT {proof}               ->
+    ESTABLISHED <- CONNECT_OK {}                 -- ESTABLISHED
+    REFUSED     <- CONNECT_FAIL "reason"         -- REFUSED           instead of any CONNECT_OK
 
 Pure: no I/O, no threads, no clock.
 
@@ -22,7 +25,7 @@ Thread safety: a handshake belongs to one connection and is used by one thread a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -31,6 +34,7 @@ from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
+from pyrocache.protocol.proof import NONCE_BYTES, Role, prove, proves, transcript
 from pyrocache.protocol.request_id import SESSION_BYTES
 
 REQUEST_BYTES = 16 * 1024
@@ -45,8 +49,12 @@ PROTOCOL = 1
 OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
 OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
+NO_SECRET, OTHER_SECRET, OTHER_ADDRESS = "no-secret", "other-secret", "other-address"
 
-CODES = (OVERLOADED, OTHER_PROTOCOL, OTHER_CLUSTER, OTHER_NODE, OTHER_INCARNATION)
+CODES = (
+    *(OVERLOADED, OTHER_PROTOCOL, OTHER_CLUSTER, OTHER_NODE, OTHER_INCARNATION),
+    *(NO_SECRET, OTHER_SECRET, OTHER_ADDRESS),
+)
 """What a refusal may begin with, followed by a colon and a sentence."""
 
 _IDENTITY = (
@@ -65,6 +73,8 @@ class State(Enum):
 
     AWAITING = "awaiting"
     """The other end has not sent anything yet; only a handshake message is admitted."""
+    PROVING = "proving"
+    """The caller has to prove that it knows the secret; only a handshake message is admitted."""
     ESTABLISHED = "established"
     """Requests may follow."""
     REFUSED = "refused"
@@ -90,7 +100,7 @@ class CloseAfterReply(Exception):
 
 
 class Greeting(NamedTuple):
-    """What one end sends of itself, and what a client expects of the other end. None of it is authenticated.
+    """What one end sends of itself, and what a client expects of the other end. The proofs cover all of it.
 
     Attributes:
         node: the name of the node. Like the next three, a client sends the one that it expects to find.
@@ -102,8 +112,10 @@ class Greeting(NamedTuple):
         caller: name and incarnation of a node that connects, separated by a space; a client has none.
         clock_ms: the node's clock, modulo 2**32 milliseconds, from 1 on; 0 if unknown.
         capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
-        nonce: a random challenge, which the other end answers by a proof. Not used yet.
-        proof: the answer to the other end's nonce. Not used yet.
+        nonce: `NONCE_BYTES` random bytes, which the other end's proof covers; empty without a secret.
+        proof: see `protocol.proof`.
+        dialled: the address that a caller with a nonce is connected to, as `format_peer` returns it.
+        token: what a caller without the secret was given by somebody who has it.
     """
 
     node: str = ""
@@ -117,6 +129,8 @@ class Greeting(NamedTuple):
     capabilities: str = ""
     nonce: bytes = b""
     proof: bytes = b""
+    dialled: str = ""
+    token: bytes = b""
 
     def check(self, expected: Greeting) -> None:
         """Compare what a server is with what a client expects. A field that one of them leaves empty is not compared.
@@ -151,26 +165,42 @@ class ClientHandshake:
     Args:
         object_id: the remote object that the connection is for.
         greeting: describes the client, and what it expects; None sends Pyro5's plain greeting.
+        keys: those of the secret, the one to use first; empty if the client has none. Then ``greeting`` has no nonce.
+        trusting: whether a server that proves nothing is accepted.
 
     Attributes:
         state: the progress.
     """
 
-    __slots__ = ("_expected", "_greeting", "_object_id", "state")
+    __slots__ = ("_expected", "_keys", "_object_id", "_offer", "_said", "_server", "_trusting", "state")
 
-    def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
+    def __init__(
+        self,
+        object_id: str,
+        greeting: Greeting | None = None,
+        keys: Sequence[bytes] = (),
+        *,
+        trusting: bool = True,
+    ) -> None:
         self._object_id = object_id
         self._expected = greeting or Greeting()
-        self._greeting = greeting.to_wire() if greeting else "pyrocache"
+        self._offer: Any = greeting.to_wire() if greeting else "pyrocache"
+        self._keys = keys
+        self._trusting = trusting
+        self._said = b""
+        self._server = Greeting()
         self.state = State.AWAITING
 
     def request(self) -> bytes:
-        """Return the message that begins the handshake."""
-        body = pack_plain({"handshake": self._greeting, "object": self._object_id})
+        """Return the message that begins the handshake; while `PROVING`, the one with this end's proof."""
+        handshake = self._offer
+        if self.state is State.PROVING:
+            handshake = Greeting(proof=prove(self._keys[0], Role.CALLER, self._said)).to_wire()
+        body = pack_plain({"handshake": handshake, "object": self._object_id})
         return framing.pack_message(framing.CONNECT, 0, body)
 
     def admit(self, header: Header) -> None:
-        """Judge the header of the answer before its body is read.
+        """Judge the header of an answer before its body is read.
 
         Raises:
             ProtocolError: drop the connection.
@@ -181,24 +211,40 @@ class ClientHandshake:
             raise ProtocolError("This answer to a handshake is compressed or too long.")
 
     def receive(self, frame: Frame) -> Greeting:
-        """Process the answer, whose header `admit` has accepted. Return the server's greeting.
+        """Process an answer, whose header `admit` has accepted. Return the server's greeting.
+
+        If the state is `PROVING` afterwards, send `request` and wait for another answer.
 
         Raises:
             HandshakeRefused: the server refuses, or is not what the client expects.
             ProtocolError: the body is not plain msgpack.
         """
         answer = unpack_plain(frame.body)
-        if frame.header.type == framing.CONNECT_FAIL:
-            self.state = State.REFUSED
-            raise HandshakeRefused(answer if isinstance(answer, str) else "no reason was given")
-        greeting = Greeting.from_wire(answer.get("handshake") if isinstance(answer, dict) else None)
         try:
-            greeting.check(self._expected)
+            if frame.header.type == framing.CONNECT_FAIL:
+                raise HandshakeRefused(answer if isinstance(answer, str) else "no reason was given")
+            if self.state is State.PROVING:
+                self.state = State.ESTABLISHED
+            else:
+                said = answer.get("handshake") if isinstance(answer, dict) else None
+                self._server = Greeting.from_wire(said)
+                self._server.check(self._expected)
+                self.state = self._examine(said if isinstance(said, dict) else {})
         except HandshakeRefused:
             self.state = State.REFUSED
             raise
-        self.state = State.ESTABLISHED
-        return greeting
+        return self._server
+
+    def _examine(self, answer: dict[Any, Any]) -> State:
+        """Check the server's proof. Return the next state."""
+        if not (self._keys and self._server.nonce):
+            if not self._trusting:
+                raise HandshakeRefused(f"{NO_SECRET}: this server does not prove that it knows the secret")
+            return State.ESTABLISHED
+        self._said = transcript(self._object_id, self._offer, answer)
+        if not proves(self._keys, Role.SERVER, self._said, self._server.proof):
+            raise HandshakeRefused(f"{OTHER_SECRET}: this server has another secret")
+        return State.PROVING
 
 
 class Serializer(NamedTuple):
@@ -223,6 +269,33 @@ MSGPACK = Serializer(framing.MSGPACK, pack_plain, unpack_plain, unpack_call, pac
 """The serializer of clients and nodes."""
 
 
+class Strangers(Enum):
+    """What a server does with callers that do not prove that they know its secret."""
+
+    REFUSED = "they are refused"
+    ADMITTED = "they may do what is open to all"
+    TRUSTED = "they may do all"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whom a server with a secret admits.
+
+    Attributes:
+        keys: returns the keys of the secret, the one to use first.
+        nonce: returns `NONCE_BYTES` random bytes, others each time.
+        accepts_token: returns whether a token (see `Greeting.token`) is valid; each only once.
+        strangers: what becomes of callers with neither a nonce nor a token.
+        advertised: the addresses, beside the one that a connection was accepted on, that callers may have dialled.
+    """
+
+    keys: Callable[[], Sequence[bytes]]
+    nonce: Callable[[], bytes]
+    accepts_token: Callable[[bytes], bool] = lambda token: False
+    strangers: Strangers = Strangers.REFUSED
+    advertised: Collection[str] = ()
+
+
 @dataclass(slots=True, eq=False)
 class ServerHandshake:
     """The state of a handshake at the server.
@@ -234,7 +307,10 @@ class ServerHandshake:
         spoken: the serializers that a client may choose from, by number.
         admit_head: judges the beginnings of long requests, see `FrameDecoder`.
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
+        admission: whom to admit; None for everybody.
+        local: the address that the connection was accepted on, as `format_peer` returns it.
         state: the progress.
+        trusted: whether the caller may do what is not open to all.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
@@ -245,9 +321,13 @@ class ServerHandshake:
     spoken: Mapping[int, Serializer]
     refusals: Mapping[int, bytes]
     admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
+    admission: Admission | None = None
+    local: str = ""
     state: State = State.AWAITING
+    trusted: bool = False
     serializer: Serializer | None = None
     session: bytes | None = None
+    _said: bytes = b""
 
     def admit(self, header: Header) -> None:
         """Judge a header, in any state, before its body is read.
@@ -256,15 +336,15 @@ class ServerHandshake:
             ProtocolError: drop the connection.
             CloseAfterReply: send its reply, then drop the connection.
         """
-        if self.serializer is None:
-            self._admit_first(header)
-        elif header.type != framing.PING and header.serializer != self.serializer.number:
+        if self.state is not State.ESTABLISHED:
+            self._admit_handshake(header)
+        elif header.type != framing.PING and self.serializer and header.serializer != self.serializer.number:
             raise ProtocolError("The peer changed its serializer.")
         else:
             self.admit_request(header)
 
     def receive(self, frame: Frame) -> bytes:
-        """Process the client's handshake. Return the reply that accepts it.
+        """Process a message of the handshake. Return the reply that accepts it.
 
         Raises:
             ProtocolError: drop the connection.
@@ -276,17 +356,64 @@ class ServerHandshake:
         if not isinstance(request, dict) or not isinstance(request.get("object"), str):
             raise ProtocolError("A handshake names the object that it is for.")
         try:
-            answer = self.describe(request["object"], request.get("handshake"))
+            if self.state is State.PROVING:
+                answer = self._check_proof(Greeting.from_wire(request.get("handshake")))
+            else:
+                answer = self._answer(request["object"], request.get("handshake"))
         except HandshakeRefused as refused:
             raise self._refused(header, serializer.dumps(str(refused))) from None
-        self.state, self.serializer = State.ESTABLISHED, serializer
-        session = Greeting.from_wire(request.get("handshake")).session
-        if len(session) == SESSION_BYTES and Greeting.from_wire(answer.get("handshake")).clock_ms:
-            self.session = session
-        accepted = serializer.dumps(answer)
-        return framing.pack_message(framing.CONNECT_OK, header.sequence, accepted, 0, serializer.number)
+        self.serializer = serializer
+        return framing.pack_message(
+            framing.CONNECT_OK, header.sequence, serializer.dumps(answer), 0, serializer.number
+        )
 
-    def _admit_first(self, header: Header) -> None:
+    def _answer(self, object_id: str, offered: Any) -> Any:
+        """Return the answer to the first message, and set the next state."""
+        offer = Greeting.from_wire(offered)
+        proving = self.admission is not None and bool(offer.nonce)
+        if self.admission is not None:
+            self.trusted = not proving and self._admit_stranger(self.admission, object_id, offer)
+        answer = self.describe(object_id, offered)
+        mine = answer.get("handshake")
+        if len(offer.session) == SESSION_BYTES and Greeting.from_wire(mine).clock_ms:
+            self.session = offer.session
+        if self.admission is not None and proving:
+            answer = {**answer, "handshake": self._prove(self.admission, object_id, offered, mine)}
+        self.state = State.PROVING if proving else State.ESTABLISHED
+        return answer
+
+    def _admit_stranger(self, admission: Admission, object_id: str, offer: Greeting) -> bool:
+        """Return whether a caller that gives no nonce is trusted. Refuse it if it may not do anything."""
+        if offer.token:
+            if not admission.accepts_token(offer.token):
+                raise HandshakeRefused(
+                    f"{OTHER_SECRET}: this token was used before, is too old or of another server"
+                )
+            return True
+        if admission.strangers is Strangers.REFUSED:
+            advice = f"a Pyro5 proxy needs proxy._pyroHandshake = pyrocache.stock_handshake({object_id!r})"
+            raise HandshakeRefused(f"{NO_SECRET}: this server serves callers that prove its secret; {advice}")
+        return admission.strangers is Strangers.TRUSTED
+
+    def _prove(self, admission: Admission, object_id: str, offered: Any, mine: Any) -> dict[str, Any]:
+        """Return this end's greeting with its nonce and proof."""
+        offer = Greeting.from_wire(offered)
+        if len(offer.nonce) != NONCE_BYTES:
+            raise HandshakeRefused(f"{OTHER_SECRET}: a nonce has {NONCE_BYTES} bytes")
+        if offer.dialled != self.local and offer.dialled not in admission.advertised:
+            raise HandshakeRefused(f"{OTHER_ADDRESS}: this server does not listen on {offer.dialled!r}")
+        answer = {**(mine if isinstance(mine, dict) else {}), "nonce": admission.nonce()}
+        self._said = transcript(object_id, offered, answer)
+        return {**answer, "proof": prove(admission.keys()[0], Role.SERVER, self._said)}
+
+    def _check_proof(self, second: Greeting) -> dict[str, Any]:
+        assert self.admission is not None
+        if not proves(self.admission.keys(), Role.CALLER, self._said, second.proof):
+            raise HandshakeRefused(f"{OTHER_SECRET}: the caller has another secret")
+        self.state, self.trusted = State.ESTABLISHED, True
+        return {"handshake": {}, "meta": {}}
+
+    def _admit_handshake(self, header: Header) -> None:
         if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
             raise ProtocolError("A connection begins with a plain handshake.")
         if header.frame_bytes > REQUEST_BYTES:
