@@ -1,7 +1,8 @@
 """The client side of the protocol on one connection, without I/O: received bytes in, results out.
 
-A driver sends `greeting` and then each message that `send_call` returns. It passes what it receives to `receive_data`,
-or writes it into the memory that `space` returns and calls `received`. `Connection` is the blocking driver.
+A driver sends what `greet` returns, if asked for also what `prove` returns, and then each message that `send_call`
+returns. It passes what it receives to `receive_data`, or writes it into the memory that `space` returns and calls
+`received`. `Connection` is the blocking driver.
 
 One request is under way at a time. After any exception other than `Refused`, the next reply could belong to another
 call: the driver must close the connection.
@@ -11,15 +12,16 @@ Thread safety: not thread-safe; used by one thread at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
 from pyrocache.errors import ProtocolError
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
-from pyrocache.protocol.handshake import ClientHandshake, Greeting
+from pyrocache.protocol.handshake import PROTOCOL, ClientHandshake, Greeting, State
 from pyrocache.protocol.messages import CallPacker
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
@@ -32,10 +34,29 @@ class Progress(Enum):
     """The outcome of a step that has not produced the result of a call."""
 
     PENDING = "more must come"
+    PROVING = "the message that `CallProtocol.prove` returns must be sent"
     GREETED = "the handshake is done"
 
 
-PENDING, GREETED = Progress.PENDING, Progress.GREETED
+PENDING, PROVING, GREETED = Progress.PENDING, Progress.PROVING, Progress.GREETED
+
+
+class Caller(NamedTuple):
+    """What one end of the connections tells of itself, and demands of the other ends.
+
+    Attributes:
+        greeting: describes it.
+        keys: returns the keys of its secret, the one to use first; none if it has no secret.
+        trusting: whether it calls servers that do not prove that they know the secret.
+    """
+
+    greeting: Greeting = Greeting(protocol=PROTOCOL)
+    keys: Callable[[], Sequence[bytes]] = tuple
+    trusting: bool = True
+
+
+ANONYMOUS = Caller()
+"""A caller without a session and without a secret."""
 
 
 class CallProtocol:
@@ -43,10 +64,9 @@ class CallProtocol:
 
     Args:
         object_id: the id of the remote object.
-        greeting: describes the caller, and what it expects; None sends Pyro5's plain greeting.
+        caller: describes the caller, and what it expects.
 
     Attributes:
-        greeting: the first message to send.
         sequence: number of the last call.
         identified: whether requests have a `RequestId`: the handshake had this end's session and the peer's clock.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
@@ -56,24 +76,42 @@ class CallProtocol:
     """
 
     __slots__ = (
-        *("_decoder", "_handshake", "_packer", "_session"),
-        *("greeting", "identified", "max_value_bytes", "pack", "peer", "sequence", "space"),
+        *("_caller", "_decoder", "_handshake", "_object_id", "_packer"),
+        *("identified", "max_value_bytes", "pack", "peer", "sequence", "space"),
     )
 
-    def __init__(self, object_id: str, greeting: Greeting | None = None) -> None:
-        handshake = ClientHandshake(object_id, greeting)
+    def __init__(self, object_id: str, caller: Caller = ANONYMOUS) -> None:
+        self._object_id = object_id
+        self._caller = caller
+        self._handshake: ClientHandshake | None = None  # while it lasts
         self.peer = Greeting()
         self.identified = False
-        self._session = greeting.session if greeting else b""
-        self._handshake: ClientHandshake | None = handshake  # until it is done
-        self.greeting = handshake.request()
         # Neither function is a method of this object: a cycle would keep large buffers alive.
-        self._decoder = FrameDecoder(handshake.admit, _room)
+        self._decoder = FrameDecoder(_admit_nothing, _room)
         self.space = self._decoder.space
         self._packer = CallPacker(object_id)
         self.pack = self._packer.pack
         self.sequence = 0
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
+
+    def greet(self, dialled: str, nonce: bytes) -> bytes:
+        """Return the first message to send.
+
+        Args:
+            dialled: the address of the peer, as `format_peer` returns it.
+            nonce: `NONCE_BYTES` random bytes.
+        """
+        greeting, keys, trusting = self._caller.greeting, self._caller.keys(), self._caller.trusting
+        if keys:
+            greeting = greeting._replace(nonce=nonce, dialled=dialled)
+        self._handshake = handshake = ClientHandshake(self._object_id, greeting, keys, trusting=trusting)
+        self._decoder.admit = handshake.admit
+        return handshake.request()
+
+    def prove(self) -> bytes:
+        """Return the message that proves that this end knows the secret."""
+        assert self._handshake is not None
+        return self._handshake.request()
 
     def send_call(
         self, method: str, arguments: tuple[Any, ...], number: int = 0, deadline: int = 0
@@ -117,7 +155,8 @@ class CallProtocol:
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
-            return self._greeted(self._handshake.receive(frame))
+            greeting = self._handshake.receive(frame)
+            return PROVING if self._handshake.state is State.PROVING else self._greeted(greeting)
         header, body = frame
         if header.sequence != self.sequence:
             raise ProtocolError("A reply came out of order.")
@@ -128,13 +167,18 @@ class CallProtocol:
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None
         self.peer = greeting
-        if len(self._session) == SESSION_BYTES and greeting.clock_ms:
-            self._packer.identify(self._session)
+        session = self._caller.greeting.session
+        if len(session) == SESSION_BYTES and greeting.clock_ms:
+            self._packer.identify(session)
             self.identified = True
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)
         return GREETED
+
+
+def _admit_nothing(header: Header) -> None:
+    raise ProtocolError("The peer spoke first.")
 
 
 def _room(frame_bytes: int) -> memoryview | None:

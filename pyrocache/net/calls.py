@@ -22,8 +22,9 @@ from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ValueTooLarge
 from pyrocache.net import multiplex
+from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.channel import check_supported
-from pyrocache.net.connection import ANONYMOUS, Connection
+from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, Unavailable, broken, client_closed, too_large, unavailable
 from pyrocache.net.multiplex import Request
@@ -31,7 +32,6 @@ from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.pool import Loan, Pool
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import PING, Command
-from pyrocache.protocol.handshake import Greeting
 
 __all__ = ["Connections", "Request"]
 
@@ -43,7 +43,7 @@ class Connections:
         max_per_node: how many may be open to any one node; further callers wait within their deadline.
         transport: whether nodes on this host are reached over their Unix sockets.
         suspicions: which nodes seem to hang; None to trust every node.
-        greeting: describes the caller to each node.
+        caller: describes the caller to each node.
 
     Raises:
         ConfigurationError: this interpreter's sockets do not work, under eventlet.
@@ -54,13 +54,13 @@ class Connections:
         max_per_node: int,
         transport: TransportChoice = "auto",
         suspicions: Suspicions | None = None,
-        greeting: Greeting = ANONYMOUS,
+        caller: Caller = ANONYMOUS,
     ) -> None:
         check_supported()
         self._suspicions = suspicions
         self._max_per_node = max_per_node
         self._transport = transport
-        self._greeting = greeting
+        self._caller = caller
         self._lock = threading.Lock()  # guards: the set of _pools, _closed; each pool's methods need no lock
         self._pools: dict[str, Pool] = {}
         self._pinned: dict[int, weakref.ref[Loan]] = {}  # each use is one call into C
@@ -266,6 +266,6 @@ class Connections:
                     if pool is not None:
                         pool.close()
                     suspicion = None if self._suspicions is None else self._suspicions.of(member)
-                    pool = Pool(member, self._max_per_node, self._transport, suspicion, self._greeting)
+                    pool = Pool(member, self._max_per_node, self._transport, suspicion, self._caller)
                     self._pools[member.name] = pool
         return pool

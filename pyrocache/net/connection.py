@@ -17,8 +17,10 @@ Thread safety: used by one thread at a time, except `interrupt`, which any threa
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 import select
 import socket
 import time
@@ -27,12 +29,13 @@ from typing import Any
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ProtocolError
-from pyrocache.net.call_protocol import GREETED, PENDING, CallProtocol
+from pyrocache.net.call_protocol import ANONYMOUS, GREETED, PENDING, PROVING, Caller, CallProtocol
 from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative, is_same_host
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
-from pyrocache.protocol.handshake import PROTOCOL, Greeting
+from pyrocache.protocol.handshake import format_peer
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
+from pyrocache.protocol.proof import NONCE_BYTES
 from pyrocache.protocol.request_id import CLOCK, HIGHEST_NUMBER, REPEAT
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
@@ -49,10 +52,8 @@ _NUMBERS = itertools.count(1)  # of requests, by all connections: they must diff
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
 _NOW = socket.MSG_DONTWAIT
+_CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
-
-ANONYMOUS = Greeting(protocol=PROTOCOL)
-"""The greeting of a caller without a session."""
 
 _Poll = Callable[[int], list[tuple[int, int]]]
 
@@ -63,7 +64,7 @@ class Connection:
     Args:
         endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
-        greeting: describes the caller; what is known about ``endpoint`` is added to it.
+        caller: describes the caller; what is known about ``endpoint`` is added to its greeting.
 
     Attributes:
         max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
@@ -90,7 +91,7 @@ class Connection:
     )
 
     def __init__(
-        self, endpoint: Endpoint, transport: TransportChoice = "auto", greeting: Greeting = ANONYMOUS
+        self, endpoint: Endpoint, transport: TransportChoice = "auto", caller: Caller = ANONYMOUS
     ) -> None:
         self.max_value_bytes = 0
         self.opened = False
@@ -100,10 +101,10 @@ class Connection:
         self.fresh_until = math.inf
         self._identified = False
         self._ahead = 0.0  # milliseconds from the clock of deadlines to that of the node
-        greeting = greeting._replace(
+        greeting = caller.greeting._replace(
             node=endpoint.name, incarnation=endpoint.incarnation, cluster=endpoint.cluster
         )
-        self._protocol = CallProtocol(endpoint.name, greeting)
+        self._protocol = CallProtocol(endpoint.name, caller._replace(greeting=greeting))
         self._pack = self._protocol.pack
         self._unsent: list[memoryview] = []
         self._spin_wait: Callable[[_Poll], object] | None = None
@@ -235,6 +236,10 @@ class Connection:
                 outcome = self._receive_some(_NOW)
             except BlockingIOError:
                 return PENDING
+            if outcome is PROVING:
+                outcome = PENDING
+                if not self._begin_sending(self._protocol.prove()):
+                    return PENDING
         if outcome is GREETED:
             self.opened = True
             self.max_value_bytes = self._protocol.max_value_bytes
@@ -295,8 +300,11 @@ class Connection:
             self._spin_wait = SpinWait().wait
         # A node that refuses connections may have closed this one already. Its message can still be received.
         try:
-            self._begin_sending(self._protocol.greeting)
-        except (BrokenPipeError, ConnectionResetError):
+            dialled = format_peer(channel.getpeername())
+            self._begin_sending(self._protocol.greet(dialled, os.urandom(NONCE_BYTES)))
+        except OSError as error:
+            if error.errno not in _CLOSED:
+                raise
             self._unsent = []
 
     def _set_clock(self) -> None:

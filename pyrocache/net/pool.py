@@ -21,12 +21,12 @@ import weakref
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
-from pyrocache.net.connection import ANONYMOUS, Connection
+from pyrocache.net.call_protocol import ANONYMOUS, Caller
+from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, suspected, unavailable
 from pyrocache.net.suspicion import Suspicion, Verdict, patience
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import Greeting
 from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.tracebacks import came_from_outside
 
@@ -46,7 +46,7 @@ class Pool:
         limit: the most connections that may be open.
         transport: whether its Unix socket may be used.
         suspicion: what is known about whether the node answers; None to trust it always.
-        greeting: describes the caller.
+        caller: describes the caller.
 
     Attributes:
         member: as given.
@@ -57,7 +57,7 @@ class Pool:
     """
 
     __slots__ = (
-        "_greeting",
+        "_caller",
         "_take",
         "_transport",
         "_trusted",
@@ -74,9 +74,9 @@ class Pool:
         limit: int,
         transport: TransportChoice,
         suspicion: Suspicion | None = None,
-        greeting: Greeting = ANONYMOUS,
+        caller: Caller = ANONYMOUS,
     ) -> None:
-        self._greeting = greeting
+        self._caller = caller
         self.member = member
         self.suspicion = Suspicion() if suspicion is None else suspicion
         self._trusted = suspicion is None
@@ -115,7 +115,7 @@ class Pool:
                 try:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
-                    return Connection(self.member, self._transport, self._greeting)
+                    return Connection(self.member, self._transport, self._caller)
                 if now - connection.checked_at < (_CAREFUL_SECONDS if careful else _TRUST_SECONDS):
                     return connection
                 if now < connection.fresh_until and connection.usable():

@@ -13,11 +13,12 @@ from typing import Any
 
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Connections, Request
-from pyrocache.net.connection import ANONYMOUS
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
+from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.tracebacks import came_from_outside
 
 PROBE_SECONDS = 0.25
@@ -57,7 +58,8 @@ class Peers:
 
     def _connect(self, caller: str) -> Connections:
         # Over TCP, as most callers reach a node.
-        return Connections(max_per_node=1, transport="tcp", greeting=ANONYMOUS._replace(caller=caller))
+        greeting = Greeting(protocol=PROTOCOL, caller=caller)
+        return Connections(max_per_node=1, transport="tcp", caller=Caller(greeting))
 
 
 def is_here(host: str, own: str) -> bool:

@@ -25,9 +25,11 @@ Thread safety: a handshake belongs to one connection and is used by one thread a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from pyrocache.errors import ProtocolError
@@ -157,6 +159,19 @@ class Greeting(NamedTuple):
             return cls()
         empty = cls._field_defaults
         return cls(**{name: data[name] for name in empty if type(data.get(name)) is type(empty[name])})
+
+
+def format_peer(address: Any) -> str:
+    """Return the address of one end of a connection in the one form that both ends compare.
+
+    Args:
+        address: what ``getsockname`` or ``getpeername`` of a socket returns.
+    """
+    if not isinstance(address, tuple):
+        return os.fsdecode(address)
+    host, port = address[:2]
+    ip = ip_address(host.partition("%")[0])
+    return f"{getattr(ip, 'ipv4_mapped', None) or ip} {port}"
 
 
 class ClientHandshake:
@@ -350,6 +365,8 @@ class ServerHandshake:
             ProtocolError: drop the connection.
             CloseAfterReply: send its reply, then drop the connection.
         """
+        if self.state is State.REFUSED:
+            raise ProtocolError("The handshake has failed.")
         header, body = frame
         serializer = self.spoken[header.serializer]
         request = serializer.loads(body)

@@ -37,8 +37,8 @@ from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
 from pyrocache.errors import MayHaveBeenDone, NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Connections, Request
-from pyrocache.net.connection import ANONYMOUS
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory, WatchedLookUp
 from pyrocache.net.failures import Refused, Unavailable, name_in_hint
@@ -46,6 +46,8 @@ from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, Command
+from pyrocache.protocol.handshake import PROTOCOL, Greeting
+from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
 
 _AGAIN: Any = object()
@@ -343,10 +345,10 @@ class Router:
 
     def _connect(self, view: ClusterView) -> None:
         suspicions = Suspicions()
-        greeting = ANONYMOUS._replace(session=os.urandom(8))
-        self._connections = Connections(self._max_connections, self._transport, suspicions, greeting)
+        caller = Caller(Greeting(protocol=PROTOCOL, session=os.urandom(SESSION_BYTES)))
+        self._connections = Connections(self._max_connections, self._transport, suspicions, caller)
         # Callers may keep these for long.
-        self._pinning = Connections(self._max_pinned, self._transport, suspicions, greeting)
+        self._pinning = Connections(self._max_pinned, self._transport, suspicions, caller)
         nameserver = WatchedLookUp(self._directory)
         self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view

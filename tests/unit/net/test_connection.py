@@ -24,12 +24,14 @@ import pytest
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import Overloaded, ValueTooLarge
 from pyrocache.net import connection as connection_module
+from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Connections
 from pyrocache.net.channel import Dialing, is_same_host
-from pyrocache.net.connection import ANONYMOUS, DRIFT, FRESH_SECONDS, Connection
+from pyrocache.net.connection import DRIFT, FRESH_SECONDS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Refused, Unavailable
 from pyrocache.protocol import commands, framing, messages
+from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.protocol.request_id import RequestId, unpack_id
@@ -566,11 +568,11 @@ def test_to_another_host_deadlines_are_earlier_by_what_clocks_may_drift(
 
     began = time.monotonic()
     peer = ScriptedPeer(script, greeting={"clock_ms": 1000})
-    greeting = ANONYMOUS._replace(session=b"sessions")
+    caller = Caller(Greeting(protocol=PROTOCOL, session=b"sessions"))
     try:
         for same in (True, False):
             monkeypatch.setattr(connection_module, "is_same_host", lambda channel, same=same: same)
-            connection = Connection(peer.member, "auto", greeting)
+            connection = Connection(peer.member, "auto", caller)
             connection.finish_opening(soon())
             opened = time.monotonic()
             deadline = soon()
