@@ -51,6 +51,7 @@ class Command:
         large: a request may hold one value of the node's ``--max-value``. Any other request is at most a batch long.
         once: it must not be executed again after its reply was lost, because it changes the store (another client may
             have changed the entry meanwhile) or is not idempotent. See `client.routing.retry`.
+        open: a caller that is admitted without the secret may call it (see `protocol.handshake.Strangers`).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Command:
     mutates: bool
     operation: str = ""
     large: bool = False
+    open: bool = False
     once: bool = field(init=False)  # a field, because it is read on each call
 
     def __post_init__(self) -> None:

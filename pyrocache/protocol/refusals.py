@@ -35,6 +35,7 @@ KEY_TOO_LARGE = "key-too-large"
 VALUE_TOO_LARGE = "value-too-large"
 OVERLOADED = "overloaded"
 BAD_REQUEST = "bad-request"
+NOT_TRUSTED = "not-trusted"
 NOT_AN_INT = "not-an-int"
 INTERNAL = "internal"
 

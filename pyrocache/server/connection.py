@@ -29,7 +29,7 @@ class Connection:
 
     Attributes:
         session: the part of the connection that calls may use.
-        idle: established, with no call outstanding and no bytes buffered: the fast path may be used.
+        idle: established and trusted, with no call outstanding and no bytes buffered: the fast path may be used.
         busy: a call is on a worker thread or deferred; the connection is not read meanwhile.
         deferred: the `Deferred` that a deferred call waits for.
         events: the events that the poller watches for; 0: not registered.
@@ -132,6 +132,7 @@ class Connection:
             or self.throttled
             or ending
             or self.handshake.state is not State.ESTABLISHED
+            or not self.handshake.trusted
             or not self.decoder.between_frames
         )
         events = READ if self.may_ask() and not self.paused else 0
@@ -145,8 +146,8 @@ class Connection:
         """Return the time at which to close the connection unless there is activity before."""
         if self.ending_at is not None:
             return self.ending_at
-        if self.handshake.state is State.AWAITING:
-            return self.active_at + limits.handshake_seconds
+        if self.handshake.state is not State.ESTABLISHED:
+            return self.active_at + limits.handshake_seconds  # no activity counts before it is done
         if self.queued_at:
             return self.queued_at[0] + limits.request_seconds
         if self.busy or self.paused:  # the peer waits for this server

@@ -28,11 +28,12 @@ from Pyro5.serializers import serializers_by_id
 
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
-from pyrocache.protocol.commands import Command, Runs
+from pyrocache.protocol.commands import Command, Runs, Scope
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.handshake import (
     MSGPACK,
     OVERLOADED,
+    Admission,
     CloseAfterReply,
     Greeting,
     HandshakeRefused,
@@ -51,6 +52,13 @@ SAMPLE = 101
 connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
+_OF_DAEMONS: dict[str, Any] = {
+    "scope": Scope.NODE,
+    "idempotent": True,
+    "runs": Runs.INLINE,
+    "mutates": False,
+    "open": True,
+}
 
 _TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
@@ -75,13 +83,14 @@ class PendingReply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Method:
-    """A method that clients may call, with the serializer of their requests; ``once`` is as in `Command`."""
+    """A method that clients may call, with the serializer of their requests; the rest is as in `Command`."""
 
     name: str
     call: Callable[..., Any]
     runs: Runs
     serializer: Serializer
     once: bool = False
+    open: bool = False
 
 
 class Dispatcher:
@@ -95,6 +104,7 @@ class Dispatcher:
         greeting: returns the answer to a handshake: this end's `Greeting`, or another plain value.
         max_frame_bytes: the longest request that is accepted.
         serializers: the serializers that clients may use.
+        admission: whom to admit; None for everybody.
         timer: seconds, for the latency histograms.
 
     Attributes:
@@ -110,10 +120,12 @@ class Dispatcher:
         greeting: Callable[[], Any],
         max_frame_bytes: int,
         serializers: Sequence[Serializer] = (MSGPACK,),
+        admission: Admission | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.latencies = Latencies()
         self._greeting = greeting
+        self._admission = admission
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
         own: dict[str, Callable[..., Any]] = {  # what a stock proxy may call on any Pyro5 daemon
@@ -123,16 +135,17 @@ class Dispatcher:
             "get_metadata": self._get_metadata,
         }
         names = [name for name in commands if hasattr(target, name)]
-        calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
-            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name].runs)
+        calls: dict[tuple[str, str], tuple[Callable[..., Any], Command]] = {
+            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name])
             for name in names
         }
-        calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
-        once = {name for name in names if commands[name].once}
+        calls |= {(DAEMON_NAME, name): (call, Command(name, **_OF_DAEMONS)) for name, call in own.items()}
         self._methods = {
-            (serializer.number, *key): Method(key[1], *call, serializer, key[1] in once)
+            (serializer.number, *key): Method(
+                key[1], call, command.runs, serializer, command.once, command.open
+            )
             for serializer in serializers
-            for key, call in calls.items()
+            for key, (call, command) in calls.items()
         }
         self._metadata = {
             id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
@@ -145,16 +158,25 @@ class Dispatcher:
             object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in names}
         ).unpack
 
-    def handshake(self) -> ServerHandshake:
-        """Return the handshake of a new connection."""
+    def handshake(self, local: str = "") -> ServerHandshake:
+        """Return the handshake of a new connection, which was accepted on the address ``local``."""
         return ServerHandshake(
-            self._describe, self._admit, self._serializers, self._refusals, self._admit_head
+            self._describe,
+            self._admit,
+            self._serializers,
+            self._refusals,
+            self._admit_head,
+            admission=self._admission,
+            local=local,
         )
 
     def read(
-        self, frame: Frame, serializer: Serializer
+        self, frame: Frame, serializer: Serializer, trusted: bool = True
     ) -> tuple[int, Method, Sequence[Any], dict[str, Any]] | bytes:
         """Decode a request. Return the arguments for `dispatch`, or a reply if there is nothing to dispatch.
+
+        Args:
+            trusted: whether the caller may call all methods, or only those that are open.
 
         Raises:
             ProtocolError: drop the connection.
@@ -169,6 +191,9 @@ class Dispatcher:
         method = self._methods.get((serializer.number, object_id, name))
         if method is None:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
+            return _refuse(header.sequence, refusal, serializer)
+        if not (trusted or method.open):
+            refusal = Refusal(refusals.NOT_TRUSTED, f"{name} is for callers that have proved the secret.")
             return _refuse(header.sequence, refusal, serializer)
         return header.sequence, method, arguments, options
 

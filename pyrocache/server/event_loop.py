@@ -36,7 +36,7 @@ from pyrocache.config import DEFAULT_LEASE_SECONDS, NodeConfig
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import refusals
 from pyrocache.protocol.framing import Frame, Header
-from pyrocache.protocol.handshake import CloseAfterReply
+from pyrocache.protocol.handshake import CloseAfterReply, State, format_peer
 from pyrocache.protocol.messages import sequence_of, with_sequence
 from pyrocache.protocol.request_id import CLOCK, REPEAT, RequestId, milliseconds, seconds_left, unpack_id
 from pyrocache.runtime.clock import now
@@ -203,7 +203,8 @@ class EventLoop:
                     sock.send(self._dispatcher.rejected())
                     sock.shutdown(socket.SHUT_WR)
                 continue
-            connection = Connection(sock, self._dispatcher.handshake(), self._now)
+            handshake = self._dispatcher.handshake(format_peer(sock.getsockname()))
+            connection = Connection(sock, handshake, self._now)
             self.connections.add(connection)
             try:
                 if sock.family != socket.AF_UNIX:
@@ -325,15 +326,17 @@ class EventLoop:
         self._flush(connection)
 
     def _answer_frame(self, connection: Connection, frame: Frame) -> None:
-        connection.partial_since = connection.active_at = self._now
-        serializer = connection.handshake.serializer
-        if serializer is None:
-            connection.queue(connection.handshake.receive(frame), self._now)
-            connection.session.client = connection.handshake.session
+        handshake = connection.handshake
+        if handshake.state is not State.ESTABLISHED or handshake.serializer is None:
+            connection.queue(handshake.receive(frame), self._now)
             connection.waited = False
-            self.outcomes.join(connection.session)
+            if handshake.state is State.ESTABLISHED:
+                connection.partial_since = connection.active_at = self._now
+                connection.session.client = handshake.session
+                self.outcomes.join(connection.session)
             return
-        call = self._dispatcher.read(frame, serializer)
+        connection.partial_since = connection.active_at = self._now
+        call = self._dispatcher.read(frame, handshake.serializer, handshake.trusted)
         if isinstance(call, bytes):
             self._queue(connection, call)
             return
