@@ -388,8 +388,8 @@ class ServerHandshake:
         """Return the answer to the first message, and set the next state."""
         offer = Greeting.from_wire(offered)
         proving = self.admission is not None and bool(offer.nonce)
-        if self.admission is not None:
-            self.trusted = not proving and self._admit_stranger(self.admission, object_id, offer)
+        if not proving:
+            self.trusted = self.admission is None or self._admit_stranger(self.admission, object_id, offer)
         answer = self.describe(object_id, offered)
         mine = answer.get("handshake")
         if len(offer.session) == SESSION_BYTES and Greeting.from_wire(mine).clock_ms:
