@@ -103,7 +103,7 @@ class Ownership:
     def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
         """Return whether this node owned a key under its own last view, and owns it ever since."""
         name, own = self._guard.name, self._guard.view
-        if own is not None and own.number < before.number - 1:  # a view in between is not known
+        if own is not None and own.number < before.previous:  # a view in between is not known
             return lambda key: False
         views = [one for one in {own or view, before, view} if one.members]
         return lambda key: all(one.owner(key).name == name for one in views)
