@@ -130,6 +130,7 @@ def test_a_node_that_was_suspended_in_a_round_of_questions_does_not_count_the_go
     cluster.settle()
     two = cluster.start(2)
     cluster.settle()
+
     def suspended() -> bool:
         cluster.clock.tick(4.0)  # a third node joins meanwhile, and takes over
         cluster.directory.gone = two.dead = True
