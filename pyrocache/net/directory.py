@@ -52,11 +52,12 @@ class Listing(NamedTuple):
 
     Attributes:
         cluster: the id of the cluster; empty if it has none.
-        first: the number of its first view; 0 if it has none.
+        first: the number of its first view, or of the first one that was put back; 0 if it has none.
         views: the views of this cluster, newest first.
         members: the nodes that are registered.
         strangers: whether nodes of another cluster are registered, too.
         connection: the number of the connection that it came over, if connections are kept.
+        reserved: no new view may have a smaller number: it may have been used before the name server forgot it.
     """
 
     cluster: str = ""
@@ -65,6 +66,7 @@ class Listing(NamedTuple):
     members: tuple[Member, ...] = ()
     strangers: bool = False
     connection: int = 0
+    reserved: int = 0
 
     @property
     def view(self) -> ClusterView:
@@ -74,13 +76,18 @@ class Listing(NamedTuple):
     @property
     def before(self) -> ClusterView:
         """The view before it; an empty one if there is none."""
-        previous = [view for view in self.views if view.number == self.view.number - 1]
+        previous = [view for view in self.views if view.number == self.view.previous]
         return previous[0] if previous else EMPTY
 
     @property
     def complete(self) -> bool:
         """Whether the view before the newest one is listed, or there was none."""
         return self.view.number == self.first or bool(self.before.number)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next view."""
+        return max(self.view.number + 1, self.reserved)
 
 
 class Directory(Protocol):
@@ -89,7 +96,9 @@ class Directory(Protocol):
     def listing(self, timeout: float = ...) -> Listing:
         """Return all entries of the cluster."""
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = ..., over: int = ...) -> bool:
+    def create_cluster(
+        self, cluster: str, first: int, reserved: int = ..., timeout: float = ..., over: int = ...
+    ) -> bool:
         """Give the cluster its id, unless it has one. Return whether that was done.
 
         Args:
@@ -204,10 +213,18 @@ class NameServerDirectory:
         return list(self._listing(Deadline(timeout)).members)
 
     def create_cluster(
-        self, cluster: str, first: int, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0
+        self,
+        cluster: str,
+        first: int,
+        reserved: int = 0,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        over: int = 0,
     ) -> bool:
         """Give the cluster its id, unless it has one. Return whether that was done."""
-        return self._create(CLUSTER, ["pyrocache", f"cluster={cluster}", f"first={first}"], timeout, over)
+        metadata = ["pyrocache", f"cluster={cluster}", f"first={first}"]
+        if reserved:
+            metadata.append(f"reserved={reserved}")
+        return self._create(CLUSTER, metadata, timeout, over)
 
     def store_view(self, view: ClusterView, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0) -> bool:
         """Store a view unless there is one of its number. Return whether that was done."""
@@ -368,7 +385,7 @@ def _metadata(member: Member) -> list[str]:
 
 def _listing(entries: dict[Any, Any]) -> Listing:
     """Return what is valid among entries, which any peer can have written."""
-    members, views, cluster, first = [], [], "", 0
+    members, views, cluster, first, reserved = [], [], "", 0, 0
     for name, entry in entries.items():
         if type(name) is not str:
             continue
@@ -376,15 +393,19 @@ def _listing(entries: dict[Any, Any]) -> Listing:
             members.append(_member(name, entry))
         elif name == CLUSTER:
             tags = _tags(entry)
-            cluster, number = tags.get("cluster", ""), tags.get("first", "")
-            first = int(number) if _NUMBER.fullmatch(number) else 0
+            cluster = tags.get("cluster", "")
+            first, reserved = (
+                int(tags[name]) if _NUMBER.fullmatch(tags.get(name, "")) else 0
+                for name in ("first", "reserved")
+            )
         elif (match := _VIEW_NAME.fullmatch(name)) is not None:
             views.append(view_from_metadata(int(match[1]), _metadata_of(entry)))
     own = [view for view in views if view is not None and view.cluster == cluster]
     own.sort(key=lambda view: -view.number)
     valid = [member for member in members if member is not None]
     ours = tuple(member for member in valid if member.cluster in ("", cluster))
-    return Listing(cluster, first, tuple(own), ours, bool(cluster) and len(ours) < len(valid))
+    strangers = bool(cluster) and len(ours) < len(valid)
+    return Listing(cluster, first, tuple(own), ours, strangers, reserved=reserved)
 
 
 def _metadata_of(entry: Any) -> list[str]:

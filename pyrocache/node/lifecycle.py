@@ -43,6 +43,7 @@ from pyrocache.server.event_loop import EventLoop
 log = logging.getLogger("pyrocache.node")
 
 _NUDGE_PAUSE_SECONDS = 0.02
+_DROP_SECONDS = 0.1  # of dropping outdated entries, until the lease is renewed again
 _JOIN_PAUSE_SECONDS = 0.005
 
 
@@ -154,6 +155,8 @@ class Node:
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
                 soon = self.membership.in_transition
                 pause = _NUDGE_PAUSE_SECONDS if soon else self.config.lease_seconds / 4
+                if not self.cache_node.ownership.drop_outdated(min(pause, _DROP_SECONDS)):
+                    pause = 0.0
                 if self.stop_request.wait(pause):
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
                 self._tick()

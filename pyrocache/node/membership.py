@@ -28,6 +28,7 @@ from pyrocache.runtime.clock import now
 log = logging.getLogger("pyrocache.node")
 
 _PAUSE_SECONDS = 0.02  # between attempts to join
+_LOST_NUMBERS = 8  # of views that a name server has forgotten, and that are not put back: at most one
 _HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
 _LEAVE_SECONDS = 0.5
 _NAME_SERVER_SECONDS = 2.0
@@ -75,6 +76,7 @@ class NodeMembership:
         self._unreachable = self._foreign = False  # what was logged
         self._blocked = 0  # the number of a view that could not be stored
         self._made = ""  # the id of a cluster that this node has made
+        self._reserved = 0  # no view may have a smaller number
 
     @property
     def view(self) -> ClusterView:
@@ -191,8 +193,7 @@ class NodeMembership:
             return None
         member = replace(self._me, name=name, cluster=view.cluster)
         others = [other for other in view.members if other.name != name]
-        proposal = ClusterView([*others, member], view.number + 1, view.cluster)
-        return member if self._store(proposal, view, member) else None
+        return member if self._store([*others, member], view, member) is not None else None
 
     def _free_name(self, view: ClusterView, states: dict[Member, Heard], began_at: float) -> str | None:
         """Return a name that no live node has; None if that is not known yet."""
@@ -233,18 +234,21 @@ class NodeMembership:
             f"with: pyrocache status --nameserver {self._config.nameserver}"
         )
 
-    def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
-        """Store the next view, and acknowledge it. Return False if another node was faster."""
+    def _store(
+        self, members: Iterable[Member], before: ClusterView, member: Member, dead: Sequence[Identity] = ()
+    ) -> ClusterView | None:
+        """Store the view after ``before``, and acknowledge it. Return it; None if another node was faster."""
         listing = self._directory.listing()
         if listing.view != before:
-            return False
+            return None
+        proposal = ClusterView(members, listing.next_number, before.cluster, dead, before.number)
         if not self._directory.store_view(proposal, over=listing.connection):
             self._blocked = proposal.number
-            return False
+            return None
         old = [view.number for view in listing.views[1:]]
         self._directory.forget_views(old)
         self.fencing = replace(self.fencing, me=member.identity).adopt(proposal, before, self._clock())
-        return True
+        return proposal
 
     # Striking out ----------------------------------------------------------------------------------------
 
@@ -270,9 +274,8 @@ class NodeMembership:
             if states is not None:
                 self._check_dead(member, states[member], force=force)
                 others = [other for other in listing.view.members if other is not member]
-                view = listing.view
-                proposal = ClusterView(others, view.number + 1, view.cluster, [member.identity])
-                if self._store(proposal, view, self._me):
+                proposal = self._store(others, listing.view, self._me, [member.identity])
+                if proposal is not None:
                     self._directory.remove(member)
                     self.tell(proposal)
                     return True
@@ -302,13 +305,11 @@ class NodeMembership:
         Raises:
             NameTaken: the node is no longer a member.
         """
-        at = self._clock()
-        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
-            self.fencing = self.fencing.standstill(at)
+        at = self._look_for_standstill()
         self._ticked_at = at
         if self._rumoured > self.view.number:
             self.fencing = self.fencing.rumour(at)
-        if self._ownership is not None and self._ownership.needs_number and self.fencing.settled(at):
+        if self._needs_number() and self.fencing.settled(at):
             self._renumber()
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
@@ -317,12 +318,25 @@ class NodeMembership:
             self.silent = ()
         self._renew()
 
+    def _look_for_standstill(self) -> float:
+        """Return the time, after noting whether this node stood still since it began the last round of questions."""
+        at = self._clock()
+        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
+            self.fencing = self.fencing.standstill(at)
+        return at
+
+    def _needs_number(self) -> bool:
+        """Return whether the view needs another number: its tokens are nearly used up, or it was put back."""
+        if self._ownership is None:
+            return False
+        return self._ownership.needs_number or 0 < self.view.number < self._reserved
+
     def _renumber(self) -> None:
-        """Make a view of the same members: the tokens of the present one are nearly used up."""
+        """Make a view of the same members."""
         with contextlib.suppress(NameServerUnavailable):
             before = self.view
-            view = ClusterView(before.members, before.number + 1, before.cluster)
-            if self._store(view, before, self._me) and self._ownership is not None:
+            view = self._store(before.members, before, self._me)
+            if view is not None and self._ownership is not None:
                 self._ownership.adopt(view, before, self._pending())
 
     def _ask_name_server(self) -> bool:
@@ -348,6 +362,7 @@ class NodeMembership:
         if self._unreachable:
             log.warning("%s: the name server is back.", self._me.name)
         self._unreachable = self._foreign = False
+        self._reserved = listing.reserved
         if listing.view.number < self.view.number:
             self.fencing = self.fencing.unlisted(requested_at)
             self._put_back(listing)
@@ -370,7 +385,7 @@ class NodeMembership:
         self.fencing = self.fencing.prepare(self._clock())
         listing = self._directory.listing(self._lease / 4)
         before = listing.before
-        if not listing.complete and self.view.number == listing.view.number - 1:
+        if not listing.complete and self.view.number == listing.view.previous:
             before = self.view
         known = listing.complete or before is self.view
         if listing.view.number <= self.view.number or not known:
@@ -395,9 +410,12 @@ class NodeMembership:
         if not self.fencing.may_put_back(self._blank_at, all_here=self._all_here()):
             return
         before = self.fencing.before
-        first = before.number or self.view.number
+        first, reserved = before.number or self.view.number, self.view.number + _LOST_NUMBERS
+        cluster = self._me.cluster
         try:
-            if not listing.cluster and not self._directory.create_cluster(self._me.cluster, first, over=over):
+            if not listing.cluster and not self._directory.create_cluster(
+                cluster, first, reserved, over=over
+            ):
                 return
             # The newest one first: without the other, nobody adopts it; the other alone would be followed.
             for view in (self.view, before):
@@ -426,8 +444,9 @@ class NodeMembership:
         return all(is_here(host, self._me.host) for host in (*hosts, nameserver))
 
     def _renew(self) -> None:
+        # Once more: gone members must not count if the node stood still since it has asked.
+        at = self._look_for_standstill()
         until = self.fencing.serves_until(all_here=self._all_here())
-        at = self._clock()
         if not self.fencing.before.members and self.fencing.valid_at > at:
             until = float("-inf")  # the first view must be known to be the first one
         self.serving_until = until
@@ -459,8 +478,8 @@ class NodeMembership:
                 if self.fencing.settled(self._clock()):
                     before = self.view
                     others = [member for member in before.members if member.identity != self._me.identity]
-                    proposal = ClusterView(others, before.number + 1, before.cluster)
-                    if self._store(proposal, before, self._me):
+                    proposal = self._store(others, before, self._me)
+                    if proposal is not None:
                         if self._ownership is not None:
                             self._ownership.adopt(proposal, before)
                         self._directory.remove(self._me, timeout=_LEAVE_SECONDS)

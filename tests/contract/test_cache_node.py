@@ -1384,10 +1384,12 @@ class TestViews:
         mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
         peer.set_many(NO_VIEW, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.ownership.adopt(view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(7, mine) == [b"value"] * 20
         assert peer.stats()["entries"] == 20
         alone = ClusterView(view.members[:1], 8, "c1")
         peer.node.ownership.adopt(alone, view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(8, mine) == [b"value"] * 20
         assert peer.get_many(8, theirs) == [None] * 20, "what was dropped never comes back"
 
@@ -1396,16 +1398,20 @@ class TestViews:
         alone, both = ClusterView(two_members().members[:1], 6, "c1"), two_members()
         mine, theirs = owned_by(both, NAME, 20), owned_by(both, "cache.node.2", 20)
         peer.node.ownership.adopt(alone)
+        assert peer.node.ownership.drop_outdated()
         peer.set_many(6, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.ownership.adopt(ClusterView(alone.members, 8, "c1"), both)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(8, mine) == [b"value"] * 20
         assert peer.get_many(8, theirs) == [None] * 20
 
     def test_after_a_view_that_is_not_known_nothing_is_kept(self, peer: Peer) -> None:
         alone = two_members().members[:1]
         peer.node.ownership.adopt(ClusterView(alone, 6, "c1"))
+        assert peer.node.ownership.drop_outdated()
         peer.set(6, b"key", b"value")
         peer.node.ownership.adopt(ClusterView(alone, 9, "c1"), ClusterView(alone, 8, "c1"))
+        assert peer.node.ownership.drop_outdated()
         assert peer.get(9, b"key") is None
         assert peer.stats()["entries"] == 0
 
@@ -1458,6 +1464,7 @@ class TestViews:
         assert peer.node.fill(NO_VIEW, key, token, b"value", 10, 100) is True
         peer.clock.now += 10
         peer.node.ownership.adopt(view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.stats()["entries"] == 0
 
     @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)

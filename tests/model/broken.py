@@ -19,6 +19,15 @@ class TakesOverAtOnce(Fencing):
         return owner.identity in self.acknowledged or self.valid_at <= now
 
 
+class TakesOverInvalid(Fencing):
+    """Takes over what an owner had that has acknowledged a change, though the change may still be lost."""
+
+    __slots__ = ()
+
+    def is_free(self, owner: Any, now: float) -> bool:
+        return owner.identity in self.acknowledged or super().is_free(owner, now)
+
+
 class TakesOverUnlisted(Fencing):
     """Waits for a lease, and does not look whether the name server still lists the change then."""
 
@@ -99,6 +108,12 @@ class PutsBackAlone(Fencing):
 
 MISTAKES = {
     "skip the wait for the lease": scenario("ab", "j joiner", fencing=TakesOverAtOnce),
+    "take over before the change is valid": scenario(
+        "abc", "j joiner, b rival", "wipe name server", "kill b1", fencing=TakesOverInvalid
+    ),
+    "use the number of a lost view again": scenario(
+        "ab", "j joiner, k joiner", "wipe name server", reuses_numbers=True
+    ),
     "take over without another listing": scenario(
         "ab", "b dead, j joiner", "cut from j2 a1", "wipe name server", fencing=TakesOverUnlisted, lease=4
     ),

@@ -9,7 +9,11 @@ from tests.model.explore import Search
 from tests.model.requests import REQUEST_MISTAKES, RequestModel, RequestRules
 from tests.model.scenarios import LARGER, SCENARIOS, Scenario
 
-_SLOW_MISTAKES = ("put back without a majority", "take over without another listing")
+_SLOW_MISTAKES = (
+    "put back without a majority",
+    "take over without another listing",
+    "use the number of a lost view again",
+)
 
 
 def _hold(scenario: Scenario) -> None:

@@ -26,6 +26,7 @@ class MemoryDirectory:
 
     def __init__(self, *views: ClusterView) -> None:
         self.cluster, self.first = ("c1", min(view.number for view in views)) if views else ("", 0)
+        self.reserved = 0
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
         self.away = self.gone = False
@@ -37,7 +38,7 @@ class MemoryDirectory:
 
     def wipe(self) -> None:
         """Forget everything."""
-        self.cluster, self.first = "", 0
+        self.cluster, self.first, self.reserved = "", 0, 0
         self.views.clear()
         self.entries.clear()
 
@@ -49,13 +50,16 @@ class MemoryDirectory:
         members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
-        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers, self.connection)
+        entries = tuple(own), tuple(members), strangers
+        return Listing(self.cluster, self.first, *entries, self.connection, self.reserved)
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = 5.0, over: int = 0) -> bool:
+    def create_cluster(
+        self, cluster: str, first: int, reserved: int = 0, timeout: float = 5.0, over: int = 0
+    ) -> bool:
         self._answer(over)
         if self.cluster:
             return False
-        self.cluster, self.first = cluster, first
+        self.cluster, self.first, self.reserved = cluster, first, reserved
         return True
 
     def store_view(self, view: ClusterView, timeout: float = 5.0, over: int = 0) -> bool:

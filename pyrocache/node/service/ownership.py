@@ -1,6 +1,7 @@
 """`Ownership`: adoption of a new cluster view: the node drops the entries, leases and locks that it no longer owns.
 
-Walks over entries in slices, and releases the node's lock between them.
+Walks over entries in slices, and releases the node's lock between them. A million entries take some seconds; the life
+cycle renews the node's lease between the slices.
 
 Thread safety: not thread-safe; the life cycle calls it on the main thread, except for `Ownership.expire`. It takes the
 node's lock itself.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.cluster.views import EMPTY
@@ -37,6 +38,7 @@ class Ownership:
         self._coordination = coordination
         self._guard = guard
         self._until = -math.inf
+        self._dropping: Iterator[None] = iter(())
 
     @property
     def needs_number(self) -> bool:
@@ -52,14 +54,15 @@ class Ownership:
         self._guard.confirms = True
 
     def adopt(self, view: ClusterView, before: ClusterView = EMPTY, pending: Collection[str] = ()) -> None:
-        """Serve under ``view`` from now on, and drop what the node did not own all the time.
+        """Serve under ``view`` from now on. What the node did not own all the time is dropped by `drop_outdated`.
 
-        Returns when all of those entries are dropped. Meanwhile the guard refuses requests for them, and afterwards
-        none is left that could reappear, outdated, under a later view.
+        Until then, the guard refuses requests for it. All of it is dropped before the node adopts the next view, so
+        that nothing reappears, outdated, under a later view.
 
         Args:
             before, pending: as for `RequestGuard.adopt`.
         """
+        self.drop_outdated()
         with self._guard.lock:
             keeps = self._keeps(view, before)
             self._guard.adopt(view, before, pending)
@@ -68,8 +71,12 @@ class Ownership:
             self._coordination.forget(lambda key: not keeps(key))
             # The list is complete: from now on the guard refuses requests for keys that this node does not own.
             namespaces = [space.prefix for space in self._store.namespaces]
-        for namespace in namespaces:
-            self._drop(namespace, keeps)
+        self._dropping = self._drop(namespaces, keeps)
+
+    def drop_outdated(self, seconds: float = math.inf) -> bool:
+        """Drop entries that were outdated by the last `adopt`, for some time. Return whether none is left."""
+        until = time.monotonic() + seconds
+        return all(time.monotonic() < until for _ in self._dropping)
 
     def take_over(self, pending: Collection[str]) -> None:
         """Answer for the keys of more members of the view before, see `RequestGuard.take_over`."""
@@ -103,19 +110,21 @@ class Ownership:
     def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
         """Return whether this node owned a key under its own last view, and owns it ever since."""
         name, own = self._guard.name, self._guard.view
-        if own is not None and own.number < before.number - 1:  # a view in between is not known
+        if own is not None and own.number < before.previous:  # a view in between is not known
             return lambda key: False
         views = [one for one in {own or view, before, view} if one.members]
         return lambda key: all(one.owner(key).name == name for one in views)
 
-    def _drop(self, namespace: bytes, keeps: Callable[[bytes], bool]) -> None:
-        cursor = 0
-        while True:
-            with self._guard.lock:
-                keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES, stale=True)
-                for key in keys:
-                    if not keeps(key):
-                        self._store.apply(Discard(key))
-            if not cursor:
-                return
-            time.sleep(0)  # let a waiting I/O thread have the interpreter
+    def _drop(self, namespaces: Iterable[bytes], keeps: Callable[[bytes], bool]) -> Iterator[None]:
+        for namespace in namespaces:
+            cursor: int | None = None
+            while cursor != 0:
+                with self._guard.lock:
+                    keys, cursor = self._store.page(
+                        namespace, namespace, cursor or 0, _SLICE, BATCH_BYTES, stale=True
+                    )
+                    for key in keys:
+                        if not keeps(key):
+                            self._store.apply(Discard(key))
+                yield
+                time.sleep(0)  # let a waiting I/O thread have the interpreter

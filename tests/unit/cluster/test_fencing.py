@@ -213,4 +213,5 @@ def test_a_new_view_forgets_what_was_known_of_the_old_one() -> None:
 def test_a_member_that_an_operator_declares_dead_acknowledges_the_change() -> None:
     after: Any = View(6, (B, C), dead=(A.identity,))
     fencing = Fencing(B.identity, 2.0, PAIR, NOTHING).adopt(after, PAIR, 10.0)
-    assert fencing.is_free(A, 10.0)
+    assert not fencing.is_free(A, 10.0), "the change is not valid yet"
+    assert fencing.listed(10.1, 10.1).is_free(A, 10.1)

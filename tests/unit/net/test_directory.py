@@ -79,7 +79,7 @@ def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that
 
 def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
     listing = listed(directory_of(name_server))
-    assert listing == Listing() == ("", 0, (), (), False, 0)
+    assert listing == Listing() == ("", 0, (), (), False, 0, 0)
     assert (listing.view, listing.before) == (EMPTY, EMPTY)
 
 

@@ -101,3 +101,22 @@ def test_counters_are_reset_in_slices_and_those_of_forgotten_namespaces_too() ->
     assert (node.stats()["hits"], node.stats()["misses"]) == (0, 0)
     node.get(NO_VIEW, b"\x01nkey")
     assert (node.stats()["hits"], node.stats()["misses"]) == (1, 0)
+
+
+def test_outdated_entries_are_dropped_in_slices_and_before_the_next_view() -> None:
+    """Between the slices the node renews its lease; nothing is left that could come back under a later view."""
+    node = CacheNode(Store(2**22))
+    alone, others = view_of(7, NAME), view_of(8, "cache.node.2")
+    node.ownership.adopt(alone)
+    for number in range(2000):
+        node.set(7, b"\0%d" % number, b"value")
+    node.ownership.adopt(others, alone)
+    assert not node.ownership.drop_outdated(0.0)
+    assert 0 < node.stats()["entries"] < 2000
+    node.ownership.adopt(view_of(9, NAME), others)
+    assert node.stats()["entries"] == 0
+    assert node.ownership.drop_outdated()
+
+
+def view_of(number: int, *names: str) -> ClusterView:
+    return ClusterView([Member(name, "127.0.0.1", 7000) for name in names], number, "c1")
