@@ -105,8 +105,11 @@ class Directory(Protocol):
     def age(self, timeout: float = ...) -> float:
         """Return for how many seconds the name server has been there; 0 if that is unknown."""
 
-    def register(self, member: Member, timeout: float = ...) -> None:
-        """Register a node, in place of any other that has its name. The view decides whose name it is."""
+    def register(self, member: Member, timeout: float = ...) -> bool:
+        """Register a node. Return False if the name server says that another one, which is alive, has the name.
+
+        Otherwise it replaces what is registered. In any case, the view decides whose name it is.
+        """
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
         """Remove the node if its entry is of the same incarnation. Return whether that was done."""
@@ -224,14 +227,21 @@ class NameServerDirectory:
         age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
         return age if type(age) is float else 0.0
 
-    def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        """Register ``member``, in place of any other node that has its name."""
+    def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Register ``member``. Return False if another node, which is alive, has the name.
+
+        Pyro5's own name server replaces that one.
+        """
         arguments = (member.name, f"PYRO:{member.name}@{member.address}", False, _metadata(member))
-        self._ask(Deadline(timeout), "register a node", "register", *arguments)
+        return self._register(arguments, timeout)
 
     def _create(self, name: str, metadata: list[str], timeout: float, over: int) -> bool:
         """Create the entry of the cluster or of a view, unless it exists. Return whether it was created."""
         arguments = (name, f"PYRO:{name}@127.0.0.1:1", True, metadata)  # True: refused if the name is taken
+        return self._register(arguments, timeout, over)
+
+    def _register(self, arguments: tuple[Any, ...], timeout: float, over: int = 0) -> bool:
+        """Register an entry. Return False if its name is taken."""
         try:
             self._ask(Deadline(timeout), "register a node", "register", *arguments, over=over)
         except _RefusedByNameServer as refused:
@@ -373,7 +383,7 @@ def _listing(entries: dict[Any, Any]) -> Listing:
         if type(name) is not str:
             continue
         if name.startswith(PREFIX):
-            members.append(_member(name, entry))
+            members.append(member_from_entry(name, entry))
         elif name == CLUSTER:
             tags = _tags(entry)
             cluster, number = tags.get("cluster", ""), tags.get("first", "")
@@ -402,8 +412,8 @@ def _tags(entry: Any) -> dict[str, str]:
     return dict(line.split("=", 1) for line in _metadata_of(entry) if "=" in line)
 
 
-def _member(name: Any, entry: Any) -> Member | None:
-    """Return the node of one entry, or None if it is malformed."""
+def member_from_entry(name: Any, entry: Any) -> Member | None:
+    """Return the node of one entry, a URI and metadata; None if it is malformed."""
     try:
         uri = entry[0]
         if type(uri) is dict:  # a Pyro5 URI in msgpack: protocol, object, socket name, host, port

@@ -72,7 +72,7 @@ class NodeMembership:
         self._blank_at: float | None = None  # since when the name server does not list the view
         self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
-        self._unreachable = self._foreign = False  # what was logged
+        self._unreachable = self._foreign = self._displaced = False  # what was logged
         self._blocked = 0  # the number of a view that could not be stored
         self._made = ""  # the id of a cluster that this node has made
 
@@ -118,8 +118,7 @@ class NodeMembership:
             self._sleep(_PAUSE_SECONDS)
         self._me = member
         self._peers.introduce(member)
-        with contextlib.suppress(NameServerUnavailable):  # it is a member by now; `tick` registers it
-            self._directory.register(member)
+        self._register()
         return member
 
     def attach(self, ownership: Ownership) -> None:
@@ -359,9 +358,18 @@ class NodeMembership:
         self._rumoured = 0
         self.fencing = self.fencing.listed(requested_at, self._clock())
         if self._me not in listing.members and self._me in self.view.members:
-            with contextlib.suppress(NameServerUnavailable):  # the next tick tries again
-                self._directory.register(self._me)
+            self._register()
         return True
+
+    def _register(self) -> None:
+        """Register this node, which is a member already. If that fails, the next `tick` tries again."""
+        with contextlib.suppress(NameServerUnavailable):
+            registered = self._directory.register(self._me, self._lease / 2)
+            if not registered and not self._displaced:
+                log.warning(
+                    "%s: the name server lists another live node by this name; serving on.", self._me.name
+                )
+            self._displaced = not registered
 
     def _follow(self) -> Listing:
         """Adopt the newest view. Before that, stop to confirm the present one, and look again."""
@@ -403,9 +411,9 @@ class NodeMembership:
             for view in (self.view, before):
                 if view.number > listing.view.number:
                     self._directory.store_view(view, over=over)
-            self._directory.register(self._me)
         except NameServerUnavailable:
             return
+        self._register()
         log.warning("%s: the name server had forgotten the cluster; it is registered again.", self._me.name)
 
     def _ask(self, members: Iterable[Member]) -> dict[Member, Heard]:

@@ -21,6 +21,7 @@ class MemoryDirectory:
         connection: the number of the kept connection to it.
         seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
+        held: names of entries that are of live nodes, in the name server's opinion.
         queries: how often it was asked for a listing.
     """
 
@@ -28,6 +29,7 @@ class MemoryDirectory:
         self.cluster, self.first = ("c1", min(view.number for view in views)) if views else ("", 0)
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
+        self.held: set[str] = set()
         self.away = self.gone = False
         self.connection = 1
         self.seconds_there = 0.0
@@ -72,9 +74,12 @@ class MemoryDirectory:
         self._answer()
         return self.seconds_there
 
-    def register(self, member: Member, timeout: float = 5.0) -> None:
+    def register(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()
+        if member.name in self.held and self.entries.get(member.name, member) != member:
+            return False
         self.entries[member.name] = member
+        return True
 
     def remove(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()

@@ -176,9 +176,23 @@ def test_a_name_belongs_to_whom_the_view_says(name_server: NameServerDaemon) -> 
     other = replace(ONE, port=4003, incarnation="2" * 16)
     directory.register(ONE)
     assert not directory.remove(other), "another incarnation has the name"
-    directory.register(other)
+    assert directory.register(other), "Pyro5's own name server asks nobody"
     assert directory.members() == [other]
     assert not directory.remove(ONE)
+
+
+def test_a_name_that_is_refused_is_told_from_other_refusals() -> None:
+    reasons = ["name already registered: cache.node.1, by a node that is alive", "disk is full"]
+
+    def script(line: Line) -> None:
+        line.request()
+        body = pack_refusal(Refusal("bad-request", reasons.pop(0)))
+        line.send(framing.pack_message(framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION))
+
+    with answering(script) as directory:
+        assert not directory.register(ONE)
+        with pytest.raises(NameServerUnavailable, match="disk is full"):
+            directory.register(ONE)
 
 
 def test_a_connection_may_be_kept() -> None:
@@ -406,7 +420,7 @@ ODD = [
 QUERIES: dict[str, tuple[type, Callable[[NameServerDirectory], Any]]] = {
     "listing": (Listing, lambda directory: directory.listing()),
     "members": (list, lambda directory: directory.members()),
-    "register": (type(None), lambda directory: directory.register(ONE)),
+    "register": (bool, lambda directory: directory.register(ONE)),
     "create_cluster": (bool, lambda directory: directory.create_cluster(CLUSTER, 7)),
     "store_view": (bool, lambda directory: directory.store_view(view(7, ONE))),
     "forget_views": (type(None), lambda directory: directory.forget_views([7])),

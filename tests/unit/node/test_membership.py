@@ -588,6 +588,22 @@ def test_an_entry_that_was_lost_is_registered_again() -> None:
     assert node.directory.entries["cache.node.1"] == node.membership.view.members[0]
 
 
+def test_a_member_whose_name_the_name_server_does_not_give_to_it_serves_on_and_asks_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = two()
+    (me,) = (member for member in node.membership.view.members if member.number == 1)
+    node.directory.entries[me.name] = Member(me.name, "127.0.0.1", 9, incarnation="another", cluster="c1")
+    node.directory.held = {me.name}
+    node.ticks(2 * LEASE)
+    assert node.serves
+    assert node.directory.entries[me.name] != me
+    assert len([r for r in caplog.records if "another live node by this name" in r.getMessage()]) == 1
+    node.directory.held = set()
+    node.tick()
+    assert node.directory.entries[me.name] == me
+
+
 # A name server that has forgotten ----------------------------------------------------------------------------
 
 
@@ -795,7 +811,7 @@ def test_a_name_server_that_ends_before_the_node_is_registered_again_does_no_har
     node.start()
     node.directory.entries.clear()
 
-    def away(member: Member) -> None:
+    def away(member: Member, timeout: float) -> bool:
         raise NameServerUnavailable("away")
 
     with monkeypatch.context() as patch:
