@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
@@ -185,9 +185,13 @@ class NameServerDirectory:
     Args:
         address: ``host:port``.
         keep: whether to keep the connection between queries.
+        connect: opens a connection, as `Connection` does.
     """
 
-    def __init__(self, address: str, *, keep: bool = False) -> None:
+    def __init__(
+        self, address: str, *, keep: bool = False, connect: Callable[..., Connection] = Connection
+    ) -> None:
+        self._connect = connect
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
@@ -325,7 +329,7 @@ class NameServerDirectory:
                     connection.close()
                 if over:
                     raise ConnectionResetError
-                connection = Connection(self._server)
+                connection = self._connect(self._server)
                 self._opened += 1
             connection.finish_opening(deadline)
             try:
