@@ -75,6 +75,7 @@ class NodeMembership:
         self._unreachable = self._foreign = self._displaced = False  # what was logged
         self._blocked = 0  # the number of a view that could not be stored
         self._made = ""  # the id of a cluster that this node has made
+        self._waiting = False  # whether it was logged that this node waits for others
 
     @property
     def view(self) -> ClusterView:
@@ -162,7 +163,11 @@ class NodeMembership:
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
         wait = self._lease + self._config.heartbeat_seconds
-        waited = self._clock() - began_at >= wait or self._directory.age() >= wait
+        left = wait - max(self._clock() - began_at, self._directory.age())
+        waited = left <= 0.0
+        if not waited and not self._config.new_cluster and not self._waiting:
+            self._waiting = True
+            log.warning("The name server lists no nodes: waiting %.1f s for nodes of an older cluster.", left)
         if not listing.cluster:
             if self._config.new_cluster or waited:
                 made = secrets.token_hex(8)

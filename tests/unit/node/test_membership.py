@@ -131,7 +131,7 @@ def numbers(view: ClusterView) -> list[int]:
 # Joining -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_node_makes_the_cluster() -> None:
+def test_the_first_node_makes_the_cluster(caplog: pytest.LogCaptureFixture) -> None:
     node = Node(MemoryDirectory(), new_cluster=True)
     member = node.join()
     directory = node.directory
@@ -150,6 +150,7 @@ def test_the_first_node_makes_the_cluster() -> None:
     assert node.serves
     assert node.refusal == ""
     assert node.clock() < 1000 + LEASE
+    assert not caplog.records, "it did not wait"
 
 
 def test_the_first_node_does_not_serve_before_the_name_server_has_confirmed_its_view() -> None:
@@ -163,20 +164,32 @@ def test_the_first_node_does_not_serve_before_the_name_server_has_confirmed_its_
     assert node.serves
 
 
-def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back() -> None:
-    node = Node(MemoryDirectory())
+def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    directory = MemoryDirectory()
+    directory.seconds_there = 0.5
+    node = Node(directory)
     node.join()
+    (record,) = caplog.records
+    left = LEASE + HEARTBEAT - 0.5
+    assert record.getMessage() == (
+        f"The name server lists no nodes: waiting {left:.1f} s for nodes of an older cluster."
+    )
     assert LEASE + HEARTBEAT <= node.clock() - 1000.0 < LEASE + HEARTBEAT + 0.5
     node.tick()
     assert node.serves
 
 
-def test_a_name_server_that_has_been_there_for_long_has_forgotten_nothing() -> None:
+def test_a_name_server_that_has_been_there_for_long_has_forgotten_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     directory = MemoryDirectory()
     directory.seconds_there = LEASE + HEARTBEAT
     node = Node(directory)
     node.join()
     assert node.clock() - 1000.0 < 0.5
+    assert not caplog.records
 
 
 def test_what_a_live_node_puts_back_is_joined() -> None:
