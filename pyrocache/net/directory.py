@@ -56,6 +56,8 @@ class Listing(NamedTuple):
         views: the views of this cluster, newest first.
         members: the nodes that are registered.
         strangers: whether nodes of another cluster are registered, too.
+        obstacle: the number of the next view, if there is an entry of that name which is no view of this cluster: no
+            next view can be stored. Else 0.
         connection: the number of the connection that it came over, if connections are kept.
     """
 
@@ -64,6 +66,7 @@ class Listing(NamedTuple):
     views: tuple[ClusterView, ...] = ()
     members: tuple[Member, ...] = ()
     strangers: bool = False
+    obstacle: int = 0
     connection: int = 0
 
     @property
@@ -81,6 +84,15 @@ class Listing(NamedTuple):
     def complete(self) -> bool:
         """Whether the view before the newest one is listed, or there was none."""
         return self.view.number == self.first or bool(self.before.number)
+
+
+def explain_obstacle(nameserver: str, number: int) -> str:
+    """Return what the `obstacle` of a listing means and what to do, as the end of a sentence."""
+    host, port = parse_address(nameserver)
+    return (
+        f"the name server has an entry {VIEW}{number} that is no view of this cluster, so no node can join or leave. "
+        f"Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{number}"
+    )
 
 
 class Directory(Protocol):
@@ -382,7 +394,8 @@ def _metadata(member: Member) -> list[str]:
 
 def _listing(entries: dict[Any, Any]) -> Listing:
     """Return what is valid among entries, which any peer can have written."""
-    members, views, cluster, first = [], [], "", 0
+    members, cluster, first = [], "", 0
+    views: dict[int, ClusterView | None] = {}
     for name, entry in entries.items():
         if type(name) is not str:
             continue
@@ -393,12 +406,15 @@ def _listing(entries: dict[Any, Any]) -> Listing:
             cluster, number = tags.get("cluster", ""), tags.get("first", "")
             first = int(number) if _NUMBER.fullmatch(number) else 0
         elif (match := _VIEW_NAME.fullmatch(name)) is not None:
-            views.append(view_from_metadata(int(match[1]), _metadata_of(entry)))
-    own = [view for view in views if view is not None and view.cluster == cluster]
+            views[int(match[1])] = view_from_metadata(int(match[1]), _metadata_of(entry))
+    own = [view for view in views.values() if view is not None and view.cluster == cluster]
     own.sort(key=lambda view: -view.number)
+    following = own[0].number + 1 if own else first
+    obstacle = following if following in views else 0
     valid = [member for member in members if member is not None]
     ours = tuple(member for member in valid if member.cluster in ("", cluster))
-    return Listing(cluster, first, tuple(own), ours, bool(cluster) and len(ours) < len(valid))
+    strangers = bool(cluster) and len(ours) < len(valid)
+    return Listing(cluster, first, tuple(own), ours, strangers, obstacle)
 
 
 def _metadata_of(entry: Any) -> list[str]:

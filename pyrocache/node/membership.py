@@ -20,7 +20,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, VIEW, Directory, Listing, NameServerDirectory
+from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory, explain_obstacle
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.runtime.clock import now
@@ -29,8 +29,10 @@ log = logging.getLogger("pyrocache.node")
 
 _PAUSE_SECONDS = 0.02  # between attempts to join
 _HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
+_OBSTACLE_SECONDS = (
+    2.0  # likewise, if an entry is in the way. A listing of Pyro5's own name server is not atomic.
+)
 _LEAVE_SECONDS = 0.5
-_NAME_SERVER_SECONDS = 2.0
 
 
 class NodeMembership:
@@ -73,7 +75,8 @@ class NodeMembership:
         self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
         self._unreachable = self._foreign = self._displaced = False  # what was logged
-        self._blocked = 0  # the number of a view that could not be stored
+        self._obstacle = 0  # the number of the next view, while it cannot be stored
+        self._obstacle_at = 0.0  # since when
         self._made = ""  # the id of a cluster that this node has made
         self._waiting = False  # whether it was logged that this node waits for others
 
@@ -119,6 +122,7 @@ class NodeMembership:
             self._sleep(_PAUSE_SECONDS)
         self._me = member
         self._peers.introduce(member)
+        self._obstacle = 0
         self._register()
         return member
 
@@ -134,6 +138,7 @@ class NodeMembership:
                 "The name server lists nodes of two clusters: stop those of one of them, or give this node the address "
                 "of another name server."
             )
+        self._note_obstacle(listing)
         if not listing.view.number:
             return self._begin_cluster(listing, began_at)
         states = self._observe(listing)
@@ -217,14 +222,12 @@ class NodeMembership:
 
     def check_held_up(self, began_at: float) -> None:
         """Raise `PyroCacheError`, which names the command that helps, if something holds this node up too long."""
-        if self._clock() - began_at <= _HELD_UP_SECONDS + self._lease:
+        at = self._clock()
+        if self._obstacle and at - self._obstacle_at > _OBSTACLE_SECONDS:
+            reason = explain_obstacle(self._config.nameserver, self._obstacle)
+            raise PyroCacheError(f"The view of the cluster cannot be changed: {reason}")
+        if at - began_at <= _HELD_UP_SECONDS + self._lease:
             return
-        if self._blocked > self.view.number:
-            host, port = parse_address(self._config.nameserver)
-            raise PyroCacheError(
-                f"This node cannot join: the name server has an entry {VIEW}{self._blocked} that is no view of this "
-                f"cluster. Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{self._blocked}"
-            )
         if self.silent:
             names = " and ".join(self.silent)
             raise PyroCacheError(
@@ -237,13 +240,16 @@ class NodeMembership:
             f"with: pyrocache status --nameserver {self._config.nameserver}"
         )
 
+    def _note_obstacle(self, listing: Listing) -> None:
+        if listing.obstacle != self._obstacle:
+            self._obstacle, self._obstacle_at = listing.obstacle, self._clock()
+
     def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
         """Store the next view, and acknowledge it. Return False if another node was faster."""
         listing = self._directory.listing()
         if listing.view != before:
             return False
         if not self._directory.store_view(proposal, over=listing.connection):
-            self._blocked = proposal.number
             return False
         old = [view.number for view in listing.views[1:]]
         self._directory.forget_views(old)
@@ -266,6 +272,7 @@ class NodeMembership:
         began_at = self._clock()
         while True:
             listing = self._directory.listing()
+            self._note_obstacle(listing)
             member = listing.view.member(name)
             if member is None:
                 return False

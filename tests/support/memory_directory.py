@@ -22,6 +22,7 @@ class MemoryDirectory:
         seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
         held: names of entries that are of live nodes, in the name server's opinion.
+        obstacle: the number of an entry that is no view.
         queries: how often it was asked for a listing.
     """
 
@@ -30,6 +31,7 @@ class MemoryDirectory:
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
         self.held: set[str] = set()
+        self.obstacle = 0
         self.away = self.gone = False
         self.connection = 1
         self.seconds_there = 0.0
@@ -51,7 +53,10 @@ class MemoryDirectory:
         members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
-        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers, self.connection)
+        obstacle = self.obstacle if self.obstacle == (own[0].number + 1 if own else self.first) else 0
+        return Listing(
+            self.cluster, self.first, tuple(own), tuple(members), strangers, obstacle, self.connection
+        )
 
     def create_cluster(self, cluster: str, first: int, timeout: float = 5.0, over: int = 0) -> bool:
         self._answer(over)
@@ -63,7 +68,7 @@ class MemoryDirectory:
     def store_view(self, view: ClusterView, timeout: float = 5.0, over: int = 0) -> bool:
         self.before_storing()
         self._answer(over)
-        return self.views.setdefault(view.number, view) is view
+        return view.number != self.obstacle and self.views.setdefault(view.number, view) is view
 
     def forget_views(self, numbers: Iterable[int], timeout: float = 5.0) -> None:
         self._answer()

@@ -79,7 +79,7 @@ def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that
 
 def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
     listing = listed(directory_of(name_server))
-    assert listing == Listing() == ("", 0, (), (), False, 0)
+    assert listing == Listing() == ("", 0, (), (), False, 0, 0)
     assert (listing.view, listing.before) == (EMPTY, EMPTY)
 
 
@@ -119,7 +119,7 @@ def test_views_and_nodes_of_other_clusters_are_left_out(name_server: NameServerD
     directory.register(ONE)
     assert not directory.listing().strangers
     directory.register(replace(TWO, cluster="c2"))
-    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True)
+    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True, 8)
 
 
 def test_without_an_id_there_is_no_view(name_server: NameServerDaemon) -> None:
@@ -154,6 +154,29 @@ def test_entries_that_are_no_views_are_left_out(
     directory.store_view(view(7, ONE))
     name_server.nameserver.register(name, "PYRO:x@127.0.0.1:1", metadata=metadata)
     assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),))
+
+
+@pytest.mark.parametrize(
+    ("newest", "name", "metadata", "obstacle"),
+    [
+        (7, "cache.view.8", {"pyrocache"}, 8),
+        (7, "cache.view.8", {"pyrocache", "cluster=c2"}, 8),
+        (7, "cache.view.8", {"pyrocache", f"cluster={CLUSTER}", "member=nonsense"}, 8),
+        (7, "cache.view.9", {"pyrocache"}, 0),
+        (7, "cache.view.6", {"pyrocache"}, 0),
+        (0, "cache.view.7", {"pyrocache"}, 7),
+        (0, "cache.view.8", {"pyrocache"}, 0),
+    ],
+)
+def test_an_entry_in_the_place_of_the_next_view_is_an_obstacle(
+    name_server: NameServerDaemon, newest: int, name: str, metadata: Any, obstacle: int
+) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    if newest:
+        directory.store_view(view(newest, ONE))
+    name_server.nameserver.register(name, "PYRO:x@127.0.0.1:1", metadata=metadata)
+    assert listed(directory).obstacle == obstacle
 
 
 @pytest.mark.parametrize("first", ["", "0", "-1", "x", "1.5", "99999999999", "٣"])

@@ -341,6 +341,27 @@ def test_silent_members_hold_a_join_up_and_the_error_says_what_to_do() -> None:
     assert 8 < node.clock() - 1000.0 < 15
 
 
+@pytest.mark.parametrize("what", ["join", "strike out"])
+def test_an_entry_in_the_place_of_the_next_view_is_named_soon_but_not_at_once(what: str) -> None:
+    node = operator(Heard.SAME, Heard.GONE, Heard.SAME)
+    node.directory.obstacle = 8
+    with pytest.raises(
+        PyroCacheError, match=r"Remove it: pyro5-nsc -n 127\.0\.0\.1 -p 9090 remove cache\.view\.8$"
+    ):
+        node.membership.strike_out("cache.node.2") if what == "strike out" else node.join()
+    assert 2 < node.clock() - 1000.0 < 3
+    assert list(node.directory.views) == [7]
+
+
+def test_an_entry_that_is_in_the_way_for_a_moment_does_no_harm() -> None:
+    node = Node(MemoryDirectory(view(7, 1)))
+    node.peers.answers["cache.node.1"] = Heard.SAME
+    node.directory.obstacle = 8
+    node.pauses = [lambda: None] * 70 + [lambda: vars(node.directory).update(obstacle=0)]
+    assert node.join().name == "cache.node.2"
+    assert node.pauses == []
+
+
 def test_a_change_that_is_under_way_is_waited_for() -> None:
     node = Node(MemoryDirectory(view(6, 1), view(7, 1, 2)))
     node.peers.answers = {"cache.node.1": Heard.OTHER, "cache.node.2": Heard.SAME}
