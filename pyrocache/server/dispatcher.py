@@ -165,11 +165,11 @@ class Dispatcher:
         try:
             object_id, name, arguments, options = serializer.loads_call(body)
         except messages.TooLong:
-            return _refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
+            return refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
         method = self._methods.get((serializer.number, object_id, name))
         if method is None:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
-            return _refuse(header.sequence, refusal, serializer)
+            return refuse(header.sequence, refusal, serializer)
         return header.sequence, method, arguments, options
 
     def dispatch(
@@ -210,19 +210,7 @@ class Dispatcher:
     def overloaded(sequence: int, serializer: Serializer | None) -> bytes:
         """Return the refusal of a request that exceeds a limit of the server."""
         refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
-        return _refuse(sequence, refusal, serializer or MSGPACK)
-
-    @staticmethod
-    def not_executed(sequence: int, code: str, text: str, serializer: Serializer) -> bytes:
-        """Return the refusal of a request that is not executed, because of what its header says."""
-        return _refuse(sequence, Refusal(code, text), serializer)
-
-    @staticmethod
-    def was_executed(reply: bytes) -> bool:
-        """Return whether a reply is not a refusal that says that the request was not executed."""
-        if not framing.parse_header(reply).flags & framing.FLAG_EXCEPTION:
-            return True
-        return refusals.unpack_refusal(reply[framing.HEADER_BYTES :]).code not in refusals.NOT_EXECUTED
+        return refuse(sequence, refusal, serializer or MSGPACK)
 
     @staticmethod
     def rejected() -> bytes:
@@ -265,7 +253,7 @@ class Dispatcher:
 
     def _turn_down(self, header: Header, code: str, text: str) -> None:
         serializer = self._serializers.get(header.serializer, MSGPACK)
-        raise CloseAfterReply(_refuse(header.sequence, Refusal(code, text), serializer))
+        raise CloseAfterReply(refuse(header.sequence, Refusal(code, text), serializer))
 
     def _describe(self, object_id: str, offer: Any) -> dict[str, Any]:
         greeting = self._greeting()
@@ -304,9 +292,10 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
         # Log neither the traceback nor the error's text: they could contain a key or a value.
         log.error("%s failed with %s", method.name, type(error).__name__)
         refusal = Refusal(refusals.INTERNAL, f"The node failed with {type(error).__name__}.")
-    return _refuse(sequence, refusal, method.serializer, kind)
+    return refuse(sequence, refusal, method.serializer, kind)
 
 
-def _refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
+def refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
+    """Return the reply to a request that is refused. ``kind`` is as for `refusal_to_wire`."""
     body = serializer.dumps(refusals.refusal_to_wire(refusal, kind))
     return framing.pack_message(framing.RESULT, sequence, body, framing.FLAG_EXCEPTION, serializer.number)
