@@ -122,27 +122,25 @@ class Dispatcher:
             "registered": lambda: list(self._metadata),
             "get_metadata": self._get_metadata,
         }
-        names = [name for name in commands if hasattr(target, name)]
-        calls: dict[tuple[str, str], tuple[Callable[..., Any], Runs]] = {
-            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name].runs)
-            for name in names
-        }
-        calls |= {(DAEMON_NAME, name): (call, Runs.INLINE) for name, call in own.items()}
-        once = {name for name in names if commands[name].once}
-        self._methods = {
-            (serializer.number, *key): Method(key[1], *call, serializer, key[1] in once)
-            for serializer in serializers
-            for key, call in calls.items()
-        }
+        served = {name: command for name, command in commands.items() if hasattr(target, name)}
         self._metadata = {
-            id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
-            for id_ in (DAEMON_NAME, object_id)
+            id_: {"methods": sorted(names), "oneway": [], "attrs": []}
+            for id_, names in ((DAEMON_NAME, own), (object_id, served))
         }
-        self._large = {(object_id, name) for name in names if commands[name].large}
+        self._large = {(object_id, name) for name, command in served.items() if command.large}
+        self._methods: dict[tuple[int, str, str], Method] = {}
+        for serializer in serializers:
+            for name, call in own.items():
+                method = Method(name, call, Runs.INLINE, serializer)
+                self._methods[serializer.number, DAEMON_NAME, name] = method
+            for name, command in served.items():
+                call = getattr(target, f"begin_{name}", getattr(target, name))
+                method = Method(name, call, command.runs, serializer, command.once)
+                self._methods[serializer.number, object_id, name] = method
         self._serializers = {serializer.number: serializer for serializer in serializers}
         self._refusals = _refusals_of_others(serializers)
         self.unpack = messages.CallUnpacker(
-            object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in names}
+            object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in served}
         ).unpack
 
     def handshake(self) -> ServerHandshake:
