@@ -457,9 +457,8 @@ class NodeMembership:
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""
-        at, me = self._clock(), self._me.identity
-        others = (member for member in self.fencing.before.members if member.identity != me)
-        return frozenset(member.name for member in others if not self.fencing.is_free(member, at))
+        others = (member for member in self.fencing.before.members if member.identity != self._me.identity)
+        return frozenset(member.name for member in others if not self.fencing.is_free(member))
 
     def _note_foreign(self) -> None:
         if not self._foreign:
