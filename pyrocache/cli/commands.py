@@ -196,14 +196,16 @@ def status_command(
 ) -> None:
     """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
     from pyrocache.cli.tables import nodes_as_json, print_status
+    from pyrocache.net.directory import NameServerDirectory
 
     with PyroCacheClient(nameserver, timeout=timeout) as cache:
         members = cache.nodes()
         stats = cache.stats()
+    obstacle = NameServerDirectory(nameserver).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
     else:
-        print_status(nameserver, members, stats)
+        print_status(nameserver, members, stats, obstacle)
     raise typer.Exit(1 if stats.away else 0)
 
 

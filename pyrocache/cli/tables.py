@@ -19,6 +19,7 @@ from pyrocache.cli.output import to_copy, write
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
+from pyrocache.net.directory import explain_obstacle
 
 _GAP = "  "
 _LEFT = ("node", "address", "eviction")  # the other columns are aligned to the right
@@ -48,19 +49,21 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: 
     write("\n".join(lines))
 
 
-def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
-    """Print the members and their statistics, as ``pyrocache status`` does."""
+def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obstacle: int = 0) -> None:
+    """Print the members and their statistics, as ``pyrocache status`` does. ``obstacle``: as in `Listing`."""
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
     lines = _table(rows, optional=("eviction", "peers", "up"))
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
-    silent = [
+    remarks = [
         f"{name} gets no answer from {' and '.join(figures.silent.split())}."
         for name, figures in stats.nodes.items()
         if figures.silent
     ]
-    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *silent]))
+    if obstacle:
+        remarks.append(f"Warning: {explain_obstacle(nameserver, obstacle)}")
+    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *remarks]))
 
 
 def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any]]:

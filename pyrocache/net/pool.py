@@ -18,6 +18,7 @@ from __future__ import annotations
 import queue
 import time
 import weakref
+from collections.abc import Callable
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
@@ -47,6 +48,7 @@ class Pool:
         transport: whether its Unix socket may be used.
         suspicion: what is known about whether the node answers; None to trust it always.
         greeting: describes the caller.
+        connect: opens a connection, as `Connection` does.
 
     Attributes:
         member: as given.
@@ -57,6 +59,7 @@ class Pool:
     """
 
     __slots__ = (
+        "_connect",
         "_greeting",
         "_take",
         "_transport",
@@ -75,7 +78,9 @@ class Pool:
         transport: TransportChoice,
         suspicion: Suspicion | None = None,
         greeting: Greeting = ANONYMOUS,
+        connect: Callable[..., Connection] = Connection,
     ) -> None:
+        self._connect = connect
         self._greeting = greeting
         self.member = member
         self.suspicion = Suspicion() if suspicion is None else suspicion
@@ -115,7 +120,7 @@ class Pool:
                 try:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
-                    return Connection(self.member, self._transport, self._greeting)
+                    return self._connect(self.member, self._transport, self._greeting)
                 if now - connection.checked_at < (_CAREFUL_SECONDS if careful else _TRUST_SECONDS):
                     return connection
                 if now < connection.fresh_until and connection.usable():

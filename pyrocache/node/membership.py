@@ -20,7 +20,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, VIEW, Directory, Listing, NameServerDirectory
+from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory, explain_obstacle
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.runtime.clock import now
@@ -30,8 +30,10 @@ log = logging.getLogger("pyrocache.node")
 _PAUSE_SECONDS = 0.02  # between attempts to join
 _LOST_NUMBERS = 8  # of views that a name server has forgotten, and that are not put back: at most one
 _HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
+_OBSTACLE_SECONDS = (
+    2.0  # likewise, if an entry is in the way. A listing of Pyro5's own name server is not atomic.
+)
 _LEAVE_SECONDS = 0.5
-_NAME_SERVER_SECONDS = 2.0
 
 
 class NodeMembership:
@@ -73,10 +75,12 @@ class NodeMembership:
         self._blank_at: float | None = None  # since when the name server does not list the view
         self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
-        self._unreachable = self._foreign = False  # what was logged
-        self._blocked = 0  # the number of a view that could not be stored
+        self._unreachable = self._foreign = self._displaced = False  # what was logged
+        self._obstacle = 0  # the number of the next view, while it cannot be stored
+        self._obstacle_at = 0.0  # since when
         self._made = ""  # the id of a cluster that this node has made
         self._reserved = 0  # no view may have a smaller number
+        self._waiting = False  # whether it was logged that this node waits for others
 
     @property
     def view(self) -> ClusterView:
@@ -120,8 +124,8 @@ class NodeMembership:
             self._sleep(_PAUSE_SECONDS)
         self._me = member
         self._peers.introduce(member)
-        with contextlib.suppress(NameServerUnavailable):  # it is a member by now; `tick` registers it
-            self._directory.register(member)
+        self._obstacle = 0
+        self._register()
         return member
 
     def attach(self, ownership: Ownership) -> None:
@@ -136,6 +140,7 @@ class NodeMembership:
                 "The name server lists nodes of two clusters: stop those of one of them, or give this node the address "
                 "of another name server."
             )
+        self._note_obstacle(listing)
         if not listing.view.number:
             return self._begin_cluster(listing, began_at)
         states = self._observe(listing)
@@ -165,7 +170,11 @@ class NodeMembership:
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
         wait = self._lease + self._config.heartbeat_seconds
-        waited = self._clock() - began_at >= wait or self._directory.age() >= wait
+        left = wait - max(self._clock() - began_at, self._directory.age())
+        waited = left <= 0.0
+        if not waited and not self._config.new_cluster and not self._waiting:
+            self._waiting = True
+            log.warning("The name server lists no nodes: waiting %.1f s for nodes of an older cluster.", left)
         if not listing.cluster:
             if self._config.new_cluster or waited:
                 made = secrets.token_hex(8)
@@ -214,14 +223,12 @@ class NodeMembership:
 
     def check_held_up(self, began_at: float) -> None:
         """Raise `PyroCacheError`, which names the command that helps, if something holds this node up too long."""
-        if self._clock() - began_at <= _HELD_UP_SECONDS + self._lease:
+        at = self._clock()
+        if self._obstacle and at - self._obstacle_at > _OBSTACLE_SECONDS:
+            reason = explain_obstacle(self._config.nameserver, self._obstacle)
+            raise PyroCacheError(f"The view of the cluster cannot be changed: {reason}")
+        if at - began_at <= _HELD_UP_SECONDS + self._lease:
             return
-        if self._blocked > self.view.number:
-            host, port = parse_address(self._config.nameserver)
-            raise PyroCacheError(
-                f"This node cannot join: the name server has an entry {VIEW}{self._blocked} that is no view of this "
-                f"cluster. Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{self._blocked}"
-            )
         if self.silent:
             names = " and ".join(self.silent)
             raise PyroCacheError(
@@ -234,6 +241,10 @@ class NodeMembership:
             f"with: pyrocache status --nameserver {self._config.nameserver}"
         )
 
+    def _note_obstacle(self, listing: Listing) -> None:
+        if listing.obstacle != self._obstacle:
+            self._obstacle, self._obstacle_at = listing.obstacle, self._clock()
+
     def _store(
         self, members: Iterable[Member], before: ClusterView, member: Member, dead: Sequence[Identity] = ()
     ) -> ClusterView | None:
@@ -243,7 +254,6 @@ class NodeMembership:
             return None
         proposal = ClusterView(members, listing.next_number, before.cluster, dead, before.number)
         if not self._directory.store_view(proposal, over=listing.connection):
-            self._blocked = proposal.number
             return None
         old = [view.number for view in listing.views[1:]]
         self._directory.forget_views(old)
@@ -266,6 +276,7 @@ class NodeMembership:
         began_at = self._clock()
         while True:
             listing = self._directory.listing()
+            self._note_obstacle(listing)
             member = listing.view.member(name)
             if member is None:
                 return False
@@ -374,9 +385,18 @@ class NodeMembership:
         self._rumoured = 0
         self.fencing = self.fencing.listed(requested_at, self._clock())
         if self._me not in listing.members and self._me in self.view.members:
-            with contextlib.suppress(NameServerUnavailable):  # the next tick tries again
-                self._directory.register(self._me)
+            self._register()
         return True
+
+    def _register(self) -> None:
+        """Register this node, which is a member already. If that fails, the next `tick` tries again."""
+        with contextlib.suppress(NameServerUnavailable):
+            registered = self._directory.register(self._me, self._lease / 2)
+            if not registered and not self._displaced:
+                log.warning(
+                    "%s: the name server lists another live node by this name; serving on.", self._me.name
+                )
+            self._displaced = not registered
 
     def _follow(self) -> Listing:
         """Adopt the newest view. Before that, stop to confirm the present one, and look again."""
@@ -421,9 +441,9 @@ class NodeMembership:
             for view in (self.view, before):
                 if view.number > listing.view.number:
                     self._directory.store_view(view, over=over)
-            self._directory.register(self._me)
         except NameServerUnavailable:
             return
+        self._register()
         log.warning("%s: the name server had forgotten the cluster; it is registered again.", self._me.name)
 
     def _ask(self, members: Iterable[Member]) -> dict[Member, Heard]:
@@ -456,9 +476,8 @@ class NodeMembership:
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""
-        at, me = self._clock(), self._me.identity
-        others = (member for member in self.fencing.before.members if member.identity != me)
-        return frozenset(member.name for member in others if not self.fencing.is_free(member, at))
+        others = (member for member in self.fencing.before.members if member.identity != self._me.identity)
+        return frozenset(member.name for member in others if not self.fencing.is_free(member))
 
     def _note_foreign(self) -> None:
         if not self._foreign:

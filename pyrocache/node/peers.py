@@ -8,13 +8,13 @@ Thread safety: used by one thread at a time.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.net.calls import Connections, Request
-from pyrocache.net.connection import ANONYMOUS
+from pyrocache.net.connection import ANONYMOUS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
@@ -28,10 +28,14 @@ class Peers:
 
     Args:
         timeout: seconds that each question may take, for all peers together.
+        connect: opens a connection, as `Connection` does.
     """
 
-    def __init__(self, timeout: float = PROBE_SECONDS) -> None:
+    def __init__(
+        self, timeout: float = PROBE_SECONDS, connect: Callable[..., Connection] = Connection
+    ) -> None:
         self._timeout = timeout
+        self._opens = connect
         self._connections = self._connect("")
 
     def introduce(self, member: Member) -> None:
@@ -57,7 +61,8 @@ class Peers:
 
     def _connect(self, caller: str) -> Connections:
         # Over TCP, as most callers reach a node.
-        return Connections(max_per_node=1, transport="tcp", greeting=ANONYMOUS._replace(caller=caller))
+        greeting = ANONYMOUS._replace(caller=caller)
+        return Connections(max_per_node=1, transport="tcp", greeting=greeting, connect=self._opens)
 
 
 def is_here(host: str, own: str) -> bool:

@@ -18,7 +18,7 @@ import Pyro5.api
 
 from pyrocache import PyroCacheClient, PyroCacheError
 from pyrocache.cluster.routing import Member
-from pyrocache.net.directory import NameServerDirectory
+from pyrocache.net.directory import CLUSTER, NameServerDirectory
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
 from tests.chaos.load import REGISTERS, label
@@ -206,7 +206,10 @@ def _list_other_cluster(scene: Scene) -> None:
         with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{address}") as other:
             entries = other.list(prefix="cache.", return_metadata=True)
         with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{scene.cluster.nameserver}") as ours:
-            for name, (uri, metadata) in entries.items():
+            # The id of the cluster first: nodes of another one register no more. Names of live ones must be removed.
+            for name in sorted(entries, key=lambda name: name != CLUSTER):
+                ours.remove(name)
+                uri, metadata = entries[name]
                 ours.register(name, uri, False, metadata)
         scene.note("the name server lists the other cluster")
         _use_other_cluster(scene, address)

@@ -460,7 +460,7 @@ class TestWrongCalls:
     @pytest.mark.parametrize(
         "method",
         [
-            "no_such_method", "", "adopt", "sweep", "forget_everything", "max_value_bytes", "CHEAP",
+            "no_such_method", "", "adopt", "sweep", "ownership", "max_value_bytes", "CHEAP",
             "_store", "_lock", "_check_view", "_pyroDaemon", "_pyroId", "_pyroExposed", "__init__", "__class__",
             "__dict__", "__getattribute__", "__getattr__", "__setattr__", "__reduce__", "__len__", "get.__globals__",
             "get_metadata", "registered", "shutdown", "get_next_stream_item",

@@ -10,24 +10,31 @@ import re
 import resource
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
-from tests.support.nodes import running_nameserver
+from tests.support.nodes import private_cluster, running_nameserver
 from tests.support.processes import environment, free_address
 from tests.support.waiting import PATIENCE_SECONDS, eventually
+from tests.support.wire import handshake
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0 or not (shutil.which("setpriv") and shutil.which("prlimit")),
     reason="only root can run commands as another user, with setpriv and prlimit",
 )
+
+WAITS = r"(The name server lists no nodes: waiting .*\n)?"
+"""What the first node says if it is started just after the name server."""
 
 IN_LIMITS = """
 import resource, sys
@@ -131,7 +138,12 @@ def running_command(*arguments: str, log: Path) -> Iterator[subprocess.Popen[byt
             process.wait(PATIENCE_SECONDS)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process need prlimit")
+needs_prlimit = pytest.mark.skipif(
+    not hasattr(resource, "prlimit"), reason="limits of another process need prlimit"
+)
+
+
+@needs_prlimit
 @pytest.mark.full
 def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -167,6 +179,33 @@ def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp
         text.count("No more connections are accepted for now: this process has no file descriptors left") == 1
     )
     assert text.count("Connections are accepted again.") == 1
+
+
+@contextmanager
+def used_up(node: LocalNode) -> Iterator[None]:
+    """Use up all file descriptors of a node by idle clients. More of them wait to be accepted."""
+    host, _, port = node.address.rpartition(":")
+    limits = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+    limit = max(map(int, os.listdir(f"/proc/{node.pid}/fd"))) + 10
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
+    with ExitStack() as stack:
+        stack.callback(lambda: node.alive and resource.prlimit(node.pid, resource.RLIMIT_NOFILE, limits))
+        for _ in range(limit):
+            sock = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
+            sock.sendall(handshake())
+        eventually(lambda: len(os.listdir(f"/proc/{node.pid}/fd")) == limit)
+        yield
+
+
+@needs_prlimit
+def test_a_node_without_file_descriptors_comes_back_to_a_name_server_that_was_replaced() -> None:
+    """It opens a connection with a descriptor that it had in reserve: clients have the others, and wait for more."""
+    with private_cluster(nodes=1) as cluster, used_up(cluster.nodes[0]):
+        cluster.kill_nameserver()
+        time.sleep(1.5)  # the descriptor of the connection that has ended goes to a client
+        cluster.restart_nameserver()
+        registered = NameServerDirectory(cluster.nameserver).members
+        eventually(lambda: [member.name for member in registered()] == ["cache.node.1"])
 
 
 def test_a_cluster_without_file_descriptors_is_an_error_that_says_so() -> None:
@@ -258,7 +297,7 @@ def test_nodes_that_can_start_no_thread_or_process_say_so_and_are_not_registered
         )
         assert outcome.returncode == 1
         assert outcome.stdout == ""
-        assert re.fullmatch(sentence, outcome.stderr), outcome.stderr
+        assert re.fullmatch(WAITS + sentence, outcome.stderr), outcome.stderr
         assert NameServerDirectory(nameserver).members() == []
 
 
@@ -311,7 +350,7 @@ from pyrocache.node.lifecycle import Node
 from pyrocache import PyroCacheClient
 logging.basicConfig(format="%(message)s", level=logging.WARNING)
 nameserver = sys.argv[1]
-node = Node(NodeConfig(nameserver=nameserver), NameServerDirectory(nameserver))
+node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), NameServerDirectory(nameserver))
 
 def ready(member):
     with PyroCacheClient(nameserver) as cache:
@@ -371,9 +410,8 @@ def test_a_name_server_on_a_full_disk_says_so_to_the_node_that_it_cannot_registe
         "mount -t tmpfs -o size=64k none /mnt", "-c", NAMES_ON_A_FULL_DISK, free_address()
     )
     assert outcome.stdout == "1\n", outcome.stderr
-    assert re.fullmatch(
-        r"The name server at .* refused to register a node: .*database or disk is full\n", outcome.stderr
-    )
+    sentence = r"The name server at .* refused to register a node: .*database or disk is full\n"
+    assert re.fullmatch(WAITS + sentence, outcome.stderr)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

@@ -145,7 +145,6 @@ def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Reg
         proxy._pyroSerializer = "msgpack"
         proxy._pyroTimeout = 20
         yield Peer(proxy, node, clock, stale)
-    node.ownership.forget_everything()
 
 
 def two_members(number: int = 7) -> ClusterView:

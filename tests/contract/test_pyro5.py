@@ -242,7 +242,7 @@ class TestAStockProxyOnOurNode:
             assert other.delete(NO_VIEW, foreign) is True
 
     def test_what_a_proxy_does_not_know_it_does_not_send(self, proxy: Any) -> None:
-        for name in ("adopt", "forget_everything", "sweep", "max_value_bytes", "_store", "no_such_method"):
+        for name in ("adopt", "sweep", "max_value_bytes", "_store", "no_such_method"):
             with pytest.raises(AttributeError):
                 getattr(proxy, name)
 

@@ -9,14 +9,16 @@ from typing import Any
 from pyrocache.cluster.fencing import Fencing, Heard
 from tests.model.scenarios import scenario
 
+_NOW = 0  # times in the model are relative
+
 
 class TakesOverAtOnce(Fencing):
     """Does not wait until the leases of silent owners are over."""
 
     __slots__ = ()
 
-    def is_free(self, owner: Any, now: float) -> bool:
-        return owner.identity in self.acknowledged or self.valid_at <= now
+    def is_free(self, owner: Any) -> bool:
+        return owner.identity in self.acknowledged or self.valid_at <= _NOW
 
 
 class TakesOverInvalid(Fencing):
@@ -24,8 +26,8 @@ class TakesOverInvalid(Fencing):
 
     __slots__ = ()
 
-    def is_free(self, owner: Any, now: float) -> bool:
-        return owner.identity in self.acknowledged or super().is_free(owner, now)
+    def is_free(self, owner: Any) -> bool:
+        return owner.identity in self.acknowledged or super().is_free(owner)
 
 
 class TakesOverUnlisted(Fencing):
@@ -33,8 +35,8 @@ class TakesOverUnlisted(Fencing):
 
     __slots__ = ()
 
-    def is_free(self, owner: Any, now: float) -> bool:
-        return owner.identity in self.acknowledged or self.valid_at + self.lease <= now
+    def is_free(self, owner: Any) -> bool:
+        return owner.identity in self.acknowledged or self.valid_at + self.lease <= _NOW
 
 
 class ConfirmsOlder(Fencing):
@@ -108,9 +110,6 @@ class PutsBackAlone(Fencing):
 
 MISTAKES = {
     "skip the wait for the lease": scenario("ab", "j joiner", fencing=TakesOverAtOnce),
-    "take over before the change is valid": scenario(
-        "abc", "j joiner, b rival", "wipe name server", "kill b1", fencing=TakesOverInvalid
-    ),
     "use the number of a lost view again": scenario(
         "ab", "j joiner, k joiner", "wipe name server", reuses_numbers=True
     ),
@@ -145,6 +144,9 @@ MISTAKES = {
 }
 
 SPARE = {
+    "take over before the change is valid": scenario(
+        "abc", "j joiner, b rival", "wipe name server", "kill b1", fencing=TakesOverInvalid
+    ),
     "count the gone while others are silent": scenario(
         "abc",
         "b dead, c rival, j joiner",
@@ -172,4 +174,5 @@ SPARE = {
         "ab", "b rival, j joiner", "wipe name server", "wipe name server", reconnects=True
     ),
 }
-"""Mistakes for which no search has found a violation: another rule seems to prevent it. For searches by hand."""
+"""Mistakes for which no search has found a violation: another rule seems to prevent it, or the search is too small: ``tests/unit/node/test_members_together.py`` shows what
+the first one does. For searches by hand."""

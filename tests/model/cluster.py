@@ -715,7 +715,7 @@ class Model:
         if fencing.view.number == FIRST:
             return bool(fencing.valid_at <= 0)
         before = owner(fencing.before, partition)
-        return before in (None, node.me) or bool(fencing.is_free(before, 0))
+        return before in (None, node.me) or bool(fencing.is_free(before))
 
     def _on_received(self, node: Node, answers: Round) -> Node:
         node = node._replace(late=None)

@@ -21,6 +21,8 @@ class MemoryDirectory:
         connection: the number of the kept connection to it.
         seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
+        held: names of entries that are of live nodes, in the name server's opinion.
+        obstacle: the number of an entry that is no view.
         queries: how often it was asked for a listing.
     """
 
@@ -29,6 +31,8 @@ class MemoryDirectory:
         self.reserved = 0
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
+        self.held: set[str] = set()
+        self.obstacle = 0
         self.away = self.gone = False
         self.connection = 1
         self.seconds_there = 0.0
@@ -50,7 +54,9 @@ class MemoryDirectory:
         members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
-        entries = tuple(own), tuple(members), strangers
+        following = max(own[0].number + 1, self.reserved) if own else self.first
+        obstacle = self.obstacle if self.obstacle == following else 0
+        entries = tuple(own), tuple(members), strangers, obstacle
         return Listing(self.cluster, self.first, *entries, self.connection, self.reserved)
 
     def create_cluster(
@@ -65,7 +71,7 @@ class MemoryDirectory:
     def store_view(self, view: ClusterView, timeout: float = 5.0, over: int = 0) -> bool:
         self.before_storing()
         self._answer(over)
-        return self.views.setdefault(view.number, view) is view
+        return view.number != self.obstacle and self.views.setdefault(view.number, view) is view
 
     def forget_views(self, numbers: Iterable[int], timeout: float = 5.0) -> None:
         self._answer()
@@ -76,9 +82,12 @@ class MemoryDirectory:
         self._answer()
         return self.seconds_there
 
-    def register(self, member: Member, timeout: float = 5.0) -> None:
+    def register(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()
+        if member.name in self.held and self.entries.get(member.name, member) != member:
+            return False
         self.entries[member.name] = member
+        return True
 
     def remove(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()

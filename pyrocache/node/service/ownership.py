@@ -18,9 +18,10 @@ from pyrocache.cluster.views import EMPTY
 from pyrocache.node.coordination.tokens import COUNTER_BITS
 from pyrocache.node.service.coordination import Coordination
 from pyrocache.node.service.guard import RequestGuard
-from pyrocache.node.store.mutation import Clear, Discard
+from pyrocache.node.store.mutation import Discard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.limits import BATCH_BYTES
+from pyrocache.runtime.clock import now
 
 _MOST_TOKENS = 1 << COUNTER_BITS - 1
 _SLICE = 500  # entries that are examined while the lock is held
@@ -75,8 +76,8 @@ class Ownership:
 
     def drop_outdated(self, seconds: float = math.inf) -> bool:
         """Drop entries that were outdated by the last `adopt`, for some time. Return whether none is left."""
-        until = time.monotonic() + seconds
-        return all(time.monotonic() < until for _ in self._dropping)
+        until = now() + seconds
+        return all(now() < until for _ in self._dropping)
 
     def take_over(self, pending: Collection[str]) -> None:
         """Answer for the keys of more members of the view before, see `RequestGuard.take_over`."""
@@ -99,13 +100,6 @@ class Ownership:
         """Note that the node has lost its lease, or has one again. Meanwhile it keeps what it has."""
         with self._guard.lock:
             self._guard.lapse(lapsed)
-
-    def forget_everything(self) -> None:
-        """Drop all entries: other nodes may have acted in this one's place."""
-        with self._guard.lock:
-            self._coordination.forget(lambda key: True)
-            for namespace in [space.prefix for space in self._store.namespaces]:
-                self._store.apply(Clear(namespace))
 
     def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
         """Return whether this node owned a key under its own last view, and owns it ever since."""

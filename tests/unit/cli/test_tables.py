@@ -96,6 +96,18 @@ def test_a_node_that_is_away_is_red_on_a_terminal(
     assert ("\x1b[31mcache.node.103 " in capsys.readouterr().out) is red
 
 
+def test_an_entry_in_the_place_of_the_next_view_is_shown_with_its_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_status(NAMESERVER, members("127.0.0.1"), stats(), 8)
+    *_, last = capsys.readouterr().out.splitlines()
+    host, _, port = NAMESERVER.rpartition(":")
+    assert last == (
+        "Warning: the name server has an entry cache.view.8 that is no view of this cluster, so no node can join or "
+        f"leave. Remove it: pyro5-nsc -n {host} -p {port} remove cache.view.8"
+    )
+
+
 def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
     up, _, away = nodes_as_json(members("::1"), stats(large=True))
     assert up == {

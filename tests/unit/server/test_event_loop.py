@@ -160,6 +160,10 @@ class Server:
         self._loop.join(PATIENCE_SECONDS)
         assert not self._loop.is_alive()
 
+    def clear(self) -> None:
+        for space in list(self.node._store.namespaces):
+            self.node.clear(space.prefix)
+
     def connection(self) -> Connection:
         """The only one that there is."""
         assert wait_until(lambda: len(self.event_loop.connections) == 1)
@@ -225,7 +229,7 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
     """A server with the usual limits, empty."""
-    shared_server.node.ownership.forget_everything()
+    shared_server.clear()
     yield shared_server
     assert shared_server.at_rest()
     assert shared_server.miscounted == []
@@ -575,7 +579,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int]
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         data = b"".join(as_message(*one) for one in asked)
         with Peer(server) as peer:
             replies, closed_first = converse(peer, pieces_of(data, cuts), count=len(asked))
@@ -620,7 +624,7 @@ class TestStreams:
         often: bool,
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         nonsense, code = GARBAGE[garbage]
         data = b"".join(as_message(*one) for one in asked) + nonsense
         data += call(9, "set", NO_VIEW, b"after", b"garbage") * 3
@@ -664,7 +668,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], place: int, byte: int
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         messages = [as_message(*one) for one in asked]
         data = bytearray(b"".join(messages))
         place %= min(len(data), 300)  # where heads and keys are; values may be anything anyway
