@@ -314,6 +314,9 @@ class EventLoop:
         if isinstance(reply, bytes | list):
             if identity is not None and method.once:
                 self.outcomes.finish(connection.session, identity.sequence, reply, self._now)
+            if method.once and not self.buffers.has_room(connection, _size(reply)):
+                # A refusal would mean that the change was not made. The client asks for its outcome instead.
+                raise ProtocolError("There is no room for the reply to a change.")
             self._queue(connection, reply)
         elif not self._calls.start(connection, sequence, method, reply, identity):
             self._refuse(connection, sequence)
@@ -350,8 +353,7 @@ class EventLoop:
             connection.waited = connection.waited or not connection.decoder.between_frames
 
     def _queue(self, connection: Connection, reply: Reply) -> None:
-        size = len(reply) if isinstance(reply, bytes) else sum(map(len, reply))
-        if self.buffers.has_room(connection, size):
+        if self.buffers.has_room(connection, _size(reply)):
             connection.queue(reply, self._now)
         else:
             self._refuse(connection, sequence_of(reply))
@@ -435,3 +437,7 @@ class EventLoop:
             more = False
         self._tick_at = self._clock() + _TICK_SECONDS
         return -math.inf if more else self._tick_at
+
+
+def _size(reply: Reply) -> int:
+    return len(reply) if isinstance(reply, bytes) else sum(map(len, reply))

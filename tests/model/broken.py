@@ -174,5 +174,5 @@ SPARE = {
         "ab", "b rival, j joiner", "wipe name server", "wipe name server", reconnects=True
     ),
 }
-"""Mistakes for which no search has found a violation: another rule seems to prevent it, or the search is too small: ``tests/unit/node/test_members_together.py`` shows what
-the first one does. For searches by hand."""
+"""Mistakes for which no search has found a violation: another rule seems to prevent it, or the search is too small
+(``tests/unit/node/test_members_together.py`` shows what the first one does). For searches by hand."""

@@ -105,6 +105,8 @@ class Target:
 
     def set(self, view: int, key: bytes, value: bytes) -> Any:
         self.values.append(bytes(value))
+        if key == b"pop":
+            return b"p" * 2**20
         return value if key == b"echo" else len(self.values)
 
     def delete_prefix(self, key: bytes) -> int:
@@ -313,6 +315,20 @@ class TestRepeats:
             assert first.call("set", 0, b"key", value, number=9) == refusals.TRY_AGAIN
             assert second.call("set", 0, b"key", value, number=10) == 1
         assert server.target.values == [value]
+
+    @pytest.mark.parametrize("how", ["alone", "with another"])
+    def test_a_change_whose_reply_finds_no_room_is_not_refused(self, how: str) -> None:
+        """The refusal would mean that it was not executed. The client asks for the outcome, which was too long."""
+        with serving(max_buffered_bytes=2**19) as server, Peer(server) as first, Peer(server) as second:
+            if how == "with another":
+                first.send("get", 0, b"key")
+            first.send("set", 0, b"pop", b"", number=9)
+            if how == "with another":
+                first.receive()
+            assert first.sock.recv(1) == b""
+            assert second.call("set", 0, b"pop", b"", number=REPEAT + 9) == refusals.FORGOTTEN
+            assert server.target.values == [b""]
+            assert second.call("get", 0, b"key") == b"value"
 
     def test_a_long_outcome_is_forgotten(self, server: Server) -> None:
         with Peer(server) as first, Peer(server) as second:
