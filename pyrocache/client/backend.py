@@ -27,7 +27,7 @@ from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.client.stats import is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
-from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
@@ -114,7 +114,7 @@ class Backend:
         frame = self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
         if type(frame) is bytes or frame is None or type(frame) is memoryview:
             return frame
-        raise replies.wrong(commands.GET)
+        raise self._wrong(commands.GET, key)
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame and the version of an entry, or None."""
@@ -139,7 +139,7 @@ class Backend:
     def set(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> None:
         """Store an entry. Raises `ValueTooLarge`."""
         if self._call(commands.SET, key, (frame, ttl), deadline, len(frame)) is not True:
-            raise replies.wrong(commands.SET)
+            raise self._wrong(commands.SET, key)
 
     def put(
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
@@ -166,7 +166,9 @@ class Backend:
         if largest > MAX_INT_BYTES:
             raise ValueTooLarge(INT_TOO_LARGE)
         frame = self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
-        return _checked(replies.is_int_frame_or_none, commands.INCR, frame)
+        if not replies.is_int_frame_or_none(frame):
+            raise self._wrong(commands.INCR, key)
+        return frame
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
@@ -407,7 +409,13 @@ class Backend:
         largest: int = 0,
     ) -> Any:
         """Send a command about one key and return the reply. Raises `RemoteError` if that is not valid."""
-        return _checked(valid, command, self._call(command, key, arguments, deadline, largest))
+        reply = self._call(command, key, arguments, deadline, largest)
+        if not valid(reply):
+            raise self._wrong(command, key)
+        return reply
+
+    def _wrong(self, command: Command, key: bytes) -> RemoteError:
+        return replies.wrong(command, self._router.known_owner(key))
 
     def _broadcast(
         self,
@@ -452,9 +460,9 @@ class Backend:
         return answer
 
 
-def _checked(valid: _Valid, command: Command, reply: Any, member: Member | None = None) -> Any:
+def _checked(valid: _Valid, command: Command, reply: Any, member: Member) -> Any:
     if not valid(reply):
-        raise replies.wrong(command) if member is None else replies.wrong(command, member.name)
+        raise replies.wrong(command, member.name)
     return reply
 
 

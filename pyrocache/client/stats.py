@@ -235,6 +235,8 @@ class ClientStats:
             them.
         loads_not_stored: loaded values that were returned but could not be stored.
         retries: requests that were sent again after a failure.
+        not_serving: refusals by nodes that were not sure to be the owner, see ``docs/failure-modes.md``.
+        try_again: refusals of requests that came too late, or waited while the node stood still.
         repeats: changes whose reply was lost, so that the node was asked for their outcome; each time counts.
         unsettled: changes that ended in `MayHaveBeenDone`.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
@@ -246,6 +248,8 @@ class ClientStats:
     loads_not_stored: int = 0
     conflicts: int = 0
     retries: int = 0
+    not_serving: int = 0
+    try_again: int = 0
     repeats: int = 0
     unsettled: int = 0
 

@@ -54,7 +54,7 @@ class Listing(NamedTuple):
         cluster: the id of the cluster; empty if it has none.
         first: the number of its first view, or of the first one that was put back; 0 if it has none.
         views: the views of this cluster, newest first.
-        members: the nodes that are registered.
+        members: the nodes that are registered. Without a cluster, they wait for their other nodes.
         strangers: whether nodes of another cluster are registered, too.
         obstacle: the number of the next view, if there is an entry of that name which is no view of this cluster: no
             next view can be stored. Else 0.
@@ -432,7 +432,7 @@ def _listing(entries: dict[Any, Any]) -> Listing:
     following = max(own[0].number + 1, reserved) if own else first
     obstacle = following if following in views else 0
     valid = [member for member in members if member is not None]
-    ours = tuple(member for member in valid if member.cluster in ("", cluster))
+    ours = tuple(member for member in valid if member.cluster in ("", cluster) or not cluster)
     strangers = bool(cluster) and len(ours) < len(valid)
     return Listing(cluster, first, tuple(own), ours, strangers, obstacle, reserved=reserved)
 

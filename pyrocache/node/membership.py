@@ -81,6 +81,9 @@ class NodeMembership:
         self._made = ""  # the id of a cluster that this node has made
         self._reserved = 0  # no view may have a smaller number
         self._waiting = False  # whether it was logged that this node waits for others
+        self._forgotten: tuple[
+            str, ...
+        ] = ()  # the names of nodes of a cluster that the name server has forgotten
 
     @property
     def view(self) -> ClusterView:
@@ -169,6 +172,8 @@ class NodeMembership:
 
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
+        if not listing.cluster and self._is_awaited(listing):
+            return None
         wait = self._lease + self._config.heartbeat_seconds
         left = wait - max(self._clock() - began_at, self._directory.age())
         waited = left <= 0.0
@@ -191,6 +196,19 @@ class NodeMembership:
             return None
         self.fencing = Fencing(member.identity, self._lease, EMPTY, EMPTY).adopt(view, EMPTY, self._clock())
         return member
+
+    def _is_awaited(self, listing: Listing) -> bool:
+        """Return whether nodes of a cluster that the name server has forgotten wait until they can put it back.
+
+        Removes what nodes that are gone have left.
+        """
+        waiting = [member for member in listing.members if member.cluster]
+        states = self._peers.ask(waiting, EMPTY, self._me) if waiting else []
+        gone = [one for one, heard in zip(waiting, states, strict=True) if heard is Heard.GONE]
+        for member in gone:
+            self._directory.remove(member)
+        self._forgotten = tuple(member.name for member in waiting if member not in gone)
+        return bool(self._forgotten)
 
     def _propose_to_join(self, states: dict[Member, Heard], began_at: float) -> Member | None:
         view = self.view
@@ -221,24 +239,39 @@ class NodeMembership:
             "stop that one first, or start this one under another name."
         )
 
-    def check_held_up(self, began_at: float) -> None:
-        """Raise `PyroCacheError`, which names the command that helps, if something holds this node up too long."""
+    def check_held_up(self, began_at: float, what: str = "This node cannot join") -> None:
+        """Raise `PyroCacheError`, which says what to do, if something holds a change of the view up too long.
+
+        Args:
+            began_at: since when it is tried.
+            what: the beginning of the sentence.
+        """
         at = self._clock()
         if self._obstacle and at - self._obstacle_at > _OBSTACLE_SECONDS:
             reason = explain_obstacle(self._config.nameserver, self._obstacle)
             raise PyroCacheError(f"The view of the cluster cannot be changed: {reason}")
         if at - began_at <= _HELD_UP_SECONDS + self._lease:
             return
-        if self.silent:
-            names = " and ".join(self.silent)
+        nameserver = self._config.nameserver
+        if self._forgotten:
+            names = " and ".join(self._forgotten)
             raise PyroCacheError(
-                f"This node cannot join: {names} may still serve, and does not answer. Continue or end it; if it does "
-                f"not exist any more, run: pyrocache nodes remove {self.silent[0]} --force "
-                f"--nameserver {self._config.nameserver}"
+                f"{what}: the name server has forgotten the cluster of {names}, which cannot put it back while most of "
+                "its nodes do not answer. Continue those, or end all nodes of that cluster."
+            )
+        if len(self.silent) == 1:
+            raise PyroCacheError(
+                f"{what}: {self.silent[0]} does not answer, and may still serve. Continue or end it; if it does not "
+                f"exist any more, run: pyrocache nodes remove {self.silent[0]} --force --nameserver {nameserver}"
+            )
+        if self.silent:
+            raise PyroCacheError(
+                f"{what}: {' and '.join(self.silent)} do not answer, and may still serve. Continue or end them; for "
+                f"each that does not exist any more, run: pyrocache nodes remove NAME --force --nameserver {nameserver}"
             )
         raise PyroCacheError(
-            "This node cannot join: the name server does not answer, or has not got all that the nodes know. See them "
-            f"with: pyrocache status --nameserver {self._config.nameserver}"
+            f"{what}: the name server does not answer, or has not got all that the nodes know. See them with: "
+            f"pyrocache status --nameserver {nameserver}"
         )
 
     def _note_obstacle(self, listing: Listing) -> None:
@@ -290,7 +323,7 @@ class NodeMembership:
                     self._directory.remove(member)
                     self.tell(proposal)
                     return True
-            self.check_held_up(began_at)
+            self.check_held_up(began_at, f"{name} cannot be removed now")
             self._sleep(_PAUSE_SECONDS)
 
     def _check_dead(self, member: Member, heard: Heard, *, force: bool) -> None:
@@ -428,6 +461,8 @@ class NodeMembership:
         if self._me not in self.view.members:
             return
         if not self.fencing.may_put_back(self._blank_at, all_here=self._all_here()):
+            if not listing.cluster and self._me not in listing.members:
+                self._register()  # whoever starts now must not begin another cluster
             return
         before = self.fencing.before
         first, reserved = before.number or self.view.number, self.view.number + _LOST_NUMBERS

@@ -51,7 +51,9 @@ class MemoryDirectory:
         self.before_listing()
         self._answer()
         views = sorted(self.views.values(), key=lambda view: -view.number)
-        members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
+        members = [
+            one for one in self.entries.values() if one.cluster in ("", self.cluster) or not self.cluster
+        ]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
         following = max(own[0].number + 1, self.reserved) if own else self.first

@@ -46,9 +46,11 @@ from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, Command
+from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 from pyrocache.runtime import at_fork
 
 _AGAIN: Any = object()
+_COUNTED = {NOT_SERVING: "not_serving", TRY_AGAIN: "try_again"}
 
 
 class _Result(NamedTuple):
@@ -77,8 +79,8 @@ class Router:
 
     Attributes:
         views: the cluster view and its updates.
-        retries: how many requests were sent again, how often the outcome of a change was asked for, and how many
-            changes ended in `MayHaveBeenDone`. Not exact if threads count at the same time.
+        retries: the counts that `ClientStats` has of requests which were not answered at once. Not exact if threads
+            count at the same time.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         nameserver: str = "",
     ) -> None:
-        self.retries = {"retries": 0, "repeats": 0, "unsettled": 0}
+        self.retries = dict.fromkeys(("retries", *_COUNTED.values(), "repeats", "unsettled"), 0)
         self._directory = directory
         self._nameserver = nameserver
         self._max_connections = max_connections
@@ -392,6 +394,8 @@ class Router:
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | _Result | PyroCacheError:
+        if isinstance(problem, Refused) and problem.refusal.code in _COUNTED:
+            self.retries[_COUNTED[problem.refusal.code]] += 1
         remaining = deadline.remaining()
         elapsed, looked_up_at, view = (
             deadline.seconds - remaining,

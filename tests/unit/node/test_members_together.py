@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyrocache.errors import NameTaken
+from pyrocache.errors import NameTaken, PyroCacheError
 from tests.support.simulated_nodes import Cluster, Node, key_that_moves
 
 
@@ -139,3 +139,34 @@ def test_a_node_that_was_suspended_in_a_round_of_questions_does_not_count_the_go
     monkeypatch.setattr(one.membership, "_needs_number", suspended)  # just after the round has begun
     one.tick()
     assert not one.has_lease
+
+
+def test_no_other_cluster_begins_while_a_node_waits_to_put_its_own_back(cluster: Cluster) -> None:
+    one = cluster.start(1)
+    cluster.settle()
+    two = cluster.start(2)
+    cluster.settle()
+    two.paused = True
+    cluster.replace_name_server()
+    cluster.settle(4.0)
+    assert not one.has_lease
+    cluster.directory.seconds_there = 100.0
+    with pytest.raises(
+        PyroCacheError, match=r"forgotten the cluster of cache\.node\.1, .* Continue those, or end"
+    ):
+        cluster.start(3)
+    two.paused = False
+    cluster.settle(4.0)
+    assert one.has_lease
+    assert cluster.start(3).member.cluster == one.member.cluster
+
+
+def test_what_dead_nodes_have_left_does_not_keep_a_cluster_from_beginning(cluster: Cluster) -> None:
+    one = cluster.start(1)
+    cluster.settle()
+    entries = dict(cluster.directory.entries)
+    cluster.replace_name_server()
+    one.dead = True
+    cluster.directory.entries.update(entries)
+    cluster.directory.seconds_there = 100.0
+    assert cluster.start(1).member.cluster != one.member.cluster

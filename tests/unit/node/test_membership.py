@@ -332,8 +332,8 @@ def test_silent_members_hold_a_join_up_and_the_error_says_what_to_do() -> None:
         "cache.node.3": Heard.SAME,
     }
     expected = (
-        r"cannot join: cache\.node\.1 and cache\.node\.2 may still serve.* "
-        r"run: pyrocache nodes remove cache\.node\.1 --force --nameserver 127\.0\.0\.1:9090"
+        r"cannot join: cache\.node\.1 and cache\.node\.2 do not answer, .* for each that does not exist any more, "
+        r"run: pyrocache nodes remove NAME --force --nameserver 127\.0\.0\.1:9090"
     )
     with pytest.raises(PyroCacheError, match=expected):
         node.join()
@@ -855,3 +855,11 @@ def test_a_name_server_that_ends_before_the_node_is_registered_again_does_no_har
     assert node.serves
     node.tick()
     assert list(node.directory.entries) == ["cache.node.1"]
+
+
+def test_what_holds_the_removal_of_a_node_up_is_said_of_the_removal() -> None:
+    node = operator(Heard.SILENT, Heard.GONE, Heard.SILENT)
+    node.directory.store_view(view(8, 1, 2, 3))  # a change that does not become valid
+    expected = r"^cache\.node\.2 cannot be removed now: cache\.node\.1 and cache\.node\.3 do not answer"
+    with pytest.raises(PyroCacheError, match=expected):
+        node.membership.strike_out("cache.node.2")
