@@ -70,8 +70,7 @@ def _stop(scene: Scene, seconds: float) -> None:
 
 
 def _join_and_leave(scene: Scene) -> None:
-    if (node := scene.join()) is not None:
-        scene.leave(node)
+    scene.leave(scene.join())
 
 
 def _take_over(scene: Scene) -> None:
@@ -156,8 +155,7 @@ def _wipe_and_join(scene: Scene) -> None:
         scene.start_nameserver()
         node = scene.join()
     scene.wait(1.5)
-    if node is not None:
-        scene.leave(node)
+    scene.leave(node)
 
 
 def _stop_and_wipe(scene: Scene) -> None:
@@ -187,8 +185,7 @@ def _silent_members(scene: Scene) -> None:
                 directory.remove(member)
         node = scene.join()
         scene.wait(2.0)
-    if node is not None:
-        scene.leave(node)
+    scene.leave(node)
 
 
 def _other_cluster(scene: Scene) -> None:
@@ -247,8 +244,7 @@ def _join_without_descriptors(scene: Scene) -> None:
     with scene.claimed() as node, scene.without_descriptors([node.pid]):
         joined = scene.join()
         scene.wait(4.0)
-    if joined is not None:
-        scene.leave(joined)
+    scene.leave(joined)
 
 
 def _clients_without_descriptors(scene: Scene) -> None:

@@ -230,9 +230,9 @@ class Scene:
         self._listen(node)
         return node
 
-    def leave(self, node: LocalNode) -> None:
-        """Shut a node down, unless it took the name of one of the first."""
-        if node.name in self._names:
+    def leave(self, node: LocalNode | None) -> None:
+        """Shut a node down, unless it took the name of one of the first. Takes what `join` returns."""
+        if node is None or node.name in self._names:
             return
         with self.claimed(node), self._losing(node.name, f"leave of {node.name}"):
             node._process.terminate()

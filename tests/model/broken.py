@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pyrocache.cluster.fencing import Fencing, Heard
@@ -143,6 +144,8 @@ MISTAKES = {
     ),
 }
 
+_rival = partial(scenario, "ab", "b rival, j joiner", "ask, answers are late b1", "wipe name server")
+
 SPARE = {
     "take over before the change is valid": scenario(
         "abc", "j joiner, b rival", "wipe name server", "kill b1", fencing=TakesOverInvalid
@@ -156,20 +159,9 @@ SPARE = {
         fencing=CountsTheGone,
         heals=False,
     ),
-    "valid without a listing": scenario(
-        "ab", "b rival, j joiner", "ask, answers are late b1", "wipe name server", fencing=ValidUnlisted
-    ),
-    "acknowledge without prepare": scenario(
-        "ab", "b rival, j joiner", "ask, answers are late b1", "wipe name server", unprepared=True
-    ),
-    "acknowledge without prepare, valid without a listing": scenario(
-        "ab",
-        "b rival, j joiner",
-        "ask, answers are late b1",
-        "wipe name server",
-        unprepared=True,
-        fencing=ValidUnlisted,
-    ),
+    "valid without a listing": _rival(fencing=ValidUnlisted),
+    "acknowledge without prepare": _rival(unprepared=True),
+    "acknowledge without prepare, valid without a listing": _rival(unprepared=True, fencing=ValidUnlisted),
     "reconnect to another name server": scenario(
         "ab", "b rival, j joiner", "wipe name server", "wipe name server", reconnects=True
     ),
