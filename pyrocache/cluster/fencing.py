@@ -154,7 +154,7 @@ class Fencing:
         return replace(self, doubts=True, doubted_at=now, gone=())
 
     standstill = rumour
-    """Note that this node did not run for more than half a lease. It may have missed a rumour."""
+    """Note that this node did not run for three eighths of a lease or more. It may have missed a rumour."""
 
     def majority_at(self) -> float:
         """Return the latest time after which more than half of the members have confirmed the view."""
