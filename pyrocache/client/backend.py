@@ -306,23 +306,24 @@ class Backend:
         """Return how many callers hold a lock or a semaphore."""
         return self._ask(replies.is_count, commands.HOLDERS, name, (), deadline)
 
-    # Namespaces: the request is broadcast to every node.
+    # Namespaces: every node gets a request. If the view changes meanwhile, a change may have several answers of a node,
+    # of which each tells what was removed then.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
         arguments = (prefix,) if most is None else (prefix, most)
-        return self._broadcast(replies.is_count, commands.COUNT, arguments, deadline)
+        return self._ask_all(replies.is_count, commands.COUNT, arguments, deadline)
 
     def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
         """Remove the entries of a namespace; each node answers how many there were."""
-        return self._broadcast(replies.is_count, commands.CLEAR, (prefix,), deadline)
+        return self._ask_all(replies.is_count, commands.CLEAR, (prefix,), deadline)
 
     def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
         """Remove the entries with a tag; each node answers how many there were."""
-        return self._broadcast(replies.is_count, commands.INVALIDATE_TAG, (tag,), deadline)
+        return self._ask_all(replies.is_count, commands.INVALIDATE_TAG, (tag,), deadline)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        """Return the view that all answering nodes use at this moment, and the errors of the other nodes."""
+        """Return a view that all answering nodes have used since the call began, and the errors of the other nodes."""
         return self._router.agreed_view(deadline)
 
     def scan(
@@ -425,8 +426,17 @@ class Backend:
         deadline: Deadline,
         only: Collection[str] | None = None,
     ) -> Answers:
-        """Send a command to every node and return the answers. Raises `RemoteError` if one is not valid."""
-        answers = self._router.broadcast(command, arguments, deadline, only)
+        """Send a command about the nodes to them and return the answers. Raises `RemoteError` if one is not valid."""
+        return self._all_valid(valid, command, self._router.broadcast(command, arguments, deadline, only))
+
+    def _ask_all(
+        self, valid: _Valid, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+    ) -> Answers:
+        """Send a command about data to every node. Returns and raises as `_broadcast`."""
+        return self._all_valid(valid, command, self._router.ask_all(command, arguments, deadline)[1])
+
+    @staticmethod
+    def _all_valid(valid: _Valid, command: Command, answers: Answers) -> Answers:
         for member, answer in answers:
             if not isinstance(answer, NodeUnavailable):
                 _checked(valid, command, answer, member)

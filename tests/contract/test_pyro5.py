@@ -100,7 +100,7 @@ def proxy(request: pytest.FixtureRequest, shared_cluster: LocalCluster) -> Itera
         deadline = time.monotonic() + 10
         while len(proxy.members()) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)  # until the nodes have heard of each other: a new view drops others' keys
-        proxy.clear(PREFIX)
+        proxy.clear(NO_VIEW, PREFIX)
         yield proxy
 
 
@@ -161,13 +161,13 @@ class TestAStockProxyOnOurNode:
         assert proxy.delete(NO_VIEW, c) is False
         assert proxy.set_many(NO_VIEW, (a, b), (b"1", b"2"), 60.0) == 2
         assert proxy.get_many(NO_VIEW, (a, missing, b)) == [b"1", None, b"2"]
-        assert proxy.count(PREFIX) == 2
-        cursor, page = proxy.scan(PREFIX, PREFIX, 0, 1)
-        last, rest = proxy.scan(PREFIX, PREFIX, cursor, limit=10)
+        assert proxy.count(NO_VIEW, PREFIX) == 2
+        cursor, page = proxy.scan(NO_VIEW, PREFIX, PREFIX, 0, 1)
+        last, rest = proxy.scan(NO_VIEW, PREFIX, PREFIX, cursor, limit=10)
         assert last == 0
         assert sorted(page + rest) == [a, b]
         assert proxy.delete_many(NO_VIEW, [a, missing]) == 1
-        assert proxy.clear(PREFIX) == 1
+        assert proxy.clear(NO_VIEW, PREFIX) == 1
         assert proxy.put(NO_VIEW, a, b"w\x01", 60.0, "absent", [b"tag"]) is True
         assert proxy.setdefault(NO_VIEW, a, b"other") == b"w\x01"
         assert proxy.incr(NO_VIEW, a, b"w\x02", b"w\x00") == b"w\x03"
@@ -179,12 +179,12 @@ class TestAStockProxyOnOurNode:
         assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
         assert proxy.get_entry(NO_VIEW, a)[3] == [b"tag"]
         assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, missing])] == [b"new", None]
-        assert proxy.scan(PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
-        assert proxy.invalidate_tag(b"tag") == 1
+        assert proxy.scan(NO_VIEW, PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
+        assert proxy.invalidate_tag(NO_VIEW, b"tag") == 1
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.pop(NO_VIEW, a) == b"value"
         assert proxy.set(NO_VIEW, a, b"value") is True
-        assert proxy.delete_prefix(PREFIX, a) == [0, 1]
+        assert proxy.delete_prefix(NO_VIEW, PREFIX, a) == [0, 1]
         _, token, _ = proxy.lease(NO_VIEW, a, 10, 0)
         assert proxy.fill(NO_VIEW, a, token, b"loaded", 60.0, 60.0, 0.5) is True
         assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]
@@ -208,7 +208,7 @@ class TestAStockProxyOnOurNode:
             ("set", (NO_VIEW, KEY, b"value", -1), "bad-request"),
             ("set", (NO_VIEW,), "bad-request"),
             ("set", (NO_VIEW, KEY, b"value", 1, 2, 3), "bad-request"),
-            ("scan", (PREFIX, PREFIX, -1), "bad-request"),
+            ("scan", (NO_VIEW, PREFIX, PREFIX, -1), "bad-request"),
             ("get", (12345, KEY), "stale-view"),
         ):
             with pytest.raises(PyroError) as caught:
@@ -336,7 +336,7 @@ class TestAStockProxyOnOurNode:
         proxy.set(NO_VIEW, two, b"value")
         proxy._pyroOneway.clear()
         proxy._pyroRelease()
-        assert proxy.count(PREFIX) == 0
+        assert proxy.count(NO_VIEW, PREFIX) == 0
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ class TestOurClientOnStockDaemons:
             member = cache.node_for("key")
             router, deadline = cache._context.backend._router, cache._context.deadline()  # type: ignore[attr-defined]
             with pytest.raises(RemoteError, match="bytes"):
-                router.ask(member, commands.GET, (NO_VIEW, "no bytes"), deadline)
+                router.ask(member, commands.GET, ("no bytes",), deadline)
             with pytest.raises(RemoteError):
                 router.ask(member, replace(commands.GET, name="no_such_method"), (), deadline)
             assert cache.get("key") == "old"

@@ -84,15 +84,26 @@ class RequestGuard:
                 if view > number:
                     self._on_stale(view)
                 raise self.stale_view()
-        self.check_lease()
+        self._check_lease()
         for key in keys:
             if view == NO_VIEW and not self.owns(key):
                 raise self.stale_view()
             if self._pending and self._before.owner(key).name in self._pending:
                 raise refusal(NOT_SERVING, "The node may not answer for this key yet; try again.")
 
-    def check_lease(self) -> None:
-        """Check a request that is not about single keys. Raises `PyroError` if the node has no lease."""
+    def check_all(self, view: Any) -> None:
+        """Check a request about all entries that the node has, of which every member of the view gets one.
+
+        Until a node that is not asked, because it is a member no more, has lost its lease, it may still answer for
+        the entries that it has. Raises as `check`.
+        """
+        self.check(view, ())
+        if self._pending and self.view is not None:
+            members = {member.identity for member in self.view.members}
+            if any(m.name in self._pending and m.identity not in members for m in self._before.members):
+                raise refusal(NOT_SERVING, "A node that was a member before may still answer; try again.")
+
+    def _check_lease(self) -> None:
         if self._lapsed:
             raise refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
 

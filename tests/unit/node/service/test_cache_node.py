@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.node.service.cache_node import CacheNode
@@ -50,6 +51,38 @@ def test_a_warm_read_takes_three_calls() -> None:
         finally:
             sys.setprofile(None)
     assert called == ["get", "get", "used"]
+
+
+class Interrupted(Store):
+    """A store during whose walk over the entries the node loses its lease."""
+
+    guard: RequestGuard
+    pages = 0
+
+    def page(self, *arguments: Any, **options: Any) -> Any:
+        self.pages += 1
+        if self.pages == 3:
+            self.guard.lapse(True)
+        return super().page(*arguments, **options)
+
+
+def test_a_removal_that_the_end_of_the_lease_interrupts_tells_what_it_has_removed() -> None:
+    store = Interrupted(2**24)
+    store.guard = RequestGuard(NAME)
+    node = CacheNode(store, store.guard)
+    for number in range(5000):
+        node.set(NO_VIEW, b"\0%d" % number, b"")
+    cursor, removed = node.delete_prefix(NO_VIEW, b"\0", b"\0")
+    assert cursor > 0
+    assert 0 < removed == 5000 - node.stats()["entries"] < 5000
+    with pytest.raises(PyroError, match="cannot be sure"):
+        node.delete_prefix(NO_VIEW, b"\0", b"\0", cursor)
+    store.guard.lapse(False)
+    rest = 0
+    while cursor:
+        cursor, count = node.delete_prefix(NO_VIEW, b"\0", b"\0", cursor)
+        rest += count
+    assert removed + rest == 5000
 
 
 class TimedLock:

@@ -74,7 +74,7 @@ def test_a_value_that_was_filled_in_is_kept_as_it_was_to_be(node: CacheNode, clo
     assert node.abandon(NO_VIEW, KEY, token) is True
     clock.tick(5.0)
     assert ask(node)[::2] == ["load", None]
-    node.invalidate_tag(b"\0tag")
+    node.invalidate_tag(NO_VIEW, b"\0tag")
 
 
 def test_a_value_that_was_set_has_no_times(node: CacheNode) -> None:
@@ -103,7 +103,7 @@ def miss_a_view(node: CacheNode) -> None:
         (lambda node: node.delete(NO_VIEW, KEY), None),
         (lambda node: node.pop(NO_VIEW, KEY), None),
         (lambda node: node.delete_many(NO_VIEW, [b"\0other", KEY]), None),
-        (lambda node: node.clear(b"\0"), None),
+        (lambda node: node.clear(NO_VIEW, b"\0"), None),
         (lambda node: miss_a_view(node), "refused"),
     ],
 )
@@ -127,8 +127,8 @@ def test_whatever_changes_the_entry_voids_the_lease(node: CacheNode, change: Any
         lambda node: node.touch(NO_VIEW, KEY, 5.0),
         lambda node: node.get(NO_VIEW, KEY, 5.0),
         lambda node: node.set(NO_VIEW, b"\0other", b"x"),
-        lambda node: node.clear(b"\2\1a"),
-        lambda node: node.invalidate_tag(b"\0other"),
+        lambda node: node.clear(NO_VIEW, b"\2\1a"),
+        lambda node: node.invalidate_tag(NO_VIEW, b"\0other"),
         lambda node: node.sweep(),
     ],
 )
