@@ -26,6 +26,7 @@ from pyrocache.client.routing.retry import (
     Attempts,
     LookUp,
     Lost,
+    Moved,
     Problem,
     Repeat,
     Retry,
@@ -45,7 +46,7 @@ from pyrocache.net.failures import Refused, Unavailable, name_in_hint
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
-from pyrocache.protocol.commands import CHECK_VIEW, Command
+from pyrocache.protocol.commands import CHECK_VIEW, Command, Scope
 from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 from pyrocache.runtime import at_fork
 
@@ -198,7 +199,10 @@ class Router:
             round = Round(batch, self.views.known(deadline), pending)
             for index, outcome in self._exchange(attempts, round.requests, deadline):
                 member, chunk = round.requests[index].member, round.chunks[index]
-                left = round.left[member.name]
+                left = round.left_of(member)
+                if isinstance(outcome, Moved):
+                    round.route(self.views.known(deadline), chunk)
+                    continue
                 if isinstance(outcome, (Retry, LookUp)):
                     left.append(chunk)  # in addition to the keys that were not sent to the node yet
                     continue
@@ -248,7 +252,7 @@ class Router:
             names: list[str] = []
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = members[index]
-                if isinstance(outcome, (Retry, LookUp)):
+                if isinstance(outcome, (Moved, Retry, LookUp)):
                     names.append(member.name)
                 else:
                     answers[member.name] = member, _not_refused(outcome)
@@ -281,7 +285,7 @@ class Router:
         while missing := [member for member in view.members if member.name not in answers]:
             requests = [Request(member, command, (view.number, *arguments)) for member in missing]
             for index, outcome in self._exchange(attempts, requests, deadline):
-                if not isinstance(outcome, (Retry, LookUp)):
+                if not isinstance(outcome, (Moved, Retry, LookUp)):
                     answers[missing[index].name] = missing[index], _not_refused(outcome)
             if len(answers) < len(view) and self._membership.view != view:
                 if command.mutates:
@@ -392,8 +396,9 @@ class Router:
         """Send requests to several nodes in parallel; ``requests`` may grow during iteration.
 
         Yields:
-            As replies arrive, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` if the
-            request is to be repeated. The pause or query before that is made when all replies have arrived.
+            As replies arrive, a request's index and its result, the error that ends it, or a `Moved`, `Retry` or
+            `LookUp` if the request is to be repeated. The pause or query before the latter two is made when all replies
+            have arrived.
         """
         again: Retry | LookUp | None = None
         # `closing`: if the caller stops early, connections with unread replies are closed now.
@@ -404,11 +409,18 @@ class Router:
                     outcome = self._decide(attempts, requests[index], outcome, deadline)
                     if isinstance(outcome, _Result):
                         outcome = outcome.value
+                    elif isinstance(outcome, LookUp) and self._has_moved(requests[index], outcome):
+                        outcome = Moved()
                     elif not isinstance(outcome, PyroCacheError):
                         again = outcome
                 yield index, outcome
         if again is not None:
             self._perform(attempts, again, deadline)
+
+    def _has_moved(self, request: Request, action: LookUp) -> bool:
+        """Return whether there is a newer view than the one that a refused request was routed by."""
+        routed = action.members is not None and request.command.scope is not Scope.NODE
+        return routed and self.views.learn(action.members, request.arguments[0])
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> Any:
         """Return `_AGAIN` when it is time to send the request again, or its result, if the node remembered that.

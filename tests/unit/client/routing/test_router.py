@@ -416,6 +416,35 @@ def test_keys_of_a_batch_that_may_not_be_answered_yet_are_asked_for_again(
     assert (len(first.calls), len(second.calls)) == (2, 1)
 
 
+@pytest.mark.parametrize("size", [60, 3000])  # in one request for each node, and in several
+def test_a_silent_node_holds_up_no_keys_that_have_moved_between_others(
+    start: Callable[..., ScriptedNode], size: int
+) -> None:
+    """After a change of the view, the keys of the other nodes are routed anew at once."""
+    silent, second, third = start(lambda call: SILENCE), start(number_of_keys, 2), start(number_of_keys, 3)
+    router, directory = router_for(silent, second)
+    router.views.known(Deadline(5.0))
+    before = directory.view
+    after = ClusterView([silent.member, second.member, third.member], directory.number + 1, CLUSTER)
+
+    def newer(call: Call) -> Any:
+        return number_of_keys(call) if call[1][0] == after.number else stale(after)
+
+    second.script = newer
+    batch = batch_of(size)
+    replies, errors = send(router, "delete_many", batch, seconds=0.5)
+    answered = {index for about, _ in replies for index in about}
+    theirs = [at for at, key in enumerate(batch.keys) if before.owner(key) != silent.member]
+    assert answered >= {at for at in theirs if after.owner(batch.keys[at]) != silent.member}
+    assert third.calls
+    for asked in (second, third):
+        for _, (number, keys, *_) in asked.calls:
+            if number == after.number:
+                assert all(after.owner(key) == asked.member for key in keys)
+    assert answered.isdisjoint(index for about, _ in errors for index in about)
+    assert len(answered) + sum(len(about) for about, _ in errors) == size
+
+
 def test_views_that_never_agree_end_at_the_deadline(start: Callable[..., ScriptedNode]) -> None:
     node = start(lambda call: Refusal(refusals.STALE_VIEW, "stale", "nonsense"))
     router, _ = router_for(node)
