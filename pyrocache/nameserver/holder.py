@@ -9,10 +9,11 @@ Thread safety: a function without state. It blocks for `PING_SECONDS` at most, a
 from __future__ import annotations
 
 from pyrocache.cluster.routing import Member
-from pyrocache.net.connection import Connection
+from pyrocache.net.connection import ANONYMOUS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused
 from pyrocache.protocol.commands import PING
+from pyrocache.protocol.handshake import NAMELESS
 
 PING_SECONDS = 0.5
 
@@ -21,7 +22,7 @@ def is_alive(holder: Member) -> bool:
     """Return whether ``holder`` answers a ping at its address, as the incarnation that is registered."""
     deadline = Deadline(PING_SECONDS)
     try:
-        connection = Connection(holder, "tcp")
+        connection = Connection(holder, "tcp", ANONYMOUS._replace(caller=NAMELESS))
         try:
             connection.finish_opening(deadline)
             answer = connection.call(PING.name, (), deadline)

@@ -133,7 +133,13 @@ class Node:
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
         self._event_loop = EventLoop(
-            listeners, self._dispatcher, config, self.cache_node.sweep, on_lapse=self._lapse, **ahead
+            listeners,
+            self._dispatcher,
+            config,
+            self.cache_node.sweep,
+            on_lapse=self._lapse,
+            reserve=self._reserve,
+            **ahead,
         )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
         self.membership.attach(self.cache_node.ownership)

@@ -18,6 +18,7 @@ from pyrocache.net.connection import ANONYMOUS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
+from pyrocache.protocol.handshake import NAMELESS
 from pyrocache.tracebacks import came_from_outside
 
 PROBE_SECONDS = 0.25
@@ -36,7 +37,7 @@ class Peers:
     ) -> None:
         self._timeout = timeout
         self._opens = connect
-        self._connections = self._connect("")
+        self._connections = self._connect(NAMELESS)
 
     def introduce(self, member: Member) -> None:
         """Say from now on which node asks."""

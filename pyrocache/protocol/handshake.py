@@ -42,6 +42,9 @@ ANSWER_BYTES = 64 * 1024
 PROTOCOL = 1
 """The version of what both ends agree on beyond Pyro5's own protocol."""
 
+NAMELESS = "nameless"
+"""The caller, if it is the name server, or a node that has not joined yet."""
+
 OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
 OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
@@ -99,7 +102,7 @@ class Greeting(NamedTuple):
         protocol: the version of what is agreed beyond Pyro5's own protocol, `PROTOCOL`.
         cluster: the id of the cluster.
         session: the random id of a client. It is new after a fork.
-        caller: name and incarnation of a node that connects, separated by a space; a client has none.
+        caller: name and incarnation of a node that connects, separated by a space, or `NAMELESS`; a client has none.
         clock_ms: the node's clock, modulo 2**32 milliseconds, from 1 on; 0 if unknown.
         capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
         nonce: a random challenge, which the other end answers by a proof. Not used yet.
@@ -236,6 +239,7 @@ class ServerHandshake:
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         state: the progress.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
+        nodes_only: whether clients are refused, for want of file descriptors.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
     """
@@ -247,6 +251,7 @@ class ServerHandshake:
     admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
     state: State = State.AWAITING
     serializer: Serializer | None = None
+    nodes_only: bool = False
     session: bytes | None = None
 
     def admit(self, header: Header) -> None:
@@ -275,12 +280,16 @@ class ServerHandshake:
         request = serializer.loads(body)
         if not isinstance(request, dict) or not isinstance(request.get("object"), str):
             raise ProtocolError("A handshake names the object that it is for.")
+        greeting = Greeting.from_wire(request.get("handshake"))
+        if self.nodes_only and not greeting.caller:
+            text = f"{OVERLOADED}: this server has no file descriptors left for clients"
+            raise self._refused(header, serializer.dumps(text))
         try:
             answer = self.describe(request["object"], request.get("handshake"))
         except HandshakeRefused as refused:
             raise self._refused(header, serializer.dumps(str(refused))) from None
         self.state, self.serializer = State.ESTABLISHED, serializer
-        session = Greeting.from_wire(request.get("handshake")).session
+        session = greeting.session
         if len(session) == SESSION_BYTES and Greeting.from_wire(answer.get("handshake")).clock_ms:
             self.session = session
         accepted = serializer.dumps(answer)

@@ -37,6 +37,7 @@ from pyrocache.protocol.messages import sequence_of, with_sequence
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.protocol.request_id import CLOCK, RequestId, milliseconds, unpack_id
 from pyrocache.runtime.clock import now
+from pyrocache.runtime.descriptors import DescriptorReserve
 from pyrocache.server.acceptor import Acceptor
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
@@ -70,6 +71,7 @@ class EventLoop:
         on_lapse: called after ``lease_until``, before anything is done for a request.
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
         clock: seconds (`runtime.clock`).
+        reserve: descriptors with which connections of other nodes are accepted when there are no others left.
 
     Attributes:
         connections: the open connections.
@@ -88,6 +90,7 @@ class EventLoop:
         ahead: Callable[[], float] = lambda: 0.0,
         on_lapse: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = now,
+        reserve: DescriptorReserve | None = None,
     ) -> None:
         self._on_lapse = on_lapse
         self.lease_until = math.inf
@@ -113,7 +116,13 @@ class EventLoop:
         )
         self._thread = 0
         self._stopping = False
-        self._acceptor = Acceptor(listeners, self.poller, self._open, clock)
+        self._acceptor = Acceptor(
+            listeners,
+            self.poller,
+            self._open,
+            clock,
+            reserve if reserve is not None else DescriptorReserve(0),
+        )
 
     def run(self) -> None:
         """Serve until `shutdown` is called."""
@@ -168,13 +177,14 @@ class EventLoop:
 
     # Requests and replies --------------------------------------------------------------------------------
 
-    def _open(self, sock: socket.socket) -> None:
+    def _open(self, sock: socket.socket, lent: bool) -> None:
         if len(self.connections) >= self._limits.max_connections:
             with sock, contextlib.suppress(OSError):
                 sock.send(self._dispatcher.rejected())
                 sock.shutdown(socket.SHUT_WR)
             return
         connection = Connection(sock, self._dispatcher.handshake(), self._now)
+        connection.handshake.nodes_only = lent
         self.connections.add(connection)
         try:
             if sock.family != socket.AF_UNIX:
@@ -402,6 +412,8 @@ class EventLoop:
         self._calls.cancel(connection)
         self.outcomes.leave(connection.session, self._now)
         connection.session.close()  # last: frees everything granted to it; later grants are freed at once
+        if connection.handshake.nodes_only:
+            self._acceptor.returned()
 
     # Wake-ups and timers ---------------------------------------------------------------------------------
 
