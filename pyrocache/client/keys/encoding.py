@@ -67,9 +67,11 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
-from pyrocache.client.codec import Codec, canonical_unpickle, missing_name, type_name
+from pyrocache.client.codec import Codec
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
+from pyrocache.client.unpicklable import type_name
+from pyrocache.client.unpickling import canonical_unpickle, missing_name
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 from pyrocache.tracebacks import cause_of
