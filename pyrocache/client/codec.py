@@ -17,6 +17,7 @@ The first byte of a value frame is its kind, and the rest is the content::
     j                            JSON, UTF-8
     u                            by a user's codec: u8 number of bytes of its name, the name in UTF-8, then its bytes
     d                            a compressed frame (``compression.py``)
+    S                            a signed frame (``signing.py``)
 
 No pickle begins with one of these letters: a pickle of protocol 5 begins with the byte 0x80.
 
@@ -27,7 +28,7 @@ encoded. Decoding returns views into the received message if its buffer is writa
 A client writes the simple kinds, and with one serializer (``serializers.py``) all other values; a user's codec gets all
 values but ints, on which nodes compute. A client refuses the frames of other serializers. In particular, only a client
 with ``serializer="pickle"`` unpickles, and with ``allowed_classes`` it unpickles these classes only. Every client reads
-compressed frames.
+compressed frames. A frame that is signed is read by a client with the signing key only.
 
 Raises `SerializationError` for values that do not pickle (the error names the type and never the content), and for
 frames of another serializer. Raises `CorruptValue` for bytes that are not a value frame. The codec does not check who
@@ -64,7 +65,7 @@ from pyrocache.protocol.int_frame import INT_KIND, pack_int, unpack_int
 from pyrocache.protocol.messages import Pieces
 from pyrocache.tracebacks import cause_of
 
-__all__ = ["Codec"]
+__all__ = ["SIGNED_KIND", "Codec"]
 
 _DOUBLE = struct.Struct(">d")
 
@@ -74,6 +75,7 @@ _first_byte = itemgetter(0)  # in C, for `map`
 _NO_FAST_PATH = -1  # no frame begins with it
 _BYTES_LIKE = (bytes, bytearray, memoryview)
 _USER = b"u"
+SIGNED_KIND = b"S"
 
 _Encoders: TypeAlias = dict[type, Callable[[Any], bytes | Pieces]]
 
@@ -129,6 +131,7 @@ class Codec:
         )
         decoders |= _DECODERS if simple else {INT_KIND[0]: _decode_int}
         decoders[COMPRESSED_KIND[0]] = self._decode_compressed
+        decoders[SIGNED_KIND[0]] = _refuse_signed
         if serializer is not None:
             decoders[OUT_OF_BAND_KIND[0]] = self._refuse
             decoders[serializer.head[0]] = partial(self._decode_with, serializer)
@@ -200,6 +203,10 @@ class Codec:
         if self._allowed is not None and full not in self._allowed:
             raise not_allowed(module, full)
 
+    def opened_part(self, payload: bytes) -> bytes:
+        """Raise `SerializationError` for a signed part of a key."""
+        raise SerializationError(f"a key is signed, and this client has no signing key. {_GIVE_KEY}")
+
     def _load_allowed(self, frame: Any, buffers: Iterable[Any] | None = None) -> object:
         """Load a pickle that refers to allowed classes only."""
         return load_checked(frame, self.check_class, buffers)
@@ -227,6 +234,13 @@ class Codec:
             f"a stored value was written {_writer_of(frame)}, and this client reads {self._title}. Give all clients "
             "of these entries the same serializer, or use another namespace."
         )
+
+
+_GIVE_KEY = "Give it the signing_key_file of the clients that store these entries, or use another namespace."
+
+
+def _refuse_signed(frame: bytes | memoryview) -> object:
+    raise SerializationError(f"a stored value is signed, and this client has no signing key. {_GIVE_KEY}")
 
 
 def _encode_bytes(value: bytes) -> bytes | Pieces:
