@@ -326,6 +326,16 @@ def scan_command(
             write(f"{as_text(key)}\n")
 
 
+@app.command("signing-key")
+def signing_key_command(
+    path: Annotated[str, typer.Argument(help="The file to make.", metavar="PATH", show_default=False)],
+) -> None:
+    """Make a file with a new key for signing values (signing_key_file=). A file that exists is not changed."""
+    from pyrocache.runtime.key_file import make_key_file
+
+    make_key_file(path)
+
+
 @app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)
 def replay_command() -> None:
     """Say that the command was removed, and what replaces it."""

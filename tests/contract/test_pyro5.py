@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import Pyro5
@@ -47,6 +48,7 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
+from pyrocache.runtime.key_file import make_key_file
 from tests.support.wire import frame_decoder, pack_refusal
 
 NO_VIEW = 0
@@ -387,9 +389,19 @@ def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(params=["unsigned", "signed"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """What a client is made with."""
+    if request.param == "unsigned":
+        return {}
+    path = str(tmp_path / "signing.key")
+    make_key_file(path)
+    return {"signing_key_file": path}
+
+
 class TestOurClientOnStockDaemons:
-    def test_every_verb_works(self, stock_cluster: str) -> None:
-        with PyroCacheClient(stock_cluster, namespace="verbs") as cache:
+    def test_every_verb_works(self, stock_cluster: str, options: dict[str, Any]) -> None:
+        with PyroCacheClient(stock_cluster, namespace="verbs", **options) as cache:
             assert [member.name for member in cache.nodes()] == ["cache.node.1", "cache.node.2"]
             values = {"user:1": {"name": "Alice"}, ("a", 1): [None, 1.5], 7: None, b"b": b"\0" * 300_000}
             for key, value in values.items():
@@ -415,8 +427,8 @@ class TestOurClientOnStockDaemons:
             assert cache.clear() == 4
             assert len(cache) == 0
 
-    def test_batches_reach_both_nodes(self, stock_cluster: str) -> None:
-        with PyroCacheClient(stock_cluster, namespace="batches") as cache:
+    def test_batches_reach_both_nodes(self, stock_cluster: str, options: dict[str, Any]) -> None:
+        with PyroCacheClient(stock_cluster, namespace="batches", **options) as cache:
             values = {f"key:{number}": number for number in range(3000)}
             assert cache.set_many(values, ttl_seconds=60) == 3000
             assert cache.get_many([*values, "no such key"]) == values
