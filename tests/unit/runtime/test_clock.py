@@ -63,8 +63,8 @@ import pyrocache.node.process as process
 from pyrocache.runtime.clock import now
 
 class Node:
-    def __init__(self, config, directory, peers=None, clock=lifecycle.Node.__init__.__defaults__[1], *, entry_clock):
-        print(clock is entry_clock is now)
+    def __init__(self, config, directory, peers=None, clock=lifecycle.Node.__init__.__defaults__[1], **given):
+        print(clock is given["entry_clock"] is now)
         raise SystemExit
 
 process.Node = Node
