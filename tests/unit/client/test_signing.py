@@ -90,6 +90,9 @@ class Thing:
     def __hash__(self) -> int:
         return hash(self.x)
 
+    def __repr__(self) -> str:
+        return f"Thing({self.x!r})"
+
 
 OBJECTS = [Colour.RED, Mode.READ, Point(1), Thing("x")]
 NESTED = [
