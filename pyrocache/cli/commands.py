@@ -194,19 +194,20 @@ def status_command(
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
+    """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease."""
     from pyrocache.cli.tables import nodes_as_json, print_status
     from pyrocache.net.directory import NameServerDirectory
 
     with PyroCacheClient(nameserver, timeout=timeout) as cache:
         members = cache.nodes()
         stats = cache.stats()
+    names = [member.name for member in members]
     obstacle = NameServerDirectory(nameserver).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
     else:
         print_status(nameserver, members, stats, obstacle)
-    raise typer.Exit(1 if stats.away else 0)
+    raise typer.Exit(0 if all(name in stats.nodes and stats.nodes[name].serving for name in names) else 1)
 
 
 @app.command("stats")

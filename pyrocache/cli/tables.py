@@ -26,7 +26,10 @@ _LEFT = ("node", "address", "eviction")  # the other columns are aligned to the 
 _AWAY = "away"
 _NO_LEASE = "no lease"
 _UNLIMITED = 10_000  # columns, when the output is not a terminal and $COLUMNS is not set
-_FIGURES = ("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds")
+_FIGURES = (
+    *("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds"),
+    "view",
+)
 
 Row = dict[str, str]
 
@@ -53,7 +56,7 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obsta
     """Print the members and their statistics, as ``pyrocache status`` does. ``obstacle``: as in `Listing`."""
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
-    lines = _table(rows, optional=("eviction", "peers", "up"))
+    lines = _table(rows, optional=("eviction", "lease", "peers", "up"))
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
     remarks = [
@@ -73,8 +76,22 @@ def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any
         figures = stats.nodes.get(member.name)
         state = _AWAY if figures is None else "up" if figures.serving else _NO_LEASE
         node = {"name": member.name, "address": member.address, "state": state}
-        nodes.append({**node, **{name: getattr(figures, name, None) for name in _FIGURES}})
+        figures_of = {name: getattr(figures, name, None) for name in _FIGURES}
+        nodes.append({**node, **figures_of, **_standing(figures)})
     return nodes
+
+
+def _standing(figures: NodeStats | None) -> dict[str, Any]:
+    """Return for how long a node may serve, None for ever, and who does not answer it."""
+    if figures is None:
+        return {"lease_seconds": None, "silent": None}
+    lease = round(figures.lease_seconds, 3) if _may_end(figures) else None
+    return {"lease_seconds": lease, "silent": figures.silent.split()}
+
+
+def _may_end(figures: NodeStats) -> bool:
+    """Return whether a node may have to stop serving: it has a view, and is not the only node."""
+    return bool(figures.view) and not math.isinf(figures.lease_seconds)
 
 
 def _status_row(member: Member, figures: NodeStats | None) -> Row:
@@ -89,6 +106,7 @@ def _status_row(member: Member, figures: NodeStats | None) -> Row:
         "hits": "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
         "peers": str(figures.connections),
         "up": _duration(figures.uptime_seconds),
+        "lease": f"{figures.lease_seconds:.1f} s" if _may_end(figures) else "-",
     }
 
 

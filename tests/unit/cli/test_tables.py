@@ -33,6 +33,9 @@ def stats(*, large: bool = False) -> Stats:
         policy="s3fifo",
         connections=4096,
         uptime_seconds=1e6,
+        view=7,
+        lease_seconds=1.54321,
+        silent="cache.node.103",
         **(busy if large else {"max_bytes": 2**30}),
     )
     return Stats.of({"cache.node.1": one, "cache.node.2": one}, ClientStats(), ["cache.node.103"])
@@ -64,11 +67,13 @@ def test_a_wide_terminal_shows_everything(
     monkeypatch.setenv("COLUMNS", "200")
     print_status(NAMESERVER, members("127.0.0.1"), stats())
     assert capsys.readouterr().out == (
-        "Name server 10.20.30.40:9090, 3 nodes\n\n"
-        "node            address          entries         memory  eviction  hits  peers         up\n"
-        "cache.node.1    127.0.0.1:65431        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
-        "cache.node.2    127.0.0.1:65432        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
+        "Name server 10.20.30.40:9090, 3 nodes, view 7\n\n"
+        "node            address          entries         memory  eviction  hits  peers         up  lease\n"
+        "cache.node.1    127.0.0.1:65431        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h  1.5 s\n"
+        "cache.node.2    127.0.0.1:65432        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h  1.5 s\n"
         "cache.node.103  127.0.0.1:65533     away\n"
+        "cache.node.1 gets no answer from cache.node.103.\n"
+        "cache.node.2 gets no answer from cache.node.103.\n"
     )
 
 
@@ -122,6 +127,9 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
         "evictions": 0,
         "connections": 4096,
         "uptime_seconds": 1e6,
+        "view": 7,
+        "lease_seconds": 1.543,
+        "silent": ["cache.node.103"],
     }
     assert (away["name"], away["state"]) == ("cache.node.103", "away")
     assert list(away) == list(up)
