@@ -80,18 +80,18 @@ class Ownership:
         """Note until when the node has a lease. ``until`` and ``now`` are seconds of one clock."""
         with self._guard.lock:
             self._until = until
-            self._guard.lapse(now >= until)
+            self._lapse(now >= until)
 
     def expire(self, now: float) -> None:
         """Note that it is ``now``: the lease may have ended. Any thread may call this."""
         with self._guard.lock:
             if now >= self._until:
-                self._guard.lapse(True)
+                self._lapse(True)
 
     def lapse(self, lapsed: bool) -> None:
         """Note that the node has lost its lease, or has one again. Meanwhile it keeps what it has."""
         with self._guard.lock:
-            self._guard.lapse(lapsed)
+            self._lapse(lapsed)
 
     def forget_everything(self) -> None:
         """Drop all entries: other nodes may have acted in this one's place."""
@@ -99,6 +99,11 @@ class Ownership:
             self._coordination.forget(lambda key: True)
             for namespace in [space.prefix for space in self._store.namespaces]:
                 self._store.apply(Clear(namespace))
+
+    def _lapse(self, lapsed: bool) -> None:
+        """Do `lapse`. The caller holds the lock."""
+        if self._guard.lapse(lapsed):
+            self._coordination.refuse_waiters()
 
     def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
         """Return whether this node owned a key under its own last view, and owns it ever since."""
