@@ -37,7 +37,7 @@ from pyrocache.protocol.commands import Command
 from pyrocache.protocol.int_frame import INT_TOO_LARGE, MAX_INT_BYTES
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
-from pyrocache.protocol.refusals import TRY_AGAIN
+from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
@@ -261,6 +261,7 @@ class Backend:
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
         self._end(pinned, commands.ABANDON, Deadline(_ABANDON_SECONDS), key, token)
+        pinned.drop()
 
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
@@ -283,24 +284,36 @@ class Backend:
         """
         return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl), Deadline(ttl))
 
-    def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
-        """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
+    def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool | None:
+        """Receive the answer to a renewal and return whether the lock is still held. Raises nothing.
+
+        Returns None if the node cannot tell at the moment: ask again.
+        """
         try:
             return pinned.finish(deadline) is True
-        except (Refused, Unavailable):
+        except Refused as refused:
+            return None if refused.refusal.code == NOT_SERVING else False
+        except Unavailable:
             return False
 
     def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
         """Release a lock and return whether it was held. Gives up the connection, if given.
 
-        Returns False when the node does not answer.
+        A node without a lease cannot tell whether the lock was held to the end, so it is asked until it can. Returns
+        False when the node does not answer before the deadline.
         """
-        if pinned is not None:
-            return self._end(pinned, commands.RELEASE, deadline, name, token) is True
         try:
-            return self._ask(replies.is_bool, commands.RELEASE, name, (token,), deadline)
+            answer = (
+                NOT_SERVING if pinned is None else self._end(pinned, commands.RELEASE, deadline, name, token)
+            )
+            if answer == NOT_SERVING:
+                return self._ask(replies.is_bool, commands.RELEASE, name, (token,), deadline)
+            return answer is True
         except NodeUnavailable:
             return False
+        finally:
+            if pinned is not None:
+                pinned.drop()  # not before: the node frees the lock then
 
     def holders(self, name: bytes, deadline: Deadline) -> int:
         """Return how many callers hold a lock or a semaphore."""
@@ -450,7 +463,10 @@ class Backend:
         return pinned
 
     def _end(self, pinned: PinnedConnection, command: Command, deadline: Deadline, *arguments: Any) -> Any:
-        """End the grant on a connection and give up the connection. Return the answer; None if there is none."""
+        """End the grant on a connection and give up the connection. Return the answer; None if there is none.
+
+        If the node has no lease, returns `NOT_SERVING`, and the connection, which has the grant, is still the caller's.
+        """
         if pinned.closed:
             return None
         try:
@@ -458,6 +474,8 @@ class Backend:
             try:
                 answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
             except Refused as refused:
+                if refused.refusal.code == NOT_SERVING:
+                    return NOT_SERVING
                 if refused.refusal.code != TRY_AGAIN:
                     raise
                 # The node stood still, or a connection that was kept for long does not know its clock exactly.

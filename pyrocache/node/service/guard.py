@@ -84,7 +84,8 @@ class RequestGuard:
                 if view > number:
                     self._on_stale(view)
                 raise self.stale_view()
-        self._check_lease()
+        if self._lapsed:
+            raise self.not_serving()
         for key in keys:
             if view == NO_VIEW and not self.owns(key):
                 raise self.stale_view()
@@ -102,10 +103,6 @@ class RequestGuard:
             members = {member.identity for member in self.view.members}
             if any(m.name in self._pending and m.identity not in members for m in self._before.members):
                 raise refusal(NOT_SERVING, "A node that was a member before may still answer; try again.")
-
-    def _check_lease(self) -> None:
-        if self._lapsed:
-            raise refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
 
     def run(self, view: Any, keys: Iterable[bytes], call: Callable[..., _Result], *arguments: Any) -> _Result:
         """Check a request and execute ``call`` atomically. Takes the lock. Return the result."""
@@ -135,11 +132,17 @@ class RequestGuard:
         self._pending = pending
         self._update_open_view()
 
-    def lapse(self, lapsed: bool) -> None:
-        """Note that the node's lease has ended, or that it has one."""
-        if lapsed != self._lapsed:
+    def lapse(self, lapsed: bool) -> bool:
+        """Note that the node's lease has ended, or that it has one. Return whether it has just ended."""
+        changes = lapsed != self._lapsed
+        if changes:
             self._lapsed = lapsed
             self._update_open_view()
+        return changes and lapsed
+
+    def not_serving(self) -> PyroError:
+        """Return the refusal of a request by a node without a lease."""
+        return refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
 
     def stale_view(self) -> PyroError:
         """Return the refusal of a request that was routed with another view."""

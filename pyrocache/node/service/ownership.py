@@ -88,18 +88,23 @@ class Ownership:
         """Note until when the node has a lease. ``until`` and ``now`` are seconds of one clock."""
         with self._guard.lock:
             self._until = until
-            self._guard.lapse(now >= until)
+            self._lapse(now >= until)
 
     def expire(self, now: float) -> None:
         """Note that it is ``now``: the lease may have ended. Any thread may call this."""
         with self._guard.lock:
             if now >= self._until:
-                self._guard.lapse(True)
+                self._lapse(True)
 
     def lapse(self, lapsed: bool) -> None:
         """Note that the node has lost its lease, or has one again. Meanwhile it keeps what it has."""
         with self._guard.lock:
-            self._guard.lapse(lapsed)
+            self._lapse(lapsed)
+
+    def _lapse(self, lapsed: bool) -> None:
+        """Do `lapse`. The caller holds the lock."""
+        if self._guard.lapse(lapsed):
+            self._coordination.refuse_waiters()
 
     def _keeps(self, view: ClusterView, before: ClusterView) -> Callable[[bytes], bool]:
         """Return whether this node owned a key under its own last view, and owns it ever since."""

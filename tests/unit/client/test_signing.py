@@ -90,9 +90,6 @@ class Thing:
     def __hash__(self) -> int:
         return hash(self.x)
 
-    def __repr__(self) -> str:
-        return f"Thing({self.x!r})"
-
 
 OBJECTS = [Colour.RED, Mode.READ, Point(1), Thing("x")]
 NESTED = [
@@ -347,7 +344,7 @@ def encoder(key: bytes = ONE) -> Callable[[Any], bytes]:
 
 
 class TestKeys:
-    @pytest.mark.parametrize("key", NESTED, ids=repr)
+    @pytest.mark.parametrize("key", NESTED, ids=map(str, range(len(NESTED))))
     def test_a_key_comes_back_only_with_its_tag(self, key: Any) -> None:
         prefix = namespace_prefix("shop")
         encoded = encode_key(key, prefix, encoder())
@@ -364,13 +361,13 @@ class TestKeys:
             decode_key(encoded)
         assert decode_key(encoded, codec_of(TWO, ONE)) == key  # in the course of a rotation
 
-    @pytest.mark.parametrize("key", PLAIN_KEYS, ids=repr)
+    @pytest.mark.parametrize("key", PLAIN_KEYS, ids=map(str, range(len(PLAIN_KEYS))))
     def test_keys_of_plain_types_are_not_signed(self, key: Any) -> None:
         encoded = encode_key(key, b"\0", encoder())
         assert encoded == encode_key(key)
         assert decode_key(encoded, CODEC) == key
 
-    @pytest.mark.parametrize("key", NESTED, ids=repr)
+    @pytest.mark.parametrize("key", NESTED, ids=map(str, range(len(NESTED))))
     def test_a_changed_key_runs_no_code(self, key: Any) -> None:
         encoded = encode_key(key, b"\0", encoder())
         for at in range(1, len(encoded)):

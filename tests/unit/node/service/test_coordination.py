@@ -246,6 +246,42 @@ def test_grants_are_kept_without_a_lease_and_not_given(node: CacheNode) -> None:
     assert node.fill(7, KEY, token, b"value")
 
 
+@pytest.mark.parametrize("end", ["hang up", "adopt", "release afterwards"])
+def test_without_a_lease_nothing_passes_to_those_who_wait(
+    node: CacheNode, clock: FakeClock, end: str
+) -> None:
+    """Another node may be the owner by then, and have granted it to somebody else."""
+    alone, others = view(7, NAME), view(8, "cache.node.2")
+    node.ownership.adopt(alone)
+    holder = Session()
+    load(node, holder)
+    token = node.begin_acquire(holder, 7, b"\0name", 1, 30.0, 0.0)
+    assert type(token) is int
+    waiters = [ask(node), node.begin_acquire(Session(), 7, b"\0name", 1, 30.0, 10.0)]
+    node.ownership.renew(1002.0, 1000.0)
+    node.ownership.expire(1002.0)
+    for waiter in waiters:
+        assert isinstance(waiter, Deferred)
+        assert refusal(waiter.outcome) == "not-serving"
+    assert refusal(node.begin_acquire, Session(), 7, b"\0name", 1, 30.0, 10.0) == "not-serving"
+    if end == "hang up":
+        holder.close()
+        assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
+        node.ownership.renew(1005.0, 1003.0)
+        assert load(node)
+        assert node.acquire(7, b"\0name", 1, 30.0, 0.0) > token  # type: ignore[operator]
+    elif end == "adopt":
+        node.ownership.adopt(others, alone)
+        assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
+        node.ownership.renew(1005.0, 1003.0)
+        assert refusal(node.renew, NO_VIEW, b"\0name", token, 30.0) == "stale-view"
+        assert refusal(node.release, NO_VIEW, b"\0name", token) == "stale-view"
+    else:
+        node.ownership.renew(1005.0, 1003.0)
+        assert node.acquire(7, b"\0name", 1, 30.0, 0.0) is None, "it was held all the time"
+        assert node.release(7, b"\0name", token) is True
+
+
 def test_a_lease_that_was_renewed_meanwhile_does_not_expire(node: CacheNode) -> None:
     """The I/O thread finds that the lease is over, and then the main thread renews it."""
     node.ownership.adopt(view(7, NAME))
