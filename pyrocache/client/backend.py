@@ -231,8 +231,7 @@ class Backend:
         """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: the condition for granting the lease. 0: there is no value. 1: no other caller is loading the
-                value. 2: none.
+            refresh: when the lease is granted. 0: if there is no value. 1: if no other caller loads it. 2: always.
                 3: as if there were no value.
             pinned: from the previous call; the caller must not use it any more.
 

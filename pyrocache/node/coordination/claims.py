@@ -112,7 +112,7 @@ class Claims(Generic[_Claim]):
                 waiter.deferred.refuse(error)
 
     def refuse_waiters(self, error: Exception) -> None:
-        """Refuse all calls that wait with ``error``. They lose their place; what is held stays so."""
+        """Answer all calls that wait with ``error``. They lose their place. The holders keep what they hold."""
         for key, claim in self.by_key.items():
             for session, waiter in claim.parked():
                 del claim.waiters[session]

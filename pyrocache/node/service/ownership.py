@@ -55,24 +55,29 @@ class Ownership:
         self._guard.confirms = True
 
     def adopt(self, view: ClusterView, before: ClusterView = EMPTY, pending: Collection[str] = ()) -> None:
-        """Serve under ``view`` from now on. What the node did not own all the time is dropped by `drop_outdated`.
+        """Serve under ``view`` from now on. What the node does not own by it is dropped by `drop_outdated`.
 
         Until then, the guard refuses requests for it. All of it is dropped before the node adopts the next view, so
-        that nothing reappears, outdated, under a later view.
+        that nothing reappears, outdated, under a later view. If the node has missed a view, it may own keys that
+        another node owned in between; what it has of those is dropped at once.
 
         Args:
             before, pending: as for `RequestGuard.adopt`.
         """
         self.drop_outdated()
         with self._guard.lock:
-            keeps = self._keeps(view, before)
+            keeps, own = self._keeps(view, before), self._guard.view
             self._guard.adopt(view, before, pending)
             self._coordination.tokens.begin(view.number)
             self._store.begin_versions(view.number << COUNTER_BITS)
             self._coordination.forget(lambda key: not keeps(key))
             # The list is complete: from now on the guard refuses requests for keys that this node does not own.
             namespaces = [space.prefix for space in self._store.namespaces]
-        self._dropping = self._drop(namespaces, keeps)
+            if own is not None and own.number != before.number:
+                for namespace in namespaces:
+                    self._drop_all(namespace, keeps)
+        # By the view alone: entries of keys that have moved here may be stored meanwhile.
+        self._dropping = self._drop(namespaces, self._guard.owns)
 
     def drop_outdated(self, seconds: float = math.inf) -> bool:
         """Drop entries that were outdated by the last `adopt`, for some time. Return whether none is left."""
@@ -119,11 +124,19 @@ class Ownership:
             cursor: int | None = None
             while cursor != 0:
                 with self._guard.lock:
-                    keys, cursor = self._store.page(
-                        namespace, namespace, cursor or 0, _SLICE, BATCH_BYTES, stale=True
-                    )
-                    for key in keys:
-                        if not keeps(key):
-                            self._store.apply(Discard(key))
+                    cursor = self._drop_slice(namespace, cursor or 0, keeps)
                 yield
                 time.sleep(0)  # let a waiting I/O thread have the interpreter
+
+    def _drop_all(self, namespace: bytes, keeps: Callable[[bytes], bool]) -> None:
+        """Drop what is not kept, while the caller holds the lock."""
+        cursor: int | None = None
+        while cursor != 0:
+            cursor = self._drop_slice(namespace, cursor or 0, keeps)
+
+    def _drop_slice(self, namespace: bytes, cursor: int, keeps: Callable[[bytes], bool]) -> int:
+        keys, cursor = self._store.page(namespace, namespace, cursor, _SLICE, BATCH_BYTES, stale=True)
+        for key in keys:
+            if not keeps(key):
+                self._store.apply(Discard(key))
+        return cursor

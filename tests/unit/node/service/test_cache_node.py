@@ -138,7 +138,7 @@ def test_counters_are_reset_in_slices_and_those_of_forgotten_namespaces_too() ->
 
 def test_outdated_entries_are_dropped_in_slices_and_before_the_next_view() -> None:
     """Between the slices the node renews its lease; nothing is left that could come back under a later view."""
-    node = CacheNode(Store(2**22))
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
     alone, others = view_of(7, NAME), view_of(8, "cache.node.2")
     node.ownership.adopt(alone)
     for number in range(2000):
@@ -149,6 +149,29 @@ def test_outdated_entries_are_dropped_in_slices_and_before_the_next_view() -> No
     node.ownership.adopt(view_of(9, NAME), others)
     assert node.stats()["entries"] == 0
     assert node.ownership.drop_outdated()
+
+
+def test_what_is_stored_after_a_change_of_the_view_is_not_dropped() -> None:
+    """The key has moved here: what this node has of it is new."""
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
+    both = view_of(7, NAME, "cache.node.2")
+    node.ownership.adopt(both)
+    node.ownership.adopt(view_of(8, NAME), both)
+    keys = [b"\0%d" % number for number in range(100)]
+    for key in keys:
+        node.set(8, key, b"value")
+    assert node.ownership.drop_outdated()
+    assert [node.get(8, key) for key in keys] == [b"value"] * 100
+
+
+def test_what_another_node_owned_in_between_is_not_read_again() -> None:
+    """At once: the node owns the key now, so the guard does not refuse it."""
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
+    alone = view_of(7, NAME)
+    node.ownership.adopt(alone)
+    node.set(7, b"\0key", b"old")
+    node.ownership.adopt(view_of(9, NAME), view_of(8, "cache.node.2"))
+    assert node.get(9, b"\0key") is None
 
 
 def view_of(number: int, *names: str) -> ClusterView:
