@@ -39,11 +39,11 @@ class BatchClient(Client, Protocol):
         """Store all."""
 
 
-def pyrocache_client(nameserver: str, transport: Transport, *, threads: int) -> BatchClient:
-    """Ours; one client serves all threads."""
+def pyrocache_client(nameserver: str, transport: Transport, *, threads: int, **options: Any) -> BatchClient:
+    """Ours; one client serves all threads. ``options`` are further ones of `PyroCacheClient`."""
     from pyrocache import PyroCacheClient
 
-    return PyroCacheClient(nameserver, transport="auto" if transport == "Unix" else "tcp")
+    return PyroCacheClient(nameserver, transport="auto" if transport == "Unix" else "tcp", **options)
 
 
 class RedisClient:

@@ -429,6 +429,8 @@ class ClientConfig:
         codec: a user's serializer, with ``dumps`` and ``loads``; None for ``serializer``.
         allowed_classes: the names of the classes that stored values and keys may refer to; None for the default.
         compress_above: the size in bytes of the values above which they are compressed; None for never.
+        signing_key_file: the path of the file with the keys that sign values; None for no signatures.
+        counters: whether ints are not signed, so that nodes can add to them.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -443,6 +445,8 @@ class ClientConfig:
     allowed_classes: tuple[str, ...] | None = None
     compress_above: int | None = None
     on_undecodable: OnUndecodable = "raise"
+    signing_key_file: str | None = None
+    counters: bool = False
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
@@ -453,6 +457,10 @@ class ClientConfig:
         _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
         undecodable = self.on_undecodable
         _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
+        path = self.signing_key_file
+        valid = path is None or (isinstance(path, str) and path != "")
+        _check(valid, f"signing_key_file must be a path or None, not {path!r}.")
+        _check(isinstance(self.counters, bool), f"counters must be True or False, not {self.counters!r}.")
         _check_count("max_connections", self.max_connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
 

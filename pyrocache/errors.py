@@ -28,7 +28,8 @@
     ├── ValueTooLarge (ValueError)           larger than the node accepts; the old value stays
     ├── SerializationError                   a value that does not pickle or unpickle
     │   (pickle.PickleError, ValueError)
-    │   └── CorruptValue                     stored bytes that are not a value frame
+    │   ├── CorruptValue                     stored bytes that are not a value frame
+    │   └── TamperedValue                    not signed with the signing key, or not for this key
     ├── OutOfResources                       this process has no descriptors, threads, processes or the like left
     │   (OSError, RuntimeError)
     └── ClientClosed                         the client was closed
@@ -45,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 from pyrocache.tracebacks import shown_in_ipython
 
 if TYPE_CHECKING:
-    from pyrocache.pickle_errors import CorruptValue, SerializationError
+    from pyrocache.pickle_errors import CorruptValue, SerializationError, TamperedValue
 
 __all__ = [
     "CacheUnavailable",
@@ -73,6 +74,7 @@ __all__ = [
     "PyroCacheError",
     "RemoteError",
     "SerializationError",
+    "TamperedValue",
     "ValueTooLarge",
     "WaitTimeout",
 ]
@@ -226,7 +228,7 @@ class ClientClosed(PyroCacheError):
 
 def __getattr__(name: str) -> Any:
     # Their module imports pickle, which a node must not do.
-    if name not in ("CorruptValue", "SerializationError"):
+    if name not in ("CorruptValue", "SerializationError", "TamperedValue"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("pyrocache.pickle_errors"), name)
 

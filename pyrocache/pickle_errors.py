@@ -22,3 +22,9 @@ class CorruptValue(SerializationError):
     """Stored bytes that are not a value frame known here."""
 
     __module__ = "pyrocache.errors"
+
+
+class TamperedValue(SerializationError):
+    """A stored value or key that this client's signing key did not sign for this place; nothing of it was decoded."""
+
+    __module__ = "pyrocache.errors"

@@ -194,17 +194,20 @@ def status_command(
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the nodes and what they hold. Exit status 1 when a node does not answer."""
+    """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease."""
     from pyrocache.cli.tables import nodes_as_json, print_status
+    from pyrocache.net.directory import NameServerDirectory
 
     with PyroCacheClient(nameserver, timeout=timeout) as cache:
         members = cache.nodes()
         stats = cache.stats()
+    names = [member.name for member in members]
+    obstacle = NameServerDirectory(nameserver).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
     else:
-        print_status(nameserver, members, stats)
-    raise typer.Exit(1 if stats.away else 0)
+        print_status(nameserver, members, stats, obstacle)
+    raise typer.Exit(0 if all(name in stats.nodes and stats.nodes[name].serving for name in names) else 1)
 
 
 @app.command("stats")
@@ -322,6 +325,16 @@ def scan_command(
     with _client(nameserver, namespace, timeout) as cache:
         for key in cache.scan(prefix):
             write(f"{as_text(key)}\n")
+
+
+@app.command("signing-key")
+def signing_key_command(
+    path: Annotated[str, typer.Argument(help="The file to make.", metavar="PATH", show_default=False)],
+) -> None:
+    """Make a file with a new key for signing values (signing_key_file=). A file that exists is not changed."""
+    from pyrocache.runtime.key_file import make_key_file
+
+    make_key_file(path)
 
 
 @app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)

@@ -19,13 +19,17 @@ from pyrocache.cli.output import to_copy, write
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
+from pyrocache.net.directory import explain_obstacle
 
 _GAP = "  "
 _LEFT = ("node", "address", "eviction")  # the other columns are aligned to the right
 _AWAY = "away"
 _NO_LEASE = "no lease"
 _UNLIMITED = 10_000  # columns, when the output is not a terminal and $COLUMNS is not set
-_FIGURES = ("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds")
+_FIGURES = (
+    *("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds"),
+    "view",
+)
 
 Row = dict[str, str]
 
@@ -48,19 +52,21 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: 
     write("\n".join(lines))
 
 
-def print_status(nameserver: str, members: Sequence[Member], stats: Stats) -> None:
-    """Print the members and their statistics, as ``pyrocache status`` does."""
+def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obstacle: int = 0) -> None:
+    """Print the members and their statistics, as ``pyrocache status`` does. ``obstacle``: as in `Listing`."""
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
-    lines = _table(rows, optional=("eviction", "peers", "up"))
+    lines = _table(rows, optional=("eviction", "lease", "peers", "up"))
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
-    silent = [
+    remarks = [
         f"{name} gets no answer from {' and '.join(figures.silent.split())}."
         for name, figures in stats.nodes.items()
         if figures.silent
     ]
-    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *silent]))
+    if obstacle:
+        remarks.append(f"Warning: {explain_obstacle(nameserver, obstacle)}")
+    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *remarks]))
 
 
 def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any]]:
@@ -70,8 +76,22 @@ def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any
         figures = stats.nodes.get(member.name)
         state = _AWAY if figures is None else "up" if figures.serving else _NO_LEASE
         node = {"name": member.name, "address": member.address, "state": state}
-        nodes.append({**node, **{name: getattr(figures, name, None) for name in _FIGURES}})
+        figures_of = {name: getattr(figures, name, None) for name in _FIGURES}
+        nodes.append({**node, **figures_of, **_standing(figures)})
     return nodes
+
+
+def _standing(figures: NodeStats | None) -> dict[str, Any]:
+    """Return for how long a node may serve, None for ever, and who does not answer it."""
+    if figures is None:
+        return {"lease_seconds": None, "silent": None}
+    lease = round(figures.lease_seconds, 3) if _may_end(figures) else None
+    return {"lease_seconds": lease, "silent": figures.silent.split()}
+
+
+def _may_end(figures: NodeStats) -> bool:
+    """Return whether a node may have to stop serving: it has a view, and is not the only node."""
+    return bool(figures.view) and not math.isinf(figures.lease_seconds)
 
 
 def _status_row(member: Member, figures: NodeStats | None) -> Row:
@@ -86,6 +106,7 @@ def _status_row(member: Member, figures: NodeStats | None) -> Row:
         "hits": "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
         "peers": str(figures.connections),
         "up": _duration(figures.uptime_seconds),
+        "lease": f"{figures.lease_seconds:.1f} s" if _may_end(figures) else "-",
     }
 
 

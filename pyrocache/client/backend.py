@@ -27,7 +27,7 @@ from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.client.stats import is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
-from pyrocache.errors import NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, ValueTooLarge
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
@@ -37,7 +37,7 @@ from pyrocache.protocol.commands import Command
 from pyrocache.protocol.int_frame import INT_TOO_LARGE, MAX_INT_BYTES
 from pyrocache.protocol.limits import NO_VIEW
 from pyrocache.protocol.messages import Pieces
-from pyrocache.protocol.refusals import TRY_AGAIN
+from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
@@ -114,7 +114,7 @@ class Backend:
         frame = self._call(commands.GET, key, () if touch_seconds is None else (touch_seconds,), deadline)
         if type(frame) is bytes or frame is None or type(frame) is memoryview:
             return frame
-        raise replies.wrong(commands.GET)
+        raise self._wrong(commands.GET, key)
 
     def get_with_version(self, key: bytes, deadline: Deadline) -> Sequence[Any] | None:
         """Return the frame and the version of an entry, or None."""
@@ -139,7 +139,7 @@ class Backend:
     def set(self, key: bytes, frame: NewFrame, ttl: Seconds, deadline: Deadline) -> None:
         """Store an entry. Raises `ValueTooLarge`."""
         if self._call(commands.SET, key, (frame, ttl), deadline, len(frame)) is not True:
-            raise replies.wrong(commands.SET)
+            raise self._wrong(commands.SET, key)
 
     def put(
         self, key: bytes, frame: NewFrame, ttl: Seconds, condition: Condition, tags: Tags, deadline: Deadline
@@ -166,7 +166,9 @@ class Backend:
         if largest > MAX_INT_BYTES:
             raise ValueTooLarge(INT_TOO_LARGE)
         frame = self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
-        return _checked(replies.is_int_frame_or_none, commands.INCR, frame)
+        if not replies.is_int_frame_or_none(frame):
+            raise self._wrong(commands.INCR, key)
+        return frame
 
     def touch(self, key: bytes, ttl: Seconds, deadline: Deadline) -> bool:
         """Set the time to live of an entry and return whether it exists."""
@@ -229,8 +231,7 @@ class Backend:
         """Request a value, or the lease to load it. Wait for another loader for up to ``wait`` seconds.
 
         Args:
-            refresh: the condition for granting the lease. 0: there is no value. 1: no other caller is loading the
-                value. 2: none.
+            refresh: when the lease is granted. 0: if there is no value. 1: if no other caller loads it. 2: always.
                 3: as if there were no value.
             pinned: from the previous call; the caller must not use it any more.
 
@@ -259,6 +260,7 @@ class Backend:
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
         self._end(pinned, commands.ABANDON, Deadline(_ABANDON_SECONDS), key, token)
+        pinned.drop()
 
     def acquire(
         self, name: bytes, limit: int, ttl: float, wait: float, deadline: Deadline, pinned: Pinned
@@ -281,46 +283,59 @@ class Backend:
         """
         return not pinned.closed and pinned.begin(commands.RENEW, (NO_VIEW, name, token, ttl), Deadline(ttl))
 
-    def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool:
-        """Receive the answer to a renewal and return whether the lock is still held. Raises nothing."""
+    def finish_renew(self, pinned: PinnedConnection, deadline: Deadline) -> bool | None:
+        """Receive the answer to a renewal and return whether the lock is still held. Raises nothing.
+
+        Returns None if the node cannot tell at the moment: ask again.
+        """
         try:
             return pinned.finish(deadline) is True
-        except (Refused, Unavailable):
+        except Refused as refused:
+            return None if refused.refusal.code == NOT_SERVING else False
+        except Unavailable:
             return False
 
     def release(self, name: bytes, token: int, deadline: Deadline, pinned: Pinned = None) -> bool:
         """Release a lock and return whether it was held. Gives up the connection, if given.
 
-        Returns False when the node does not answer.
+        A node without a lease cannot tell whether the lock was held to the end, so it is asked until it can. Returns
+        False when the node does not answer before the deadline.
         """
-        if pinned is not None:
-            return self._end(pinned, commands.RELEASE, deadline, name, token) is True
         try:
-            return self._ask(replies.is_bool, commands.RELEASE, name, (token,), deadline)
+            answer = (
+                NOT_SERVING if pinned is None else self._end(pinned, commands.RELEASE, deadline, name, token)
+            )
+            if answer == NOT_SERVING:
+                return self._ask(replies.is_bool, commands.RELEASE, name, (token,), deadline)
+            return answer is True
         except NodeUnavailable:
             return False
+        finally:
+            if pinned is not None:
+                pinned.drop()  # not before: the node frees the lock then
 
     def holders(self, name: bytes, deadline: Deadline) -> int:
         """Return how many callers hold a lock or a semaphore."""
         return self._ask(replies.is_count, commands.HOLDERS, name, (), deadline)
 
-    # Namespaces: the request is broadcast to every node.
+    # Namespaces: every node gets a request. If the view changes meanwhile, a change may have several answers of a node,
+    # of which each tells what was removed then.
 
     def count(self, prefix: bytes, most: int | None, deadline: Deadline) -> Answers:
         """Count the entries of a namespace, up to ``most``."""
         arguments = (prefix,) if most is None else (prefix, most)
-        return self._broadcast(replies.is_count, commands.COUNT, arguments, deadline)
+        return self._ask_all(replies.is_count, commands.COUNT, arguments, deadline)
 
     def clear(self, prefix: bytes, deadline: Deadline) -> Answers:
         """Remove the entries of a namespace; each node answers how many there were."""
-        return self._broadcast(replies.is_count, commands.CLEAR, (prefix,), deadline)
+        return self._ask_all(replies.is_count, commands.CLEAR, (prefix,), deadline)
 
     def invalidate_tag(self, tag: bytes, deadline: Deadline) -> Answers:
         """Remove the entries with a tag; each node answers how many there were."""
-        return self._broadcast(replies.is_count, commands.INVALIDATE_TAG, (tag,), deadline)
+        return self._ask_all(replies.is_count, commands.INVALIDATE_TAG, (tag,), deadline)
 
     def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        """Return the view that all answering nodes use at this moment, and the errors of the other nodes."""
+        """Return a view that all answering nodes have used since the call began, and the errors of the other nodes."""
         return self._router.agreed_view(deadline)
 
     def scan(
@@ -407,7 +422,13 @@ class Backend:
         largest: int = 0,
     ) -> Any:
         """Send a command about one key and return the reply. Raises `RemoteError` if that is not valid."""
-        return _checked(valid, command, self._call(command, key, arguments, deadline, largest))
+        reply = self._call(command, key, arguments, deadline, largest)
+        if not valid(reply):
+            raise self._wrong(command, key)
+        return reply
+
+    def _wrong(self, command: Command, key: bytes) -> RemoteError:
+        return replies.wrong(command, self._router.known_owner(key))
 
     def _broadcast(
         self,
@@ -417,8 +438,17 @@ class Backend:
         deadline: Deadline,
         only: Collection[str] | None = None,
     ) -> Answers:
-        """Send a command to every node and return the answers. Raises `RemoteError` if one is not valid."""
-        answers = self._router.broadcast(command, arguments, deadline, only)
+        """Send a command about the nodes to them and return the answers. Raises `RemoteError` if one is not valid."""
+        return self._all_valid(valid, command, self._router.broadcast(command, arguments, deadline, only))
+
+    def _ask_all(
+        self, valid: _Valid, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+    ) -> Answers:
+        """Send a command about data to every node. Returns and raises as `_broadcast`."""
+        return self._all_valid(valid, command, self._router.ask_all(command, arguments, deadline)[1])
+
+    @staticmethod
+    def _all_valid(valid: _Valid, command: Command, answers: Answers) -> Answers:
         for member, answer in answers:
             if not isinstance(answer, NodeUnavailable):
                 _checked(valid, command, answer, member)
@@ -432,7 +462,10 @@ class Backend:
         return pinned
 
     def _end(self, pinned: PinnedConnection, command: Command, deadline: Deadline, *arguments: Any) -> Any:
-        """End the grant on a connection and give up the connection. Return the answer; None if there is none."""
+        """End the grant on a connection and give up the connection. Return the answer; None if there is none.
+
+        If the node has no lease, returns `NOT_SERVING`, and the connection, which has the grant, is still the caller's.
+        """
         if pinned.closed:
             return None
         try:
@@ -440,6 +473,8 @@ class Backend:
             try:
                 answer = pinned.call(command, (NO_VIEW, *arguments), deadline)
             except Refused as refused:
+                if refused.refusal.code == NOT_SERVING:
+                    return NOT_SERVING
                 if refused.refusal.code != TRY_AGAIN:
                     raise
                 # The node stood still, or a connection that was kept for long does not know its clock exactly.
@@ -452,9 +487,9 @@ class Backend:
         return answer
 
 
-def _checked(valid: _Valid, command: Command, reply: Any, member: Member | None = None) -> Any:
+def _checked(valid: _Valid, command: Command, reply: Any, member: Member) -> Any:
     if not valid(reply):
-        raise replies.wrong(command) if member is None else replies.wrong(command, member.name)
+        raise replies.wrong(command, member.name)
     return reply
 
 

@@ -92,6 +92,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
             were no such entry. `compute`, `incr` and `setdefault` always
             raise.
+        signing_key_file: the path of a file of signing keys, which ``pyrocache signing-key`` makes. Values are signed
+            with its first key; a value that none of its keys has signed for its key and namespace raises
+            `TamperedValue` before anything of it is decoded. All clients that share entries need the same keys. The
+            file is read once, and a pickled client has its path.
+        counters: with a signing key, store and read ints without signatures, so that `incr` and `decr` work. A node
+            can then forge ints, and nothing else. It has no effect without a signing key.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -128,6 +134,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
         compress_above: int | str | None = None,
         on_undecodable: OnUndecodable = "raise",
+        signing_key_file: str | os.PathLike[str] | None = None,
+        counters: bool = False,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -147,6 +155,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             allowed_classes=None if allowed_classes is None else _class_names(allowed_classes),
             compress_above=parse_size(compress_above) if isinstance(compress_above, str) else compress_above,
             on_undecodable=on_undecodable,
+            # An unpickled client may be in another directory.
+            signing_key_file=None if signing_key_file is None else os.path.abspath(signing_key_file),
+            counters=counters,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -197,7 +208,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             condition = None if if_version is None else _version(if_version)
             return self._put(key, value, ttl_seconds, condition, tags, expires_at)
         context = self._context
-        encoded = encode_key(key, context.prefix)
+        encoded = encode_key(key, context.prefix, context.encode)
         seconds = context.ttl_seconds if ttl_seconds is DEFAULT_TTL else ttl_to_seconds(ttl_seconds)
         frame = context.codec.encode(encoded, value)
         try:
@@ -277,9 +288,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             SerializationError: the value does not unpickle here, and ``on_undecodable`` is ``"raise"``.
             CorruptValue: likewise, because the stored bytes are not a value frame of pyrocache.
+            TamperedValue: likewise, because this client's signing key has not signed it.
         """
         context = self._context
-        encoded = encode_key(key, context.prefix)
+        encoded = encode_key(key, context.prefix, context.encode)
         try:
             if touch_seconds is None:
                 frame = context.backend.get(encoded, Deadline(context.timeout))
@@ -406,11 +418,13 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             NotAnInt: the value is not an int; it is unchanged.
             ValueTooLarge: an int has more than 64 KiB.
             TypeError: ``delta`` or ``default`` is not an int.
+            ConfigurationError: the client has a signing key, and not ``counters=True``.
         """
         if unknown:
             raise unknown_argument(self.incr, unknown)
         by, start = _int(delta, "delta"), None if default is None else _int(default, "default")
         context = self._context
+        context.check_counters()
         seconds = context.new_ttl(ttl_seconds)
         encoded = context.encode_key(key)
         begin = None if start is None else pack_int(start)
@@ -783,7 +797,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # The whole namespace ---------------------------------------------------------------------------------
 
-    def namespace(self, name: str, *, ttl_seconds: NewTtl = DEFAULT_TTL, **unknown: Never) -> Self:
+    def namespace(
+        self,
+        name: str,
+        *,
+        ttl_seconds: NewTtl = DEFAULT_TTL,
+        counters: bool | None = None,
+        **unknown: Never,
+    ) -> Self:
         """Return a client for a namespace: entries that clients of other namespaces do not see.
 
         `len` and `clear` of this client do not include them either. The new client shares this client's settings and
@@ -793,13 +814,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
         Args:
             ttl_seconds: the time to live of entries that are stored without one; by default that of this client.
+            counters: as for the client; by default as in this client.
 
         Raises:
             ConfigurationError: ``name`` is not a str, or takes more than 255 bytes in UTF-8, or the path more than 512.
         """
         if unknown:
             raise unknown_argument(self.namespace, unknown)
-        return self._of(self._context.namespace(name, ttl_seconds))
+        return self._of(self._context.namespace(name, ttl_seconds, counters))
 
     def invalidate_tag(self, tag: str) -> int:
         """Remove every entry of this namespace that was stored with ``tag``, on every node. Return how many there were.

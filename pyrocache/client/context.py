@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -23,23 +23,27 @@ from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
-from pyrocache.client.keys.encoding import decode_key, encode_key
+from pyrocache.client.keys.encoding import AnyCodec, Encode, Encoding, decode_key, encode_key
 from pyrocache.client.keys.format import namespace_prefix, utf8
-from pyrocache.client.stats import ClientStats
+from pyrocache.client.signing import Signer, SigningCodec
+from pyrocache.client.stats import ClientStats, path_text
 from pyrocache.client.throttle import Throttle
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
 from pyrocache.errors import (
     CacheUnavailable,
     ClientClosed,
+    ConfigurationError,
     CorruptValue,
     InvalidKey,
     PyroCacheError,
     SerializationError,
+    TamperedValue,
 )
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
+from pyrocache.runtime.key_file import read_keys
 from pyrocache.tracebacks import brief
 
 log = logging.getLogger("pyrocache.client")
@@ -98,11 +102,14 @@ class ClientContext:
         config: settings, including the namespace.
         backend: sends the requests.
         root: whether `close` closes the backend; contexts of namespaces share it and leave it open.
+        signer: signs values and keys; by default, made of the keys in the file that the settings name.
 
     Attributes:
         config, backend: as given; once closed, every method of the backend raises `ClientClosed`.
         codec: encodes and decodes values.
         prefix: the bytes that begin every encoded key.
+        encode: the `Encoding.encode` of signed keys; None for keys that are not signed.
+        sign_part: returns the signed form of a part of a key; None for keys that are not signed.
         timeout: seconds for a call.
         ttl_seconds: seconds to live of an entry that is stored without a TTL; None for no expiry.
         figures: the statistics of this client.
@@ -111,10 +118,22 @@ class ClientContext:
 
     warnings = _warnings
 
-    def __init__(self, config: ClientConfig, backend: Backend, *, root: bool = True) -> None:
+    def __init__(
+        self, config: ClientConfig, backend: Backend, *, root: bool = True, signer: Signer | None = None
+    ) -> None:
         self.config = config
         self.backend = backend
-        self.codec = Codec(config.serializer, config.codec, config.allowed_classes, config.compress_above)
+        codec = Codec(config.serializer, config.codec, config.allowed_classes, config.compress_above)
+        self.codec: AnyCodec = codec
+        self.encode: Encode | None = None
+        self.sign_part: Callable[[bytes], bytes] | None = None
+        if config.signing_key_file is not None and signer is None:
+            signer = Signer(read_keys(config.signing_key_file))
+        if signer is not None:
+            self.codec = SigningCodec(codec, signer, _name_of(config.namespace), config.counters)
+            self.encode = Encoding(sign=signer.sign_part).encode
+            self.sign_part = signer.sign_part
+        self._signer = signer
         self.prefix = namespace_prefix(*config.namespace)
         self.timeout = config.timeout
         self.ttl_seconds = config.ttl_seconds
@@ -130,11 +149,14 @@ class ClientContext:
         """Whether `close` was called."""
         return isinstance(self.backend, _ClosedBackend)
 
-    def namespace(self, name: str, ttl_seconds: NewTtl = DEFAULT_TTL) -> ClientContext:
+    def namespace(
+        self, name: str, ttl_seconds: NewTtl = DEFAULT_TTL, counters: bool | None = None
+    ) -> ClientContext:
         """Return the context of a namespace within this one."""
         path, ttl = (*self.config.namespace, name), self.new_ttl(ttl_seconds)
-        config = replace(self.config, namespace=path, ttl_seconds=ttl)
-        inner = ClientContext(config, self.backend, root=False)
+        counters = self.config.counters if counters is None else counters
+        config = replace(self.config, namespace=path, ttl_seconds=ttl, counters=counters)
+        inner = ClientContext(config, self.backend, root=False, signer=self._signer)
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
             inner.close()
@@ -157,14 +179,14 @@ class ClientContext:
 
     def encode_key(self, key: object) -> bytes:
         """Return the canonical bytes of a key in this namespace. Raises `InvalidKey` or `KeyTooLarge`."""
-        return encode_key(key, self.prefix)
+        return encode_key(key, self.prefix, self.encode)
 
     def decode(self, key: bytes, frame: Any) -> Any:
-        """Return the value in a value frame. Counts a corrupt frame. Raises `CorruptValue` or `SerializationError`."""
+        """Return the value in a value frame. Counts a corrupt or tampered one. Raises as `Codec.decode`."""
         try:
             return self.codec.decode(key, frame)
-        except CorruptValue:
-            self.count("corrupt_values")
+        except SerializationError as error:
+            self._count_bad(error)
             raise
 
     def read(self, key: bytes, frame: Any, missing: Any) -> Any:
@@ -251,13 +273,27 @@ class ClientContext:
         Args:
             error: why a stored key or value does not decode.
         """
-        if isinstance(error, CorruptValue):
-            self.count("corrupt_values")
+        self._count_bad(error)
         if self.config.on_undecodable == "raise":
             raise error
         self.count("undecodable")
         self._warn(str(error), "Counted as missing: %s", error)
         return value
+
+    def _count_bad(self, error: PyroCacheError) -> None:
+        if isinstance(error, CorruptValue):
+            self.count("corrupt_values")
+        elif isinstance(error, TamperedValue):
+            self.count("tampered_values")
+
+    def check_counters(self) -> None:
+        """Raise `ConfigurationError` if this client signs ints, to which no node can add."""
+        if self._signer is not None and not self.config.counters:
+            raise ConfigurationError(
+                f"incr and decr were not called: nodes compute ints that nobody signs, and this client reads signed "
+                f"values only in {_name_of(self.config.namespace)}. Use a namespace for counters: "
+                'namespace("counters", counters=True).'
+            )
 
     def _warn(self, subject: Hashable, text: str, error: Exception) -> None:
         """Log a warning, unless there was one about the same subject within the last minute."""
@@ -284,6 +320,11 @@ class ClientContext:
         with self._lock:
             self.figures = ClientStats()
         self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
+
+
+def _name_of(namespace: tuple[str, ...]) -> str:
+    """Return how errors name a namespace."""
+    return f"namespace {path_text(namespace)}" if namespace else "the root namespace"
 
 
 def _unpickled(config: ClientConfig) -> ClientContext:

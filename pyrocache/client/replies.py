@@ -23,9 +23,12 @@ _FRAMES_OR_NONE = frozenset({bytes, memoryview, NoneType})
 _BYTES = frozenset({bytes})
 
 
-def wrong(command: Command, node: str = "A node") -> RemoteError:
+def wrong(command: Command, node: str) -> RemoteError:
     """Return the error for a reply that is not valid."""
-    return RemoteError(f"{node} answered {command.title} with a reply of the wrong kind or length.")
+    return RemoteError(
+        f"{node or 'A node'} answered {command.title} with a reply of the wrong kind or length: make sure that a node "
+        "of this version of pyrocache runs there."
+    )
 
 
 def is_bool(reply: Any) -> bool:

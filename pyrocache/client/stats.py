@@ -231,10 +231,13 @@ class ClientStats:
     Attributes:
         misses_on_error: calls that counted as misses because of a `CacheUnavailable`.
         corrupt_values: values read that were not valid value frames.
-        undecodable: keys and values read that do not decode here and were treated as missing; corrupt values are among
-            them.
+        tampered_values: values and keys read that this client's signing key did not sign, or not for their place.
+        undecodable: keys and values read that do not decode here and were treated as missing; corrupt and tampered
+            values are among them.
         loads_not_stored: loaded values that were returned but could not be stored.
         retries: requests that were sent again after a failure.
+        not_serving: refusals by nodes that were not sure to be the owner, see ``docs/failure-modes.md``.
+        try_again: refusals of requests that came too late, or waited while the node stood still.
         repeats: changes whose reply was lost, so that the node was asked for their outcome; each time counts.
         unsettled: changes that ended in `MayHaveBeenDone`.
         conflicts: attempts of `PyroCacheClient.compute` that failed because another caller changed the entry.
@@ -246,8 +249,11 @@ class ClientStats:
     loads_not_stored: int = 0
     conflicts: int = 0
     retries: int = 0
+    not_serving: int = 0
+    try_again: int = 0
     repeats: int = 0
     unsettled: int = 0
+    tampered_values: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return a plain dict."""

@@ -99,11 +99,16 @@ def _text(path: tuple[str, ...]) -> str:
 
 def _parts(value: Any) -> Iterator[tuple[str, object]]:
     """Yield the objects that a value refers to and pickle descends into, and the steps to them."""
-    if isinstance(value, (str, bytes, bytearray, int, float, complex, type, ModuleType)):
-        return
+    if not isinstance(value, (str, bytes, bytearray, int, float, complex, type, ModuleType)):
+        yield from _items(value)
+        yield from _attributes(value)
+        yield _CLASS, type(value)
+
+
+def _items(value: Any) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield _item(key), inner
+            yield _index(key), inner
         for key in value:
             yield ".keys()", key
     elif isinstance(value, (list, tuple, deque)):
@@ -116,6 +121,9 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
         yield ".__self__", value.__self__
     elif isinstance(value, functools.partial):
         yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, object]]:
     for name, inner in vars(value).items() if hasattr(value, "__dict__") else ():
         yield f".{name}", inner
     for cls in type(value).__mro__:
@@ -123,10 +131,9 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield f".{name}", getattr(value, name)
-    yield _CLASS, type(value)
 
 
-def _item(key: object) -> str:
+def _index(key: object) -> str:
     if type(key) is int or (type(key) is str and key.isidentifier() and len(key) <= _LONGEST_NAME):
         return f"[{key!r}]"
     return "[...]"

@@ -154,7 +154,7 @@ class Fencing:
         return replace(self, doubts=True, doubted_at=now, gone=())
 
     standstill = rumour
-    """Note that this node did not run for more than half a lease. It may have missed a rumour."""
+    """Note that this node did not run for three eighths of a lease or more. It may have missed a rumour."""
 
     def majority_at(self) -> float:
         """Return the latest time after which more than half of the members have confirmed the view."""
@@ -198,13 +198,19 @@ class Fencing:
         """
         return self.majority_at() > blank_at or (all_here and self.alone_at() >= blank_at + self.lease)
 
-    def is_free(self, owner: Member, now: float) -> bool:
-        """Return whether what ``owner`` had in the view before may be taken over."""
+    def is_free(self, owner: Member) -> bool:
+        """Return whether what ``owner`` had in the view before may be taken over.
+
+        Not before the change is valid, whatever ``owner`` has acknowledged: the change may yet be lost with the name
+        server, and the view before be followed by another one.
+        """
+        if self.valid_at == math.inf:
+            return False
         return owner.identity in self.acknowledged or self.nameserver_at >= self.valid_at + self.lease
 
     def settled(self, now: float) -> bool:
         """Return whether no member has a lease under an older view any more. The next change may begin."""
-        return self.valid_at <= now and all(self.is_free(member, now) for member in self.before.members)
+        return self.valid_at <= now and all(map(self.is_free, self.before.members))
 
     def _times(self, times: Times) -> list[float]:
         """Return the latest of ``times`` for each member of the view; infinite for this node itself."""

@@ -93,11 +93,15 @@ class ClusterView:
         cluster: the id of the cluster; empty if it is unknown.
         members: the nodes, sorted by number.
         dead: identities of members of the view before that an operator has declared to be dead.
+        previous: the number of the view before.
         id: equal for two views if they have the same members, incarnations included; never 0.
         owners: by partition, the index of its owner in ``members``; -1 until `owner` computes it.
     """
 
-    __slots__ = ("_by_name", "_weighted", "cluster", "dead", "id", "members", "number", "owners")
+    __slots__ = (
+        *("_by_name", "_weighted", "cluster", "dead", "id", "members", "number", "owners"),
+        "previous",
+    )
 
     def __init__(
         self,
@@ -105,8 +109,10 @@ class ClusterView:
         number: int = 0,
         cluster: str = "",
         dead: Iterable[tuple[str, str]] = (),
+        previous: int | None = None,
     ) -> None:
         self.number = number
+        self.previous = number - 1 if previous is None else previous
         self.cluster = cluster
         self.dead = tuple(sorted(dead))
         self.members: tuple[Member, ...] = tuple(sorted(members, key=lambda member: member.number))

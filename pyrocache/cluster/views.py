@@ -47,7 +47,8 @@ def view_to_metadata(view: ClusterView) -> list[str]:
         for m in view.members
     ]
     dead = [f"dead={name} {incarnation}" for name, incarnation in view.dead]
-    return ["pyrocache", f"cluster={view.cluster}", *lines, *dead]
+    previous = [] if view.previous == view.number - 1 else [f"previous={view.previous}"]
+    return ["pyrocache", f"cluster={view.cluster}", *previous, *lines, *dead]
 
 
 def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | None:
@@ -57,7 +58,10 @@ def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | No
         cluster = next(value for key, value in lines if key == "cluster")
         members = [_member(value, cluster) for key, value in lines if key == "member"]
         dead = [value.split(" ") for key, value in lines if key == "dead"]
-        return _checked(number, cluster, members, [(name, incarnation) for name, incarnation in dead])
+        previous = next((int(value) for key, value in lines if key == "previous"), None)
+        return _checked(
+            number, cluster, members, [(name, incarnation) for name, incarnation in dead], previous
+        )
     except (TypeError, ValueError, AttributeError, StopIteration) as error:
         if came_from_outside(error):
             raise
@@ -78,7 +82,11 @@ def _member(line: str, cluster: str) -> Member:
 
 
 def _checked(
-    number: Any, cluster: Any, members: Sequence[Member], dead: Sequence[tuple[str, str]] = ()
+    number: Any,
+    cluster: Any,
+    members: Sequence[Member],
+    dead: Sequence[tuple[str, str]] = (),
+    previous: int | None = None,
 ) -> ClusterView:
     """Return the view. Raises `TypeError` or `ValueError` unless all of it is valid."""
     if type(number) is not int or not 0 <= number <= LARGEST_NUMBER or type(cluster) is not str:
@@ -91,4 +99,4 @@ def _checked(
         # A forged view must not make clients connect to an arbitrary Unix socket.
         if member.socket_path and not is_socket_path(member.socket_path, member.incarnation):
             raise ValueError("not a socket of a node")
-    return ClusterView(members, number, cluster, dead)
+    return ClusterView(members, number, cluster, dead, previous)

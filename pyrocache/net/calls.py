@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from pyrocache.cluster.routing import Member
@@ -44,6 +44,7 @@ class Connections:
         transport: whether nodes on this host are reached over their Unix sockets.
         suspicions: which nodes seem to hang; None to trust every node.
         caller: describes the caller to each node.
+        connect: opens a connection, as `Connection` does.
 
     Raises:
         ConfigurationError: this interpreter's sockets do not work, under eventlet.
@@ -55,8 +56,10 @@ class Connections:
         transport: TransportChoice = "auto",
         suspicions: Suspicions | None = None,
         caller: Caller = ANONYMOUS,
+        connect: Callable[..., Connection] = Connection,
     ) -> None:
         check_supported()
+        self._connect = connect
         self._suspicions = suspicions
         self._max_per_node = max_per_node
         self._transport = transport
@@ -266,6 +269,7 @@ class Connections:
                     if pool is not None:
                         pool.close()
                     suspicion = None if self._suspicions is None else self._suspicions.of(member)
-                    pool = Pool(member, self._max_per_node, self._transport, suspicion, self._caller)
+                    how = (self._transport, suspicion, self._caller, self._connect)
+                    pool = Pool(member, self._max_per_node, *how)
                     self._pools[member.name] = pool
         return pool

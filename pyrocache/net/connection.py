@@ -23,7 +23,6 @@ import math
 import os
 import select
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +36,7 @@ from pyrocache.protocol.handshake import format_peer
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
 from pyrocache.protocol.proof import NONCE_BYTES
 from pyrocache.protocol.request_id import CLOCK, HIGHEST_NUMBER, REPEAT
+from pyrocache.runtime import clock
 from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.spin import SpinWait
 from pyrocache.tracebacks import came_from_outside
@@ -70,9 +70,9 @@ class Connection:
         max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
-        checked_at: monotonic seconds, set by the pool that hands it out.
+        checked_at: seconds of `runtime.clock`, set by the pool that hands it out.
         number: the sequence of the last request in its session; 0 if requests on this connection have no identity.
-        fresh_until: monotonic seconds, until which deadlines are exact; infinite to the same host.
+        fresh_until: seconds of `runtime.clock`, until which deadlines are exact; infinite to the same host.
     """
 
     __slots__ = (
@@ -310,11 +310,11 @@ class Connection:
     def _set_clock(self) -> None:
         """Note the node's clock, just after the end of the handshake."""
         self._identified = True
-        now = time.monotonic()
+        at = clock.now()
         # Both ends count whole milliseconds.
-        self._ahead = self._protocol.peer.clock_ms - now * 1000.0 - 1.0
+        self._ahead = self._protocol.peer.clock_ms - at * 1000.0 - 1.0
         if not is_same_host(self._channel):
-            self.fresh_until = now + FRESH_SECONDS
+            self.fresh_until = at + FRESH_SECONDS
             self._ahead -= (FRESH_SECONDS + 1.0) * DRIFT * 1000.0
 
     def _begin_sending(self, message: bytes | list[Buffer], count: int = 0) -> bool:

@@ -1,4 +1,4 @@
-"""`Deadline`: the point in monotonic time by which all steps of one call must end.
+"""`Deadline`: the time by which all steps of one call must end. It passes while the machine sleeps, too.
 
 No I/O and no threads; the clock is an argument.
 
@@ -7,8 +7,9 @@ Thread safety: used by one thread at a time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+
+from pyrocache.runtime.clock import now
 
 
 class Deadline:
@@ -16,7 +17,7 @@ class Deadline:
 
     Args:
         seconds: how long the call may take.
-        clock: monotonic seconds.
+        clock: seconds.
 
     Attributes:
         at: when the call ends, in the clock's seconds.
@@ -26,16 +27,16 @@ class Deadline:
 
     __slots__ = ("_clock", "at", "seconds", "seen_at")
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = now) -> None:
         self.seconds = seconds
         self._clock = clock
-        self.seen_at = now = clock()
-        self.at = now + seconds
+        self.seen_at = begun_at = clock()
+        self.at = begun_at + seconds
 
     def remaining(self) -> float:
         """Return the seconds left, 0 once the deadline has passed."""
-        self.seen_at = now = self._clock()
-        return max(0.0, self.at - now)
+        self.seen_at = self._clock()
+        return max(0.0, self.at - self.seen_at)
 
     def check(self) -> float:
         """Return the seconds left. Raises `TimeoutError` if there are none."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
@@ -52,11 +52,14 @@ class Listing(NamedTuple):
 
     Attributes:
         cluster: the id of the cluster; empty if it has none.
-        first: the number of its first view; 0 if it has none.
+        first: the number of its first view, or of the first one that was put back; 0 if it has none.
         views: the views of this cluster, newest first.
-        members: the nodes that are registered.
+        members: the nodes that are registered. Without a cluster, they wait for their other nodes.
         strangers: whether nodes of another cluster are registered, too.
+        obstacle: the number of the next view, if there is an entry of that name which is no view of this cluster: no
+            next view can be stored. Else 0.
         connection: the number of the connection that it came over, if connections are kept.
+        reserved: no new view may have a smaller number: it may have been used before the name server forgot it.
     """
 
     cluster: str = ""
@@ -64,7 +67,9 @@ class Listing(NamedTuple):
     views: tuple[ClusterView, ...] = ()
     members: tuple[Member, ...] = ()
     strangers: bool = False
+    obstacle: int = 0
     connection: int = 0
+    reserved: int = 0
 
     @property
     def view(self) -> ClusterView:
@@ -74,13 +79,27 @@ class Listing(NamedTuple):
     @property
     def before(self) -> ClusterView:
         """The view before it; an empty one if there is none."""
-        previous = [view for view in self.views if view.number == self.view.number - 1]
+        previous = [view for view in self.views if view.number == self.view.previous]
         return previous[0] if previous else EMPTY
 
     @property
     def complete(self) -> bool:
         """Whether the view before the newest one is listed, or there was none."""
         return self.view.number == self.first or bool(self.before.number)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next view."""
+        return max(self.view.number + 1, self.reserved)
+
+
+def explain_obstacle(nameserver: str, number: int) -> str:
+    """Return what the `obstacle` of a listing means and what to do, as the end of a sentence."""
+    host, port = parse_address(nameserver)
+    return (
+        f"the name server has an entry {VIEW}{number} that is no view of this cluster, so no node can join or leave. "
+        f"Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{number}"
+    )
 
 
 class Directory(Protocol):
@@ -89,7 +108,9 @@ class Directory(Protocol):
     def listing(self, timeout: float = ...) -> Listing:
         """Return all entries of the cluster."""
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = ..., over: int = ...) -> bool:
+    def create_cluster(
+        self, cluster: str, first: int, reserved: int = ..., timeout: float = ..., over: int = ...
+    ) -> bool:
         """Give the cluster its id, unless it has one. Return whether that was done.
 
         Args:
@@ -105,8 +126,11 @@ class Directory(Protocol):
     def age(self, timeout: float = ...) -> float:
         """Return for how many seconds the name server has been there; 0 if that is unknown."""
 
-    def register(self, member: Member, timeout: float = ...) -> None:
-        """Register a node, in place of any other that has its name. The view decides whose name it is."""
+    def register(self, member: Member, timeout: float = ...) -> bool:
+        """Register a node. Return False if the name server says that another one, which is alive, has the name.
+
+        Otherwise it replaces what is registered. In any case, the view decides whose name it is.
+        """
 
     def remove(self, member: Member, timeout: float = ...) -> bool:
         """Remove the node if its entry is of the same incarnation. Return whether that was done."""
@@ -182,9 +206,13 @@ class NameServerDirectory:
     Args:
         address: ``host:port``.
         keep: whether to keep the connection between queries.
+        connect: opens a connection, as `Connection` does.
     """
 
-    def __init__(self, address: str, *, keep: bool = False) -> None:
+    def __init__(
+        self, address: str, *, keep: bool = False, connect: Callable[..., Connection] = Connection
+    ) -> None:
+        self._connect = connect
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
@@ -204,10 +232,18 @@ class NameServerDirectory:
         return list(self._listing(Deadline(timeout)).members)
 
     def create_cluster(
-        self, cluster: str, first: int, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0
+        self,
+        cluster: str,
+        first: int,
+        reserved: int = 0,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        over: int = 0,
     ) -> bool:
         """Give the cluster its id, unless it has one. Return whether that was done."""
-        return self._create(CLUSTER, ["pyrocache", f"cluster={cluster}", f"first={first}"], timeout, over)
+        metadata = ["pyrocache", f"cluster={cluster}", f"first={first}"]
+        if reserved:
+            metadata.append(f"reserved={reserved}")
+        return self._create(CLUSTER, metadata, timeout, over)
 
     def store_view(self, view: ClusterView, timeout: float = DEFAULT_TIMEOUT_SECONDS, over: int = 0) -> bool:
         """Store a view unless there is one of its number. Return whether that was done."""
@@ -224,14 +260,21 @@ class NameServerDirectory:
         age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
         return age if type(age) is float else 0.0
 
-    def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        """Register ``member``, in place of any other node that has its name."""
+    def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Register ``member``. Return False if another node, which is alive, has the name.
+
+        Pyro5's own name server replaces that one.
+        """
         arguments = (member.name, f"PYRO:{member.name}@{member.address}", False, _metadata(member))
-        self._ask(Deadline(timeout), "register a node", "register", *arguments)
+        return self._register(arguments, timeout)
 
     def _create(self, name: str, metadata: list[str], timeout: float, over: int) -> bool:
         """Create the entry of the cluster or of a view, unless it exists. Return whether it was created."""
         arguments = (name, f"PYRO:{name}@127.0.0.1:1", True, metadata)  # True: refused if the name is taken
+        return self._register(arguments, timeout, over)
+
+    def _register(self, arguments: tuple[Any, ...], timeout: float, over: int = 0) -> bool:
+        """Register an entry. Return False if its name is taken."""
         try:
             self._ask(Deadline(timeout), "register a node", "register", *arguments, over=over)
         except _RefusedByNameServer as refused:
@@ -315,7 +358,7 @@ class NameServerDirectory:
                     connection.close()
                 if over:
                     raise ConnectionResetError
-                connection = Connection(self._server)
+                connection = self._connect(self._server)
                 self._opened += 1
             connection.finish_opening(deadline)
             try:
@@ -368,23 +411,30 @@ def _metadata(member: Member) -> list[str]:
 
 def _listing(entries: dict[Any, Any]) -> Listing:
     """Return what is valid among entries, which any peer can have written."""
-    members, views, cluster, first = [], [], "", 0
+    members, cluster, first, reserved = [], "", 0, 0
+    views: dict[int, ClusterView | None] = {}
     for name, entry in entries.items():
         if type(name) is not str:
             continue
         if name.startswith(PREFIX):
-            members.append(_member(name, entry))
+            members.append(member_from_entry(name, entry))
         elif name == CLUSTER:
             tags = _tags(entry)
-            cluster, number = tags.get("cluster", ""), tags.get("first", "")
-            first = int(number) if _NUMBER.fullmatch(number) else 0
+            cluster = tags.get("cluster", "")
+            first, reserved = (
+                int(tags[name]) if _NUMBER.fullmatch(tags.get(name, "")) else 0
+                for name in ("first", "reserved")
+            )
         elif (match := _VIEW_NAME.fullmatch(name)) is not None:
-            views.append(view_from_metadata(int(match[1]), _metadata_of(entry)))
-    own = [view for view in views if view is not None and view.cluster == cluster]
+            views[int(match[1])] = view_from_metadata(int(match[1]), _metadata_of(entry))
+    own = [view for view in views.values() if view is not None and view.cluster == cluster]
     own.sort(key=lambda view: -view.number)
+    following = max(own[0].number + 1, reserved) if own else first
+    obstacle = following if following in views else 0
     valid = [member for member in members if member is not None]
-    ours = tuple(member for member in valid if member.cluster in ("", cluster))
-    return Listing(cluster, first, tuple(own), ours, bool(cluster) and len(ours) < len(valid))
+    ours = tuple(member for member in valid if member.cluster in ("", cluster) or not cluster)
+    strangers = bool(cluster) and len(ours) < len(valid)
+    return Listing(cluster, first, tuple(own), ours, strangers, obstacle, reserved=reserved)
 
 
 def _metadata_of(entry: Any) -> list[str]:
@@ -402,8 +452,8 @@ def _tags(entry: Any) -> dict[str, str]:
     return dict(line.split("=", 1) for line in _metadata_of(entry) if "=" in line)
 
 
-def _member(name: Any, entry: Any) -> Member | None:
-    """Return the node of one entry, or None if it is malformed."""
+def member_from_entry(name: Any, entry: Any) -> Member | None:
+    """Return the node of one entry, a URI and metadata; None if it is malformed."""
     try:
         uri = entry[0]
         if type(uri) is dict:  # a Pyro5 URI in msgpack: protocol, object, socket name, host, port

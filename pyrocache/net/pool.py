@@ -18,6 +18,7 @@ from __future__ import annotations
 import queue
 import time
 import weakref
+from collections.abc import Callable
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
@@ -47,6 +48,7 @@ class Pool:
         transport: whether its Unix socket may be used.
         suspicion: what is known about whether the node answers; None to trust it always.
         caller: describes the caller.
+        connect: opens a connection, as `Connection` does.
 
     Attributes:
         member: as given.
@@ -58,6 +60,7 @@ class Pool:
 
     __slots__ = (
         "_caller",
+        "_connect",
         "_take",
         "_transport",
         "_trusted",
@@ -75,8 +78,10 @@ class Pool:
         transport: TransportChoice,
         suspicion: Suspicion | None = None,
         caller: Caller = ANONYMOUS,
+        connect: Callable[..., Connection] = Connection,
     ) -> None:
         self._caller = caller
+        self._connect = connect
         self.member = member
         self.suspicion = Suspicion() if suspicion is None else suspicion
         self._trusted = suspicion is None
@@ -115,7 +120,7 @@ class Pool:
                 try:
                     connection = self.idle.pop()  # the last one used, which is the least likely to be closed
                 except IndexError:
-                    return Connection(self.member, self._transport, self._caller)
+                    return self._connect(self.member, self._transport, self._caller)
                 if now - connection.checked_at < (_CAREFUL_SECONDS if careful else _TRUST_SECONDS):
                     return connection
                 if now < connection.fresh_until and connection.usable():

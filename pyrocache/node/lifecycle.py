@@ -16,11 +16,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
+from pyrocache.net.connection import Connection
 from pyrocache.net.directory import PREFIX, Directory
 from pyrocache.node.membership import NodeMembership
 from pyrocache.node.peers import Peers
@@ -33,6 +35,7 @@ from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.limits import BATCH_BYTES
 from pyrocache.protocol.request_id import milliseconds
 from pyrocache.runtime.clock import now
+from pyrocache.runtime.descriptors import DescriptorReserve
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
@@ -43,6 +46,7 @@ from pyrocache.server.event_loop import EventLoop
 log = logging.getLogger("pyrocache.node")
 
 _NUDGE_PAUSE_SECONDS = 0.02
+_DROP_SECONDS = 0.1  # of dropping outdated entries, until the lease is renewed again
 _JOIN_PAUSE_SECONDS = 0.005
 
 
@@ -55,6 +59,7 @@ class Node:
         peers: probes other nodes; None for a `Peers` with default settings.
         clock: seconds (`runtime.clock`).
         entry_clock: the clock of TTLs, leases and locks, if tests can move it.
+        reserve: descriptors for the connections of ``directory`` and ``peers``; the node refills it.
 
     Attributes:
         member: the node as the view has it.
@@ -73,10 +78,12 @@ class Node:
         peers: Peers | None = None,
         clock: Callable[[], float] = now,
         entry_clock: SharedClock | None = None,
+        reserve: DescriptorReserve | None = None,
     ) -> None:
         self.config = config
         self.stop_request = StopRequest()
-        self._peers = Peers() if peers is None else peers
+        self._reserve = reserve if reserve is not None else DescriptorReserve()
+        self._peers = Peers(connect=partial(self._reserve.opening, Connection)) if peers is None else peers
         self._clock = clock
         self.membership = NodeMembership(config, directory, self._peers, clock)
         with explained("The node cannot start"):
@@ -126,7 +133,13 @@ class Node:
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
         self._event_loop = EventLoop(
-            listeners, self._dispatcher, config, self.cache_node.sweep, on_lapse=self._lapse, **ahead
+            listeners,
+            self._dispatcher,
+            config,
+            self.cache_node.sweep,
+            on_lapse=self._lapse,
+            reserve=self._reserve,
+            **ahead,
         )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
         self.membership.attach(self.cache_node.ownership)
@@ -154,6 +167,8 @@ class Node:
                     raise PyroCacheError(f"{self.member.name}: the I/O thread has ended; see the log.")
                 soon = self.membership.in_transition
                 pause = _NUDGE_PAUSE_SECONDS if soon else self.config.lease_seconds / 4
+                if not self.cache_node.ownership.drop_outdated(min(pause, _DROP_SECONDS)):
+                    pause = 0.0
                 if self.stop_request.wait(pause):
                     time.sleep(_NUDGE_PAUSE_SECONDS)  # callers with a newer view often arrive together
                 self._tick()
@@ -169,6 +184,7 @@ class Node:
     def _tick(self) -> None:
         self.membership.tick()
         self._event_loop.lease_until = self.membership.serving_until
+        self._reserve.refill()
 
     def _lapse(self) -> None:
         self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
@@ -194,6 +210,7 @@ class Node:
             with contextlib.suppress(RuntimeError):  # no thread can be started: their next query tells them
                 threading.Thread(target=self.membership.tell, args=(view,), daemon=True).start()
             time.sleep(self.config.drain_seconds)
+        self._reserve.close()
         unix_socket.remove(self.member.socket_path)  # first, so that no client finds a dead path
         self._event_loop.shutdown()
         if self._io_thread.is_alive():

@@ -20,7 +20,7 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.net.directory import PREFIX, VIEW, Directory, Listing, NameServerDirectory
+from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory, explain_obstacle
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.runtime.clock import now
@@ -28,9 +28,12 @@ from pyrocache.runtime.clock import now
 log = logging.getLogger("pyrocache.node")
 
 _PAUSE_SECONDS = 0.02  # between attempts to join
+_LOST_NUMBERS = 8  # of views that a name server has forgotten, and that are not put back: at most one
 _HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
+_OBSTACLE_SECONDS = (
+    2.0  # likewise, if an entry is in the way. A listing of Pyro5's own name server is not atomic.
+)
 _LEAVE_SECONDS = 0.5
-_NAME_SERVER_SECONDS = 2.0
 
 
 class NodeMembership:
@@ -72,9 +75,15 @@ class NodeMembership:
         self._blank_at: float | None = None  # since when the name server does not list the view
         self._blank_over = 0  # the connection that this is known from
         self._ticked_at: float | None = None
-        self._unreachable = self._foreign = False  # what was logged
-        self._blocked = 0  # the number of a view that could not be stored
+        self._unreachable = self._foreign = self._displaced = False  # what was logged
+        self._obstacle = 0  # the number of the next view, while it cannot be stored
+        self._obstacle_at = 0.0  # since when
         self._made = ""  # the id of a cluster that this node has made
+        self._reserved = 0  # no view may have a smaller number
+        self._waiting = False  # whether it was logged that this node waits for others
+        self._forgotten: tuple[
+            str, ...
+        ] = ()  # the names of nodes of a cluster that the name server has forgotten
 
     @property
     def view(self) -> ClusterView:
@@ -118,8 +127,8 @@ class NodeMembership:
             self._sleep(_PAUSE_SECONDS)
         self._me = member
         self._peers.introduce(member)
-        with contextlib.suppress(NameServerUnavailable):  # it is a member by now; `tick` registers it
-            self._directory.register(member)
+        self._obstacle = 0
+        self._register()
         return member
 
     def attach(self, ownership: Ownership) -> None:
@@ -134,6 +143,7 @@ class NodeMembership:
                 "The name server lists nodes of two clusters: stop those of one of them, or give this node the address "
                 "of another name server."
             )
+        self._note_obstacle(listing)
         if not listing.view.number:
             return self._begin_cluster(listing, began_at)
         states = self._observe(listing)
@@ -162,8 +172,14 @@ class NodeMembership:
 
     def _begin_cluster(self, listing: Listing, began_at: float) -> Member | None:
         """Give the cluster an id or a first view. A live node may be about to put back what the name server forgot."""
+        if not listing.cluster and self._is_awaited(listing):
+            return None
         wait = self._lease + self._config.heartbeat_seconds
-        waited = self._clock() - began_at >= wait or self._directory.age() >= wait
+        left = wait - max(self._clock() - began_at, self._directory.age())
+        waited = left <= 0.0
+        if not waited and not self._config.new_cluster and not self._waiting:
+            self._waiting = True
+            log.warning("The name server lists no nodes: waiting %.1f s for nodes of an older cluster.", left)
         if not listing.cluster:
             if self._config.new_cluster or waited:
                 made = secrets.token_hex(8)
@@ -181,6 +197,19 @@ class NodeMembership:
         self.fencing = Fencing(member.identity, self._lease, EMPTY, EMPTY).adopt(view, EMPTY, self._clock())
         return member
 
+    def _is_awaited(self, listing: Listing) -> bool:
+        """Return whether nodes of a cluster that the name server has forgotten wait until they can put it back.
+
+        Removes what nodes that are gone have left.
+        """
+        waiting = [member for member in listing.members if member.cluster]
+        states = self._peers.ask(waiting, EMPTY, self._me) if waiting else []
+        gone = [one for one, heard in zip(waiting, states, strict=True) if heard is Heard.GONE]
+        for member in gone:
+            self._directory.remove(member)
+        self._forgotten = tuple(member.name for member in waiting if member not in gone)
+        return bool(self._forgotten)
+
     def _propose_to_join(self, states: dict[Member, Heard], began_at: float) -> Member | None:
         view = self.view
         silent = [member for member in view.members if states[member] is Heard.SILENT]
@@ -191,8 +220,7 @@ class NodeMembership:
             return None
         member = replace(self._me, name=name, cluster=view.cluster)
         others = [other for other in view.members if other.name != name]
-        proposal = ClusterView([*others, member], view.number + 1, view.cluster)
-        return member if self._store(proposal, view, member) else None
+        return member if self._store([*others, member], view, member) is not None else None
 
     def _free_name(self, view: ClusterView, states: dict[Member, Heard], began_at: float) -> str | None:
         """Return a name that no live node has; None if that is not known yet."""
@@ -211,40 +239,59 @@ class NodeMembership:
             "stop that one first, or start this one under another name."
         )
 
-    def check_held_up(self, began_at: float) -> None:
-        """Raise `PyroCacheError`, which names the command that helps, if something holds this node up too long."""
-        if self._clock() - began_at <= _HELD_UP_SECONDS + self._lease:
+    def check_held_up(self, began_at: float, what: str = "This node cannot join") -> None:
+        """Raise `PyroCacheError`, which says what to do, if something holds a change of the view up too long.
+
+        Args:
+            began_at: since when it is tried.
+            what: the beginning of the sentence.
+        """
+        at = self._clock()
+        if self._obstacle and at - self._obstacle_at > _OBSTACLE_SECONDS:
+            reason = explain_obstacle(self._config.nameserver, self._obstacle)
+            raise PyroCacheError(f"The view of the cluster cannot be changed: {reason}")
+        if at - began_at <= _HELD_UP_SECONDS + self._lease:
             return
-        if self._blocked > self.view.number:
-            host, port = parse_address(self._config.nameserver)
+        nameserver = self._config.nameserver
+        if self._forgotten:
+            names = " and ".join(self._forgotten)
             raise PyroCacheError(
-                f"This node cannot join: the name server has an entry {VIEW}{self._blocked} that is no view of this "
-                f"cluster. Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{self._blocked}"
+                f"{what}: the name server has forgotten the cluster of {names}, which cannot put it back while most of "
+                "its nodes do not answer. Continue those, or end all nodes of that cluster."
+            )
+        if len(self.silent) == 1:
+            raise PyroCacheError(
+                f"{what}: {self.silent[0]} does not answer, and may still serve. Continue or end it; if it does not "
+                f"exist any more, run: pyrocache nodes remove {self.silent[0]} --force --nameserver {nameserver}"
             )
         if self.silent:
-            names = " and ".join(self.silent)
             raise PyroCacheError(
-                f"This node cannot join: {names} may still serve, and does not answer. Continue or end it; if it does "
-                f"not exist any more, run: pyrocache nodes remove {self.silent[0]} --force "
-                f"--nameserver {self._config.nameserver}"
+                f"{what}: {' and '.join(self.silent)} do not answer, and may still serve. Continue or end them; for "
+                f"each that does not exist any more, run: pyrocache nodes remove NAME --force --nameserver {nameserver}"
             )
         raise PyroCacheError(
-            "This node cannot join: the name server does not answer, or has not got all that the nodes know. See them "
-            f"with: pyrocache status --nameserver {self._config.nameserver}"
+            f"{what}: the name server does not answer, or has not got all that the nodes know. See them with: "
+            f"pyrocache status --nameserver {nameserver}"
         )
 
-    def _store(self, proposal: ClusterView, before: ClusterView, member: Member) -> bool:
-        """Store the next view, and acknowledge it. Return False if another node was faster."""
+    def _note_obstacle(self, listing: Listing) -> None:
+        if listing.obstacle != self._obstacle:
+            self._obstacle, self._obstacle_at = listing.obstacle, self._clock()
+
+    def _store(
+        self, members: Iterable[Member], before: ClusterView, member: Member, dead: Sequence[Identity] = ()
+    ) -> ClusterView | None:
+        """Store the view after ``before``, and acknowledge it. Return it; None if another node was faster."""
         listing = self._directory.listing()
         if listing.view != before:
-            return False
+            return None
+        proposal = ClusterView(members, listing.next_number, before.cluster, dead, before.number)
         if not self._directory.store_view(proposal, over=listing.connection):
-            self._blocked = proposal.number
-            return False
+            return None
         old = [view.number for view in listing.views[1:]]
         self._directory.forget_views(old)
         self.fencing = replace(self.fencing, me=member.identity).adopt(proposal, before, self._clock())
-        return True
+        return proposal
 
     # Striking out ----------------------------------------------------------------------------------------
 
@@ -262,6 +309,7 @@ class NodeMembership:
         began_at = self._clock()
         while True:
             listing = self._directory.listing()
+            self._note_obstacle(listing)
             member = listing.view.member(name)
             if member is None:
                 return False
@@ -270,13 +318,12 @@ class NodeMembership:
             if states is not None:
                 self._check_dead(member, states[member], force=force)
                 others = [other for other in listing.view.members if other is not member]
-                view = listing.view
-                proposal = ClusterView(others, view.number + 1, view.cluster, [member.identity])
-                if self._store(proposal, view, self._me):
+                proposal = self._store(others, listing.view, self._me, [member.identity])
+                if proposal is not None:
                     self._directory.remove(member)
                     self.tell(proposal)
                     return True
-            self.check_held_up(began_at)
+            self.check_held_up(began_at, f"{name} cannot be removed now")
             self._sleep(_PAUSE_SECONDS)
 
     def _check_dead(self, member: Member, heard: Heard, *, force: bool) -> None:
@@ -302,13 +349,11 @@ class NodeMembership:
         Raises:
             NameTaken: the node is no longer a member.
         """
-        at = self._clock()
-        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
-            self.fencing = self.fencing.standstill(at)
+        at = self._look_for_standstill()
         self._ticked_at = at
         if self._rumoured > self.view.number:
             self.fencing = self.fencing.rumour(at)
-        if self._ownership is not None and self._ownership.needs_number and self.fencing.settled(at):
+        if self._needs_number() and self.fencing.settled(at):
             self._renumber()
         confirmed = self._ask_name_server()
         if not confirmed or not self.fencing.settled(self._clock()):
@@ -317,12 +362,25 @@ class NodeMembership:
             self.silent = ()
         self._renew()
 
+    def _look_for_standstill(self) -> float:
+        """Return the time, after noting whether this node stood still since it began the last round of questions."""
+        at = self._clock()
+        if self._ticked_at is not None and at - self._ticked_at > self._lease * 3 / 8:
+            self.fencing = self.fencing.standstill(at)
+        return at
+
+    def _needs_number(self) -> bool:
+        """Return whether the view needs another number: its tokens are nearly used up, or it was put back."""
+        if self._ownership is None:
+            return False
+        return self._ownership.needs_number or 0 < self.view.number < self._reserved
+
     def _renumber(self) -> None:
-        """Make a view of the same members: the tokens of the present one are nearly used up."""
+        """Make a view of the same members."""
         with contextlib.suppress(NameServerUnavailable):
             before = self.view
-            view = ClusterView(before.members, before.number + 1, before.cluster)
-            if self._store(view, before, self._me) and self._ownership is not None:
+            view = self._store(before.members, before, self._me)
+            if view is not None and self._ownership is not None:
                 self._ownership.adopt(view, before, self._pending())
 
     def _ask_name_server(self) -> bool:
@@ -348,6 +406,7 @@ class NodeMembership:
         if self._unreachable:
             log.warning("%s: the name server is back.", self._me.name)
         self._unreachable = self._foreign = False
+        self._reserved = listing.reserved
         if listing.view.number < self.view.number:
             self.fencing = self.fencing.unlisted(requested_at)
             self._put_back(listing)
@@ -359,9 +418,18 @@ class NodeMembership:
         self._rumoured = 0
         self.fencing = self.fencing.listed(requested_at, self._clock())
         if self._me not in listing.members and self._me in self.view.members:
-            with contextlib.suppress(NameServerUnavailable):  # the next tick tries again
-                self._directory.register(self._me)
+            self._register()
         return True
+
+    def _register(self) -> None:
+        """Register this node, which is a member already. If that fails, the next `tick` tries again."""
+        with contextlib.suppress(NameServerUnavailable):
+            registered = self._directory.register(self._me, self._lease / 2)
+            if not registered and not self._displaced:
+                log.warning(
+                    "%s: the name server lists another live node by this name; serving on.", self._me.name
+                )
+            self._displaced = not registered
 
     def _follow(self) -> Listing:
         """Adopt the newest view. Before that, stop to confirm the present one, and look again."""
@@ -370,7 +438,7 @@ class NodeMembership:
         self.fencing = self.fencing.prepare(self._clock())
         listing = self._directory.listing(self._lease / 4)
         before = listing.before
-        if not listing.complete and self.view.number == listing.view.number - 1:
+        if not listing.complete and self.view.number == listing.view.previous:
             before = self.view
         known = listing.complete or before is self.view
         if listing.view.number <= self.view.number or not known:
@@ -393,19 +461,24 @@ class NodeMembership:
         if self._me not in self.view.members:
             return
         if not self.fencing.may_put_back(self._blank_at, all_here=self._all_here()):
+            if not listing.cluster and self._me not in listing.members:
+                self._register()  # whoever starts now must not begin another cluster
             return
         before = self.fencing.before
-        first = before.number or self.view.number
+        first, reserved = before.number or self.view.number, self.view.number + _LOST_NUMBERS
+        cluster = self._me.cluster
         try:
-            if not listing.cluster and not self._directory.create_cluster(self._me.cluster, first, over=over):
+            if not listing.cluster and not self._directory.create_cluster(
+                cluster, first, reserved, over=over
+            ):
                 return
             # The newest one first: without the other, nobody adopts it; the other alone would be followed.
             for view in (self.view, before):
                 if view.number > listing.view.number:
                     self._directory.store_view(view, over=over)
-            self._directory.register(self._me)
         except NameServerUnavailable:
             return
+        self._register()
         log.warning("%s: the name server had forgotten the cluster; it is registered again.", self._me.name)
 
     def _ask(self, members: Iterable[Member]) -> dict[Member, Heard]:
@@ -426,8 +499,9 @@ class NodeMembership:
         return all(is_here(host, self._me.host) for host in (*hosts, nameserver))
 
     def _renew(self) -> None:
+        # Once more: gone members must not count if the node stood still since it has asked.
+        at = self._look_for_standstill()
         until = self.fencing.serves_until(all_here=self._all_here())
-        at = self._clock()
         if not self.fencing.before.members and self.fencing.valid_at > at:
             until = float("-inf")  # the first view must be known to be the first one
         self.serving_until = until
@@ -437,9 +511,8 @@ class NodeMembership:
 
     def _pending(self) -> frozenset[str]:
         """Return the names of the members of the view before that may still serve what they had."""
-        at, me = self._clock(), self._me.identity
-        others = (member for member in self.fencing.before.members if member.identity != me)
-        return frozenset(member.name for member in others if not self.fencing.is_free(member, at))
+        others = (member for member in self.fencing.before.members if member.identity != self._me.identity)
+        return frozenset(member.name for member in others if not self.fencing.is_free(member))
 
     def _note_foreign(self) -> None:
         if not self._foreign:
@@ -459,8 +532,8 @@ class NodeMembership:
                 if self.fencing.settled(self._clock()):
                     before = self.view
                     others = [member for member in before.members if member.identity != self._me.identity]
-                    proposal = ClusterView(others, before.number + 1, before.cluster)
-                    if self._store(proposal, before, self._me):
+                    proposal = self._store(others, before, self._me)
+                    if proposal is not None:
                         if self._ownership is not None:
                             self._ownership.adopt(proposal, before)
                         self._directory.remove(self._me, timeout=_LEAVE_SECONDS)

@@ -8,17 +8,18 @@ Thread safety: used by one thread at a time.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Connections, Request
+from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import PROTOCOL, Greeting
+from pyrocache.protocol.handshake import NAMELESS, PROTOCOL, Greeting
 from pyrocache.tracebacks import came_from_outside
 
 PROBE_SECONDS = 0.25
@@ -29,11 +30,15 @@ class Peers:
 
     Args:
         timeout: seconds that each question may take, for all peers together.
+        connect: opens a connection, as `Connection` does.
     """
 
-    def __init__(self, timeout: float = PROBE_SECONDS) -> None:
+    def __init__(
+        self, timeout: float = PROBE_SECONDS, connect: Callable[..., Connection] = Connection
+    ) -> None:
         self._timeout = timeout
-        self._connections = self._connect("")
+        self._opens = connect
+        self._connections = self._connect(NAMELESS)
 
     def introduce(self, member: Member) -> None:
         """Say from now on which node asks."""
@@ -58,8 +63,8 @@ class Peers:
 
     def _connect(self, caller: str) -> Connections:
         # Over TCP, as most callers reach a node.
-        greeting = Greeting(protocol=PROTOCOL, caller=caller)
-        return Connections(max_per_node=1, transport="tcp", caller=Caller(greeting))
+        caller_ = Caller(Greeting(protocol=PROTOCOL, caller=caller))
+        return Connections(max_per_node=1, transport="tcp", caller=caller_, connect=self._opens)
 
 
 def is_here(host: str, own: str) -> bool:

@@ -22,9 +22,11 @@ from typing import Any, NoReturn
 from pyrocache.cluster.routing import Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.connection import Connection
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
 from pyrocache.runtime.clock import now
+from pyrocache.runtime.descriptors import DescriptorReserve
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import EXIT_NO_NAME_SERVER, EXIT_REFUSED, answer
 
@@ -45,8 +47,10 @@ def main(argv: list[str]) -> NoReturn:
         settings = json.loads(argv[0])
         entry_clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
         config = NodeConfig(**settings)
-        directory = NameServerDirectory(config.nameserver, keep=True)
-        node = Node(config, directory, entry_clock=entry_clock)
+        reserve = DescriptorReserve()
+        connect = partial(reserve.opening, Connection)
+        directory = NameServerDirectory(config.nameserver, keep=True, connect=connect)
+        node = Node(config, directory, entry_clock=entry_clock, reserve=reserve)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)

@@ -19,7 +19,7 @@ class Scope(Enum):
     KEYS = "keys"
     """Many keys: each owner gets its part. Arguments begin with the number of the view and the keys."""
     NAMESPACE = "namespace"
-    """A namespace or a tag: every node."""
+    """A namespace or a tag: every node, or one after the other. Arguments begin with the number of the view."""
     NODE = "node"
     """The node itself."""
 

@@ -48,6 +48,9 @@ ANSWER_BYTES = 64 * 1024
 PROTOCOL = 1
 """The version of what both ends agree on beyond Pyro5's own protocol."""
 
+NAMELESS = "nameless"
+"""The caller, if it is the name server, or a node that has not joined yet."""
+
 OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
 OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
@@ -111,7 +114,7 @@ class Greeting(NamedTuple):
         protocol: the version of what is agreed beyond Pyro5's own protocol, `PROTOCOL`.
         cluster: the id of the cluster.
         session: the random id of a client. It is new after a fork.
-        caller: name and incarnation of a node that connects, separated by a space; a client has none.
+        caller: name and incarnation of a node that connects, separated by a space, or `NAMELESS`; a client has none.
         clock_ms: the node's clock, modulo 2**32 milliseconds, from 1 on; 0 if unknown.
         capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
         nonce: `NONCE_BYTES` random bytes, which the other end's proof covers; empty without a secret.
@@ -327,6 +330,7 @@ class ServerHandshake:
         state: the progress.
         trusted: whether the caller may do what is not open to all.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
+        nodes_only: whether clients are refused, for want of file descriptors.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
     """
@@ -341,6 +345,7 @@ class ServerHandshake:
     state: State = State.AWAITING
     trusted: bool = False
     serializer: Serializer | None = None
+    nodes_only: bool = False
     session: bytes | None = None
     _said: bytes = b""
 
@@ -372,9 +377,12 @@ class ServerHandshake:
         request = serializer.loads(body)
         if not isinstance(request, dict) or not isinstance(request.get("object"), str):
             raise ProtocolError("A handshake names the object that it is for.")
+        greeting = Greeting.from_wire(request.get("handshake"))
         try:
             if self.state is State.PROVING:
-                answer = self._check_proof(Greeting.from_wire(request.get("handshake")))
+                answer = self._check_proof(greeting)
+            elif self.nodes_only and not greeting.caller:
+                raise HandshakeRefused(f"{OVERLOADED}: this server has no file descriptors left for clients")
             else:
                 answer = self._answer(request["object"], request.get("handshake"))
         except HandshakeRefused as refused:

@@ -2,10 +2,11 @@
 
 Whatever a node promises for a time is measured with it: TTLs, leases, locks, how long a connection is idle. So is what
 a client believes of such a promise, for example until when it holds a lock: with `time.monotonic`, which stands still
-on Linux and macOS while the machine sleeps, a client would believe in a lock that its node has given to another holder.
+on Linux and macOS while the machine sleeps, a client would believe in a lock that its node has given to another holder,
+or ask for the outcome of a change that the node has long forgotten.
 
 `time.monotonic` is right where only this process waits for something, because nobody waits while the machine sleeps:
-deadlines of calls, timeouts of polls, pauses before a retry, suspicions, the time that a factory takes.
+timeouts of polls, pauses before a retry, suspicions, the time that a factory takes.
 
 On Linux it is ``CLOCK_BOOTTIME``; elsewhere ``CLOCK_MONOTONIC``, which counts sleep on macOS. Only differences mean
 anything: the times of two hosts, or of this clock and another one, are unrelated.

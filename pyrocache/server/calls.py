@@ -1,7 +1,8 @@
 """`OutstandingCalls`: the calls of a server whose reply is not ready at once.
 
 Such a call runs as a job on a worker thread, or is deferred until another caller acts (`server.deferred`). A connection
-has at most one of them at a time. (`net.calls` is the client's side: the calls that are made.)
+has at most one of them at a time. None begins or waits after the deadline of its request; the reply to a change goes to
+`Outcomes`, also if the connection has closed meanwhile. (`net.calls` is the client's side: the calls that are made.)
 
 Thread safety: used by the event loop's thread, except that outcomes may arrive on any thread: they are appended to a
 deque, and the event loop is woken.
@@ -15,11 +16,14 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from pyrocache.protocol.request_id import RequestId, seconds_left
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.connection import Connection
 from pyrocache.server.deferred import Deadlines
-from pyrocache.server.dispatcher import Job, PendingReply, Reply
+from pyrocache.server.dispatcher import Job, Method, PendingReply, Reply, refuse
+from pyrocache.server.outcomes import Outcomes
 from pyrocache.server.quota import within_quota
+from pyrocache.server.requests import LATE, is_late
 
 log = logging.getLogger("pyrocache.node")
 
@@ -31,14 +35,25 @@ class OutstandingCalls:
         workers: number of threads that run jobs.
         max_jobs: the most jobs that may run or wait for a worker. A client gets a share of them (`server.quota`), and
             one job in any case.
+        outcomes: remembers the replies to changes.
         wake: makes the event loop call `finished` soon; called on any thread.
+        clock: seconds, that the deadlines of requests are compared with.
+        ahead: returns the seconds by which the clock of the deferred calls is ahead of it.
 
     Attributes:
         deadlines: the deadlines of the deferred calls.
         done: calls that have their outcome; `finished` takes them.
     """
 
-    def __init__(self, workers: int, max_jobs: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        workers: int,
+        max_jobs: int,
+        outcomes: Outcomes,
+        wake: Callable[[], None],
+        clock: Callable[[], float],
+        ahead: Callable[[], float],
+    ) -> None:
         self.deadlines = Deadlines()
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="pyrocache-worker")
         self._workers.submit(
@@ -48,11 +63,68 @@ class OutstandingCalls:
         self._jobs = 0
         self._jobs_of: dict[Hashable, int] = {}  # by `Session.client`
         self._short_of_threads = False
+        self._outcomes = outcomes
         self._wake = wake
+        self._clock = clock
+        self._ahead = ahead
         self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
 
-    def start_job(self, connection: Connection, job: Job) -> bool:
-        """Run ``job`` on a worker thread. Return False, and do nothing, if there are too many, or of one client."""
+    def start(
+        self,
+        connection: Connection,
+        sequence: int,
+        method: Method,
+        call: Job | PendingReply,
+        identity: RequestId | None,
+    ) -> bool:
+        """Run a job on a worker thread, or make ``connection`` wait for a deferred call.
+
+        Return False, and do nothing, if there are too many jobs, or of one client.
+
+        Args:
+            sequence, method, identity: of the request; the last is None if its client gives none.
+        """
+        if isinstance(call, PendingReply):
+            self._defer(connection, call, identity)
+        elif not self._start_job(
+            connection,
+            call if identity is None else partial(self._run_in_time, sequence, method, identity, call),
+        ):
+            return False
+        if method.once and identity is not None:
+            connection.change = identity.sequence
+            self._outcomes.begin(connection.session, identity.sequence)
+        return True
+
+    def cancel(self, connection: Connection) -> None:
+        """Cancel the deferred call that ``connection`` waits for, if any."""
+        deferred, connection.deferred = connection.deferred, None
+        if deferred is not None:
+            self.deadlines.discard(deferred)
+            deferred.cancel()
+
+    def finished(self) -> Iterator[tuple[Connection, Reply | None]]:
+        """Yield each connection whose call has its outcome, with the reply: None if there is none."""
+        while self.done:
+            connection, outcome = self.done.popleft()
+            connection.busy = False
+            change, connection.change = connection.change, None
+            if isinstance(outcome, PendingReply):
+                self.cancel(connection)
+                wanted = change is not None or not connection.session.closed
+                reply = outcome.reply() if wanted else None
+            else:
+                self._forget_job(connection.session.client or connection.session)
+                reply = outcome
+            if change is not None:
+                self._outcomes.finish(connection.session, change, reply, self._clock())
+            yield connection, reply
+
+    def close(self) -> None:
+        """Discard the jobs that wait for a worker. Running jobs continue to their end."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _start_job(self, connection: Connection, job: Job) -> bool:
         owner = connection.session.client or connection.session
         own = self._jobs_of.get(owner, 0)
         if self._jobs >= self._max_jobs or (
@@ -71,40 +143,27 @@ class OutstandingCalls:
             self._short_of_threads = True
         return True
 
-    def defer(self, connection: Connection, call: PendingReply) -> None:
-        """Make ``connection`` wait for a deferred call."""
+    def _defer(self, connection: Connection, call: PendingReply, identity: RequestId | None) -> None:
+        deferred = call.deferred
+        if identity is not None:  # nobody waits for it any longer
+            now = self._clock()
+            at = now + self._ahead() + seconds_left(identity.deadline, now)
+            deferred.deadline = min(deferred.deadline, at)
         connection.busy = True
-        connection.deferred = call.deferred
-        self.deadlines.add(call.deferred)
-        call.deferred.take(partial(self._end, connection, call))
-
-    def cancel(self, connection: Connection) -> None:
-        """Cancel the deferred call that ``connection`` waits for, if any."""
-        deferred, connection.deferred = connection.deferred, None
-        if deferred is not None:
-            self.deadlines.discard(deferred)
-            deferred.cancel()
-
-    def finished(self) -> Iterator[tuple[Connection, Reply | PendingReply | None]]:
-        """Yield each connection whose call has its outcome, with the reply: None if the job raised an exception."""
-        while self.done:
-            connection, reply = self.done.popleft()
-            connection.busy = False
-            if isinstance(reply, PendingReply):
-                self.cancel(connection)
-            else:
-                self._forget_job(connection.session.client or connection.session)
-            yield connection, reply
-
-    def close(self) -> None:
-        """Discard the jobs that wait for a worker. Running jobs continue to their end."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        connection.deferred = deferred
+        self.deadlines.add(deferred)
+        deferred.take(partial(self._end, connection, call))
 
     def _forget_job(self, owner: Hashable) -> None:
         self._jobs -= 1
         self._jobs_of[owner] -= 1
         if not self._jobs_of[owner]:
             del self._jobs_of[owner]
+
+    def _run_in_time(  # on a worker
+        self, sequence: int, method: Method, identity: RequestId, job: Job
+    ) -> Reply:
+        return refuse(sequence, LATE, method.serializer) if is_late(identity, self._clock()) else job()
 
     def _run(self, connection: Connection, job: Job) -> None:  # on a worker
         reply = None

@@ -21,6 +21,7 @@ from pyrocache.server.poller import HANG_UP, READ, WRITE
 
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 _MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
+_LENT_SECONDS = 0.25  # for the handshake on a descriptor that is lent, and for reading that it is refused
 _BUFFERS_AT_ONCE = 16  # of one sendmsg
 
 
@@ -144,6 +145,8 @@ class Connection:
 
     def deadline(self, limits: NodeConfig) -> float:
         """Return the time at which to close the connection unless there is activity before."""
+        if self.handshake.nodes_only and self.handshake.state is not State.ESTABLISHED:
+            return self.active_at + _LENT_SECONDS
         if self.ending_at is not None:
             return self.ending_at
         if self.handshake.state is not State.ESTABLISHED:

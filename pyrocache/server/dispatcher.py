@@ -28,7 +28,7 @@ from Pyro5.serializers import serializers_by_id
 
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
-from pyrocache.protocol.commands import Command, Runs, Scope
+from pyrocache.protocol.commands import Command, Runs
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.handshake import (
     MSGPACK,
@@ -52,13 +52,6 @@ SAMPLE = 101
 connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
-_OF_DAEMONS: dict[str, Any] = {
-    "scope": Scope.NODE,
-    "idempotent": True,
-    "runs": Runs.INLINE,
-    "mutates": False,
-    "open": True,
-}
 
 _TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
@@ -134,28 +127,25 @@ class Dispatcher:
             "registered": lambda: list(self._metadata),
             "get_metadata": self._get_metadata,
         }
-        names = [name for name in commands if hasattr(target, name)]
-        calls: dict[tuple[str, str], tuple[Callable[..., Any], Command]] = {
-            (object_id, name): (getattr(target, f"begin_{name}", getattr(target, name)), commands[name])
-            for name in names
-        }
-        calls |= {(DAEMON_NAME, name): (call, Command(name, **_OF_DAEMONS)) for name, call in own.items()}
-        self._methods = {
-            (serializer.number, *key): Method(
-                key[1], call, command.runs, serializer, command.once, command.open
-            )
-            for serializer in serializers
-            for key, (call, command) in calls.items()
-        }
+        served = {name: command for name, command in commands.items() if hasattr(target, name)}
         self._metadata = {
-            id_: {"methods": sorted(name for of, name in calls if of == id_), "oneway": [], "attrs": []}
-            for id_ in (DAEMON_NAME, object_id)
+            id_: {"methods": sorted(names), "oneway": [], "attrs": []}
+            for id_, names in ((DAEMON_NAME, own), (object_id, served))
         }
-        self._large = {(object_id, name) for name in names if commands[name].large}
+        self._large = {(object_id, name) for name, command in served.items() if command.large}
+        self._methods: dict[tuple[int, str, str], Method] = {}
+        for serializer in serializers:
+            for name, call in own.items():
+                method = Method(name, call, Runs.INLINE, serializer, open=True)
+                self._methods[serializer.number, DAEMON_NAME, name] = method
+            for name, command in served.items():
+                call = getattr(target, f"begin_{name}", getattr(target, name))
+                method = Method(name, call, command.runs, serializer, command.once, command.open)
+                self._methods[serializer.number, object_id, name] = method
         self._serializers = {serializer.number: serializer for serializer in serializers}
         self._refusals = _refusals_of_others(serializers)
         self.unpack = messages.CallUnpacker(
-            object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in names}
+            object_id, {name: self._methods[framing.MSGPACK, object_id, name] for name in served}
         ).unpack
 
     def handshake(self, local: str = "") -> ServerHandshake:
@@ -187,14 +177,14 @@ class Dispatcher:
         try:
             object_id, name, arguments, options = serializer.loads_call(body)
         except messages.TooLong:
-            return _refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
+            return refuse(header.sequence, Refusal(refusals.VALUE_TOO_LARGE, _TOO_LONG), serializer)
         method = self._methods.get((serializer.number, object_id, name))
         if method is None:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
-            return _refuse(header.sequence, refusal, serializer)
+            return refuse(header.sequence, refusal, serializer)
         if not (trusted or method.open):
             refusal = Refusal(refusals.NOT_TRUSTED, f"{name} is for callers that have proved the secret.")
-            return _refuse(header.sequence, refusal, serializer)
+            return refuse(header.sequence, refusal, serializer)
         return header.sequence, method, arguments, options
 
     def dispatch(
@@ -235,19 +225,7 @@ class Dispatcher:
     def overloaded(sequence: int, serializer: Serializer | None) -> bytes:
         """Return the refusal of a request that exceeds a limit of the server."""
         refusal = Refusal(refusals.OVERLOADED, "The node has too much to do; try again.")
-        return _refuse(sequence, refusal, serializer or MSGPACK)
-
-    @staticmethod
-    def not_executed(sequence: int, code: str, text: str, serializer: Serializer) -> bytes:
-        """Return the refusal of a request that is not executed, because of what its header says."""
-        return _refuse(sequence, Refusal(code, text), serializer)
-
-    @staticmethod
-    def was_executed(reply: bytes) -> bool:
-        """Return whether a reply is not a refusal that says that the request was not executed."""
-        if not framing.parse_header(reply).flags & framing.FLAG_EXCEPTION:
-            return True
-        return refusals.unpack_refusal(reply[framing.HEADER_BYTES :]).code not in refusals.NOT_EXECUTED
+        return refuse(sequence, refusal, serializer or MSGPACK)
 
     @staticmethod
     def rejected() -> bytes:
@@ -290,7 +268,7 @@ class Dispatcher:
 
     def _turn_down(self, header: Header, code: str, text: str) -> None:
         serializer = self._serializers.get(header.serializer, MSGPACK)
-        raise CloseAfterReply(_refuse(header.sequence, Refusal(code, text), serializer))
+        raise CloseAfterReply(refuse(header.sequence, Refusal(code, text), serializer))
 
     def _describe(self, object_id: str, offer: Any) -> dict[str, Any]:
         greeting = self._greeting()
@@ -329,9 +307,10 @@ def _failed(sequence: int, method: Method, error: Exception) -> bytes:
         # Log neither the traceback nor the error's text: they could contain a key or a value.
         log.error("%s failed with %s", method.name, type(error).__name__)
         refusal = Refusal(refusals.INTERNAL, f"The node failed with {type(error).__name__}.")
-    return _refuse(sequence, refusal, method.serializer, kind)
+    return refuse(sequence, refusal, method.serializer, kind)
 
 
-def _refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
+def refuse(sequence: int, refusal: Refusal, serializer: Serializer, kind: str = "PyroError") -> bytes:
+    """Return the reply to a request that is refused. ``kind`` is as for `refusal_to_wire`."""
     body = serializer.dumps(refusals.refusal_to_wire(refusal, kind))
     return framing.pack_message(framing.RESULT, sequence, body, framing.FLAG_EXCEPTION, serializer.number)

@@ -16,7 +16,8 @@ register could do (Gibbons and Korach, "Testing Shared Memories", SIAM J. Comput
 `compare_and_set` reads the value that it replaces, and each value can be replaced once.
 
 A miss needs a reason: between the start of the latest call that proves a value and ended before, and the end of the
-miss, there must be a delete that may have taken effect, or a `Loss`. A loss explains misses, never an old value.
+miss, there must be a delete or a clear that may have taken effect, or a `Loss`. A loss explains misses, never an old
+value.
 
 **Counters.** A reading is the set of the `incr` calls that are in the sum. No digit is above 1; a call that was
 acknowledged, or read, before is in the set, unless a `Loss` since then explains why not; what was once absent after its
@@ -37,11 +38,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from tests.chaos.history import ACQUIRE, CAS, COUNT, DELETE, GET, INCR, MAYBE, OK, REFUSED, SET, Call, Loss
+from tests.chaos.history import (
+    ACQUIRE,
+    CAS,
+    CLEAR,
+    COUNT,
+    DELETE,
+    GET,
+    INCR,
+    MAYBE,
+    OK,
+    REFUSED,
+    SET,
+    Call,
+    Loss,
+)
 
 PATIENCE_SECONDS = 5.0
 DIGIT_BITS = 4
 _NEVER = float("-inf")
+_REMOVALS = (DELETE, CLEAR)
 
 
 class Violation(NamedTuple):
@@ -147,7 +163,7 @@ def _disorder(key: str, lives: Iterable[_Life], history: Sequence[Call]) -> Iter
         (min(life.first, life.last), max(life.first, life.last), life, life.written, life.first < life.last)
         for life in lives
     ]
-    absences = (call for call in history if call.miss or (call.kind == DELETE and call.outcome == OK))
+    absences = (call for call in history if call.miss or (call.kind in _REMOVALS and call.outcome == OK))
     zones += [(call.start, call.end, _Life(call), call, False) for call in absences]
     zones.sort(key=lambda zone: zone[:2])
     cover: _Life | None = None  # the latest value that was stored for some time
@@ -169,7 +185,8 @@ def _kind_of_disorder(old: _Life, between: Call) -> str:
         return "took effect after its limit"
     if between.miss:
         return "value came back after a miss"
-    return "value came back after a delete" if between.kind == DELETE else "old value after a newer one"
+    came_back = between.kind in _REMOVALS
+    return f"value came back after a {between.kind}" if came_back else "old value after a newer one"
 
 
 def _later(one: Call, other: Call) -> Call:
@@ -179,12 +196,12 @@ def _later(one: Call, other: Call) -> Call:
 def _lost(key: str, history: Sequence[Call], losses: Sequence[Loss]) -> Iterator[Violation]:
     """Find misses without a reason."""
     proofs = sorted(
-        (call for call in history if call.outcome == OK and call.kind != DELETE and not call.miss),
+        (call for call in history if call.outcome == OK and call.kind not in _REMOVALS and not call.miss),
         key=lambda call: call.end,
     )
     latest = list(accumulate(proofs, _later))
     ends = [call.end for call in proofs]
-    reasons = [(call.start, call.limit) for call in history if call.kind == DELETE and not call.miss]
+    reasons = [(call.start, call.limit) for call in history if call.kind in _REMOVALS and not call.miss]
     reasons = sorted([*reasons, *((loss.start, loss.end) for loss in losses)])
     starts = [start for start, _ in reasons]
     limits = list(accumulate((limit for _, limit in reasons), max))

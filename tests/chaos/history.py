@@ -21,6 +21,8 @@ OK, REFUSED, MAYBE = "ok", "refused", "maybe"
 
 GET, SET, CAS, DELETE = "get", "set", "cas", "delete"
 """Calls about registers: keys whose values are each written by one call only."""
+CLEAR = "clear"
+"""A call that removes a group of registers from all nodes. Recorded for each: at one moment of it, there was none."""
 INCR, COUNT = "incr", "count"
 """Calls about counters. Each `INCR` adds another power of 16, so that the sum shows which were done, and how often."""
 ACQUIRE = "acquire"

@@ -2,7 +2,8 @@
 
 Run as ``python -m tests.chaos.load JSON`` (`Settings`). It ends when its standard input does, so never outlives the
 run. Rates are bounded. Two users share a client; one begins a new client every few seconds, and so knows of changes;
-one uses the keys of a single node only, and so hears of changes from that node alone.
+one uses the keys of a single node only, and so hears of changes from that node alone. In addition, one does nothing
+but remove many keys at once, seldom, and so does not hear of changes in between.
 
 Thread safety: each `User` belongs to one thread.
 """
@@ -23,11 +24,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pyrocache import PyroCacheClient
-from tests.chaos.history import ACQUIRE, CAS, COUNT, DELETE, GET, INCR, OK, REFUSED, SET, Recorder
+from tests.chaos.history import ACQUIRE, CAS, CLEAR, COUNT, DELETE, GET, INCR, OK, REFUSED, SET, Recorder
 
 REGISTERS = [f"key {number}" for number in range(240)]
 COUNTERS = [f"counter {number}" for number in range(20)]
 LOCKS = [f"lock {number}" for number in range(6)]
+SWEPT = [f"swept {number}" for number in range(24)]
+"""Registers in the namespace and with the tag of `SWEPT_NAME`, which are removed all at once now and then."""
+SWEPT_NAME = "swept"
 CHILDREN_COUNTERS = [f"counter of child {number}" for number in range(1000)]
 """One for each forked child."""
 PROXY_HOST = "127.0.0.2"
@@ -36,6 +40,7 @@ PROXY_HOST = "127.0.0.2"
 USERS = 4  # in each process
 _PAUSE_SECONDS = 0.004
 _PAUSE_AFTER_ERROR_SECONDS = 0.02
+_SWEEP_SECONDS = 0.3
 _FORK_SECONDS = 0.5
 _CHILD_SECONDS = 0.5
 _LARGE = "." * 100_000
@@ -89,7 +94,7 @@ class User:
         name: unique.
         place, places: each `incr` has a slot of its own: every ``places``-th one belongs to this user.
         registers, counters: the keys that it uses; those in the first tenth of the registers get half of the calls.
-        locks: likewise.
+        locks, swept: likewise. What removes the swept ones removes those of all users.
     """
 
     def __init__(
@@ -102,18 +107,20 @@ class User:
         registers: Sequence[str] = REGISTERS,
         counters: Sequence[str] = COUNTERS,
         locks: Sequence[str] = LOCKS,
+        swept: Sequence[str] = SWEPT,
     ) -> None:
         self.cache = cache
         self._random = random.Random(f"{settings.seed} {name}")
         self._record = Recorder(Path(settings.directory, f"{name}.jsonl"), name, settings.timeout)
         self._name = name
         self._place, self._places = place, places
-        self._registers, self._locks = registers, locks
+        self._registers, self._locks, self._swept = registers, locks, swept
         self._counters = dict.fromkeys(counters, 0)
         self._written = 0
         steps: list[tuple[Callable[[], None], int]] = [
             *((self._get, 45), (self._set, 20), (self._delete, 5), (self._replace, 8), (self._incr, 8)),
             *((self._count, 6), (self._get_many, 3), (self._set_many, 2), (self._acquire, 3 if locks else 0)),
+            *((self._get_swept, 8), (self._set_swept, 5), (self._sweep, 1)),
         ]
         self._steps, self._weights = zip(*steps, strict=True)
 
@@ -202,6 +209,40 @@ class User:
         key = self._random.choice(list(self._counters))
         self._record.call(COUNT, [key], lambda: self.cache.get(key), lambda found, _: (OK, f"{found or 0:x}"))
 
+    def _get_swept(self) -> None:
+        key, cache = self._random.choice(self._swept), self.cache.namespace(SWEPT_NAME)
+        self._record.call(GET, [key], lambda: cache.get(key), lambda found, _: (OK, label(found)))
+
+    def _set_swept(self) -> None:
+        key, value, cache = (
+            self._random.choice(self._swept),
+            self._value(),
+            self.cache.namespace(SWEPT_NAME),
+        )
+        self._record.call(
+            SET,
+            [key],
+            lambda: cache.set(key, value, tags=[SWEPT_NAME]),
+            lambda _, __: (OK, value),
+            value=value,
+        )
+
+    def _sweep(self) -> None:
+        cache = self.cache.namespace(SWEPT_NAME)
+        ways = [
+            cache.clear,
+            lambda: cache.invalidate_tag(SWEPT_NAME),
+            lambda: cache.delete_prefix(SWEPT_NAME),
+        ]
+        self._record.call(CLEAR, SWEPT, self._random.choice(ways), lambda _, __: (OK, None))
+
+    def run_sweeps(self, going_on: Callable[[], bool]) -> None:
+        """Remove the swept keys every now and then while ``going_on``."""
+        while going_on():
+            self._sweep()
+            time.sleep(self._random.uniform(0, 2 * _SWEEP_SECONDS))
+        self._record.close()
+
     def _acquire(self) -> None:
         name = self._random.choice(self._locks)
         lock = self.cache.lock(name, ttl_seconds=5)
@@ -226,6 +267,7 @@ class Process:
         self._settings = settings
         self._stopped = threading.Event()
         self._caches = [settings.client() for _ in range(USERS - 1)]
+        self._sweeper = User(settings, f"{settings.number}.sweeper", settings.client(), 0, 1)
         names = [f"{settings.number}.{number}" for number in range(USERS)]
         place, places = settings.number * USERS, settings.processes * USERS
         self._users = [
@@ -238,13 +280,19 @@ class Process:
     def _keys_of_one_node(self) -> list[list[str]]:
         number, cache = self._settings.number % len(self._caches[1].nodes()), self._caches[1]
         name = cache.nodes()[number].name
+        swept = cache.namespace(SWEPT_NAME)
         return [
-            [key for key in keys if cache.node_for(key).name == name] for keys in (REGISTERS, COUNTERS, [])
+            *(
+                [key for key in keys if cache.node_for(key).name == name]
+                for keys in (REGISTERS, COUNTERS, [])
+            ),
+            [key for key in SWEPT if swept.node_for(key).name == name],
         ]
 
     def run(self) -> None:
         """Make calls until standard input ends."""
         threads = [threading.Thread(target=user.run, args=(self._going_on,)) for user in self._users]
+        threads.append(threading.Thread(target=self._sweeper.run_sweeps, args=(self._going_on,)))
         for thread in threads:
             thread.start()
         helpers = [threading.Thread(target=self._renew, daemon=True)]

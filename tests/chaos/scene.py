@@ -27,7 +27,7 @@ from pyrocache.local import LocalNode
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from tests.chaos.cutter import Cutter
 from tests.chaos.history import Loss, Recorder
-from tests.chaos.load import CHILDREN_COUNTERS, COUNTERS, REGISTERS, USERS, Settings
+from tests.chaos.load import CHILDREN_COUNTERS, COUNTERS, REGISTERS, SWEPT, SWEPT_NAME, USERS, Settings
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually
 
@@ -63,7 +63,10 @@ class Scene:
         self.events: list[tuple[float, str]] = []
         self.ended: list[str] = []
         self.end_at = float("inf")
-        self.keys = [*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS, *(OTHER + key for key in REGISTERS)]
+        self.keys = [
+            *(*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS, *SWEPT),
+            *(OTHER + key for key in REGISTERS),
+        ]
         self.nameserver_lock = threading.Lock()  # held by the fault that harms the name server
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
         self._claimed: list[LocalNode] = []
@@ -78,7 +81,12 @@ class Scene:
         self.cutter = Cutter(self.random)
         self._stack.callback(self.cutter.stop)
         self._names = {node.name for node in self.cluster.nodes}
-        self._encode = self._stack.enter_context(self.cluster.client())._context.encode_key
+        cache = self._stack.enter_context(self.cluster.client())
+        swept = cache.namespace(SWEPT_NAME)
+        self._encoded = {
+            key: (swept if key in SWEPT else cache)._context.encode_key(key.removeprefix(OTHER))
+            for key in self.keys
+        }
         for node in self.cluster.nodes:
             self._listen(node)
 
@@ -188,8 +196,7 @@ class Scene:
             living = {node.name for node in self.cluster.nodes if node.alive}
             others = living - {*self._changing, name}
         view = ClusterView(Member(member, "127.0.0.1", 1) for member in (*others, name))
-        encoded = ((key, self._encode(key.removeprefix(OTHER))) for key in self.keys)
-        return frozenset(key for key, encoded_key in encoded if view.owner(encoded_key).name == name)
+        return frozenset(key for key, encoded in self._encoded.items() if view.owner(encoded).name == name)
 
     def kill(self, node: LocalNode) -> None:
         """Kill a node."""
@@ -230,9 +237,9 @@ class Scene:
         self._listen(node)
         return node
 
-    def leave(self, node: LocalNode) -> None:
-        """Shut a node down, unless it took the name of one of the first."""
-        if node.name in self._names:
+    def leave(self, node: LocalNode | None) -> None:
+        """Shut a node down, unless it took the name of one of the first. Takes what `join` returns."""
+        if node is None or node.name in self._names:
             return
         with self.claimed(node), self._losing(node.name, f"leave of {node.name}"):
             node._process.terminate()

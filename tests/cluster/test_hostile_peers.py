@@ -383,10 +383,10 @@ ARGUMENTS = {
     "a list among the keys": ("set_many", NO_VIEW, [[b"key"], b"value"], [b"value"] * 2),
     "a large value for a view": ("get", bytes(100_000), b"key"),
     "a large value for a TTL": ("set", NO_VIEW, b"key", b"value", bytes(100_000)),
-    "a large value for a prefix": ("clear", 7, bytes(100_000)),
-    "a prefix that is text": ("clear", "key"),
-    "a limit of a million": ("scan", b"\0", b"\0", 0, 10**6),
-    "a cursor that is text": ("scan", b"\0", b"\0", "0"),
+    "a large value for a prefix": ("clear", NO_VIEW, 7, bytes(100_000)),
+    "a prefix that is text": ("clear", NO_VIEW, "key"),
+    "a limit of a million": ("scan", NO_VIEW, b"\0", b"\0", 0, 10**6),
+    "a cursor that is text": ("scan", NO_VIEW, b"\0", b"\0", "0"),
     "a condition that is a float": ("put", NO_VIEW, b"key", b"value", None, 1.5),
     "tags that are one text": ("put", NO_VIEW, b"key", b"value", None, None, "tag"),
     "more tags than an entry has": ("put", NO_VIEW, b"key", b"value", None, None, [b"tag"] * 65),
@@ -400,7 +400,7 @@ ARGUMENTS = {
     "metadata of a list": ("get_metadata", []),
     "a map that describes a proxy": ("get", NO_VIEW, describing("Pyro5.client.Proxy", state=[])),
     "a map that describes a URI": ("get", NO_VIEW, describing("Pyro5.core.URI", state=["PYRO", "x"])),
-    "a map that describes a daemon": ("clear", describing("Pyro5.server.Daemon", state=[])),
+    "a map that describes a daemon": ("clear", NO_VIEW, describing("Pyro5.server.Daemon", state=[])),
     "a map that describes an exception": (
         "set", NO_VIEW, b"key", describing("builtins.SystemExit", __exception__=True, args=[1]),
     ),
@@ -443,8 +443,8 @@ class TestWrongCalls:
                 ("set_many", NO_VIEW, [proxy], [b"value"]),
                 ("set_many", NO_VIEW, [b"key"], [proxy]),
                 ("set_many", NO_VIEW, proxy, proxy),
-                ("count", proxy),
-                ("scan", b"\0", proxy),
+                ("count", NO_VIEW, proxy),
+                ("scan", NO_VIEW, b"\0", proxy),
                 ("put", NO_VIEW, b"key", b"value", None, None, proxy),
                 ("lease", NO_VIEW, proxy, 1, 0),
                 ("acquire", NO_VIEW, b"key", proxy, 1, 0),
@@ -460,7 +460,7 @@ class TestWrongCalls:
     @pytest.mark.parametrize(
         "method",
         [
-            "no_such_method", "", "adopt", "sweep", "forget_everything", "max_value_bytes", "CHEAP",
+            "no_such_method", "", "adopt", "sweep", "ownership", "max_value_bytes", "CHEAP",
             "_store", "_lock", "_check_view", "_pyroDaemon", "_pyroId", "_pyroExposed", "__init__", "__class__",
             "__dict__", "__getattribute__", "__getattr__", "__setattr__", "__reduce__", "__len__", "get.__globals__",
             "get_metadata", "registered", "shutdown", "get_next_stream_item",
@@ -659,7 +659,7 @@ class TestSilentAndSlowPeers:
 def stored_key(node: RunningNode) -> bytes:
     """The bytes of the largest entry's key."""
     with Peer(node) as peer:
-        _, keys = peer.call("scan", b"\0", b"\0")
+        _, keys = peer.call("scan", NO_VIEW, b"\0", b"\0")
         return bytes(max(keys, key=lambda key: b"large" in key))
 
 
@@ -754,10 +754,10 @@ class TestManyRequestsAtOnce:
     def test_pipelined_requests_are_answered_in_order(self, full_node: RunningNode) -> None:
         requests = [
             ("get", NO_VIEW, OURS + b"entry:7"),
-            ("count", OURS),
+            ("count", NO_VIEW, OURS),
             ("ping",),
             ("set", NO_VIEW, b"pipelined", b"value"),
-            ("scan", OURS, OURS + b"entry:", 0, 1),
+            ("scan", NO_VIEW, OURS, OURS + b"entry:", 0, 1),
             ("get", NO_VIEW, b"pipelined"),
             ("get", NO_VIEW, "wrong"),
             ("stats",),
@@ -817,7 +817,7 @@ class TestManyRequestsAtOnce:
                         return time.perf_counter() - begun, waits
 
         for method, *arguments in (
-            ("count", OURS),
+            ("count", NO_VIEW, OURS),
             ("clear", b"\0no such"),
             ("scan", OURS, OURS + b"no such"),
         ):
@@ -835,7 +835,7 @@ class TestManyRequestsAtOnce:
         with ExitStack() as stack:
             peers = [stack.enter_context(Peer(full_node)) for _ in range(12)]
             for peer in peers:
-                peer.send(pack_call(NAME, "count", (OURS,), 1))
+                peer.send(pack_call(NAME, "count", (NO_VIEW, OURS), 1))
             with Peer(full_node) as other:
                 assert other.call("get", NO_VIEW, OURS + b"entry:1") == b""
             answers = [peer.fate() for peer in peers]
@@ -854,7 +854,7 @@ class TestManyRequestsAtOnce:
         def keep_counting() -> None:
             with Peer(full_node) as peer:
                 while not enough.is_set():
-                    peer.call("count", OURS)
+                    peer.call("count", NO_VIEW, OURS)
 
         threads = [threading.Thread(target=keep_counting) for _ in range(4)]
         with PyroCacheClient(full_node.nameserver, timeout=0.5) as cache:
@@ -874,7 +874,7 @@ class TestManyRequestsAtOnce:
         before = full_node.connections
         for _ in range(10):
             with Peer(full_node) as peer:
-                peer.send(pack_call(NAME, "count", (OURS,), 1))
+                peer.send(pack_call(NAME, "count", (NO_VIEW, OURS), 1))
         assert wait_until(lambda: full_node.connections <= before)
 
 
@@ -911,9 +911,9 @@ class TestLargeRequests:
         with peak_growth_below(node, 16 * MIB):
             for method, *arguments in (
                 ("incr", NO_VIEW, b"key", b"w" + large, None),
-                ("scan", b"\0", large),
-                ("invalidate_tag", large),
-                ("clear", large),
+                ("scan", NO_VIEW, b"\0", large),
+                ("invalidate_tag", NO_VIEW, large),
+                ("clear", NO_VIEW, large),
                 ("acquire", NO_VIEW, large, 1, 1.0, 0.0),
                 ("lease", NO_VIEW, large, 1.0, 0.0),
                 ("no_such_method", large),

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import Pyro5.api
 import pytest
 
 from pyrocache import (
@@ -32,6 +34,8 @@ from pyrocache import (
     OutOfResources,
     PyroCacheClient,
 )
+from pyrocache.client.features.locks import _renewer
+from pyrocache.runtime import clock
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 
@@ -665,6 +669,38 @@ def test_a_lock_that_moved_to_another_node_is_lost_and_can_be_acquired_there(clu
             locks.pop(name).release()
     for lock in locks.values():
         lock.release()
+
+
+def test_a_node_without_a_lease_passes_no_lock_on_and_loses_none(threads: ThreadPoolExecutor) -> None:
+    """The name server is gone and the other node is stopped: it might be the one that knows of a newer view."""
+    with private_cluster(nodes=2) as cluster, ExitStack() as stack:
+        dying, cache = cluster.client(), cluster.client(timeout=30.0)
+        node = cluster.nodes[1]
+        assert {cache.node_for(("lock", name)).name for name in ("name", "a")} == {node.name}
+        proxy = stack.enter_context(Pyro5.api.Proxy(f"PYRO:{node.name}@{node.address}"))
+        proxy._pyroSerializer = "msgpack"
+        dying_lock = dying.lock("name")
+        dying_lock.acquire()
+        kept = cache.lock("a", 60, thread_local=False)
+        token = acquired(kept)
+        waiter = threads.submit(acquired, cache.lock("name"))
+        eventually(lambda: proxy.stats()["waiting"] == 1)
+        cluster.kill_nameserver()
+        cluster.pause(0)
+        eventually(lambda: not proxy.ping()["serving"])
+        dying.close()
+        eventually(lambda: proxy.stats()["locks"] == 1)
+        (grant,) = kept._owner.grants
+        grant.renew_at = at = clock.now()
+        _renewer.watch(grant)
+        eventually(lambda: at < grant.renew_at < clock.now() + 1.0)  # it was refused, and is to be sent again
+        assert kept.held
+        releasing = threads.submit(kept.release)
+        assert (proxy.stats()["locks"], waiter.done(), releasing.done()) == (1, False, False)
+        cluster.resume(0)
+        cluster.restart_nameserver()
+        releasing.result(SOON)
+        assert waiter.result(SOON) > token
 
 
 def test_a_forked_child_does_not_hold_what_its_parent_holds(

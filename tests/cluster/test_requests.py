@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache import LocalCluster, NodeUnavailable, PyroCacheClient
+from pyrocache import LocalCluster, NameServerUnavailable, NodeUnavailable, PyroCacheClient
 from pyrocache.client.backend import Backend
 from pyrocache.client.context import ClientContext
 from pyrocache.client.routing.router import Router
@@ -29,6 +29,19 @@ OLD, LATE, NEW = b"old", b"late", b"new"
 def one_node() -> Iterator[LocalCluster]:
     with private_cluster(nodes=1) as cluster:
         yield cluster
+
+
+class Outdated:
+    """A name server that does not answer any more once ``away`` is set."""
+
+    def __init__(self, nameserver: str) -> None:
+        self.away = False
+        self._directory = NameServerDirectory(nameserver)
+
+    def listing(self, timeout: float = 5.0) -> Listing:
+        if self.away:
+            raise NameServerUnavailable("away")
+        return self._directory.listing(timeout)
 
 
 class Proxied:
@@ -187,3 +200,40 @@ def test_an_unpickled_client_begins_a_session_of_its_own(one_node: LocalCluster)
         sessions = {each._context.backend._router._connections._greeting.session for each in (client, clone)}
         assert len(sessions) == 2
         clone.close()
+
+
+# All nodes ---------------------------------------------------------------------------------------------------
+
+
+def unaware_client(cluster: LocalCluster) -> PyroCacheClient:
+    """A client that has a view, and that no name server tells of a newer one."""
+    directory: Any = Outdated(cluster.nameserver)
+    client = PyroCacheClient._of(ClientContext(ClientConfig(), Backend(Router(directory))))
+    assert client.ping() == len(cluster.nodes)
+    directory.away = True
+    return client
+
+
+SWEEPS: list[tuple[str, Callable[[PyroCacheClient], int], int]] = [
+    ("clear", lambda cache: cache.clear(), 0),
+    ("invalidate_tag", lambda cache: cache.invalidate_tag("all"), 0),
+    ("delete_prefix", lambda cache: cache.delete_prefix("key"), 0),
+    ("len", lambda cache: len(cache), 200),
+    ("scan", lambda cache: len(list(cache.scan())), 200),
+    ("items", lambda cache: len(dict(cache.items())), 200),
+]
+"""What is asked of all nodes, and how many of the entries are left afterwards."""
+
+
+def test_a_node_that_has_joined_is_asked_by_clients_that_did_not_know_it() -> None:
+    entries = {f"key {number}": number for number in range(200)}
+    with private_cluster(nodes=2) as cluster, ExitStack() as stack:
+        clients = [stack.enter_context(unaware_client(cluster)) for _ in SWEEPS]
+        joined = cluster.add_node()
+        cache = stack.enter_context(cluster.client())
+        assert joined.name in {cache.node_for(key).name for key in entries}
+        for unaware, (name, sweep, left) in zip(clients, SWEEPS, strict=True):
+            cache.clear()
+            cache.set_many(entries, tags=["all"])
+            assert sweep(unaware) == 200, name
+            assert (len(cache), len(cache.get_many(entries))) == (left, left), name

@@ -10,24 +10,32 @@ import re
 import resource
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import LocalCluster, PartialFailure, PyroCacheClient
+from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
-from tests.support.nodes import running_nameserver
+from pyrocache.protocol import framing
+from tests.support.nodes import private_cluster, running_nameserver
 from tests.support.processes import environment, free_address
 from tests.support.waiting import PATIENCE_SECONDS, eventually
+from tests.support.wire import handshake
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0 or not (shutil.which("setpriv") and shutil.which("prlimit")),
     reason="only root can run commands as another user, with setpriv and prlimit",
 )
+
+WAITS = r"(The name server lists no nodes: waiting .*\n)?"
+"""What the first node says if it is started just after the name server."""
 
 IN_LIMITS = """
 import resource, sys
@@ -131,7 +139,12 @@ def running_command(*arguments: str, log: Path) -> Iterator[subprocess.Popen[byt
             process.wait(PATIENCE_SECONDS)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process need prlimit")
+needs_prlimit = pytest.mark.skipif(
+    not hasattr(resource, "prlimit"), reason="limits of another process need prlimit"
+)
+
+
+@needs_prlimit
 @pytest.mark.full
 def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -167,6 +180,51 @@ def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp
         text.count("No more connections are accepted for now: this process has no file descriptors left") == 1
     )
     assert text.count("Connections are accepted again.") == 1
+
+
+@contextmanager
+def used_up(node: LocalNode) -> Iterator[None]:
+    """Use up all file descriptors of a node by idle clients. More of them wait to be accepted."""
+    host, _, port = node.address.rpartition(":")
+    limits = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+    limit = max(map(int, os.listdir(f"/proc/{node.pid}/fd"))) + 10
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
+    with ExitStack() as stack:
+        stack.callback(lambda: node.alive and resource.prlimit(node.pid, resource.RLIMIT_NOFILE, limits))
+        for _ in range(limit):
+            sock = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
+            sock.sendall(handshake())
+        eventually(lambda: len(os.listdir(f"/proc/{node.pid}/fd")) >= limit - 1)
+        yield
+
+
+@needs_prlimit
+def test_a_node_without_file_descriptors_comes_back_to_a_name_server_that_was_replaced() -> None:
+    """It opens a connection with a descriptor that it had in reserve: clients have all the others."""
+    with private_cluster(nodes=1) as cluster, used_up(cluster.nodes[0]), ExitStack() as stack:
+        host, _, port = cluster.nodes[0].address.rpartition(":")
+        cluster.kill_nameserver()
+        for _ in range(15):  # one of the clients gets the descriptor of the connection that has ended
+            sock = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
+            sock.sendall(handshake())
+            if framing.parse_header(sock.recv(framing.HEADER_BYTES)).type != framing.CONNECT_OK:
+                sock.close()
+            time.sleep(0.1)
+        cluster.restart_nameserver()
+        registered = NameServerDirectory(cluster.nameserver).members
+        eventually(lambda: [member.name for member in registered()] == ["cache.node.1"])
+
+
+@needs_prlimit
+def test_a_node_without_file_descriptors_answers_other_nodes_and_refuses_clients() -> None:
+    with (
+        private_cluster(nodes=2) as cluster,
+        used_up(cluster.nodes[0]),
+        PyroCacheClient(cluster.nameserver, timeout=2.0) as late,
+    ):
+        assert cluster.add_node().name == "cache.node.3", "or the silent node would hold the join up"
+        with pytest.raises(PartialFailure, match="no file descriptors left for clients"):
+            late.set_many({number: number for number in range(100)})
 
 
 def test_a_cluster_without_file_descriptors_is_an_error_that_says_so() -> None:
@@ -258,7 +316,7 @@ def test_nodes_that_can_start_no_thread_or_process_say_so_and_are_not_registered
         )
         assert outcome.returncode == 1
         assert outcome.stdout == ""
-        assert re.fullmatch(sentence, outcome.stderr), outcome.stderr
+        assert re.fullmatch(WAITS + sentence, outcome.stderr), outcome.stderr
         assert NameServerDirectory(nameserver).members() == []
 
 
@@ -311,7 +369,7 @@ from pyrocache.node.lifecycle import Node
 from pyrocache import PyroCacheClient
 logging.basicConfig(format="%(message)s", level=logging.WARNING)
 nameserver = sys.argv[1]
-node = Node(NodeConfig(nameserver=nameserver), NameServerDirectory(nameserver))
+node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), NameServerDirectory(nameserver))
 
 def ready(member):
     with PyroCacheClient(nameserver) as cache:
@@ -371,9 +429,8 @@ def test_a_name_server_on_a_full_disk_says_so_to_the_node_that_it_cannot_registe
         "mount -t tmpfs -o size=64k none /mnt", "-c", NAMES_ON_A_FULL_DISK, free_address()
     )
     assert outcome.stdout == "1\n", outcome.stderr
-    assert re.fullmatch(
-        r"The name server at .* refused to register a node: .*database or disk is full\n", outcome.stderr
-    )
+    sentence = r"The name server at .* refused to register a node: .*database or disk is full\n"
+    assert re.fullmatch(WAITS + sentence, outcome.stderr)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

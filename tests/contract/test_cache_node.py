@@ -84,6 +84,16 @@ class Peer:
         return caught.value.code
 
 
+ABOUT_ALL: list[tuple[str, tuple[bytes, ...]]] = [
+    ("scan", (ROOT, ROOT)),
+    ("count", (ROOT,)),
+    ("delete_prefix", (ROOT, ROOT)),
+    ("clear", (ROOT,)),
+    ("invalidate_tag", (b"tag",)),
+]
+"""Methods that are about no single key, and their arguments after the view."""
+
+
 Register = Callable[[CacheNode], str]
 """Serves a node from now on, and returns its URI."""
 
@@ -145,7 +155,6 @@ def peer(request: pytest.FixtureRequest, our_server: Register, stock_daemon: Reg
         proxy._pyroSerializer = "msgpack"
         proxy._pyroTimeout = 20
         yield Peer(proxy, node, clock, stale)
-    node.ownership.forget_everything()
 
 
 def two_members(number: int = 7) -> ClusterView:
@@ -477,61 +486,61 @@ class TestNamespaces:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(600)]))
         peer.set(NO_VIEW, b"\x05shop1key", b"")
         namespaces = (SHOP, ROOT, b"\x05shop1", b"\x04none", b"")
-        assert [peer.count(namespace) for namespace in namespaces] == [700, 600, 1, 0, 0]
-        assert peer.clear(SHOP) == 700
-        assert [peer.count(namespace) for namespace in namespaces] == [0, 600, 1, 0, 0]
+        assert [peer.count(NO_VIEW, namespace) for namespace in namespaces] == [700, 600, 1, 0, 0]
+        assert peer.clear(NO_VIEW, SHOP) == 700
+        assert [peer.count(NO_VIEW, namespace) for namespace in namespaces] == [0, 600, 1, 0, 0]
         assert peer.get(NO_VIEW, SHOP + b"1") is None
-        assert peer.clear(ROOT) == 600
-        assert peer.clear(ROOT) == peer.clear(b"\x04none") == 0
+        assert peer.clear(NO_VIEW, ROOT) == 600
+        assert peer.clear(NO_VIEW, ROOT) == peer.clear(NO_VIEW, b"\x04none") == 0
         assert peer.get(NO_VIEW, b"\x05shop1key") == b""
 
     def test_expired_entries_are_not_counted(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(1000)]), 1)
         peer.set(NO_VIEW, ROOT + b"a", b"")
-        assert peer.count(ROOT) == 1001
+        assert peer.count(NO_VIEW, ROOT) == 1001
         peer.clock.now += 1
-        assert peer.count(ROOT) == 1
+        assert peer.count(NO_VIEW, ROOT) == 1
 
     def test_no_more_are_counted_than_is_asked_for(self, peer: Peer) -> None:
         for start in range(0, 10_000, 1000):
             peer.set_many(
                 NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(start, start + 1000)]), 9
             )
-        assert peer.count(ROOT) == peer.count(ROOT, 10_001) == 10_000
-        assert 1 <= peer.count(ROOT, 1) < 10_000
-        assert peer.count(SHOP, 1) == 0
+        assert peer.count(NO_VIEW, ROOT) == peer.count(NO_VIEW, ROOT, 10_001) == 10_000
+        assert 1 <= peer.count(NO_VIEW, ROOT, 1) < 10_000
+        assert peer.count(NO_VIEW, SHOP, 1) == 0
 
     def test_entries_with_an_invalid_tag_are_not_counted(self, peer: Peer) -> None:
         keys = [ROOT + b"%d" % number for number in range(1000)]
         for start in range(0, 3000, 1000):
             peer.set_many(NO_VIEW, [key + b":%d" % start for key in keys], [b""] * 1000, None, [b"a", b"b"])
         peer.set_many(NO_VIEW, keys, [b""] * 1000, None, [b"c"])
-        assert peer.count(ROOT) == 4000
-        peer.invalidate_tag(b"a")
-        peer.invalidate_tag(b"b")
-        assert peer.count(ROOT) == 1000
+        assert peer.count(NO_VIEW, ROOT) == 4000
+        peer.invalidate_tag(NO_VIEW, b"a")
+        peer.invalidate_tag(NO_VIEW, b"b")
+        assert peer.count(NO_VIEW, ROOT) == 1000
         peer.delete(NO_VIEW, keys[0])
-        assert peer.count(ROOT) == 999
+        assert peer.count(NO_VIEW, ROOT) == 999
 
     def test_what_is_cleared_is_swept_in_the_background(self, peer: Peer) -> None:
         entries = [[SHOP + b"%d" % number, b"old"] for number in range(1000)]
         for start in range(0, 5000, 1000):
             peer.set_many(NO_VIEW, [key + b":%d" % start for key, _ in entries], [b"old"] * 1000, 100)
-        assert peer.clear(SHOP) == 5000
+        assert peer.clear(NO_VIEW, SHOP) == 5000
         peer.set_many(NO_VIEW, *columns([[key + b":0", b"new"] for key, _ in entries]))
-        assert peer.count(SHOP) == 1000
+        assert peer.count(NO_VIEW, SHOP) == 1000
         assert peer.stats()["entries"] > 4000
         while peer.node.sweep():
             pass
-        assert peer.stats()["entries"] == peer.count(SHOP) == 1000
+        assert peer.stats()["entries"] == peer.count(NO_VIEW, SHOP) == 1000
         assert peer.get_many(NO_VIEW, [key + b":0" for key, _ in entries]) == [b"new"] * 1000
 
     @pytest.mark.parametrize("method", ["count", "clear"])
     def test_one_is_given_in_bytes(self, peer: Peer, method: str) -> None:
         peer.set(NO_VIEW, ROOT + b"key", b"value")
         for wrong in ("key", None, 1, [b"key"], bytes(65 * 1024)):
-            assert peer.refusal(method, wrong) == "bad-request"
-        assert peer.count(ROOT) == 1
+            assert peer.refusal(method, NO_VIEW, wrong) == "bad-request"
+        assert peer.count(NO_VIEW, ROOT) == 1
 
     def test_hits_and_misses_are_counted_for_each(self, peer: Peer) -> None:
         peer.set(NO_VIEW, SHOP + b"key", b"")
@@ -701,7 +710,7 @@ class TestTtlsThatAreKept:
         assert peer.get_many(NO_VIEW, keys) == keys
         peer.clock.now += 59.5
         assert peer.get_many(NO_VIEW, keys) == [None] * 50 + keys[50:]
-        assert peer.count(ROOT) == 0  # these keys are in no namespace
+        assert peer.count(NO_VIEW, ROOT) == 0  # these keys are in no namespace
         while peer.node.sweep():
             pass
         assert peer.stats()["entries"] <= 51
@@ -709,7 +718,7 @@ class TestTtlsThatAreKept:
         assert (peer.get(NO_VIEW, b"a"), peer.ttl(NO_VIEW, b"a")) == (b"2", 6)
         assert peer.set_many(NO_VIEW, [b"a", b"x"], [b"1", b"2"], [-5, 7.5], [b"t"]) == 2
         assert [peer.ttl(NO_VIEW, key) for key in (b"a", b"x")] == [6, 7.5]
-        assert peer.invalidate_tag(b"t") == 2
+        assert peer.invalidate_tag(NO_VIEW, b"t") == 2
 
     @pytest.mark.parametrize(
         "ttls", [[], [1], [1, None], [1, 0], [1, math.nan], [1, "2"], [1, 2, 3], [1, True]]
@@ -771,7 +780,7 @@ class TestDescriptions:
         peer.clock.now += 10
         assert peer.get_many(NO_VIEW, keys[:2]) == keys[:2]
         peer.clock.now += 5
-        _, found = peer.scan(ROOT, ROOT, 0, 1000, None, True)
+        _, found = peer.scan(NO_VIEW, ROOT, ROOT, 0, 1000, None, True)
         assert {key: (age, idle) for key, _, _, age, idle, _ in found} == {
             **dict.fromkeys(keys[:2], (15, 5)),
             **dict.fromkeys(keys[2:], (15, 15)),
@@ -813,7 +822,7 @@ class TestDeletingAPrefix:
         """How many were removed, and in how many calls."""
         cursor = total = calls = 0
         while calls == 0 or cursor:
-            cursor, removed = peer.delete_prefix(namespace, prefix, cursor)
+            cursor, removed = peer.delete_prefix(NO_VIEW, namespace, prefix, cursor)
             total, calls = total + removed, calls + 1
         return total, calls
 
@@ -825,7 +834,7 @@ class TestDeletingAPrefix:
         peer.set(NO_VIEW, ROOT + b"a dead", b"v", 0.5)
         peer.clock.now += 1
         assert self.delete_all(peer, ROOT, ROOT + b"a") == (301, 1)
-        assert (peer.count(ROOT), peer.count(SHOP)) == (300, 300)
+        assert (peer.count(NO_VIEW, ROOT), peer.count(NO_VIEW, SHOP)) == (300, 300)
         assert self.delete_all(peer, ROOT, ROOT + b"c") == (0, 1)
         assert self.delete_all(peer, SHOP, SHOP) == (300, 1)
         assert peer.stats()["deletes"] == 601
@@ -841,13 +850,13 @@ class TestDeletingAPrefix:
     def test_what_is_being_loaded_is_not_stored(self, peer: Peer) -> None:
         _, token, _ = peer.node.begin_lease(Session(), NO_VIEW, ROOT + b"a", 60, 0)
         _, other, _ = peer.node.begin_lease(Session(), NO_VIEW, ROOT + b"b", 60, 0)
-        assert peer.delete_prefix(ROOT, ROOT + b"a") == [0, 0]
+        assert peer.delete_prefix(NO_VIEW, ROOT, ROOT + b"a") == [0, 0]
         assert peer.fill(NO_VIEW, ROOT + b"a", token, b"loaded") is False
         assert peer.fill(NO_VIEW, ROOT + b"b", other, b"loaded") is True
 
     @pytest.mark.parametrize("arguments", [("a", b"a"), (b"a", None), (ROOT, ROOT, -1), (ROOT, ROOT, None)])
     def test_wrong_arguments(self, peer: Peer, arguments: Any) -> None:
-        assert peer.refusal("delete_prefix", *arguments) == "bad-request"
+        assert peer.refusal("delete_prefix", NO_VIEW, *arguments) == "bad-request"
 
 
 class TestTouch:
@@ -888,7 +897,7 @@ class TestTouch:
         while peer.node.sweep():
             pass
         assert peer.get(NO_VIEW, b"key") == b"value"
-        assert peer.invalidate_tag(b"tag") == 1
+        assert peer.invalidate_tag(NO_VIEW, b"tag") == 1
 
 
 def frame(number: int) -> bytes:
@@ -918,7 +927,7 @@ class TestCounting:
         peer.clock.now += 4
         assert peer.incr(NO_VIEW, b"key", frame(1), frame(100), 99) == frame(2)
         assert peer.ttl(NO_VIEW, b"key") == 6
-        assert peer.invalidate_tag(b"tag") == 1
+        assert peer.invalidate_tag(NO_VIEW, b"tag") == 1
         assert peer.incr(NO_VIEW, b"key", frame(1), frame(100)) == frame(101)
 
     @pytest.mark.parametrize("number", [0, 127, -128, 2**63 - 1, -(2**63), 10**1000])
@@ -965,15 +974,15 @@ class TestTags:
         peer.put(NO_VIEW, ROOT + b"both", b"", None, None, [b"u", b"t", b"t"])
         peer.put(NO_VIEW, ROOT + b"other", b"", None, None, [b"u"])
         peer.set(NO_VIEW, ROOT + b"none", b"")
-        assert peer.invalidate_tag(b"t") == 501
-        assert peer.invalidate_tag(b"t") == 0
-        assert peer.count(ROOT) == 2
-        assert sorted(peer.scan(ROOT, ROOT)[1]) == [ROOT + b"none", ROOT + b"other"]
+        assert peer.invalidate_tag(NO_VIEW, b"t") == 501
+        assert peer.invalidate_tag(NO_VIEW, b"t") == 0
+        assert peer.count(NO_VIEW, ROOT) == 2
+        assert sorted(peer.scan(NO_VIEW, ROOT, ROOT)[1]) == [ROOT + b"none", ROOT + b"other"]
         assert peer.get_many(NO_VIEW, [ROOT + b"0", ROOT + b"both", ROOT + b"other"]) == [None, None, b""]
         while peer.node.sweep():
             pass
         assert peer.stats()["entries"] == 2
-        assert peer.invalidate_tag(b"u") == 1
+        assert peer.invalidate_tag(NO_VIEW, b"u") == 1
 
     def test_a_new_value_has_the_tags_it_comes_with(self, peer: Peer) -> None:
         for key in (b"a", b"b", b"c", b"d"):
@@ -982,21 +991,21 @@ class TestTags:
         peer.put(NO_VIEW, b"b", b"2", KEEP_TTL)
         peer.put(NO_VIEW, b"c", b"2", KEEP_TTL, None, [])
         peer.set_many(NO_VIEW, [b"d"], [b"2"])
-        assert peer.invalidate_tag(b"t") == 1
+        assert peer.invalidate_tag(NO_VIEW, b"t") == 1
         assert peer.get_many(NO_VIEW, [b"a", b"b", b"c", b"d"]) == [b"2", None, b"2", b"2"]
 
     def test_a_key_is_as_new_after_its_tag_was_invalidated(self, peer: Peer) -> None:
         peer.put(NO_VIEW, b"key", b"1", 10, None, [b"t"])
-        peer.invalidate_tag(b"t")
+        peer.invalidate_tag(NO_VIEW, b"t")
         assert peer.put(NO_VIEW, b"key", b"2", KEEP_TTL, "absent", [b"t"]) is True
         assert peer.ttl(NO_VIEW, b"key") == math.inf
-        assert peer.invalidate_tag(b"t") == 1
+        assert peer.invalidate_tag(NO_VIEW, b"t") == 1
 
     @pytest.mark.parametrize(
         "tag", ["tag", b"", None, 7, [b"tag"], bytes(2049)], ids=lambda tag: repr(tag)[:20]
     )
     def test_a_tag_is_bytes(self, peer: Peer, tag: Any) -> None:
-        assert peer.refusal("invalidate_tag", tag) == "bad-request"
+        assert peer.refusal("invalidate_tag", NO_VIEW, tag) == "bad-request"
         assert peer.refusal("put", NO_VIEW, b"key", b"value", None, None, [b"t", tag]) == "bad-request"
         assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"value"], None, [tag]) == "bad-request"
         assert peer.stats()["entries"] == 0
@@ -1007,7 +1016,7 @@ class TestTags:
             assert peer.refusal("put", NO_VIEW, b"key", b"value", None, None, wrong) == "bad-request"
             assert peer.refusal("set_many", NO_VIEW, [b"key"], [b"value"], None, wrong) == "bad-request"
         assert peer.put(NO_VIEW, b"key", b"value", None, None, tags[:64]) is True
-        assert peer.invalidate_tag(tags[63]) == 1
+        assert peer.invalidate_tag(NO_VIEW, tags[63]) == 1
         while peer.node.sweep():
             pass
         assert peer.stats()["bytes"] == 0
@@ -1026,7 +1035,7 @@ def whole_scan(
     found: list[bytes] = []
     pages = 0
     while True:
-        cursor, page = peer.scan(namespace, namespace if prefix is None else prefix, cursor, limit)
+        cursor, page = peer.scan(NO_VIEW, namespace, namespace if prefix is None else prefix, cursor, limit)
         assert len(page) <= limit
         found += page
         pages += 1
@@ -1037,8 +1046,8 @@ def whole_scan(
 
 class TestScans:
     def test_a_scan_of_nothing_ends_at_once(self, peer: Peer) -> None:
-        assert peer.scan(ROOT, ROOT) == [0, []]
-        assert peer.scan(SHOP, SHOP) == [0, []]
+        assert peer.scan(NO_VIEW, ROOT, ROOT) == [0, []]
+        assert peer.scan(NO_VIEW, SHOP, SHOP) == [0, []]
 
     @pytest.mark.parametrize("limit", [1, 7, 1000])
     def test_each_key_comes_exactly_once(self, peer: Peer, limit: int) -> None:
@@ -1054,15 +1063,15 @@ class TestScans:
         peer.set(NO_VIEW, ROOT + b"key", b"")
         peer.set(NO_VIEW, SHOP + b"key", b"")
         for prefix in (b"\1", SHOP, b"", SHOP[:3]):
-            assert peer.scan(ROOT, prefix) == [0, [ROOT + b"key"] if not prefix else []]
+            assert peer.scan(NO_VIEW, ROOT, prefix) == [0, [ROOT + b"key"] if not prefix else []]
 
     def test_a_page_has_a_thousand_keys_unless_told_otherwise(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(1000)]))
         peer.set(NO_VIEW, ROOT + b"one more", b"")
-        cursor, page = peer.scan(ROOT, ROOT)
+        cursor, page = peer.scan(NO_VIEW, ROOT, ROOT)
         assert cursor != 0
         assert len(page) == 1000
-        assert len(peer.scan(ROOT, ROOT, cursor)[1]) == 1
+        assert len(peer.scan(NO_VIEW, ROOT, ROOT, cursor)[1]) == 1
 
     def test_keys_that_stay_come_exactly_once_while_others_come_and_go(self, peer: Peer) -> None:
         staying = {ROOT + b"stays:%d" % number for number in range(1000)}
@@ -1103,49 +1112,49 @@ class TestScans:
     def test_keys_that_are_deleted_or_expire_meanwhile_do_not_come(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"a:%d" % number, b""] for number in range(10)]), 10)
         peer.set_many(NO_VIEW, *columns([[ROOT + b"b:%d" % number, b""] for number in range(10)]))
-        cursor, page = peer.scan(ROOT, ROOT, 0, 1)
+        cursor, page = peer.scan(NO_VIEW, ROOT, ROOT, 0, 1)
         peer.delete_many(NO_VIEW, [ROOT + b"b:%d" % number for number in range(10)])
         peer.clock.now += 10
-        assert peer.scan(ROOT, ROOT, cursor, 1000) == [0, []]
+        assert peer.scan(NO_VIEW, ROOT, ROOT, cursor, 1000) == [0, []]
         assert len(page) == 1
 
     def test_a_scan_goes_on_after_a_clear(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"%d" % number, b""] for number in range(1000)]))
         peer.set_many(NO_VIEW, *columns([[ROOT + b"more %d" % number, b""] for number in range(1000)]))
-        cursor, _ = peer.scan(ROOT, ROOT, 0, 10)
-        peer.clear(ROOT)
+        cursor, _ = peer.scan(NO_VIEW, ROOT, ROOT, 0, 10)
+        peer.clear(NO_VIEW, ROOT)
         new = {ROOT + b"new %d" % number for number in range(10)}
         peer.set_many(NO_VIEW, *columns([[key, b""] for key in new]))
         assert set(whole_scan(peer, ROOT, 10, cursor=cursor)) <= new
 
     def test_a_cursor_may_be_used_again(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(30)]))
-        cursor, first = peer.scan(ROOT, ROOT, 0, 10)
-        pages = [peer.scan(ROOT, ROOT, cursor, 1000)[1] for _ in range(2)]
+        cursor, first = peer.scan(NO_VIEW, ROOT, ROOT, 0, 10)
+        pages = [peer.scan(NO_VIEW, ROOT, ROOT, cursor, 1000)[1] for _ in range(2)]
         assert pages[0] == pages[1]
         assert len({*first, *pages[0]}) == 30
 
     def test_any_cursor_is_answered(self, peer: Peer) -> None:
         peer.set_many(NO_VIEW, *columns([[ROOT + b"key:%d" % number, b""] for number in range(30)]))
         for cursor in (1, 2**62, 2**63, 2**64 - 1):
-            assert len(peer.scan(ROOT, ROOT, cursor)[1]) <= 30
+            assert len(peer.scan(NO_VIEW, ROOT, ROOT, cursor)[1]) <= 30
 
     def test_a_limit_is_an_int_from_1_to_1000_and_a_cursor_an_int(self, peer: Peer) -> None:
         for limit in (0, -1, 1001, 1.5, True, "1", None):
-            assert peer.refusal("scan", ROOT, ROOT, 0, limit) == "bad-request"
+            assert peer.refusal("scan", NO_VIEW, ROOT, ROOT, 0, limit) == "bad-request"
         for cursor in (0.0, False, "0", None, b"", -1):
-            assert peer.refusal("scan", ROOT, ROOT, cursor) == "bad-request"
+            assert peer.refusal("scan", NO_VIEW, ROOT, ROOT, cursor) == "bad-request"
 
     def test_a_namespace_and_a_prefix_are_bytes(self, peer: Peer) -> None:
         for wrong in ("key", None, 1, [b"key"], bytes(65 * 1024)):
-            assert peer.refusal("scan", wrong, ROOT) == "bad-request"
-            assert peer.refusal("scan", ROOT, wrong) == "bad-request"
+            assert peer.refusal("scan", NO_VIEW, wrong, ROOT) == "bad-request"
+            assert peer.refusal("scan", NO_VIEW, ROOT, wrong) == "bad-request"
 
     def test_pages_of_long_keys_stay_small(self, peer: Peer) -> None:
         there = {ROOT + b"%04d" % number + b"k" * 60_000 for number in range(150)}
         for key in there:
             peer.set(NO_VIEW, key, b"")
-        cursor, page = peer.scan(ROOT, ROOT)
+        cursor, page = peer.scan(NO_VIEW, ROOT, ROOT)
         assert sum(map(len, page)) < 5 * MIB
         found = page + whole_scan(peer, ROOT, 1000, cursor=cursor)
         assert sorted(found) == sorted(there)
@@ -1189,7 +1198,7 @@ class TestScansByTag:
     def scan(self, peer: Peer, prefix: bytes, tag: bytes, limit: int = 1000) -> list[bytes]:
         found, cursor, begun = [], 0, False
         while cursor or not begun:
-            cursor, page = peer.scan(ROOT, prefix, cursor, limit, tag)
+            cursor, page = peer.scan(NO_VIEW, ROOT, prefix, cursor, limit, tag)
             found, begun = [*found, *page], True
             assert len(page) <= limit
         assert len(set(found)) == len(found)
@@ -1216,7 +1225,7 @@ class TestScansByTag:
             keys = [ROOT + b"%d" % number for number in range(begin, begin + 1000)]
             peer.set_many(NO_VIEW, keys, keys)
         peer.put(NO_VIEW, ROOT + b"7", b"v", None, None, [b"t"])
-        assert peer.scan(ROOT, ROOT, 0, 1000, b"t") == [0, [ROOT + b"7"]]
+        assert peer.scan(NO_VIEW, ROOT, ROOT, 0, 1000, b"t") == [0, [ROOT + b"7"]]
 
     def test_an_entry_without_it_any_more_does_not_come(self, peer: Peer) -> None:
         for name in (b"a", b"b", b"c", b"d", b"e", b"f"):
@@ -1228,21 +1237,21 @@ class TestScansByTag:
         peer.put(NO_VIEW, SHOP + b"key", b"v", None, None, [b"t"])
         peer.clock.now += 1
         assert sorted(self.scan(peer, ROOT, b"t")) == [ROOT + b"e", ROOT + b"f"]
-        peer.clear(ROOT)
+        peer.clear(NO_VIEW, ROOT)
         peer.put(NO_VIEW, ROOT + b"f", b"v", None, None, [b"t"])
         peer.set(NO_VIEW, ROOT + b"e", b"v")
         assert self.scan(peer, ROOT, b"t") == [ROOT + b"f"]
-        peer.invalidate_tag(b"t")
+        peer.invalidate_tag(NO_VIEW, b"t")
         assert self.scan(peer, ROOT, b"t") == []
 
     def test_a_scan_goes_on_when_few_become_many(self, peer: Peer) -> None:
         keys = [ROOT + b"k%d" % number for number in range(2000)]
         peer.set_many(NO_VIEW, keys[:1000], keys[:1000], None, [b"t"])
-        cursor, page = peer.scan(ROOT, ROOT, 0, 300, b"t")
+        cursor, page = peer.scan(NO_VIEW, ROOT, ROOT, 0, 300, b"t")
         peer.set_many(NO_VIEW, keys[1000:], keys[1000:], None, [b"t"])
         found = list(page)
         while cursor:
-            cursor, page = peer.scan(ROOT, ROOT, cursor, 300, b"t")
+            cursor, page = peer.scan(NO_VIEW, ROOT, ROOT, cursor, 300, b"t")
             found += page
         assert len(set(found)) == len(found)
         assert set(found) >= set(keys[:1000])
@@ -1252,7 +1261,7 @@ class TestScansByTag:
         peer.set(NO_VIEW, ROOT + b"b", b"value")
         before = peer.stats()["bytes"]
         peer.clock.now += 10
-        cursor, found = peer.scan(ROOT, ROOT, 0, 1000, None, True)
+        cursor, found = peer.scan(NO_VIEW, ROOT, ROOT, 0, 1000, None, True)
         assert cursor == 0
         sizes = {key: size for key, *_, size in found}
         assert sum(sizes.values()) + 1 + 512 == before == peer.stats()["bytes"]
@@ -1260,7 +1269,7 @@ class TestScansByTag:
             [ROOT + b"a", 90, [b"t"], 10, 10, sizes[ROOT + b"a"]],
             [ROOT + b"b", math.inf, [], None, None, sizes[ROOT + b"b"]],
         ]
-        assert [each[0] for each in peer.scan(ROOT, ROOT, 0, 1000, b"t", True)[1]] == [ROOT + b"a"]
+        assert [each[0] for each in peer.scan(NO_VIEW, ROOT, ROOT, 0, 1000, b"t", True)[1]] == [ROOT + b"a"]
         assert peer.stats()["hits"] == 0
 
     def test_pages_of_many_tags_stay_small(self, peer: Peer) -> None:
@@ -1271,7 +1280,7 @@ class TestScansByTag:
             peer.set_many(NO_VIEW, chunk, chunk, None, tags)
         found, cursor, begun = [], 0, False
         while cursor or not begun:
-            cursor, page = peer.scan(ROOT, ROOT, cursor, 1000, None, True)
+            cursor, page = peer.scan(NO_VIEW, ROOT, ROOT, cursor, 1000, None, True)
             assert sum(len(tag) for each in page for tag in each[2]) < 6 * MIB
             found, begun = [*found, *(each[0] for each in page)], True
         assert sorted(found) == sorted(keys)
@@ -1280,7 +1289,7 @@ class TestScansByTag:
 
     @pytest.mark.parametrize("options", [("t",), (b"",), (bytes(3000),), (None, 1), (None, "yes")])
     def test_wrong_options(self, peer: Peer, options: Any) -> None:
-        assert peer.refusal("scan", ROOT, ROOT, 0, 10, *options) == "bad-request"
+        assert peer.refusal("scan", NO_VIEW, ROOT, ROOT, 0, 10, *options) == "bad-request"
 
 
 class TestViews:
@@ -1384,10 +1393,12 @@ class TestViews:
         mine, theirs = owned_by(view, NAME, 20), owned_by(view, "cache.node.2", 20)
         peer.set_many(NO_VIEW, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.ownership.adopt(view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(7, mine) == [b"value"] * 20
         assert peer.stats()["entries"] == 20
         alone = ClusterView(view.members[:1], 8, "c1")
         peer.node.ownership.adopt(alone, view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(8, mine) == [b"value"] * 20
         assert peer.get_many(8, theirs) == [None] * 20, "what was dropped never comes back"
 
@@ -1396,16 +1407,20 @@ class TestViews:
         alone, both = ClusterView(two_members().members[:1], 6, "c1"), two_members()
         mine, theirs = owned_by(both, NAME, 20), owned_by(both, "cache.node.2", 20)
         peer.node.ownership.adopt(alone)
+        assert peer.node.ownership.drop_outdated()
         peer.set_many(6, *columns([[key, b"value"] for key in mine + theirs]))
         peer.node.ownership.adopt(ClusterView(alone.members, 8, "c1"), both)
+        assert peer.node.ownership.drop_outdated()
         assert peer.get_many(8, mine) == [b"value"] * 20
         assert peer.get_many(8, theirs) == [None] * 20
 
     def test_after_a_view_that_is_not_known_nothing_is_kept(self, peer: Peer) -> None:
         alone = two_members().members[:1]
         peer.node.ownership.adopt(ClusterView(alone, 6, "c1"))
+        assert peer.node.ownership.drop_outdated()
         peer.set(6, b"key", b"value")
         peer.node.ownership.adopt(ClusterView(alone, 9, "c1"), ClusterView(alone, 8, "c1"))
+        assert peer.node.ownership.drop_outdated()
         assert peer.get(9, b"key") is None
         assert peer.stats()["entries"] == 0
 
@@ -1422,6 +1437,43 @@ class TestViews:
         assert peer.ping()["serving"] is True
         peer.node.ownership.take_over(frozenset())
         assert peer.set(8, theirs[0], b"value") is True
+
+    def test_what_is_about_all_entries_carries_the_view_too(self, peer: Peer) -> None:
+        peer.node.ownership.adopt(ClusterView(two_members().members[:1], 8, "c1"))
+        peer.put(8, ROOT + b"key", b"value", None, None, [b"tag"])
+        for method, arguments in ABOUT_ALL:
+            for number in (7, 9):
+                assert peer.refusal(method, number, *arguments) == "stale-view"
+            assert peer.refusal(method, "8", *arguments) == "bad-request"
+        assert set(peer.stale) == {9}
+        peer.node.ownership.lapse(True)
+        for method, arguments in ABOUT_ALL:
+            for number in (8, NO_VIEW):
+                assert peer.refusal(method, number, *arguments) == "not-serving"
+        peer.node.ownership.lapse(False)
+        for number in (8, NO_VIEW):
+            assert (peer.count(number, ROOT), peer.scan(number, ROOT, ROOT)) == (1, [0, [ROOT + b"key"]])
+        assert peer.invalidate_tag(8, b"tag") == 1
+        assert peer.delete_prefix(8, ROOT, ROOT) == [0, 0]
+        assert type(peer.clear(8, ROOT)) is int
+
+    def test_what_is_about_all_entries_waits_for_a_node_that_may_have_some_and_is_not_asked(
+        self, peer: Peer
+    ) -> None:
+        """A client that has got an answer of each member must not read an older value afterwards, wherever."""
+        before = two_members()
+        peer.node.ownership.adopt(before)
+        joined = ClusterView([*before.members, Member("cache.node.3", "127.0.0.1", 3)], 8, "c1")
+        peer.node.ownership.adopt(joined, before, {"cache.node.2"})
+        for number in (8, NO_VIEW):
+            assert peer.clear(number, ROOT) == 0, "each member is asked itself"
+        new = [*joined.members[::2], Member("cache.node.2", "127.0.0.1", 4, 2.0, "started again")]
+        peer.node.ownership.adopt(ClusterView(new, 9, "c1"), joined, {"cache.node.2"})
+        for method, arguments in ABOUT_ALL:
+            for number in (9, NO_VIEW):
+                assert peer.refusal(method, number, *arguments) == "not-serving"
+        peer.node.ownership.take_over(frozenset())
+        assert peer.clear(9, ROOT) == 0
 
     def test_without_a_lease_entries_are_kept_and_not_served(self, peer: Peer) -> None:
         peer.node.ownership.adopt(ClusterView(two_members().members[:1], 8, "c1"))
@@ -1458,6 +1510,7 @@ class TestViews:
         assert peer.node.fill(NO_VIEW, key, token, b"value", 10, 100) is True
         peer.clock.now += 10
         peer.node.ownership.adopt(view)
+        assert peer.node.ownership.drop_outdated()
         assert peer.stats()["entries"] == 0
 
     @pytest.mark.parametrize("view", ["1", 1.5, math.nan, None, True, [], {}, b"1"], ids=repr)
@@ -1538,7 +1591,7 @@ class TestWrongArguments:
             assert peer.refusal("get", NO_VIEW, proxy) == "bad-request"
             assert peer.refusal("set", NO_VIEW, b"key", proxy) == "bad-request"
             assert peer.refusal("get_many", NO_VIEW, proxy) == "bad-request"
-            assert peer.refusal("count", proxy) == "bad-request"
+            assert peer.refusal("count", NO_VIEW, proxy) == "bad-request"
             with pytest.raises(BlockingIOError):
                 trap.accept()
 
@@ -1552,12 +1605,12 @@ class TestWrongArguments:
             ("get_many", (NO_VIEW, [b"key", "secret"])),
             ("set_many", (NO_VIEW, [b"key"], ["secret"])),
             ("set_many", (NO_VIEW, ["secret"], [b"value"])),
-            ("clear", ("secret",)),
+            ("clear", (NO_VIEW, "secret")),
             ("put", (NO_VIEW, b"key", b"value", None, "secret")),
             ("put", (NO_VIEW, b"key", b"value", None, None, ["secret"])),
             ("incr", (NO_VIEW, b"key", b"secret", b"w\1")),
-            ("invalidate_tag", ("secret",)),
-            ("scan", (ROOT, "secret")),
+            ("invalidate_tag", (NO_VIEW, "secret")),
+            ("scan", (NO_VIEW, ROOT, "secret")),
         ):
             with pytest.raises(Refused) as caught:
                 getattr(peer, method)(*arguments)

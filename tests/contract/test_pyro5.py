@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import Pyro5
@@ -47,6 +48,7 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.runtime.child_process import start_node
+from pyrocache.runtime.key_file import make_key_file
 from tests.support.wire import frame_decoder, pack_refusal
 
 NO_VIEW = 0
@@ -100,7 +102,7 @@ def proxy(request: pytest.FixtureRequest, shared_cluster: LocalCluster) -> Itera
         deadline = time.monotonic() + 10
         while len(proxy.members()) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)  # until the nodes have heard of each other: a new view drops others' keys
-        proxy.clear(PREFIX)
+        proxy.clear(NO_VIEW, PREFIX)
         yield proxy
 
 
@@ -161,13 +163,13 @@ class TestAStockProxyOnOurNode:
         assert proxy.delete(NO_VIEW, c) is False
         assert proxy.set_many(NO_VIEW, (a, b), (b"1", b"2"), 60.0) == 2
         assert proxy.get_many(NO_VIEW, (a, missing, b)) == [b"1", None, b"2"]
-        assert proxy.count(PREFIX) == 2
-        cursor, page = proxy.scan(PREFIX, PREFIX, 0, 1)
-        last, rest = proxy.scan(PREFIX, PREFIX, cursor, limit=10)
+        assert proxy.count(NO_VIEW, PREFIX) == 2
+        cursor, page = proxy.scan(NO_VIEW, PREFIX, PREFIX, 0, 1)
+        last, rest = proxy.scan(NO_VIEW, PREFIX, PREFIX, cursor, limit=10)
         assert last == 0
         assert sorted(page + rest) == [a, b]
         assert proxy.delete_many(NO_VIEW, [a, missing]) == 1
-        assert proxy.clear(PREFIX) == 1
+        assert proxy.clear(NO_VIEW, PREFIX) == 1
         assert proxy.put(NO_VIEW, a, b"w\x01", 60.0, "absent", [b"tag"]) is True
         assert proxy.setdefault(NO_VIEW, a, b"other") == b"w\x01"
         assert proxy.incr(NO_VIEW, a, b"w\x02", b"w\x00") == b"w\x03"
@@ -179,12 +181,12 @@ class TestAStockProxyOnOurNode:
         assert proxy.get_with_times(NO_VIEW, a)[0] == b"new"
         assert proxy.get_entry(NO_VIEW, a)[3] == [b"tag"]
         assert [entry and entry[0] for entry in proxy.get_entries(NO_VIEW, [a, missing])] == [b"new", None]
-        assert proxy.scan(PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
-        assert proxy.invalidate_tag(b"tag") == 1
+        assert proxy.scan(NO_VIEW, PREFIX, PREFIX, tag=b"tag", details=True)[1][0][:1] == [a]
+        assert proxy.invalidate_tag(NO_VIEW, b"tag") == 1
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.pop(NO_VIEW, a) == b"value"
         assert proxy.set(NO_VIEW, a, b"value") is True
-        assert proxy.delete_prefix(PREFIX, a) == [0, 1]
+        assert proxy.delete_prefix(NO_VIEW, PREFIX, a) == [0, 1]
         _, token, _ = proxy.lease(NO_VIEW, a, 10, 0)
         assert proxy.fill(NO_VIEW, a, token, b"loaded", 60.0, 60.0, 0.5) is True
         assert proxy.lease(NO_VIEW, a, 10, 0)[:2] == ["value", b"loaded"]
@@ -208,7 +210,7 @@ class TestAStockProxyOnOurNode:
             ("set", (NO_VIEW, KEY, b"value", -1), "bad-request"),
             ("set", (NO_VIEW,), "bad-request"),
             ("set", (NO_VIEW, KEY, b"value", 1, 2, 3), "bad-request"),
-            ("scan", (PREFIX, PREFIX, -1), "bad-request"),
+            ("scan", (NO_VIEW, PREFIX, PREFIX, -1), "bad-request"),
             ("get", (12345, KEY), "stale-view"),
         ):
             with pytest.raises(PyroError) as caught:
@@ -242,7 +244,7 @@ class TestAStockProxyOnOurNode:
             assert other.delete(NO_VIEW, foreign) is True
 
     def test_what_a_proxy_does_not_know_it_does_not_send(self, proxy: Any) -> None:
-        for name in ("adopt", "forget_everything", "sweep", "max_value_bytes", "_store", "no_such_method"):
+        for name in ("adopt", "sweep", "max_value_bytes", "_store", "no_such_method"):
             with pytest.raises(AttributeError):
                 getattr(proxy, name)
 
@@ -336,7 +338,7 @@ class TestAStockProxyOnOurNode:
         proxy.set(NO_VIEW, two, b"value")
         proxy._pyroOneway.clear()
         proxy._pyroRelease()
-        assert proxy.count(PREFIX) == 0
+        assert proxy.count(NO_VIEW, PREFIX) == 0
 
 
 @pytest.fixture
@@ -387,9 +389,19 @@ def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(params=["unsigned", "signed"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """What a client is made with."""
+    if request.param == "unsigned":
+        return {}
+    path = str(tmp_path / "signing.key")
+    make_key_file(path)
+    return {"signing_key_file": path}
+
+
 class TestOurClientOnStockDaemons:
-    def test_every_verb_works(self, stock_cluster: str) -> None:
-        with PyroCacheClient(stock_cluster, namespace="verbs") as cache:
+    def test_every_verb_works(self, stock_cluster: str, options: dict[str, Any]) -> None:
+        with PyroCacheClient(stock_cluster, namespace="verbs", **options) as cache:
             assert [member.name for member in cache.nodes()] == ["cache.node.1", "cache.node.2"]
             values = {"user:1": {"name": "Alice"}, ("a", 1): [None, 1.5], 7: None, b"b": b"\0" * 300_000}
             for key, value in values.items():
@@ -415,8 +427,8 @@ class TestOurClientOnStockDaemons:
             assert cache.clear() == 4
             assert len(cache) == 0
 
-    def test_batches_reach_both_nodes(self, stock_cluster: str) -> None:
-        with PyroCacheClient(stock_cluster, namespace="batches") as cache:
+    def test_batches_reach_both_nodes(self, stock_cluster: str, options: dict[str, Any]) -> None:
+        with PyroCacheClient(stock_cluster, namespace="batches", **options) as cache:
             values = {f"key:{number}": number for number in range(3000)}
             assert cache.set_many(values, ttl_seconds=60) == 3000
             assert cache.get_many([*values, "no such key"]) == values
@@ -442,7 +454,7 @@ class TestOurClientOnStockDaemons:
             member = cache.node_for("key")
             router, deadline = cache._context.backend._router, cache._context.deadline()  # type: ignore[attr-defined]
             with pytest.raises(RemoteError, match="bytes"):
-                router.ask(member, commands.GET, (NO_VIEW, "no bytes"), deadline)
+                router.ask(member, commands.GET, ("no bytes",), deadline)
             with pytest.raises(RemoteError):
                 router.ask(member, replace(commands.GET, name="no_such_method"), (), deadline)
             assert cache.get("key") == "old"

@@ -6,7 +6,8 @@ isolated nodes, a name server that hangs, is killed or has lost its entries, and
 
 - at most one node serves a partition,
 - a node that begins to serve a partition has none of the entries that it had before another node served it,
-- the number of the view, from which fencing tokens are made, is larger than that of the server before.
+- the number of the view, from which fencing tokens are made, is larger than that of the server before,
+- no two views have the same number, which is all that a request says of the view that it was routed with.
 
 A node serves whatever it is allowed to serve, at each moment: a partition is written in every state in which a node
 serves it.
@@ -59,11 +60,12 @@ class Member(NamedTuple):
 class View:
     """What `Fencing` knows of a `ClusterView`. Made by `view`, so that equal ones are the same object."""
 
-    __slots__ = ("members", "number")
+    __slots__ = ("members", "number", "previous")
 
-    def __init__(self, number: int, members: tuple[Member, ...]) -> None:
+    def __init__(self, number: int, members: tuple[Member, ...], previous: int) -> None:
         self.number = number
         self.members = members
+        self.previous = previous
 
     @property
     def dead(self) -> tuple[Identity, ...]:
@@ -80,8 +82,12 @@ class View:
 
 
 @cache
-def view(number: int, members: tuple[Member, ...]) -> View:
-    return View(number, members)
+def _view(number: int, members: tuple[Member, ...], previous: int) -> View:
+    return View(number, members, previous)
+
+
+def view(number: int, members: tuple[Member, ...], previous: int | None = None) -> View:
+    return _view(number, members, number - 1 if previous is None else previous)
 
 
 NOTHING: Any = view(0, ())
@@ -119,6 +125,7 @@ class Rules:
         reconnects: what a node knew of the name server outlives a restart of it.
         trusting: a name server that does not answer is as good as one that lists nothing.
         lease_from_receipt: the lease is counted from the answer.
+        reuses_numbers: a view that was put back is followed by the next number.
     """
 
     kinds: frozenset[str] = frozenset()
@@ -135,6 +142,7 @@ class Rules:
     reconnects: bool = False
     trusting: bool = False
     lease_from_receipt: bool = False
+    reuses_numbers: bool = False
 
 
 Listing: TypeAlias = "tuple[View, ...] | str"
@@ -150,6 +158,7 @@ class Round(NamedTuple):
         view: which view was asked for.
         listing: the answer of the name server; None: not part of this round.
         heard: the answers of members.
+        reserved: the smallest number that the name server has for a new view.
     """
 
     age: int
@@ -157,6 +166,7 @@ class Round(NamedTuple):
     view: View | None
     listing: Listing | None
     heard: tuple[tuple[Identity, Heard], ...]
+    reserved: int = 0
 
 
 class Node(NamedTuple):
@@ -206,6 +216,8 @@ class World(NamedTuple):
         last: by partition, the last node that served it, and the number of its view.
         faults: how many more may happen.
         steps: how many more ticks there are; -1: no limit.
+        reserved: the smallest number for a new view; 0 once the name server has forgotten everything.
+        known: the views that nodes have had, one for each number.
     """
 
     nodes: tuple[int, ...]
@@ -215,6 +227,8 @@ class World(NamedTuple):
     last: tuple[tuple[int, int] | None, ...]
     faults: int
     steps: int
+    reserved: int = FIRST
+    known: tuple[View, ...] = ()
 
 
 Label: TypeAlias = tuple[object, ...]
@@ -253,6 +267,7 @@ class Model:
         self.lease = rules.lease * rules.units
         self._oldest = -self.lease - 1  # what is longer ago makes no difference
         self._nodes: list[Node] = []
+        self._member_views: list[View | None] = []  # by state of a node, the view of which it is a member
         self._serving: list[int] = []  # by state of a node, the partitions that it serves, as bits
         self._numbers: dict[Node, int] = {}
         self._memory: dict[tuple[Any, ...], Any] = {}
@@ -292,6 +307,7 @@ class Model:
     def check(self, world: World) -> World:
         """Return the world after each serving node has written. Raises `Violation`."""
         nodes, last = world.nodes, world.last
+        known = self._known(world)
         for partition in _PARTITIONS:
             bit = 1 << partition
             serving = [state for state in nodes if self._serving[state] & bit]
@@ -311,9 +327,20 @@ class Model:
                         raise Violation(f"the tokens of partition {partition} fall at {node.me}")
                 last = _put(last, partition, writer)
                 nodes = _put(nodes, node.place, self._react("written", state, partition))
-        return (
-            world if nodes is world.nodes and last is world.last else world._replace(nodes=nodes, last=last)
-        )
+        if nodes is world.nodes and last is world.last and known is world.known:
+            return world
+        return world._replace(nodes=nodes, last=last, known=known)
+
+    def _known(self, world: World) -> tuple[View, ...]:
+        """Return the views that nodes have had. Raises `Violation` if two of them have the same number."""
+        known = world.known
+        for state in world.nodes:
+            one = self._member_views[state]
+            if one is not None and one not in known:
+                if any(other.number == one.number for other in known):
+                    raise Violation(f"two views have the number {one.number}")
+                known = tuple(sorted((*known, one), key=lambda other: other.number))
+        return known
 
     def steps(self, world: World) -> Iterator[Step]:
         """Yield each step that is possible, with its name. Raises `Violation`."""
@@ -386,10 +413,13 @@ class Model:
                     yield from self._ask_slowly(world, index, state)
         if node.puts and self._listing(world, index) == world.listed:
             after = self._with(world, index, self._react("put_back", state))
-            yield ("put back", index), after._replace(listed=_registered(world.listed, node.puts[0]))
+            reserved = world.reserved or node.puts[0].number + (1 if self.rules.reuses_numbers else 2)
+            listed = _registered(world.listed, node.puts[0])
+            yield ("put back", index), after._replace(listed=listed, reserved=reserved)
         if node.ready and self._listing(world, index) == world.listed:
             after = self._with(world, index, self._react("proposed", state))
-            yield ("propose", index), after._replace(listed=_registered(world.listed, self._proposal(node)))
+            proposal = self._proposal(node, world.reserved)
+            yield ("propose", index), after._replace(listed=_registered(world.listed, proposal))
         if node.role == "left":
             yield ("end", index), self._with(world, index, self._react("ended", state))
 
@@ -432,11 +462,21 @@ class Model:
 
     def _with(self, world: World, index: int, state: int) -> World:
         nodes = _put(world.nodes, index, state)
-        return World(nodes, world.nameserver, world.listed, world.cuts, world.last, world.faults, world.steps)
+        return World(
+            nodes,
+            world.nameserver,
+            world.listed,
+            world.cuts,
+            world.last,
+            world.faults,
+            world.steps,
+            world.reserved,
+            world.known,
+        )
 
     def _wiped(self, world: World) -> World:
         nodes = tuple(self._react("disconnected", state) for state in world.nodes)
-        return world._replace(listed=(), nodes=nodes)
+        return world._replace(listed=(), nodes=nodes, reserved=0)
 
     def _later(self, world: World) -> World:
         return self._older(world, self.rules.units)._replace(steps=max(world.steps - 1, -1))
@@ -470,10 +510,13 @@ class Model:
                 heard.append((member.identity, Heard.SILENT if target == slow else answer))
                 if target == slow:
                     nodes = _put(nodes, target, world.nodes[target])
-        world = World(
-            nodes, world.nameserver, world.listed, world.cuts, world.last, world.faults, world.steps
+        if nodes is not world.nodes:
+            world = world._replace(nodes=nodes)
+        return (
+            world,
+            asking,
+            Round(0, fencing.preparing, fencing.view, listing, tuple(heard), world.reserved),
         )
-        return world, asking, Round(0, fencing.preparing, fencing.view, listing, tuple(heard))
 
     def _question(
         self, world: World, nodes: tuple[int, ...], index: int, target: int, asked: View
@@ -507,7 +550,7 @@ class Model:
         if target == _NAMESERVER:
             if (listing := self._listing(world, node.place)) == "silent":
                 return
-            answers = asked._replace(listing=listing)
+            answers = asked._replace(listing=listing, reserved=world.reserved)
         else:
             assert asked.view is not None
             nodes, answer = self._question(world, nodes, node.place, target, asked.view)
@@ -538,6 +581,10 @@ class Model:
         if number == len(self._nodes):
             self._nodes.append(node)
             self._serving.append(self._partitions(node))
+            fencing = node.fencing
+            self._member_views.append(
+                fencing.view if fencing is not None and node.me in fencing.view.members else None
+            )
         return number
 
     def _partitions(self, node: Node) -> int:
@@ -668,7 +715,7 @@ class Model:
         if fencing.view.number == FIRST:
             return bool(fencing.valid_at <= 0)
         before = owner(fencing.before, partition)
-        return fencing.valid_at <= 0 and (before in (None, node.me) or fencing.is_free(before, 0))
+        return before in (None, node.me) or bool(fencing.is_free(before))
 
     def _on_received(self, node: Node, answers: Round) -> Node:
         node = node._replace(late=None)
@@ -691,7 +738,7 @@ class Model:
             return node
         newest = listing[0]
         before = listing[1] if len(listing) > 1 else NOTHING
-        if newest.number > FIRST and before.number != newest.number - 1:
+        if newest.number > FIRST and before.number != newest.previous:
             return node  # a part of the record is missing; a member will put it back
         adopted = self._fencing(node.me).adopt(newest, before, 0)
         if self.rules.by_name and newest.member(node.me.name) is not None:
@@ -712,7 +759,7 @@ class Model:
         newest = listing[0] if listing else NOTHING
         if newest is fencing.view or (self.rules.by_name and newest.number == fencing.view.number):
             node = node._replace(fencing=fencing.listed(sent_at, 0), blank=None, puts=())
-            return node._replace(ready=self._is_ready(node))
+            return node._replace(ready=self._is_ready(node, answers.reserved))
         if newest.number < fencing.view.number:
             return self._unlisted(node, sent_at)
         if newest.number == fencing.view.number:  # this node's view was lost, and its number used again
@@ -735,9 +782,9 @@ class Model:
         fencing, newest = node.fencing, listing[0]
         node = node._replace(blank=None, puts=())
         before = listing[1] if len(listing) > 1 else NOTHING
-        if before.number != newest.number - 1:
+        if before.number != newest.previous:
             before = fencing.view
-        known = before.number == newest.number - 1  # else a part of the record is missing
+        known = before.number == newest.previous  # else a part of the record is missing
         joins = node.me not in fencing.view.members
         if known and (joins or self.rules.unprepared or (fencing.preparing and answers.prepared)):
             return self._adopted(node, newest, before)
@@ -757,7 +804,7 @@ class Model:
         if role == "ended":
             return self._on_ended(node)
         kept = tuple(
-            old.view.number >= before.number - 1
+            old.view.number >= before.previous
             and owner(old.view, at) == owner(before, at) == owner(newest, at) == node.me
             for at in _PARTITIONS
         )
@@ -768,12 +815,14 @@ class Model:
             data=tuple(a and b for a, b in zip(kept, node.data, strict=True)),
         )
 
-    def _is_ready(self, node: Node) -> bool:
+    def _is_ready(self, node: Node, reserved: int) -> bool:
         """Return whether the node may propose the next view."""
         fencing = node.fencing
-        if node.role not in ("joiner", "leaver", "remover"):
-            return False
         if not fencing.settled(0) and not self.rules.propose_unsettled:
+            return False
+        if node.role == "member":  # its view was put back, and needs a number that nobody knows
+            return bool(FIRST <= fencing.view.number < reserved and not self.rules.reuses_numbers)
+        if node.role not in ("joiner", "leaver", "remover"):
             return False
         replaced = fencing.view.member(node.strikes or node.me.name)
         if replaced is None:
@@ -781,11 +830,13 @@ class Model:
         # A node asks the member that it replaces, and goes on only if it is silent or gone. Nothing may depend on that.
         return replaced != node.me or len(fencing.view) > 1
 
-    def _proposal(self, node: Node) -> View:
+    def _proposal(self, node: Node, reserved: int) -> View:
         of = node.fencing.view
         name = node.strikes or node.me.name
-        others = tuple(member for member in of.members if member.name != name)
-        return view(of.number + 1, tuple(sorted((*others, node.me))) if node.role == "joiner" else others)
+        members = tuple(member for member in of.members if member.name != name)
+        if node.role in ("joiner", "member"):
+            members = tuple(sorted((*members, node.me)))
+        return view(max(of.number + 1, reserved), members, of.number)
 
 
 def _registered(listed: tuple[View, ...], one: View) -> tuple[View, ...]:

@@ -9,7 +9,11 @@ from tests.model.explore import Search
 from tests.model.requests import REQUEST_MISTAKES, RequestModel, RequestRules
 from tests.model.scenarios import LARGER, SCENARIOS, Scenario
 
-_SLOW_MISTAKES = ("put back without a majority", "take over without another listing")
+_SLOW_MISTAKES = (
+    "put back without a majority",
+    "take over without another listing",
+    "use the number of a lost view again",
+)
 
 
 def _hold(scenario: Scenario) -> None:
@@ -41,18 +45,21 @@ def test_a_mistake_is_found(name: str) -> None:
     assert found.violation is not None
 
 
-def test_requests_take_effect_once() -> None:
-    found = _requests(RequestRules()).everything()
+@pytest.mark.parametrize("faults", [3, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("by_worker", [False, True])
+def test_requests_take_effect_once(by_worker: bool, faults: int) -> None:
+    found = _requests(RequestRules(), by_worker, faults).everything()
     assert (found.violation, found.complete) == (None, True)
 
 
 @pytest.mark.parametrize("name", REQUEST_MISTAKES)
 def test_a_mistake_with_requests_is_found(name: str) -> None:
-    found = _requests(REQUEST_MISTAKES[name]).everything()
+    rules, by_worker = REQUEST_MISTAKES[name]
+    found = _requests(rules, by_worker, faults=3).everything()
     print(*found.trace, found.violation, sep="\n")
     assert found.violation is not None
 
 
-def _requests(rules: RequestRules) -> Search[object]:
-    model = RequestModel(rules)
-    return Search(model.steps, model.start(faults=4))  # type: ignore[arg-type]
+def _requests(rules: RequestRules, by_worker: bool, faults: int) -> Search[object]:
+    model = RequestModel(rules, by_worker=by_worker)
+    return Search(model.steps, model.start(faults))  # type: ignore[arg-type]

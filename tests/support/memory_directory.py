@@ -21,13 +21,18 @@ class MemoryDirectory:
         connection: the number of the kept connection to it.
         seconds_there: what it says to be its age.
         before_listing, before_storing: called before a query is answered, so that things can happen in between.
+        held: names of entries that are of live nodes, in the name server's opinion.
+        obstacle: the number of an entry that is no view.
         queries: how often it was asked for a listing.
     """
 
     def __init__(self, *views: ClusterView) -> None:
         self.cluster, self.first = ("c1", min(view.number for view in views)) if views else ("", 0)
+        self.reserved = 0
         self.views = {view.number: view for view in views}
         self.entries: dict[str, Member] = {}
+        self.held: set[str] = set()
+        self.obstacle = 0
         self.away = self.gone = False
         self.connection = 1
         self.seconds_there = 0.0
@@ -37,7 +42,7 @@ class MemoryDirectory:
 
     def wipe(self) -> None:
         """Forget everything."""
-        self.cluster, self.first = "", 0
+        self.cluster, self.first, self.reserved = "", 0, 0
         self.views.clear()
         self.entries.clear()
 
@@ -46,22 +51,29 @@ class MemoryDirectory:
         self.before_listing()
         self._answer()
         views = sorted(self.views.values(), key=lambda view: -view.number)
-        members = [member for member in self.entries.values() if member.cluster in ("", self.cluster)]
+        members = [
+            one for one in self.entries.values() if one.cluster in ("", self.cluster) or not self.cluster
+        ]
         strangers = bool(self.cluster) and len(members) < len(self.entries)
         own = [view for view in views if view.cluster == self.cluster]
-        return Listing(self.cluster, self.first, tuple(own), tuple(members), strangers, self.connection)
+        following = max(own[0].number + 1, self.reserved) if own else self.first
+        obstacle = self.obstacle if self.obstacle == following else 0
+        entries = tuple(own), tuple(members), strangers, obstacle
+        return Listing(self.cluster, self.first, *entries, self.connection, self.reserved)
 
-    def create_cluster(self, cluster: str, first: int, timeout: float = 5.0, over: int = 0) -> bool:
+    def create_cluster(
+        self, cluster: str, first: int, reserved: int = 0, timeout: float = 5.0, over: int = 0
+    ) -> bool:
         self._answer(over)
         if self.cluster:
             return False
-        self.cluster, self.first = cluster, first
+        self.cluster, self.first, self.reserved = cluster, first, reserved
         return True
 
     def store_view(self, view: ClusterView, timeout: float = 5.0, over: int = 0) -> bool:
         self.before_storing()
         self._answer(over)
-        return self.views.setdefault(view.number, view) is view
+        return view.number != self.obstacle and self.views.setdefault(view.number, view) is view
 
     def forget_views(self, numbers: Iterable[int], timeout: float = 5.0) -> None:
         self._answer()
@@ -72,9 +84,12 @@ class MemoryDirectory:
         self._answer()
         return self.seconds_there
 
-    def register(self, member: Member, timeout: float = 5.0) -> None:
+    def register(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()
+        if member.name in self.held and self.entries.get(member.name, member) != member:
+            return False
         self.entries[member.name] = member
+        return True
 
     def remove(self, member: Member, timeout: float = 5.0) -> bool:
         self._answer()

@@ -31,52 +31,62 @@ class _Plain(Encoding):
         return self.encode_other if cls is Content else super().find_encoder(cls)
 
 
-_plain = _Plain(LARGE)
 NOT_PLAIN = (InvalidKey, RecursionError)
 """What `encode_plain` raises for arguments that are not plain."""
 
 
-def encode_plain(parts: tuple[object, ...]) -> bytes:
-    """Return the canonical bytes of the parts of a key, as in a tuple. Raises one of `NOT_PLAIN` otherwise."""
-    return b"".join(_plain.nest_all(parts))
+class Arguments:
+    """The encodings of the arguments of one client's calls.
 
-
-def is_plain(parts: tuple[object, ...]) -> bool:
-    """Return whether the parts of a key need no digest."""
-    try:
-        encode_plain(parts)
-    except NOT_PLAIN:
-        return False
-    return True
-
-
-def by_content(parts: tuple[tuple[object, ...], ...]) -> tuple[tuple[object, ...], bytes]:
-    """Return what stands in a key for tuples of arguments, and its canonical bytes, as in a tuple.
-
-    Raises:
-        InvalidKey: an argument does not pickle.
+    Args:
+        sign: as for `Encoding`.
     """
-    found: tuple[object, ...] = tuple(
-        tuple([value if is_plain((value,)) else content_of(value) for value in values]) for values in parts
-    )
-    try:
-        return found, b"".join(_short.nest_all(found))
-    except KeyTooLarge:  # there are many arguments
-        found = (content_of(parts),)
-        return found, b"".join(_short.nest_all(found))
+
+    def __init__(self, sign: Callable[[bytes], bytes] | None = None) -> None:
+        self._plain, self._short = _Plain(LARGE, sign), _Short(sign)
+
+    def encode_plain(self, parts: tuple[object, ...]) -> bytes:
+        """Return the canonical bytes of the parts of a key, as in a tuple. Raises one of `NOT_PLAIN` otherwise."""
+        return b"".join(self._plain.nest_all(parts))
+
+    def is_plain(self, parts: tuple[object, ...]) -> bool:
+        """Return whether the parts of a key need no digest."""
+        try:
+            self.encode_plain(parts)
+        except NOT_PLAIN:
+            return False
+        return True
+
+    def by_content(self, parts: tuple[tuple[object, ...], ...]) -> tuple[tuple[object, ...], bytes]:
+        """Return what stands in a key for tuples of arguments, and its canonical bytes, as in a tuple.
+
+        Raises:
+            InvalidKey: an argument does not pickle.
+        """
+        is_plain = self.is_plain
+        found: tuple[object, ...] = tuple(
+            tuple([value if is_plain((value,)) else content_of(value) for value in values])
+            for values in parts
+        )
+        try:
+            return found, b"".join(self._short.nest_all(found))
+        except KeyTooLarge:  # there are many arguments
+            found = (content_of(parts),)
+            return found, b"".join(self._short.nest_all(found))
 
 
 class _Short(Encoding):
     """The encoders of keys, which know that the digests of content are frequent."""
 
-    def __init__(self) -> None:
-        super().__init__(_MOST)
+    def __init__(self, sign: Callable[[bytes], bytes] | None) -> None:
+        super().__init__(_MOST, sign)
         blank = bytes(32)
-        self._before = super().encode(Content(blank)).removesuffix(blank)
-        self._encoders[Content] = self._encode_content
+        self._before = Encoding().encode(Content(blank)).removesuffix(blank)
+        self._encoders[Content] = self.signing(self._encode_content)
 
     def _encode_content(self, key: Content) -> bytes:
         return self._before + key.digest
 
 
-_short = _Short()
+UNSIGNED = Arguments()
+"""For all clients without a signing key."""

@@ -31,7 +31,7 @@ def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
     """Return what `PyroCacheClient.get_many` returns."""
     asked = _listed(keys)
     hash(tuple(asked))  # TypeError now: the result is a dict by key
-    encoded = encode_keys(asked, context.prefix)
+    encoded = encode_keys(asked, context.prefix, context.encode)
     values: list[Any] = [MISSING] * len(asked)
     failures: _Failures = []
     whole = True
@@ -61,7 +61,7 @@ def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Ent
     """Return what `PyroCacheClient.get_entries` returns."""
     asked = _listed(keys)
     hash(tuple(asked))  # TypeError now: the result is a dict by key
-    encoded = encode_keys(asked, context.prefix)
+    encoded = encode_keys(asked, context.prefix, context.encode)
     found: dict[int, Entry] = {}
     failures: _Failures = []
     for indices, answers in _answered(context, context.backend.get_entries(encoded, context.deadline())):
@@ -93,7 +93,7 @@ def set_many(
     if not isinstance(mapping, Mapping):
         raise brief(TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}."))
     keys = list(mapping)
-    encoded = encode_keys(keys, context.prefix)
+    encoded = encode_keys(keys, context.prefix, context.encode)
     if seconds == 0:  # they have expired already: nothing is stored
         removals = context.backend.delete_many(encoded, context.deadline())
         return _sum_of(context, "set_many", keys, _counting_all(removals))
@@ -109,7 +109,7 @@ def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
     """Return what `PyroCacheClient.delete_many` returns."""
     asked = _listed(keys)
     # A key that is given twice counts once, because its second removal finds nothing.
-    encoded = encode_keys(asked, context.prefix)
+    encoded = encode_keys(asked, context.prefix, context.encode)
     return _sum_of(context, "delete_many", asked, context.backend.delete_many(encoded, context.deadline()))
 
 
@@ -119,7 +119,9 @@ def touch_many(
     """Return what `PyroCacheClient.touch_many` returns."""
     seconds = context.touch_ttl(ttl_seconds, expires_at)
     asked = _listed(keys)
-    distinct = dict(zip(encode_keys(asked, context.prefix), asked, strict=True))  # count no key twice
+    distinct = dict(
+        zip(encode_keys(asked, context.prefix, context.encode), asked, strict=True)
+    )  # count no key twice
     encoded, deadline = list(distinct), context.deadline()
     values = list(distinct.values())
     if seconds == 0:

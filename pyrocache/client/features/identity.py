@@ -32,10 +32,10 @@ from types import (
 )
 from typing import Any
 
-from pyrocache.client.codec import type_name
 from pyrocache.client.keys import objects
 from pyrocache.client.keys.content import ContentEncoding
 from pyrocache.client.keys.digests import digest
+from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey
 
 _OF_ANY_CLASS = frozenset(

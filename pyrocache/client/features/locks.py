@@ -8,6 +8,10 @@ released, when the connection that it was granted on closes, or when it was not 
 a lock is held, one daemon thread of this process renews all locks; it starts with the first lock and ends soon after
 the last one.
 
+The node counts the time to live from when it grants or renews; the client counts it from when it has sent the request,
+so it never takes a lock for held that the node may have granted to another caller. A node without a lease refuses
+renewals; they are sent again until the time to live is over.
+
 A `Grant` belongs to the thread that acquired the lock and is stored in a `threading.local`; without ``thread_local``,
 it belongs to the `Lock`. When a thread ends without releasing, its grants are garbage-collected, and so are those of a
 `Lock` that nobody refers to. This closes their connections, so that the nodes release the locks. Therefore no other
@@ -48,7 +52,7 @@ from pyrocache.tracebacks import brief
 _RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
-_PAUSE_SECONDS = 0.1  # after an unexpected exception
+_PAUSE_SECONDS = 0.1  # after an unexpected exception, or a refusal of a node without a lease
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
 
 
@@ -59,7 +63,8 @@ class Grant:
     """One grant of a lock to a thread or a `Lock`, held or over.
 
     Args:
-        asked_at: when the request was sent; the node may have granted the lock as early as that.
+        asked_at: when the request was sent (seconds of `runtime.clock`); the node may have granted the lock as early as
+            that.
 
     Attributes:
         backend: the client's.
@@ -87,10 +92,7 @@ class Grant:
         self.over = False
         self._idle = [pinned]  # empty while a thread uses the connection
         self._process = os.getpid()  # a forked child does not hold its parent's locks
-        self.renewed(
-            asked_at
-        )  # a wait of more than a third of the time to live is followed by a renewal at once
-        self.good_until = clock.now() + self.ttl_seconds
+        self.renewed(asked_at)
 
     def renewed(self, at: float) -> None:
         """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
@@ -188,7 +190,7 @@ class Lock:
     def token(self) -> int | None:
         """The fencing token of the last grant to this thread, or to this object without ``thread_local``; None if none.
 
-        It is larger than the token of any earlier grant, provided that the clocks of the nodes agree.
+        It is larger than the token of any earlier grant.
 
         The protected resource can refuse a holder whose token is smaller than one that it has seen. Nothing else
         protects it from a holder that was suspended for longer than the time to live and has not noticed.
@@ -285,14 +287,18 @@ class Lock:
 
         The connection of ``wait`` then has the grant.
         """
-        asked_at = clock.now()
-        while (token := wait.ask()) is None:
+        while True:
+            asked_at = clock.now()
+            # Not longer, so that little of the time to live is over when the grant arrives, however late it was made.
+            token = wait.ask(self._ttl_seconds / _RENEWALS)
+            if token is not None and wait.pinned is not None:
+                if clock.now() < asked_at + self._ttl_seconds:
+                    return int(token), asked_at
+                wait.pinned.drop()  # the grant was under way for so long that it may be over
             if wait.is_over():
                 wait.release()
                 raise _timed_out(seconds, at_limit=wait.pinned is None)
             wait.pause()
-            asked_at = clock.now()
-        return int(token), asked_at
 
     def release(self) -> None:
         """Release the lock that this thread holds, or this object without ``thread_local``.
@@ -476,10 +482,13 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
             os.read(receiver, 4096)  # the bytes only wake the thread
             continue
         grant, pinned, sent_at = renewals.pop(descriptor)
-        lost = not grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
-        if not lost:
+        held = grant.backend.finish_renew(pinned, Deadline(_RECEIVE_SECONDS))
+        now = clock.now()
+        if held:
             grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
-        grant.put_back(pinned, lost=lost)
+        elif held is None:  # the node has no lease
+            grant.renew_at = min(now + _PAUSE_SECONDS, grant.good_until)
+        grant.put_back(pinned, lost=held is False or (held is None and now >= grant.good_until))
     now = clock.now()
     for descriptor, (grant, pinned, _) in list(renewals.items()):
         # Lost or released before the node has answered. The node frees the lock when the connection closes.

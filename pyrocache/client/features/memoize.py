@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVa
 
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
-from pyrocache.client.features.arguments import NOT_PLAIN, by_content, encode_plain, is_plain
+from pyrocache.client.features.arguments import NOT_PLAIN, UNSIGNED, Arguments
 from pyrocache.client.features.identity import identity, innermost, module_of, name_of
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
 from pyrocache.client.keys.content import content_of
@@ -56,6 +56,8 @@ class _Plan:
         self.module = module_of(function)
         self.settings = settings
         self._identity = settings.name or known
+        sign = settings.context.sign_part
+        self._arguments = UNSIGNED if sign is None else Arguments(sign)
         self._head = b""
         self._signature = inspect.signature(function)
         parameters = self._signature.parameters
@@ -81,7 +83,7 @@ class _Plan:
     def key(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Return the key of a call, as the methods of `PyroCacheClient` take it. Raises `InvalidKey`."""
         identity, parts = self.identity, self._parts(arguments, named)
-        if not is_plain(parts):
+        if not self._arguments.is_plain(parts):
             parts, _ = self._by_content(parts, arguments, named)
         return (_MARK, identity, *parts)
 
@@ -90,7 +92,7 @@ class _Plan:
         head = self._head or self._make_head()
         parts = self._parts(arguments, named)
         try:
-            return head + encode_plain(parts)
+            return head + self._arguments.encode_plain(parts)
         except NOT_PLAIN:
             pass
         _, encoded = self._by_content(parts, arguments, named)
@@ -120,7 +122,7 @@ class _Plan:
     ) -> tuple[tuple[Any, ...], bytes]:
         """Return what stands for the parts in a key, and its bytes. Raises `InvalidKey`, which names the argument."""
         try:
-            return by_content(parts)
+            return self._arguments.by_content(parts)
         except InvalidKey as error:
             if self.settings.key is not None:
                 text = f"The result of the key function of {self.name} cannot be a key: {error}"

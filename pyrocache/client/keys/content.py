@@ -26,12 +26,13 @@ from itertools import chain
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final, Self
 
-from pyrocache.client.codec import raw_buffer, type_name
 from pyrocache.client.keys import arrays, arrow, frames, objects
 from pyrocache.client.keys.digests import CHUNK, LARGE, digest, digest_texts, digested
 from pyrocache.client.keys.encoding import Encoding
 from pyrocache.client.keys.format import nest, utf8
 from pyrocache.client.keys.scalars import ENCODERS, encode_bytes, encode_complex, encode_float, encode_str
+from pyrocache.client.pickling import raw_buffer
+from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey
 
 LONG: Final = 256

@@ -40,6 +40,7 @@ big-endian two's complement, floats big-endian binary64, strings UTF-8, which ma
                                                    each compared field, sorted by name
     P    any other object                          pickle; objects of other kinds that it refers to are
                                                    persistent ids: their encoded bytes
+    G    with a signing key: kind e, F, D or P     tag of 16 bytes, then that kind's type byte and payload
 
 A numpy scalar has the kind of its value. A subclass that inherits the ``==`` of its builtin (IntEnum, a named tuple) is
 encoded as that builtin. Any other object (kind P) is encoded as its class and its pickled state: if its class defines
@@ -50,7 +51,8 @@ be imported by name, and for sets and dicts with two members that are unequal bu
 kind P may have. Raises `KeyTooLarge` for keys that take more than `MAX_KEY_BYTES` of ``protocol/limits.py``.
 
 Decoding imports the classes that the bytes name, and unpickles kind P: check untrusted bytes before decoding them, or
-decode them with a `Codec` that allows few classes or does not unpickle.
+decode them with a `Codec` that allows few classes or does not unpickle, or with a `SigningCodec`. That one decodes
+kinds e, F, D and P only within kind G, whose tag it checks, so no node can make it run code.
 Encoding runs the key's own pickling code.
 
 Thread safety: thread-safe; the functions depend on their arguments only.
@@ -65,23 +67,33 @@ from datetime import datetime
 from enum import Enum
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
-from pyrocache.client.codec import Codec, canonical_unpickle, missing_name, type_name
+from pyrocache.client.codec import Codec
 from pyrocache.client.keys import numpy_scalars, objects, scalars
 from pyrocache.client.keys.format import nest, own_code_failed, split, split_namespace, too_large
+from pyrocache.client.signing import SigningCodec
+from pyrocache.client.unpicklable import type_name
+from pyrocache.client.unpickling import canonical_unpickle, missing_name
 from pyrocache.errors import InvalidKey, KeyTooLarge, SerializationError
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 from pyrocache.tracebacks import cause_of
 
 __all__ = ["Encoding", "decode_key", "encode_key", "encode_keys"]
 
+Encode: TypeAlias = Callable[[Any], bytes]
+AnyCodec: TypeAlias = Codec | SigningCodec
+_Decoder: TypeAlias = Callable[[bytes, AnyCodec], object]
+
 _ALL_CLASSES = Codec()
 _SURELY_SHORT = MAX_KEY_BYTES // 4 - 256  # characters that fit in UTF-8, whatever they are, behind any prefix
 
 
-def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
+def encode_key(key: object, prefix: bytes = b"\0", encode: Encode | None = None) -> bytes:
     """Return the canonical bytes of a key behind a prefix from `format.namespace_prefix`.
+
+    Args:
+        encode: the `Encoding.encode` of keys that are signed; None for keys that are not.
 
     Raises:
         KeyTooLarge: they are more than `MAX_KEY_BYTES`.
@@ -93,7 +105,7 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
         except UnicodeEncodeError:
             pass
     try:
-        data = prefix + _encode(key)
+        data = prefix + (_encode if encode is None else encode)(key)
     except KeyTooLarge:
         raise too_large(key) from None  # found in some part of the key
     except InvalidKey:
@@ -107,7 +119,7 @@ def encode_key(key: object, prefix: bytes = b"\0") -> bytes:
     return data
 
 
-def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
+def encode_keys(keys: Sequence[object], prefix: bytes = b"\0", encode: Encode | None = None) -> list[bytes]:
     """Return the canonical bytes of each key. Faster than `encode_key` for each if all are str. Raises as it does."""
     if set(map(type, keys)) <= {str}:
         texts: Any = keys
@@ -118,18 +130,19 @@ def encode_keys(keys: Sequence[object], prefix: bytes = b"\0") -> list[bytes]:
                 return encoded
         except UnicodeEncodeError:
             pass
-    return [encode_key(key, prefix) for key in keys]  # raises the error of a key that is too large
+    return [encode_key(key, prefix, encode) for key in keys]  # raises the error of a key that is too large
 
 
-def decode_key(data: bytes, codec: Codec = _ALL_CLASSES) -> object:
+def decode_key(data: bytes, codec: AnyCodec = _ALL_CLASSES) -> object:
     """Return the key in bytes from `encode_key`, whatever its namespace.
 
     Args:
-        codec: decides which classes the key may refer to, and whether it may be unpickled.
+        codec: decides which classes the key may refer to, whether it may be unpickled, and what must be signed.
 
     Raises:
         InvalidKey: the bytes are not canonical, or a class of the key cannot be imported here.
         SerializationError: the key refers to a class that is not allowed, or is a pickle and may not be.
+        TamperedValue: a part of the key is not signed, and must be.
     """
     if len(data) > MAX_KEY_BYTES:
         raise InvalidKey(f"{len(data)} bytes are more than a key has")
@@ -156,10 +169,12 @@ class Encoding:
 
     Args:
         limit: the most bytes that the parts of a container take; more raise `KeyTooLarge`.
+        sign: returns the signed form of a part that names a class; None for keys that are not signed.
     """
 
-    def __init__(self, limit: int = MAX_KEY_BYTES) -> None:
+    def __init__(self, limit: int = MAX_KEY_BYTES, sign: Callable[[bytes], bytes] | None = None) -> None:
         self._limit = limit
+        self._sign = sign
         self._encoders: dict[type, Callable[[Any], bytes]] = {
             **scalars.ENCODERS,
             tuple: self.encode_tuple,
@@ -180,7 +195,8 @@ class Encoding:
 
     def encode_other(self, key: Any) -> bytes:
         """Encode an object that is of no other kind."""
-        return objects.encode_pickled(key, self.encode_part)
+        encoded = objects.encode_pickled(key, self.encode_part)
+        return encoded if self._sign is None else self._sign(encoded)
 
     def find_encoder(self, cls: Any) -> Callable[[Any], bytes]:
         """Return the encoder for keys of a class that is not in the table."""
@@ -194,10 +210,15 @@ class Encoding:
         if base is not None and cls.__eq__ is base.__eq__:
             return self._encoders[base]
         if issubclass(cls, Enum):
-            return objects.encode_enum
+            return self.signing(objects.encode_enum)
         if (names := objects.compared_fields(cls)) is not None:
-            return lambda key: objects.encode_dataclass(key, names, self.nest_all)
+            return self.signing(lambda key: objects.encode_dataclass(key, names, self.nest_all))
         return self.encode_other
+
+    def signing(self, encoder: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        """Return an encoder that also signs, if these keys are signed."""
+        sign = self._sign
+        return encoder if sign is None else lambda key: sign(encoder(key))
 
     def nest_all(self, keys: Iterable[Any]) -> list[bytes]:
         """Return each key in its nested form. Raise `KeyTooLarge` as soon as they are too large.
@@ -261,7 +282,7 @@ _encode = Encoding().encode
 # Decoding. Each decoder may raise anything; decode_key makes an InvalidKey of it.
 
 
-def _decode(encoded: bytes, codec: Codec) -> object:
+def _decode(encoded: bytes, codec: AnyCodec) -> object:
     type_byte = encoded[:1]
     if (simple := scalars.DECODERS.get(type_byte)) is not None:
         key = simple(encoded[1:])
@@ -274,19 +295,38 @@ def _decode(encoded: bytes, codec: Codec) -> object:
     return key
 
 
-def _decode_all(encoded: list[bytes], codec: Codec) -> list[Any]:
+def _decode_signed(payload: bytes, codec: AnyCodec) -> object:
+    encoded = codec.opened_part(payload)
+    key = _OF_CLASSES[encoded[:1]](encoded[1:], codec)
+    if encoded[:1] in _CHECKED and _encode(key) != encoded:
+        raise InvalidKey("an encoded key is not in its canonical form")
+    return key
+
+
+def _unsigned(decoder: _Decoder) -> _Decoder:
+    """Return a decoder that refuses what must be signed."""
+
+    def decode(payload: bytes, codec: AnyCodec) -> object:
+        if isinstance(codec, SigningCodec):
+            raise codec.unsigned_part()
+        return decoder(payload, codec)
+
+    return decode
+
+
+def _decode_all(encoded: list[bytes], codec: AnyCodec) -> list[Any]:
     return [_decode(part, codec) for part in encoded]
 
 
-def _of_items(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
+def _of_items(build: Callable[..., object]) -> _Decoder:
     """Return a decoder that passes the decoded keys of a payload to ``build``."""
     return lambda payload, codec: build(*_decode_all(split(payload), codec))
 
 
-def _of_class(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
+def _of_class(build: Callable[..., object]) -> _Decoder:
     """Return a decoder that does the same for a class that ``build`` imports: the first two keys are its name."""
 
-    def decode(payload: bytes, codec: Codec) -> object:
+    def decode(payload: bytes, codec: AnyCodec) -> object:
         module, name, *rest = _decode_all(split(payload), codec)
         codec.check_class(module, name)
         return build(module, name, *rest)
@@ -294,19 +334,19 @@ def _of_class(build: Callable[..., object]) -> Callable[[bytes, Codec], object]:
     return decode
 
 
-def _decode_set(payload: bytes, codec: Codec) -> frozenset[Any]:
+def _decode_set(payload: bytes, codec: AnyCodec) -> frozenset[Any]:
     members = split(payload)
     _check_sorted(members)
     return frozenset(_decode_all(members, codec))
 
 
-def _decode_dict(payload: bytes, codec: Codec) -> dict[Any, Any]:
+def _decode_dict(payload: bytes, codec: AnyCodec) -> dict[Any, Any]:
     parts = split(payload)
     _check_sorted(parts[::2])
     return dict(zip(_decode_all(parts[::2], codec), _decode_all(parts[1::2], codec), strict=True))
 
 
-def _decode_pickled(payload: bytes, codec: Codec) -> object:
+def _decode_pickled(payload: bytes, codec: AnyCodec) -> object:
     if not codec.reads_pickles:
         raise SerializationError(
             "a key is a pickled object, and this client does not unpickle. Use keys of plain types, or a namespace of "
@@ -320,14 +360,20 @@ def _check_sorted(members: list[bytes]) -> None:
         raise InvalidKey("an encoded key's members are not in their canonical order")
 
 
-_DECODERS: dict[bytes, Callable[[bytes, Codec], object]] = {
-    **{kind: _of_items(build) for kind, build in scalars.BUILDERS.items()},
+_OF_CLASSES: dict[bytes, _Decoder] = {
     **{kind: _of_class(build) for kind, build in objects.BUILDERS.items()},
+    b"P": _decode_pickled,
+}
+"""The kinds that name classes: decoding them runs code."""
+
+_DECODERS: dict[bytes, _Decoder] = {
+    **{kind: _of_items(build) for kind, build in scalars.BUILDERS.items()},
+    **{kind: _unsigned(decoder) for kind, decoder in _OF_CLASSES.items()},
+    b"G": _decode_signed,
     b"t": lambda payload, codec: tuple(_decode_all(split(payload), codec)),
     b"l": lambda payload, codec: _decode_all(split(payload), codec),
     b"S": _decode_set,
     b"d": _decode_dict,
-    b"P": _decode_pickled,
 }
 
 # Kinds whose decoders accept more than their encoders make. Not P: its pickle need not be reproducible.

@@ -11,7 +11,7 @@ Thread safety: thread-safe; the functions depend on their arguments only.
 
 from __future__ import annotations
 
-from pyrocache.client.codec import type_name
+from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pyrocache.client.codec import type_name
 from pyrocache.client.keys.scalars import encode_bytes, encode_complex, encode_float, encode_int, encode_str
+from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey
 
 

@@ -25,9 +25,9 @@ from itertools import chain
 from types import FunctionType
 from typing import Any
 
-from pyrocache.client.codec import canonical_pickle
 from pyrocache.client.keys.format import nest, own_code_failed, too_large
 from pyrocache.client.keys.scalars import encode_int, encode_str
+from pyrocache.client.pickling import canonical_pickle
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 from pyrocache.tracebacks import cause_of

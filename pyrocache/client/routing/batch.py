@@ -101,7 +101,7 @@ class Batch(NamedTuple):
 
 
 class Round:
-    """The requests of a batch by one cluster view; each node has at most one request under way.
+    """The requests of a batch; each node has at most one request under way.
 
     Attributes:
         requests: the requests made so far.
@@ -109,25 +109,39 @@ class Round:
         left: by owner, the chunks that are still to be sent, the next one last.
     """
 
-    __slots__ = ("_batch", "_view", "chunks", "left", "requests")
+    __slots__ = ("_asked", "_batch", "_view", "chunks", "left", "requests")
 
     def __init__(self, batch: Batch, view: ClusterView, indices: Sequence[int]) -> None:
         self._batch = batch
-        self._view = view
         self.requests: list[Request] = []
         self.chunks: list[list[int]] = []
         self.left: dict[str, list[list[int]]] = {}
-        small = batch.is_small()  # then no chunk needs to be measured
-        for member, owned in zip(view.members, view.split(batch.keys, indices), strict=True):
+        self._asked: set[str] = set()  # those with a request under way
+        self.route(view, indices)
+
+    def route(self, view: ClusterView, indices: Sequence[int]) -> None:
+        """Route keys, and all that are left, by this view from now on. Ask each owner that is not asked already."""
+        self._view = view
+        indices = sorted([*indices, *self.unanswered()])
+        self.left = {}
+        small = self._batch.is_small()  # then no chunk needs to be measured
+        for member, owned in zip(view.members, view.split(self._batch.keys, indices), strict=True):
             if owned:
-                self.left[member.name] = batch.chunks(owned, small)
-                self.ask(member)
+                self.left[member.name] = self._batch.chunks(owned, small)
+                if member.name not in self._asked:
+                    self.ask(member)
+
+    def left_of(self, member: Member) -> list[list[int]]:
+        """Return the chunks that are still to be sent to a node, which has just answered."""
+        self._asked.discard(member.name)
+        return self.left.setdefault(member.name, [])
 
     def ask(self, member: Member) -> None:
         """Append the next request to a node, if any chunk is left."""
-        left = self.left[member.name]
+        left = self.left.get(member.name)
         if not left:
             return
+        self._asked.add(member.name)
         chunk = left.pop()
         batch = self._batch
         columns = batch.columns(chunk)

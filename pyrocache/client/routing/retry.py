@@ -83,6 +83,10 @@ class LookUp(NamedTuple):
     members: Any = None
 
 
+class Moved(NamedTuple):
+    """Send the request again at once, routed by the newer view that its refusal has told."""
+
+
 class Repeat(NamedTuple):
     """Pause for up to ``after`` seconds, then ask the same node for the outcome of request ``number``."""
 

@@ -26,6 +26,7 @@ from pyrocache.client.routing.retry import (
     Attempts,
     LookUp,
     Lost,
+    Moved,
     Problem,
     Repeat,
     Retry,
@@ -45,12 +46,14 @@ from pyrocache.net.failures import Refused, Unavailable, name_in_hint
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
-from pyrocache.protocol.commands import CHECK_VIEW, Command
+from pyrocache.protocol.commands import CHECK_VIEW, Command, Scope
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
+from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
 
 _AGAIN: Any = object()
+_COUNTED = {NOT_SERVING: "not_serving", TRY_AGAIN: "try_again"}
 
 
 class _Result(NamedTuple):
@@ -79,8 +82,8 @@ class Router:
 
     Attributes:
         views: the cluster view and its updates.
-        retries: how many requests were sent again, how often the outcome of a change was asked for, and how many
-            changes ended in `MayHaveBeenDone`. Not exact if threads count at the same time.
+        retries: the counts that `ClientStats` has of requests which were not answered at once. Not exact if threads
+            count at the same time.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         nameserver: str = "",
     ) -> None:
-        self.retries = {"retries": 0, "repeats": 0, "unsettled": 0}
+        self.retries = dict.fromkeys(("retries", *_COUNTED.values(), "repeats", "unsettled"), 0)
         self._directory = directory
         self._nameserver = nameserver
         self._max_connections = max_connections
@@ -198,7 +201,10 @@ class Router:
             round = Round(batch, self.views.known(deadline), pending)
             for index, outcome in self._exchange(attempts, round.requests, deadline):
                 member, chunk = round.requests[index].member, round.chunks[index]
-                left = round.left[member.name]
+                left = round.left_of(member)
+                if isinstance(outcome, Moved):
+                    round.route(self.views.known(deadline), chunk)
+                    continue
                 if isinstance(outcome, (Retry, LookUp)):
                     left.append(chunk)  # in addition to the keys that were not sent to the node yet
                     continue
@@ -228,9 +234,9 @@ class Router:
         deadline: Deadline,
         only: Collection[str] | None = None,
     ) -> list[tuple[Member, Any]]:
-        """Send a command to every node. Return each node with its result or its `NodeUnavailable`.
+        """Send a command that is not about data to every node. Return each with its result or its `NodeUnavailable`.
 
-        A node that leaves meanwhile is omitted, because its entries are lost.
+        A node that leaves meanwhile is omitted.
 
         Args:
             only: names; send it to these nodes, not to all.
@@ -248,7 +254,7 @@ class Router:
             names: list[str] = []
             for index, outcome in self._exchange(attempts, requests, deadline):
                 member = members[index]
-                if isinstance(outcome, (Retry, LookUp)):
+                if isinstance(outcome, (Moved, Retry, LookUp)):
                     names.append(member.name)
                 else:
                     answers[member.name] = member, _not_refused(outcome)
@@ -256,31 +262,54 @@ class Router:
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 
-    def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
-        """Return the view that all answering nodes use at this moment, and the errors of the other nodes.
+    def ask_all(
+        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+    ) -> tuple[ClusterView, list[tuple[Member, Any]]]:
+        """Send a command about data, with the number of one view, to all its members. Return the view and the answers.
 
-        Thus each reachable key is at its owner by this view, and at no other node.
+        If the view has changed before all have answered, all members of the new one are asked: the keys may have moved.
+
+        Args:
+            arguments: the arguments after the view.
+
+        Returns:
+            The view, and each member with its result or its `NodeUnavailable`. The results that members gave under
+            earlier views come first, if the command is a change: it has been executed each time. So do
+            `MayHaveBeenDone` errors.
+
+        Raises:
+            RemoteError: a node refused the request.
         """
+        view = self.views.fresh(deadline)
         attempts = Attempts()
-        while True:
-            view = self.views.fresh(deadline)
-            unreachable: dict[Member, NodeUnavailable] = {}
-            retried = False
-            # Without keys, this is the cheapest request by which a node checks the view.
-            requests = [Request(member, CHECK_VIEW, (view.number, [])) for member in view.members]
+        earlier: list[tuple[Member, Any]] = []
+        answers: dict[str, tuple[Member, Any]] = {}
+        while missing := [member for member in view.members if member.name not in answers]:
+            requests = [Request(member, command, (view.number, *arguments)) for member in missing]
             for index, outcome in self._exchange(attempts, requests, deadline):
-                member = view.members[index]
-                if isinstance(outcome, (Retry, LookUp)):
-                    retried = True
-                    outcome = attempts.errors[member.name]
-                    name_in_hint(outcome, self._nameserver)
-                if isinstance(_not_refused(outcome), NodeUnavailable):
-                    unreachable[member] = outcome
-                elif outcome != []:
-                    raise replies.wrong(CHECK_VIEW, member.name)
-            # With no time left, a further attempt would fail for the nodes that answered, too.
-            if not retried or not deadline.remaining():
-                return view, unreachable
+                if not isinstance(outcome, (Moved, Retry, LookUp)):
+                    answers[missing[index].name] = missing[index], _not_refused(outcome)
+            if len(answers) < len(view) and self._membership.view != view:
+                if command.mutates:
+                    earlier += [answer for answer in answers.values() if _may_be_done(answer[1])]
+                answers.clear()
+                view = self.views.known(deadline)
+        return view, earlier + sorted(answers.values(), key=lambda answer: answer[0].number)
+
+    def agreed_view(self, deadline: Deadline) -> tuple[ClusterView, dict[Member, NodeUnavailable]]:
+        """Return a view that all answering nodes have used since the call began, and the errors of the other nodes.
+
+        Thus each reachable key that was stored before the call was at its owner by this view, and at no other node.
+        """
+        # Without keys, this is the cheapest request by which a node checks the view.
+        view, answers = self.ask_all(CHECK_VIEW, ([],), deadline)
+        unreachable: dict[Member, NodeUnavailable] = {}
+        for member, outcome in answers:
+            if isinstance(outcome, NodeUnavailable):
+                unreachable[member] = outcome
+            elif outcome != []:
+                raise replies.wrong(CHECK_VIEW, member.name)
+        return view, unreachable
 
     def known_owner(self, key: bytes) -> str:
         """Return the name of the node that owns ``key`` by the latest view, ``""`` if no node is known yet."""
@@ -288,24 +317,33 @@ class Router:
         return view.owner(key).name if view.members else ""
 
     def ask(self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline) -> Any:
-        """Send a command that names no key to one node, at its current address, and return the result.
+        """Send a command about the data of one node, at its current address, and return the result.
+
+        If the view changes, the node is asked under the new one.
+
+        Args:
+            member: the node, perhaps as an older view has it.
+            arguments: the arguments after the view.
 
         Raises:
             NodeLeft: the node is no longer a member.
             NodeUnavailable, RemoteError: as `call`.
         """
         attempts = Attempts()
-        found: Member | None = member
-        while found is not None:
+        while True:
+            view = self.views.known(deadline)
+            found = view.member(member.name)
+            if found is None:
+                raise NodeLeft(
+                    f"{member.name} has left, with what it held; {command.name} needs no answer from it."
+                )
+            sent = (view.number, *arguments)
             try:
-                return self._connections.call(found, command, arguments, deadline)
+                return self._connections.call(found, command, sent, deadline)
             except (Refused, Unavailable) as problem:
-                request = Request(found, command, arguments)
-                outcome = self._recover(attempts, request, problem, deadline)
+                outcome = self._recover(attempts, Request(found, command, sent), problem, deadline)
                 if outcome is not _AGAIN:
                     return outcome
-            found = self._membership.view.member(member.name)
-        raise NodeLeft(f"{member.name} has left, with what it held; {command.name} needs no answer from it.")
 
     def outcome(
         self,
@@ -360,8 +398,9 @@ class Router:
         """Send requests to several nodes in parallel; ``requests`` may grow during iteration.
 
         Yields:
-            As replies arrive, a request's index and its result, the error that ends it, or a `Retry` or `LookUp` if the
-            request is to be repeated. The pause or query before that is made when all replies have arrived.
+            As replies arrive, a request's index and its result, the error that ends it, or a `Moved`, `Retry` or
+            `LookUp` if the request is to be repeated. The pause or query before the latter two is made when all replies
+            have arrived.
         """
         again: Retry | LookUp | None = None
         # `closing`: if the caller stops early, connections with unread replies are closed now.
@@ -372,11 +411,18 @@ class Router:
                     outcome = self._decide(attempts, requests[index], outcome, deadline)
                     if isinstance(outcome, _Result):
                         outcome = outcome.value
+                    elif isinstance(outcome, LookUp) and self._has_moved(requests[index], outcome):
+                        outcome = Moved()
                     elif not isinstance(outcome, PyroCacheError):
                         again = outcome
                 yield index, outcome
         if again is not None:
             self._perform(attempts, again, deadline)
+
+    def _has_moved(self, request: Request, action: LookUp) -> bool:
+        """Return whether there is a newer view than the one that a refused request was routed by."""
+        routed = action.members is not None and request.command.scope is not Scope.NODE
+        return routed and self.views.learn(action.members, request.arguments[0])
 
     def _recover(self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline) -> Any:
         """Return `_AGAIN` when it is time to send the request again, or its result, if the node remembered that.
@@ -394,6 +440,8 @@ class Router:
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
     ) -> Retry | LookUp | _Result | PyroCacheError:
+        if isinstance(problem, Refused) and problem.refusal.code in _COUNTED:
+            self.retries[_COUNTED[problem.refusal.code]] += 1
         remaining = deadline.remaining()
         elapsed, looked_up_at, view = (
             deadline.seconds - remaining,
@@ -444,6 +492,11 @@ class Router:
     def _pause(self, seconds: float, deadline: Deadline) -> None:
         # With jitter, so that clients that failed together do not retry together.
         self._sleep(min(seconds * (0.5 + self._jitter() / 2), deadline.remaining()))
+
+
+def _may_be_done(outcome: Any) -> bool:
+    """Return whether a change with this outcome was executed, or may have been."""
+    return not isinstance(outcome, NodeUnavailable) or isinstance(outcome, MayHaveBeenDone)
 
 
 def _not_refused(outcome: Any) -> Any:

@@ -83,6 +83,13 @@ class Views:
             self._look_up_if_possible(deadline)
         return self.known(deadline)
 
+    def learn(self, sent: Any, number: int) -> bool:
+        """Use the view that a node has sent if it is newer. Return whether the latest view is newer than ``number``."""
+        view = view_from_wire(sent)
+        if view is not None:
+            self._membership.offer(view)
+        return self._membership.view.number > number
+
     def after_failure(self, deadline: Deadline, sent: Any = None) -> None:
         """Query the name server, unless it was queried within the last `_PAUSE_SECONDS`.
 

@@ -111,6 +111,14 @@ class Claims(Generic[_Claim]):
             for waiter in self._close(key).waiters.values():
                 waiter.deferred.refuse(error)
 
+    def refuse_waiters(self, error: Exception) -> None:
+        """Answer all calls that wait with ``error``. They lose their place. The holders keep what they hold."""
+        for key, claim in self.by_key.items():
+            for session, waiter in claim.parked():
+                del claim.waiters[session]
+                self._strike(key, claim, session)
+                waiter.deferred.refuse(error)
+
     def _has_room(self, session: Session, key: bytes) -> bool:
         """Return whether ``key`` is within the quotas of the session's client, and of all clients."""
         cost = len(key) + KEY_OVERHEAD

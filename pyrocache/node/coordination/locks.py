@@ -4,12 +4,15 @@ What a lock promises:
 
 - At most ``limit`` callers hold a name at one node. A lock is held until it is released, its connection closes, or it
   was not renewed within its time to live and another caller wants it.
-- Each holder has a fencing token, larger than all earlier ones of the node (Kleppmann, "How to do distributed locking",
-  2016). A resource that a lock protects can refuse a holder whose token is smaller than one that it has seen.
+- Each holder has a fencing token, larger than all earlier ones (Kleppmann, "How to do distributed locking", 2016; see
+  `Tokens`). A resource that a lock protects can refuse a holder whose token is smaller than one that it has seen.
 - Locks are in the memory of the node that owns the name, and are not replicated. If that node dies, or the name moves
   to another node, the lock is lost: another caller can acquire it at the new owner while the former holder still works.
   The former holder learns this when it renews or releases the lock. Until then, only the fencing token tells them
-  apart. Tokens of different nodes grow over time only if the clocks of the hosts agree (see `Tokens`).
+  apart.
+- A node without a lease grants nothing, because another one may own the name by then. It refuses the callers that wait,
+  so what is given up meanwhile passes to nobody. What is held is kept: the node owns the name still if it has a lease
+  again under the same view.
 
 The client's side is in `pyrocache.client.features.locks`. Responsible for the locks of one node. Pure: no I/O and no
 threads; the clock is injected.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, TypeVar
 
+from Pyro5.errors import PyroError
 from Pyro5.server import expose
 
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
@@ -66,7 +67,7 @@ def _forwarded(part: str, method: _Method) -> _Method:
 class CacheNode:
     """One node's share of the cache, as a Pyro5 remote object.
 
-    Every method for keys takes the number of the view that the caller routed with, or 0 for no view.
+    Every method for keys, namespaces or tags takes the number of the view that the caller has, or 0 for no view.
 
     Args:
         store: the entries.
@@ -351,6 +352,7 @@ class CacheNode:
 
     def scan(
         self,
+        view: int,
         namespace: bytes,
         prefix: bytes,
         cursor: int = 0,
@@ -373,7 +375,7 @@ class CacheNode:
         room = BATCH_BYTES
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
-                self._guard.check_lease()
+                self._guard.check_all(view)
                 most = min(limit - len(found), SLICE)
                 keys, cursor = self._store.page(
                     namespace, prefix, cursor, most, room, tag=tag, described=details
@@ -388,20 +390,20 @@ class CacheNode:
             time.sleep(0)  # let a waiting I/O thread have the interpreter
         return [cursor, found]
 
-    def count(self, namespace: bytes, enough: int | None = None) -> int:
+    def count(self, view: int, namespace: bytes, enough: int | None = None) -> int:
         """Return the number of entries of the namespace, or any number from ``enough`` up if there are as many."""
         validation.check(namespace=namespace, enough=enough)
         total = cursor = 0
         while True:
             with self._lock:
-                self._guard.check_lease()
+                self._guard.check_all(view)
                 count, cursor = self._store.count(namespace, cursor)
             total += count
             if not cursor or (enough is not None and total >= enough):
                 return total
             time.sleep(0)  # let a waiting I/O thread have the interpreter
 
-    def delete_prefix(self, namespace: bytes, prefix: bytes, cursor: int = 0) -> list[int]:
+    def delete_prefix(self, view: int, namespace: bytes, prefix: bytes, cursor: int = 0) -> list[int]:
         """Remove some entries that begin with ``prefix``. Return ``[next cursor, how many]``. Cursor 0 is the end.
 
         Void the leases on such keys at the beginning, as `delete` does.
@@ -411,11 +413,16 @@ class CacheNode:
         removed = 0
         if not cursor:
             with self._lock:
-                self._guard.check_lease()
+                self._guard.check_all(view)
                 self._coordination.leases.void_all(prefix)
         for _ in range(_PAGES_PER_CALL):
             with self._lock:
-                self._guard.check_lease()
+                try:
+                    self._guard.check_all(view)
+                except PyroError:  # the view has changed, or the lease has ended, since the last slice
+                    if not removed:
+                        raise
+                    break
                 keys, cursor = self._store.page(namespace, prefix, cursor, SLICE, BATCH_BYTES, stale=True)
                 removed += self._delete_all(keys)
                 self._coordination.settle(keys)
@@ -424,22 +431,22 @@ class CacheNode:
             time.sleep(0)  # let a waiting I/O thread have the interpreter
         return [cursor, removed]
 
-    def clear(self, namespace: bytes) -> int:
+    def clear(self, view: int, namespace: bytes) -> int:
         """Remove every entry of the namespace, in constant time. Return how many there were.
 
         Expired entries that have not been reclaimed yet are counted too.
         """
         validation.check(namespace=namespace)
         with self._lock:
-            self._guard.check_lease()
+            self._guard.check_all(view)
             self._coordination.leases.void_all(namespace)
             return int(self._store.apply(Clear(namespace)))
 
-    def invalidate_tag(self, tag: bytes) -> int:
+    def invalidate_tag(self, view: int, tag: bytes) -> int:
         """Remove every entry that has the tag, in constant time. Return how many there were."""
         validation.check(tag=tag)
         with self._lock:
-            self._guard.check_lease()
+            self._guard.check_all(view)
             self._coordination.leases.invalidate(tag)
             return int(self._store.apply(InvalidateTag(tag)))
 

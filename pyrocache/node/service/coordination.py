@@ -5,7 +5,7 @@ sessions: each belongs to the connection over which it was granted, and is relea
 wait does not occupy a thread: ``begin_lease`` and ``begin_acquire`` return a `Deferred`. `lease` and `acquire` block,
 for a stock Pyro5 daemon, which has a thread for each connection.
 
-Thread safety: thread-safe, except for `settle` and `forget`, which are called under the guard's lock.
+Thread safety: thread-safe, except for `settle`, `forget` and `refuse_waiters`, which are called under the guard's lock.
 """
 
 from __future__ import annotations
@@ -146,6 +146,12 @@ class Coordination:
         error = self._guard.stale_view()
         self.leases.forget(belongs_elsewhere, error)
         self.locks.forget(belongs_elsewhere, error)
+
+    def refuse_waiters(self) -> None:
+        """Refuse the calls that wait for leases and locks, because the node must not grant any from now on."""
+        error = self._guard.not_serving()
+        self.leases.refuse_waiters(error)
+        self.locks.refuse_waiters(error)
 
     def free(self, session: Session) -> None:
         """Free the leases and locks of a connection that has closed. Takes the lock."""

@@ -84,17 +84,25 @@ class RequestGuard:
                 if view > number:
                     self._on_stale(view)
                 raise self.stale_view()
-        self.check_lease()
+        if self._lapsed:
+            raise self.not_serving()
         for key in keys:
             if view == NO_VIEW and not self.owns(key):
                 raise self.stale_view()
             if self._pending and self._before.owner(key).name in self._pending:
                 raise refusal(NOT_SERVING, "The node may not answer for this key yet; try again.")
 
-    def check_lease(self) -> None:
-        """Check a request that is not about single keys. Raises `PyroError` if the node has no lease."""
-        if self._lapsed:
-            raise refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
+    def check_all(self, view: Any) -> None:
+        """Check a request about all entries that the node has, of which every member of the view gets one.
+
+        Until a node that is not asked, because it is a member no more, has lost its lease, it may still answer for
+        the entries that it has. Raises as `check`.
+        """
+        self.check(view, ())
+        if self._pending and self.view is not None:
+            members = {member.identity for member in self.view.members}
+            if any(m.name in self._pending and m.identity not in members for m in self._before.members):
+                raise refusal(NOT_SERVING, "A node that was a member before may still answer; try again.")
 
     def run(self, view: Any, keys: Iterable[bytes], call: Callable[..., _Result], *arguments: Any) -> _Result:
         """Check a request and execute ``call`` atomically. Takes the lock. Return the result."""
@@ -124,11 +132,17 @@ class RequestGuard:
         self._pending = pending
         self._update_open_view()
 
-    def lapse(self, lapsed: bool) -> None:
-        """Note that the node's lease has ended, or that it has one."""
-        if lapsed != self._lapsed:
+    def lapse(self, lapsed: bool) -> bool:
+        """Note that the node's lease has ended, or that it has one. Return whether it has just ended."""
+        changes = lapsed != self._lapsed
+        if changes:
             self._lapsed = lapsed
             self._update_open_view()
+        return changes and lapsed
+
+    def not_serving(self) -> PyroError:
+        """Return the refusal of a request by a node without a lease."""
+        return refusal(NOT_SERVING, "The node cannot be sure that it is still the owner; try again.")
 
     def stale_view(self) -> PyroError:
         """Return the refusal of a request that was routed with another view."""

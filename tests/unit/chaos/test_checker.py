@@ -8,6 +8,7 @@ from tests.chaos.checker import check
 from tests.chaos.history import (
     ACQUIRE,
     CAS,
+    CLEAR,
     COUNT,
     DELETE,
     GET,
@@ -90,6 +91,23 @@ def test_a_value_that_nobody_wrote_is_found_also_if_it_is_of_another_key() -> No
     other = A._replace(key="other", value="x")
     assert found(other, call(GET, 2, 3, "x")) == ["value that nobody wrote"]
     assert found(A, call(GET, 0.1, 0.2, "a"), call(GET, -2, -1, "a")) == ["read before it was written"]
+
+
+def test_after_a_clear_there_is_no_older_value() -> None:
+    cleared = call(CLEAR, 2, 3)
+    assert found(A, cleared, call(GET, 3.1, 3.2), call(SET, 4, 5, "b"), call(GET, 6, 7, "b")) == []
+    assert found(A, cleared, call(GET, 2.5, 2.9, "a")) == []
+    assert found(A, cleared, call(GET, 3.1, 3.2, "a")) == ["value came back after a clear"]
+    assert found(call(CLEAR, -2, -1), A, call(GET, 2, 3, "a")) == [], "it says nothing of what was there"
+
+
+def test_a_clear_explains_misses_until_its_end_or_its_limit() -> None:
+    during, after = call(SET, 2.2, 2.4, "b"), call(SET, 3.1, 3.2, "b")
+    assert found(A, call(CLEAR, 2, 3), during, call(GET, 4, 5)) == []
+    assert found(A, call(CLEAR, 2, 3), after, call(GET, 4, 5)) == ["acknowledged value lost"]
+    unsure = call(CLEAR, 2, 3, None, MAYBE, limit=5.0)
+    assert found(A, unsure, call(GET, 6, 7, "a")) == []
+    assert found(A, unsure, after, call(GET, 4, 4.5)) == []
 
 
 # Registers: changes that raised

@@ -33,6 +33,9 @@ def stats(*, large: bool = False) -> Stats:
         policy="s3fifo",
         connections=4096,
         uptime_seconds=1e6,
+        view=7,
+        lease_seconds=1.54321,
+        silent="cache.node.103",
         **(busy if large else {"max_bytes": 2**30}),
     )
     return Stats.of({"cache.node.1": one, "cache.node.2": one}, ClientStats(), ["cache.node.103"])
@@ -64,11 +67,13 @@ def test_a_wide_terminal_shows_everything(
     monkeypatch.setenv("COLUMNS", "200")
     print_status(NAMESERVER, members("127.0.0.1"), stats())
     assert capsys.readouterr().out == (
-        "Name server 10.20.30.40:9090, 3 nodes\n\n"
-        "node            address          entries         memory  eviction  hits  peers         up\n"
-        "cache.node.1    127.0.0.1:65431        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
-        "cache.node.2    127.0.0.1:65432        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h\n"
+        "Name server 10.20.30.40:9090, 3 nodes, view 7\n\n"
+        "node            address          entries         memory  eviction  hits  peers         up  lease\n"
+        "cache.node.1    127.0.0.1:65431        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h  1.5 s\n"
+        "cache.node.2    127.0.0.1:65432        0  0 B / 1.0 GiB  s3fifo       -   4096  11 d 13 h  1.5 s\n"
         "cache.node.103  127.0.0.1:65533     away\n"
+        "cache.node.1 gets no answer from cache.node.103.\n"
+        "cache.node.2 gets no answer from cache.node.103.\n"
     )
 
 
@@ -96,6 +101,18 @@ def test_a_node_that_is_away_is_red_on_a_terminal(
     assert ("\x1b[31mcache.node.103 " in capsys.readouterr().out) is red
 
 
+def test_an_entry_in_the_place_of_the_next_view_is_shown_with_its_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_status(NAMESERVER, members("127.0.0.1"), stats(), 8)
+    *_, last = capsys.readouterr().out.splitlines()
+    host, _, port = NAMESERVER.rpartition(":")
+    assert last == (
+        "Warning: the name server has an entry cache.view.8 that is no view of this cluster, so no node can join or "
+        f"leave. Remove it: pyro5-nsc -n {host} -p {port} remove cache.view.8"
+    )
+
+
 def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
     up, _, away = nodes_as_json(members("::1"), stats(large=True))
     assert up == {
@@ -110,6 +127,9 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
         "evictions": 0,
         "connections": 4096,
         "uptime_seconds": 1e6,
+        "view": 7,
+        "lease_seconds": 1.543,
+        "silent": ["cache.node.103"],
     }
     assert (away["name"], away["state"]) == ("cache.node.103", "away")
     assert list(away) == list(up)

@@ -72,6 +72,11 @@ class FakeRouter:
     ) -> list[tuple[Member, Any]]:
         return list(zip(VIEW.members, self._answer(command, arguments, deadline), strict=True))
 
+    def ask_all(
+        self, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+    ) -> tuple[ClusterView, list[tuple[Member, Any]]]:
+        return VIEW, self.broadcast(command, arguments, deadline)
+
     def batch(
         self, batch: Batch, deadline: Deadline, *, one_reply: bool = False
     ) -> Iterator[tuple[Sequence[int], Any]]:

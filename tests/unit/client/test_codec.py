@@ -22,7 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocache.client.codec import Codec, canonical_pickle, canonical_unpickle, type_name
+from pyrocache.client.codec import Codec
+from pyrocache.client.pickling import canonical_pickle
+from pyrocache.client.unpicklable import type_name
+from pyrocache.client.unpickling import canonical_unpickle
 from pyrocache.errors import CorruptValue, SerializationError
 from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.messages import Pieces

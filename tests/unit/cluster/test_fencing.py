@@ -125,15 +125,15 @@ def valid(at: float) -> Fencing:
 
 
 def test_what_an_owner_had_is_free_when_it_has_acknowledged() -> None:
-    assert valid(5.0).is_free(A, 5.0)
-    assert not valid(5.0).is_free(B, 5.0)
+    assert valid(5.0).is_free(A)
+    assert not valid(5.0).is_free(B)
 
 
 def test_what_a_silent_owner_had_is_free_when_the_change_is_still_listed_a_lease_later() -> None:
     fencing = valid(5.0)
-    assert not fencing.is_free(B, 50.0)  # the name server may have lost the change
-    assert not fencing.listed(6.9, 7.1).is_free(B, 7.1)
-    assert fencing.listed(7.0, 7.1).is_free(B, 7.1)
+    assert not fencing.is_free(B)  # the name server may have lost the change
+    assert not fencing.listed(6.9, 7.1).is_free(B)
+    assert fencing.listed(7.0, 7.1).is_free(B)
 
 
 def test_a_change_is_settled_when_everything_is_free() -> None:
@@ -213,4 +213,5 @@ def test_a_new_view_forgets_what_was_known_of_the_old_one() -> None:
 def test_a_member_that_an_operator_declares_dead_acknowledges_the_change() -> None:
     after: Any = View(6, (B, C), dead=(A.identity,))
     fencing = Fencing(B.identity, 2.0, PAIR, NOTHING).adopt(after, PAIR, 10.0)
-    assert fencing.is_free(A, 10.0)
+    assert not fencing.is_free(A), "the change is not valid yet"
+    assert fencing.listed(10.1, 10.1).is_free(A)

@@ -265,3 +265,115 @@ def test_there_are_only_so_many_names_and_those_that_are_there_may_be_written_ag
         names.register("name 3", "PYRO:x@127.0.0.1:1")
     names.remove("name 1")
     names.register("name 3", "PYRO:x@127.0.0.1:1")
+
+
+# Names of nodes ----------------------------------------------------------------------------------------------
+
+NODE = "cache.node.1"
+
+
+class Held:
+    """A name server with one node, whose life is in the hands of the test."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.asked: list[Member] = []
+        self.meanwhile: Any = lambda: None
+        self.names = Names(MemoryStorage(), self._is_alive)
+        self.names.register(NODE, f"PYRO:{NODE}@127.0.0.1:1", metadata=["pyrocache", "incarnation=a"])
+
+    def _is_alive(self, member: Member) -> bool:
+        self.asked.append(member)
+        self.meanwhile()
+        return self.alive
+
+    def register(self, port: int, incarnation: str, **options: Any) -> None:
+        metadata = ["pyrocache", f"incarnation={incarnation}"]
+        self.names.register(NODE, f"PYRO:{NODE}@127.0.0.1:{port}", metadata=metadata, **options)
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        uri, metadata = self.names.storage[NODE]
+        return uri.rpartition(":")[2], next(one[12:] for one in metadata if one.startswith("incarnation="))
+
+
+@pytest.mark.parametrize(("port", "incarnation"), [(1, "b"), (2, "a"), (2, "b")])
+def test_the_name_of_a_live_node_is_not_given_away(port: int, incarnation: str) -> None:
+    held = Held()
+    with pytest.raises(
+        NamingError, match=r"^name already registered: cache\.node\.1, by a node that is alive$"
+    ):
+        held.register(port, incarnation)
+    assert held.entry == ("1", "a")
+    assert held.asked == [Member(NODE, "127.0.0.1", 1, incarnation="a")]
+    held.alive = False
+    held.register(port, incarnation)
+    assert held.entry == (str(port), incarnation)
+
+
+def test_a_node_registers_itself_again_without_being_asked() -> None:
+    held = Held()
+    held.register(1, "a")
+    assert held.asked == []
+
+
+def test_neither_its_incarnation_nor_its_uri_can_be_changed_by_other_means() -> None:
+    held = Held()
+    with pytest.raises(NamingError, match="already registered"):
+        held.names.set_metadata(NODE, ["incarnation=b"])
+    with pytest.raises(NamingError, match="already registered"):
+        held.names.register(NODE, "PYRO:something@127.0.0.1:1", metadata=["incarnation=a"])
+    held.names.set_metadata(NODE, ["incarnation=a", "weight=2"])
+    assert held.entry == ("1", "a")
+    assert len(held.asked) == 2
+
+
+def test_a_removed_entry_is_free_and_is_removed_without_a_question() -> None:
+    """A node that leaves removes its entry while it is alive, and one that is a member registers again."""
+    held = Held()
+    assert held.names.remove(NODE) == 1
+    held.register(2, "b")
+    assert held.names.remove(prefix="cache.") == 1
+    held.register(1, "a")
+    assert held.asked == []
+
+
+def test_an_entry_of_no_node_may_be_replaced() -> None:
+    held = Held()
+    for name, uri in ((NODE, "PYRO:x@127.0.0.1:1"), ("other", "PYRO:other@127.0.0.1:1")):
+        held.names.remove(NODE)
+        held.names.register(name, uri)
+        held.names.register(name, f"PYRO:{name}@127.0.0.1:2")
+    assert held.asked == []
+
+
+def test_of_two_that_take_the_name_of_a_dead_node_at_once_one_gets_it() -> None:
+    held = Held()
+    held.alive = False
+
+    def remove_and_register() -> None:
+        held.meanwhile = lambda: None
+        held.names.remove(NODE)
+        held.register(3, "c")
+
+    held.meanwhile = remove_and_register
+    with pytest.raises(NamingError, match="already registered"):
+        held.register(2, "b")
+    assert held.entry == ("3", "c")
+
+
+def test_one_node_is_asked_at_a_time_so_that_a_worker_stays_free() -> None:
+    held = Held()
+    held.alive = False
+
+    def register() -> None:
+        held.meanwhile = lambda: None
+        with pytest.raises(NamingError, match="already registered"):
+            held.register(3, "c")
+        assert held.names.ping() is None
+
+    held.meanwhile = register
+    held.register(2, "b")
+    assert held.entry == ("2", "b")
+    held.register(3, "c")
+    assert len(held.asked) == 2

@@ -79,7 +79,7 @@ def test_a_name_server_that_does_not_answer_a_ping_in_time_is_told_from_one_that
 
 def test_an_empty_name_server_lists_nothing(name_server: NameServerDaemon) -> None:
     listing = listed(directory_of(name_server))
-    assert listing == Listing() == ("", 0, (), (), False, 0)
+    assert listing == Listing() == ("", 0, (), (), False, 0, 0, 0)
     assert (listing.view, listing.before) == (EMPTY, EMPTY)
 
 
@@ -119,7 +119,7 @@ def test_views_and_nodes_of_other_clusters_are_left_out(name_server: NameServerD
     directory.register(ONE)
     assert not directory.listing().strangers
     directory.register(replace(TWO, cluster="c2"))
-    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True)
+    assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),), (ONE,), True, 8)
 
 
 def test_without_an_id_there_is_no_view(name_server: NameServerDaemon) -> None:
@@ -156,6 +156,29 @@ def test_entries_that_are_no_views_are_left_out(
     assert listed(directory) == Listing(CLUSTER, 7, (view(7, ONE),))
 
 
+@pytest.mark.parametrize(
+    ("newest", "name", "metadata", "obstacle"),
+    [
+        (7, "cache.view.8", {"pyrocache"}, 8),
+        (7, "cache.view.8", {"pyrocache", "cluster=c2"}, 8),
+        (7, "cache.view.8", {"pyrocache", f"cluster={CLUSTER}", "member=nonsense"}, 8),
+        (7, "cache.view.9", {"pyrocache"}, 0),
+        (7, "cache.view.6", {"pyrocache"}, 0),
+        (0, "cache.view.7", {"pyrocache"}, 7),
+        (0, "cache.view.8", {"pyrocache"}, 0),
+    ],
+)
+def test_an_entry_in_the_place_of_the_next_view_is_an_obstacle(
+    name_server: NameServerDaemon, newest: int, name: str, metadata: Any, obstacle: int
+) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    if newest:
+        directory.store_view(view(newest, ONE))
+    name_server.nameserver.register(name, "PYRO:x@127.0.0.1:1", metadata=metadata)
+    assert listed(directory).obstacle == obstacle
+
+
 @pytest.mark.parametrize("first", ["", "0", "-1", "x", "1.5", "99999999999", "٣"])
 def test_a_first_number_that_makes_no_sense_is_0(name_server: NameServerDaemon, first: str) -> None:
     metadata = {"pyrocache", f"cluster={CLUSTER}", f"first={first}"}
@@ -176,9 +199,23 @@ def test_a_name_belongs_to_whom_the_view_says(name_server: NameServerDaemon) -> 
     other = replace(ONE, port=4003, incarnation="2" * 16)
     directory.register(ONE)
     assert not directory.remove(other), "another incarnation has the name"
-    directory.register(other)
+    assert directory.register(other), "Pyro5's own name server asks nobody"
     assert directory.members() == [other]
     assert not directory.remove(ONE)
+
+
+def test_a_name_that_is_refused_is_told_from_other_refusals() -> None:
+    reasons = ["name already registered: cache.node.1, by a node that is alive", "disk is full"]
+
+    def script(line: Line) -> None:
+        line.request()
+        body = pack_refusal(Refusal("bad-request", reasons.pop(0)))
+        line.send(framing.pack_message(framing.RESULT, line.sequence, body, flags=framing.FLAG_EXCEPTION))
+
+    with answering(script) as directory:
+        assert not directory.register(ONE)
+        with pytest.raises(NameServerUnavailable, match="disk is full"):
+            directory.register(ONE)
 
 
 def test_a_connection_may_be_kept() -> None:
@@ -406,7 +443,7 @@ ODD = [
 QUERIES: dict[str, tuple[type, Callable[[NameServerDirectory], Any]]] = {
     "listing": (Listing, lambda directory: directory.listing()),
     "members": (list, lambda directory: directory.members()),
-    "register": (type(None), lambda directory: directory.register(ONE)),
+    "register": (bool, lambda directory: directory.register(ONE)),
     "create_cluster": (bool, lambda directory: directory.create_cluster(CLUSTER, 7)),
     "store_view": (bool, lambda directory: directory.store_view(view(7, ONE))),
     "forget_views": (type(None), lambda directory: directory.forget_views([7])),

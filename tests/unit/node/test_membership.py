@@ -131,7 +131,7 @@ def numbers(view: ClusterView) -> list[int]:
 # Joining -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_node_makes_the_cluster() -> None:
+def test_the_first_node_makes_the_cluster(caplog: pytest.LogCaptureFixture) -> None:
     node = Node(MemoryDirectory(), new_cluster=True)
     member = node.join()
     directory = node.directory
@@ -150,6 +150,7 @@ def test_the_first_node_makes_the_cluster() -> None:
     assert node.serves
     assert node.refusal == ""
     assert node.clock() < 1000 + LEASE
+    assert not caplog.records, "it did not wait"
 
 
 def test_the_first_node_does_not_serve_before_the_name_server_has_confirmed_its_view() -> None:
@@ -163,20 +164,32 @@ def test_the_first_node_does_not_serve_before_the_name_server_has_confirmed_its_
     assert node.serves
 
 
-def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back() -> None:
-    node = Node(MemoryDirectory())
+def test_without_being_told_it_waits_for_a_live_node_to_put_the_view_back_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    directory = MemoryDirectory()
+    directory.seconds_there = 0.5
+    node = Node(directory)
     node.join()
+    (record,) = caplog.records
+    left = LEASE + HEARTBEAT - 0.5
+    assert record.getMessage() == (
+        f"The name server lists no nodes: waiting {left:.1f} s for nodes of an older cluster."
+    )
     assert LEASE + HEARTBEAT <= node.clock() - 1000.0 < LEASE + HEARTBEAT + 0.5
     node.tick()
     assert node.serves
 
 
-def test_a_name_server_that_has_been_there_for_long_has_forgotten_nothing() -> None:
+def test_a_name_server_that_has_been_there_for_long_has_forgotten_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     directory = MemoryDirectory()
     directory.seconds_there = LEASE + HEARTBEAT
     node = Node(directory)
     node.join()
     assert node.clock() - 1000.0 < 0.5
+    assert not caplog.records
 
 
 def test_what_a_live_node_puts_back_is_joined() -> None:
@@ -319,13 +332,34 @@ def test_silent_members_hold_a_join_up_and_the_error_says_what_to_do() -> None:
         "cache.node.3": Heard.SAME,
     }
     expected = (
-        r"cannot join: cache\.node\.1 and cache\.node\.2 may still serve.* "
-        r"run: pyrocache nodes remove cache\.node\.1 --force --nameserver 127\.0\.0\.1:9090"
+        r"cannot join: cache\.node\.1 and cache\.node\.2 do not answer, .* for each that does not exist any more, "
+        r"run: pyrocache nodes remove NAME --force --nameserver 127\.0\.0\.1:9090"
     )
     with pytest.raises(PyroCacheError, match=expected):
         node.join()
     assert list(node.directory.views) == [7], "nothing was changed"
     assert 8 < node.clock() - 1000.0 < 15
+
+
+@pytest.mark.parametrize("what", ["join", "strike out"])
+def test_an_entry_in_the_place_of_the_next_view_is_named_soon_but_not_at_once(what: str) -> None:
+    node = operator(Heard.SAME, Heard.GONE, Heard.SAME)
+    node.directory.obstacle = 8
+    with pytest.raises(
+        PyroCacheError, match=r"Remove it: pyro5-nsc -n 127\.0\.0\.1 -p 9090 remove cache\.view\.8$"
+    ):
+        node.membership.strike_out("cache.node.2") if what == "strike out" else node.join()
+    assert 2 < node.clock() - 1000.0 < 3
+    assert list(node.directory.views) == [7]
+
+
+def test_an_entry_that_is_in_the_way_for_a_moment_does_no_harm() -> None:
+    node = Node(MemoryDirectory(view(7, 1)))
+    node.peers.answers["cache.node.1"] = Heard.SAME
+    node.directory.obstacle = 8
+    node.pauses = [lambda: None] * 70 + [lambda: vars(node.directory).update(obstacle=0)]
+    assert node.join().name == "cache.node.2"
+    assert node.pauses == []
 
 
 def test_a_change_that_is_under_way_is_waited_for() -> None:
@@ -570,6 +604,7 @@ def test_what_moves_away_is_dropped() -> None:
     node.directory.store_view(newer)
     node.peers.answers["cache.node.2"] = Heard.SAME
     node.tick()
+    assert node.cache_node.ownership.drop_outdated()
     assert node.cache_node.stats()["entries"] == sum(newer.owner(key) == me for key in keys)
 
 
@@ -586,6 +621,22 @@ def test_an_entry_that_was_lost_is_registered_again() -> None:
     del node.directory.entries["cache.node.1"]
     node.tick()
     assert node.directory.entries["cache.node.1"] == node.membership.view.members[0]
+
+
+def test_a_member_whose_name_the_name_server_does_not_give_to_it_serves_on_and_asks_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = two()
+    (me,) = (member for member in node.membership.view.members if member.number == 1)
+    node.directory.entries[me.name] = Member(me.name, "127.0.0.1", 9, incarnation="another", cluster="c1")
+    node.directory.held = {me.name}
+    node.ticks(2 * LEASE)
+    assert node.serves
+    assert node.directory.entries[me.name] != me
+    assert len([r for r in caplog.records if "another live node by this name" in r.getMessage()]) == 1
+    node.directory.held = set()
+    node.tick()
+    assert node.directory.entries[me.name] == me
 
 
 # A name server that has forgotten ----------------------------------------------------------------------------
@@ -795,7 +846,7 @@ def test_a_name_server_that_ends_before_the_node_is_registered_again_does_no_har
     node.start()
     node.directory.entries.clear()
 
-    def away(member: Member) -> None:
+    def away(member: Member, timeout: float) -> bool:
         raise NameServerUnavailable("away")
 
     with monkeypatch.context() as patch:
@@ -804,3 +855,11 @@ def test_a_name_server_that_ends_before_the_node_is_registered_again_does_no_har
     assert node.serves
     node.tick()
     assert list(node.directory.entries) == ["cache.node.1"]
+
+
+def test_what_holds_the_removal_of_a_node_up_is_said_of_the_removal() -> None:
+    node = operator(Heard.SILENT, Heard.GONE, Heard.SILENT)
+    node.directory.store_view(view(8, 1, 2, 3))  # a change that does not become valid
+    expected = r"^cache\.node\.2 cannot be removed now: cache\.node\.1 and cache\.node\.3 do not answer"
+    with pytest.raises(PyroCacheError, match=expected):
+        node.membership.strike_out("cache.node.2")

@@ -12,6 +12,8 @@ from pyrocache.protocol.framing import Frame, Header
 from pyrocache.protocol.handshake import (
     ANSWER_BYTES,
     MSGPACK,
+    NAMELESS,
+    OVERLOADED,
     REQUEST_BYTES,
     ClientHandshake,
     CloseAfterReply,
@@ -47,6 +49,20 @@ def server(requests: list[Header]) -> ServerHandshake:
 
 def header(kind: int, serializer: int = framing.MSGPACK, flags: int = 0, body_bytes: int = 10) -> Header:
     return Header(kind, serializer, flags, 7, body_bytes, 0)
+
+
+def test_a_server_without_descriptors_takes_nodes_only(server: ServerHandshake) -> None:
+    server.nodes_only = True
+    for greeting in (None, Greeting(session=bytes(8))):
+        client = ClientHandshake("cache.node.1", greeting)
+        with pytest.raises(CloseAfterReply) as closing:
+            server.receive(frame_of(client.request()))
+        with pytest.raises(HandshakeRefused) as refused:
+            client.receive(frame_of(closing.value.reply))
+        assert refused.value.code == OVERLOADED
+    for caller in (NAMELESS, "cache.node.2 abc"):
+        client = ClientHandshake("cache.node.1", Greeting(caller=caller))
+        assert client.receive(frame_of(server.receive(frame_of(client.request())))) == GREETING
 
 
 def test_both_ends_establish_a_connection(server: ServerHandshake) -> None:

@@ -63,7 +63,7 @@ import pyrocache.node.process as process
 from pyrocache.runtime.clock import now
 
 class Node:
-    def __init__(self, config, directory, peers=None, clock=lifecycle.Node.__init__.__defaults__[1], *, entry_clock):
+    def __init__(self, *arguments, clock=lifecycle.Node.__init__.__defaults__[1], entry_clock, **others):
         print(clock is entry_clock is now)
         raise SystemExit
 

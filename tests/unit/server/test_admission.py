@@ -64,9 +64,7 @@ def serving(tmp_path: Path, strangers: Strangers = Strangers.REFUSED, **limits: 
     admission = Admission(lambda: (KEY,), lambda: next(nonces).to_bytes(32, "big"), strangers=strangers)
     target = Target()
     commands = {"get": replace(GET, open=True), "set": SET}
-    dispatcher = Dispatcher(
-        NAME, target, commands, greeting=dict, max_frame_bytes=2**20, admission=admission
-    )
+    dispatcher = Dispatcher(NAME, target, commands, greeting=dict, max_frame_bytes=2**20, admission=admission)
     loop = EventLoop([tcp, unix], dispatcher, NodeConfig(**limits))
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()

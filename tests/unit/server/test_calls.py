@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from pyrocache.protocol.commands import Runs
+from pyrocache.protocol.handshake import MSGPACK
 from pyrocache.server.calls import OutstandingCalls
 from pyrocache.server.deferred import Session
+from pyrocache.server.dispatcher import Job, Method
+from pyrocache.server.outcomes import Outcomes
 from tests.support.waiting import wait_until
 
 
@@ -27,22 +31,30 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def connection(owner: str | None = None) -> Any:
     session = Session()
     session.client = owner
-    return SimpleNamespace(busy=False, deferred=None, session=session)
+    return SimpleNamespace(busy=False, change=None, deferred=None, session=session)
+
+
+def outstanding(workers: int, max_jobs: int) -> OutstandingCalls:
+    return OutstandingCalls(workers, max_jobs, Outcomes(), lambda: None, lambda: 0.0, lambda: 0.0)
+
+
+def start(calls: OutstandingCalls, job: Job, owner: str | None = None) -> bool:
+    return calls.start(connection(owner), 1, Method("count", job, Runs.WORKER, MSGPACK), job, None)
 
 
 def test_a_client_gets_a_share_of_the_workers_queue_and_one_job_in_any_case() -> None:
-    calls, release = OutstandingCalls(1, 8, lambda: None), threading.Event()
+    calls, release = outstanding(1, 8), threading.Event()
 
-    def start(owner: str) -> bool:
-        return calls.start_job(connection(owner), lambda: release.wait(10) and b"")  # type: ignore[arg-type, return-value]
+    def begin(owner: str) -> bool:
+        return start(calls, lambda: release.wait(10) and b"", owner)  # type: ignore[arg-type, return-value]
 
     try:
-        assert [start("greedy") for _ in range(4)] == [True, True, False, False]
-        assert [start(f"client {number}") for number in range(7)] == [True] * 6 + [False]
+        assert [begin("greedy") for _ in range(4)] == [True, True, False, False]
+        assert [begin(f"client {number}") for number in range(7)] == [True] * 6 + [False]
         release.set()
         assert wait_until(lambda: len(calls.done) == 8)
         assert len(list(calls.finished())) == 8
-        assert start("greedy")
+        assert begin("greedy")
         assert wait_until(lambda: len(calls.done) == 1)
         assert list(calls.finished())
         assert calls._jobs_of == {}
@@ -54,13 +66,13 @@ def test_a_client_gets_a_share_of_the_workers_queue_and_one_job_in_any_case() ->
 def test_jobs_wait_for_the_worker_that_there_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
-    calls = OutstandingCalls(4, 10, lambda: None)
+    calls = outstanding(4, 10)
     assert wait_until(lambda: calls._workers._work_queue.empty())
     request.getfixturevalue("no_threads")
     release = threading.Event()
     with caplog.at_level(logging.ERROR):
         for _ in range(5):
-            assert calls.start_job(connection(), lambda: release.wait(10) and b"reply")  # type: ignore[arg-type, return-value]
+            assert start(calls, lambda: release.wait(10) and b"reply")  # type: ignore[arg-type, return-value]
     assert caplog.text.count("can't start new thread") == 1
     release.set()
     assert wait_until(lambda: len(calls.done) == 5)
@@ -71,4 +83,4 @@ def test_jobs_wait_for_the_worker_that_there_is(
 
 def test_without_any_worker_a_server_does_not_start(no_threads: None) -> None:
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        OutstandingCalls(4, 10, lambda: None)
+        outstanding(4, 10)

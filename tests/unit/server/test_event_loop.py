@@ -114,9 +114,9 @@ class Gated(CacheNode):
         assert wait_until(lambda: name in self.held)
         return self.held.pop(name)
 
-    def count(self, prefix: bytes) -> int:
+    def count(self, view: int, namespace: bytes, enough: int | None = None) -> int:
         assert self.gate.wait(PATIENCE_SECONDS)
-        return super().count(prefix)
+        return super().count(view, namespace, enough)
 
 
 class Server:
@@ -159,6 +159,10 @@ class Server:
         self.event_loop.shutdown()
         self._loop.join(PATIENCE_SECONDS)
         assert not self._loop.is_alive()
+
+    def clear(self) -> None:
+        for space in list(self.node._store.namespaces):
+            self.node.clear(NO_VIEW, space.prefix)
 
     def connection(self) -> Connection:
         """The only one that there is."""
@@ -225,7 +229,7 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
     """A server with the usual limits, empty."""
-    shared_server.node.ownership.forget_everything()
+    shared_server.clear()
     yield shared_server
     assert shared_server.at_rest()
     assert shared_server.miscounted == []
@@ -470,7 +474,7 @@ REFUSED = object()
 def as_message(request: tuple[Any, ...], sequence: int, special: dict[str, Any]) -> bytes:
     if request[0] == "PING":
         return message(sequence, b"ping", kind=framing.PING, **special)
-    if request[0] in ("count", "pause"):
+    if request[0] == "pause":
         return call(sequence, *request, **special)
     method, *arguments = request[1:] if request[0] == "wrong" else request
     return call(sequence, method, NO_VIEW, *arguments, **special)
@@ -575,7 +579,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int]
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         data = b"".join(as_message(*one) for one in asked)
         with Peer(server) as peer:
             replies, closed_first = converse(peer, pieces_of(data, cuts), count=len(asked))
@@ -620,7 +624,7 @@ class TestStreams:
         often: bool,
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         nonsense, code = GARBAGE[garbage]
         data = b"".join(as_message(*one) for one in asked) + nonsense
         data += call(9, "set", NO_VIEW, b"after", b"garbage") * 3
@@ -664,7 +668,7 @@ class TestStreams:
         self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], place: int, byte: int
     ) -> None:
         server = shared_server
-        server.node.ownership.forget_everything()
+        server.clear()
         messages = [as_message(*one) for one in asked]
         data = bytearray(b"".join(messages))
         place %= min(len(data), 300)  # where heads and keys are; values may be anything anyway
@@ -972,7 +976,7 @@ class TestJobs:
             server.node.gate.clear()
             peers = [stack.enter_context(Peer(server)) for _ in range(4)]
             for number, peer in enumerate(peers):
-                peer.sock.sendall(call(number, "count", b"") + call(100 + number, "ping"))
+                peer.sock.sendall(call(number, "count", NO_VIEW, b"") + call(100 + number, "ping"))
                 time.sleep(0.05)  # in that order
             for number, peer in enumerate(peers[2:], 2):
                 sequence, refusal = peer.answer()
@@ -983,14 +987,14 @@ class TestJobs:
             for number, peer in enumerate(peers[:2]):
                 assert peer.answer() == (number, 0)
                 assert peer.answer()[0] == 100 + number
-            assert peers[3].call("count", b"") == 0
+            assert peers[3].call("count", NO_VIEW, b"") == 0
             assert server.at_rest(4)
 
     def test_requests_behind_a_long_call_wait_for_it(self) -> None:
         with running() as server, Peer(server) as peer, Peer(server) as other:
             server.node.gate.clear()
             behind = b"".join(call(number, "set", NO_VIEW, b"%d" % number, b"v") for number in range(2, 500))
-            peer.sock.sendall(call(1, "count", b"") + behind)
+            peer.sock.sendall(call(1, "count", NO_VIEW, b"") + behind)
             assert other.call("set", NO_VIEW, b"other", b"v") is True
             assert other.call("contains", NO_VIEW, b"2") is False
             server.node.gate.set()
@@ -1003,14 +1007,14 @@ class TestJobs:
             for _ in range(3):
                 with Peer(server) as peer:
                     peer.sock.sendall(
-                        call(1, "count", b"") + call(2, "set", NO_VIEW, b"a", content(MIB))[:5000]
+                        call(1, "count", NO_VIEW, b"") + call(2, "set", NO_VIEW, b"a", content(MIB))[:5000]
                     )
             with Peer(server) as other:
                 assert other.call("ping")["serving"] is True
             server.node.gate.set()
             assert server.at_rest()
             with Peer(server) as other:
-                assert other.call("count", b"") == 0
+                assert other.call("count", NO_VIEW, b"") == 0
 
 
 class TestWaitingCalls:
@@ -1119,7 +1123,7 @@ class TestWaitingCalls:
         server.node.gate.clear()
         with Peer(server) as peer:
             assert peer.call("pause", 0.001) == b"over"
-            peer.sock.sendall(call(7, "count", b""))
+            peer.sock.sendall(call(7, "count", NO_VIEW, b""))
             peer.sock.shutdown(socket.SHUT_WR)
             assert not readable(peer.sock)
             server.node.gate.set()

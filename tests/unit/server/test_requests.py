@@ -1,4 +1,7 @@
-"""Requests with an identity and a deadline, and those that waited while the server stood still; on real sockets."""
+"""Requests with an identity and a deadline, and those that waited while the server stood still.
+
+First the rule by itself, then the event loop with it, on real sockets.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,73 @@ from pyrocache.protocol.commands import ACQUIRE, DELETE_PREFIX, GET, SET
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import ClientHandshake, Greeting
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.protocol.request_id import REPEAT, milliseconds
+from pyrocache.protocol.request_id import REPEAT, RequestId, milliseconds
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from pyrocache.server.outcomes import Outcomes
+from pyrocache.server.requests import Requests, identity_of, is_late
 from pyrocache.testing import FakeClock
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import frame_decoder, result_of
 
 NAME = "cache.node.1"
 SESSION = b"sessions"
+
+
+NOW = 100.0
+IN_TIME, TOO_LATE = milliseconds(NOW + 5.0), milliseconds(NOW - 5.0)
+REPLY = framing.pack_message(framing.RESULT, 1, messages.pack_plain(7))
+
+
+class TestRule:
+    @pytest.fixture
+    def outcomes(self) -> Outcomes:
+        return Outcomes()
+
+    def answer(self, outcomes: Outcomes, identity: RequestId | None, **how: bool) -> bytes | str | None:
+        """The code of a refusal, or as `Requests.answer`."""
+        answer = Requests(outcomes).answer(identity, NOW, **{"once": True, "waited": False, **how})
+        return answer.code if isinstance(answer, Refusal) else answer
+
+    def test_a_client_without_a_session_has_no_identity(self) -> None:
+        session = Session()
+        assert identity_of(session, SESSION, 9, IN_TIME) is None
+        session.client = SESSION
+        assert identity_of(session, b"another.", 9, IN_TIME) is None
+        assert identity_of(session, SESSION, 9, IN_TIME) == (SESSION, 9, IN_TIME)
+
+    @pytest.mark.parametrize(
+        ("seconds", "late"), [(-9.0, True), (-0.001, True), (0.0, False), (2_000_000.0, False)]
+    )
+    def test_a_request_is_late_after_its_deadline(self, seconds: float, late: bool) -> None:
+        now = 4_294_967.0  # whose milliseconds soon begin again at 0
+        assert is_late(RequestId(SESSION, 9, milliseconds(now + seconds)), now) is late
+
+    def test_what_is_in_time_is_executed(self, outcomes: Outcomes) -> None:
+        assert self.answer(outcomes, RequestId(SESSION, 9, IN_TIME)) is None
+        assert self.answer(outcomes, None) is None
+
+    @pytest.mark.parametrize("number", [9, REPEAT + 9])
+    def test_what_is_late_is_not(self, outcomes: Outcomes, number: int) -> None:
+        assert self.answer(outcomes, RequestId(SESSION, number, TOO_LATE), once=False) == refusals.TRY_AGAIN
+        assert outcomes.refused == {}
+
+    def test_a_change_that_waited_is_not_executed(self, outcomes: Outcomes) -> None:
+        for identity in (None, RequestId(SESSION, 9, IN_TIME), RequestId(SESSION, REPEAT + 9, IN_TIME)):
+            assert self.answer(outcomes, identity, waited=True) == refusals.TRY_AGAIN
+        assert outcomes.refused == {}
+        assert self.answer(outcomes, None, waited=True, once=False) is None
+
+    def test_a_repeat_gets_the_outcome_or_ends_its_original(self, outcomes: Outcomes) -> None:
+        session = Session()
+        session.client = SESSION
+        outcomes.join(session)
+        outcomes.finish(session, 9, REPLY, NOW)
+        assert self.answer(outcomes, RequestId(SESSION, REPEAT + 9, IN_TIME)) == REPLY
+        assert self.answer(outcomes, RequestId(SESSION, REPEAT + 8, IN_TIME)) == refusals.NOT_DONE
+        assert self.answer(outcomes, RequestId(SESSION, 8, IN_TIME)) == refusals.TRY_AGAIN
+        assert self.answer(outcomes, RequestId(b"another.", 8, IN_TIME)) is None
 
 
 class Target:
@@ -45,6 +105,8 @@ class Target:
 
     def set(self, view: int, key: bytes, value: bytes) -> Any:
         self.values.append(bytes(value))
+        if key == b"pop":
+            return b"p" * 2**20
         return value if key == b"echo" else len(self.values)
 
     def delete_prefix(self, key: bytes) -> int:
@@ -253,6 +315,20 @@ class TestRepeats:
             assert first.call("set", 0, b"key", value, number=9) == refusals.TRY_AGAIN
             assert second.call("set", 0, b"key", value, number=10) == 1
         assert server.target.values == [value]
+
+    @pytest.mark.parametrize("how", ["alone", "with another"])
+    def test_a_change_whose_reply_finds_no_room_is_not_refused(self, how: str) -> None:
+        """The refusal would mean that it was not executed. The client asks for the outcome, which was too long."""
+        with serving(max_buffered_bytes=2**19) as server, Peer(server) as first, Peer(server) as second:
+            if how == "with another":
+                first.send("get", 0, b"key")
+            first.send("set", 0, b"pop", b"", number=9)
+            if how == "with another":
+                first.receive()
+            assert first.sock.recv(1) == b""
+            assert second.call("set", 0, b"pop", b"", number=REPEAT + 9) == refusals.FORGOTTEN
+            assert server.target.values == [b""]
+            assert second.call("get", 0, b"key") == b"value"
 
     def test_a_long_outcome_is_forgotten(self, server: Server) -> None:
         with Peer(server) as first, Peer(server) as second:

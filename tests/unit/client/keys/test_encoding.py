@@ -32,13 +32,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import pyrocache
-from pyrocache.client.codec import type_name
 from pyrocache.client.keys.encoding import (
     decode_key,
     encode_key,
     encode_keys,
 )
 from pyrocache.client.keys.format import namespace_prefix, split_namespace, varint
+from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey, KeyTooLarge
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 

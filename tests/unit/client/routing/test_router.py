@@ -215,7 +215,7 @@ def test_a_change_is_not_sent_again_when_its_reply_is_lost(
         router.call(command, b"k", (), Deadline(5.0))
     assert len(node.calls) == 1
     assert node.ids == [RequestId(bytes(8), 0, 0)]
-    assert router.retries == {"retries": 0, "repeats": 0, "unsettled": 1}
+    assert counted(router) == {"unsettled": 1}
 
 
 def test_the_outcome_of_a_change_is_asked_for_when_its_reply_is_lost(
@@ -264,7 +264,7 @@ def test_a_change_that_timed_out_is_not_repeated(start: Callable[..., ScriptedNo
 def test_a_broadcast_change_is_repeated(start: Callable[..., ScriptedNode]) -> None:
     nodes = [start(sequence_of(HANG_UP, 3), number=number, greeting=CLOCK) for number in (1, 2)]
     router, _ = router_for(*nodes)
-    answers = router.broadcast(commands.CLEAR, (b"",), Deadline(5.0))
+    _, answers = router.ask_all(commands.CLEAR, (b"",), Deadline(5.0))
     assert [answer for _, answer in answers] == [3, 3]
     assert [[identity.sequence & REPEAT for identity in node.ids] for node in nodes] == [[0, REPEAT]] * 2
 
@@ -399,6 +399,7 @@ def test_a_node_that_may_not_answer_yet_is_asked_again(start: Callable[..., Scri
     router, _ = router_for(node)
     assert router.call(commands.DELETE, b"k", (), Deadline(5.0)) is True, "it was not executed before"
     assert [arguments[0] for _, arguments in node.calls] == [1] * 3
+    assert counted(router) == {"retries": 2, code.replace("-", "_"): 2}
     node.script = lambda call: not_yet
     with pytest.raises(NodeUnavailable, match="not yet"):
         router.call(commands.DELETE, b"k", (), Deadline(0.3))
@@ -413,6 +414,35 @@ def test_keys_of_a_batch_that_may_not_be_answered_yet_are_asked_for_again(
     assert errors == []
     assert sorted(index for about, _ in replies for index in about) == list(range(50))
     assert (len(first.calls), len(second.calls)) == (2, 1)
+
+
+@pytest.mark.parametrize("size", [60, 3000])  # in one request for each node, and in several
+def test_a_silent_node_holds_up_no_keys_that_have_moved_between_others(
+    start: Callable[..., ScriptedNode], size: int
+) -> None:
+    """After a change of the view, the keys of the other nodes are routed anew at once."""
+    silent, second, third = start(lambda call: SILENCE), start(number_of_keys, 2), start(number_of_keys, 3)
+    router, directory = router_for(silent, second)
+    router.views.known(Deadline(5.0))
+    before = directory.view
+    after = ClusterView([silent.member, second.member, third.member], directory.number + 1, CLUSTER)
+
+    def newer(call: Call) -> Any:
+        return number_of_keys(call) if call[1][0] == after.number else stale(after)
+
+    second.script = newer
+    batch = batch_of(size)
+    replies, errors = send(router, "delete_many", batch, seconds=0.5)
+    answered = {index for about, _ in replies for index in about}
+    theirs = [at for at, key in enumerate(batch.keys) if before.owner(key) != silent.member]
+    assert answered >= {at for at in theirs if after.owner(batch.keys[at]) != silent.member}
+    assert third.calls
+    for asked in (second, third):
+        for _, (number, keys, *_) in asked.calls:
+            if number == after.number:
+                assert all(after.owner(key) == asked.member for key in keys)
+    assert answered.isdisjoint(index for about, _ in errors for index in about)
+    assert len(answered) + sum(len(about) for about, _ in errors) == size
 
 
 def test_views_that_never_agree_end_at_the_deadline(start: Callable[..., ScriptedNode]) -> None:
@@ -809,7 +839,7 @@ def test_a_batch_gets_the_outcome_that_a_node_remembers(start: Callable[..., Scr
     assert 5 in [reply for _, reply in replies]
     assert [identity.sequence & REPEAT for identity in ill.ids] == [0, REPEAT, REPEAT]
     assert len({identity.sequence | REPEAT for identity in ill.ids}) == 1
-    assert router.retries == {"retries": 0, "repeats": 2, "unsettled": 0}
+    assert counted(router) == {"repeats": 2}
 
 
 @pytest.mark.parametrize("reply", [[], [None] * 51])
@@ -940,7 +970,7 @@ def test_closing_twice_is_fine(start: Callable[..., ScriptedNode]) -> None:
 def test_every_node_is_asked_again_if_that_does_no_harm(start: Callable[..., ScriptedNode]) -> None:
     nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
     router, _ = router_for(*nodes)
-    answers = router.broadcast(commands.COUNT, (b"\0",), Deadline(5.0))
+    _, answers = router.ask_all(commands.COUNT, (b"\0",), Deadline(5.0))
     assert answers == [(nodes[0].member, 7), (nodes[1].member, 5)]
     assert [len(node.calls) for node in nodes] == [2, 1]
 
@@ -950,7 +980,7 @@ def test_every_node_is_asked_once_if_its_answer_was_lost_and_twice_were_wrong(
 ) -> None:
     nodes = [start(sequence_of(HANG_UP, 7)), start(sequence_of(5), number=2)]
     router, _ = router_for(*nodes)
-    first, second = router.broadcast(commands.CLEAR, (b"\0",), Deadline(5.0))
+    _, (first, second) = router.ask_all(commands.CLEAR, (b"\0",), Deadline(5.0))
     assert isinstance(first[1], NodeUnavailable)
     assert second == (nodes[1].member, 5)
     assert [len(node.calls) for node in nodes] == [1, 1]
@@ -960,8 +990,75 @@ def test_a_node_that_is_away_keeps_no_other_from_answering(start: Callable[..., 
     nodes = [start(sequence_of(SILENCE)), start(sequence_of(5), number=2), start(sequence_of(6), number=3)]
     nodes[2].close()
     router, _ = router_for(*nodes)
-    answers = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
+    _, answers = router.ask_all(commands.COUNT, (b"\0",), Deadline(0.5))
     assert [type(answer) for _, answer in answers] == [NodeUnavailable, int, NodeUnavailable]
+
+
+def next_view(view: ClusterView, *nodes: ScriptedNode) -> ClusterView:
+    """The view after ``view``, with these nodes as further members."""
+    return ClusterView([*view.members, *(node.member for node in nodes)], view.number + 1, CLUSTER)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (commands.COUNT, [(1, 20), (2, 30), (3, 40)]),
+        (commands.CLEAR, [(1, 10), (1, 20), (2, 30), (3, 40)]),
+        (commands.INVALIDATE_TAG, [(1, 10), (1, 20), (2, 30), (3, 40)]),
+    ],
+    ids=lambda part: getattr(part, "name", ""),
+)
+def test_what_is_about_all_nodes_is_repeated_at_all_of_a_newer_view(
+    start: Callable[..., ScriptedNode], command: commands.Command, expected: list[tuple[int, int]]
+) -> None:
+    """What was read under the older view is worth nothing; what was removed under it was removed."""
+    first, joined = start(sequence_of(10, 20)), start(sequence_of(40), number=3)
+    second = start(lambda call: None, number=2)
+    router, directory = router_for(first, second)
+    newer = next_view(directory.view, joined)
+    second.script = sequence_of(stale(newer), 30)
+    view, answers = router.ask_all(command, (b"\0",), Deadline(5.0))
+    assert (view.number, len(view)) == (2, 3)
+    assert [(member.number, answer) for member, answer in answers] == expected
+    assert first.calls == second.calls == [(command.name, [1, b"\0"]), (command.name, [2, b"\0"])]
+    assert joined.calls == [(command.name, [2, b"\0"])]
+    assert directory.lookups == 1, "the refusal has the view"
+
+
+def test_a_change_whose_outcome_is_not_known_is_an_error_whatever_is_done_under_a_newer_view(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    first, second = start(sequence_of(HANG_UP, 20)), start(lambda call: None, number=2)
+    away = start(sequence_of(5), number=3)
+    router, _ = router_for(first, second, away)
+    away.close()
+    newer = ClusterView([first.member, second.member], 2, CLUSTER)
+    second.script = sequence_of(stale(newer), 30)
+    _, answers = router.ask_all(commands.CLEAR, (b"\0",), Deadline(5.0))
+    assert type(answers[0][1]) is MayHaveBeenDone
+    assert [answer for _, answer in answers[1:]] == [20, 30], "nor does it matter who was away"
+
+
+def test_a_node_with_an_older_view_is_asked_until_it_has_this_one(
+    start: Callable[..., ScriptedNode],
+) -> None:
+    first, second = start(sequence_of(10)), start(lambda call: None, number=2)
+    router, directory = router_for(first, second)
+    older = stale(ClusterView([first.member], 0, CLUSTER))
+    second.script = sequence_of(older, older, 20)
+    view, answers = router.ask_all(commands.CLEAR, (b"\0",), Deadline(5.0))
+    assert (view, [answer for _, answer in answers]) == (directory.view, [10, 20])
+    assert (len(first.calls), len(second.calls)) == (1, 3)
+
+
+def test_one_node_is_asked_under_the_view_that_it_has(start: Callable[..., ScriptedNode]) -> None:
+    node, joined = start(lambda call: None), start(sequence_of([0, []]), number=2)
+    router, directory = router_for(node)
+    router.views.known(Deadline(5.0))
+    node.script = sequence_of(stale(next_view(directory.view, joined)), [7, []])
+    assert router.ask(node.member, commands.SCAN, (b"\0", b"\0", 5), Deadline(5.0)) == [7, []]
+    assert node.calls == [("scan", [number, b"\0", b"\0", 5]) for number in (1, 2)]
+    assert joined.calls == []
 
 
 def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> None:
@@ -975,7 +1072,7 @@ def test_a_node_that_left_is_left_out(start: Callable[..., ScriptedNode]) -> Non
         return HANG_UP
 
     leaves.script = leave
-    assert router.broadcast(commands.COUNT, (b"\0",), Deadline(5.0)) == [(stays.member, 5)]
+    assert router.ask_all(commands.COUNT, (b"\0",), Deadline(5.0)) == (directory.view, [(stays.member, 5)])
 
 
 def test_a_node_is_asked_where_it_is_by_now(start: Callable[..., ScriptedNode]) -> None:
@@ -1050,9 +1147,13 @@ def test_a_timeout_is_reported_as_what_was_wrong_before(
         assert [type(error) for _, error in errors] == [MayHaveBeenDone]  # the second may
         assert "busy" in str(errors[0][1])
     elif what == "count":
-        ((_, answer),) = router.broadcast(commands.COUNT, (b"\0",), Deadline(0.5))
+        _, ((_, answer),) = router.ask_all(commands.COUNT, (b"\0",), Deadline(0.5))
         assert type(answer) is Overloaded
     else:
         _, unreachable = router.agreed_view(Deadline(0.5))
         assert type(unreachable[node.member]) is Overloaded
     assert len(node.calls) == 2
+
+
+def counted(router: Router) -> dict[str, int]:
+    return {name: count for name, count in router.retries.items() if count}

@@ -64,6 +64,18 @@ def nothing_is_left(node: Node) -> bool:
     return not leases.by_key and not leases._keys and not leases._uses and not leases._bytes
 
 
+def test_what_is_given_up_after_the_waiters_were_refused_passes_to_nobody(node: Node) -> None:
+    loader = Session()
+    token, waiter = node.load(loader), node.wait()
+    node.leases.refuse_waiters(PermissionError("no"))
+    assert node.leases.by_key, "it is held"
+    with pytest.raises(PermissionError):
+        waiter.outcome()
+    node.leases.free(loader)
+    assert nothing_is_left(node)
+    assert node.load() > token
+
+
 # Who loads ---------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,36 @@ def nothing_is_left(node: Node) -> bool:
     return not locks.by_key and not locks._keys and not locks._uses and not locks._bytes
 
 
+def test_waiters_that_are_refused_lose_their_place_and_what_is_held_stays_so(node: Node) -> None:
+    first, second = Session(), Session()
+    token, kept = node.hold(first), node.wait(second, wait=5.0)
+    kept.expire(node.clock() + 5.0)  # it may call again, and has its place until then
+    refused = [node.wait(first, name=b"\0other"), node.wait()] if node.hold(name=b"\0other") else []
+    node.locks.refuse_waiters(PermissionError("no"))
+    for waiter in refused:
+        with pytest.raises(PermissionError):
+            waiter.outcome()
+    assert (node.locks.held, node.locks.waiting) == (2, 0)
+    assert node.locks.renew(NAME, token, 30.0)
+    late, again = node.wait(), node.wait(second)
+    first.close()
+    node.locks.free(first)
+    assert late.waiting
+    assert again.outcome() > token, "it kept its place"
+
+
+def test_what_is_given_up_after_a_refusal_passes_to_nobody(node: Node) -> None:
+    holder, waiting = Session(), Session()
+    token, waiter = node.hold(holder), node.wait(waiting)
+    node.locks.refuse_waiters(PermissionError("no"))
+    node.locks.free(holder)
+    assert nothing_is_left(node)
+    node.locks.free(waiting)
+    with pytest.raises(PermissionError):
+        waiter.outcome()
+    assert node.hold() > token
+
+
 def test_one_holds_it_and_the_others_have_it_in_the_order_in_which_they_came(node: Node) -> None:
     token = node.hold()
     waiters = [node.wait() for _ in range(3)]

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from Pyro5.errors import PyroError
 
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.node.service.cache_node import CacheNode
@@ -50,6 +51,38 @@ def test_a_warm_read_takes_three_calls() -> None:
         finally:
             sys.setprofile(None)
     assert called == ["get", "get", "used"]
+
+
+class Interrupted(Store):
+    """A store during whose walk over the entries the node loses its lease."""
+
+    guard: RequestGuard
+    pages = 0
+
+    def page(self, *arguments: Any, **options: Any) -> Any:
+        self.pages += 1
+        if self.pages == 3:
+            self.guard.lapse(True)
+        return super().page(*arguments, **options)
+
+
+def test_a_removal_that_the_end_of_the_lease_interrupts_tells_what_it_has_removed() -> None:
+    store = Interrupted(2**24)
+    store.guard = RequestGuard(NAME)
+    node = CacheNode(store, store.guard)
+    for number in range(5000):
+        node.set(NO_VIEW, b"\0%d" % number, b"")
+    cursor, removed = node.delete_prefix(NO_VIEW, b"\0", b"\0")
+    assert cursor > 0
+    assert 0 < removed == 5000 - node.stats()["entries"] < 5000
+    with pytest.raises(PyroError, match="cannot be sure"):
+        node.delete_prefix(NO_VIEW, b"\0", b"\0", cursor)
+    store.guard.lapse(False)
+    rest = 0
+    while cursor:
+        cursor, count = node.delete_prefix(NO_VIEW, b"\0", b"\0", cursor)
+        rest += count
+    assert removed + rest == 5000
 
 
 class TimedLock:
@@ -101,3 +134,45 @@ def test_counters_are_reset_in_slices_and_those_of_forgotten_namespaces_too() ->
     assert (node.stats()["hits"], node.stats()["misses"]) == (0, 0)
     node.get(NO_VIEW, b"\x01nkey")
     assert (node.stats()["hits"], node.stats()["misses"]) == (1, 0)
+
+
+def test_outdated_entries_are_dropped_in_slices_and_before_the_next_view() -> None:
+    """Between the slices the node renews its lease; nothing is left that could come back under a later view."""
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
+    alone, others = view_of(7, NAME), view_of(8, "cache.node.2")
+    node.ownership.adopt(alone)
+    for number in range(2000):
+        node.set(7, b"\0%d" % number, b"value")
+    node.ownership.adopt(others, alone)
+    assert not node.ownership.drop_outdated(0.0)
+    assert 0 < node.stats()["entries"] < 2000
+    node.ownership.adopt(view_of(9, NAME), others)
+    assert node.stats()["entries"] == 0
+    assert node.ownership.drop_outdated()
+
+
+def test_what_is_stored_after_a_change_of_the_view_is_not_dropped() -> None:
+    """The key has moved here: what this node has of it is new."""
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
+    both = view_of(7, NAME, "cache.node.2")
+    node.ownership.adopt(both)
+    node.ownership.adopt(view_of(8, NAME), both)
+    keys = [b"\0%d" % number for number in range(100)]
+    for key in keys:
+        node.set(8, key, b"value")
+    assert node.ownership.drop_outdated()
+    assert [node.get(8, key) for key in keys] == [b"value"] * 100
+
+
+def test_what_another_node_owned_in_between_is_not_read_again() -> None:
+    """At once: the node owns the key now, so the guard does not refuse it."""
+    node = CacheNode(Store(2**22), RequestGuard(NAME))
+    alone = view_of(7, NAME)
+    node.ownership.adopt(alone)
+    node.set(7, b"\0key", b"old")
+    node.ownership.adopt(view_of(9, NAME), view_of(8, "cache.node.2"))
+    assert node.get(9, b"\0key") is None
+
+
+def view_of(number: int, *names: str) -> ClusterView:
+    return ClusterView([Member(name, "127.0.0.1", 7000) for name in names], number, "c1")

@@ -74,13 +74,19 @@ def test_a_value_that_was_filled_in_is_kept_as_it_was_to_be(node: CacheNode, clo
     assert node.abandon(NO_VIEW, KEY, token) is True
     clock.tick(5.0)
     assert ask(node)[::2] == ["load", None]
-    node.invalidate_tag(b"\0tag")
+    node.invalidate_tag(NO_VIEW, b"\0tag")
 
 
 def test_a_value_that_was_set_has_no_times(node: CacheNode) -> None:
     node.set(NO_VIEW, KEY, b"value")
     assert node.get_with_times(NO_VIEW, KEY) == [b"value", None, None]
     assert ask(node) == ["value", b"value", None, None]
+
+
+def miss_a_view(node: CacheNode) -> None:
+    """Let the node own everything under two views, but not know the one in between."""
+    node.ownership.adopt(view(6, NAME))
+    node.ownership.adopt(view(9, NAME), view(8, NAME))
 
 
 @pytest.mark.parametrize(
@@ -97,8 +103,8 @@ def test_a_value_that_was_set_has_no_times(node: CacheNode) -> None:
         (lambda node: node.delete(NO_VIEW, KEY), None),
         (lambda node: node.pop(NO_VIEW, KEY), None),
         (lambda node: node.delete_many(NO_VIEW, [b"\0other", KEY]), None),
-        (lambda node: node.clear(b"\0"), None),
-        (lambda node: node.ownership.forget_everything(), "refused"),
+        (lambda node: node.clear(NO_VIEW, b"\0"), None),
+        (lambda node: miss_a_view(node), "refused"),
     ],
 )
 def test_whatever_changes_the_entry_voids_the_lease(node: CacheNode, change: Any, told: Any) -> None:
@@ -121,8 +127,8 @@ def test_whatever_changes_the_entry_voids_the_lease(node: CacheNode, change: Any
         lambda node: node.touch(NO_VIEW, KEY, 5.0),
         lambda node: node.get(NO_VIEW, KEY, 5.0),
         lambda node: node.set(NO_VIEW, b"\0other", b"x"),
-        lambda node: node.clear(b"\2\1a"),
-        lambda node: node.invalidate_tag(b"\0other"),
+        lambda node: node.clear(NO_VIEW, b"\2\1a"),
+        lambda node: node.invalidate_tag(NO_VIEW, b"\0other"),
         lambda node: node.sweep(),
     ],
 )
@@ -238,6 +244,42 @@ def test_grants_are_kept_without_a_lease_and_not_given(node: CacheNode) -> None:
     node.ownership.lapse(False)
     assert node.renew(7, b"\0name", lock, 30.0)
     assert node.fill(7, KEY, token, b"value")
+
+
+@pytest.mark.parametrize("end", ["hang up", "adopt", "release afterwards"])
+def test_without_a_lease_nothing_passes_to_those_who_wait(
+    node: CacheNode, clock: FakeClock, end: str
+) -> None:
+    """Another node may be the owner by then, and have granted it to somebody else."""
+    alone, others = view(7, NAME), view(8, "cache.node.2")
+    node.ownership.adopt(alone)
+    holder = Session()
+    load(node, holder)
+    token = node.begin_acquire(holder, 7, b"\0name", 1, 30.0, 0.0)
+    assert type(token) is int
+    waiters = [ask(node), node.begin_acquire(Session(), 7, b"\0name", 1, 30.0, 10.0)]
+    node.ownership.renew(1002.0, 1000.0)
+    node.ownership.expire(1002.0)
+    for waiter in waiters:
+        assert isinstance(waiter, Deferred)
+        assert refusal(waiter.outcome) == "not-serving"
+    assert refusal(node.begin_acquire, Session(), 7, b"\0name", 1, 30.0, 10.0) == "not-serving"
+    if end == "hang up":
+        holder.close()
+        assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
+        node.ownership.renew(1005.0, 1003.0)
+        assert load(node)
+        assert node.acquire(7, b"\0name", 1, 30.0, 0.0) > token  # type: ignore[operator]
+    elif end == "adopt":
+        node.ownership.adopt(others, alone)
+        assert (node.stats()["leases"], node.stats()["locks"]) == (0, 0)
+        node.ownership.renew(1005.0, 1003.0)
+        assert refusal(node.renew, NO_VIEW, b"\0name", token, 30.0) == "stale-view"
+        assert refusal(node.release, NO_VIEW, b"\0name", token) == "stale-view"
+    else:
+        node.ownership.renew(1005.0, 1003.0)
+        assert node.acquire(7, b"\0name", 1, 30.0, 0.0) is None, "it was held all the time"
+        assert node.release(7, b"\0name", token) is True
 
 
 def test_a_lease_that_was_renewed_meanwhile_does_not_expire(node: CacheNode) -> None:

@@ -103,11 +103,11 @@ def test_without_a_lease_nothing_is_answered(guard: RequestGuard) -> None:
         assert refusal(guard, number, KEY) == "not-serving"
     assert refusal(guard, 1, KEY) == "stale-view", "the caller needs the view in any case"
     with pytest.raises(PyroError, match="cannot be sure"):
-        guard.check_lease()
+        guard.check_all(2)
     guard.adopt(view(3, NAME))
     assert refusal(guard, 3, KEY) == "not-serving", "a new view is no lease"
     guard.lapse(False)
-    guard.check_lease()
+    guard.check_all(3)
     assert refusal(guard, 3, KEY) == ""
     assert guard.open_view == 3
 

@@ -1,0 +1,34 @@
+"""Asks whether the node that a name is registered for is alive.
+
+One short call over TCP. The handshake and the answer must be those of the registered incarnation. Silence, a refused
+connection and any other process at that address count as "not alive".
+
+Thread safety: a function without state. It blocks for `PING_SECONDS` at most, and while a host name is resolved.
+"""
+
+from __future__ import annotations
+
+from pyrocache.cluster.routing import Member
+from pyrocache.net.call_protocol import Caller
+from pyrocache.net.connection import Connection
+from pyrocache.net.deadline import Deadline
+from pyrocache.net.failures import BROKEN, Refused
+from pyrocache.protocol.commands import PING
+from pyrocache.protocol.handshake import NAMELESS, PROTOCOL, Greeting
+
+PING_SECONDS = 0.5
+
+
+def is_alive(holder: Member) -> bool:
+    """Return whether ``holder`` answers a ping at its address, as the incarnation that is registered."""
+    deadline = Deadline(PING_SECONDS)
+    try:
+        connection = Connection(holder, "tcp", Caller(Greeting(protocol=PROTOCOL, caller=NAMELESS)))
+        try:
+            connection.finish_opening(deadline)
+            answer = connection.call(PING.name, (), deadline)
+        finally:
+            connection.close()
+    except (Refused, *BROKEN):
+        return False
+    return isinstance(answer, dict) and answer.get("incarnation") == holder.incarnation

@@ -1,0 +1,82 @@
+"""The names of nodes in a real name server: who may have one, and when it is free again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from Pyro5 import nsc
+from Pyro5.client import Proxy
+
+from pyrocache import LocalCluster, PyroCacheError
+from pyrocache.cluster.routing import Member
+from pyrocache.net.directory import NameServerDirectory
+from tests.support.nodes import RunningNode, private_cluster, running_nameserver, running_node
+from tests.support.processes import environment
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def node() -> Iterator[RunningNode]:
+    with running_nameserver() as nameserver, running_node(nameserver) as node:
+        yield node
+
+
+def entry(node: RunningNode) -> Member:
+    (member,) = NameServerDirectory(node.nameserver).members()
+    return member
+
+
+def test_the_name_of_a_live_node_cannot_be_registered_by_another_one(node: RunningNode) -> None:
+    directory = NameServerDirectory(node.nameserver)
+    own = entry(node)
+    thief = replace(own, port=1, incarnation="0" * 16)
+    assert not directory.register(thief)
+    assert entry(node) == own
+    assert directory.register(replace(own, weight=2.0)), "it may register itself"
+    node.process.pause()
+    assert directory.register(thief), "it is silent: the view and the lease decide who serves"
+    node.process.signal(signal.SIGCONT)
+    eventually(lambda: entry(node) == own)
+
+
+def test_a_name_of_a_killed_node_is_free_at_once(node: RunningNode) -> None:
+    own = entry(node)
+    node.process.kill()
+    assert NameServerDirectory(node.nameserver).register(replace(own, port=1, incarnation="0" * 16))
+
+
+def test_a_forged_view_is_named_with_the_command_that_removes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with private_cluster(nodes=1) as cluster, Proxy(f"PYRO:Pyro.NameServer@{cluster.nameserver}") as names:
+        number = NameServerDirectory(cluster.nameserver).listing().view.number
+        names.register(f"cache.view.{number + 1}", "PYRO:x@127.0.0.1:1")
+        with pytest.raises(
+            PyroCacheError, match=rf"an entry cache\.view\.{number + 1} that is no view"
+        ) as refused:
+            cluster.add_node()
+        command = [sys.executable, "-m", "pyrocache", "status", "--nameserver", cluster.nameserver]
+        status = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=60, check=True
+        )
+        remedy = str(refused.value).partition("Remove it: pyro5-nsc ")[2]
+        assert remedy in status.stdout
+        nsc.main(remedy.split())
+        assert "Removed" in capsys.readouterr().out
+        assert cluster.add_node().name == "cache.node.2"
+
+
+def test_a_restart_under_the_name_of_a_killed_node_is_quick() -> None:
+    with LocalCluster(nodes=2) as cluster, cluster.client() as cache:
+        cluster.kill(0)
+        began_at = time.monotonic()
+        cluster.restart(0)
+        assert time.monotonic() - began_at < 10.0
+        nodes = NameServerDirectory(cluster.nameserver).members()
+        assert sorted(member.incarnation for member in nodes) == sorted(
+            member.incarnation for member in cache.nodes()
+        )
