@@ -124,11 +124,12 @@ def read(path: str) -> Keys:
     """
     with _explained(path, "be read"):
         target = os.path.realpath(path)
+        _check_file(path, os.lstat(target))  # before it is opened, which has an effect on some devices
         for directory in dict.fromkeys((os.path.dirname(path), os.path.dirname(target))):
             _check_directory(path, directory)
         descriptor = os.open(target, _READ)
         try:
-            _check_file(path, os.fstat(descriptor))
+            _check_file(path, os.fstat(descriptor))  # another file may have taken its place
             content = _content(descriptor)
         finally:
             os.close(descriptor)
@@ -276,8 +277,10 @@ def _write(path: str, keys: Keys, *, mode: int) -> str:
     try:
         os.fchmod(descriptor, mode)  # whatever the umask
         _check_file(path, os.fstat(descriptor))  # not every file system has owners and modes
-        os.write(descriptor, _format(keys))
-        os.fsync(descriptor)
+        content = _format(keys)
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)  # or the file may be empty after a crash
     except ConfigurationError as error:
         os.unlink(unfinished)
         raise PermissionError(
