@@ -30,10 +30,10 @@ from pathlib import Path
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, secret_file
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Key
-from pyrocache.runtime.shortage import explained
+from pyrocache.runtime.shortage import explain, explained
 from pyrocache.tracebacks import came_from_outside
 
-__all__ = ["FILE_VARIABLE", "Key", "Secret", "find_secret", "make_secret", "read_secret", "secret_of_parent"]
+__all__ = ["FILE_VARIABLE", "Key", "Secret", "find_secret", "locate", "read_secret", "secret_of_parent"]
 
 log = logging.getLogger("pyrocache.runtime")
 
@@ -74,7 +74,7 @@ class Secret:
             return False
         before = self.keys
         try:
-            self.keys = _keys(self.path)
+            self.keys = secret_file.read(self.path).all
             self._note(None)
         except ConfigurationError as error:
             self._note(str(error))
@@ -122,7 +122,8 @@ def find_secret(path: FilePath | None = None) -> Secret:
         ConfigurationError: the file does not exist, or cannot be used.
         OutOfResources: none can be made, for want of file descriptors or memory.
     """
-    if named := path or os.environ.get(FILE_VARIABLE):
+    named = _named(path)
+    if named is not None:
         return read_secret(named)
     found = _existing() or _made()
     return _of_this_process() if found is None else read_secret(found)
@@ -135,27 +136,32 @@ def read_secret(path: FilePath) -> Secret:
         ConfigurationError: it does not exist, or cannot be used.
     """
     absolute = _absolute(path)
-    return Secret(absolute, _keys(absolute))
+    return Secret(absolute, secret_file.read(absolute).all)
 
 
-def make_secret(path: FilePath | None = None) -> Secret:
-    """Return what `find_secret` returns, after making the file if ``path`` or the environment names one.
+def locate(path: FilePath | None = None, *, make: bool = False) -> str:
+    """Return the path of the file that `find_secret` reads, for those who change it.
+
+    Args:
+        path: as for `find_secret`.
+        make: make the file if ``path`` or the environment names one that does not exist.
 
     Raises:
-        ConfigurationError: it cannot be made, or there is a file that cannot be used.
+        ConfigurationError: there is no place for a file, or it cannot be made.
     """
-    named = path or os.environ.get(FILE_VARIABLE)
-    if named and not os.path.lexists(absolute := _absolute(named)):
-        try:
-            secret_file.make(absolute)
-        except OSError as error:
-            if came_from_outside(error):
-                raise
-            raise ConfigurationError(
-                f"The secret file {absolute} cannot be made: {error.strerror or error}. Name a file in a directory of "
-                "your own with --secret-file."
-            ) from None
-    return find_secret(named)
+    named = _named(path)
+    if named is not None:
+        absolute = _absolute(named)
+        if make and not os.path.lexists(absolute):
+            _make(absolute)
+        return absolute
+    found = _existing() or _made()
+    if found is None:
+        raise ConfigurationError(
+            "There is no place for a secret file: this user has no home that can be written to. Name a file with "
+            f"--secret-file, and in ${FILE_VARIABLE} for all processes."
+        )
+    return found
 
 
 def secret_of_parent(sent: str | list[str]) -> Secret:
@@ -173,15 +179,25 @@ def secret_of_parent(sent: str | list[str]) -> Secret:
     return _in_memory.setdefault("secret", secret)
 
 
-def _keys(path: str) -> tuple[Key, ...]:
-    try:
-        return secret_file.read(path).all
-    except FileNotFoundError:
-        raise secret_file.missing(path) from None
+def _named(path: FilePath | None) -> FilePath | None:
+    return (os.environ.get(FILE_VARIABLE) or None) if path is None else path
 
 
 def _absolute(path: FilePath) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _make(path: str) -> None:
+    """Make a file. Raises `ConfigurationError`."""
+    try:
+        secret_file.make(path)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        raise ConfigurationError(
+            f"The secret file {path} cannot be made: {explain(error) or error.strerror or error}. Name a file in a "
+            "directory of your own with --secret-file."
+        ) from None
 
 
 def _existing() -> str | None:

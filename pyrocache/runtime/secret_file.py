@@ -119,8 +119,7 @@ def read(path: str) -> Keys:
     """Return the keys of a file.
 
     Raises:
-        ConfigurationError: it cannot be used.
-        FileNotFoundError: it does not exist.
+        ConfigurationError: it does not exist, or cannot be used.
     """
     with _explained(path, "be read"):
         target = os.path.realpath(path)
@@ -136,7 +135,7 @@ def read(path: str) -> Keys:
     return _parse(path, content)
 
 
-def missing(path: str) -> ConfigurationError:
+def _missing(path: str) -> ConfigurationError:
     """Return the error for a file that does not exist."""
     if os.path.islink(path):
         return _refusal(
@@ -157,12 +156,14 @@ def _command(path: str) -> str:
 
 @contextlib.contextmanager
 def _explained(path: str, what: str) -> Iterator[None]:
-    """Raise a sentence in place of an `OSError`, except `FileNotFoundError`."""
+    """Raise a sentence in place of an `OSError`."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or came_from_outside(error):
+        if came_from_outside(error):
             raise
+        if isinstance(error, FileNotFoundError):
+            raise _missing(path) from None
         raise ConfigurationError(
             f"The secret file {path} cannot {what}: {explain(error) or error.strerror or error}."
         ) from None
@@ -332,7 +333,6 @@ def update(path: str, change: Callable[[Keys], Keys]) -> Keys:
 
     Raises:
         ConfigurationError: the file cannot be used or changed, or ``change`` raised it; the file is unchanged.
-        FileNotFoundError: it does not exist.
     """
     with _explained(path, "be changed"):
         descriptor = _open_locked(path)

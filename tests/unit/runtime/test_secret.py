@@ -20,7 +20,7 @@ import pytest
 from pyrocache.errors import ConfigurationError, OutOfResources
 from pyrocache.runtime import secret as secrets
 from pyrocache.runtime import secret_file
-from pyrocache.runtime.secret import Secret, find_secret, make_secret, read_secret, secret_of_parent
+from pyrocache.runtime.secret import Secret, find_secret, locate, read_secret, secret_of_parent
 from pyrocache.runtime.secret_file import Keys
 from tests.support.forked import A_USER, Forked, as_root, forked
 from tests.support.processes import environment
@@ -313,6 +313,8 @@ def test_a_named_file_is_used_alone_and_the_argument_goes_before_the_environment
     monkeypatch.setenv("PYROCACHE_SECRET_FILE", str(two))
     assert found() == str(two)
     assert find_secret(str(one)).path == str(one)
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        find_secret("")
     monkeypatch.setenv("PYROCACHE_SECRET_FILE", "")
     assert found() == str(places.configured)
 
@@ -332,17 +334,22 @@ def test_a_named_file_that_does_not_exist_is_not_made(
 def test_a_named_file_is_made_on_request(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make_secret(tmp_path / "new" / "secret")
-    assert make_secret(tmp_path / "new" / "secret").keys == made.keys
+    new = tmp_path / "new" / "secret"
+    assert locate(new) == str(new)
+    assert not new.exists()
+    assert locate(new, make=True) == str(new)
+    made = read_secret(new)
+    locate(new, make=True)
+    assert read_secret(new).keys == made.keys
     monkeypatch.setenv("PYROCACHE_SECRET_FILE", str(tmp_path / "other"))
-    assert make_secret().path == str(tmp_path / "other")
+    assert read_secret(locate(make=True)).path == str(tmp_path / "other")
     assert not places.configured.exists()
     monkeypatch.delenv("PYROCACHE_SECRET_FILE")
-    assert make_secret().path == str(places.configured)
+    assert read_secret(locate()).path == str(places.configured)
     with pytest.raises(
         ConfigurationError, match=r"The secret file /proc/nothing/x cannot be made: .*--secret-file"
     ):
-        make_secret("/proc/nothing/x")
+        locate("/proc/nothing/x", make=True)
 
 
 def test_a_relative_path_stays_the_same_file_when_the_directory_changes(
@@ -427,7 +434,7 @@ def test_one_in_memory_is_not_pickled(nowhere: None) -> None:
 
 
 def test_its_repr_names_the_place_and_no_key(places: Places, nowhere: None) -> None:
-    in_memory, in_a_file = find_secret(), make_secret(places.configured)
+    in_memory, in_a_file = find_secret(), read_secret(put(places.configured))
     secret_file.update(str(places.configured), Keys.stage)
     in_a_file.refresh()
     assert repr(in_memory) == "<Secret in the memory of this process, 1 key>"
@@ -437,7 +444,7 @@ def test_its_repr_names_the_place_and_no_key(places: Places, nowhere: None) -> N
 def test_a_child_gets_the_path_or_the_keys(
     places: Places, nowhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_a_file, in_memory = make_secret(places.configured), find_secret()
+    in_a_file, in_memory = read_secret(put(places.configured)), find_secret()
     assert in_a_file.for_child() == str(places.configured)
     settings = json.loads(json.dumps({"a": in_a_file.for_child(), "b": in_memory.for_child()}))
     monkeypatch.setattr(secrets, "_in_memory", {})  # as in another process
