@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import pytest
 from pyrocache.errors import ConfigurationError, OutOfResources
 from pyrocache.runtime import secret as secrets
 from pyrocache.runtime import secret_file
+from pyrocache.runtime.child_process import ChildProcess
 from pyrocache.runtime.secret import Secret, find_secret, locate, read_secret, secret_of_parent
 from pyrocache.runtime.secret_file import Keys
 from tests.support.forked import A_USER, Forked, as_root, forked
@@ -453,6 +455,32 @@ def test_a_child_gets_the_path_or_the_keys(
     monkeypatch.setattr(secrets, "_in_memory", {})
     assert secret_of_parent(settings["b"]).keys == in_memory.keys
     assert find_secret().keys == in_memory.keys, "whoever looks for it there finds the same"
+
+
+CHILD = """
+import hashlib, json, pickle
+from pyrocache.runtime.secret import find_secret, secret_of_parent
+from pyrocache.runtime.start import answer
+
+def main(argv):
+    sent = secret_of_parent(json.loads(argv[0])["secret"])
+    answer(int(argv[1]), {"digest": hashlib.sha256(sent.keys[0]).hexdigest(), "same": find_secret() is sent})
+"""
+
+
+def test_one_in_memory_reaches_a_real_child_and_is_not_in_its_arguments(
+    nowhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "child_of_a_test.py").write_text(CHILD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    secret = find_secret()
+    process = ChildProcess("child_of_a_test", {"secret": secret.for_child()}, quiet=True)
+    try:
+        answer = process.wait_until_ready()
+        assert answer == {"digest": hashlib.sha256(secret.keys[0]).hexdigest(), "same": True}
+        assert secret.keys[0].hex() not in repr(process._process.args)
+    finally:
+        process.wait()
 
 
 def test_reading_is_what_finding_does_with_a_path(places: Places) -> None:
