@@ -105,11 +105,11 @@ def test_a_secret_that_exists_goes_before_a_better_place_without_one(places: Pla
     assert found() == str(places.configured)
 
 
-@pytest.mark.parametrize("home", ["", "relative", "/proc", "/dev/null", "/no/such/home"])
+@pytest.mark.parametrize("home", ["", "relative", "/proc", "/dev/null", "missing"])
 def test_without_a_usable_home_the_directory_of_the_session_is_used(
     places: Places, monkeypatch: pytest.MonkeyPatch, home: str
 ) -> None:
-    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("HOME", str(places.home / "missing") if home == "missing" else home)
     if home == "":
         monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/config")
     assert found() == str(places.in_runtime)
@@ -155,6 +155,16 @@ def test_without_any_place_it_is_in_memory_and_one_for_the_whole_process(
     assert forked(lambda: find_secret().keys[0].hex()) == found[0].keys[0].hex(), (
         "a forked process has it too"
     )
+
+
+def test_one_in_memory_stays_when_a_file_appears(
+    places: Places, nowhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = find_secret()
+    monkeypatch.setenv("HOME", str(places.home))
+    put(places.configured)
+    assert find_secret() is secret
+    assert find_secret(places.configured) is not secret
 
 
 @pytest.mark.parametrize("spoiled", ["mode", "content", "dangling link", "directory"])
