@@ -9,8 +9,8 @@
 5. the memory of this process.
 
 A secret that is found and cannot be used is an error: to go on to the next place would make a stranger of this
-process. One in memory is used until the process ends. None is made in the home of another user, as under ``sudo -E``. `runtime.secret_file` has the format of the
-file, and the rules for its owner and mode.
+process. One in memory is used until the process ends. None is made in the home of another user, as under ``sudo -E``.
+`runtime.secret_file` has the format of the file, and the rules for its owner and mode.
 
 A `Secret` of a file is pickled as its path. One in memory is not pickled; a child process gets it in its settings,
 which are sent through a socket pair (`Secret.for_child`, `secret_of_parent`), and a forked one has it anyway.
@@ -125,10 +125,10 @@ def find_secret(path: FilePath | None = None) -> Secret:
     named = _named(path)
     if named is not None:
         return read_secret(named)
-    if secret := _in_memory.get(
+    if kept := _in_memory.get(
         "secret"
-    ):  # also if there is a file by now: the nodes of this process do not know that
-        return secret
+    ):  # the nodes of this process do not know a file that has appeared since
+        return kept
     found = _existing() or _made()
     return _of_this_process() if found is None else read_secret(found)
 

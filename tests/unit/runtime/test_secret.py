@@ -115,7 +115,7 @@ def test_without_a_usable_home_the_directory_of_the_session_is_used(
     assert found() == str(places.in_runtime)
 
 
-@pytest.mark.parametrize("runtime", [None, "", "relative", "/no/such", "/proc", "open to others"])
+@pytest.mark.parametrize("runtime", [None, "", "relative", "missing", "/proc", "open to others"])
 def test_without_that_too_the_directory_of_the_sockets_is_used(
     places: Places, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
@@ -126,7 +126,8 @@ def test_without_that_too_the_directory_of_the_sockets_is_used(
         put(places.in_runtime)
         places.runtime.chmod(0o755)
     else:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        missing = str(places.runtime / "missing")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", missing if runtime == "missing" else runtime)
     assert found() == str(places.with_sockets)
 
 
@@ -239,6 +240,13 @@ def test_root_makes_none_in_the_home_of_another_user(places: Places, configurati
         give(places.home / ".config", 0)
     assert found() == str(places.with_sockets)
     assert not places.configured.exists()
+
+
+@as_root
+def test_none_is_made_in_a_directory_of_another_user(places: Places) -> None:
+    (places.home / ".config").mkdir()
+    give(places.home / ".config")
+    assert found() == str(places.in_runtime)
 
 
 @as_root
