@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 
@@ -19,6 +18,8 @@ def path() -> Path:
     Raises:
         OSError: there is no directory for temporary files.
     """
+    import tempfile  # imported here, which saves time: clients of a user with a home do not need it
+
     return Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
 
 

@@ -211,11 +211,7 @@ def _existing() -> str | None:
 
 def _made() -> str | None:
     """Make a secret in the first place where that is possible. Return the place; None if there is none."""
-    try:
-        private_directory.make()
-    except OSError as error:
-        _raise_if_not_about_files(error)
-    for place in _places():
+    for place in _places(make=True):
         try:
             if place != _configuration_place() or _is_of_this_user(place):
                 secret_file.make(place)
@@ -245,14 +241,14 @@ def _of_this_process() -> Secret:
     return kept
 
 
-def _places() -> Iterator[str]:
-    """Yield the places for the secret of this user, the best first."""
+def _places(*, make: bool = False) -> Iterator[str]:
+    """Yield the places for the secret of this user, the best first. Make the last directory if need be."""
     if configuration := _configuration_place():
         yield configuration
     runtime = _directory("XDG_RUNTIME_DIR")
     if runtime and _is_private(lambda: Path(runtime)):
         yield os.path.join(runtime, _FOLDER, _NAME)
-    if _is_private(private_directory.path):
+    if _is_private(private_directory.make if make else private_directory.path):
         yield os.path.join(private_directory.path(), _NAME)
 
 

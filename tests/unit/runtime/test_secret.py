@@ -81,7 +81,7 @@ def test_it_is_made_in_the_home_and_found_there(places: Places) -> None:
     assert secret.path == str(places.configured)
     assert [len(key) for key in secret.keys] == [32]
     assert find_secret().keys == secret.keys
-    assert not places.with_sockets.exists()
+    assert not places.with_sockets.parent.exists()
     assert not places.in_runtime.exists()
 
 
