@@ -26,6 +26,7 @@ from pyrocache.config import (
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
 
 app = typer.Typer(
     name="pyrocache",
@@ -53,6 +54,14 @@ TimeoutOption = Annotated[
     float, typer.Option("--timeout", "-t", help="Seconds to wait for answers.", metavar="SECONDS")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+SecretFileOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"The secret file, in place of the usual one or of ${FILE_VARIABLE}.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
 
 _ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -335,6 +344,56 @@ def signing_key_command(
     from pyrocache.runtime.key_file import make_key_file
 
     make_key_file(path)
+
+
+secret_app = typer.Typer(invoke_without_command=True)
+app.add_typer(secret_app, name="secret")
+
+
+@secret_app.callback()
+def secret_command(context: typer.Context, secret_file: SecretFileOption = None) -> None:
+    """Print the path of your secret file and how many keys it has. Make it if there is none.
+
+    Processes that have the same secret trust each other. To replace its key while they run:
+
+    1. add: a new key is accepted, and not used yet.
+
+    2. promote: the new key is used, the old one is still accepted.
+
+    3. prune: the old key is no longer accepted.
+
+    Wait 10 seconds after each step, as processes read the file again every few seconds. If several hosts use the
+    secret, take each step on one of them, and copy the file to the others before you wait.
+    """
+    from pyrocache.cli.secret import show
+
+    context.obj = secret_file
+    if context.invoked_subcommand is None:
+        show(secret_file)
+
+
+@secret_app.command("add")
+def add_command(context: typer.Context, secret_file: SecretFileOption = None) -> None:
+    """Step 1: add a new key, which is accepted and not used yet."""
+    from pyrocache.cli.secret import change
+
+    change(context.obj if secret_file is None else secret_file, Keys.stage)
+
+
+@secret_app.command("promote")
+def promote_command(context: typer.Context, secret_file: SecretFileOption = None) -> None:
+    """Step 2: use the added key, and still accept the old one."""
+    from pyrocache.cli.secret import change
+
+    change(context.obj if secret_file is None else secret_file, Keys.promote)
+
+
+@secret_app.command("prune")
+def prune_command(context: typer.Context, secret_file: SecretFileOption = None) -> None:
+    """Step 3: remove the old keys."""
+    from pyrocache.cli.secret import change
+
+    change(context.obj if secret_file is None else secret_file, Keys.prune)
 
 
 @app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)

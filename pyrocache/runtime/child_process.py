@@ -1,6 +1,7 @@
 """`ChildProcess`: a process that never outlives its parent.
 
-A socket pair connects the two: the child sends one line of JSON over it when it is ready, or says why it is not, and
+A socket pair connects the two. The parent sends the settings over it, as one line of JSON: they may hold a secret, and
+any user can read the arguments of a process. The child sends a line when it is ready, or says why it is not, and
 reads its end when the parent ends, for whatever reason, or the `ChildProcess` is garbage-collected
 (`StopRequest.with_parent`). Standard input and output have no part in this: a child reads nothing from the one, and
 what a ``sitecustomize`` prints on the other is nobody's answer.
@@ -45,7 +46,7 @@ class ChildProcess:
 
     Args:
         module: the module to run: its ``main`` gets the settings, and the descriptor that leads here, as text.
-        settings: its settings, passed as JSON.
+        settings: its settings, sent as JSON.
         quiet: capture what it prints; the error message quotes it if the process does not start.
         descriptors: further descriptors that it inherits, under the same numbers.
 
@@ -71,8 +72,10 @@ class ChildProcess:
         self._link, other_end = socket.socketpair()
         try:
             with other_end:
+                # Before it starts: one that fails at once would close the other end. A few KiB fit into the buffer.
+                self._link.sendall(json.dumps(settings).encode() + b"\n")
                 self._process = subprocess.Popen(
-                    interpreter.command(self._module, json.dumps(settings), other_end.fileno()),
+                    interpreter.command(self._module, other_end.fileno()),
                     stdin=subprocess.DEVNULL,
                     # Standard output is nobody's answer: show it with the errors, or not at all.
                     stdout=self._output or subprocess.DEVNULL,
@@ -156,7 +159,10 @@ class ChildProcess:
         line = b""
         while not line.endswith(b"\n"):
             self._link.settimeout(max(0.001, deadline - time.monotonic()))
-            data = self._link.recv(_ANSWER_BYTES)
+            try:
+                data = self._link.recv(_ANSWER_BYTES)
+            except ConnectionResetError:  # it ended before it had read its settings
+                data = b""
             if not data:
                 return b""
             line += data

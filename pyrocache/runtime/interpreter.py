@@ -30,14 +30,14 @@ _VERIFY_SECONDS = 10.0
 _CHILD_VARIABLE = "PYROCACHE_CHILD_OF"  # set in the environment of each child
 
 
-def command(module: str, settings: str, descriptor: int) -> list[str]:
+def command(module: str, descriptor: int) -> list[str]:
     """Return the command that runs ``main([settings, descriptor])`` of a module of this package (see `runtime.start`).
 
     Raises:
         ConfigurationError: no Python interpreter of this version was found.
     """
     start = [find(), *_flags(), "-P", str(_PACKAGE / "runtime" / "start.py")]
-    return [*start, module, settings, str(descriptor), str(_PACKAGE.parent), *_import_path()]
+    return [*start, module, str(descriptor), str(_PACKAGE.parent), *_import_path()]
 
 
 def find() -> str:

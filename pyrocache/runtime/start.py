@@ -2,10 +2,10 @@
 
 The script finds pyrocache, then calls ``main`` of one of its modules.
 
-Run as ``python -P start.py MODULE SETTINGS DESCRIPTOR PLACE ENTRY ...`` by `runtime.child_process`. PLACE is the
-directory of the pyrocache that the parent process uses, which is imported from there in any case. The entries are the
-parent's ``sys.path``. Those that the child begins with remain after them: another interpreter of this version, as in
-a frozen program, has its own standard library.
+Run as ``python -P start.py MODULE DESCRIPTOR PLACE ENTRY ...`` by `runtime.child_process`. The settings are the line
+that the parent process has sent to the descriptor. PLACE is the directory of the pyrocache that the parent uses, which
+is imported from there in any case. The entries are the parent's ``sys.path``. Those that the child begins with remain
+after them: another interpreter of this version, as in a frozen program, has its own standard library.
 
 Thread safety: runs on the main thread, before there is another; `answer` is thread-safe.
 """
@@ -28,9 +28,12 @@ EXIT_REFUSED = 3
 EXIT_NO_NAME_SERVER = 4
 """Exit status of a node that found no name server when it started."""
 
+_SETTINGS_BYTES = 64 * 1024
 
-def main(module: str, settings: str, descriptor: str, place: str, *path: str) -> None:
+
+def main(module: str, descriptor: str, place: str, *path: str) -> None:
     """Call ``main([settings, descriptor])`` of ``module``."""
+    settings = _receive_line(int(descriptor))
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
     spec = PathFinder.find_spec("pyrocache", [place])
     assert spec is not None
@@ -41,6 +44,17 @@ def main(module: str, settings: str, descriptor: str, place: str, *path: str) ->
     process = import_module(module)
     gc.enable()
     process.main([settings, descriptor])
+
+
+def _receive_line(descriptor: int) -> str:
+    """Return the line that the parent process has sent. It sends nothing else."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(descriptor, _SETTINGS_BYTES)
+        if not data:
+            raise SystemExit("The parent process ended before it sent the settings.")
+        line += data
+    return line.decode()
 
 
 def answer(descriptor: int, content: dict[str, Any]) -> None:

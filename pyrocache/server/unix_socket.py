@@ -15,10 +15,9 @@ import errno
 import logging
 import os
 import socket
-import stat
-import tempfile
 from pathlib import Path
 
+from pyrocache.runtime import private_directory
 from pyrocache.runtime.shortage import explain
 
 log = logging.getLogger("pyrocache.node")
@@ -67,11 +66,7 @@ def _directory() -> Path:
     Raises:
         OSError: it cannot be created, or other users may enter it.
     """
-    directory = Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()  # not `stat`, which would follow a symbolic link of another user
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{directory} is not a directory of this user alone")
+    directory = private_directory.make()
     for path in directory.glob(f"*{_SUFFIX}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)  # a full backlog belongs to a live node: do not wait for it

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pyrocache import ConfigurationError, LocalCluster, PyroCacheError, ValueTooLarge
-from pyrocache.runtime.child_process import ChildProcess, start_nameserver
-from tests.support.processes import ROOT, free_port, is_gone
+from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from tests.support.processes import ROOT, free_address, free_port, is_gone
+from tests.support.waiting import eventually
 
 USE = """
 from pyrocache import LocalCluster
@@ -203,6 +204,17 @@ def test_a_process_that_does_not_start_in_time_is_killed() -> None:
     with pytest.raises(PyroCacheError, match=r"did not start within 0\.2 s"):
         process.wait_until_ready(0.2)
     assert is_gone(process.pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_settings_are_neither_in_the_arguments_nor_in_the_environment_of_a_child() -> None:
+    process = start_node({"nameserver": free_address(), "namespace_limit": "abcdef0123456789"}, quiet=True)
+    try:
+        eventually(lambda: "start.py" in Path(f"/proc/{process.pid}/cmdline").read_text())
+        for name in ("cmdline", "environ"):
+            assert "abcdef0123456789" not in Path(f"/proc/{process.pid}/{name}").read_text(), name
+    finally:
+        process.kill()
 
 
 def test_the_reason_of_a_child_is_the_whole_message() -> None:

@@ -439,7 +439,19 @@ def test_status_fails_when_a_node_does_not_answer(cluster: LocalCluster) -> None
 
 
 def test_every_command_explains_itself() -> None:
-    commands = ["nameserver", "nodes", "demo", "status", "stats", "ping", "set", "get", "delete", "scan"]
+    commands = [
+        "nameserver",
+        "nodes",
+        "demo",
+        "status",
+        "stats",
+        "ping",
+        "set",
+        "get",
+        "delete",
+        "scan",
+        "secret",
+    ]
     usages = {("pyrocache", command): f"Usage: pyrocache {command}" for command in commands}
     usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}
     for command, usage in usages.items():

@@ -42,18 +42,23 @@ def requests() -> list[Header]:
     return []
 
 
+def handshake(requests: list[Header]) -> ServerHandshake:
+    return ServerHandshake(describe, requests.append, {framing.MSGPACK: MSGPACK}, {1: b"speak msgpack"})
+
+
 @pytest.fixture
 def server(requests: list[Header]) -> ServerHandshake:
-    return ServerHandshake(describe, requests.append, {framing.MSGPACK: MSGPACK}, {1: b"speak msgpack"})
+    return handshake(requests)
 
 
 def header(kind: int, serializer: int = framing.MSGPACK, flags: int = 0, body_bytes: int = 10) -> Header:
     return Header(kind, serializer, flags, 7, body_bytes, 0)
 
 
-def test_a_server_without_descriptors_takes_nodes_only(server: ServerHandshake) -> None:
-    server.nodes_only = True
+def test_a_server_without_descriptors_takes_nodes_only() -> None:
     for greeting in (None, Greeting(session=bytes(8))):
+        server = handshake([])
+        server.nodes_only = True
         client = ClientHandshake("cache.node.1", greeting)
         with pytest.raises(CloseAfterReply) as closing:
             server.receive(frame_of(client.request()))
@@ -61,6 +66,8 @@ def test_a_server_without_descriptors_takes_nodes_only(server: ServerHandshake) 
             client.receive(frame_of(closing.value.reply))
         assert refused.value.code == OVERLOADED
     for caller in (NAMELESS, "cache.node.2 abc"):
+        server = handshake([])
+        server.nodes_only = True
         client = ClientHandshake("cache.node.1", Greeting(caller=caller))
         assert client.receive(frame_of(server.receive(frame_of(client.request())))) == GREETING
 

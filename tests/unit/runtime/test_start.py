@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,25 @@ def main(argv):
 def test_the_module_is_imported_without_garbage_collection_and_runs_with_it(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(MODULE)
     place = Path(start.__file__).parents[2]
-    command = [sys.executable, "-P", start.__file__, "child", "{}", "7", str(place), str(tmp_path), *sys.path]
-    printed = subprocess.check_output(command, text=True)
-    assert printed.split() == ["False", "True", "['{}',", "'7']", str(place / "pyrocache" / "__init__.py")]
+    parent, child = socket.socketpair()
+    with parent, child:
+        number = str(child.fileno())
+        command = [
+            sys.executable,
+            "-P",
+            start.__file__,
+            "child",
+            number,
+            str(place),
+            str(tmp_path),
+            *sys.path,
+        ]
+        parent.sendall(b"{}\n")
+        printed = subprocess.check_output(command, text=True, pass_fds=[child.fileno()])
+    assert printed.split() == [
+        "False",
+        "True",
+        "['{}\\n',",
+        f"'{number}']",
+        str(place / "pyrocache/__init__.py"),
+    ]
