@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
+    from pyrocache.client.stock import stock_handshake
     from pyrocache.cluster.routing import Member
     from pyrocache.errors import *  # noqa: F403
     from pyrocache.local import LocalCluster
@@ -36,6 +37,7 @@ __all__ = [
     "PyroCacheClient",
     "Stats",
     "Totals",
+    "stock_handshake",
 ]
 _HOMES = {
     "DEFAULT_TTL": "pyrocache.client.context",
@@ -45,6 +47,7 @@ _HOMES = {
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
+    "stock_handshake": "pyrocache.client.stock",
 }  # the others: pyrocache.client.stats
 __all__ += errors.__all__
 

@@ -129,13 +129,25 @@ def check_bind_host(host: str, *, insecure: bool) -> None:
         InsecureAddress: ``host`` is not loopback and ``insecure`` is not set.
     """
     _check(isinstance(host, str) and _is_host(host), f"{host!r} is not a valid host name or address.")
-    address = _ip_address(host)
-    only_here = host == "localhost" if address is None else address.is_loopback
-    if not only_here and not insecure:
+    if not is_loopback(host) and not insecure:
         raise InsecureAddress(
-            f"Other hosts can reach {host}, and there is no authentication yet. "
-            "Bind to 127.0.0.1, or give --insecure if you trust everybody on that network."
+            f"Other hosts can reach {host}, and there is no encryption yet. "
+            "Bind to 127.0.0.1, or give --insecure if you trust everybody on the path between the hosts."
         )
+
+
+def check_open(host: str, is_open: bool) -> None:
+    """Raise `ConfigurationError` if nodes on an address that other hosts can reach are to serve everybody."""
+    _check(
+        not (is_open and not is_loopback(host)),
+        f"Nodes that serve everybody must listen on a loopback address, and {host} is none: leave --open out.",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this host can reach an address, or a host name, which is not resolved."""
+    address = _ip_address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def check_node_name(name: str) -> None:
@@ -304,11 +316,13 @@ class NodeConfig:
         host: the address to bind to, and to announce.
         port: the port; 0 for a free one.
         insecure: allow a ``host`` that is not loopback.
+        open: serve also callers that do not know the secret; only with a loopback ``host``.
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
         eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
         max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
         max_connections: the most connections at a time; further ones are refused.
+        max_unproven: the most connections of one address that have not proved the secret; one more closes the oldest.
         handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may be idle between requests.
@@ -331,11 +345,13 @@ class NodeConfig:
     host: str = "127.0.0.1"
     port: int = 0
     insecure: bool = False
+    open: bool = False
     weight: float = 1.0
     max_memory: int = 2**30
     eviction: str = DEFAULT_EVICTION
     max_value_bytes: int = 0
     max_connections: int = 4096
+    max_unproven: int = 256
     handshake_seconds: float = 5.0
     request_seconds: float = 20.0
     idle_seconds: float = 900.0
@@ -355,6 +371,7 @@ class NodeConfig:
             f"{self.host} is not an address that clients can connect to: give --host the address of this machine "
             "that the other hosts use.",
         )
+        check_open(self.host, self.open)
         if self.name is not None:
             check_node_name(self.name)
         check_port(self.port)
@@ -377,7 +394,7 @@ class NodeConfig:
         ):
             object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
         self._complete_sizes()
-        counts = "max_value_bytes max_connections workers max_queued_calls max_buffered_bytes"
+        counts = "max_value_bytes max_connections max_unproven workers max_queued_calls max_buffered_bytes"
         for field in counts.split():
             _check_count(field, getattr(self, field))
 
@@ -431,6 +448,7 @@ class ClientConfig:
         compress_above: the size in bytes of the values above which they are compressed; None for never.
         signing_key_file: the path of the file with the keys that sign values; None for no signatures.
         counters: whether ints are not signed, so that nodes can add to them.
+        secret: what nodes must prove that they know, a `runtime.secret.Secret`; None if they need not.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -447,6 +465,7 @@ class ClientConfig:
     on_undecodable: OnUndecodable = "raise"
     signing_key_file: str | None = None
     counters: bool = False
+    secret: Any = None
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)

@@ -14,6 +14,7 @@
     │       ├── Overloaded                   a node answers, but is at one of its limits
     │       ├── MayHaveBeenDone              the reply to a change was lost: the node may have done it
     │       └── PartialFailure               a call for many keys failed for some; says which and why
+    ├── AuthenticationError                  the other end does not prove the secret of this user, or another one
     ├── ClusterMismatch                      a node or the name server belongs to another cluster
     ├── Conflict                             other callers changed the entry during each attempt of `compute`
     ├── NotAnInt (TypeError)                 `incr` or `decr` of a value that is not an int
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pyrocache.pickle_errors import CorruptValue, SerializationError, TamperedValue
 
 __all__ = [
+    "AuthenticationError",
     "CacheUnavailable",
     "ClientClosed",
     "ClusterMismatch",
@@ -151,6 +153,18 @@ class PartialFailure(NodeUnavailable):
         super().__init__(message)
         self.results = results
         self.errors: dict[Any, Exception] = dict(errors or {})
+
+
+class AuthenticationError(PyroCacheError):
+    """The name server or a node did not prove that it knows the secret, or refuses this process, which does not.
+
+    Nothing was read or changed there.
+
+    Attributes:
+        source: the name of the node; ``""`` for the name server.
+    """
+
+    source: str = ""
 
 
 class ClusterMismatch(PyroCacheError):

@@ -8,6 +8,7 @@ Thread safety: not thread-safe; use a `LocalCluster` from one thread.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -18,9 +19,11 @@ from typing import Any, Self
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.membership import strike_out
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from pyrocache.runtime.secret import find_secret
 
 
 @dataclass(slots=True)
@@ -77,6 +80,8 @@ class LocalCluster:
         max_value: the largest encoded value that a node accepts, in bytes or like ``"64MiB"``; by default a quarter of
             ``max_memory``.
         port: the port of the name server, so that other processes know its address; by default a free one.
+        secret_file: the path of the secret file; by default that of this user, so its other processes can use the
+            cluster.
 
     Attributes:
         nameserver: ``host:port`` of the name server.
@@ -100,6 +105,7 @@ class LocalCluster:
         eviction: str = DEFAULT_EVICTION,
         max_value: int | str | None = None,
         port: int = 0,
+        secret_file: str | os.PathLike[str] | None = None,
     ) -> None:
         _refuse_while_main_is_imported()
         if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
@@ -114,7 +120,9 @@ class LocalCluster:
         # By id and not in a WeakSet, because a client is a mapping and not hashable.
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
-        self._nameserver_process = start_nameserver(port=port, quiet=True)
+        self._secret = find_secret(secret_file)
+        self._secret_file = secret_file
+        self._nameserver_process = start_nameserver(port=port, secret=self._secret, quiet=True)
         starting: list[ChildProcess] = []
         try:
             self.nameserver: str = self._nameserver_process.wait_until_ready()["address"]
@@ -135,7 +143,7 @@ class LocalCluster:
             PyroCacheError: the cluster was stopped.
         """
         self._check_running()
-        client = PyroCacheClient(self.nameserver, **options)
+        client = PyroCacheClient(self.nameserver, **{"secret_file": self._secret_file, **options})
         client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
         return client
@@ -176,7 +184,7 @@ class LocalCluster:
         node._process.terminate()
         node._process.wait()
         del self.nodes[i]
-        strike_out(self.nameserver, node.name)  # a node that was killed did not leave by itself
+        strike_out(self.nameserver, node.name, self._secret)  # a node that was killed did not leave by itself
 
     def kill_nameserver(self) -> None:
         """Kill the name server with SIGKILL."""
@@ -190,9 +198,11 @@ class LocalCluster:
         self._check_running()
         self._nameserver_process.kill()
         host, _, port = self.nameserver.rpartition(":")
-        self._nameserver_process = start_nameserver(host=host, port=int(port), quiet=True)
+        self._nameserver_process = start_nameserver(
+            host=host, port=int(port), secret=self._secret, quiet=True
+        )
         self._nameserver_process.wait_until_ready()
-        directory = NameServerDirectory(self.nameserver)
+        directory = NameServerDirectory(self.nameserver, caller=knowing(self._secret, trusting=True))
         alive = {node.name for node in self.nodes if node.alive}
         give_up_at = time.monotonic() + _REGISTER_AGAIN_SECONDS  # paused nodes do not register
         while alive - {entry.name for entry in directory.members()} and time.monotonic() < give_up_at:
@@ -237,7 +247,7 @@ class LocalCluster:
 
     def _start_node(self, name: str | None = None, *, new_cluster: bool = False) -> ChildProcess:
         settings = {"nameserver": self.nameserver, "name": name, "new_cluster": new_cluster, **self._settings}
-        return start_node(settings, quiet=True, clock=self._clock)
+        return start_node(settings, quiet=True, secret=self._secret, clock=self._clock)
 
     def _started(self, process: ChildProcess) -> LocalNode:
         answer = process.wait_until_ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.runtime.secret_file import FILE_VARIABLE
 from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
 
@@ -34,8 +36,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     default_signals()
     _keep_bytecode()
+    _use_another_secret(config)
     usual = "default" if config.getoption("--full") else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
+
+
+def _use_another_secret(config: pytest.Config) -> None:
+    """Let this process and those that it starts share a secret of their own, and not that of the user."""
+    if not hasattr(config, "workerinput"):  # a worker inherits the variable
+        directory = tempfile.TemporaryDirectory(prefix="pyrocache-tests-")
+        config.add_cleanup(directory.cleanup)
+        os.environ["XDG_CONFIG_HOME"] = directory.name
+        os.environ.pop(FILE_VARIABLE, None)
 
 
 def _keep_bytecode() -> None:

@@ -26,6 +26,7 @@ from pyrocache.config import (
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ NameServerOption = Annotated[
     ),
 ]
 InsecureOption = Annotated[
-    bool, typer.Option("--insecure", help="Allow an address that others reach; there is no authentication.")
+    bool, typer.Option("--insecure", help="Allow an address that other hosts reach; nothing is encrypted.")
 ]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
 TimeoutOption = Annotated[
@@ -92,6 +93,7 @@ def nameserver_command(
         str, typer.Option(help="Where to keep the registered nodes.", metavar="memory|sql:FILE")
     ] = "memory",
     insecure: InsecureOption = False,
+    secret_file: SecretFileOption = None,
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
@@ -103,7 +105,8 @@ def nameserver_command(
     _warn_if_insecure(insecure)
     stop = StopRequest()
     stop.on_signals()
-    serve(host=host, port=port, storage=storage, insecure=insecure, stop=stop, ready=ready)
+    secret = find_secret(secret_file)
+    serve(host=host, port=port, storage=storage, insecure=insecure, secret=secret, stop=stop, ready=ready)
 
 
 nodes_app = typer.Typer(invoke_without_command=True)
@@ -114,6 +117,7 @@ app.add_typer(nodes_app, name="nodes")
 def remove_command(
     name: Annotated[str, typer.Argument(help="The name of the node, as `pyrocache status` lists it.")],
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -126,7 +130,7 @@ def remove_command(
     """Remove a dead node from the cluster, so that the others take its keys over."""
     from pyrocache.node.membership import strike_out
 
-    if not strike_out(nameserver, name, force=force):
+    if not strike_out(nameserver, name, find_secret(secret_file), force=force):
         raise PyroCacheError(
             f"{name} is not a node of this cluster. List its nodes with: {to_copy('status', nameserver)}"
         )
@@ -138,6 +142,7 @@ def nodes_command(
     context: typer.Context,
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     with_nameserver: Annotated[
         bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
     ] = False,
@@ -164,6 +169,10 @@ def nodes_command(
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
     insecure: InsecureOption = False,
+    open_: Annotated[
+        bool,
+        typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
+    ] = False,
 ) -> None:
     """Start cache nodes, restart those that die, and end them with this command."""
     from pyrocache.cli.nodes import run
@@ -177,13 +186,16 @@ def nodes_command(
         name=name,
         host=host,
         insecure=insecure,
+        open=open_,
         weight=weight,
         max_memory=parse_size(max_memory),
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
     _warn_if_insecure(insecure)
-    raise typer.Exit(run(config, count=nodes, with_nameserver=with_nameserver))
+    if open_:
+        report("Warning: --open: every user of this machine can read, change and delete every entry.")
+    raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
 
 
 @app.command("demo")
@@ -200,18 +212,21 @@ def demo_command(
 @app.command("status")
 def status_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease."""
     from pyrocache.cli.tables import nodes_as_json, print_status
+    from pyrocache.net.call_protocol import knowing
     from pyrocache.net.directory import NameServerDirectory
 
-    with PyroCacheClient(nameserver, timeout=timeout) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
         members = cache.nodes()
         stats = cache.stats()
     names = [member.name for member in members]
-    obstacle = NameServerDirectory(nameserver).listing(timeout).obstacle
+    caller = knowing(find_secret(secret_file), trusting=True)
+    obstacle = NameServerDirectory(nameserver, caller=caller).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
     else:
@@ -222,11 +237,12 @@ def status_command(
 @app.command("stats")
 def stats_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Print all statistics of the nodes. Exit status 1 when a node does not answer."""
-    with PyroCacheClient(nameserver, timeout=timeout) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
         stats = cache.stats()
     write(json.dumps(stats.as_dict(), indent=2) if as_json else repr(stats))
     raise typer.Exit(1 if stats.away else 0)
@@ -244,12 +260,13 @@ def ping_command(
         float, typer.Option(help="Ask again for up to so many seconds.", min=0.0, metavar="SECONDS")
     ] = 0.0,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
 ) -> None:
     """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
     from pyrocache.cli.ping import run
 
-    write(run(nameserver, nodes or [], timeout=timeout, wait=wait))
+    write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file))
 
 
 @app.command("set")
@@ -266,6 +283,7 @@ def set_command(
     ] = None,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Store a text, or the bytes of standard input, under a key. Prints nothing.
@@ -273,7 +291,7 @@ def set_command(
     Put -- before a key or a value that begins with a dash.
     """
     stored = _standard_input() if value == "-" else value
-    with _client(nameserver, namespace, timeout) as cache:
+    with _client(nameserver, namespace, timeout, secret_file) as cache:
         try:
             cache.set(key, stored, ttl_seconds=ttl)
         except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
@@ -290,13 +308,14 @@ def get_command(
     ] = False,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Print the repr of the value stored under a key. Exit status 1 when there is none."""
     from pyrocache.cli.values import as_bytes, as_text
 
     missing = object()  # None is a value
-    with _client(nameserver, namespace, timeout) as cache:
+    with _client(nameserver, namespace, timeout, secret_file) as cache:
         value = cache.get(key, missing)
     if value is missing:
         raise PyroCacheError(_NO_ENTRY)
@@ -308,10 +327,11 @@ def delete_command(
     key: KeyArgument,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace, timeout) as cache:
+    with _client(nameserver, namespace, timeout, secret_file) as cache:
         if not cache.delete(key):
             raise PyroCacheError(_NO_ENTRY)
 
@@ -326,12 +346,13 @@ def scan_command(
     ] = None,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Print the repr of each key, one on a line, in no order."""
     from pyrocache.cli.values import as_text
 
-    with _client(nameserver, namespace, timeout) as cache:
+    with _client(nameserver, namespace, timeout, secret_file) as cache:
         for key in cache.scan(prefix):
             write(f"{as_text(key)}\n")
 
@@ -404,8 +425,11 @@ def replay_command() -> None:
     raise typer.Exit(2)
 
 
-def _client(nameserver: str, namespace: str | None, timeout: float) -> PyroCacheClient:
-    return PyroCacheClient(nameserver, namespace=() if namespace is None else namespace, timeout=timeout)
+def _client(
+    nameserver: str, namespace: str | None, timeout: float, secret_file: str | None
+) -> PyroCacheClient:
+    path = () if namespace is None else namespace
+    return PyroCacheClient(nameserver, namespace=path, timeout=timeout, secret_file=secret_file)
 
 
 def _standard_input() -> bytes:

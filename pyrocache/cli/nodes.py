@@ -17,15 +17,17 @@ from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import NameServerUnavailable, OutOfResources, PyroCacheError
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
+from pyrocache.runtime.secret import Secret
 from pyrocache.runtime.stop_request import StopRequest
 
 _POLL_SECONDS = 0.2
 _PING_SECONDS = 2.0
 
 
-def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
+def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool) -> int:
     """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
     stop = StopRequest()
     stop.on_signals()
@@ -34,13 +36,13 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
     new_cluster = False
     try:
         if not with_nameserver:
-            NameServerDirectory(config.nameserver).members()  # raises if no name server answers
-        elif not _answers(config.nameserver):
-            _start_nameserver(config, nameservers)
+            _directory(config.nameserver, secret).members()  # raises if no name server answers
+        elif not _answers(config.nameserver, secret):
+            _start_nameserver(config, secret, nameservers)
             new_cluster = bool(nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
         first = replace(config, new_cluster=new_cluster)
-        if not (_start_nodes(first, 1, nodes) and _start_nodes(config, count - 1, nodes)):
+        if not (_start_nodes(first, secret, 1, nodes) and _start_nodes(config, secret, count - 1, nodes)):
             return 1
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
@@ -55,7 +57,7 @@ def run(config: NodeConfig, *, count: int, with_nameserver: bool) -> int:
         _end(nameservers)  # after the nodes, which unregister there
 
 
-def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> bool:
+def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Supervisor]) -> bool:
     """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
 
     started = False
@@ -66,12 +68,12 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
         new_cluster = config.new_cluster and not started
         started = True
         settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
-        return start_node(settings, quiet=False)
+        return start_node(settings, secret=secret, quiet=False)
 
     begin = len(nodes)
     for _ in range(count):
         # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
-        nodes.append(Supervisor("a node", start, _ping_of(config), renamable=config.name is None))
+        nodes.append(Supervisor("a node", start, _ping_of(config, secret), renamable=config.name is None))
     for node in nodes[begin:]:
         try:
             node.wait_until_ready()
@@ -84,7 +86,7 @@ def _start_nodes(config: NodeConfig, count: int, nodes: list[Supervisor]) -> boo
     return True
 
 
-def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None:
+def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supervisor]) -> None:
     """Start a name server and append it to ``nameservers``, unless another command starts one at the same time.
 
     Raises:
@@ -97,9 +99,9 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         nonlocal first
         # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
-        return start_nameserver(host=host, port=port, insecure=config.insecure, quiet=quiet)
+        return start_nameserver(host=host, port=port, insecure=config.insecure, secret=secret, quiet=quiet)
 
-    nameservers.append(Supervisor("the name server", start, _ping_of(config), is_name_server=True))
+    nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
     try:
         nameservers[0].wait_until_ready()
     except OutOfResources:
@@ -108,23 +110,27 @@ def _start_nameserver(config: NodeConfig, nameservers: list[Supervisor]) -> None
         nameservers.pop().join()
         # The name server of the other command may still be starting.
         for _ in range(10):
-            if _answers(config.nameserver):
+            if _answers(config.nameserver, secret):
                 return
             time.sleep(_POLL_SECONDS)
         raise
     report(f"Name server ready at {config.nameserver}.")
 
 
-def _ping_of(config: NodeConfig) -> Callable[[], None]:
-    return partial(NameServerDirectory(config.nameserver).ping, timeout=_PING_SECONDS)
+def _ping_of(config: NodeConfig, secret: Secret) -> Callable[[], None]:
+    return partial(_directory(config.nameserver, secret).ping, timeout=_PING_SECONDS)
 
 
-def _answers(nameserver: str) -> bool:
+def _answers(nameserver: str, secret: Secret) -> bool:
     try:
-        NameServerDirectory(nameserver).members(timeout=_PING_SECONDS)
+        _directory(nameserver, secret).members(timeout=_PING_SECONDS)
     except NameServerUnavailable:
         return False
     return True
+
+
+def _directory(nameserver: str, secret: Secret) -> NameServerDirectory:
+    return NameServerDirectory(nameserver, caller=knowing(secret, trusting=True))
 
 
 def _end(supervisors: list[Supervisor]) -> None:

@@ -15,12 +15,15 @@ from pyrocache.errors import ConfigurationError, NodeUnavailable, PyroCacheError
 _PAUSE_SECONDS = 0.2
 
 
-def run(nameserver: str, names: Sequence[str], *, timeout: float, wait: float) -> str:
+def run(
+    nameserver: str, names: Sequence[str], *, timeout: float, wait: float, secret_file: str | None = None
+) -> str:
     """Return a sentence when every node serves, or each of those named.
 
     Args:
         timeout: seconds that one attempt may take.
         wait: for how many seconds to begin further attempts.
+        secret_file: the path of the secret file; None to find it.
 
     Raises:
         PyroCacheError: the last attempt failed; says which nodes did not answer, or do not serve.
@@ -28,7 +31,7 @@ def run(nameserver: str, names: Sequence[str], *, timeout: float, wait: float) -
     end = time.monotonic() + wait
     while True:
         try:
-            return _ping(nameserver, names, timeout)
+            return _ping(nameserver, names, timeout, secret_file)
         except ConfigurationError:
             raise
         except PyroCacheError:
@@ -37,8 +40,8 @@ def run(nameserver: str, names: Sequence[str], *, timeout: float, wait: float) -
         time.sleep(_PAUSE_SECONDS)
 
 
-def _ping(nameserver: str, names: Sequence[str], timeout: float) -> str:
-    serves = _serves(nameserver, names, timeout)
+def _ping(nameserver: str, names: Sequence[str], timeout: float, secret_file: str | None) -> str:
+    serves = _serves(nameserver, names, timeout, secret_file)
     problems = []
     if unknown := [name for name in names if name not in serves]:
         problems.append(f"{', '.join(unknown)}: no such node is registered")
@@ -51,10 +54,12 @@ def _ping(nameserver: str, names: Sequence[str], timeout: float) -> str:
     return f"{len(serves)} node answers." if len(serves) == 1 else f"{len(serves)} nodes answer."
 
 
-def _serves(nameserver: str, names: Sequence[str], timeout: float) -> dict[str, bool | None]:
+def _serves(
+    nameserver: str, names: Sequence[str], timeout: float, secret_file: str | None
+) -> dict[str, bool | None]:
     """Return whether each registered node, or each of those named, serves, by its name; None if it does not answer."""
     # A new client for each attempt, as it looks the nodes up.
-    with PyroCacheClient(nameserver, timeout=timeout) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
         context = cache._context
         answers = context.backend.ping(context.deadline(), names or None)
     return {

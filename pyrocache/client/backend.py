@@ -28,6 +28,7 @@ from pyrocache.client.stats import is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, ValueTooLarge
+from pyrocache.net.call_protocol import ANONYMOUS, knowing
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
@@ -94,11 +95,13 @@ class Backend:
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
-        directory = NameServerDirectory(config.nameserver)
+        caller = ANONYMOUS if config.secret is None else knowing(config.secret)
+        directory = NameServerDirectory(config.nameserver, caller=caller._replace(trusting=True))
         settings: dict[str, Any] = {
             "max_connections": config.max_connections,
             "transport": config.transport,
             "nameserver": config.nameserver,
+            "caller": caller,
         }
         return cls(Router(directory, **settings))
 

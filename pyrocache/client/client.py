@@ -9,6 +9,8 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
+import logging
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -46,19 +48,27 @@ from pyrocache.config import (
     OnUndecodable,
     SerializerChoice,
     TransportChoice,
+    is_loopback,
+    parse_address,
     parse_size,
     ttl_to_seconds,
 )
-from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
+from pyrocache.errors import CacheUnavailable, ConfigurationError, NodeUnavailable, SerializationError
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.runtime.secret import find_secret
+from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("pyrocache.client")
+
+_warnings = Throttle(math.inf)
 
 NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
 
@@ -98,6 +108,11 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             file is read once, and a pickled client has its path.
         counters: with a signing key, store and read ints without signatures, so that `incr` and `decr` work. A node
             can then forge ints, and nothing else. It has no effect without a signing key.
+        secret_file: the path of the secret file, by which name server, nodes and clients recognize each other; by
+            default ``$PYROCACHE_SECRET_FILE``, else the one of this user, which is made if there is none. A pickled
+            client has its path.
+        authenticate: False to use nodes that do not know the secret, such as a stock Pyro5 daemon; only with a name
+            server on this host. Whoever is at their addresses can run code in this process.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -136,12 +151,15 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         on_undecodable: OnUndecodable = "raise",
         signing_key_file: str | os.PathLike[str] | None = None,
         counters: bool = False,
+        secret_file: str | os.PathLike[str] | None = None,
+        authenticate: bool = True,
         **unknown: Never,
     ) -> None:
         if unknown:
             raise unknown_argument(type(self), unknown)
         if nameserver is None:
             nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
+        secret = find_secret(secret_file) if _authenticates(authenticate, nameserver, secret_file) else None
         path = (namespace,) if isinstance(namespace, str) else namespace
         config = ClientConfig(
             nameserver=nameserver,
@@ -158,6 +176,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             # An unpickled client may be in another directory.
             signing_key_file=None if signing_key_file is None else os.path.abspath(signing_key_file),
             counters=counters,
+            secret=secret,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -1052,6 +1071,28 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
 
 hide_unknown(PyroCacheClient)
+
+
+def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> bool:
+    """Return ``authenticate`` after a check of it. Warn once if it is False."""
+    if not isinstance(authenticate, bool):
+        raise ConfigurationError(f"authenticate must be True or False, not {authenticate!r}.")
+    if authenticate:
+        return True
+    host, _ = parse_address(nameserver)
+    if not is_loopback(host):
+        raise ConfigurationError(
+            f"authenticate=False is for a name server on this host, and {host} is no loopback address."
+        )
+    if secret_file is not None:
+        raise ConfigurationError("Give either secret_file or authenticate=False.")
+    if _warnings.admit(nameserver):
+        log.warning(
+            "Clients of %s do not authenticate: any process of this host may be what they take for a node, and run "
+            "code in them.",
+            nameserver,
+        )
+    return False
 
 
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:

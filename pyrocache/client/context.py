@@ -27,9 +27,9 @@ from pyrocache.client.keys.encoding import AnyCodec, Encode, Encoding, decode_ke
 from pyrocache.client.keys.format import namespace_prefix, utf8
 from pyrocache.client.signing import Signer, SigningCodec
 from pyrocache.client.stats import ClientStats, path_text
-from pyrocache.client.throttle import Throttle
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
 from pyrocache.errors import (
+    AuthenticationError,
     CacheUnavailable,
     ClientClosed,
     ConfigurationError,
@@ -44,6 +44,7 @@ from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork
 from pyrocache.runtime.key_file import read_keys
+from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
 
 log = logging.getLogger("pyrocache.client")
@@ -261,7 +262,7 @@ class ClientContext:
 
     def missed(self, error: CacheUnavailable, value: _T) -> _T:
         """Apply ``on_error``: either raise ``error``, or count and log a miss and return ``value``."""
-        if self.config.on_error == "raise":
+        if self.config.on_error == "raise" or isinstance(error, AuthenticationError):
             raise error
         self.count("misses_on_error")
         self._warn(error.source or type(error).__name__, "Counted as a miss: %s", error)

@@ -165,6 +165,10 @@ class NodeStats(Totals):
         lease_seconds: for how long it may serve unless its view is confirmed again; 0 if it may not.
         silent: the names of the members that do not answer it, separated by spaces. It asks them only while the name
             server does not confirm its view, or after a change.
+        handshakes_refused: connections that were refused since the start of the node, because they did not prove the
+            secret, for example.
+        handshakes_malformed, handshakes_late, handshakes_displaced: connections that sent something else than a
+            handshake, took too long for it, and were closed for newer ones of their address.
     """
 
     pid: int = 0
@@ -172,6 +176,10 @@ class NodeStats(Totals):
     view: int = 0
     lease_seconds: float = 0.0
     silent: str = ""
+    handshakes_refused: int = 0
+    handshakes_malformed: int = 0
+    handshakes_late: int = 0
+    handshakes_displaced: int = 0
 
     @property
     def serving(self) -> bool:

@@ -14,16 +14,19 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import NAMELESS, PROTOCOL, Greeting
 
 PING_SECONDS = 0.5
 
 
-def is_alive(holder: Member) -> bool:
-    """Return whether ``holder`` answers a ping at its address, as the incarnation that is registered."""
+def is_alive(caller: Caller, holder: Member) -> bool:
+    """Return whether ``holder`` answers a ping at its address, as the incarnation that is registered.
+
+    Args:
+        caller: describes this name server, and what it knows.
+    """
     deadline = Deadline(PING_SECONDS)
     try:
-        connection = Connection(holder, "tcp", Caller(Greeting(protocol=PROTOCOL, caller=NAMELESS)))
+        connection = Connection(holder, "tcp", caller)
         try:
             connection.finish_opening(deadline)
             answer = connection.call(PING.name, (), deadline)

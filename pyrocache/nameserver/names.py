@@ -19,14 +19,16 @@ from Pyro5.errors import NamingError
 from Pyro5.nameserver import NameServer
 
 from pyrocache.cluster.routing import Member
-from pyrocache.nameserver.holder import is_alive
 from pyrocache.net.directory import PREFIX, member_from_entry
 from pyrocache.protocol.commands import Command, Runs, Scope
 
 COMMANDS = {
     # On a worker: a listing may be long, and entries may be in a file.
-    name: Command(name, Scope.NODE, False, Runs.WORKER, False)
-    for name in ("age", "count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
+    name: Command(name, Scope.NODE, False, Runs.WORKER, False, open=is_open)
+    for name, is_open in (
+        *((name, True) for name in ("age", "count", "list", "lookup", "ping", "yplookup")),
+        *((name, False) for name in ("register", "remove", "set_metadata")),
+    )
 }
 
 _URI_CLASS = "Pyro5.core.URI"
@@ -44,7 +46,7 @@ class Names(NameServer):  # type: ignore[misc]
         alive: returns whether a node that is registered is alive. It may block for a short time.
     """
 
-    def __init__(self, storage: Any, alive: Callable[[Member], bool] = is_alive) -> None:
+    def __init__(self, storage: Any, alive: Callable[[Member], bool]) -> None:
         super().__init__(storage)
         self._began_at = time.monotonic()
         self._alive = alive

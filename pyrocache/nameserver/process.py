@@ -25,25 +25,41 @@ from Pyro5.nameserver import MemoryStorage, SqlStorage
 
 from pyrocache.config import NodeConfig, check_bind_host, check_port, format_address
 from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
+from pyrocache.nameserver.holder import is_alive
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
-from pyrocache.protocol.handshake import MSGPACK
+from pyrocache.net.call_protocol import knowing
+from pyrocache.protocol.handshake import MSGPACK, NAMELESS, PROTOCOL, Greeting, Strangers
+from pyrocache.runtime.secret import Secret, secret_of_parent
 from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
+from pyrocache.server.admission import admission
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 256 * 1024  # a view of more than a thousand nodes
 _LIMITS = NodeConfig(
-    max_connections=500, request_seconds=10.0, idle_seconds=60.0, workers=2, max_buffered_bytes=64 * 2**20
+    max_connections=500,
+    max_unproven=250,
+    request_seconds=10.0,
+    idle_seconds=60.0,
+    workers=2,
+    max_buffered_bytes=64 * 2**20,
 )
 
 
 def serve(
-    *, host: str, port: int, storage: str, insecure: bool, stop: StopRequest, ready: Callable[[str], None]
+    *,
+    host: str,
+    port: int,
+    storage: str,
+    insecure: bool,
+    secret: Secret,
+    stop: StopRequest,
+    ready: Callable[[str], None],
 ) -> None:
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
@@ -51,6 +67,7 @@ def serve(
         host, port: the address to listen on; port 0 takes a free port.
         storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries in an SQLite file.
         insecure: whether ``host`` may be an address that other hosts can reach.
+        secret: what callers must prove that they know, except those that only read, from this host.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
@@ -61,7 +78,9 @@ def serve(
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 
     try:
-        names = Names(MemoryStorage() if storage == "memory" else SqlStorage(storage[4:]))
+        caller = knowing(secret, Greeting(protocol=PROTOCOL, caller=NAMELESS))
+        kept = MemoryStorage() if storage == "memory" else SqlStorage(storage[4:])
+        names = Names(kept, partial(is_alive, caller))
         names.count()
     except (sqlite3.Error, PyroError, ValueError) as error:
         # SQLite only says that it is unable to open the file.
@@ -88,6 +107,7 @@ def serve(
         greeting=lambda: "hello",  # that of Pyro5's daemons
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
+        admission=admission(secret, Strangers.ADMITTED),
     )
     with explained("The name server cannot start"):
         loop = EventLoop([listener], dispatcher, _LIMITS)
@@ -97,7 +117,7 @@ def serve(
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
         while not stop.wait(_POLL_SECONDS):
-            pass
+            secret.current()  # reads the file again, which the I/O thread must not do
     finally:
         loop.shutdown()
         thread.join(2.0)
@@ -107,15 +127,17 @@ def main(argv: list[str]) -> NoReturn:
     """Run a name server.
 
     Args:
-        argv: the arguments of `serve` in JSON; and the descriptor that leads to the parent process, which gets the
-            `answer`.
+        argv: the arguments of `serve` in JSON, with the ``secret`` as `Secret.for_child` returns it; and the descriptor
+            that leads to the parent process, which gets the `answer`.
     """
     parent = int(argv[1])
     stop = StopRequest()
     stop.on_signals()
     try:
         stop.with_parent(parent)
-        serve(**json.loads(argv[0]), stop=stop, ready=partial(_report_ready, parent))
+        settings = json.loads(argv[0])
+        secret = secret_of_parent(settings.pop("secret"))
+        serve(**settings, secret=secret, stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)
         answer(parent, {"error": str(error)})

@@ -21,10 +21,19 @@ from pyrocache.errors import ProtocolError
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
-from pyrocache.protocol.handshake import PROTOCOL, ClientHandshake, Greeting, State
+from pyrocache.protocol.handshake import (
+    PROTOCOL,
+    UNPROVEN,
+    ClientHandshake,
+    Greeting,
+    HandshakeRefused,
+    State,
+    is_on_this_host,
+)
 from pyrocache.protocol.messages import CallPacker
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
+from pyrocache.runtime.secret import Secret
 
 _REPLY_SLACK = 256 * 1024
 _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
@@ -47,12 +56,21 @@ class Caller(NamedTuple):
     Attributes:
         greeting: describes it.
         keys: returns the keys of its secret, the one to use first; none if it has no secret.
-        trusting: whether it calls servers that do not prove that they know the secret.
+        trusting: whether it calls servers on this host that do not prove that they know the secret.
+        place: where its secret is, as a part of a sentence.
     """
 
     greeting: Greeting = Greeting(protocol=PROTOCOL)
     keys: Callable[[], Sequence[bytes]] = tuple
     trusting: bool = True
+    place: str = ""
+
+
+def knowing(secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False) -> Caller:
+    """Return a caller that knows the secret; see `Caller`."""
+    return Caller(
+        greeting or Greeting(protocol=PROTOCOL), secret.current, trusting=trusting, place=secret.place
+    )
 
 
 ANONYMOUS = Caller()
@@ -101,7 +119,8 @@ class CallProtocol:
             dialled: the address of the peer, as `format_peer` returns it.
             nonce: `NONCE_BYTES` random bytes.
         """
-        greeting, keys, trusting = self._caller.greeting, self._caller.keys(), self._caller.trusting
+        greeting, keys = self._caller.greeting, self._caller.keys()
+        trusting = self._caller.trusting and is_on_this_host(dialled)
         if keys:
             greeting = greeting._replace(nonce=nonce, dialled=dialled)
         self._handshake = handshake = ClientHandshake(self._object_id, greeting, keys, trusting=trusting)
@@ -155,7 +174,10 @@ class CallProtocol:
         if self._decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
-            greeting = self._handshake.receive(frame)
+            try:
+                greeting = self._handshake.receive(frame)
+            except HandshakeRefused as refused:
+                raise self._explained(refused) from None
             return PROVING if self._handshake.state is State.PROVING else self._greeted(greeting)
         header, body = frame
         if header.sequence != self.sequence:
@@ -163,6 +185,12 @@ class CallProtocol:
         if header.flags & framing.FLAG_EXCEPTION:
             raise Refused(refusals.unpack_refusal(body))
         return messages.unpack_plain(body)
+
+    def _explained(self, refused: HandshakeRefused) -> HandshakeRefused:
+        """Return a refusal for want of the same secret with the place of this end's."""
+        if refused.code not in UNPROVEN or not self._caller.place:
+            return refused
+        return HandshakeRefused(f"{refused}; this process has the secret in {self._caller.place}")
 
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
+from pyrocache.runtime import unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
 
@@ -109,6 +110,9 @@ class Dialing:
         if error:
             self.sock.close()
             self._next_address(OSError(error, os.strerror(error)))
+        elif self._is_stranger():
+            self.sock.close()
+            self._next_address(PermissionError("the Unix socket of another user"))
         else:
             self.pending = False
         return not self.pending
@@ -123,6 +127,9 @@ class Dialing:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         return sock
 
+    def _is_stranger(self) -> bool:
+        return self.sock.family == socket.AF_UNIX and not unix_peer.is_trusted(self.sock)
+
     def _next_address(self, problem: OSError) -> None:
         for family, address in self._addresses:
             sock = socket.socket(family, socket.SOCK_STREAM)
@@ -130,10 +137,10 @@ class Dialing:
                 sock.setblocking(False)
                 # `connect` raises one exception for EINPROGRESS and for EAGAIN, the full backlog of a Unix socket.
                 error = sock.connect_ex(address)
-                if error in (0, errno.EINPROGRESS):
-                    self.sock, self.pending = sock, error != 0
+                self.sock, self.pending = sock, error != 0
+                if error == errno.EINPROGRESS or (error == 0 and not self._is_stranger()):
                     return
-                problem = OSError(error, os.strerror(error))
+                problem = OSError(error or errno.EACCES, os.strerror(error or errno.EACCES))
             except BaseException as failure:
                 sock.close()
                 if not isinstance(failure, OSError) or came_from_outside(failure):

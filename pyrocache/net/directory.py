@@ -25,14 +25,18 @@ from typing import Any, NamedTuple, Protocol
 from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
 from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
-from pyrocache.errors import NameServerUnavailable, ProtocolError
+from pyrocache.errors import AuthenticationError, NameServerUnavailable, ProtocolError
+from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.protocol.commands import ISSUE_TOKEN
+from pyrocache.protocol.handshake import UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
 
+NAMESERVER = "Pyro.NameServer"
 PREFIX = "cache.node."
 CLUSTER = "cache.cluster"
 VIEW = "cache.view."
@@ -183,6 +187,10 @@ class WatchedLookUp:
             raise NameServerUnavailable(self._failure)
 
 
+class UnprovenNameServer(AuthenticationError, NameServerUnavailable):
+    """This process and the name server do not have the same secret."""
+
+
 class _RefusedByNameServer(NameServerUnavailable):
     """The name server answered with a refusal, such as that its disk is full."""
 
@@ -192,7 +200,7 @@ class _NameServer(NamedTuple):
 
     host: str
     port: int
-    name: str = "Pyro.NameServer"
+    name: str = NAMESERVER
     socket_path: str = ""
     incarnation: str = ""
     cluster: str = ""
@@ -207,12 +215,19 @@ class NameServerDirectory:
         address: ``host:port``.
         keep: whether to keep the connection between queries.
         connect: opens a connection, as `Connection` does.
+        caller: describes the caller, and what it knows.
     """
 
     def __init__(
-        self, address: str, *, keep: bool = False, connect: Callable[..., Connection] = Connection
+        self,
+        address: str,
+        *,
+        keep: bool = False,
+        connect: Callable[..., Connection] = Connection,
+        caller: Caller = ANONYMOUS,
     ) -> None:
         self._connect = connect
+        self._caller = caller
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
@@ -259,6 +274,10 @@ class NameServerDirectory:
         """Return for how many seconds the name server has been there; 0 for Pyro5's own, which does not say so."""
         age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
         return age if type(age) is float else 0.0
+
+    def issue_token(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> str:
+        """Return a token that admits a stock Pyro5 proxy once, see `server.tokens`."""
+        return str(self._ask(Deadline(timeout), "issue a token", ISSUE_TOKEN))
 
     def register(self, member: Member, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
         """Register ``member``. Return False if another node, which is alive, has the name.
@@ -358,7 +377,7 @@ class NameServerDirectory:
                     connection.close()
                 if over:
                     raise ConnectionResetError
-                connection = self._connect(self._server)
+                connection = self._connect(self._server, "tcp", self._caller)
                 self._opened += 1
             connection.finish_opening(deadline)
             try:
@@ -385,6 +404,8 @@ class NameServerDirectory:
             return NameServerUnavailable(
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
+        if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
+            return UnprovenNameServer(f"The name server at {where} cannot be asked to {purpose} ({error}).")
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:

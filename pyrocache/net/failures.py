@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import (
+    AuthenticationError,
     ClientClosed,
     ClusterMismatch,
     MayHaveBeenDone,
@@ -27,7 +28,7 @@ from pyrocache.errors import (
 )
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
-from pyrocache.protocol.handshake import OTHER_CLUSTER, OVERLOADED, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_CLUSTER, OVERLOADED, UNPROVEN, HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
@@ -54,7 +55,7 @@ class Unavailable(Exception):
         number: the number by which the request can be repeated; 0 if it cannot.
     """
 
-    error: NodeUnavailable | ClusterMismatch
+    error: NodeUnavailable | ClusterMismatch | AuthenticationError
     maybe_executed: bool
     timed_out: bool
     suspected: bool = False
@@ -96,7 +97,7 @@ def unavailable(
     """
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
-    kind: type[NodeUnavailable] | type[ClusterMismatch] = NodeUnavailable
+    kind: type[NodeUnavailable | ClusterMismatch | AuthenticationError] = NodeUnavailable
     remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
@@ -108,6 +109,8 @@ def unavailable(
             kind = Overloaded
         elif cause.code == OTHER_CLUSTER:
             kind = ClusterMismatch
+        elif cause.code in UNPROVEN:
+            kind = AuthenticationError
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
     elif shortage := explain(cause):

@@ -22,6 +22,7 @@ from typing import Any
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
 from pyrocache.net.directory import PREFIX, Directory
 from pyrocache.node.membership import NodeMembership
@@ -31,15 +32,17 @@ from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import POLICIES
 from pyrocache.node.store.store import Store
 from pyrocache.protocol.commands import COMMANDS
-from pyrocache.protocol.handshake import PROTOCOL, Greeting
+from pyrocache.protocol.handshake import PROTOCOL, Greeting, Strangers
 from pyrocache.protocol.limits import BATCH_BYTES
 from pyrocache.protocol.request_id import milliseconds
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.descriptors import DescriptorReserve
+from pyrocache.runtime.secret import Secret
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
+from pyrocache.server.admission import admission
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -60,6 +63,7 @@ class Node:
         clock: seconds (`runtime.clock`).
         entry_clock: the clock of TTLs, leases and locks, if tests can move it.
         reserve: descriptors for the connections of ``directory`` and ``peers``; the node refills it.
+        secret: what callers and other nodes must prove that they know.
 
     Attributes:
         member: the node as the view has it.
@@ -79,11 +83,16 @@ class Node:
         clock: Callable[[], float] = now,
         entry_clock: SharedClock | None = None,
         reserve: DescriptorReserve | None = None,
+        *,
+        secret: Secret,
     ) -> None:
         self.config = config
+        self._secret = secret
         self.stop_request = StopRequest()
         self._reserve = reserve if reserve is not None else DescriptorReserve()
-        self._peers = Peers(connect=partial(self._reserve.opening, Connection)) if peers is None else peers
+        self._peers = peers or Peers(
+            connect=partial(self._reserve.opening, Connection), caller=knowing(secret)
+        )
         self._clock = clock
         self.membership = NodeMembership(config, directory, self._peers, clock)
         with explained("The node cannot start"):
@@ -130,6 +139,7 @@ class Node:
             COMMANDS,
             greeting=self._greeting,
             max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
+            admission=admission(self._secret, Strangers.TRUSTED if config.open else Strangers.REFUSED),
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
         self._event_loop = EventLoop(
@@ -185,6 +195,7 @@ class Node:
         self.membership.tick()
         self._event_loop.lease_until = self.membership.serving_until
         self._reserve.refill()
+        self._secret.current()  # reads the file again, which the I/O thread must not do
 
     def _lapse(self) -> None:
         self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
@@ -226,6 +237,7 @@ class Node:
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),
             "connections": len(self._event_loop.connections),
+            **{f"handshakes_{kind}": count for kind, count in self._event_loop.unproven.counts.items()},
             "rss_bytes": _resident_bytes(),
             "latencies": self._dispatcher.latencies.as_lists(),
         }

@@ -20,10 +20,12 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
 from pyrocache.config import NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory, explain_obstacle
 from pyrocache.node.peers import Peers, is_here
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.runtime.clock import now
+from pyrocache.runtime.secret import Secret
 
 log = logging.getLogger("pyrocache.node")
 
@@ -548,9 +550,10 @@ class NodeMembership:
         self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._me)
 
 
-def strike_out(nameserver: str, name: str, *, force: bool = False) -> bool:
+def strike_out(nameserver: str, name: str, secret: Secret, *, force: bool = False) -> bool:
     """Remove a dead node from the cluster at a name server, see `NodeMembership.strike_out`."""
-    peers, directory = Peers(), NameServerDirectory(nameserver, keep=True)
+    peers = Peers(caller=knowing(secret))
+    directory = NameServerDirectory(nameserver, keep=True, caller=knowing(secret, trusting=True))
     membership = NodeMembership(NodeConfig(nameserver=nameserver), directory, peers)
     try:
         return membership.strike_out(name, force=force)

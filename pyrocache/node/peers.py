@@ -13,13 +13,13 @@ from typing import Any
 
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
-from pyrocache.net.call_protocol import Caller
+from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import NAMELESS, PROTOCOL, Greeting
+from pyrocache.protocol.handshake import NAMELESS
 from pyrocache.tracebacks import came_from_outside
 
 PROBE_SECONDS = 0.25
@@ -31,11 +31,16 @@ class Peers:
     Args:
         timeout: seconds that each question may take, for all peers together.
         connect: opens a connection, as `Connection` does.
+        caller: what this node knows and demands; its greeting is completed here.
     """
 
     def __init__(
-        self, timeout: float = PROBE_SECONDS, connect: Callable[..., Connection] = Connection
+        self,
+        timeout: float = PROBE_SECONDS,
+        connect: Callable[..., Connection] = Connection,
+        caller: Caller = ANONYMOUS,
     ) -> None:
+        self._caller = caller
         self._timeout = timeout
         self._opens = connect
         self._connections = self._connect(NAMELESS)
@@ -61,10 +66,11 @@ class Peers:
         """Close the connections."""
         self._connections.close()
 
-    def _connect(self, caller: str) -> Connections:
+    def _connect(self, name: str) -> Connections:
         # Over TCP, as most callers reach a node.
-        caller_ = Caller(Greeting(protocol=PROTOCOL, caller=caller))
-        return Connections(max_per_node=1, transport="tcp", caller=caller_, connect=self._opens)
+        greeting = self._caller.greeting._replace(caller=name)
+        caller = self._caller._replace(greeting=greeting)
+        return Connections(max_per_node=1, transport="tcp", caller=caller, connect=self._opens)
 
 
 def is_here(host: str, own: str) -> bool:

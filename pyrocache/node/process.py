@@ -22,11 +22,13 @@ from typing import Any, NoReturn
 from pyrocache.cluster.routing import Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.descriptors import DescriptorReserve
+from pyrocache.runtime.secret import secret_of_parent
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import EXIT_NO_NAME_SERVER, EXIT_REFUSED, answer
 
@@ -37,8 +39,9 @@ def main(argv: list[str]) -> NoReturn:
     """Run a node.
 
     Args:
-        argv: the settings, a `NodeConfig` in JSON, perhaps with the descriptor of a `SharedClock` as ``clock``; and
-            the descriptor that leads to the parent process, which gets the `answer`.
+        argv: the settings, a `NodeConfig` in JSON with the ``secret`` (`Secret.for_child`), perhaps with the
+            descriptor of a `SharedClock` as ``clock``; and the descriptor that leads to the parent process, which gets
+            the `answer`.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     tune()
@@ -46,11 +49,14 @@ def main(argv: list[str]) -> NoReturn:
     try:
         settings = json.loads(argv[0])
         entry_clock: Any = SharedClock(settings.pop("clock")) if "clock" in settings else now
+        secret = secret_of_parent(settings.pop("secret"))
         config = NodeConfig(**settings)
         reserve = DescriptorReserve()
         connect = partial(reserve.opening, Connection)
-        directory = NameServerDirectory(config.nameserver, keep=True, connect=connect)
-        node = Node(config, directory, entry_clock=entry_clock, reserve=reserve)
+        directory = NameServerDirectory(
+            config.nameserver, keep=True, connect=connect, caller=knowing(secret, trusting=True)
+        )
+        node = Node(config, directory, entry_clock=entry_clock, reserve=reserve, secret=secret)
         try:
             node.stop_request.on_signals()
             node.stop_request.with_parent(parent)

@@ -114,6 +114,9 @@ MEMBERS = Command("members", Scope.NODE, True, Runs.INLINE, False)
 STATS = Command("stats", Scope.NODE, True, Runs.WORKER, False)
 RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.WORKER, False)
 
+ISSUE_TOKEN = "issue_token"
+"""A method of every server: it returns a token, see `server.tokens`. The server answers it, and not its object."""
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in list(globals().values())

@@ -62,6 +62,9 @@ CODES = (
 )
 """What a refusal may begin with, followed by a colon and a sentence."""
 
+UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS)
+"""Those that say that one end has not proved that it knows the secret of the other."""
+
 _IDENTITY = (
     (OTHER_PROTOCOL, "protocol", "protocol"),
     (OTHER_CLUSTER, "cluster", "cluster"),
@@ -135,7 +138,7 @@ class Greeting(NamedTuple):
     nonce: bytes = b""
     proof: bytes = b""
     dialled: str = ""
-    token: bytes = b""
+    token: str = ""
 
     def check(self, expected: Greeting) -> None:
         """Compare what a server is with what a client expects. A field that one of them leaves empty is not compared.
@@ -175,6 +178,12 @@ def format_peer(address: Any) -> str:
     host, port = address[:2]
     ip = ip_address(host.partition("%")[0])
     return f"{getattr(ip, 'ipv4_mapped', None) or ip} {port}"
+
+
+def is_on_this_host(address: str) -> bool:
+    """Return whether an address, as `format_peer` returns it, is a Unix socket or a loopback address."""
+    host = address.partition(" ")[0]
+    return host.startswith("/") or (host != "" and ip_address(host).is_loopback)
 
 
 class ClientHandshake:
@@ -303,13 +312,13 @@ class Admission:
         keys: returns the keys of the secret, the one to use first.
         nonce: returns `NONCE_BYTES` random bytes, others each time.
         accepts_token: returns whether a token (see `Greeting.token`) is valid; each only once.
-        strangers: what becomes of callers with neither a nonce nor a token.
+        strangers: what becomes of callers with neither a nonce nor a token. From other hosts, they are refused.
         advertised: the addresses, beside the one that a connection was accepted on, that callers may have dialled.
     """
 
     keys: Callable[[], Sequence[bytes]]
     nonce: Callable[[], bytes]
-    accepts_token: Callable[[bytes], bool] = lambda token: False
+    accepts_token: Callable[[str], bool] = lambda token: False
     strangers: Strangers = Strangers.REFUSED
     advertised: Collection[str] = ()
 
@@ -329,6 +338,7 @@ class ServerHandshake:
         local: the address that the connection was accepted on, as `format_peer` returns it.
         state: the progress.
         trusted: whether the caller may do what is not open to all.
+        refusal: why the handshake was refused; empty if it was not.
         serializer: the serializer that the client chose; messages in any other are refused from then on.
         nodes_only: whether clients are refused, for want of file descriptors.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
@@ -344,6 +354,7 @@ class ServerHandshake:
     local: str = ""
     state: State = State.AWAITING
     trusted: bool = False
+    refusal: str = ""
     serializer: Serializer | None = None
     nodes_only: bool = False
     session: bytes | None = None
@@ -386,7 +397,8 @@ class ServerHandshake:
             else:
                 answer = self._answer(request["object"], request.get("handshake"))
         except HandshakeRefused as refused:
-            raise self._refused(header, serializer.dumps(str(refused))) from None
+            self.refusal = str(refused)
+            raise self._refused(header, serializer.dumps(self.refusal)) from None
         self.serializer = serializer
         return framing.pack_message(
             framing.CONNECT_OK, header.sequence, serializer.dumps(answer), 0, serializer.number
@@ -415,7 +427,7 @@ class ServerHandshake:
                     f"{OTHER_SECRET}: this token was used before, is too old or of another server"
                 )
             return True
-        if admission.strangers is Strangers.REFUSED:
+        if admission.strangers is Strangers.REFUSED or not is_on_this_host(self.local):
             advice = f"a Pyro5 proxy needs proxy._pyroHandshake = pyrocache.stock_handshake({object_id!r})"
             raise HandshakeRefused(f"{NO_SECRET}: this server serves callers that prove its secret; {advice}")
         return admission.strangers is Strangers.TRUSTED
@@ -446,6 +458,7 @@ class ServerHandshake:
         if header.serializer not in self.spoken:
             if header.serializer not in self.refusals:  # the peer could not read any reason
                 raise ProtocolError("An unknown serializer.")
+            self.refusal = "it speaks another serializer"
             raise self._refused(header, self.refusals[header.serializer])
 
     def _refused(self, header: Header, body: bytes) -> CloseAfterReply:

@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime import at_fork, interpreter
+from pyrocache.runtime.secret import Secret, find_secret
 from pyrocache.runtime.shortage import explained
 
 START_SECONDS = 20.0
@@ -215,20 +216,31 @@ def _capture() -> IO[bytes] | None:
 
 
 def start_nameserver(
-    *, host: str = "127.0.0.1", port: int = 0, storage: str = "memory", insecure: bool = False, quiet: bool
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    storage: str = "memory",
+    insecure: bool = False,
+    secret: Secret | None = None,
+    quiet: bool,
 ) -> ChildProcess:
-    """Start a name server process. Port 0 takes a free port."""
+    """Start a name server process. Port 0 takes a free port; without a secret, that of this user is found."""
     settings = {"host": host, "port": port, "storage": storage, "insecure": insecure}
+    settings["secret"] = (secret or find_secret()).for_child()
     return ChildProcess("pyrocache.nameserver.process", settings, quiet=quiet)
 
 
-def start_node(settings: dict[str, Any], *, quiet: bool, clock: int | None = None) -> ChildProcess:
+def start_node(
+    settings: dict[str, Any], *, quiet: bool, secret: Secret | None = None, clock: int | None = None
+) -> ChildProcess:
     """Start a node process.
 
     Args:
         settings: fields of `NodeConfig`.
+        secret: that of the cluster; None to find that of this user.
         clock: the descriptor of a `SharedClock` for its TTLs, leases and locks.
     """
+    settings = {**settings, "secret": (secret or find_secret()).for_child()}
     descriptors = () if clock is None else (clock,)
     if clock is not None:
         settings = {**settings, "clock": clock}

@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,9 @@ log = logging.getLogger("pyrocache.runtime")
 
 FilePath = str | os.PathLike[str]
 
+REREAD_SECONDS = 2.0
+"""How long the keys that were read are used without a look at the file; see `Secret.current`."""
+
 _NAME = "secret"
 _FOLDER = "pyrocache"
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # of this process: another place would not help
@@ -52,24 +56,35 @@ class Secret:
         keys: the accepted keys of 32 bytes each, at least one. The first is to be used. Read it anew for each use.
     """
 
-    __slots__ = ("__weakref__", "_problem", "keys", "path")
+    __slots__ = ("__weakref__", "_problem", "_read_at", "keys", "path")
 
     def __init__(self, path: str | None, keys: tuple[Key, ...]) -> None:
         self.path = path
         self.keys = keys
         self._problem: str | None = None
+        self._read_at = time.monotonic()
 
     @property
     def place(self) -> str:
         """Return where it is, as a part of a sentence."""
         return self.path or "the memory of this process"
 
+    def current(self) -> tuple[Key, ...]:
+        """Return the keys, after a look at the file if the last one is `REREAD_SECONDS` ago.
+
+        Not for an I/O thread, which reads `keys`.
+        """
+        if time.monotonic() - self._read_at >= REREAD_SECONDS:
+            self.refresh()
+        return self.keys
+
     def refresh(self) -> bool:
         """Read the file again. Return whether the keys have changed.
 
-        Call this every few seconds, not on an I/O thread. If the file is gone or cannot be used, the keys stay, and a
+        Not for an I/O thread. If the file is gone or cannot be used, the keys stay, and a
         warning is logged once.
         """
+        self._read_at = time.monotonic()
         if self.path is None:
             return False
         before = self.keys

@@ -42,6 +42,7 @@ class Connection:
         partial_since: time at which the incomplete request began.
         waited: its next request waited while the server stood still; see `EventLoop`.
         change: the number of the change that is on a worker thread or deferred, or None.
+        peer: the host at the other end; empty for a Unix socket.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
 
@@ -57,12 +58,13 @@ class Connection:
             "ending_at",
             "events",
         ),
-        *("handshake", "idle", "outgoing", "partial_since", "paused"),
+        *("handshake", "idle", "outgoing", "partial_since", "paused", "peer"),
         *("queued_at", "sent", "session", "throttled", "unread", "waited"),
     )
 
-    def __init__(self, channel: Channel, handshake: ServerHandshake, now: float) -> None:
+    def __init__(self, channel: Channel, handshake: ServerHandshake, now: float, peer: str = "") -> None:
         self.channel = channel
+        self.peer = peer
         self.handshake = handshake
         self.decoder = FrameDecoder(handshake.admit, _room, handshake.admit_head)
         self.session = Session()

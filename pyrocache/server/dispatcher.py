@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,7 +28,7 @@ from Pyro5.serializers import serializers_by_id
 
 from pyrocache.errors import ProtocolError
 from pyrocache.protocol import framing, messages, refusals
-from pyrocache.protocol.commands import Command, Runs
+from pyrocache.protocol.commands import ISSUE_TOKEN, Command, Runs
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.handshake import (
     MSGPACK,
@@ -44,6 +44,7 @@ from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.histogram import Latencies
+from pyrocache.server.tokens import Tokens
 
 log = logging.getLogger("pyrocache.node")
 
@@ -97,7 +98,7 @@ class Dispatcher:
         greeting: returns the answer to a handshake: this end's `Greeting`, or another plain value.
         max_frame_bytes: the longest request that is accepted.
         serializers: the serializers that clients may use.
-        admission: whom to admit; None for everybody.
+        admission: whom to admit; None for everybody. Its ``accepts_token`` is set here.
         timer: seconds, for the latency histograms.
 
     Attributes:
@@ -118,7 +119,8 @@ class Dispatcher:
     ) -> None:
         self.latencies = Latencies()
         self._greeting = greeting
-        self._admission = admission
+        self._tokens = Tokens()
+        self._admission = None if admission is None else replace(admission, accepts_token=self._tokens.accept)
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
         own: dict[str, Callable[..., Any]] = {  # what a stock proxy may call on any Pyro5 daemon
@@ -142,6 +144,8 @@ class Dispatcher:
                 call = getattr(target, f"begin_{name}", getattr(target, name))
                 method = Method(name, call, command.runs, serializer, command.once, command.open)
                 self._methods[serializer.number, object_id, name] = method
+            issue = Method(ISSUE_TOKEN, self._tokens.issue, Runs.INLINE, serializer)
+            self._methods[serializer.number, object_id, ISSUE_TOKEN] = issue
         self._serializers = {serializer.number: serializer for serializer in serializers}
         self._refusals = _refusals_of_others(serializers)
         self.unpack = messages.CallUnpacker(

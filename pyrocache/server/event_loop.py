@@ -36,6 +36,7 @@ from pyrocache.protocol.handshake import CloseAfterReply, State, format_peer
 from pyrocache.protocol.messages import sequence_of, with_sequence
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.protocol.request_id import CLOCK, RequestId, milliseconds, unpack_id
+from pyrocache.runtime import unix_peer
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.descriptors import DescriptorReserve
 from pyrocache.server.acceptor import Acceptor
@@ -46,6 +47,7 @@ from pyrocache.server.dispatcher import Dispatcher, Job, Method, PendingReply, R
 from pyrocache.server.outcomes import SHORT_REPLY_BYTES, Outcomes
 from pyrocache.server.poller import READ, WRITE, Poller
 from pyrocache.server.requests import Requests, identity_of
+from pyrocache.server.unproven import Unproven
 
 log = logging.getLogger("pyrocache.node")
 
@@ -79,6 +81,7 @@ class EventLoop:
         poller: waits for events on the sockets.
         lease_until: until when the node may answer (by ``clock``), checked after each request was received.
         outcomes: the remembered replies.
+        unproven: the connections whose peer has not proved the secret.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class EventLoop:
         self.connections: set[Connection] = set()
         self.poller = Poller()
         self.outcomes = Outcomes()
+        self.unproven = Unproven(limits.max_unproven, clock)
         self.buffers = BufferLimit(
             limits.max_buffered_bytes, self.connections, self._refuse, self._close, self._resume
         )
@@ -183,16 +187,30 @@ class EventLoop:
                 sock.send(self._dispatcher.rejected())
                 sock.shutdown(socket.SHUT_WR)
             return
-        handshake = self._dispatcher.handshake(format_peer(sock.getsockname()))
-        connection = Connection(sock, handshake, self._now)
+        try:
+            connection = self._connection(sock)
+        except OSError:  # the peer is gone, or another user's
+            sock.close()
+            return
         connection.handshake.nodes_only = lent
         self.connections.add(connection)
+        if (displaced := self.unproven.add(connection)) is not None:
+            self._close(displaced)
         try:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay small replies
             self._watch(connection)
         except Exception as error:
             self._give_up(connection, error)
+
+    def _connection(self, sock: socket.socket) -> Connection:
+        """Return the new connection of a socket. Raises `OSError` if it cannot be served."""
+        local, peer = sock.getsockname(), ""
+        if sock.family != socket.AF_UNIX:
+            peer = sock.getpeername()[0]
+        elif not unix_peer.is_trusted(sock):
+            raise PermissionError
+        return Connection(sock, self._dispatcher.handshake(format_peer(local)), self._now, peer)
 
     def _serve_idle(self, connection: Connection) -> None:
         """Fast path: answer a request that arrives alone, complete and small, without a buffer or a queue."""
@@ -283,6 +301,8 @@ class EventLoop:
                     connection.send()
         except CloseAfterReply as closing:
             connection.queue(closing.reply, self._now)
+            if connection.handshake.state is State.REFUSED:
+                self.unproven.note(connection, "refused", connection.handshake.refusal)
             # Input is discarded until then. Closing at once could reset the stream before the peer has read the reply.
             connection.ending_at = self._now + _LINGER_SECONDS
         connection.throttle()
@@ -296,6 +316,8 @@ class EventLoop:
             if handshake.state is State.ESTABLISHED:
                 connection.partial_since = connection.active_at = self._now
                 connection.session.client = handshake.session
+                if handshake.trusted:
+                    self.unproven.remove(connection)
                 self.outcomes.join(connection.session)
             return
         connection.partial_since = connection.active_at = self._now
@@ -402,12 +424,15 @@ class EventLoop:
         """Close a connection after any exception. The other connections are not affected."""
         if not isinstance(error, OSError | ProtocolError):
             log.error("A connection failed with %s; it is closed.", type(error).__name__)
+        elif isinstance(error, ProtocolError) and connection.handshake.state is not State.ESTABLISHED:
+            self.unproven.note(connection, "malformed", str(error))
         self._close(connection)
 
     def _close(self, connection: Connection) -> None:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
+        self.unproven.remove(connection)
         self.poller.change(connection.channel, connection.events, 0, connection)
         connection.events = 0
         self.buffers.account(connection)
@@ -441,6 +466,8 @@ class EventLoop:
         late = self._now - self._tick_at > _STANDSTILL_SECONDS
         self._calls.deadlines.set_ahead(self._ahead())
         for connection in [c for c in self.connections if not late and now >= c.deadline(self._limits)]:
+            if connection.handshake.state in (State.AWAITING, State.PROVING):
+                self.unproven.note(connection, "late", "it did not complete the handshake in time")
             self._close(connection)
         self.buffers.tick()
         self.outcomes.expire(now)

@@ -29,7 +29,7 @@ from pyrocache import (
     WaitTimeout,
 )
 from pyrocache.client.features import load_once
-from pyrocache.client.throttle import Throttle
+from pyrocache.runtime.throttle import Throttle
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 

@@ -21,7 +21,7 @@ from pyrocache import (
     PyroCacheClient,
 )
 from pyrocache.client.context import ClientContext
-from pyrocache.client.throttle import Throttle
+from pyrocache.runtime.throttle import Throttle
 from tests.support.nodes import private_cluster, running_nameserver
 from tests.support.processes import free_address
 from tests.support.waiting import eventually

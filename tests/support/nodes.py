@@ -59,11 +59,14 @@ def running_nameserver() -> Iterator[str]:
 
 @contextmanager
 def running_node(nameserver: str | None = None, **settings: Any) -> Iterator[RunningNode]:
-    """Run one node with these settings, and a name server unless one is given."""
+    """Run one node with these settings, and a name server unless one is given.
+
+    It serves everybody, as most tests talk to it by hand.
+    """
     with ExitStack() as stack:
         address = nameserver or stack.enter_context(running_nameserver())
         process = start_node(
-            {"nameserver": address, "name": NAME, "new_cluster": True, **settings}, quiet=True
+            {"nameserver": address, "name": NAME, "new_cluster": True, "open": True, **settings}, quiet=True
         )
         stack.callback(process.kill)
         ready = process.wait_until_ready()

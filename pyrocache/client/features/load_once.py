@@ -42,11 +42,11 @@ from pyrocache.client.features import load_deadlock
 from pyrocache.client.features.jitter import check_jitter, jittered
 from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
 from pyrocache.client.features.pinned_wait import PinnedWait, wait_to_seconds
-from pyrocache.client.throttle import Throttle
 from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import CacheUnavailable, PyroCacheError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
 from pyrocache.runtime import clock
+from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside, users_frames
 
 _T = TypeVar("_T")

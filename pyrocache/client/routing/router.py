@@ -38,7 +38,7 @@ from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
 from pyrocache.errors import MayHaveBeenDone, NodeUnavailable, PyroCacheError, ValueTooLarge
-from pyrocache.net.call_protocol import Caller
+from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Directory, WatchedLookUp
@@ -47,7 +47,6 @@ from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, Command, Scope
-from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
@@ -79,6 +78,7 @@ class Router:
         jitter: returns a random number from 0 to 1.
         clock: monotonic seconds.
         nameserver: the address of the name server, for the hints in errors.
+        caller: what this client knows and demands; its greeting is completed here.
 
     Attributes:
         views: the cluster view and its updates.
@@ -97,7 +97,9 @@ class Router:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         nameserver: str = "",
+        caller: Caller = ANONYMOUS,
     ) -> None:
+        self._caller = caller
         self.retries = dict.fromkeys(("retries", *_COUNTED.values(), "repeats", "unsettled"), 0)
         self._directory = directory
         self._nameserver = nameserver
@@ -383,7 +385,8 @@ class Router:
 
     def _connect(self, view: ClusterView) -> None:
         suspicions = Suspicions()
-        caller = Caller(Greeting(protocol=PROTOCOL, session=os.urandom(SESSION_BYTES)))
+        greeting = self._caller.greeting._replace(session=os.urandom(SESSION_BYTES))
+        caller = self._caller._replace(greeting=greeting)
         self._connections = Connections(self._max_connections, self._transport, suspicions, caller)
         # Callers may keep these for long.
         self._pinning = Connections(self._max_pinned, self._transport, suspicions, caller)

@@ -16,9 +16,9 @@ import pytest
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features import load_once, load_once_async
 from pyrocache.client.features.load_once import LoadOptions, load_options, refresh_is_due
-from pyrocache.client.throttle import Throttle
 from pyrocache.config import ClientConfig
 from pyrocache.errors import ClientClosed, NodeUnavailable, RemoteError, ValueTooLarge, WaitTimeout
+from pyrocache.runtime.throttle import Throttle
 
 # XFetch ------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pyrocache.client.throttle import Throttle
+from pyrocache.runtime.throttle import Throttle
 from pyrocache.testing import FakeClock
 
 

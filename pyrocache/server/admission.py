@@ -1,0 +1,18 @@
+"""Whom a server that knows the secret admits.
+
+Thread safety: a function without state.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from pyrocache.protocol.handshake import Admission, Strangers
+from pyrocache.protocol.proof import NONCE_BYTES
+from pyrocache.runtime.secret import Secret
+
+
+def admission(secret: Secret, strangers: Strangers) -> Admission:
+    """Return the admission for a server. It never reads the secret's file: see `Secret.current`."""
+    return Admission(lambda: secret.keys, partial(os.urandom, NONCE_BYTES), strangers=strangers)
