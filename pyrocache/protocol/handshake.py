@@ -180,6 +180,11 @@ def format_peer(address: Any) -> str:
     return f"{getattr(ip, 'ipv4_mapped', None) or ip} {port}"
 
 
+def proxies_need(object_id: str) -> str:
+    """Return what a caller that cannot prove the secret is told."""
+    return f"a Pyro5 proxy needs proxy._pyroHandshake = pyrocache.stock_handshake({object_id!r})"
+
+
 def is_on_this_host(address: str) -> bool:
     """Return whether an address, as `format_peer` returns it, is a Unix socket or a loopback address."""
     host = address.partition(" ")[0]
@@ -428,8 +433,9 @@ class ServerHandshake:
                 )
             return True
         if admission.strangers is Strangers.REFUSED or not is_on_this_host(self.local):
-            advice = f"a Pyro5 proxy needs proxy._pyroHandshake = pyrocache.stock_handshake({object_id!r})"
-            raise HandshakeRefused(f"{NO_SECRET}: this server serves callers that prove its secret; {advice}")
+            raise HandshakeRefused(
+                f"{NO_SECRET}: this server serves callers that prove its secret; {proxies_need(object_id)}"
+            )
         return admission.strangers is Strangers.TRUSTED
 
     def _prove(self, admission: Admission, object_id: str, offered: Any, mine: Any) -> dict[str, Any]:

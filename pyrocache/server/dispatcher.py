@@ -39,6 +39,7 @@ from pyrocache.protocol.handshake import (
     HandshakeRefused,
     Serializer,
     ServerHandshake,
+    proxies_need,
 )
 from pyrocache.protocol.limits import LARGE_BYTES
 from pyrocache.protocol.refusals import Refusal
@@ -187,7 +188,10 @@ class Dispatcher:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
             return refuse(header.sequence, refusal, serializer)
         if not (trusted or method.open):
-            refusal = Refusal(refusals.NOT_TRUSTED, f"{name} is for callers that have proved the secret.")
+            refusal = Refusal(
+                refusals.NOT_TRUSTED,
+                f"{name} is for callers that prove the secret; {proxies_need(object_id)}.",
+            )
             return refuse(header.sequence, refusal, serializer)
         return header.sequence, method, arguments, options
 

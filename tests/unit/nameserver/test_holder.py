@@ -11,7 +11,9 @@ import pytest
 
 from pyrocache.cluster.routing import Member
 from pyrocache.nameserver.holder import PING_SECONDS, is_alive
+from pyrocache.net.call_protocol import ANONYMOUS
 from tests.support.scripted_peer import Line, ScriptedPeer, refusal_message
+from tests.support.secrets import nameless
 
 SELF = {"name": "cache.node.1", "incarnation": "i", "serving": False, "view": 0, "id": 0}
 
@@ -25,7 +27,7 @@ def answer_of(answer: Any, greeting: Any = None, **other: str) -> bool:
 
     peer = ScriptedPeer(script, greeting=greeting)
     try:
-        return is_alive(replace(peer.member, **other))
+        return is_alive(ANONYMOUS, replace(peer.member, **other))
     finally:
         peer.close()
         assert not peer.failures
@@ -56,8 +58,19 @@ def test_what_is_gone_or_silent_is_not_alive_and_is_not_waited_for_long() -> Non
     with socket.create_server(("127.0.0.1", 0)) as silent:
         member = Member("cache.node.1", "127.0.0.1", silent.getsockname()[1], incarnation="i")
         began_at = time.monotonic()
-        assert not is_alive(member)
+        assert not is_alive(ANONYMOUS, member)
         assert time.monotonic() - began_at >= PING_SECONDS
     began_at = time.monotonic()
-    assert not is_alive(member)
+    assert not is_alive(ANONYMOUS, member)
     assert time.monotonic() - began_at < PING_SECONDS
+
+
+def test_a_node_that_claims_to_be_it_with_another_secret_is_not_gone() -> None:
+    peer = ScriptedPeer(
+        lambda line: None, greeting={"protocol": 1, "node": "cache.node.1", "incarnation": "i"}
+    )
+    try:
+        assert is_alive(nameless(), replace(peer.member, incarnation="i"))
+        assert not is_alive(nameless(), replace(peer.member, incarnation="j"))
+    finally:
+        peer.close()

@@ -23,9 +23,12 @@ from pyrocache.errors import ConfigurationError, ProtocolError
 from pyrocache.nameserver.names import Names
 from pyrocache.nameserver.process import serve
 from pyrocache.nameserver.serpent import SERPENT
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import Listing, NameServerDirectory
 from pyrocache.protocol import framing
+from pyrocache.protocol.handshake import Greeting
 from pyrocache.runtime.stop_request import StopRequest
+from tests.support.secrets import SECRET
 
 
 def start(storage: str = "memory", **settings: Any) -> tuple[str, StopRequest, threading.Thread]:
@@ -43,6 +46,7 @@ def start(storage: str = "memory", **settings: Any) -> tuple[str, StopRequest, t
             "port": 0,
             "storage": storage,
             "insecure": False,
+            "secret": SECRET,
             "stop": stop,
             "ready": is_ready,
             **settings,
@@ -64,12 +68,17 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+def token(address: str) -> str:
+    return NameServerDirectory(address, caller=knowing(SECRET)).issue_token()
+
+
 @pytest.fixture(params=["serpent", "msgpack"])
 def names(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     """A stock proxy."""
     with Pyro5.api.Proxy(f"PYRO:{NAMESERVER_NAME}@{address}") as proxy:
         proxy._pyroSerializer = request.param
         proxy._pyroTimeout = 10
+        proxy._pyroHandshake = Greeting(token=token(address)).to_wire()
         yield proxy
 
 
@@ -234,7 +243,7 @@ def test_entries_in_a_file_outlive_it(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(settings: dict[str, Any], sentence: str) -> None:
-    usual = {"host": "127.0.0.1", "port": 0, "storage": "memory", "insecure": False}
+    usual = {"host": "127.0.0.1", "port": 0, "storage": "memory", "insecure": False, "secret": SECRET}
     with pytest.raises(ConfigurationError, match=sentence):
         serve(**{**usual, **settings}, stop=StopRequest(), ready=lambda address: None)
 
@@ -257,7 +266,7 @@ def test_there_are_only_so_many_names_and_those_that_are_there_may_be_written_ag
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pyrocache.nameserver.names.MOST_NAMES", 2)
-    names = Names(MemoryStorage())
+    names = Names(MemoryStorage(), lambda member: False)
     for number in (1, 2):
         names.register(f"name {number}", "PYRO:x@127.0.0.1:1")
     names.register("name 2", "PYRO:y@127.0.0.1:1")

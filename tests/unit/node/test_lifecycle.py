@@ -13,12 +13,14 @@ import pytest
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameTaken, OutOfResources
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.node import lifecycle
 from pyrocache.node.lifecycle import Node
 from pyrocache.protocol import commands
 from tests.support.memory_directory import MemoryDirectory
+from tests.support.secrets import SECRET
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 Start = Callable[..., Node]
@@ -35,7 +37,9 @@ def build(directory: MemoryDirectory) -> Iterator[Start]:
     nodes: list[Node] = []
 
     def build(**settings: Any) -> Node:
-        node = Node(NodeConfig(**{"new_cluster": True, "drain_seconds": 0.0, **settings}), directory)
+        node = Node(
+            NodeConfig(**{"new_cluster": True, "drain_seconds": 0.0, **settings}), directory, secret=SECRET
+        )
         nodes.append(node)
         return node
 
@@ -77,7 +81,7 @@ def start(directory: MemoryDirectory) -> Iterator[Callable[..., Running]]:
 
     def start(**settings: Any) -> Running:
         settings = {"new_cluster": True, "drain_seconds": 0.0, **settings}
-        started.append(Running(Node(NodeConfig(**settings), directory)))
+        started.append(Running(Node(NodeConfig(**settings), directory, secret=SECRET)))
         return started[-1]
 
     yield start
@@ -87,7 +91,7 @@ def start(directory: MemoryDirectory) -> Iterator[Callable[..., Running]]:
 
 def ping(member: Member, number: int = 0) -> Any:
     """What the node at an address answers to a ping."""
-    with closing(Connections(1)) as connections:
+    with closing(Connections(1, caller=knowing(SECRET))) as connections:
         ((_, answer),) = connections.exchange(
             [Request(member, commands.PING, (number,))], Deadline(PATIENCE_SECONDS)
         )

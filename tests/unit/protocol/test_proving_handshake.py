@@ -24,7 +24,7 @@ from pyrocache.protocol.handshake import (
 from pyrocache.protocol.proof import Role, prove, transcript
 
 KEY, OTHER = b"k" * 32, b"o" * 32
-NODE, HERE = "cache.node.1", "127.0.0.1:7001"
+NODE, HERE = "cache.node.1", "127.0.0.1 7001"
 OFFER = Greeting(node=NODE, session=b"sessions", nonce=b"c" * 32, dialled=HERE)
 OWN = Greeting(node=NODE, incarnation="abc", clock_ms=5)
 
@@ -225,16 +225,16 @@ def test_strangers(strangers: Strangers, admitted: bool, trusted: bool) -> None:
 
 
 def test_a_token_admits_a_caller_without_the_secret() -> None:
-    tokens = {b"t" * 16}
+    tokens = {"t" * 16}
 
-    def take(token: bytes) -> bool:
+    def take(token: str) -> bool:
         valid = token in tokens
         tokens.discard(token)
         return valid
 
     def attempt() -> ServerHandshake:
         node = server(KEY, accepts_token=take)
-        passed(node, ClientHandshake(NODE, Greeting(token=b"t" * 16)).request())
+        passed(node, ClientHandshake(NODE, Greeting(token="t" * 16)).request())
         return node
 
     assert attempt().trusted

@@ -63,11 +63,11 @@ import pyrocache.node.process as process
 from pyrocache.runtime.clock import now
 
 class Node:
-    def __init__(self, *arguments, clock=lifecycle.Node.__init__.__defaults__[1], entry_clock, **others):
+    def __init__(self, *arguments, secret, clock=lifecycle.Node.__init__.__defaults__[1], entry_clock, **others):
         print(clock is entry_clock is now)
         raise SystemExit
 
 process.Node = Node
-process.main(["{}", "0"])
+process.main(['{"secret": ["' + 64 * "0" + '"]}', "0"])
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
