@@ -376,6 +376,8 @@ class ServerHandshake:
             self._admit_handshake(header)
         elif header.type != framing.PING and self.serializer and header.serializer != self.serializer.number:
             raise ProtocolError("The peer changed its serializer.")
+        elif not self.trusted and header.frame_bytes > REQUEST_BYTES:
+            raise ProtocolError("A request of a caller that has not proved the secret is short.")
         else:
             self.admit_request(header)
 

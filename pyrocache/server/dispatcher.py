@@ -188,11 +188,8 @@ class Dispatcher:
             refusal = Refusal(refusals.BAD_REQUEST, "There is no such object or method here.")
             return refuse(header.sequence, refusal, serializer)
         if not (trusted or method.open):
-            refusal = Refusal(
-                refusals.NOT_TRUSTED,
-                f"{name} is for callers that prove the secret; {proxies_need(object_id)}.",
-            )
-            return refuse(header.sequence, refusal, serializer)
+            text = f"{name} is for callers that prove the secret; {proxies_need(object_id)}."
+            return refuse(header.sequence, Refusal(refusals.NOT_TRUSTED, text), serializer)
         return header.sequence, method, arguments, options
 
     def dispatch(
