@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
+from pyrocache.errors import ProtocolError
 from pyrocache.protocol.messages import pack_plain
 
 NONCE_BYTES = 32
@@ -47,8 +48,14 @@ def transcript(object_id: str, offer: Mapping[Any, Any], answer: Mapping[Any, An
         object_id: the remote object that the caller asked for.
         offer, answer: the caller's and the server's greeting, as they crossed the wire. The proof in ``answer`` is left
             out.
+
+    Raises:
+        ProtocolError: they hold what msgpack cannot carry; in another serializer, they can.
     """
-    return pack_plain([object_id, _sorted(offer), _sorted({**answer, _PROOF: None})])
+    try:
+        return pack_plain([object_id, _sorted(offer), _sorted({**answer, _PROOF: None})])
+    except (TypeError, ValueError, OverflowError):
+        raise ProtocolError("A greeting holds values that are not plain.") from None
 
 
 def _sorted(greeting: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
