@@ -146,8 +146,17 @@ class _CheckedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("a pickle sets attributes of a class")
         pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
 
+    def _load_bytearray(self: Any) -> None:
+        # Python's own takes the memory that a pickle claims to need before it looks for so many bytes.
+        size = int.from_bytes(self.read(8), "little")
+        data = self.read(size)
+        if len(data) != size:
+            raise pickle.UnpicklingError("a pickle ends within a bytearray")
+        self.append(bytearray(data))
+
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {  # by instruction
         **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.BUILD[0]: _load_build,
     }
 
