@@ -58,12 +58,14 @@ class Caller(NamedTuple):
         keys: returns the keys of its secret, the one to use first; none if it has no secret.
         trusting: whether it calls servers on this host that do not prove that they know the secret.
         place: where its secret is, as a part of a sentence.
+        reply_bytes: the longest reply that it accepts; 0 for what the largest value that the peer takes may need.
     """
 
     greeting: Greeting = Greeting(protocol=PROTOCOL)
     keys: Callable[[], Sequence[bytes]] = tuple
     trusting: bool = True
     place: str = ""
+    reply_bytes: int = 0
 
 
 def knowing(secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False) -> Caller:
@@ -200,7 +202,7 @@ class CallProtocol:
             self._packer.identify(session)
             self.identified = True
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
-        longest = self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
+        longest = self._caller.reply_bytes or self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
         self._decoder.admit = lambda header: _admit_reply(header, longest)
         return GREETED
 

@@ -41,6 +41,7 @@ PREFIX = "cache.node."
 CLUSTER = "cache.cluster"
 VIEW = "cache.view."
 
+_LONGEST_REPLY_BYTES = 4 * 2**20  # a listing of 1,000 names with two views of 1,000 nodes
 _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
 _PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
 _LISTINGS = ("list", "yplookup")
@@ -227,7 +228,7 @@ class NameServerDirectory:
         caller: Caller = ANONYMOUS,
     ) -> None:
         self._connect = connect
-        self._caller = caller
+        self._caller = caller._replace(reply_bytes=_LONGEST_REPLY_BYTES)
         self._server = _NameServer(*parse_address(address))
         self._keep = keep
         self._kept: Connection | None = None
