@@ -323,6 +323,7 @@ class NodeConfig:
         max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
         max_connections: the most connections at a time; further ones are refused.
         max_unproven: the most connections of one address that have not proved the secret; one more closes the oldest.
+            All addresses together may have half of ``max_connections``.
         handshake_seconds: how long the handshake of a new connection may take.
         request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
         idle_seconds: how long a connection may be idle between requests.

@@ -61,7 +61,7 @@ class OutstandingCalls:
         )  # one worker from the beginning, in case that no thread can be started later
         self._max_jobs = max_jobs
         self._jobs = 0
-        self._jobs_of: dict[Hashable, int] = {}  # by `Session.client`
+        self._jobs_of: dict[Hashable, int] = {}  # by `_owner`
         self._short_of_threads = False
         self._outcomes = outcomes
         self._wake = wake
@@ -114,7 +114,7 @@ class OutstandingCalls:
                 wanted = change is not None or not connection.session.closed
                 reply = outcome.reply() if wanted else None
             else:
-                self._forget_job(connection.session.client or connection.session)
+                self._forget_job(_owner(connection))
                 reply = outcome
             if change is not None:
                 self._outcomes.finish(connection.session, change, reply, self._clock())
@@ -125,7 +125,7 @@ class OutstandingCalls:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _start_job(self, connection: Connection, job: Job) -> bool:
-        owner = connection.session.client or connection.session
+        owner = _owner(connection)
         own = self._jobs_of.get(owner, 0)
         if self._jobs >= self._max_jobs or (
             own and not within_quota(own + 1, self._jobs + 1, self._max_jobs)
@@ -176,6 +176,13 @@ class OutstandingCalls:
     def _end(self, connection: Connection, reply: Reply | PendingReply | None) -> None:  # on any thread
         self.done.append((connection, reply))
         self._wake()
+
+
+def _owner(connection: Connection) -> Hashable:
+    """Return whose jobs those of a connection are. All strangers of one address are one."""
+    if not connection.handshake.trusted:
+        return connection.peer
+    return connection.session.client or connection.session
 
 
 def _start() -> None:

@@ -42,7 +42,7 @@ class Connection:
         partial_since: time at which the incomplete request began.
         waited: its next request waited while the server stood still; see `EventLoop`.
         change: the number of the change that is on a worker thread or deferred, or None.
-        peer: the host at the other end; empty for a Unix socket.
+        peer: the host at the other end (`unproven.origin`); empty for a Unix socket.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
     """
 

@@ -47,7 +47,7 @@ from pyrocache.server.dispatcher import Dispatcher, Job, Method, PendingReply, R
 from pyrocache.server.outcomes import SHORT_REPLY_BYTES, Outcomes
 from pyrocache.server.poller import READ, WRITE, Poller
 from pyrocache.server.requests import Requests, identity_of
-from pyrocache.server.unproven import Unproven
+from pyrocache.server.unproven import Unproven, origin
 
 log = logging.getLogger("pyrocache.node")
 
@@ -100,7 +100,7 @@ class EventLoop:
         self.connections: set[Connection] = set()
         self.poller = Poller()
         self.outcomes = Outcomes()
-        self.unproven = Unproven(limits.max_unproven, clock)
+        self.unproven = Unproven(limits.max_unproven, max(1, limits.max_connections // 2), clock)
         self.buffers = BufferLimit(
             limits.max_buffered_bytes, self.connections, self._refuse, self._close, self._resume
         )
@@ -207,7 +207,7 @@ class EventLoop:
         """Return the new connection of a socket. Raises `OSError` if it cannot be served."""
         local, peer = sock.getsockname(), ""
         if sock.family != socket.AF_UNIX:
-            peer = sock.getpeername()[0]
+            peer = origin(sock.getpeername()[0])
         elif not unix_peer.is_trusted(sock):
             raise PermissionError
         return Connection(sock, self._dispatcher.handshake(format_peer(local)), self._now, peer)

@@ -31,7 +31,8 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def connection(owner: str | None = None) -> Any:
     session = Session()
     session.client = owner
-    return SimpleNamespace(busy=False, change=None, deferred=None, session=session)
+    handshake = SimpleNamespace(trusted=True)
+    return SimpleNamespace(busy=False, change=None, deferred=None, session=session, handshake=handshake)
 
 
 def outstanding(workers: int, max_jobs: int) -> OutstandingCalls:
