@@ -11,6 +11,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from pyrocache.errors import InvalidKey, ProtocolError, SerializationError, Tamp
 from pyrocache.nameserver.names import COMMANDS as NAME_COMMANDS
 from pyrocache.nameserver.names import Names
 from pyrocache.nameserver.serpent import SERPENT
-from pyrocache.net.call_protocol import GREETED, CallProtocol, Caller
+from pyrocache.net.call_protocol import GREETED, Caller, CallProtocol
 from pyrocache.net.directory import Listing, _listing
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, messages, refusals
@@ -116,7 +117,7 @@ def mutated(draw: Any, originals: Sequence[bytes]) -> bytes:
 
 def pieces_of(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     ends = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [data[begin:end] for begin, end in pairwise(ends)]
 
 
 def frame_of(message: bytes) -> framing.Frame:
@@ -373,7 +374,7 @@ def test_replies(sent: list[bytes], cuts: list[int]) -> None:
                 space[:count] = piece[:count]
                 protocol.received(count)
     except Refused as refused:
-        assert type(refused.refusal.code) is type(refused.refusal.message) is str
+        assert type(refused.refusal.code) is type(refused.refusal.message) is str  # noqa: PT017
     except ProtocolError:
         pass
 
@@ -476,7 +477,7 @@ def test_value_frames(name: str, data: Any, many: bool) -> None:
         else:
             codec.decode(b"key", memoryview(bytearray(drawn)))
     except SerializationError as error:
-        assert len(str(error)) < 500
+        assert len(str(error)) < 500  # noqa: PT017
 
 
 @pytest.mark.parametrize("opcode", [b"\x96", b"\x8e", b"\x8d", b"\x95", b"\x8b"])
