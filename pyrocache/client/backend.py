@@ -169,7 +169,7 @@ class Backend:
         if largest > MAX_INT_BYTES:
             raise ValueTooLarge(INT_TOO_LARGE)
         frame = self._call(commands.INCR, key, (delta, default, ttl), deadline, largest)
-        if not replies.is_int_frame_or_none(frame):
+        if not replies.is_int_frame_or_none(frame) or (frame is None and default is not None):
             raise self._wrong(commands.INCR, key)
         return frame
 
