@@ -54,7 +54,7 @@ NODE, HERE = "cache.node.1", "127.0.0.1 7001"
 KEY = b"k" * 32
 OFFER = Greeting(node=NODE, session=b"sessions", nonce=b"c" * 32, dialled=HERE)
 OWN = Greeting(node=NODE, incarnation="abc", clock_ms=5, max_value_bytes=2**20)
-PER_PROFILE = 4
+PER_PROFILE = 3
 """Examples of a test for each one that the profile asks for: they are quick."""
 
 fuzzed = settings(max_examples=PER_PROFILE * settings().max_examples)
