@@ -248,6 +248,14 @@ def test_nothing_but_the_proof_is_read_after_the_first_message(scene: Scene) -> 
     assert attack.more("refused") + attack.more("malformed") == len(FRAMES)
 
 
+@pytest.mark.parametrize("flag", [framing.FLAG_COMPRESSED, framing.FLAG_ONEWAY, framing.FLAG_BATCH, 1 << 15])
+def test_a_handshake_has_no_flags(scene: Scene, flag: int) -> None:
+    data = first_message(scene.node.address)
+    with Peer(scene.node, greet=False) as peer:
+        peer.send(data[:8] + flag.to_bytes(2, "big") + data[10:])
+        assert fate_of(peer) == CLOSED
+
+
 def test_bytes_that_drip_do_not_extend_the_time_for_a_handshake(scene: Scene) -> None:
     data = handshake()
     lasted: list[float] = []

@@ -11,7 +11,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -246,9 +246,13 @@ connects = (
 
 
 @fuzzed
+@example(ASKED, Strangers.REFUSED)
 @example([as_serpent(SERPENT_TEXTS[0])], Strangers.REFUSED)
 @example([as_serpent(SERPENT_TEXTS[3])], Strangers.ADMITTED)
-@given(st.lists(connects, max_size=4), st.sampled_from((Strangers.REFUSED, Strangers.ADMITTED)))
+@given(
+    st.lists(connects, max_size=4) | st.lists(connects, max_size=2).map(lambda later: [ASKED[0], *later]),
+    st.sampled_from((Strangers.REFUSED, Strangers.ADMITTED)),
+)
 def test_no_stranger_is_trusted_by_a_server(sent: list[bytes], strangers: Strangers) -> None:
     # With another nonce: what was recorded proves nothing.
     node = server(strangers, nonce=b"t" * 32)
@@ -279,12 +283,16 @@ answers = (
 
 
 @fuzzed
-@given(st.lists(answers, max_size=3), st.lists(st.integers(0, 5000), max_size=4))
+@example(ANSWERED, [])
+@given(
+    st.lists(answers, max_size=3) | st.lists(answers, max_size=2).map(lambda later: [ANSWERED[0], *later]),
+    st.lists(st.integers(0, 5000), max_size=4),
+)
 def test_no_server_without_the_secret_gets_a_request(sent: list[bytes], cuts: list[int]) -> None:
     protocol = CallProtocol(NODE, Caller(OFFER, lambda: (b"o" * 32,), trusting=False))
     protocol.greet(HERE, b"d" * 32)
     try:
-        for piece in pieces_of(b"".join(sent), cuts):
+        for piece in chain.from_iterable(pieces_of(data, cuts) for data in sent):
             assert protocol.receive_data(piece) is not GREETED
     except (ProtocolError, HandshakeRefused):
         pass
@@ -329,7 +337,12 @@ REFUSALS = [
 
 
 @fuzzed
-@given(mutated(BODIES) | plain.map(pack_plain) | st.binary(max_size=100))
+@given(
+    mutated(BODIES)
+    | plain.map(pack_plain)
+    | st.tuples(texts | plain, texts | plain, plain | st.just([]), plain | st.just({})).map(pack_plain)
+    | st.binary(max_size=100)
+)
 def test_bodies_of_calls(body: bytes) -> None:
     messages.called(body)
     try:
@@ -460,10 +473,12 @@ def frames_of(codec: Any) -> list[bytes]:
 
 OUT_OF_BAND = bytes(Codec().encode(b"key", [pickle.PickleBuffer(bytearray(300))]))
 FRAMES_OF = {name: [*frames_of(codec), OUT_OF_BAND] for name, codec in INNER.items()}
+FRAMES_OF["compressed"] = [frame for frame in FRAMES_OF["compressed"] if frame[:1] == b"d"]
 
 
+@pytest.mark.parametrize("name", INNER)
 @fuzzed
-@given(st.sampled_from(sorted(INNER)), st.data(), st.booleans())
+@given(data=st.data(), many=st.booleans())
 def test_value_frames(name: str, data: Any, many: bool) -> None:
     drawn = data.draw(
         mutated(FRAMES_OF[name])
