@@ -143,7 +143,7 @@ def logged() -> Iterator[list[str]]:
 FRAMES = [
     framing.pack_message(framing.CONNECT, 0, pack_plain({"handshake": OFFER.to_wire(), "object": NODE})),
     framing.pack_message(framing.INVOKE, 1, pack_plain((NODE, "get", (0, b"key"), {}))),
-    framing.pack_message(framing.RESULT, 7, bytes(300)),
+    framing.pack_message(framing.RESULT, 7, bytes(range(256)) * 2),
     framing.pack_message(framing.PING, 3, b"ping", serializer=42),
 ]
 
