@@ -72,8 +72,6 @@ _IDENTITY = (
     (OTHER_INCARNATION, "incarnation", "incarnation"),
 )
 
-_LONGEST_REASON = 500
-
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
@@ -92,14 +90,7 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """One end refuses the connection. The text is the reason, without what a terminal or a log would not print.
-
-    It may hold words of the peer.
-    """
-
-    def __init__(self, reason: str) -> None:
-        shown = reason[:_LONGEST_REASON]
-        super().__init__("".join(char if char.isprintable() else "?" for char in shown))
+    """One end refuses the connection. The text is the reason."""
 
     @property
     def code(self) -> str:
