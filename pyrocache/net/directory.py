@@ -17,6 +17,7 @@ connection it belongs to one thread.
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -99,10 +100,9 @@ class Listing(NamedTuple):
 
 def explain_obstacle(nameserver: str, number: int) -> str:
     """Return what the `obstacle` of a listing means and what to do, as the end of a sentence."""
-    host, port = parse_address(nameserver)
     return (
         f"the name server has an entry {VIEW}{number} that is no view of this cluster, so no node can join or leave. "
-        f"Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{number}"
+        f"Remove it with: pyrocache nodes remove {VIEW}{number} --nameserver {shlex.quote(nameserver)}"
     )
 
 
@@ -269,6 +269,14 @@ class NameServerDirectory:
         deadline = Deadline(timeout)
         for number in numbers:
             self._ask(deadline, "remove a view", "remove", f"{VIEW}{number}")
+
+    def remove_obstacle(self, name: str, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Remove the `obstacle` of the listing if ``name`` is that entry's. Return whether that was done."""
+        deadline = Deadline(timeout)
+        obstacle = self._listing(deadline).obstacle
+        if not obstacle or name != f"{VIEW}{obstacle}":
+            return False
+        return bool(self._ask(deadline, "remove an entry", "remove", name))
 
     def age(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> float:
         """Return for how many seconds the name server has been there; 0 for Pyro5's own, which does not say so."""

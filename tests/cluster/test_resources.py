@@ -24,8 +24,10 @@ from pyrocache import LocalCluster, PartialFailure, PyroCacheClient
 from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.protocol import framing
+from pyrocache.runtime.secret_file import FILE_VARIABLE
 from tests.support.nodes import private_cluster, running_nameserver
 from tests.support.processes import environment, free_address
+from tests.support.secrets import copy_for
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 from tests.support.wire import handshake
 
@@ -64,8 +66,13 @@ def run(
 def command(
     *arguments: str, threads: int | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
+    before: list[str] = []
+    if threads is not None:
+        user = 100_000 + secrets.randbelow(2**20)
+        before = as_user(user, threads)
+        variables[FILE_VARIABLE] = copy_for(user)
     return subprocess.run(
-        [*([] if threads is None else as_a_new_user(threads)), sys.executable, *arguments],
+        [*before, sys.executable, *arguments],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -73,9 +80,8 @@ def command(
     )
 
 
-def as_a_new_user(threads: int) -> list[str]:
+def as_user(user: int, threads: int) -> list[str]:
     """Return the beginning of a command line."""
-    user = 100_000 + secrets.randbelow(2**20)
     read = "+dac_read_search"  # the interpreter may be in a home directory
     caps = (f"--inh-caps={read}", f"--ambient-caps={read}")
     options = ("--reuid", str(user), "--regid", str(user), "--clear-groups")
@@ -364,12 +370,16 @@ mount -t tmpfs -o size=4k,nr_inodes=1 none /mnt
 SERVES_TCP = """
 import sys, logging
 from pyrocache.config import NodeConfig
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.secret import find_secret
 from pyrocache import PyroCacheClient
 logging.basicConfig(format="%(message)s", level=logging.WARNING)
 nameserver = sys.argv[1]
-node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), NameServerDirectory(nameserver))
+secret = find_secret()
+directory = NameServerDirectory(nameserver, caller=knowing(secret))
+node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), directory, secret=secret)
 
 def ready(member):
     with PyroCacheClient(nameserver) as cache:
