@@ -18,7 +18,7 @@ from benchmarks.field import OURS, TRANSPORTS, Contender
 from benchmarks.results import Row
 from benchmarks.session import Session
 from benchmarks.workloads import filling, single_calls
-from pyrocache.runtime.key_file import make_key_file
+from pyrocache.runtime import secret_file
 
 TITLE = "Signed values"
 
@@ -43,7 +43,7 @@ def measure(session: Session) -> list[Row]:
     ]
     with tempfile.TemporaryDirectory() as directory, servers.pyrocache_cluster(1, "2GiB") as server:
         path = os.path.join(directory, "signing.key")
-        make_key_file(path)
+        secret_file.make(path)
         # In namespaces of their own, because neither reads the other's values.
         clients: dict[str, dict[str, Any]] = {
             OURS: {"namespace": "plain"},

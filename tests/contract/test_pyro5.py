@@ -47,8 +47,8 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
+from pyrocache.runtime import secret_file
 from pyrocache.runtime.child_process import start_node
-from pyrocache.runtime.key_file import make_key_file
 from tests.support.stock import admitted
 from tests.support.wire import frame_decoder, pack_refusal
 
@@ -403,7 +403,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     if request.param == "unsigned":
         return {"authenticate": False}
     path = str(tmp_path / "signing.key")
-    make_key_file(path)
+    secret_file.make(path)
     return {"authenticate": False, "signing_key_file": path}
 
 
