@@ -370,6 +370,20 @@ def test_set_get_and_delete(cluster: LocalCluster) -> None:
             assert missed.sentence == "There is no entry under this key."
 
 
+def test_signed_entries_need_the_signing_key(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = str(tmp_path / "signing.key")
+    made = call("pyrocache", "secret", "--secret-file", path)
+    assert (made.status, made.out) == (0, f"{path}\n1 key\n")
+    at = ("--nameserver", cluster.nameserver, "--namespace", "signed")
+    assert call("pyrocache", "set", "key", "value", "--signing-key-file", path, *at).status == 0
+    assert call("pyrocache", "get", "key", "--signing-key-file", path, *at).out == "'value'\n"
+    assert call("pyrocache", "scan", "--signing-key-file", path, *at).out == "'key'\n"
+    without = call("pyrocache", "get", "key", *at)
+    assert without.status == 1
+    assert "signing_key_file" in without.sentence
+    assert call("pyrocache", "delete", "key", "--signing-key-file", path, *at).status == 0
+
+
 def test_the_command_as_a_module(cluster: LocalCluster) -> None:
     command = ("-m", "pyrocache", "set", "module", "value", "--nameserver", cluster.nameserver)
     with cluster.client() as cache:
