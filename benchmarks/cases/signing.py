@@ -62,10 +62,10 @@ def measure(session: Session) -> list[Row]:
             crews=session.choose(3, 1),
             fillings=[partial(filling, kind, _KEYS, size) for kind, size in _SIZES.values()],
         ).rows(session)
-    return _with_extra(rows)
+    return with_extra(rows)
 
 
-def _with_extra(rows: list[Row]) -> list[Row]:
+def with_extra(rows: list[Row]) -> list[Row]:
     """Add to the rows of the client that signs how much longer its calls take than the other one's."""
     plain = {(row.table, row.operation): row.figures["median_us"] for row in rows if row.contender == OURS}
     for row in rows:

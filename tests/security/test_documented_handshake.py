@@ -1,4 +1,4 @@
-"""A client made from docs/wire-format.md, without this package, is admitted if it proves the secret, and else refused."""
+"""A client made from docs/wire-format.md, without this package, is admitted if it proves the secret, else refused."""
 
 from __future__ import annotations
 
