@@ -452,5 +452,5 @@ def _standard_input() -> bytes:
 
 def _warn_if_insecure(insecure: bool) -> None:
     if insecure:
-        consequence = "whoever reaches this address can read, change and delete every entry."
+        consequence = "nothing is encrypted. Whoever is on the path can read and change every entry."
         report(f"Warning: --insecure: {consequence}")

@@ -7,8 +7,9 @@ that want to change the view next, one creates its entry.
 
 Each query opens a connection, uses it once and closes it, all within one deadline, unless the connection is kept. Works
 with Pyro5's own name server and with the one of this package (`nameserver.process`). A listing has at most about 1,000
-entries, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer listing is an
-error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
+entries, as the size of a message is limited (`protocol.messages`). At Pyro5's own name server, any peer can register
+names: a longer listing is an error, upon which clients and nodes keep the view that they have, and malformed entries
+are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
 connection it belongs to one thread.

@@ -300,7 +300,9 @@ def test_an_address_that_other_hosts_reach_is_refused() -> None:
 
 
 def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
-    warning = "Warning: --insecure: whoever reaches this address can read, change and delete every entry.\n"
+    warning = (
+        "Warning: --insecure: nothing is encrypted. Whoever is on the path can read and change every entry.\n"
+    )
     address = free_address()
     command = ("run_nodes.py", "--with-nameserver", "--nameserver", address, "--nodes", "1", "--insecure")
     assert start(*command, ready="ready").err == warning + f"Name server ready at {address}.\n"
