@@ -373,6 +373,8 @@ def test_no_key_shows_anywhere(
                 cache,
                 config,
                 config.secret,
+                read_secret(other_file).keys,
+                secret_file.read(str(other_file)),
                 knowing(read_secret(other_file)),
                 *(getattr(config, field.name) for field in fields(config)),
             ]
