@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import traceback
 from collections.abc import Iterator
 from dataclasses import fields
@@ -55,15 +56,15 @@ def other_home(tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
-@pytest.fixture
-def other_file(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def other_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A secret file that is in no usual place."""
-    path = tmp_path / "named"
+    path = tmp_path_factory.mktemp("secret") / "named"
     secret_file.make(str(path))
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def other_cluster(other_file: Path) -> Iterator[LocalCluster]:
     """A cluster with another secret than the one of this user."""
     with private_cluster(nodes=1, secret_file=other_file) as cluster:
@@ -153,8 +154,10 @@ def test_a_variable_and_an_option_name_another_file(other_cluster: LocalCluster,
     assert call(*command, "--secret-file", str(other_file), PYROCACHE_SECRET_FILE=missing).status == 0
 
 
-@pytest.mark.parametrize("command", ["status", "stats", "ping", "set new value", "delete key", "scan"])
+@pytest.mark.parametrize("command", ["status", "stats", "ping", "set new value", "delete old", "scan"])
 def test_every_command_takes_the_option(other_cluster: LocalCluster, other_file: Path, command: str) -> None:
+    with other_cluster.client() as cache:
+        cache.set("old", 1)
     address = ("--nameserver", other_cluster.nameserver)
     assert call("pyrocache", *command.split(), *address, "--secret-file", str(other_file)).status == 0
 
@@ -205,6 +208,7 @@ def test_a_named_file_that_does_not_exist_is_one_sentence(cluster: LocalCluster,
     assert not missing.exists()
 
 
+@pytest.mark.full
 def test_the_commands_that_serve_take_the_option(other_file: Path, tmp_path: Path) -> None:
     option = ("--secret-file", str(other_file))
     with background(
@@ -334,17 +338,19 @@ except PyroCacheError as error:
 def test_a_pickled_client_has_the_path_and_not_the_key(
     other_cluster: LocalCluster, other_file: Path, other_home: Path, tmp_path: Path
 ) -> None:
-    with other_cluster.client() as cache:
+    copy = tmp_path / "copy"
+    shutil.copy(other_file, copy)  # with its mode
+    with PyroCacheClient(other_cluster.nameserver, secret_file=copy) as cache:
         content = pickle.dumps(cache)
-    assert str(other_file).encode() in content
+    assert str(copy).encode() in content
     assert not shows(content, read_secret(other_file).keys)
     kept = tmp_path / "pickled"
     kept.write_bytes(content)
     outcome = run("-c", UNPICKLE, str(kept), XDG_CONFIG_HOME=str(other_home))
     assert (outcome.out, outcome.err) == ("of the other cluster\n", "")
     assert not other_home.exists()
-    other_file.rename(tmp_path / "elsewhere")
-    assert run("-c", UNPICKLE, str(kept)).out.startswith(f"The secret file {other_file} does not exist")
+    copy.unlink()
+    assert run("-c", UNPICKLE, str(kept)).out.startswith(f"The secret file {copy} does not exist")
 
 
 LOG_ALL = """import logging, os
