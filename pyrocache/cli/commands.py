@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
-from pyrocache.cli.output import report, to_copy, write
+from pyrocache.cli.output import remember_secret_file, report, to_copy, write
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
@@ -58,6 +58,7 @@ JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
 SecretFileOption = Annotated[
     str | None,
     typer.Option(
+        callback=remember_secret_file,
         help=f"The secret file, in place of the usual one or of ${FILE_VARIABLE}.",
         metavar="FILE",
         show_default=False,

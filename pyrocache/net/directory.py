@@ -414,7 +414,8 @@ class NameServerDirectory:
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
-            return UnprovenNameServer(f"The name server at {where} cannot be asked to {purpose} ({error}).")
+            text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
+            return UnprovenNameServer(text.rstrip())
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:

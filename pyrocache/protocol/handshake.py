@@ -90,7 +90,13 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """One end refuses the connection. The text is the reason."""
+    """One end refuses the connection. The text is the reason.
+
+    Attributes:
+        advice: what the user of the calling end can do, as a sentence; empty if nothing is known.
+    """
+
+    advice = ""
 
     @property
     def code(self) -> str:
