@@ -33,6 +33,8 @@ from pyrocache.protocol.handshake import (
     Strangers,
     format_peer,
 )
+from pyrocache.protocol.request_id import milliseconds
+from pyrocache.runtime.clock import now
 from pyrocache.runtime.secret import Secret, find_secret
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
@@ -263,7 +265,7 @@ def node_in_this_process(
         name,
         kind(Store(64 * MIB), RequestGuard(name, incarnation)),
         COMMANDS,
-        greeting=lambda: Greeting(name, incarnation, 16 * MIB, PROTOCOL, clock_ms=1),
+        greeting=lambda: Greeting(name, incarnation, 16 * MIB, PROTOCOL, clock_ms=milliseconds(now()) or 1),
         max_frame_bytes=32 * MIB,
         admission=Admission(
             lambda: keys, lambda: os.urandom(32), strangers=Strangers.REFUSED, advertised=advertised
