@@ -171,7 +171,7 @@ def format_peer(address: Any) -> str:
     """Return the address of one end of a connection in the one form that both ends compare.
 
     Args:
-        address: what ``getsockname`` or ``getpeername`` of a socket returns.
+        address: what ``getsockname`` or ``getpeername`` of a socket returns; or the path of a Unix socket.
     """
     if not isinstance(address, tuple):
         return os.fsdecode(address)

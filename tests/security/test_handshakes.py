@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,6 +35,7 @@ from tests.support.attackers import (
     changed_greeting,
     claiming,
     member_of,
+    node_in_this_process,
     proxy_of,
     register,
     saying,
@@ -112,14 +114,34 @@ def test_a_whole_handshake_is_of_no_use_again(node: RunningNode) -> None:
         assert fates(peer, *sent[1:]) == REFUSED
 
 
-def test_a_whole_handshake_of_a_node_is_of_no_use_again(node: RunningNode, member: Member) -> None:
-    """Whoever gets a node's address after it, or says that he has it, has the node's answers and no new ones."""
-    _, received = recorded(node)
-    answers = iter(received)
-    with Impostor(lambda frame: next(answers)) as fake:
-        refuse(member, fake.port, "other-secret")
-        assert fake.calls == []
-        assert len(fake.greetings) == 1
+def test_the_answers_of_a_node_are_of_no_use_again() -> None:
+    """Whoever is on the way, or gets a node's address after it, has its answers of before."""
+    advertised: set[str] = set()
+    with (
+        node_in_this_process(advertised=advertised) as member,
+        Between((member.host, member.port)) as between,
+    ):
+        advertised.add(format_peer(between.address))
+        found = replace(member, port=between.address[1])
+
+        def ping() -> Any:
+            connection = Connection(found, "tcp", knowing(find_secret()))
+            try:
+                return connection.call("ping", (), open_soon(connection))["incarnation"]
+            finally:
+                connection.close()
+
+        assert ping() == member.incarnation
+        answers = iter([as_message(frame) for frame in between.from_server])
+        between.to_client = lambda frame, message: next(answers)
+        with pytest.raises(HandshakeRefused, match="other-secret"):
+            ping()
+
+
+def open_soon(connection: Connection) -> Deadline:
+    deadline = Deadline(PATIENCE_SECONDS)
+    connection.finish_opening(deadline)
+    return deadline
 
 
 def refuse(member: Member, port: int, code: str) -> None:
@@ -210,6 +232,25 @@ def test_a_relay_at_a_unix_socket_is_refused(
         assert len(between.from_client) == 1
 
 
+def test_a_relay_with_the_name_of_a_unix_socket_is_refused(
+    node: RunningNode, member: Member, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The system tells a caller under which name a socket was made, which need not be where it is."""
+    directory = tmp_path_factory.mktemp("r") / f"pyrocache-{os.getuid()}"
+    directory.mkdir()
+    path = str(directory / f"{member.incarnation}.sock")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(member.socket_path)
+        name = probe.getpeername()
+    with Between(member.socket_path, name) as between:
+        os.rename(name, path)
+        connection = Connection(replace(member, socket_path=path), "auto", knowing(find_secret()))
+        with pytest.raises(HandshakeRefused, match="other-address"):
+            connection.finish_opening(Deadline(PATIENCE_SECONDS))
+        connection.close()
+        assert len(between.from_client) == 1
+
+
 def test_a_relay_from_one_transport_to_the_other_is_refused(node: RunningNode, member: Member) -> None:
     with Between(member.socket_path) as between:
         refuse(member, between.address[1], "other-address")
@@ -233,6 +274,17 @@ def test_a_part_of_a_handshake_is_answered_with_nothing(node: RunningNode) -> No
             peer.send(sent[1][:length])
             peer.sock.shutdown(1)
             assert fates(peer) == [CLOSED]
+
+
+def test_a_part_of_a_proof_is_no_proof(node: RunningNode) -> None:
+    secret, local = find_secret(), format_peer(node.address)
+    for length in (0, 1, 16, 31):
+        offer = {"nonce": os.urandom(32), "dialled": local, "protocol": 1}
+        with Peer(node, greet=False) as peer:
+            peer.send(greeting_message(offer))
+            answer: Any = messages.unpack_plain(peer.receive().body)
+            proof = proof_for(secret, offer, answer["handshake"])
+            assert fates(peer, greeting_message({"proof": proof[:length]}), PING) == REFUSED
 
 
 def test_the_proof_of_another_connection_is_of_no_use(node: RunningNode) -> None:
