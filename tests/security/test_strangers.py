@@ -25,6 +25,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NAMESERVER, UnprovenNameServer
 from pyrocache.protocol import framing, messages, refusals
 from pyrocache.protocol.commands import COMMANDS, ISSUE_TOKEN
+from pyrocache.protocol.handshake import HandshakeRefused
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime import secret_file
 from pyrocache.runtime.secret import find_secret
@@ -36,6 +37,7 @@ from tests.support.attackers import (
     claiming,
     files_of,
     member_of,
+    node_in_this_process,
     proxy_of,
     register,
     run_as_another_user,
@@ -329,6 +331,45 @@ def test_a_fake_node_is_not_asked_for_a_token(member: Member) -> None:
         assert "proof" not in fake.greetings[0]["handshake"]
 
 
+# What they say ---------------------------------------------------------------------------------------------------
+
+FORGED_LINE = "x\n2026-01-01 all is well\x1b[2J\u202e" + "y" * 10_000
+
+
+def test_a_stranger_cannot_write_lines_into_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    with node_in_this_process() as member, Peer(At(member), greet=False) as peer:
+        greeting = {"nonce": bytes(32), "dialled": f"{member.host} {member.port}", "node": FORGED_LINE}
+        body = messages.pack_plain({"handshake": greeting, "object": NAME})
+        peer.send(framing.pack_message(framing.CONNECT, 0, body))
+        assert peer.receive().header.type == framing.CONNECT_FAIL
+    (record,) = [record for record in caplog.records if record.name == "pyrocache.node"]
+    assert "other-node" in record.getMessage()
+    assert record.getMessage().isprintable()
+    assert len(record.getMessage()) < 1000
+
+
+def test_a_fake_node_cannot_write_lines_into_an_error(member: Member) -> None:
+    with Impostor(lambda frame: refusal(f"other-secret: {FORGED_LINE}")) as fake:
+        found = replace(member, port=fake.port, socket_path="")
+        connection = Connection(found, "tcp", knowing(find_secret()))
+        with pytest.raises(HandshakeRefused) as refused:
+            connection.finish_opening(Deadline(PATIENCE_SECONDS))
+        connection.close()
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000
+
+
+def refusal(reason: str) -> bytes:
+    return framing.pack_message(framing.CONNECT_FAIL, 0, messages.pack_plain(reason))
+
+
+class At:
+    """The address of a node."""
+
+    def __init__(self, member: Member) -> None:
+        self.address = member.host, member.port
+
+
 # Methods ---------------------------------------------------------------------------------------------------------
 
 PRIVATE = [
@@ -396,10 +437,7 @@ def test_nothing_but_what_is_open_can_be_called_by_strangers_at_a_name_server(
 ) -> None:
     host, _, port = node.nameserver.rpartition(":")
 
-    class At:
-        address = host, int(port)
-
-    with Peer(At, greet=False) as peer:
+    with Peer(At(Member(NAME, host, int(port))), greet=False) as peer:
         peer.send(handshake(NAMESERVER))
         assert peer.receive().header.type == framing.CONNECT_OK
         for target, names in (NAMESERVER, (*OF_A_NAME_SERVER, *OF_A_DAEMON)), (DAEMON_NAME, OF_A_DAEMON):
