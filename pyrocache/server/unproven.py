@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from pyrocache.protocol.handshake import legible
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.server.connection import Connection
@@ -67,4 +68,4 @@ class Unproven:
         peer = connection.peer or "a process of this user"
         if count := self._logged.admit((connection.peer, kind)):
             more = f" ({count} of them since the last such line)" if count > 1 else ""
-            log.warning("A connection from %s was not admitted: %s%s", peer, why, more)
+            log.warning("A connection from %s was not admitted: %s%s", peer, legible(why), more)
