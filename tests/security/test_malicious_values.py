@@ -28,7 +28,7 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.protocol import framing, messages
 from pyrocache.protocol.framing import Frame
 from pyrocache.protocol.handshake import format_peer
-from pyrocache.runtime.key_file import make_key_file
+from pyrocache.runtime import secret_file
 from pyrocache.runtime.secret import find_secret
 from tests.support.attackers import Between, node_in_this_process
 from tests.support.nodes import running_nameserver, running_node
@@ -54,7 +54,7 @@ def trace(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("keys") / "signing.key")
-    make_key_file(path)
+    secret_file.make(path)
     return path
 
 
