@@ -7,9 +7,10 @@ imported when a client is made, so that a missing one only costs its own contend
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.managers import DictProxy
 from typing import Any, Literal, Protocol
 
@@ -46,6 +47,26 @@ def pyrocache_client(nameserver: str, transport: Transport, *, threads: int, **o
     return PyroCacheClient(nameserver, transport="auto" if transport == "Unix" else "tcp", **options)
 
 
+class NewConnections:
+    """``client``, with a new connection for each `get`, which ends with it."""
+
+    def __init__(self, client: Client, disconnect: Callable[[], object]) -> None:
+        self._disconnect = disconnect
+        self.set, self.delete, self._get = client.set, client.delete, client.get
+
+    def get(self, key: str) -> Any:
+        found = self._get(key)
+        self._disconnect()
+        return found
+
+
+def new_pyrocache_connections(nameserver: str, transport: Transport, **options: Any) -> Client:
+    """Ours; ``options`` as for `pyrocache_client`."""
+    logging.getLogger("pyrocache.client").setLevel(logging.ERROR)  # it warns of authenticate=False
+    client: Any = pyrocache_client(nameserver, transport, **options)
+    return NewConnections(client, client.disconnect)
+
+
 class RedisClient:
     """redis-py; its pool serves all threads."""
 
@@ -70,6 +91,15 @@ class RedisClient:
 
     def set_many(self, mapping: Mapping[str, Any]) -> Any:
         return self._redis.mset({key: pickle.dumps(value, 5) for key, value in mapping.items()})
+
+    def disconnect(self) -> None:
+        self._redis.connection_pool.disconnect()
+
+
+def new_redis_connections(**options: Any) -> Client:
+    """redis-py; ``options`` as for `RedisClient`."""
+    client = RedisClient(**options)
+    return NewConnections(client, client.disconnect)
 
 
 class MemcachedClient:

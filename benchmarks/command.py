@@ -18,6 +18,7 @@ from benchmarks.lab.command import replay_command
 from benchmarks.machine import machine, versions
 from benchmarks.report import DOCUMENT, markdown
 from benchmarks.results import Results, newest
+from benchmarks.servers import own_secret
 from benchmarks.session import Session
 from benchmarks.tables import for_terminal, tables
 from benchmarks.targets import summary
@@ -64,7 +65,8 @@ def run(
     signal.signal(signal.SIGTERM, _leave)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     results = Results(now, quick, machine(), versions())
-    complete = _run_cases(results, only or list(CASES))
+    with own_secret():
+        complete = _run_cases(results, only or list(CASES))
     if json is not None:
         json.write_text(results.to_json())
     if save or (save is None and not only and not quick and complete):

@@ -25,6 +25,7 @@ REDIS = "redis-py"
 MEMCACHED = "pymemcache"
 STOCK_PYRO = "stock Pyro5"
 MANAGER = "Manager"
+SIGNED = f"{OURS}, signed"
 
 TRANSPORTS: tuple[Transport, ...] = ("TCP", "Unix")
 

@@ -1,7 +1,8 @@
 """The servers of a run: each a context manager that starts one, waits until it answers, and stops it by its handle.
 
 All on free loopback ports or on Unix sockets in a private directory. Programs get a process group of their own, so
-that Ctrl-C in a terminal reaches this process alone, which then stops them. Where something is missing they raise
+that Ctrl-C in a terminal reaches this process alone, which then stops them. All processes of a run share a secret
+(`own_secret`) that is not the user's. Where something is missing they raise
 `NotInstalled`, whose text says how to get it.
 """
 
@@ -25,6 +26,8 @@ from typing import Any
 
 from benchmarks.stock_pyro import serve
 from pyrocache import LocalCluster
+from pyrocache.runtime import secret_file
+from pyrocache.runtime.child_process import start_nameserver, start_node
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 """Where our own child processes come from: forked from a process that has nothing but the imports."""
@@ -51,6 +54,22 @@ class Server:
 
 
 @contextmanager
+def own_secret() -> Iterator[None]:
+    """Let this process, and those that it starts meanwhile, use a secret that is made for this run."""
+    before = os.environ.get(secret_file.FILE_VARIABLE)
+    with _directory() as directory:
+        path = os.environ[secret_file.FILE_VARIABLE] = str(directory / "secret")
+        secret_file.make(path)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[secret_file.FILE_VARIABLE]
+            else:
+                os.environ[secret_file.FILE_VARIABLE] = before
+
+
+@contextmanager
 def pyrocache_cluster(nodes: int, max_memory: str) -> Iterator[Server]:
     """Ours; the address is the name server's. Its processes are the nodes (no call goes to the name server)."""
     with LocalCluster(nodes=nodes, max_memory=max_memory) as cluster:
@@ -58,18 +77,40 @@ def pyrocache_cluster(nodes: int, max_memory: str) -> Iterator[Server]:
 
 
 @contextmanager
-def redis_server() -> Iterator[Server]:
-    """Redis without persistence; one server listens at both addresses, keywords of ``redis.Redis`` by transport."""
+def open_node() -> Iterator[Server]:
+    """One node of ours that serves also clients that prove nothing; the address is the name server's."""
+    with contextlib.ExitStack() as stack:
+        nameserver = start_nameserver(quiet=True)
+        stack.callback(nameserver.kill)
+        address = nameserver.wait_until_ready()["address"]
+        node = start_node({"nameserver": address, "new_cluster": True, "open": True}, quiet=True)
+        stack.callback(node.kill)
+        node.wait_until_ready()
+        yield Server((node.pid,), address)
+
+
+@contextmanager
+def redis_server(password: str = "") -> Iterator[Server]:
+    """Redis without persistence; one server listens at both addresses, keywords of ``redis.Redis`` by transport.
+
+    With a password, clients must give it.
+    """
     program = _program("redis-server", "redis-server")
     check_library("redis")
     with _directory() as directory:
         port, path = _free_port(), str(directory / "redis.sock")
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path]
         command += ["--save", "", "--appendonly", "no", "--dir", str(directory)]
+        if password:
+            command += ["--requirepass", password]
         with _running(command) as process:
             _wait_until_connected(process, path)
             _wait_until_connected(process, ("127.0.0.1", port))
-            addresses = {"TCP": {"host": "127.0.0.1", "port": port}, "Unix": {"unix_socket_path": path}}
+            login = {"password": password} if password else {}
+            addresses = {
+                "TCP": {"host": "127.0.0.1", "port": port, **login},
+                "Unix": {"unix_socket_path": path, **login},
+            }
             yield Server((process.pid,), addresses)
 
 

@@ -38,6 +38,7 @@ COLUMNS = {
     "calls_per_second": Column("calls/s", _significant),
     "server_us": Column("server CPU µs", _significant),
     "client_us": Column("client CPU µs", _significant),
+    "extra_us": Column("longer µs", _significant),
     "lookup_us": Column("lookup µs", _significant),
     "with_loop_us": Column("with the loop µs", _significant),
     "loop_us": Column("empty loop µs", _significant),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from benchmarks.field import MEMCACHED, OURS, REDIS, STOCK_PYRO
+from benchmarks.field import MEMCACHED, OURS, REDIS, SIGNED, STOCK_PYRO, TRANSPORTS
 from benchmarks.results import Results
 from benchmarks.tables import Shown
 
@@ -124,6 +124,19 @@ TARGETS = [
             at_least=bound,
         )
         for peer, bound in {REDIS: 2.0, MEMCACHED: 1.0}.items()
+    ),
+    *(
+        Target(
+            f"get of a signed value of 100 B, {transport}: longer than unsigned",
+            "signing",
+            f"100 B, {transport}",
+            "get",
+            SIGNED,
+            "extra_us",
+            at_most=4,
+            unit="µs",
+        )
+        for transport in TRANSPORTS
     ),
     Target(
         "owner of a key, 3 nodes",

@@ -121,7 +121,6 @@ class LocalCluster:
         self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._secret = find_secret(secret_file)
-        self._secret_file = secret_file
         self._nameserver_process = start_nameserver(port=port, secret=self._secret, quiet=True)
         starting: list[ChildProcess] = []
         try:
@@ -143,7 +142,10 @@ class LocalCluster:
             PyroCacheError: the cluster was stopped.
         """
         self._check_running()
-        client = PyroCacheClient(self.nameserver, **{"secret_file": self._secret_file, **options})
+        if options.get("authenticate", True):
+            # The file that the nodes use, whatever the environment and the working directory are by now.
+            options = {"secret_file": self._secret.path, **options}
+        client = PyroCacheClient(self.nameserver, **options)
         client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
         return client

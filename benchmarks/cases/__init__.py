@@ -7,6 +7,7 @@ from types import ModuleType
 from benchmarks.cases import (
     arrays,
     batches,
+    connect,
     connections,
     eviction,
     kvcache,
@@ -33,6 +34,7 @@ _ORDER = (
     routing,
     memory,
     start,
+    connect,
     connections,
     store,
     eviction,

@@ -87,15 +87,19 @@ def _end(holder: BaseProcess, pipe: Pipe) -> None:
 
 def _hold(parent: Pipe, nameserver: str, count: int) -> None:
     from pyrocache import PyroCacheClient
+    from pyrocache.net.call_protocol import knowing
     from pyrocache.net.connection import Connection
     from pyrocache.net.deadline import Deadline
+    from pyrocache.runtime.secret import find_secret
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with PyroCacheClient(nameserver, transport="tcp") as client:
         (node,) = client.nodes()
-    connections = [Connection(node) for _ in range(count)]
-    for connection in connections:
-        connection.finish_opening(Deadline(_SECONDS))
+    caller = knowing(find_secret())
+    connections = []
+    for _ in range(count):  # one after the other: a node limits those that have not proved the secret yet
+        connections.append(Connection(node, "tcp", caller))
+        connections[-1].finish_opening(Deadline(_SECONDS))
     parent.send(len(connections))
     parent.poll(None)
     for connection in connections:

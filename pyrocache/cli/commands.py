@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
-from pyrocache.cli.output import report, to_copy, write
+from pyrocache.cli.output import remember_secret_file, report, to_copy, write
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
@@ -58,7 +58,17 @@ JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
 SecretFileOption = Annotated[
     str | None,
     typer.Option(
+        callback=remember_secret_file,
         help=f"The secret file, in place of the usual one or of ${FILE_VARIABLE}.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+SigningOption = Annotated[
+    str | None,
+    typer.Option(
+        "--signing-key-file",
+        help="The file with the keys that sign values.",
         metavar="FILE",
         show_default=False,
     ),
@@ -283,6 +293,7 @@ def set_command(
     ] = None,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    signing_key_file: SigningOption = None,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
@@ -291,7 +302,7 @@ def set_command(
     Put -- before a key or a value that begins with a dash.
     """
     stored = _standard_input() if value == "-" else value
-    with _client(nameserver, namespace, timeout, secret_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
         try:
             cache.set(key, stored, ttl_seconds=ttl)
         except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
@@ -308,6 +319,7 @@ def get_command(
     ] = False,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    signing_key_file: SigningOption = None,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
@@ -315,7 +327,7 @@ def get_command(
     from pyrocache.cli.values import as_bytes, as_text
 
     missing = object()  # None is a value
-    with _client(nameserver, namespace, timeout, secret_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
         value = cache.get(key, missing)
     if value is missing:
         raise PyroCacheError(_NO_ENTRY)
@@ -327,11 +339,12 @@ def delete_command(
     key: KeyArgument,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    signing_key_file: SigningOption = None,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace, timeout, secret_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
         if not cache.delete(key):
             raise PyroCacheError(_NO_ENTRY)
 
@@ -346,25 +359,16 @@ def scan_command(
     ] = None,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    signing_key_file: SigningOption = None,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Print the repr of each key, one on a line, in no order."""
     from pyrocache.cli.values import as_text
 
-    with _client(nameserver, namespace, timeout, secret_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
         for key in cache.scan(prefix):
             write(f"{as_text(key)}\n")
-
-
-@app.command("signing-key")
-def signing_key_command(
-    path: Annotated[str, typer.Argument(help="The file to make.", metavar="PATH", show_default=False)],
-) -> None:
-    """Make a file with a new key for signing values (signing_key_file=). A file that exists is not changed."""
-    from pyrocache.runtime.key_file import make_key_file
-
-    make_key_file(path)
 
 
 secret_app = typer.Typer(invoke_without_command=True)
@@ -426,10 +430,19 @@ def replay_command() -> None:
 
 
 def _client(
-    nameserver: str, namespace: str | None, timeout: float, secret_file: str | None
+    nameserver: str,
+    namespace: str | None,
+    timeout: float,
+    secret_file: str | None,
+    signing_key_file: str | None,
 ) -> PyroCacheClient:
-    path = () if namespace is None else namespace
-    return PyroCacheClient(nameserver, namespace=path, timeout=timeout, secret_file=secret_file)
+    return PyroCacheClient(
+        nameserver,
+        namespace=() if namespace is None else namespace,
+        timeout=timeout,
+        secret_file=secret_file,
+        signing_key_file=signing_key_file,
+    )
 
 
 def _standard_input() -> bytes:
@@ -440,5 +453,5 @@ def _standard_input() -> bytes:
 
 def _warn_if_insecure(insecure: bool) -> None:
     if insecure:
-        consequence = "whoever reaches this address can read, change and delete every entry."
+        consequence = "nothing is encrypted. Whoever is on the path can read and change every entry."
         report(f"Warning: --insecure: {consequence}")

@@ -59,10 +59,26 @@ def report(text: str) -> None:
 
 
 def to_copy(command: str, nameserver: str) -> str:
-    """Return a command line of this program that uses ``nameserver``, quoted for the shell."""
+    """Return a command line of this program, with this name server and the present secret, quoted for the shell."""
     from pyrocache.client.client import NAMESERVER_VARIABLE  # imported here, see `entry`
 
     words = ["pyrocache", command]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]
+    if secret_file := given_secret_file():
+        words += ["--secret-file", secret_file]
     return shlex.join(words)
+
+
+_given: dict[str, str | None] = {}
+
+
+def remember_secret_file(path: str | None) -> str | None:
+    """Take the option ``--secret-file`` of the command that runs into what is printed to be copied. Return it."""
+    _given["secret_file"] = path
+    return path
+
+
+def given_secret_file() -> str | None:
+    """Return the option ``--secret-file`` of the command that runs."""
+    return _given.get("secret_file")

@@ -102,10 +102,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
             were no such entry. `compute`, `incr` and `setdefault` always
             raise.
-        signing_key_file: the path of a file of signing keys, which ``pyrocache signing-key`` makes. Values are signed
-            with its first key; a value that none of its keys has signed for its key and namespace raises
-            `TamperedValue` before anything of it is decoded. All clients that share entries need the same keys. The
-            file is read once, and a pickled client has its path.
+        signing_key_file: the path of a file of signing keys, which ``pyrocache secret --secret-file PATH`` makes.
+            Values are signed with its first key; a value that none of its keys has signed for its key and namespace
+            raises `TamperedValue` before anything of it is decoded. All clients that share entries need the same keys.
+            The file is read once, and a pickled client has its path.
         counters: with a signing key, store and read ints without signatures, so that `incr` and `decr` work. A node
             can then forge ints, and nothing else. It has no effect without a signing key.
         secret_file: the path of the secret file, by which name server, nodes and clients recognize each other; by

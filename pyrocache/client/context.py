@@ -42,8 +42,7 @@ from pyrocache.errors import (
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
-from pyrocache.runtime import at_fork
-from pyrocache.runtime.key_file import read_keys
+from pyrocache.runtime import at_fork, secret_file
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
 
@@ -129,7 +128,7 @@ class ClientContext:
         self.encode: Encode | None = None
         self.sign_part: Callable[[bytes], bytes] | None = None
         if config.signing_key_file is not None and signer is None:
-            signer = Signer(read_keys(config.signing_key_file))
+            signer = Signer(secret_file.read(config.signing_key_file).all)
         if signer is not None:
             self.codec = SigningCodec(codec, signer, _name_of(config.namespace), config.counters)
             self.encode = Encoding(sign=signer.sign_part).encode

@@ -35,7 +35,7 @@ _URI_CLASS = "Pyro5.core.URI"
 
 
 MOST_NAMES = 4096
-"""The most entries. Any peer can register names, and each takes memory here and in every listing."""
+"""The most entries. Each takes memory here and in every listing."""
 
 
 class Names(NameServer):  # type: ignore[misc]

@@ -22,6 +22,8 @@ from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import (
+    NO_SECRET,
+    OTHER_SECRET,
     PROTOCOL,
     UNPROVEN,
     ClientHandshake,
@@ -33,7 +35,7 @@ from pyrocache.protocol.handshake import (
 from pyrocache.protocol.messages import CallPacker
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
-from pyrocache.runtime.secret import Secret
+from pyrocache.runtime.secret import FILE_VARIABLE, Secret
 
 _REPLY_SLACK = 256 * 1024
 _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
@@ -74,6 +76,12 @@ def knowing(secret: Secret, greeting: Greeting | None = None, *, trusting: bool 
         greeting or Greeting(protocol=PROTOCOL), secret.current, trusting=trusting, place=secret.place
     )
 
+
+_ADVICE = {
+    NO_SECRET: "Only if it is a stock Pyro5 daemon of yours, use PyroCacheClient(authenticate=False).",
+    OTHER_SECRET: f"Name the file of its secret with secret_file=, --secret-file or ${FILE_VARIABLE}.",
+}
+_AUTHENTICATE = "Use a PyroCacheClient without authenticate=False."
 
 ANONYMOUS = Caller()
 """A caller without a session and without a secret."""
@@ -189,10 +197,15 @@ class CallProtocol:
         return messages.unpack_plain(body)
 
     def _explained(self, refused: HandshakeRefused) -> HandshakeRefused:
-        """Return a refusal for want of the same secret with the place of this end's."""
-        if refused.code not in UNPROVEN or not self._caller.place:
+        """Return a refusal for want of the same secret with the place of this end's, and with advice."""
+        if refused.code not in UNPROVEN:
             return refused
-        return HandshakeRefused(f"{refused}; this process has the secret in {self._caller.place}")
+        if not self._caller.place:
+            refused.advice = _AUTHENTICATE
+            return refused
+        explained = HandshakeRefused(f"{refused}; this process has the secret in {self._caller.place}")
+        explained.advice = _ADVICE.get(refused.code, "")
+        return explained
 
     def _greeted(self, greeting: Greeting) -> Progress:
         self._handshake = None

@@ -96,12 +96,14 @@ class Dialing:
     Attributes:
         pending: not connected yet; call `advance` once the socket is writable.
         sock: the socket of the current attempt.
+        path: the path of the Unix socket that this is an attempt at; empty for a TCP address.
     """
 
-    __slots__ = ("_addresses", "pending", "sock")
+    __slots__ = ("_addresses", "path", "pending", "sock")
 
     def __init__(self, endpoint: Endpoint, transport: TransportChoice) -> None:
         self._addresses = _addresses(endpoint, transport)
+        self.path = ""
         self._next_address(OSError("no address"))
 
     def advance(self) -> bool:
@@ -138,6 +140,7 @@ class Dialing:
                 # `connect` raises one exception for EINPROGRESS and for EAGAIN, the full backlog of a Unix socket.
                 error = sock.connect_ex(address)
                 self.sock, self.pending = sock, error != 0
+                self.path = address if family == socket.AF_UNIX else ""
                 if error == errno.EINPROGRESS or (error == 0 and not self._is_stranger()):
                     return
                 problem = OSError(error or errno.EACCES, os.strerror(error or errno.EACCES))

@@ -300,7 +300,8 @@ class Connection:
             self._spin_wait = SpinWait().wait
         # A node that refuses connections may have closed this one already. Its message can still be received.
         try:
-            dialled = format_peer(channel.getpeername())
+            # The name that a Unix socket was made under, which the system tells, need not be where it was found.
+            dialled = format_peer(dialing.path or channel.getpeername())
             self._begin_sending(self._protocol.greet(dialled, os.urandom(NONCE_BYTES)))
         except OSError as error:
             if error.errno not in _CLOSED:

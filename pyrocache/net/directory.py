@@ -7,8 +7,9 @@ that want to change the view next, one creates its entry.
 
 Each query opens a connection, uses it once and closes it, all within one deadline, unless the connection is kept. Works
 with Pyro5's own name server and with the one of this package (`nameserver.process`). A listing has at most about 1,000
-entries, as the size of a message is limited (`protocol.messages`). Any peer can register names: a longer listing is an
-error, upon which clients and nodes keep the view that they have, and malformed entries are left out.
+entries, as the size of a message is limited (`protocol.messages`). At Pyro5's own name server, any peer can register
+names: a longer listing is an error, upon which clients and nodes keep the view that they have, and malformed entries
+are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
 connection it belongs to one thread.
@@ -17,6 +18,7 @@ connection it belongs to one thread.
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -100,10 +102,9 @@ class Listing(NamedTuple):
 
 def explain_obstacle(nameserver: str, number: int) -> str:
     """Return what the `obstacle` of a listing means and what to do, as the end of a sentence."""
-    host, port = parse_address(nameserver)
     return (
         f"the name server has an entry {VIEW}{number} that is no view of this cluster, so no node can join or leave. "
-        f"Remove it: pyro5-nsc -n {host} -p {port} remove {VIEW}{number}"
+        f"Remove it with: pyrocache nodes remove {VIEW}{number} --nameserver {shlex.quote(nameserver)}"
     )
 
 
@@ -271,6 +272,14 @@ class NameServerDirectory:
         for number in numbers:
             self._ask(deadline, "remove a view", "remove", f"{VIEW}{number}")
 
+    def remove_obstacle(self, name: str, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> bool:
+        """Remove the `obstacle` of the listing if ``name`` is that entry's. Return whether that was done."""
+        deadline = Deadline(timeout)
+        obstacle = self._listing(deadline).obstacle
+        if not obstacle or name != f"{VIEW}{obstacle}":
+            return False
+        return bool(self._ask(deadline, "remove an entry", "remove", name))
+
     def age(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> float:
         """Return for how many seconds the name server has been there; 0 for Pyro5's own, which does not say so."""
         age = self._ask(Deadline(timeout), "say its age", "age", if_refused=0.0)
@@ -406,7 +415,8 @@ class NameServerDirectory:
                 f"The name server at {where} cannot be asked to {purpose}: {shortage}."
             )
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
-            return UnprovenNameServer(f"The name server at {where} cannot be asked to {purpose} ({error}).")
+            text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
+            return UnprovenNameServer(text.rstrip())
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:

@@ -105,12 +105,13 @@ def unavailable(
         text = f"{where} did not answer within {deadline.seconds:g} s"
     elif isinstance(cause, HandshakeRefused):
         text = f"{where} refused the connection ({cause})"
-        if cause.code == OVERLOADED:
+        if cause.code in UNPROVEN:
+            kind, remedy = AuthenticationError, f" {cause.advice}".rstrip()
+            text = f"no connection to {where} was made ({cause})"
+        elif cause.code == OVERLOADED:
             kind = Overloaded
         elif cause.code == OTHER_CLUSTER:
             kind = ClusterMismatch
-        elif cause.code in UNPROVEN:
-            kind = AuthenticationError
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
     elif shortage := explain(cause):

@@ -551,12 +551,12 @@ class NodeMembership:
 
 
 def strike_out(nameserver: str, name: str, secret: Secret, *, force: bool = False) -> bool:
-    """Remove a dead node from the cluster at a name server, see `NodeMembership.strike_out`."""
+    """Remove a dead node, see `NodeMembership.strike_out`; or the entry that is the `Listing.obstacle`."""
     peers = Peers(caller=knowing(secret))
     directory = NameServerDirectory(nameserver, keep=True, caller=knowing(secret, trusting=True))
     membership = NodeMembership(NodeConfig(nameserver=nameserver), directory, peers)
     try:
-        return membership.strike_out(name, force=force)
+        return directory.remove_obstacle(name) or membership.strike_out(name, force=force)
     finally:
         peers.close()
         directory.close()

@@ -72,6 +72,8 @@ _IDENTITY = (
     (OTHER_INCARNATION, "incarnation", "incarnation"),
 )
 
+_LEGIBLE_CHARACTERS = 400  # more than any reason of ours has
+
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
@@ -90,7 +92,13 @@ class State(Enum):
 
 
 class HandshakeRefused(Exception):
-    """One end refuses the connection. The text is the reason."""
+    """One end refuses the connection. The text is the reason.
+
+    Attributes:
+        advice: what the user of the calling end can do, as a sentence; empty if nothing is known.
+    """
+
+    advice = ""
 
     @property
     def code(self) -> str:
@@ -149,7 +157,9 @@ class Greeting(NamedTuple):
         for code, field, what in _IDENTITY:
             mine, wanted = getattr(self, field), getattr(expected, field)
             if mine and wanted and mine != wanted:
-                raise HandshakeRefused(f"{code}: this is {what} {mine}, not {wanted}")
+                raise HandshakeRefused(
+                    f"{code}: this is {what} {legible(str(mine))}, not {legible(str(wanted))}"
+                )
 
     def to_wire(self) -> dict[str, Any]:
         """Return the plain value to send: the fields that are not empty."""
@@ -171,13 +181,18 @@ def format_peer(address: Any) -> str:
     """Return the address of one end of a connection in the one form that both ends compare.
 
     Args:
-        address: what ``getsockname`` or ``getpeername`` of a socket returns.
+        address: what ``getsockname`` or ``getpeername`` of a socket returns; or the path of a Unix socket.
     """
     if not isinstance(address, tuple):
         return os.fsdecode(address)
     host, port = address[:2]
     ip = ip_address(host.partition("%")[0])
     return f"{getattr(ip, 'ipv4_mapped', None) or ip} {port}"
+
+
+def legible(text: str) -> str:
+    """Return what another end has said for an error or a log: in one line, without control characters, not long."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_LEGIBLE_CHARACTERS])
 
 
 def proxies_need(object_id: str) -> str:
@@ -254,7 +269,7 @@ class ClientHandshake:
         answer = unpack_plain(frame.body)
         try:
             if frame.header.type == framing.CONNECT_FAIL:
-                raise HandshakeRefused(answer if isinstance(answer, str) else "no reason was given")
+                raise HandshakeRefused(legible(answer) if isinstance(answer, str) else "no reason was given")
             if self.state is State.PROVING:
                 self.state = State.ESTABLISHED
             else:

@@ -25,6 +25,7 @@ import errno
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -124,6 +125,7 @@ class Secret:
         return read_secret, (self.path,)
 
 
+_of_files: weakref.WeakValueDictionary[str, Secret] = weakref.WeakValueDictionary()
 _in_memory: dict[str, Secret] = {}  # at most one, the same for everybody in this process
 
 
@@ -149,13 +151,16 @@ def find_secret(path: FilePath | None = None) -> Secret:
 
 
 def read_secret(path: FilePath) -> Secret:
-    """Return the secret in a file.
+    """Return the secret in a file, the same object each time while it is in use.
 
     Raises:
         ConfigurationError: it does not exist, or cannot be used.
     """
     absolute = _absolute(path)
-    return Secret(absolute, secret_file.read(absolute).all)
+    keys = secret_file.read(absolute).all
+    secret = _of_files.setdefault(absolute, Secret(absolute, keys))
+    secret.keys = keys
+    return secret
 
 
 def locate(path: FilePath | None = None, *, make: bool = False) -> str:

@@ -1,4 +1,6 @@
-"""The file of a secret: its format, who may own and reach it, how it is made and how its keys are replaced.
+"""Files of keys: their format, who may own and reach them, how they are made and how their keys are replaced.
+
+The secret of a user is in such a file, and so are the keys that sign values.
 
 One key per line: 64 hexadecimal digits. Blank lines, and what follows ``#``, are ignored. The first key is the
 *primary* one, which is used; all are accepted. A key with ``+`` before it is *staged*: accepted, and the next to be
@@ -52,7 +54,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 _LINE = re.compile(rb"(\+?)\s*([0-9a-fA-F]{%d})" % (2 * KEY_BYTES))
 _HEADER = """\
-# The secret of a pyrocache user. Whoever reads it can use that user's caches: keep it private (chmod 600).
+# Keys of pyrocache. Whoever reads them can use what they protect: keep this file private (chmod 600).
 # The first key is used, all are accepted. To replace it: pyrocache secret --help
 """
 

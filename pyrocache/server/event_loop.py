@@ -39,6 +39,7 @@ from pyrocache.protocol.request_id import CLOCK, RequestId, milliseconds, unpack
 from pyrocache.runtime import unix_peer
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.descriptors import DescriptorReserve
+from pyrocache.server import unix_socket
 from pyrocache.server.acceptor import Acceptor
 from pyrocache.server.buffer_limit import BufferLimit
 from pyrocache.server.calls import OutstandingCalls
@@ -208,7 +209,9 @@ class EventLoop:
         local, peer = sock.getsockname(), ""
         if sock.family != socket.AF_UNIX:
             peer = origin(sock.getpeername()[0])
-        elif not unix_peer.is_trusted(sock):
+        elif unix_peer.is_trusted(sock):
+            local = unix_socket.path_of(local)
+        else:
             raise PermissionError
         return Connection(sock, self._dispatcher.handshake(format_peer(local)), self._now, peer)
 

@@ -24,6 +24,7 @@ log = logging.getLogger("pyrocache.node")
 
 _LONGEST_PATH = 100  # bytes; the smallest limit of all platforms is 104
 _SUFFIX = ".sock"
+_UNFINISHED = ".new"
 
 
 def listen(incarnation: str) -> tuple[socket.socket, str] | None:
@@ -38,6 +39,12 @@ def listen(incarnation: str) -> tuple[socket.socket, str] | None:
         return None
 
 
+def path_of(name: str | bytes) -> str:
+    """Return where a socket is found that has this name, by ``getsockname``: the one that it got before it listened."""
+    text = os.fsdecode(name)
+    return text.removesuffix(_UNFINISHED) + _SUFFIX if text.endswith(_UNFINISHED) else text
+
+
 def remove(path: str) -> None:
     """Remove the path of a socket, if it exists."""
     with contextlib.suppress(OSError):
@@ -45,7 +52,7 @@ def remove(path: str) -> None:
 
 
 def _listen(path: Path) -> socket.socket:
-    unfinished = path.with_suffix("")
+    unfinished = path.with_suffix(_UNFINISHED)
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise OSError("the path of the directory for temporary files is too long")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 
+from pyrocache.protocol.handshake import legible
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.server.connection import Connection
@@ -84,7 +85,7 @@ class Unproven:
         peer = connection.peer or "a process of this user"
         if count := self._logged.admit(connection.peer):
             more = f" ({count} of them since the last such line)" if count > 1 else ""
-            log.warning("A connection from %s was not admitted: %s%s", peer, why, more)
+            log.warning("A connection from %s was not admitted: %s%s", peer, legible(why), more)
 
 
 def origin(address: str) -> str:

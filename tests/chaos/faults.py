@@ -18,11 +18,13 @@ import Pyro5.api
 
 from pyrocache import PyroCacheClient, PyroCacheError
 from pyrocache.cluster.routing import Member
-from pyrocache.net.directory import CLUSTER, NameServerDirectory
+from pyrocache.net.directory import CLUSTER
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
 from tests.chaos.load import REGISTERS, label
 from tests.chaos.scene import LEASE_SECONDS, OTHER, TIMEOUT_SECONDS, Scene
+from tests.support.secrets import directory_of
+from tests.support.stock import name_server_proxy
 
 _SILENT_MEMBERS = 16
 _PADDING = "." * 900_000  # below 1 MiB, a node reads it in pieces, and serves others between them
@@ -170,7 +172,7 @@ def _stop_and_wipe(scene: Scene) -> None:
 
 def _silent_members(scene: Scene) -> None:
     """Have nodes of the name server's list fall silent, and a node join just after they were struck out."""
-    directory = NameServerDirectory(scene.cluster.nameserver)
+    directory = directory_of(scene.cluster.nameserver)
     with contextlib.ExitStack() as stack, scene.losing_all("silent members come and go"):
         members = []
         for number in range(100, 100 + _SILENT_MEMBERS):
@@ -202,7 +204,7 @@ def _list_other_cluster(scene: Scene) -> None:
     with scene.nameserver_lock, scene.other_cluster() as address:
         with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{address}") as other:
             entries = other.list(prefix="cache.", return_metadata=True)
-        with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{scene.cluster.nameserver}") as ours:
+        with name_server_proxy(scene.cluster.nameserver) as ours:
             # The id of the cluster first: nodes of another one register no more. Names of live ones must be removed.
             for name in sorted(entries, key=lambda name: name != CLUSTER):
                 ours.remove(name)

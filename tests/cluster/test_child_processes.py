@@ -16,6 +16,7 @@ import pytest
 from pyrocache import ConfigurationError, LocalCluster, PyroCacheError, ValueTooLarge
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from tests.support.processes import ROOT, free_address, free_port, is_gone
+from tests.support.secrets import SECRET
 from tests.support.waiting import eventually
 
 USE = """
@@ -219,7 +220,9 @@ def test_settings_are_neither_in_the_arguments_nor_in_the_environment_of_a_child
 
 def test_the_reason_of_a_child_is_the_whole_message() -> None:
     with pytest.raises(PyroCacheError) as caught:
-        ChildProcess("pyrocache.node.process", {"host": "nowhere"}, quiet=True).wait_until_ready()
+        ChildProcess(
+            "pyrocache.node.process", {"host": "nowhere", "secret": SECRET.for_child()}, quiet=True
+        ).wait_until_ready()
     assert "\n" not in str(caught.value)
     assert "nowhere" in str(caught.value)
 

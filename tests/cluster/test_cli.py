@@ -300,7 +300,9 @@ def test_an_address_that_other_hosts_reach_is_refused() -> None:
 
 
 def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
-    warning = "Warning: --insecure: whoever reaches this address can read, change and delete every entry.\n"
+    warning = (
+        "Warning: --insecure: nothing is encrypted. Whoever is on the path can read and change every entry.\n"
+    )
     address = free_address()
     command = ("run_nodes.py", "--with-nameserver", "--nameserver", address, "--nodes", "1", "--insecure")
     assert start(*command, ready="ready").err == warning + f"Name server ready at {address}.\n"
@@ -368,6 +370,20 @@ def test_set_get_and_delete(cluster: LocalCluster) -> None:
             missed = pyrocache(*command)
             assert missed.status == 1
             assert missed.sentence == "There is no entry under this key."
+
+
+def test_signed_entries_need_the_signing_key(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = str(tmp_path / "signing.key")
+    made = call("pyrocache", "secret", "--secret-file", path)
+    assert (made.status, made.out) == (0, f"{path}\n1 key\n")
+    at = ("--nameserver", cluster.nameserver, "--namespace", "signed")
+    assert call("pyrocache", "set", "key", "value", "--signing-key-file", path, *at).status == 0
+    assert call("pyrocache", "get", "key", "--signing-key-file", path, *at).out == "'value'\n"
+    assert call("pyrocache", "scan", "--signing-key-file", path, *at).out == "'key'\n"
+    without = call("pyrocache", "get", "key", *at)
+    assert without.status == 1
+    assert "signing_key_file" in without.sentence
+    assert call("pyrocache", "delete", "key", "--signing-key-file", path, *at).status == 0
 
 
 def test_the_command_as_a_module(cluster: LocalCluster) -> None:

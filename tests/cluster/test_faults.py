@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import Pyro5.api
 import pytest
 
 from pyrocache import (
@@ -34,6 +33,7 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import start_nameserver
 from tests.support.nodes import running_node
 from tests.support.processes import ROOT, free_port, is_gone
+from tests.support.secrets import remote
 from tests.support.waiting import eventually
 
 KEYS = [f"key {number}" for number in range(300)]
@@ -61,23 +61,15 @@ def readable(cache: PyroCacheClient) -> set[str]:
     return set(found)
 
 
-@contextmanager
-def remote(node: LocalNode) -> Iterator[Any]:
-    """A node as any Pyro5 program sees it."""
-    with Pyro5.api.Proxy(f"PYRO:{node.name}@{node.address}") as proxy:
-        proxy._pyroSerializer = "msgpack"
-        yield proxy
-
-
 def view_of(node: LocalNode) -> list[str]:
     """The nodes that ``node`` shares the keys with, itself included."""
-    with remote(node) as proxy:
+    with remote(node.name, node.address) as proxy:
         return [name for name, *_ in proxy.members()]
 
 
 def nudge(node: LocalNode) -> None:
     """Have ``node`` look into the name server soon, as one does that meets a caller with another view."""
-    with remote(node) as proxy:
+    with remote(node.name, node.address) as proxy:
         proxy.ping(1)
 
 

@@ -43,6 +43,7 @@ from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 from tests.support.nodes import RunningNode, private_cluster, running_node
+from tests.support.stock import name_server_proxy
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import (
     CLOSED,
@@ -980,7 +981,7 @@ class TestNameServerFlood:
     def test_names_that_anybody_registers_end_nobody(self) -> None:
         with private_cluster(2) as cluster, cluster.client() as cache:
             cache.set("key", "value")
-            with Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{cluster.nameserver}") as names:
+            with name_server_proxy(cluster.nameserver) as names:
                 names._pyroSerializer = "msgpack"
 
                 def register(number: int) -> None:

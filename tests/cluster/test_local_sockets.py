@@ -17,6 +17,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import start_node
 from tests.support.nodes import private_cluster, running_nameserver, running_node
+from tests.support.stock import name_server_proxy
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.wire import NAME
 
@@ -247,8 +248,6 @@ class TestForeignPaths:
     def test_a_client_speaks_to_no_socket_but_the_nodes(
         self, nameserver: str, sockets: Path, path: str
     ) -> None:
-        from Pyro5.client import Proxy
-
         with (
             tempfile.TemporaryDirectory(dir="/tmp") as directory,
             running_node(nameserver) as node,
@@ -264,7 +263,7 @@ class TestForeignPaths:
                 place.parent.mkdir(exist_ok=True)
                 listener.bind(os.fspath(place))
                 listener.listen()
-            with Proxy(f"PYRO:Pyro.NameServer@{nameserver}") as server:
+            with name_server_proxy(nameserver) as server:
                 uri, tags = server.lookup(NAME, return_metadata=True)
                 tags = {tag for tag in tags if not tag.startswith("unix=")} | {f"unix={path}"}
                 server.register(NAME, uri, metadata=tags)
@@ -279,9 +278,7 @@ class TestForeignPaths:
                     listener.accept()
 
     def test_the_entry_says_where_the_socket_is(self, nameserver: str, sockets: Path) -> None:
-        from Pyro5.client import Proxy
-
-        with running_node(nameserver), Proxy(f"PYRO:Pyro.NameServer@{nameserver}") as server:
+        with running_node(nameserver), name_server_proxy(nameserver) as server:
             _, tags = server.lookup(NAME, return_metadata=True)
             (path,) = sockets.iterdir()
             assert f"unix={path}" in tags

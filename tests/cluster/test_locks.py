@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import Pyro5.api
 import pytest
 
 from pyrocache import (
@@ -37,6 +36,7 @@ from pyrocache import (
 from pyrocache.client.features.locks import _renewer
 from pyrocache.runtime import clock
 from tests.support.nodes import private_cluster
+from tests.support.secrets import remote
 from tests.support.waiting import eventually
 
 SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that is not renewed
@@ -677,8 +677,7 @@ def test_a_node_without_a_lease_passes_no_lock_on_and_loses_none(threads: Thread
         dying, cache = cluster.client(), cluster.client(timeout=30.0)
         node = cluster.nodes[1]
         assert {cache.node_for(("lock", name)).name for name in ("name", "a")} == {node.name}
-        proxy = stack.enter_context(Pyro5.api.Proxy(f"PYRO:{node.name}@{node.address}"))
-        proxy._pyroSerializer = "msgpack"
+        proxy = stack.enter_context(remote(node.name, node.address))
         dying_lock = dying.lock("name")
         dying_lock.acquire()
         kept = cache.lock("a", 60, thread_local=False)

@@ -17,10 +17,14 @@ from pyrocache.client.backend import Backend
 from pyrocache.client.context import ClientContext
 from pyrocache.client.routing.router import Router
 from pyrocache.cluster.routing import ClusterView
-from pyrocache.config import ClientConfig
-from pyrocache.net.directory import Listing, NameServerDirectory
+from pyrocache.config import ClientConfig, parse_address
+from pyrocache.net.call_protocol import knowing
+from pyrocache.net.directory import Listing
+from pyrocache.protocol.handshake import format_peer
+from pyrocache.runtime.secret import find_secret
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.nodes import private_cluster
+from tests.support.secrets import directory_of
 
 OLD, LATE, NEW = b"old", b"late", b"new"
 
@@ -36,7 +40,7 @@ class Outdated:
 
     def __init__(self, nameserver: str) -> None:
         self.away = False
-        self._directory = NameServerDirectory(nameserver)
+        self._directory = directory_of(nameserver)
 
     def listing(self, timeout: float = 5.0) -> Listing:
         if self.away:
@@ -48,7 +52,7 @@ class Proxied:
     """A name server's entries, with the address of a proxy instead of the node's."""
 
     def __init__(self, nameserver: str, port: int) -> None:
-        self._directory = NameServerDirectory(nameserver)
+        self._directory = directory_of(nameserver)
         self._port = port
 
     def listing(self, timeout: float = 5.0) -> Listing:
@@ -65,11 +69,20 @@ def proxy(one_node: LocalCluster) -> Iterator[CuttingProxy]:
 
 
 @pytest.fixture
-def cut_off(one_node: LocalCluster, proxy: CuttingProxy) -> Iterator[PyroCacheClient]:
-    """A client behind the proxy."""
+def cut_off(
+    one_node: LocalCluster, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PyroCacheClient]:
+    """A client behind the proxy, which says that it has dialled the node."""
+    node = format_peer(parse_address(one_node.nodes[0].address))
+    monkeypatch.setattr(
+        "pyrocache.net.connection.format_peer",
+        lambda peer: node if peer[1] == proxy.port else format_peer(peer),
+    )
     directory: Any = Proxied(one_node.nameserver, proxy.port)
     config = ClientConfig(nameserver=one_node.nameserver)
-    client = PyroCacheClient._of(ClientContext(config, Backend(Router(directory))))
+    client = PyroCacheClient._of(
+        ClientContext(config, Backend(Router(directory, caller=knowing(find_secret()))))
+    )
     with client:
         yield client
 
@@ -197,7 +210,9 @@ class TestALostReply:
 def test_an_unpickled_client_begins_a_session_of_its_own(one_node: LocalCluster) -> None:
     with one_node.client() as client:
         clone = pickle.loads(pickle.dumps(client))
-        sessions = {each._context.backend._router._connections._greeting.session for each in (client, clone)}
+        sessions = {
+            each._context.backend._router._connections._caller.greeting.session for each in (client, clone)
+        }
         assert len(sessions) == 2
         clone.close()
 
@@ -208,7 +223,9 @@ def test_an_unpickled_client_begins_a_session_of_its_own(one_node: LocalCluster)
 def unaware_client(cluster: LocalCluster) -> PyroCacheClient:
     """A client that has a view, and that no name server tells of a newer one."""
     directory: Any = Outdated(cluster.nameserver)
-    client = PyroCacheClient._of(ClientContext(ClientConfig(), Backend(Router(directory))))
+    client = PyroCacheClient._of(
+        ClientContext(ClientConfig(), Backend(Router(directory, caller=knowing(find_secret()))))
+    )
     assert client.ping() == len(cluster.nodes)
     directory.away = True
     return client

@@ -10,7 +10,6 @@ import re
 import resource
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,11 +22,12 @@ import pytest
 from pyrocache import LocalCluster, PartialFailure, PyroCacheClient
 from pyrocache.local import LocalNode
 from pyrocache.net.directory import NameServerDirectory
-from pyrocache.protocol import framing
+from pyrocache.protocol.handshake import HandshakeRefused
+from pyrocache.runtime.secret_file import FILE_VARIABLE
 from tests.support.nodes import private_cluster, running_nameserver
 from tests.support.processes import environment, free_address
+from tests.support.secrets import copy_for, remote
 from tests.support.waiting import PATIENCE_SECONDS, eventually
-from tests.support.wire import handshake
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0 or not (shutil.which("setpriv") and shutil.which("prlimit")),
@@ -64,8 +64,13 @@ def run(
 def command(
     *arguments: str, threads: int | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
+    before: list[str] = []
+    if threads is not None:
+        user = 100_000 + secrets.randbelow(2**20)
+        before = as_user(user, threads)
+        variables[FILE_VARIABLE] = copy_for(user)
     return subprocess.run(
-        [*([] if threads is None else as_a_new_user(threads)), sys.executable, *arguments],
+        [*before, sys.executable, *arguments],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -73,9 +78,8 @@ def command(
     )
 
 
-def as_a_new_user(threads: int) -> list[str]:
+def as_user(user: int, threads: int) -> list[str]:
     """Return the beginning of a command line."""
-    user = 100_000 + secrets.randbelow(2**20)
     read = "+dac_read_search"  # the interpreter may be in a home directory
     caps = (f"--inh-caps={read}", f"--ambient-caps={read}")
     options = ("--reuid", str(user), "--regid", str(user), "--clear-groups")
@@ -182,18 +186,25 @@ def test_a_node_without_file_descriptors_serves_its_clients_and_logs_it_once(tmp
     assert text.count("Connections are accepted again.") == 1
 
 
+def takes_another_client(node: LocalNode, stack: ExitStack) -> bool:
+    """Connect one more client, which stays until the stack is closed. Return whether it was accepted."""
+    try:
+        stack.enter_context(remote(node.name, node.address))
+    except HandshakeRefused:
+        return False
+    return True
+
+
 @contextmanager
 def used_up(node: LocalNode) -> Iterator[None]:
-    """Use up all file descriptors of a node by idle clients. More of them wait to be accepted."""
-    host, _, port = node.address.rpartition(":")
+    """Use up all file descriptors of a node by idle clients."""
     limits = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
     limit = max(map(int, os.listdir(f"/proc/{node.pid}/fd"))) + 10
     resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
     with ExitStack() as stack:
         stack.callback(lambda: node.alive and resource.prlimit(node.pid, resource.RLIMIT_NOFILE, limits))
-        for _ in range(limit):
-            sock = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
-            sock.sendall(handshake())
+        while takes_another_client(node, stack):
+            pass
         eventually(lambda: len(os.listdir(f"/proc/{node.pid}/fd")) >= limit - 1)
         yield
 
@@ -202,13 +213,9 @@ def used_up(node: LocalNode) -> Iterator[None]:
 def test_a_node_without_file_descriptors_comes_back_to_a_name_server_that_was_replaced() -> None:
     """It opens a connection with a descriptor that it had in reserve: clients have all the others."""
     with private_cluster(nodes=1) as cluster, used_up(cluster.nodes[0]), ExitStack() as stack:
-        host, _, port = cluster.nodes[0].address.rpartition(":")
         cluster.kill_nameserver()
         for _ in range(15):  # one of the clients gets the descriptor of the connection that has ended
-            sock = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
-            sock.sendall(handshake())
-            if framing.parse_header(sock.recv(framing.HEADER_BYTES)).type != framing.CONNECT_OK:
-                sock.close()
+            takes_another_client(cluster.nodes[0], stack)
             time.sleep(0.1)
         cluster.restart_nameserver()
         registered = NameServerDirectory(cluster.nameserver).members
@@ -364,12 +371,16 @@ mount -t tmpfs -o size=4k,nr_inodes=1 none /mnt
 SERVES_TCP = """
 import sys, logging
 from pyrocache.config import NodeConfig
+from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
+from pyrocache.runtime.secret import find_secret
 from pyrocache import PyroCacheClient
 logging.basicConfig(format="%(message)s", level=logging.WARNING)
 nameserver = sys.argv[1]
-node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), NameServerDirectory(nameserver))
+secret = find_secret()
+directory = NameServerDirectory(nameserver, caller=knowing(secret))
+node = Node(NodeConfig(nameserver=nameserver, new_cluster=True), directory, secret=secret)
 
 def ready(member):
     with PyroCacheClient(nameserver) as cache:

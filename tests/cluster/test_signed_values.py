@@ -29,7 +29,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.routing.router import Router
 from pyrocache.config import ClientConfig
 from pyrocache.net.directory import Listing
-from pyrocache.runtime.key_file import make_key_file
+from pyrocache.runtime import secret_file
 from tests.support.processes import environment
 from tests.support.scripted_peer import Line, ScriptedPeer
 
@@ -73,7 +73,7 @@ def nothing_ran() -> None:
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("keys") / "signing.key")
-    make_key_file(path)
+    secret_file.make(path)
     return path
 
 
@@ -297,9 +297,9 @@ def test_a_client_in_another_process_reads_the_file_by_its_path(
         os.chdir(here)
     client["k"] = "value"
     state = pickle.dumps(client)
-    for key in Path(key_file).read_text().split():
-        assert key.encode() not in state
-        assert bytes.fromhex(key) not in state
+    for key in secret_file.read(key_file).all:
+        assert key.hex().encode() not in state
+        assert bytes(key) not in state
     program = "import pickle, sys; print(pickle.load(sys.stdin.buffer)['k'])"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -311,10 +311,10 @@ def test_a_client_in_another_process_reads_the_file_by_its_path(
 
 
 def test_a_client_without_its_file_is_not_made(shared_cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be opened"):
+    with pytest.raises(ConfigurationError, match="does not exist"):
         shared_cluster.client(signing_key_file=tmp_path / "none")
     open_to_all = tmp_path / "open"
-    make_key_file(str(open_to_all))
+    secret_file.make(str(open_to_all))
     open_to_all.chmod(0o644)
     with pytest.raises(ConfigurationError, match="chmod 600"):
         shared_cluster.client(signing_key_file=str(open_to_all))
@@ -325,7 +325,7 @@ def test_the_keys_are_rotated_without_a_lost_value(
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for path in (one, two):
-        make_key_file(str(path))
+        secret_file.make(str(path))
     first, second = one.read_text(), two.read_text()
 
     def client(*lines: str) -> PyroCacheClient:
@@ -403,16 +403,3 @@ def test_a_hostile_node_runs_no_code(
     cache.close()
     peer.close()
     assert peer.failures == []
-
-
-def test_the_command_makes_a_key_and_never_overwrites_one(tmp_path: Path) -> None:
-    path = tmp_path / "signing.key"
-    command = [sys.executable, "-m", "pyrocache", "signing-key", str(path)]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
-    assert path.stat().st_mode & 0o777 == 0o600
-    text = path.read_text()
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert second.returncode == 1
-    assert "exists already" in second.stderr
-    assert path.read_text() == text

@@ -33,7 +33,7 @@ from Pyro5.errors import TimeoutError as PyroTimeoutError
 from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
-from pyrocache import LocalCluster, Lock, PyroCacheClient
+from pyrocache import LocalCluster, Lock, PyroCacheClient, stock_handshake
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
     KeyTooLarge,
@@ -47,8 +47,9 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
+from pyrocache.runtime import secret_file
 from pyrocache.runtime.child_process import start_node
-from pyrocache.runtime.key_file import make_key_file
+from tests.support.stock import admitted
 from tests.support.wire import frame_decoder, pack_refusal
 
 NO_VIEW = 0
@@ -78,10 +79,9 @@ def through_the_name_server(cluster: LocalCluster) -> str:
 
 
 @contextmanager
-def stock_proxy(uri: str) -> Iterator[Any]:
-    with Pyro5.api.Proxy(uri) as proxy:
+def stock_proxy(uri: str, cluster: LocalCluster, name: str = "cache.node.1") -> Iterator[Any]:
+    with admitted(uri, cluster.nameserver, name) as proxy:
         proxy._pyroSerializer = "msgpack"
-        proxy._pyroTimeout = 20
         yield proxy
 
 
@@ -98,7 +98,7 @@ def ping_a_thousand_times(proxy: Any) -> None:
 @pytest.fixture(params=[through_its_address, through_the_name_server], ids=lambda way: way.__name__)
 def proxy(request: pytest.FixtureRequest, shared_cluster: LocalCluster) -> Iterator[Any]:
     """A stock proxy of a node of ours."""
-    with stock_proxy(request.param(shared_cluster)) as proxy:
+    with stock_proxy(request.param(shared_cluster), shared_cluster) as proxy:
         deadline = time.monotonic() + 10
         while len(proxy.members()) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)  # until the nodes have heard of each other: a new view drops others' keys
@@ -141,7 +141,10 @@ class TestAStockProxyOnOurNode:
 
         with Curious(through_its_address(shared_cluster)) as proxy:
             proxy._pyroSerializer = "msgpack"
-            proxy._pyroHandshake = {"anything": [1, 2, 3]}
+            proxy._pyroHandshake = {
+                **stock_handshake("cache.node.1", shared_cluster.nameserver),
+                "anything": [1, 2, 3],
+            }
             proxy._pyroBind()
         assert greetings[0]["node"] == "cache.node.1"
         assert greetings[0]["max_value_bytes"] == 256 * 2**20 // 4
@@ -230,7 +233,9 @@ class TestAStockProxyOnOurNode:
         assert told["members"] == proxy.members()
         assert (told["number"], told["cluster"] != "") == (proxy.ping()["view"], True)
 
-    def test_a_key_of_another_node_is_refused_with_the_view(self, proxy: Any) -> None:
+    def test_a_key_of_another_node_is_refused_with_the_view(
+        self, proxy: Any, shared_cluster: LocalCluster
+    ) -> None:
         own = set(keys_of(proxy, 100))
         foreign = next(key for key in (PREFIX + b"%05d" % number for number in range(100)) if key not in own)
         with pytest.raises(PyroError) as caught:
@@ -238,7 +243,7 @@ class TestAStockProxyOnOurNode:
         assert caught.value.code == "stale-view"
         view = ClusterView([Member(*fields) for fields in caught.value.detail["members"]])
         owner = view.owner(foreign)
-        with stock_proxy(f"PYRO:{owner.name}@{owner.address}") as other:
+        with stock_proxy(f"PYRO:{owner.name}@{owner.address}", shared_cluster, owner.name) as other:
             assert other.set(caught.value.detail["number"], foreign, b"value") is True
             assert other.get(NO_VIEW, foreign) == b"value"
             assert other.delete(NO_VIEW, foreign) is True
@@ -254,7 +259,7 @@ class TestAStockProxyOnOurNode:
         assert proxy.get(NO_VIEW, key) == value
 
     def test_a_timeout_is_kept(self, cluster_of_one: LocalCluster) -> None:
-        with stock_proxy(through_its_address(cluster_of_one)) as proxy:
+        with stock_proxy(through_its_address(cluster_of_one), cluster_of_one) as proxy:
             assert proxy.ping()["serving"] is True
             proxy._pyroTimeout = 0.2
             cluster_of_one.pause(0)
@@ -289,7 +294,7 @@ class TestAStockProxyOnOurNode:
         start = threading.Barrier(2)
 
         def work(name: bytes) -> None:
-            with stock_proxy(through_its_address(shared_cluster)) as proxy:
+            with stock_proxy(through_its_address(shared_cluster), shared_cluster) as proxy:
                 keys = keys_of(proxy, 600)[name == b"two" :: 2]
                 start.wait(10)
                 for number, key in enumerate(keys):
@@ -306,7 +311,7 @@ class TestAStockProxyOnOurNode:
         assert mixed_up == []
 
     def test_the_daemons_own_object_can_be_asked(self, shared_cluster: LocalCluster) -> None:
-        with stock_proxy(f"PYRO:{DAEMON_NAME}@{shared_cluster.nodes[0].address}") as daemon:
+        with stock_proxy(f"PYRO:{DAEMON_NAME}@{shared_cluster.nodes[0].address}", shared_cluster) as daemon:
             assert daemon.ping() is None
             assert sorted(daemon.registered()) == [DAEMON_NAME, "cache.node.1"]
             assert set(daemon.get_metadata("cache.node.1")["methods"]) == METHODS
@@ -322,7 +327,10 @@ class TestAStockProxyOnOurNode:
 
     def test_an_unknown_object_gets_a_readable_error(self, shared_cluster: LocalCluster) -> None:
         uri = f"PYRO:cache.node.77@{shared_cluster.nodes[0].address}"
-        with stock_proxy(uri) as proxy, pytest.raises(CommunicationError, match="unknown object"):
+        with (
+            stock_proxy(uri, shared_cluster) as proxy,
+            pytest.raises(CommunicationError, match="unknown object"),
+        ):
             proxy.ping()
 
     def test_batches_and_oneway_calls_are_not_served(self, proxy: Any) -> None:
@@ -393,10 +401,10 @@ def stock_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """What a client is made with."""
     if request.param == "unsigned":
-        return {}
+        return {"authenticate": False}
     path = str(tmp_path / "signing.key")
-    make_key_file(path)
-    return {"signing_key_file": path}
+    secret_file.make(path)
+    return {"authenticate": False, "signing_key_file": path}
 
 
 class TestOurClientOnStockDaemons:
@@ -442,7 +450,7 @@ class TestOurClientOnStockDaemons:
             assert len(cache) == 0
 
     def test_refusals_are_our_errors(self, stock_cluster: str) -> None:
-        with PyroCacheClient(stock_cluster) as cache:
+        with PyroCacheClient(stock_cluster, authenticate=False) as cache:
             cache.set("key", "old")
             with pytest.raises(ValueTooLarge, match=r"cache\.node\.. .*1048576"):
                 cache.set("key", b"x" * (2**20 + 1))
@@ -469,7 +477,10 @@ class TestOurClientOnStockDaemons:
             time.sleep(0.3)
             return "loaded"
 
-        with PyroCacheClient(stock_cluster, namespace="loading") as cache, ThreadPoolExecutor(8) as threads:
+        with (
+            PyroCacheClient(stock_cluster, namespace="loading", authenticate=False) as cache,
+            ThreadPoolExecutor(8) as threads,
+        ):
             callers = [threads.submit(cache.get_or_set, "key", load, ttl_seconds=60) for _ in range(8)]
             assert [caller.result(20) for caller in callers] == ["loaded"] * 8
             assert len(calls) == 1
@@ -485,7 +496,10 @@ class TestOurClientOnStockDaemons:
         self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pyrocache.client.features.pinned_wait.POLL_SECONDS", 0.1)
-        with PyroCacheClient(stock_cluster, namespace="locks") as cache, ThreadPoolExecutor(1) as threads:
+        with (
+            PyroCacheClient(stock_cluster, namespace="locks", authenticate=False) as cache,
+            ThreadPoolExecutor(1) as threads,
+        ):
             with cache.lock("name", ttl_seconds=0.6) as lock:
                 token = lock.token or 0
                 assert cache.lock("name").locked()
@@ -501,7 +515,7 @@ class TestOurClientOnStockDaemons:
 
     def test_threads_share_a_client(self, stock_cluster: str) -> None:
         wrong: list[str] = []
-        with PyroCacheClient(stock_cluster) as cache:
+        with PyroCacheClient(stock_cluster, authenticate=False) as cache:
 
             def work(name: str) -> None:
                 for number in range(50):
@@ -718,7 +732,7 @@ class TestTheSeamsOfPyro5:
         assert {name for name in dir(node) if getattr(getattr(node, name), "_pyroExposed", False)} == METHODS
 
     def test_a_proxy_keeps_its_connection_where_we_look_for_it(self, shared_cluster: LocalCluster) -> None:
-        with stock_proxy(through_its_address(shared_cluster)) as proxy:
+        with stock_proxy(through_its_address(shared_cluster), shared_cluster) as proxy:
             proxy._pyroBind()
             assert isinstance(proxy._pyroConnection.sock, socket.socket)
             assert proxy._pyroTimeout == 20

@@ -109,7 +109,7 @@ def test_an_entry_in_the_place_of_the_next_view_is_shown_with_its_remedy(
     host, _, port = NAMESERVER.rpartition(":")
     assert last == (
         "Warning: the name server has an entry cache.view.8 that is no view of this cluster, so no node can join or "
-        f"leave. Remove it: pyro5-nsc -n {host} -p {port} remove cache.view.8"
+        f"leave. Remove it with: pyrocache nodes remove cache.view.8 --nameserver {host}:{port}"
     )
 
 

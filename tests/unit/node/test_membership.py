@@ -346,7 +346,8 @@ def test_an_entry_in_the_place_of_the_next_view_is_named_soon_but_not_at_once(wh
     node = operator(Heard.SAME, Heard.GONE, Heard.SAME)
     node.directory.obstacle = 8
     with pytest.raises(
-        PyroCacheError, match=r"Remove it: pyro5-nsc -n 127\.0\.0\.1 -p 9090 remove cache\.view\.8$"
+        PyroCacheError,
+        match=r"Remove it with: pyrocache nodes remove cache\.view\.8 --nameserver 127\.0\.0\.1:9090$",
     ):
         node.membership.strike_out("cache.node.2") if what == "strike out" else node.join()
     assert 2 < node.clock() - 1000.0 < 3
