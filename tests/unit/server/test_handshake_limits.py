@@ -40,12 +40,11 @@ class Server:
 
     def connect(self, over: int = 0) -> socket.socket:
         """Connect over TCP, or 1, the Unix socket, and wait until that is noticed."""
-        before = len(self.loop.connections)
+        before, displaced = len(self.loop.connections), self.loop.unproven.counts["displaced"]
         listener = self.listeners[over]
         sock = self._stack.enter_context(socket.socket(listener.family))
         sock.settimeout(PATIENCE_SECONDS)
         sock.connect(listener.getsockname())
-        displaced = self.loop.unproven.counts["displaced"]
         assert wait_until(
             lambda: len(self.loop.connections) > before or self.loop.unproven.counts["displaced"] > displaced
         )
@@ -198,6 +197,7 @@ def test_a_connection_that_ends_before_it_is_served_is_no_leak(tmp_path: Path) -
             with socket.create_connection(server.listeners[0].getsockname()) as sock:
                 # A reset instead of an end.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert server.empty()
         server.connect().close()
         assert server.empty()
         assert server.counts == {}
