@@ -295,9 +295,13 @@ def crowd(
 
 
 @pytest.mark.parametrize(
-    "said", [lambda address: b"", first_message, lambda address: handshake()[:-1]],
-    ids=["silent", "half a handshake", "half a message"],
-)  # fmt: skip
+    "said",
+    [
+        pytest.param(lambda address: b"", id="silent"),
+        pytest.param(first_message, id="half a handshake"),
+        pytest.param(lambda address: handshake()[:-1], id="half a message", marks=pytest.mark.full),
+    ],
+)
 def test_thousands_of_connections_take_the_place_of_their_like(
     scene: Scene, said: Callable[[Any], bytes]
 ) -> None:
@@ -349,7 +353,7 @@ def flood(address: Address, data: bytes, connections: int, seconds: float) -> in
 
 def test_connections_that_come_again_and_again_keep_nobody_out(scene: Scene) -> None:
     with attacked(scene) as attack:
-        assert flood(scene.node.address, first_message(scene.node.address), 400, 1.0) > 400
+        assert flood(scene.node.address, first_message(scene.node.address), 400, 0.7) > 400
     assert attack.more("displaced") > 0
 
 
