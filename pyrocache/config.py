@@ -352,7 +352,7 @@ class NodeConfig:
     eviction: str = DEFAULT_EVICTION
     max_value_bytes: int = 0
     max_connections: int = 4096
-    max_unproven: int = 256
+    max_unproven: int = 1024
     handshake_seconds: float = 5.0
     request_seconds: float = 20.0
     idle_seconds: float = 900.0
