@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from pyrocache.runtime import unix_peer
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -40,17 +42,14 @@ def test_own_processes_and_those_of_root_are_trusted(
 @pytest.mark.skipif(
     os.geteuid() != 0 or not hasattr(socket, "SO_PEERCRED"), reason="only root can become another user"
 )
-def test_the_user_of_a_real_process_is_told_by_the_system(tmp_path: os.PathLike[str]) -> None:
-    path = os.path.join(tmp_path, "socket")
-    with socket.socket(socket.AF_UNIX) as listener:
+def test_the_user_of_a_real_process_is_told_by_the_system() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(directory, "socket")
         listener.bind(path)
         listener.listen()
-        os.chmod(tmp_path, 0o755)
+        listener.settimeout(PATIENCE_SECONDS)
+        os.chmod(directory, 0o755)  # pytest's own directories are closed to other users
         os.chmod(path, 0o777)
-        directories = os.path.dirname(tmp_path), os.path.dirname(os.path.dirname(tmp_path))
-        modes = [os.stat(directory).st_mode for directory in directories]
-        for directory in directories:
-            os.chmod(directory, 0o755)
         child = os.fork()
         if child == 0:
             status = 1
@@ -69,8 +68,6 @@ def test_the_user_of_a_real_process_is_told_by_the_system(tmp_path: os.PathLike[
                 assert unix_peer.is_trusted(sock) is False
         finally:
             assert os.waitpid(child, 0)[1] == 0
-            for directory, mode in zip(directories, modes, strict=True):
-                os.chmod(directory, mode)
 
 
 @pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="Linux tells")
