@@ -41,7 +41,7 @@ def stock_handshake(
     Raises:
         NameServerUnavailable: no name server answers.
         NodeUnavailable: the node is not registered, or does not answer.
-        AuthenticationError: it does not have the secret of this process.
+        AuthenticationError: the node or the name server has another secret.
 
     Example:
         >>> proxy = Pyro5.api.Proxy("PYRONAME:cache.node.1")                           # doctest: +SKIP

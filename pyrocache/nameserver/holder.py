@@ -1,8 +1,8 @@
 """Asks whether the node that a name is registered for is alive.
 
-One short call over TCP. The handshake and the answer must be those of the registered incarnation. Silence, a refused
-connection and any other process at that address count as "not alive". A process that claims to be that incarnation, and
-does not prove the secret, counts as alive: it may have another one.
+One short call over TCP. The handshake and the answer must be those of the registered incarnation. A refused connection,
+silence, and a process that is none of ours or names another node or incarnation count as "not alive". A process of ours
+with another secret counts as alive: it may be the node.
 
 Thread safety: a function without state. It blocks for `PING_SECONDS` at most, and while a host name is resolved.
 """
@@ -15,7 +15,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_ADDRESS, OTHER_SECRET, HandshakeRefused
 
 PING_SECONDS = 0.5
 
@@ -35,8 +35,7 @@ def is_alive(caller: Caller, holder: Member) -> bool:
         finally:
             connection.close()
     except HandshakeRefused as refused:
-        # It is the registered incarnation, or says so, and has another secret: that does not mean that it is gone.
-        return refused.code in UNPROVEN
+        return refused.code in (OTHER_SECRET, OTHER_ADDRESS)
     except (Refused, *BROKEN):
         return False
     return isinstance(answer, dict) and answer.get("incarnation") == holder.incarnation

@@ -1,8 +1,8 @@
 """The client side of the protocol on one connection, without I/O: received bytes in, results out.
 
-A driver sends what `greet` returns, if asked for also what `prove` returns, and then each message that `send_call`
-returns. It passes what it receives to `receive_data`, or writes it into the memory that `space` returns and calls
-`received`. `Connection` is the blocking driver.
+A driver sends what `greet` returns. On `PROVING`, it sends what `prove` returns. Then it sends each message that
+`send_call` returns. It passes what it receives to `receive_data`, or writes it into the memory that `space` returns and
+calls `received`. `Connection` is the blocking driver.
 
 One request is under way at a time. After any exception other than `Refused`, the next reply could belong to another
 call: the driver must close the connection.
@@ -23,6 +23,7 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import (
     NO_SECRET,
+    OTHER_ADDRESS,
     OTHER_SECRET,
     PROTOCOL,
     UNPROVEN,
@@ -60,7 +61,7 @@ class Caller(NamedTuple):
         keys: returns the keys of its secret, the one to use first; none if it has no secret.
         trusting: whether it calls servers on this host that do not prove that they know the secret.
         place: where its secret is, as a part of a sentence.
-        reply_bytes: the longest reply that it accepts; 0 for what the largest value that the peer takes may need.
+        reply_bytes: the longest reply that it accepts; 0: as long as one with the largest value that the peer takes.
     """
 
     greeting: Greeting = Greeting(protocol=PROTOCOL)
@@ -78,8 +79,9 @@ def knowing(secret: Secret, greeting: Greeting | None = None, *, trusting: bool 
 
 
 _ADVICE = {
-    NO_SECRET: "Only if it is a stock Pyro5 daemon of yours, use PyroCacheClient(authenticate=False).",
-    OTHER_SECRET: f"Name the file of its secret with secret_file=, --secret-file or ${FILE_VARIABLE}.",
+    NO_SECRET: "If it is a stock Pyro5 daemon of yours on this host, use PyroCacheClient(authenticate=False).",
+    OTHER_SECRET: f"Name the file with its secret with secret_file=, --secret-file or ${FILE_VARIABLE}.",
+    OTHER_ADDRESS: "Is NAT or a mapped port in between? Connect to the address at which it listens.",
 }
 _AUTHENTICATE = "Use a PyroCacheClient without authenticate=False."
 
@@ -197,13 +199,13 @@ class CallProtocol:
         return messages.unpack_plain(body)
 
     def _explained(self, refused: HandshakeRefused) -> HandshakeRefused:
-        """Return a refusal for want of the same secret with the place of this end's, and with advice."""
+        """If the secrets differ, add to the refusal where this end's secret is, and what to do."""
         if refused.code not in UNPROVEN:
             return refused
         if not self._caller.place:
             refused.advice = _AUTHENTICATE
             return refused
-        explained = HandshakeRefused(f"{refused}; this process has the secret in {self._caller.place}")
+        explained = HandshakeRefused(f"{refused}; the secret of this process is in {self._caller.place}")
         explained.advice = _ADVICE.get(refused.code, "")
         return explained
 

@@ -190,7 +190,7 @@ class WatchedLookUp:
 
 
 class UnprovenNameServer(AuthenticationError, NameServerUnavailable):
-    """This process and the name server do not have the same secret."""
+    """The name server and this process have not proved the same secret to each other."""
 
 
 class _RefusedByNameServer(NameServerUnavailable):

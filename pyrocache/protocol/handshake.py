@@ -4,8 +4,9 @@ Responsible for the messages before the first request: which object the client w
 the server describes itself. Does not send or receive. Does not judge requests either: once the connection is
 established, `ServerHandshake.admit` passes their headers on.
 
-The handshake is that of Pyro5: one CONNECT message and one answer. By their `Greeting` both ends compare protocol,
-cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. Empty fields are not sent.
+The handshake begins as that of Pyro5, with a CONNECT message and an answer. By their `Greeting` both ends compare
+protocol, cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. Empty fields are
+not sent.
 
 Ends that have a secret prove that they know it (`protocol.proof`): the caller's greeting has a nonce and the address
 that it dialled, the answer has another nonce and the server's proof, and a second CONNECT message has the caller's
@@ -40,7 +41,7 @@ from pyrocache.protocol.proof import NONCE_BYTES, Role, prove, proves, transcrip
 from pyrocache.protocol.request_id import SESSION_BYTES
 
 REQUEST_BYTES = 16 * 1024
-"""Length of the longest CONNECT message that a server accepts."""
+"""Length of the longest message that a server accepts from a caller that has not proved the secret."""
 
 ANSWER_BYTES = 64 * 1024
 """Length of the longest answer to it that a client accepts."""
@@ -119,7 +120,7 @@ class Greeting(NamedTuple):
     """What one end sends of itself, and what a client expects of the other end. The proofs cover all of it.
 
     Attributes:
-        node: the name of the node. Like the next three, a client sends the one that it expects to find.
+        node: the name of the node. In this, incarnation, protocol and cluster, a client sends what it expects.
         incarnation: differs between the starts of a node.
         max_value_bytes: the largest value frame that the node accepts; 0 if unknown.
         protocol: the version of what is agreed beyond Pyro5's own protocol, `PROTOCOL`.
@@ -392,7 +393,9 @@ class ServerHandshake:
         elif header.type != framing.PING and self.serializer and header.serializer != self.serializer.number:
             raise ProtocolError("The peer changed its serializer.")
         elif not self.trusted and header.frame_bytes > REQUEST_BYTES:
-            raise ProtocolError("A request of a caller that has not proved the secret is short.")
+            raise ProtocolError(
+                "The request is longer than 16 KiB, and the caller has not proved the secret."
+            )
         else:
             self.admit_request(header)
 
@@ -445,9 +448,8 @@ class ServerHandshake:
         """Return whether a caller that gives no nonce is trusted. Refuse it if it may not do anything."""
         if offer.token:
             if not admission.accepts_token(offer.token):
-                raise HandshakeRefused(
-                    f"{OTHER_SECRET}: this token was used before, is too old or of another server"
-                )
+                reason = "it was used, is older than 30 seconds, or is of another server"
+                raise HandshakeRefused(f"{OTHER_SECRET}: this token is not valid: {reason}")
             return True
         if admission.strangers is Strangers.REFUSED or not is_on_this_host(self.local):
             raise HandshakeRefused(
@@ -459,7 +461,7 @@ class ServerHandshake:
         """Return this end's greeting with its nonce and proof."""
         offer = Greeting.from_wire(offered)
         if len(offer.nonce) != NONCE_BYTES:
-            raise HandshakeRefused(f"{OTHER_SECRET}: a nonce has {NONCE_BYTES} bytes")
+            raise HandshakeRefused(f"{OTHER_SECRET}: the nonce does not have {NONCE_BYTES} bytes")
         if offer.dialled != self.local and offer.dialled not in admission.advertised:
             raise HandshakeRefused(f"{OTHER_ADDRESS}: this server does not listen on {offer.dialled!r}")
         answer = {**(mine if isinstance(mine, dict) else {}), "nonce": admission.nonce()}
@@ -477,7 +479,7 @@ class ServerHandshake:
         if header.type != framing.CONNECT or header.flags & ~framing.FLAG_CORRELATION_ID:
             raise ProtocolError("A connection begins with a plain handshake.")
         if header.frame_bytes > REQUEST_BYTES:
-            raise ProtocolError("A handshake is short.")
+            raise ProtocolError("The handshake is longer than 16 KiB.")
         if header.serializer not in self.spoken:
             if header.serializer not in self.refusals:  # the peer could not read any reason
                 raise ProtocolError("An unknown serializer.")

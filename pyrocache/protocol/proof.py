@@ -36,7 +36,7 @@ class Role(Enum):
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:
-    """Return a key of 32 bytes for one purpose, from which neither ``key`` nor the key of another purpose follows."""
+    """Return a key of 32 bytes for one purpose, from which no other key can be computed."""
     pseudorandom = hmac.digest(bytes(32), key, hashlib.sha256)
     return hmac.digest(pseudorandom, purpose + b"\x01", hashlib.sha256)
 
@@ -50,7 +50,7 @@ def transcript(object_id: str, offer: Mapping[Any, Any], answer: Mapping[Any, An
             out.
 
     Raises:
-        ProtocolError: they hold what msgpack cannot carry; in another serializer, they can.
+        ProtocolError: they hold values that msgpack cannot carry, as another serializer may have delivered.
     """
     try:
         return pack_plain([object_id, _sorted(offer), _sorted({**answer, _PROOF: None})])
@@ -63,7 +63,7 @@ def _sorted(greeting: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def prove(key: bytes, role: Role, said: bytes) -> bytes:
-    """Return the proof that the peer of this role knows ``key``, for the `transcript` of this connection."""
+    """Return the proof that the end with this role knows ``key``, for the `transcript` of this connection."""
     return hmac.digest(derived(key, role.value), said, hashlib.sha256)
 
 

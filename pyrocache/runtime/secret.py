@@ -8,15 +8,15 @@
 4. ``secret`` in the private directory of the nodes' sockets (`runtime.private_directory`);
 5. the memory of this process.
 
-A secret that is found and cannot be used is an error: to go on to the next place would make a stranger of this
-process. One in memory is used until the process ends. None is made in the home of another user, as under ``sudo -E``.
-`runtime.secret_file` has the format of the file, and the rules for its owner and mode.
+A secret that is found and cannot be used is an error: with one from the next place, this process could not use the
+caches of the others. One in memory is used until the process ends. None is made in the home of another user, as under
+``sudo -E``. `runtime.secret_file` has the format of the file, and the rules for its owner and mode.
 
 A `Secret` of a file is pickled as its path. One in memory is not pickled; a child process gets it in its settings,
 which are sent through a socket pair (`Secret.for_child`, `secret_of_parent`), and a forked one has it anyway.
 
-Thread safety: thread-safe, without locks: the keys are replaced in one assignment. `Secret.refresh` is for one thread
-at a time, which it may block as long as the file system does.
+Thread safety: thread-safe, without locks: the keys are replaced in one assignment. `Secret.refresh`
+reads a file, and may block; several threads may call it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Secret:
         if problem is not None:
             log.warning("The keys that were read before remain in use. %s", problem)
         else:
-            log.info("The secret file %s can be used again.", self.path)
+            log.info("The key file %s can be used again.", self.path)
 
     def for_child(self) -> str | list[str]:
         """Return what a child process gets in its settings, for `secret_of_parent`: the path, or the keys in memory.
@@ -219,7 +219,7 @@ def _make(path: str) -> None:
         if came_from_outside(error):
             raise
         raise ConfigurationError(
-            f"The secret file {path} cannot be made: {explain(error) or error.strerror or error}. Name a file in a "
+            f"The key file {path} cannot be made: {explain(error) or error.strerror or error}. Name a file in a "
             "directory of your own with --secret-file."
         ) from None
 
@@ -254,8 +254,8 @@ def _of_this_process() -> Secret:
     kept = _in_memory.setdefault("secret", secret)
     if kept is secret:
         log.warning(
-            "No place for a secret file was found, so only this process and its children know the secret. Name a file "
-            "for it with secret_file= or $%s, after: pyrocache secret --secret-file FILE",
+            "No place for a secret file was found, so only this process and its children know the secret. Make a "
+            "file with `pyrocache secret --secret-file FILE`, and name it with secret_file= or $%s.",
             FILE_VARIABLE,
         )
     return kept

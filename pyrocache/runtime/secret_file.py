@@ -8,11 +8,11 @@ the primary one. The states of a rotation are therefore::
 
     A   --stage-->   A +B   --promote-->   B A   --prune-->   B
 
-A file is used if it is a regular file of the effective user that nobody else can open, in a directory that nobody
-else, except root, can change. Symbolic links are followed, and the rules apply to both ends.
+A file is used if it is a regular file of the effective user that nobody else can open, in a directory where nobody
+else, except root, can replace it. A symbolic link is followed; the rule for directories applies to its own, too.
 
-It appears complete (`make`), and is replaced as a whole (`update`), so a reader needs no lock. It opens nothing that
-could block: not a FIFO, for one.
+A file appears complete (`make`), and is replaced as a whole (`update`), so readers need no lock. `read` opens regular
+files only, so it does not block on a FIFO.
 
 The functions raise `ConfigurationError`, a sentence with the path and what to do next, never with a key.
 
@@ -149,7 +149,7 @@ def _missing(path: str) -> ConfigurationError:
 
 
 def _refusal(path: str, problem: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"The secret file {path} {problem}: {remedy}")
+    return ConfigurationError(f"The key file {path} {problem}: {remedy}")
 
 
 def _command(path: str) -> str:
@@ -167,7 +167,7 @@ def _explained(path: str, what: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise _missing(path) from None
         raise ConfigurationError(
-            f"The secret file {path} cannot {what}: {explain(error) or error.strerror or error}."
+            f"The key file {path} cannot {what}: {explain(error) or error.strerror or error}."
         ) from None
 
 
@@ -213,7 +213,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise _refusal(
             path,
             f"belongs to the user {status.st_uid}, and this process runs as {os.geteuid()}",
-            f"make a copy that belongs to this user, and name it with --secret-file or ${FILE_VARIABLE}.",
+            "make a copy that belongs to this user, and name that one.",
         )
     if mode & _OTHERS:
         raise _refusal(
@@ -232,7 +232,7 @@ def _check_directory(path: str, directory: str) -> None:
         raise _refusal(
             path,
             f"is in {directory}, a directory of the user {status.st_uid}",
-            f"move it to a directory of your own, and name it with --secret-file or ${FILE_VARIABLE}.",
+            "move it to a directory of your own, and name that one.",
         )
     if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
         raise _refusal(

@@ -30,7 +30,7 @@ class Tokens:
         self._ends: dict[str, float] = {}  # the oldest first
 
     def issue(self) -> str:
-        """Return a new token. If too many are not used yet, the oldest of them is not valid any more."""
+        """Return a new token. If there are 1,000 unused ones, the oldest becomes invalid."""
         self._expire()
         if len(self._ends) >= _MOST:
             del self._ends[next(iter(self._ends))]
@@ -39,7 +39,7 @@ class Tokens:
         return token
 
     def accept(self, token: str) -> bool:
-        """Return whether a token is valid. It is not any more."""
+        """Return whether a token is valid, and make it invalid."""
         self._expire()
         return self._ends.pop(token, None) is not None
 

@@ -3,9 +3,9 @@
 Each address may have only a number of them, and all addresses together have another limit. One more closes the oldest
 of that address, or of the one with the most: a handshake takes milliseconds, so a peer that cannot prove the secret
 loses its own connections, and does not keep others out. What a server serves to strangers is limited in the same way,
-as they could stay connected without end: the oldest connection of a stranger may be idle, or not.
+as they could stay connected without end: the oldest one is closed, whether it is idle or not.
 
-What is not admitted is logged once per address and minute.
+What is closed is logged once per address and minute.
 
 Thread safety: not thread-safe; used by the event loop's thread.
 """
@@ -29,7 +29,7 @@ _NETWORK_BITS = 64  # of an IPv6 address: whoever has one has all others of its 
 
 
 class Unproven:
-    """The connections that have not proved the secret yet.
+    """The connections that have not proved the secret: those in the handshake, and those of strangers that are served.
 
     Args:
         most: how many an address may have.
@@ -63,7 +63,7 @@ class Unproven:
                 return None
             own = max(self._of.values(), key=len)
         displaced = next(iter(own))
-        self.note(displaced, "displaced", "newer ones took its place before it proved the secret")
+        self.note(displaced, "displaced", "newer ones from there took its place")
         return displaced
 
     def remove(self, connection: Connection) -> None:
@@ -85,7 +85,7 @@ class Unproven:
         peer = connection.peer or "a process of this user"
         if count := self._logged.admit(connection.peer):
             more = f" ({count} of them since the last such line)" if count > 1 else ""
-            log.warning("A connection from %s was not admitted: %s%s", peer, legible(why), more)
+            log.warning("A connection from %s was closed: %s%s", peer, legible(why), more)
 
 
 def origin(address: str) -> str:

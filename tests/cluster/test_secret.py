@@ -186,7 +186,7 @@ def test_a_cluster_with_a_named_file_makes_clients_that_fit(
 
 def test_a_named_file_that_does_not_exist_is_one_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    sentence = f"The secret file {missing} does not exist"
+    sentence = f"The key file {missing} does not exist"
     with pytest.raises(ConfigurationError, match=sentence):
         PyroCacheClient(cluster.nameserver, secret_file=missing)
     with pytest.raises(ConfigurationError, match=sentence):
@@ -350,7 +350,7 @@ def test_a_pickled_client_has_the_path_and_not_the_key(
     assert (outcome.out, outcome.err) == ("of the other cluster\n", "")
     assert not other_home.exists()
     copy.unlink()
-    assert run("-c", UNPICKLE, str(kept)).out.startswith(f"The secret file {copy} does not exist")
+    assert run("-c", UNPICKLE, str(kept)).out.startswith(f"The key file {copy} does not exist")
 
 
 LOG_ALL = """import logging, os
@@ -403,7 +403,7 @@ def test_no_key_shows_anywhere(
         assert files_that_show(keys, [os.getpid(), *started]) == []
     written = {path.name: path.read_bytes() for path in logs.iterdir()}
     assert {f"{pid}.log" for pid in started} <= set(written)
-    assert b"was not admitted" in b"".join(written.values())
+    assert b"was closed" in b"".join(written.values())
     assert not any(shows(content, keys) for content in written.values())
     assert not shows(caplog.text.encode(), keys)
     assert [text for text in map(repr, texts) if shows(text.encode(), keys)] == []

@@ -384,7 +384,7 @@ def test_what_is_not_admitted_is_logged_once_per_peer_and_minute(scene: Scene) -
     output = scene.node.process._output
     assert output is not None
     log = os.pread(output.fileno(), 10 * MIB, 0).decode()
-    said = [line for line in log.splitlines() if "was not admitted" in line]
+    said = [line for line in log.splitlines() if "was closed" in line]
     minutes = (time.monotonic() - scene.began_at) // 60
     assert 1 <= len(said) <= minutes + 1
     assert len(log) < 20_000

@@ -65,12 +65,12 @@ def test_what_is_gone_or_silent_is_not_alive_and_is_not_waited_for_long() -> Non
     assert time.monotonic() - began_at < PING_SECONDS
 
 
-def test_a_node_that_claims_to_be_it_with_another_secret_is_not_gone() -> None:
-    peer = ScriptedPeer(
-        lambda line: None, greeting={"protocol": 1, "node": "cache.node.1", "incarnation": "i"}
-    )
-    try:
-        assert is_alive(nameless(), replace(peer.member, incarnation="i"))
-        assert not is_alive(nameless(), replace(peer.member, incarnation="j"))
-    finally:
-        peer.close()
+def test_a_node_with_another_secret_is_not_gone_and_a_process_that_proves_nothing_is_no_node() -> None:
+    own = {"protocol": 1, "node": "cache.node.1", "incarnation": "i"}
+    for greeting, alive in ({**own, "nonce": b"n" * 32, "proof": b"p" * 32}, True), (own, False):
+        peer = ScriptedPeer(lambda line: None, greeting=greeting)
+        try:
+            assert is_alive(nameless(), replace(peer.member, incarnation="i")) is alive
+            assert not is_alive(nameless(), replace(peer.member, incarnation="j"))
+        finally:
+            peer.close()

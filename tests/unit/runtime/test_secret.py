@@ -367,7 +367,7 @@ def test_a_named_file_is_made_on_request(
     monkeypatch.delenv("PYROCACHE_SECRET_FILE")
     assert read_secret(locate()).path == str(places.configured)
     with pytest.raises(
-        ConfigurationError, match=r"The secret file /proc/nothing/x cannot be made: .*--secret-file"
+        ConfigurationError, match=r"The key file /proc/nothing/x cannot be made: .*--secret-file"
     ):
         locate("/proc/nothing/x", make=True)
 

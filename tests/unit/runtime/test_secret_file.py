@@ -225,7 +225,7 @@ def test_a_directory_that_cannot_be_entered_is_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "closed").mkdir(mode=0o700)
     file = write(tmp_path / "closed" / "secret", ONE.hex())
     text = forked(lambda: secret_file.read(str(file)), user=A_USER)
-    assert text == f"ConfigurationError: The secret file {file} cannot be read: Permission denied."
+    assert text == f"ConfigurationError: The key file {file} cannot be read: Permission denied."
 
 
 # How it is made ----------------------------------------------------------------------------------------------

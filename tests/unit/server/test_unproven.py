@@ -83,9 +83,9 @@ def test_refusals_are_logged_once_per_address_and_minute(caplog: pytest.LogCaptu
         unproven.note(connection("b"), "late", "it is late")
         unproven.note(connection(""), "refused", "no secret")
         assert caplog.messages == [
-            "A connection from a was not admitted: the reason is refused",
-            "A connection from b was not admitted: it is late",
-            "A connection from a process of this user was not admitted: no secret",
+            "A connection from a was closed: the reason is refused",
+            "A connection from b was closed: it is late",
+            "A connection from a process of this user was closed: no secret",
         ]
         clock.tick(61.0)
         unproven.note(connection("a"), "late", "it is late")
@@ -99,9 +99,7 @@ def test_displaced_connections_are_logged_as_well(caplog: pytest.LogCaptureFixtu
         displaced = unproven.add(connection())
         if displaced is not None:
             unproven.remove(displaced)
-    assert [message.partition(":")[0] for message in caplog.messages] == [
-        "A connection from a was not admitted"
-    ]
+    assert [message.partition(":")[0] for message in caplog.messages] == ["A connection from a was closed"]
 
 
 @pytest.mark.parametrize(
