@@ -19,7 +19,7 @@ from tests.support.processes import default_signals
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("default"), max_examples=30)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
-settings.register_profile("fuzz", settings.get_profile("default"), max_examples=5000)
+settings.register_profile("fuzz", settings.get_profile("default"), max_examples=3000)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
