@@ -98,7 +98,7 @@ def test_a_process_with_another_secret_is_told_where_it_has_it(
     kind, sentence = outcomes[0].out.splitlines()
     assert kind == "AuthenticationError"
     path = other_home / "pyrocache" / "secret"
-    assert f"this process has the secret in {path})" in sentence
+    assert f"the secret of this process is in {path})" in sentence
     assert "secret_file=" in sentence
     for outcome in outcomes[1:]:
         assert outcome.status == 1
@@ -301,7 +301,7 @@ def test_without_any_place_the_commands_know_their_own_secret_only(homeless: Pat
     with background(homeless / "output", *nodes, ready="ready\n"):
         outcome = run("-m", "pyrocache", "get", "key", "--nameserver", address)
     assert outcome.status == 1
-    assert "this process has the secret in the memory of this process" in outcome.err
+    assert "the secret of this process is in the memory of this process" in outcome.err
     assert "Traceback" not in outcome.err
 
 
