@@ -288,6 +288,8 @@ class EventLoop:
     def _feed(self, connection: Connection, data: bytes) -> None:
         self._read_clock(connection)
         if not data:
+            if connection.handshake.state is State.PROVING:
+                self.unproven.note(connection, "refused", "it left without a proof")
             self._close(connection)
         elif connection.ending_at is None:
             if connection.decoder.between_frames:

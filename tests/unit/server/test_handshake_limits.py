@@ -135,6 +135,21 @@ def test_activity_does_not_extend_the_time_for_a_handshake(tmp_path: Path, provi
         assert server.counts == {"late": 1}
 
 
+def test_a_caller_that_leaves_instead_of_proving_is_counted_as_refused(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for _ in range(2):
+            sock = server.connect()
+            offer = Greeting(nonce=b"n" * 32, dialled=format_peer(sock.getpeername()))
+            body = messages.pack_plain({"handshake": offer.to_wire(), "object": NAME})
+            sock.sendall(framing.pack_message(framing.CONNECT, 0, body))
+            assert framing.parse_header(sock.recv(2**16)).type == framing.CONNECT_OK
+            sock.close()
+            assert server.empty()
+        server.connect().close()  # said nothing
+        assert server.empty()
+        assert server.counts == {"refused": 2}
+
+
 def test_the_oldest_of_the_same_address_makes_room_and_no_other(tmp_path: Path) -> None:
     with serving(tmp_path, max_unproven=3) as server:
         local = server.connect(1)
