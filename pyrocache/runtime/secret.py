@@ -226,7 +226,18 @@ def _make(path: str) -> None:
 
 def _existing() -> str | None:
     """Return the first place where there is a secret, whether it can be used or not."""
-    return next(filter(os.path.lexists, _places()), None)
+    return next(filter(_exists, _places()), None)
+
+
+def _exists(path: str) -> bool:
+    """Do what `os.path.lexists` does, which would swallow an `OSError` that a signal handler raises."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        return False
+    return True
 
 
 def _made() -> str | None:

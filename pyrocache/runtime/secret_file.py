@@ -45,6 +45,7 @@ MAX_KEYS = 8
 """The most keys of one secret: whoever checks a proof may have to try all of them."""
 
 _MAX_FILE_BYTES = 16 * 1024
+_MOST_LINKS = 40  # as Linux allows
 _LOCK_SECONDS = 10.0
 _LOCK_PAUSE_SECONDS = 0.02
 _OTHERS = 0o077
@@ -124,9 +125,10 @@ def read(path: str) -> Keys:
         ConfigurationError: it does not exist, or cannot be used.
     """
     with _explained(path, "be read"):
-        target = os.path.realpath(path)
+        hops = _hops(path)
+        target = hops[-1]
         _check_file(path, os.lstat(target))  # before it is opened, which has an effect on some devices
-        for directory in dict.fromkeys((os.path.dirname(path), os.path.dirname(target))):
+        for directory in dict.fromkeys(map(os.path.dirname, hops)):
             _check_directory(path, directory)
         descriptor = os.open(target, _READ)
         try:
@@ -135,6 +137,22 @@ def read(path: str) -> Keys:
         finally:
             os.close(descriptor)
     return _parse(path, content)
+
+
+def _hops(path: str) -> list[str]:
+    """Return a path, and those that it leads to as a symbolic link, the file itself last.
+
+    `os.path.realpath` would swallow an `OSError` that a signal handler raises.
+
+    Raises:
+        OSError: a file does not exist, or the links form a loop.
+    """
+    hops = [path]
+    while stat.S_ISLNK(os.lstat(hops[-1]).st_mode):
+        if len(hops) > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        hops.append(os.path.join(os.path.dirname(hops[-1]), os.readlink(hops[-1])))
+    return hops
 
 
 def _missing(path: str) -> ConfigurationError:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -503,3 +504,32 @@ def test_one_in_memory_reaches_a_real_child_and_is_not_in_its_arguments(
 
 def test_reading_is_what_finding_does_with_a_path(places: Places) -> None:
     assert read_secret(put(places.configured)).keys == find_secret(places.configured).keys
+
+
+@pytest.mark.parametrize("call", ["lstat", "stat", "open", "fstat", "read", "close"])
+@pytest.mark.parametrize("use", ["refresh", "current", "find_secret", "read_secret"])
+def test_what_a_signal_handler_raises_reaches_the_caller(
+    places: Places, monkeypatch: pytest.MonkeyPatch, call: str, use: str
+) -> None:
+    secret = find_secret()
+    assert secret.path is not None
+    uses: dict[str, Callable[[], object]] = {
+        "refresh": secret.refresh,
+        "current": secret.current,
+        "find_secret": find_secret,
+        "read_secret": lambda: read_secret(secret.path or ""),
+    }
+    monkeypatch.setattr("pyrocache.runtime.secret.REREAD_SECONDS", 0.0)
+    original = getattr(os, call)
+
+    def handle(signum: int, frame: FrameType) -> None:
+        raise TimeoutError
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        original(*arguments, **options)
+        handle(0, sys._getframe())  # as the interpreter calls it when the system call has returned
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, interrupted)
+        with pytest.raises(TimeoutError):
+            uses[use]()
