@@ -16,7 +16,7 @@ from pyrocache.cli.output import report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import NodeConfig, parse_address
-from pyrocache.errors import NameServerUnavailable, OutOfResources, PyroCacheError
+from pyrocache.errors import AuthenticationError, NameServerUnavailable, OutOfResources, PyroCacheError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
@@ -124,6 +124,8 @@ def _ping_of(config: NodeConfig, secret: Secret) -> Callable[[], None]:
 def _answers(nameserver: str, secret: Secret) -> bool:
     try:
         _directory(nameserver, secret).members(timeout=_PING_SECONDS)
+    except AuthenticationError:
+        raise
     except NameServerUnavailable:
         return False
     return True

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -128,7 +128,7 @@ class ClientContext:
         self.encode: Encode | None = None
         self.sign_part: Callable[[bytes], bytes] | None = None
         if config.signing_key_file is not None and signer is None:
-            signer = Signer(secret_file.read(config.signing_key_file).all)
+            signer = Signer(_signing_keys(config))
         if signer is not None:
             self.codec = SigningCodec(codec, signer, _name_of(config.namespace), config.counters)
             self.encode = Encoding(sign=signer.sign_part).encode
@@ -320,6 +320,17 @@ class ClientContext:
         with self._lock:
             self.figures = ClientStats()
         self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
+
+
+def _signing_keys(config: ClientConfig) -> Sequence[bytes]:
+    """Return the keys that sign values. Raises `ConfigurationError` if nodes have one of them."""
+    keys = secret_file.read(config.signing_key_file or "").all
+    if config.secret is not None and not set(keys).isdisjoint(config.secret.keys):
+        raise ConfigurationError(
+            f"The signing key in {config.signing_key_file} is the secret, which nodes have, so signatures would not "
+            "protect from them: make another key with: pyrocache secret --secret-file FILE"
+        )
+    return keys
 
 
 def _name_of(namespace: tuple[str, ...]) -> str:

@@ -30,7 +30,13 @@ __all__ = ["PARTITIONS", "ClusterView", "Member", "is_socket_path", "partition_o
 _UNKNOWN = -1
 _MOST_MEMBERS = 2**15 - 1  # the cache of owners has 16-bit signed indices
 
+_ID = re.compile(r"[\w.-]{0,64}", re.ASCII)
 _SOCKET_PATH = re.compile(r"/[^\0]*/pyrocache-\d+/([0-9a-f]{16})\.sock")
+
+
+def is_id(text: str) -> bool:
+    """Return whether ``text`` may be an incarnation, or the id of a cluster. Both are sent to whoever is listed."""
+    return _ID.fullmatch(text) is not None
 
 
 def is_socket_path(path: str, incarnation: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.cluster.routing import ClusterView, Member, is_id, is_socket_path
 from pyrocache.config import parse_address
 from pyrocache.tracebacks import came_from_outside
 
@@ -89,10 +89,10 @@ def _checked(
     previous: int | None = None,
 ) -> ClusterView:
     """Return the view. Raises `TypeError` or `ValueError` unless all of it is valid."""
-    if type(number) is not int or not 0 <= number <= LARGEST_NUMBER or type(cluster) is not str:
+    if type(number) is not int or not 0 <= number <= LARGEST_NUMBER or not is_id(cluster):
         raise ValueError("not a view")
     for member in members:
-        if not (type(member.host) is type(member.incarnation) is str and type(member.port) is int):
+        if not (type(member.host) is str and is_id(member.incarnation) and type(member.port) is int):
             raise TypeError("not a member")
         if parse_address(member.address, default_port=0) != (member.host, member.port):
             raise ValueError("not an address")

@@ -15,6 +15,7 @@ import os
 import sqlite3
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
@@ -74,6 +75,8 @@ def serve(
     """
     check_bind_host(host, insecure=insecure)
     check_port(port)
+    # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
+    warnings.filterwarnings("ignore", module="<unknown>")
     if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
         raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
 

@@ -102,12 +102,13 @@ class CallProtocol:
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
         peer: the greeting of the peer, once the handshake is done.
         max_value_bytes: length of the largest value frame that the peer accepts.
+        proved: whether both ends have proved that they know the secret.
         space: returns the memory to receive the rest of a long reply into; None: call `receive_data`.
     """
 
     __slots__ = (
         *("_caller", "_decoder", "_handshake", "_object_id", "_packer"),
-        *("identified", "max_value_bytes", "pack", "peer", "sequence", "space"),
+        *("identified", "max_value_bytes", "pack", "peer", "proved", "sequence", "space"),
     )
 
     def __init__(self, object_id: str, caller: Caller = ANONYMOUS) -> None:
@@ -115,7 +116,7 @@ class CallProtocol:
         self._caller = caller
         self._handshake: ClientHandshake | None = None  # while it lasts
         self.peer = Greeting()
-        self.identified = False
+        self.identified = self.proved = False
         # Neither function is a method of this object: a cycle would keep large buffers alive.
         self._decoder = FrameDecoder(_admit_nothing, _room)
         self.space = self._decoder.space
@@ -190,7 +191,10 @@ class CallProtocol:
                 greeting = self._handshake.receive(frame)
             except HandshakeRefused as refused:
                 raise self._explained(refused) from None
-            return PROVING if self._handshake.state is State.PROVING else self._greeted(greeting)
+            if self._handshake.state is State.PROVING:
+                self.proved = True  # once the peer has answered to this end's proof
+                return PROVING
+            return self._greeted(greeting)
         header, body = frame
         if header.sequence != self.sequence:
             raise ProtocolError("A reply came out of order.")

@@ -19,13 +19,15 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
-from pyrocache.runtime import unix_peer
+from pyrocache.runtime import private_directory, unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
 
@@ -34,6 +36,9 @@ codecs.lookup("idna")
 
 PATIENCE_SECONDS = 0.25
 """Longest time that a plain channel blocks before the deadline is checked again."""
+
+_LOCALHOST = {"localhost": "127.0.0.1"}
+"""Nodes and name servers of this name listen there. Anybody may listen at another address that it has, such as ::1."""
 
 _PATIENCE = struct.pack("ll", 0, int(PATIENCE_SECONDS * 1_000_000))  # a struct timeval
 
@@ -153,14 +158,25 @@ class Dialing:
         raise problem
 
 
+def _is_private(path: str) -> bool:
+    """Return whether a path is a socket in a directory of this user alone, and not a link to one that is elsewhere."""
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(Path(path).parent)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        return False
+
+
 def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple[int, Any]]:
-    if endpoint.socket_path and transport == "auto":
+    if endpoint.socket_path and transport == "auto" and _is_private(endpoint.socket_path):
         # The path may be of another host, another user or a killed node; the TCP addresses follow.
         yield socket.AF_UNIX, endpoint.socket_path
     # Reached only if the Unix socket failed: resolving the name may block.
     try:
         # As bytes: a str goes through Python's idna codec, which wraps an exception that a signal handler raises there.
-        host = endpoint.host.encode() if endpoint.host.isascii() else endpoint.host
+        name = _LOCALHOST.get(endpoint.host, endpoint.host)
+        host = name.encode() if name.isascii() else name
         found = socket.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM)
     except socket.gaierror:
         socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause

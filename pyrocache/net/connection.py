@@ -123,6 +123,11 @@ class Connection:
         return self._dialing is None
 
     @property
+    def proved(self) -> bool:
+        """Return whether both ends have proved that they know the secret, once the connection is open."""
+        return self._protocol.proved
+
+    @property
     def events(self) -> int:
         """Return the events to poll for before the next `advance`."""
         return select.POLLOUT if self._unsent or self._dialing is not None else select.POLLIN

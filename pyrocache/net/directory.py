@@ -17,6 +17,8 @@ connection it belongs to one thread.
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import shlex
 import socket
@@ -24,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
-from pyrocache.cluster.routing import ClusterView, Member, is_socket_path
+from pyrocache.cluster.routing import ClusterView, Member, is_id, is_socket_path
 from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, ProtocolError
@@ -36,7 +38,12 @@ from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.protocol.commands import ISSUE_TOKEN
 from pyrocache.protocol.handshake import UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
+from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
+
+log = logging.getLogger("pyrocache.net")
+
+_strangers = Throttle(math.inf)
 
 NAMESERVER = "Pyro.NameServer"
 PREFIX = "cache.node."
@@ -390,6 +397,7 @@ class NameServerDirectory:
                 connection = self._connect(self._server, "tcp", self._caller)
                 self._opened += 1
             connection.finish_opening(deadline)
+            self._note_stranger(connection)
             try:
                 answer = connection.call(method, arguments, deadline)
             except Refused:
@@ -406,6 +414,17 @@ class NameServerDirectory:
                     self._kept = connection
                 else:
                     connection.close()
+
+    def _note_stranger(self, connection: Connection) -> None:
+        """Warn once, if this process has a secret, of a name server that does not."""
+        if self._caller.place and not connection.proved:
+            address = format_address(self._server.host, self._server.port)
+            if _strangers.admit(address):
+                log.warning(
+                    "The name server at %s does not prove the secret: any user of this host may run it. Nodes still "
+                    "must. `pyrocache nameserver` is one that proves it.",
+                    address,
+                )
 
     def _unavailable(self, purpose: str, error: BaseException, *, answered: bool) -> NameServerUnavailable:
         host, port = self._server.host, self._server.port
@@ -453,6 +472,7 @@ def _listing(entries: dict[Any, Any]) -> Listing:
         elif name == CLUSTER:
             tags = _tags(entry)
             cluster = tags.get("cluster", "")
+            cluster = cluster if is_id(cluster) else ""
             first, reserved = (
                 int(tags[name]) if _NUMBER.fullmatch(tags.get(name, "")) else 0
                 for name in ("first", "reserved")
@@ -501,6 +521,8 @@ def member_from_entry(name: Any, entry: Any) -> Member | None:
         )
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
+        if not (is_id(incarnation) and is_id(cluster)):
+            return None
         return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):

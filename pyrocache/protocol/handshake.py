@@ -449,7 +449,9 @@ class ServerHandshake:
         if offer.token:
             if not admission.accepts_token(offer.token):
                 reason = "it was used, is older than 30 seconds, or is of another server"
-                raise HandshakeRefused(f"{OTHER_SECRET}: this token is not valid: {reason}")
+                raise HandshakeRefused(
+                    f"{OTHER_SECRET}: this token is not valid: {reason}; {proxies_need(object_id)} for each connection"
+                )
             return True
         if admission.strangers is Strangers.REFUSED or not is_on_this_host(self.local):
             raise HandshakeRefused(

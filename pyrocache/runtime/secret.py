@@ -208,6 +208,8 @@ def _named(path: FilePath | None) -> FilePath | None:
 
 
 def _absolute(path: FilePath) -> str:
+    if not os.fspath(path):
+        raise ConfigurationError("The path of a key file is empty: name a file.")
     return os.path.abspath(os.path.expanduser(path))
 
 

@@ -107,6 +107,8 @@ class Keys:
             raise ConfigurationError(
                 "The added key is not used yet, so the old keys cannot be removed: the next step is `promote`."
             )
+        if not self.old:
+            raise ConfigurationError("There is no old key to remove.")
         return Keys(self.primary)
 
 

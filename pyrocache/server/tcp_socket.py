@@ -11,6 +11,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the host cannot be resolved, or the address cannot be used.
     """
+    host = "127.0.0.1" if host == "localhost" else host  # where clients look for it
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:

@@ -76,6 +76,7 @@ def test_a_rotation_says_the_next_command_at_each_step(file: Path) -> None:
     new = secret_file.read(str(file))
     assert new.all == (new.primary, old)
     assert succeeds("prune") == [path, "1 key"]
+    assert "no old key" in fails("prune")
     assert secret_file.read(str(file)).all == (new.primary,)
 
 
@@ -110,7 +111,7 @@ def test_errors_are_one_sentence(home: Path, file: Path) -> None:
     assert "chmod 600" in fails()
     assert "cannot be made" in fails("--secret-file", "/proc/nothing/x")
     assert "not a regular file" in fails("--secret-file", "/dev/null")
-    assert "not a regular file" in fails("--secret-file", "")
+    assert "name a file" in fails("--secret-file", "")
     assert "No such command 'nope'" in fails("nope", status=2)
 
 

@@ -334,7 +334,7 @@ def test_a_named_file_is_used_alone_and_the_argument_goes_before_the_environment
     monkeypatch.setenv("PYROCACHE_SECRET_FILE", str(two))
     assert found() == str(two)
     assert find_secret(str(one)).path == str(one)
-    with pytest.raises(ConfigurationError, match="not a regular file"):
+    with pytest.raises(ConfigurationError, match="is empty: name a file"):
         find_secret("")
     monkeypatch.setenv("PYROCACHE_SECRET_FILE", "")
     assert found() == str(places.configured)
