@@ -53,6 +53,7 @@ from pyrocache.server.unproven import Unproven, origin
 log = logging.getLogger("pyrocache.node")
 
 _RECEIVE_BYTES = 64 * 1024
+_PIECE_BYTES = 2**20  # of a long request at once: by so much may what is buffered exceed its limit
 _LINGER_SECONDS = 1.0
 _TICK_SECONDS = 0.25
 _STANDSTILL_SECONDS = 2.0
@@ -275,7 +276,7 @@ class EventLoop:
                 data = connection.channel.recv(_RECEIVE_BYTES)
                 received = len(data)
             else:
-                received = connection.channel.recv_into(space)
+                received = connection.channel.recv_into(space, min(len(space), _PIECE_BYTES))
         except BlockingIOError:
             return
         if space is None or not received:

@@ -22,7 +22,7 @@ from pyrocache.net.directory import CLUSTER
 from tests.chaos.cutter import REPLY_PARTS, REQUEST_PARTS
 from tests.chaos.history import GET, OK, SET, Recorder
 from tests.chaos.load import REGISTERS, label
-from tests.chaos.scene import LEASE_SECONDS, OTHER, TIMEOUT_SECONDS, Scene
+from tests.chaos.scene import AT_A_PORT, LEASE_SECONDS, LISTED, TIMEOUT_SECONDS, Scene
 from tests.support.secrets import directory_of
 from tests.support.stock import name_server_proxy
 
@@ -195,7 +195,7 @@ def _other_cluster(scene: Scene) -> None:
     with scene.claimed() as node:
         scene.kill(node)
         with scene.other_cluster(node.name, int(node.address.rpartition(":")[2])) as address:
-            _use_other_cluster(scene, address)
+            _use_other_cluster(scene, address, AT_A_PORT)
     scene.wait(1.0)
 
 
@@ -211,21 +211,21 @@ def _list_other_cluster(scene: Scene) -> None:
                 uri, metadata = entries[name]
                 ours.register(name, uri, False, metadata)
         scene.note("the name server lists the other cluster")
-        _use_other_cluster(scene, address)
+        _use_other_cluster(scene, address, LISTED)
         scene.start_nameserver()
     scene.wait(2.0)
 
 
-def _use_other_cluster(scene: Scene, address: str) -> None:
-    """Write there, and read that again; the other cluster's keys are recorded under other names."""
+def _use_other_cluster(scene: Scene, address: str, of: str) -> None:
+    """Write there, and read that again; ``of`` is before the names of the keys in the history."""
     record = scene.recorder("other")
     keys = scene.random.sample(REGISTERS, _FOREIGN_KEYS)
     with PyroCacheClient(address, timeout=TIMEOUT_SECONDS) as cache:
         for number, key in enumerate(keys):
-            _set(record, cache, key, number, of=OTHER)
+            _set(record, cache, key, number, of=of)
         scene.wait(2.0)
         for key in keys:
-            _get(record, cache, key, of=OTHER)
+            _get(record, cache, key, of=of)
 
 
 # Connections and descriptors ---------------------------------------------------------------------------------

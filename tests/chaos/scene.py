@@ -35,8 +35,9 @@ LEASE_SECONDS = 2.0
 TIMEOUT_SECONDS = 1.0
 _SLACK_SECONDS = LEASE_SECONDS + 0.5
 """How long after a node has joined or left its keys may still be lost: an old owner may serve until its lease ends."""
-OTHER = "other cluster's "
-"""Before the names of another cluster's keys, in histories. A node that joins may find that cluster in the listing."""
+AT_A_PORT, LISTED = OTHERS = ("the other cluster's ", "the listed cluster's ")
+"""Before the names of another cluster's keys, in histories: of one at a dead node's port, and of one that the name
+server lists. A node that joins may find that cluster in the listing."""
 _TAKE_SECONDS = 0.02
 _MEMORY = 256 * 2**20
 
@@ -65,7 +66,7 @@ class Scene:
         self.end_at = float("inf")
         self.keys = [
             *(*REGISTERS, *COUNTERS, *CHILDREN_COUNTERS, *SWEPT),
-            *(OTHER + key for key in REGISTERS),
+            *(other + key for other in OTHERS for key in REGISTERS),
         ]
         self.nameserver_lock = threading.Lock()  # held by the fault that harms the name server
         self._condition = threading.Condition()  # guards: _claimed, _changing, losses
@@ -84,7 +85,7 @@ class Scene:
         cache = self._stack.enter_context(self.cluster.client())
         swept = cache.namespace(SWEPT_NAME)
         self._encoded = {
-            key: (swept if key in SWEPT else cache)._context.encode_key(key.removeprefix(OTHER))
+            key: (swept if key in SWEPT else cache)._context.encode_key(key.rpartition("cluster's ")[2])
             for key in self.keys
         }
         for node in self.cluster.nodes:

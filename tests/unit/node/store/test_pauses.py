@@ -1,7 +1,8 @@
 """No call on a store takes long, however many entries there are.
 
 What could: a dict that grows (all its keys are moved), a table of the eviction policy that grows, and Python's garbage
-collector, when it examines all objects. The first test looks at structure; the others measure.
+collector, when it examines all objects. The first test looks at structure; the others compare CPU times with that of a
+loop, which takes 5 ms where a store is written 500,000 times a second.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pyrocache.node.store.mutation import Clear
 from pyrocache.node.store.store import Store
 from pyrocache.node.store.table import SHARD_KEYS
 
-PAUSE_SECONDS = 0.005
+LOOPS = 140_000
+"""Iterations of the loop that no call may take longer than."""
 
 
 @contextmanager
@@ -54,6 +56,17 @@ def longest(call: Callable[[int], object], count: int) -> float:
     return most
 
 
+def few_milliseconds() -> float:
+    """The most CPU seconds that a call may take: 5 ms, or more where the machine is slower just now."""
+
+    def loop(_: int) -> None:
+        total = 0
+        for number in range(LOOPS // 10):
+            total += number & 7
+
+    return 10 * longest(loop, 10)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.full
 def test_no_call_allocates_much_and_no_dict_becomes_large(policy: str) -> None:
@@ -76,8 +89,9 @@ def test_no_call_allocates_much_and_no_dict_becomes_large(policy: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("ttl", [None, 3600.0], ids=["no expiry", "a TTL each"])
 def test_no_write_of_a_million_takes_longer_than_five_milliseconds(ttl: float | None) -> None:
-    pauses = []
-    while len(pauses) < 3 and min(pauses, default=1.0) > PAUSE_SECONDS:  # a busy machine slows down any call
+    pauses, limits = [1.0], [0.0]
+    while len(pauses) <= 3 and min(pauses) > max(limits):  # a busy machine slows down any call
+        limits.append(few_milliseconds())
         store = Store(10**10)
 
         def write(number: int, store: Store = store) -> None:
@@ -87,7 +101,7 @@ def test_no_write_of_a_million_takes_longer_than_five_milliseconds(ttl: float | 
             pauses.append(longest(write, 1_000_000))
         assert 2 not in collected, "no full collection: it examines every entry"
         assert len(store) == 1_000_000
-    assert min(pauses) <= PAUSE_SECONDS
+    assert min(pauses) <= max(limits)
 
 
 @pytest.mark.full
@@ -107,7 +121,7 @@ def test_no_other_call_on_a_million_entries_takes_longer_than_five_milliseconds(
     }
     for name, call in calls.items():
         pauses = [longest(call, 1000) for _ in range(1 if name == "clear" else 3)]
-        assert min(pauses) <= PAUSE_SECONDS, name
+        assert min(pauses) <= few_milliseconds(), name
 
 
 @pytest.mark.full
@@ -124,4 +138,4 @@ def test_no_page_of_tagged_entries_takes_longer_than_five_milliseconds() -> None
 
     for tag in (b"many", b"few"):
         pauses = [longest(lambda number, tag=tag: page(number, tag), 1000) for _ in range(3)]  # type: ignore[misc]
-        assert min(pauses) <= PAUSE_SECONDS, tag
+        assert min(pauses) <= few_milliseconds(), tag
