@@ -42,7 +42,7 @@ from tests.support.processes import free_address
 
 NODE, OTHER_NODE = "cache.node.1", "cache.node.2"
 NAMESERVER = "Pyro.NameServer"
-SPENT = "this token was used before, is too old or of another server"
+SPENT = "this token is not valid: it was used, is older than 30 seconds, or is of another server; "
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_a_proxy_without_a_token_is_told_how_to_get_one(cluster: LocalCluster) -
 def test_a_token_is_accepted_once(cluster: LocalCluster) -> None:
     handshake = pyrocache.stock_handshake(NODE, cluster.nameserver)
     assert sorted(handshake) == ["incarnation", "node", "token"]
-    assert refusal(node_uri(cluster), {**handshake, "token": "0" * 64}).endswith(SPENT)
+    assert SPENT in refusal(node_uri(cluster), {**handshake, "token": "0" * 64})
     with stock_proxy(node_uri(cluster), handshake) as proxy:
         proxy.ping()
-        assert refusal(node_uri(cluster), handshake).endswith(SPENT)
+        assert SPENT in refusal(node_uri(cluster), handshake)
         proxy.ping()
         proxy._pyroRelease()
         with pytest.raises(CommunicationError, match=SPENT):
@@ -111,12 +111,12 @@ def test_a_token_is_for_one_start_of_one_server() -> None:
         handshake = pyrocache.stock_handshake(NODE, cluster.nameserver)
         token = {"token": handshake["token"]}
         for given in (handshake, token):
-            assert refusal(node_uri(cluster, OTHER_NODE), given).endswith(SPENT)
-            assert refusal(f"PYRO:{NAMESERVER}@{cluster.nameserver}", given).endswith(SPENT)
+            assert SPENT in refusal(node_uri(cluster, OTHER_NODE), given)
+            assert SPENT in refusal(f"PYRO:{NAMESERVER}@{cluster.nameserver}", given)
         cluster.kill(0)
         cluster.restart(0)
         for given in (handshake, token):
-            assert refusal(node_uri(cluster), given).endswith(SPENT)
+            assert SPENT in refusal(node_uri(cluster), given)
 
 
 def test_a_token_changes_nothing_about_the_serializer(cluster: LocalCluster) -> None:
@@ -157,7 +157,7 @@ def test_a_proxy_with_a_token_can_register(cluster: LocalCluster, serializer: st
         proxy.register("mine", entry, metadata={"tag"})
         assert str(proxy.lookup("mine")) == entry
         assert proxy.remove("mine") == 1
-    assert refusal(uri, handshake).endswith(SPENT)
+    assert SPENT in refusal(uri, handshake)
 
 
 def test_pyro5s_own_tool_can_read(cluster: LocalCluster) -> None:
@@ -285,8 +285,9 @@ def test_the_default_client_does_not_use_a_stock_daemon(stock: str) -> None:
             cache.get("key")
         assert "this server does not prove that it knows the secret" in str(raised.value)
         assert os.environ["XDG_CONFIG_HOME"] in str(raised.value)
-        assert "if it is a stock Pyro5 daemon of yours, use PyroCacheClient(authenticate=False)" in str(
-            raised.value
+        assert (
+            "If it is a stock Pyro5 daemon of yours on this host, use PyroCacheClient(authenticate=False)"
+            in str(raised.value)
         )
         assert "\n" not in str(raised.value)
     outcome = call("pyrocache", "get", "key", "--nameserver", stock)

@@ -222,7 +222,7 @@ def test_a_relay_at_a_unix_socket_is_refused(
 ) -> None:
     """It is one of this user; that of another one is not even connected to."""
     directory = tmp_path_factory.mktemp("r") / f"pyrocache-{os.getuid()}"
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     path = str(directory / f"{member.incarnation}.sock")
     with Between(member.socket_path if target == "unix" else node.address, path) as between:
         connection = Connection(replace(member, socket_path=path), "auto", knowing(find_secret()))
@@ -237,7 +237,7 @@ def test_a_relay_with_the_name_of_a_unix_socket_is_refused(
 ) -> None:
     """The system tells a caller under which name a socket was made, which need not be where it is."""
     directory = tmp_path_factory.mktemp("r") / f"pyrocache-{os.getuid()}"
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     path = str(directory / f"{member.incarnation}.sock")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(member.socket_path)

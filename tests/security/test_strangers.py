@@ -161,8 +161,11 @@ def test_another_user_is_not_answered_on_a_unix_socket(member: Member, cache: Py
 
 
 @pytest.mark.usefixtures("another_user")
-def test_the_unix_socket_of_another_user_is_not_used(member: Member, cache: PyroCacheClient) -> None:
-    """It may have the name of a node's: whoever can register says where that is."""
+def test_the_unix_socket_of_another_user_is_not_used(
+    member: Member, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is not all that protects: the client asks the system who is there."""
+    monkeypatch.setattr("pyrocache.net.channel._is_private", lambda path: True)
     with open_directory() as directory:
         own = directory / "pyrocache-65534"
         own.mkdir()
