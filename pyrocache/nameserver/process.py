@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import sys
 import threading
@@ -77,29 +78,8 @@ def serve(
     check_port(port)
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
-    if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
-        raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
-
-    try:
-        caller = knowing(secret, Greeting(protocol=PROTOCOL, caller=NAMELESS))
-        kept = MemoryStorage() if storage == "memory" else SqlStorage(storage[4:])
-        names = Names(kept, partial(is_alive, caller))
-        names.count()
-    except (sqlite3.Error, PyroError, ValueError) as error:
-        # SQLite only says that it is unable to open the file.
-        writable = os.access(os.path.dirname(storage[4:]) or ".", os.W_OK)
-        reason = str(error) if writable else "its directory does not exist or cannot be written to"
-        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {reason}.") from error
-    try:
-        with explained("The name server cannot start"):
-            listener = tcp_socket.listen(host, port)
-    except OutOfResources:
-        raise
-    except OSError as error:
-        raise ConfigurationError(
-            f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another port."
-        ) from error
+    names = _names(storage, secret)
+    listener = _listen(host, port)
     address = format_address(host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
     names.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
@@ -124,6 +104,38 @@ def serve(
     finally:
         loop.shutdown()
         thread.join(2.0)
+
+
+def _names(storage: str, secret: Secret) -> Names:
+    """Return the name server object. Raises `ConfigurationError` if its entries cannot be kept in ``storage``."""
+    if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
+        raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
+
+    try:
+        caller = knowing(secret, Greeting(protocol=PROTOCOL, caller=NAMELESS))
+        kept = MemoryStorage() if storage == "memory" else SqlStorage(storage[4:])
+        names = Names(kept, partial(is_alive, caller))
+        names.count()
+    except (sqlite3.Error, PyroError, ValueError) as error:
+        # SQLite only says that it is unable to open the file.
+        writable = os.access(os.path.dirname(storage[4:]) or ".", os.W_OK)
+        reason = str(error) if writable else "its directory does not exist or cannot be written to"
+        raise ConfigurationError(f"Cannot keep the entries in {storage!r}: {reason}.") from error
+    return names
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises `ConfigurationError` if the address cannot be used."""
+    try:
+        with explained("The name server cannot start"):
+            return tcp_socket.listen(host, port)
+    except OutOfResources:
+        raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
+            "there already, use that one; else give another port."
+        ) from error
 
 
 def main(argv: list[str]) -> NoReturn:
