@@ -37,7 +37,7 @@ from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
-from pyrocache.server.admission import admission
+from pyrocache.server.admission import admission, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -70,6 +70,7 @@ def serve(
     """
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
+    certificate = server_certificate(config.tls)
     names = _names(config, secret)
     listener = _listen(config.host, config.port)
     address = format_address(config.host, listener.getsockname()[1])
@@ -85,7 +86,7 @@ def serve(
         admission=admission(secret, Strangers.ADMITTED),
     )
     with explained("The name server cannot start"):
-        loop = EventLoop([listener], dispatcher, _LIMITS)
+        loop = EventLoop([listener], dispatcher, _LIMITS, certificate=certificate)
         thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
         thread.start()
     try:

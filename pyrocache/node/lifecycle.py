@@ -42,7 +42,7 @@ from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
-from pyrocache.server.admission import admission
+from pyrocache.server.admission import admission, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -142,6 +142,7 @@ class Node:
             admission=admission(self._secret, Strangers.TRUSTED if config.open else Strangers.REFUSED),
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._certificate = server_certificate(config.tls)
         self._event_loop = EventLoop(
             listeners,
             self._dispatcher,
@@ -149,6 +150,7 @@ class Node:
             self.cache_node.sweep,
             on_lapse=self._lapse,
             reserve=self._reserve,
+            certificate=self._certificate,
             **ahead,
         )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)

@@ -56,15 +56,16 @@ OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
 OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
 NO_SECRET, OTHER_SECRET, OTHER_ADDRESS = "no-secret", "other-secret", "other-address"
+NO_TLS, OTHER_CERTIFICATE = "no-tls", "other-certificate"
 
 CODES = (
     *(OVERLOADED, OTHER_PROTOCOL, OTHER_CLUSTER, OTHER_NODE, OTHER_INCARNATION),
-    *(NO_SECRET, OTHER_SECRET, OTHER_ADDRESS),
+    *(NO_SECRET, OTHER_SECRET, OTHER_ADDRESS, NO_TLS, OTHER_CERTIFICATE),
 )
 """What a refusal may begin with, followed by a colon and a sentence."""
 
-UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS)
-"""Those that say that one end has not proved that it knows the secret of the other."""
+UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS, NO_TLS, OTHER_CERTIFICATE)
+"""Those that say that one end has not proved who it is, or that the connection would not be protected."""
 
 _IDENTITY = (
     (OTHER_PROTOCOL, "protocol", "protocol"),
@@ -132,6 +133,7 @@ class Greeting(NamedTuple):
         nonce: `NONCE_BYTES` random bytes, which the other end's proof covers; empty without a secret.
         proof: see `protocol.proof`.
         dialled: the address that a caller with a nonce is connected to, as `format_peer` returns it.
+        certificate: with TLS, the SHA-256 hash of the certificate that the caller has got from there.
         token: what a caller without the secret was given by somebody who has it.
     """
 
@@ -147,6 +149,7 @@ class Greeting(NamedTuple):
     nonce: bytes = b""
     proof: bytes = b""
     dialled: str = ""
+    certificate: bytes = b""
     token: str = ""
 
     def check(self, expected: Greeting) -> None:
@@ -357,6 +360,8 @@ class ServerHandshake:
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         admission: whom to admit; None for everybody.
         local: the address that the connection was accepted on, as `format_peer` returns it.
+        certificate: with TLS, the SHA-256 hash of this end's certificate; None if this end demands TLS, and the
+            connection is without it.
         state: the progress.
         trusted: whether the caller may do what is not open to all.
         refusal: why the handshake was refused; empty if it was not.
@@ -373,6 +378,7 @@ class ServerHandshake:
     admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
     admission: Admission | None = None
     local: str = ""
+    certificate: bytes | None = b""
     state: State = State.AWAITING
     trusted: bool = False
     refusal: str = ""
@@ -432,6 +438,8 @@ class ServerHandshake:
     def _answer(self, object_id: str, offered: Any) -> Any:
         """Return the answer to the first message, and set the next state."""
         offer = Greeting.from_wire(offered)
+        if self.certificate is None:
+            raise HandshakeRefused(f"{NO_TLS}: this server speaks TLS only")
         proving = self.admission is not None and bool(offer.nonce)
         if not proving:
             self.trusted = self.admission is None or self._admit_stranger(self.admission, object_id, offer)
@@ -466,6 +474,10 @@ class ServerHandshake:
             raise HandshakeRefused(f"{OTHER_SECRET}: the nonce does not have {NONCE_BYTES} bytes")
         if offer.dialled != self.local and offer.dialled not in admission.advertised:
             raise HandshakeRefused(f"{OTHER_ADDRESS}: this server does not listen on {offer.dialled!r}")
+        if offer.certificate != self.certificate:
+            raise HandshakeRefused(
+                f"{OTHER_CERTIFICATE}: the caller has got another one than this server has"
+            )
         answer = {**(mine if isinstance(mine, dict) else {}), "nonce": admission.nonce()}
         self._said = transcript(object_id, offered, answer)
         return {**answer, "proof": prove(admission.keys()[0], Role.SERVER, self._said)}

@@ -1,18 +1,32 @@
-"""Whom a server that knows the secret admits.
+"""Whom a server that knows the secret admits, and the certificate that it shows.
 
-Thread safety: a function without state.
+Thread safety: functions without state.
 """
 
 from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
+from pyrocache.config import Encryption
 from pyrocache.protocol.handshake import Admission, Strangers
 from pyrocache.protocol.proof import NONCE_BYTES
 from pyrocache.runtime.secret import Secret
+
+if TYPE_CHECKING:
+    from pyrocache.runtime.tls import ServerCertificate
 
 
 def admission(secret: Secret, strangers: Strangers) -> Admission:
     """Return the admission for a server. It never reads the secret's file: see `Secret.current`."""
     return Admission(lambda: secret.keys, partial(os.urandom, NONCE_BYTES), strangers=strangers)
+
+
+def server_certificate(tls: Encryption) -> ServerCertificate | None:
+    """Return the certificate of a server; None without TLS. Raises `ConfigurationError` if a file cannot be used."""
+    if not tls:
+        return None
+    from pyrocache.runtime.tls import ServerCertificate  # imported here, as most servers do without
+
+    return ServerCertificate(tls)
