@@ -16,18 +16,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
-from pyrocache.cli.authority import (
-    AUTHORITY_DAYS,
-    HOST_DAYS,
-    Authority,
-    check_available,
-    names_in,
-    new_authority,
-)
+from pyrocache.cli.authority import HOST_DAYS, Authority, check_available, names_in, new_authority
 from pyrocache.errors import ConfigurationError
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -169,7 +162,13 @@ def _authority(directory: Path, *, may_make: bool) -> Authority:
         _write(cert, made.cert, 0o644)
         _write(key, made.key, 0o600)
     _check_private(directory)
-    return Authority(key.read_bytes(), cert.read_bytes())
+    authority = Authority(key.read_bytes(), cert.read_bytes())
+    if authority.ends <= datetime.now(UTC):
+        raise ConfigurationError(
+            f"The authority in {directory} ended on {authority.ends:%Y-%m-%d}: make all certificates anew, in another "
+            "directory."
+        )
+    return authority
 
 
 def _make_directory(directory: Path) -> None:
@@ -262,6 +261,3 @@ def _until(made: Made) -> str:
 def _server_options(name: str) -> str:
     files = {option: shlex.quote(f"{name}/{option}.pem") for option in ("ca", "cert", "key")}
     return " ".join(f"--tls-{option} {file}" for option, file in files.items())
-
-
-__all__ = ["AUTHORITY_DAYS", "HOST_DAYS", "Holder", "Made", "client", "describe", "host", "make"]
