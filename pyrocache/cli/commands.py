@@ -118,7 +118,7 @@ def nameserver_command(
     config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
     _warn_if_not_encrypted(config)
     stop = StopRequest()
-    stop.on_signals()
+    stop.on_signals(reloads=bool(config.tls))
     serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
 
 

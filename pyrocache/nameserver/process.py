@@ -37,7 +37,7 @@ from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
-from pyrocache.server.admission import admission, server_certificate
+from pyrocache.server.admission import admission, load_again, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -92,8 +92,12 @@ def serve(
     try:
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
-        while not stop.wait(_POLL_SECONDS):
+        while not stop.requested:
+            stop.wait(_POLL_SECONDS)
             secret.current()  # reads the file again, which the I/O thread must not do
+            if stop.reload:
+                stop.reload = False
+                load_again(certificate, "The name server")
     finally:
         loop.shutdown()
         thread.join(2.0)
@@ -144,6 +148,7 @@ def main(argv: list[str]) -> NoReturn:
         settings = json.loads(argv[0])
         secret = secret_of_parent(settings.pop("secret"))
         config = NameServerConfig(**settings)
+        stop.on_signals(reloads=bool(config.tls))
         serve(config, secret=secret, stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)

@@ -42,7 +42,7 @@ from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
-from pyrocache.server.admission import admission, server_certificate
+from pyrocache.server.admission import admission, load_again, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -198,6 +198,9 @@ class Node:
         self._event_loop.lease_until = self.membership.serving_until
         self._reserve.refill()
         self._secret.current()  # reads the file again, which the I/O thread must not do
+        if self.stop_request.reload:
+            self.stop_request.reload = False
+            load_again(self._certificate, self.member.name)
 
     def _lapse(self) -> None:
         self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
