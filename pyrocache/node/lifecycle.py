@@ -105,7 +105,7 @@ class Node:
         address, port = listeners[0].getsockname()[:2]
         # Clients must not resolve `localhost` themselves: it may have another address that this node does not serve.
         host = config.host if config.host != "localhost" else address
-        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
+        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path, zone=config.zone)
         try:
             self.member = self.membership.join(unnamed)
         except BaseException:
