@@ -436,7 +436,10 @@ def is_zone(zone: object) -> bool:
 
 def check_zone(zone: str) -> None:
     """Raise `ConfigurationError` unless ``zone`` is empty or a name of 1 to 64 characters."""
-    _check(is_zone(zone), f"A zone must have 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-', not {zone!r}.")
+    _check(
+        is_zone(zone),
+        f"A zone must have 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-', not {zone!r}.",
+    )
 
 
 def _check_count(what: str, number: int) -> None:

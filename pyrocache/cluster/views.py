@@ -1,7 +1,8 @@
 """Cluster views on the wire and in the name server: reading what any peer can have written.
 
 A node sends its view as a map of plain values. In the name server, view ``n`` is the entry ``cache.view.n``, and its
-metadata are a few strings: the id of the cluster, one line for each member, and one for all zones. Pure: no I/O, no threads, no clock.
+metadata are a few strings: the id of the cluster, one line for each member, and one for all zones. Pure: no I/O, no
+threads, no clock.
 
 Zones are kept apart from the members, where the version before does not look. So it reads a view with zones, and a zone
 that is not valid is left out: all versions must agree on what is a view.
@@ -26,7 +27,11 @@ LARGEST_NUMBER = 2**31 - 1
 def view_to_wire(view: ClusterView) -> dict[str, Any]:
     """Return a view as plain values."""
     members = [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
-    sent = {"number": view.number, "cluster": view.cluster, "members": members}  # clients need not know the dead
+    sent = {
+        "number": view.number,
+        "cluster": view.cluster,
+        "members": members,
+    }  # clients need not know the dead
     zones = {member.name: member.zone for member in view.members if member.zone}
     return {**sent, "zones": zones} if zones else sent
 

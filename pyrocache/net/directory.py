@@ -36,7 +36,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.protocol.commands import ISSUE_TOKEN
-from pyrocache.protocol.handshake import UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_PROTOCOL, UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
@@ -436,6 +436,9 @@ class NameServerDirectory:
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
             text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
             return UnprovenNameServer(text.rstrip())
+        if isinstance(error, HandshakeRefused) and error.code == OTHER_PROTOCOL:
+            text = f"The name server at {where} cannot be asked to {purpose}, as {error.reason}."
+            return NameServerUnavailable(text)
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:

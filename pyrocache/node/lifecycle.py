@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pyrocache import __version__
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
@@ -233,6 +234,7 @@ class Node:
 
     def _gauges(self) -> dict[str, Any]:
         return {
+            "version": __version__,
             "view": self.membership.view.number,
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),

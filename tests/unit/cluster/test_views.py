@@ -244,7 +244,11 @@ def test_of_two_lines_of_zones_one_counts_in_every_process() -> None:
 
 
 def test_zones_that_a_view_does_not_tell_are_added() -> None:
-    known = {("cache.node.1", ONE): "a", ("cache.node.2", ONE): "of an earlier start", ("cache.node.3", ONE): "c"}
+    known = {
+        ("cache.node.1", ONE): "a",
+        ("cache.node.2", ONE): "of an earlier start",
+        ("cache.node.3", ONE): "c",
+    }
     assert zones_of(with_zones(view(), known)) == ["a", ""]
     assert zones_of(with_zones(in_zones("", "b"), known)) == ["a", "b"]
     full = in_zones("x", "")
