@@ -26,7 +26,7 @@ BEFORE = "179b2e5"
 """The last commit of the version before this one."""
 
 KEYS = 60
-MOST_ROUNDS = 400
+MOST_ROUNDS = 5000
 
 
 @pytest.fixture(scope="module")
