@@ -155,6 +155,11 @@ class ClusterView:
         names = ", ".join(member.name for member in self.members)
         return f"<ClusterView {self.number}: {names or 'empty'}>"
 
+    @property
+    def zones(self) -> list[str]:
+        """Return the zones of the members, in their order."""
+        return [member.zone for member in self.members]
+
     def member(self, name: str) -> Member | None:
         """Return the member with that name, or None."""
         return self._by_name.get(name)
