@@ -183,10 +183,8 @@ class Greeting(NamedTuple):
         """Compare what a server is with what a client expects. A field that one of them leaves empty is not compared.
 
         Raises:
-            HandshakeRefused: they differ, or their versions of the protocol are too far apart. This does not mean that
-                the node which the client looks for is gone.
+            HandshakeRefused: they differ. This does not mean that the node which the client looks for is gone.
         """
-        agreed_protocol(self.protocol, expected.protocol)
         for code, field, what in _IDENTITY:
             mine, wanted = getattr(self, field), getattr(expected, field)
             if mine and wanted and mine != wanted:
@@ -313,8 +311,8 @@ class ClientHandshake:
             else:
                 said = answer.get("handshake") if isinstance(answer, dict) else None
                 self._server = Greeting.from_wire(said)
-                self._server.check(self._expected)
                 self.protocol = agreed_protocol(self._server.protocol, self._expected.protocol)
+                self._server.check(self._expected)
                 self.state = self._examine(said if isinstance(said, dict) else {})
         except HandshakeRefused:
             self.state = State.REFUSED

@@ -22,7 +22,7 @@ from tests.support.processes import ROOT, free_address
 from tests.support.versions import Client, Version, drain, of_commit, with_protocol
 from tests.support.waiting import eventually
 
-BEFORE = "179b2e5"
+BEFORE = "179b2e5bd792a2f25df73182f9a24db6499a3fc1"
 """The last commit of the version before this one."""
 
 KEYS = 60
