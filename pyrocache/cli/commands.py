@@ -166,6 +166,14 @@ def nodes_command(
         str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
     ] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
+    zone: Annotated[
+        str,
+        typer.Option(
+            help="The rack, room or site that the nodes are in; `pyrocache status` shows it.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = "",
     max_value: Annotated[
         str | None,
         typer.Option(help="Largest encoded value that a node accepts; by default a quarter of --max-memory."),
@@ -201,6 +209,7 @@ def nodes_command(
         tls=False if no_tls else None,
         open=open_,
         weight=weight,
+        zone=zone,
         max_memory=parse_size(max_memory),
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,

@@ -1018,9 +1018,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         context = self._context
         answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
-        away = [name for name, answer in answers.items() if isinstance(answer, NodeUnavailable)]
-        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in away}
-        return Stats.of(nodes, replace(context.figures, **context.backend.retries), away)
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
+        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
+        return Stats.of(nodes, replace(context.figures, **context.backend.retries), list(errors), errors)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

@@ -80,7 +80,7 @@ def serve(
         NAMESERVER_NAME,
         names,
         COMMANDS,
-        greeting=lambda: "hello",  # that of Pyro5's daemons
+        greeting=lambda: Greeting(protocol=PROTOCOL),
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
         admission=admission(secret, Strangers.ADMITTED),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pyrocache import __version__
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
@@ -105,7 +106,7 @@ class Node:
         address, port = listeners[0].getsockname()[:2]
         # Clients must not resolve `localhost` themselves: it may have another address that this node does not serve.
         host = config.host if config.host != "localhost" else address
-        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
+        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path, zone=config.zone)
         try:
             self.member = self.membership.join(unnamed)
         except BaseException:
@@ -238,6 +239,7 @@ class Node:
 
     def _gauges(self) -> dict[str, Any]:
         return {
+            "version": __version__,
             "view": self.membership.view.number,
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),

@@ -5,8 +5,8 @@ the server describes itself. Does not send or receive. Does not judge requests e
 established, `ServerHandshake.admit` passes their headers on.
 
 The handshake begins as that of Pyro5, with a CONNECT message and an answer. By their `Greeting` both ends compare
-protocol, cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. Empty fields are
-not sent.
+cluster, node and incarnation where both give them, and agree on a version of the protocol (`agreed_protocol`); a stock
+Pyro5 proxy or daemon gives none of these. Empty fields are not sent.
 
 Ends that have a secret prove that they know it (`protocol.proof`): the caller's greeting has a nonce and the address
 that it dialled, the answer has another nonce and the server's proof, and a second CONNECT message has the caller's
@@ -47,7 +47,11 @@ ANSWER_BYTES = 64 * 1024
 """Length of the longest answer to it that a client accepts."""
 
 PROTOCOL = 1
-"""The version of what both ends agree on beyond Pyro5's own protocol."""
+"""The version of what both ends agree on beyond Pyro5's own protocol. It works with the version before and with the
+next one: both ends then use the lower of their versions."""
+
+OLDEST_PROTOCOL = 1
+"""The oldest version that other ends may have. A version that cannot work with the one before it raises this, too."""
 
 NAMELESS = "nameless"
 """The caller, if it is the name server, or a node that has not joined yet."""
@@ -68,7 +72,6 @@ UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS, NO_TLS, OTHER_CERTIFICATE)
 """Those that say that one end has not proved who it is, or that the connection would not be protected."""
 
 _IDENTITY = (
-    (OTHER_PROTOCOL, "protocol", "protocol"),
     (OTHER_CLUSTER, "cluster", "cluster"),
     (OTHER_NODE, "node", "node"),
     (OTHER_INCARNATION, "incarnation", "incarnation"),
@@ -78,6 +81,28 @@ _LEGIBLE_CHARACTERS = 400  # more than any reason of ours has
 
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
+
+
+def agreed_protocol(server: int, caller: int, oldest: int = OLDEST_PROTOCOL) -> int:
+    """Return the version that both ends are to use: the lower one of their versions; 0 if one of them is not told.
+
+    Args:
+        server, caller: the versions of the two ends; 0 if unknown, as of stock Pyro5.
+        oldest: the oldest version that is accepted.
+
+    Raises:
+        HandshakeRefused: the versions are not neighbours, or one of them is older than ``oldest``.
+    """
+    if not (server and caller):
+        return 0
+    lower = min(server, caller)
+    if lower < oldest or abs(server - caller) > 1:
+        outdated = "server" if server < caller else "caller"
+        raise HandshakeRefused(
+            f"{OTHER_PROTOCOL}: the server speaks protocol {server} and the caller protocol {caller}: "
+            f"upgrade pyrocache at the {outdated}"
+        )
+    return lower
 
 
 class State(Enum):
@@ -107,6 +132,11 @@ class HandshakeRefused(Exception):
         """The code that the reason begins with, one of `CODES`; empty if there is none."""
         code = str(self).partition(": ")[0]
         return code if code in CODES else ""
+
+    @property
+    def reason(self) -> str:
+        """The reason without its code."""
+        return str(self).removeprefix(f"{self.code}: ")
 
 
 class CloseAfterReply(Exception):
@@ -221,9 +251,13 @@ class ClientHandshake:
 
     Attributes:
         state: the progress.
+        protocol: the version that both ends use, once the server has answered; 0 if one of them told none.
     """
 
-    __slots__ = ("_expected", "_keys", "_object_id", "_offer", "_said", "_server", "_trusting", "state")
+    __slots__ = (
+        *("_expected", "_keys", "_object_id", "_offer", "_said", "_server", "_trusting"),
+        *("protocol", "state"),
+    )
 
     def __init__(
         self,
@@ -240,6 +274,7 @@ class ClientHandshake:
         self._trusting = trusting
         self._said = b""
         self._server = Greeting()
+        self.protocol = 0
         self.state = State.AWAITING
 
     def request(self) -> bytes:
@@ -279,6 +314,7 @@ class ClientHandshake:
             else:
                 said = answer.get("handshake") if isinstance(answer, dict) else None
                 self._server = Greeting.from_wire(said)
+                self.protocol = agreed_protocol(self._server.protocol, self._expected.protocol)
                 self._server.check(self._expected)
                 self.state = self._examine(said if isinstance(said, dict) else {})
         except HandshakeRefused:
@@ -369,6 +405,7 @@ class ServerHandshake:
         nodes_only: whether clients are refused, for want of file descriptors.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
+        protocol: the version that both ends use, once the client has greeted; 0 if one of them told none.
     """
 
     describe: Callable[[str, Any], Any]
@@ -385,6 +422,7 @@ class ServerHandshake:
     serializer: Serializer | None = None
     nodes_only: bool = False
     session: bytes | None = None
+    protocol: int = 0
     _said: bytes = b""
 
     def admit(self, header: Header) -> None:
@@ -445,7 +483,9 @@ class ServerHandshake:
             self.trusted = self.admission is None or self._admit_stranger(self.admission, object_id, offer)
         answer = self.describe(object_id, offered)
         mine = answer.get("handshake")
-        if len(offer.session) == SESSION_BYTES and Greeting.from_wire(mine).clock_ms:
+        own = Greeting.from_wire(mine)
+        self.protocol = agreed_protocol(own.protocol, offer.protocol)
+        if len(offer.session) == SESSION_BYTES and own.clock_ms:
             self.session = offer.session
         if self.admission is not None and proving:
             answer = {**answer, "handshake": self._prove(self.admission, object_id, offered, mine)}
