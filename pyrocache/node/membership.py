@@ -489,8 +489,8 @@ class NodeMembership:
         sent_at = self._clock()
         states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
         received_at = self._clock()
-        for member, heard in states.items():
-            self.fencing = self.fencing.heard(member.identity, heard, sent_at, received_at)
+        answers = ((member.identity, heard) for member, heard in states.items())
+        self.fencing = self.fencing.heard_all(answers, sent_at, received_at)
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 
