@@ -77,12 +77,13 @@ class Cluster:
         self.admin = MeteredDirectory(self.server, "operator")
         members = [member(number) for number in range(1, size + 1)]
         view = ClusterView(members, FIRST, CLUSTER)
-        self.admin.create_cluster(CLUSTER, FIRST)
-        self.admin.store_view(view)
+        self.admin.create_cluster(CLUSTER, FIRST - 1)
+        for one in (ClusterView(members, FIRST - 1, CLUSTER), view):  # the name server keeps two
+            self.admin.store_view(one)
         lease = NodeConfig().lease_seconds
-        for place, one in enumerate(members):
-            self.admin.register(one)
-            node = Node(self, one, MEMBERS)
+        for place, here in enumerate(members):
+            self.admin.register(here)
+            node = Node(self, here, MEMBERS)
             node.begin(view)
             node.wake(lease / 4 * place / size)
         self.run(lease / 4)  # each asks the name server once
