@@ -12,7 +12,7 @@ names: a longer listing is an error, upon which clients and nodes keep the view 
 are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
-connection it belongs to one thread.
+connection, and the last listing over it, it belongs to one thread.
 """
 
 from __future__ import annotations
@@ -242,6 +242,8 @@ class NameServerDirectory:
         self._kept: Connection | None = None
         self._connected = False  # in the last exchange, something at the address accepted the connection
         self._opened = 0  # the number of the connection that was opened last
+        self._listed: dict[Any, Any] = {}  # the last answer over a kept connection
+        self._read = Listing()  # what it says
 
     def listing(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Listing:
         """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
@@ -342,7 +344,12 @@ class NameServerDirectory:
             addresses = self._ask(deadline, purpose, "list", "cache.", None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
-        return _listing(listed)._replace(connection=self._opened if self._keep else 0)
+        if not self._keep:
+            return _listing(listed)
+        # A node asks twice a second, and to read a long listing takes 40 times as long as to compare it.
+        if listed != self._listed:
+            self._listed, self._read = listed, _listing(listed)
+        return self._read._replace(connection=self._opened)
 
     def _ask(
         self,
