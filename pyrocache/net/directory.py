@@ -35,8 +35,9 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.protocol import refusals
 from pyrocache.protocol.commands import ISSUE_TOKEN
-from pyrocache.protocol.handshake import OTHER_PROTOCOL, UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_PROTOCOL, OVERLOADED, UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
@@ -380,10 +381,10 @@ class NameServerDirectory:
         except Refused as refused:
             if if_refused is not None:
                 return if_refused
-            raise _RefusedByNameServer(
-                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
-                f"{refused}"
-            ) from None
+            where = format_address(self._server.host, self._server.port)
+            unavailable = _RefusedByNameServer(f"The name server at {where} refused to {purpose}: {refused}")
+            unavailable.overloaded = refused.refusal.code == refusals.OVERLOADED
+            raise unavailable from None
         except BROKEN as error:
             if not broken(error):
                 raise
@@ -443,6 +444,12 @@ class NameServerDirectory:
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
             text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
             return UnprovenNameServer(text.rstrip())
+        if isinstance(error, HandshakeRefused) and error.code == OVERLOADED:
+            unavailable = NameServerUnavailable(
+                f"The name server at {where} cannot be asked to {purpose} ({error})."
+            )
+            unavailable.overloaded = True
+            return unavailable
         if isinstance(error, HandshakeRefused) and error.code == OTHER_PROTOCOL:
             text = f"The name server at {where} cannot be asked to {purpose}, as {error.reason}."
             return NameServerUnavailable(text)
