@@ -65,7 +65,9 @@ class Queue:
         self.longest = max(self.longest, waiting)
         if waiting >= _LIMITS.max_queued_calls:
             self.refused += 1
-            raise NameServerUnavailable("The name server has too much to do.")
+            error = NameServerUnavailable("The name server has too much to do.")
+            error.overloaded = True
+            raise error
         self._free_at = max(self._free_at, now) + seconds
         crowd.sleep(self._free_at - now)
         return self._directory.listing()
@@ -211,7 +213,7 @@ class _Router(Router):
         nameserver = WatchedLookUp(self._directory)
         self._membership = _Membership(self._crowd, nameserver)
         self._membership.view = view
-        self.views = Views(self._membership, nameserver, self._clock, self._nameserver)
+        self.views = Views(self._membership, nameserver, self._clock, self._nameserver, sleep=self._sleep)
 
     def knows(self, number: int) -> bool:
         """Whether it has view ``number`` or a newer one."""

@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.scale.clients import CLIENTS, Crowd
+from benchmarks.scale.clients import CLIENTS, TIMEOUT_SECONDS, Crowd
 from benchmarks.scale.cluster import JOINER, MEMBERS, PINGS, Cluster, Node, handshake_cost, member
 from benchmarks.scale.meter import Meter
 from benchmarks.scale.wire import SERVER, MeteredDirectory, NameServer
@@ -160,8 +160,9 @@ def start(nodes: int, clients: int, within: float) -> Figures:
     cluster = Cluster(nodes)
     crowd = Crowd(cluster, clients, handshake_cost()[2])
     began = cluster.clock.now
-    crowd.start(0.001, lambda: cluster.clock.now > began + within + 1.0, within)  # one call each
-    crowd.run(within + 1.0)
+    seconds = within + TIMEOUT_SECONDS + 1.0
+    crowd.start(0.001, lambda: cluster.clock.now > began + seconds, within)  # one call each
+    crowd.run(seconds)
     return {
         "look_ups": crowd.queue.asked,
         "failed": crowd.failed,
