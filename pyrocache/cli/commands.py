@@ -110,16 +110,21 @@ def nameserver_command(
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
+    from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
 
+    manager = ServiceManager()
+
     def ready(address: str) -> None:
+        manager.ready(f"Name server at {address}")
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
 
     config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals()
-    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
+    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready, tick=manager.alive)
+    manager.stopping()
 
 
 nodes_app = typer.Typer(invoke_without_command=True)

@@ -59,11 +59,13 @@ def serve(
     secret: Secret,
     stop: StopRequest,
     ready: Callable[[str], None],
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
         secret: what callers must prove that they know, except those that only read, from this host.
+        tick: called several times a second as long as it serves.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
@@ -93,6 +95,8 @@ def serve(
         # With a timeout, as a signal that reaches another thread does not end a wait.
         while not stop.wait(_POLL_SECONDS):
             secret.current()  # reads the file again, which the I/O thread must not do
+            if thread.is_alive():
+                tick()
     finally:
         loop.shutdown()
         thread.join(2.0)
