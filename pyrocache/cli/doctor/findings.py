@@ -174,6 +174,8 @@ def _name_server(seen: Observed) -> Iterator[Finding]:
     took = f"answers in {server.way.milliseconds:.1f} ms"
     if server.way.proved:
         yield _ok(subject, f"{where} {took}, and proves the secret.")
+    elif not seen.secret.keys:
+        yield _note(subject, f"{where} {took}. Without a secret, neither it nor the nodes were checked.")
     else:
         advice = "Use `pyrocache nameserver`, which proves it."
         yield _note(

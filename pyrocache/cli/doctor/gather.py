@@ -54,6 +54,7 @@ from pyrocache.runtime.secret import Key, existing
 _PINGS = 5
 _SETTLING_SECONDS = 1.0  # a change of the view takes less
 _LONGEST_SOCKET_PATH = 100  # as in `server.unix_socket`
+_STEPS = 4  # of a thread, each of which has a timeout of its own
 _ALL_AT_ONCE = 64  # nodes
 _START = "start one with: "  # the remedy in the error about a name server that does not exist
 
@@ -90,7 +91,7 @@ def observe(settings: Settings) -> Observed:
         place=secret.path or "no file",
         tls=settings.tls,
     )
-    found = _bounded([lambda: _name_server(settings, caller)], 2 * settings.seconds)[0]
+    found = _bounded([lambda: _name_server(settings, caller)], _STEPS * settings.seconds)[0]
     server = found or NameServerSeen(address=settings.nameserver, way=_late(settings.seconds))
     return Observed(
         now=datetime.now(UTC),
@@ -197,6 +198,8 @@ def _without_name_server(settings: Settings, error: PyroCacheError) -> NameServe
     host, port = parse_address(settings.nameserver)
     cause = _tls_mismatch(cause, host, port, settings.tls, settings.seconds)
     what, advice = _divided(str(error))
+    if cause is Cause.REFUSED:
+        what = "nothing listens there"
     return NameServerSeen(address=settings.nameserver, way=Way(error=what, cause=cause), advice=advice)
 
 
@@ -204,11 +207,11 @@ def _divided(text: str) -> tuple[str, str]:
     """Return what the error of a name server says is wrong, as a part of a sentence, and what it advises."""
     if refusal := re.search(r" \((.*)\)\. ?(.*)", text):
         return refusal[1], refusal[2]
-    what, _, remedy = text.partition(f": {_START}")
-    if remedy:
-        return "nothing listens there", f"{_START[0].upper()}{_START[1:]}{remedy}"
-    what, _, advice = what.removesuffix(".").partition(". ")
-    return what[0].lower() + what[1:], advice
+    _, found, remedy = text.partition(f": {_START}")
+    if found:
+        return "it cannot be reached", f"{_START[0].upper()}{_START[1:]}{remedy}"
+    what, _, advice = text.removesuffix(".").rpartition(": ")[2].partition(". ")
+    return what, advice
 
 
 def _tls_mismatch(cause: Cause, host: str, port: int, tls: Encryption, seconds: float) -> Cause:
@@ -328,7 +331,7 @@ def _nodes(members: Sequence[Member], caller: Caller, seconds: float) -> tuple[N
     nodes: list[NodeSeen] = []
     for start in range(0, len(members), _ALL_AT_ONCE):
         some = members[start : start + _ALL_AT_ONCE]
-        found = _bounded([_task(member, caller, seconds) for member in some], 4 * seconds)
+        found = _bounded([_task(member, caller, seconds) for member in some], _STEPS * seconds)
         nodes += [
             node or NodeSeen(member=member, tcp=_late(seconds))
             for member, node in zip(some, found, strict=True)

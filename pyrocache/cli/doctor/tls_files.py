@@ -11,6 +11,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 
 from pyrocache.cli.doctor.observed import CertificateSeen
@@ -27,7 +28,10 @@ def examine(tls: TLS) -> Iterator[CertificateSeen]:
 
 def presented(place: str, certificate: Mapping[str, Any]) -> CertificateSeen:
     """Return a certificate that OpenSSL has accepted, given what ``getpeercert`` returns."""
-    names = tuple(str(name) for kind, name in certificate.get("subjectAltName", ()))
+    names = tuple(
+        str(ip_address(name.strip())) if kind == "IP Address" else str(name)
+        for kind, name in certificate.get("subjectAltName", ())
+    )
     return CertificateSeen(place=place, ends=_ends(certificate), names=names)
 
 
