@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
-import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -125,50 +123,13 @@ def test_a_certificate_that_has_ended(shared_cluster: LocalCluster, certificates
     assert "pyrocache certificates DIR --renew" in _advice(done, "certificate has expired")
 
 
-def test_a_server_that_speaks_tls_to_one_that_does_not(certificates: Certificates) -> None:
-    with _tls_server(certificates.server()) as address:
-        done = _doctor(address, "--timeout", "0.5")
-    assert done.status == 1
-    assert _advice(done, f"{address} (--nameserver)").startswith("Give --tls-ca")
-
-
 def _options(tls: TLS) -> list[str]:
     return [f"--tls-{file}={getattr(tls, file)}" for file in ("ca", "cert", "key") if getattr(tls, file)]
-
-
-@contextmanager
-def _tls_server(tls: TLS) -> Iterator[str]:
-    """Run a server that makes TLS connections and says nothing more; yield its address."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    assert tls.cert
-    context.load_cert_chain(tls.cert, tls.key)
-
-    def serve() -> None:
-        while True:
-            try:
-                accepted, _ = listener.accept()
-            except OSError:  # closed
-                return
-            accepted.settimeout(5)
-            try:
-                context.wrap_socket(accepted, server_side=True).close()
-            except OSError:
-                accepted.close()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
-    assert not thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
 def _keep_logging() -> Iterator[None]:
     """Remove the handler that the command adds, which later tests of this process would have."""
-    import logging
-
     logger = logging.getLogger("pyrocache")
     before = list(logger.handlers)
     yield

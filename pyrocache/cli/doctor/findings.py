@@ -168,7 +168,7 @@ def _name_server(seen: Observed) -> Iterator[Finding]:
     server, subject = seen.name_server, "name server"
     where = f"{server.address} ({server.source})"
     if server.way.error:
-        advice = _ADVICE.get(server.way.cause) or server.advice
+        advice = _ADVICE.get(server.way.cause) or server.way.advice
         yield _problem(subject, f"{where}: {server.way.error}.", advice)
         return
     took = f"answers in {server.way.milliseconds:.1f} ms"
@@ -259,14 +259,16 @@ def _advice(seen: Observed, node: NodeSeen) -> str:
         if node.tcp.cause is Cause.REFUSED:
             return f"Start the node again, as its keys are lost until then; {remove}"
         return f"Is its host up, and does a firewall let port {node.member.port} through? Else start it again; {remove}"
-    return _ADVICE.get(node.tcp.cause, "")
+    return _ADVICE.get(node.tcp.cause) or node.tcp.advice
 
 
 _ADVICE = {
     Cause.UNRESOLVED: "Check the name, and how this host resolves names.",
     Cause.SECRET: "Give all hosts the same secret file: pyrocache secret prints its path.",
-    Cause.SPEAKS_TLS: "Give --tls-ca with the certificate of its authority, and what else the server demands.",
-    Cause.SPEAKS_NO_TLS: "Leave the options of TLS out, or start it with --tls-cert, --tls-key and --tls-ca.",
+    Cause.CERTIFICATE: (
+        "Is it for this name or address, of the authority in --tls-ca, and valid? Make another one with `pyrocache "
+        "certificates`, copy it there, and send SIGHUP."
+    ),
 }
 
 

@@ -13,7 +13,6 @@ import os
 import re
 import resource
 import socket
-import ssl
 import statistics
 import tempfile
 import threading
@@ -47,7 +46,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Listing, NameServerDirectory, UnprovenNameServer
 from pyrocache.net.failures import BROKEN, Refused, unavailable
-from pyrocache.protocol.handshake import PROTOCOL, UNPROVEN, Greeting, HandshakeRefused
+from pyrocache.protocol.handshake import NO_SECRET, OTHER_SECRET, PROTOCOL, Greeting, HandshakeRefused
 from pyrocache.runtime import private_directory, secret_file
 from pyrocache.runtime.secret import Key, existing
 
@@ -57,6 +56,7 @@ _LONGEST_SOCKET_PATH = 100  # as in `server.unix_socket`
 _STEPS = 4  # of a thread, each of which has a timeout of its own
 _ALL_AT_ONCE = 64  # nodes
 _START = "start one with: "  # the remedy in the error about a name server that does not exist
+_CAUSES = {NO_SECRET: Cause.SECRET, OTHER_SECRET: Cause.SECRET, "other-certificate": Cause.CERTIFICATE}
 
 _Answer = TypeVar("_Answer")
 
@@ -191,16 +191,14 @@ def _name_server(settings: Settings, caller: Caller) -> NameServerSeen:
 def _without_name_server(settings: Settings, error: PyroCacheError) -> NameServerSeen:
     """Return what a name server is that was not asked."""
     cause = Cause.OTHER
-    if isinstance(error, UnprovenNameServer):
-        cause = Cause.SECRET
-    elif isinstance(error, NameServerUnavailable):
-        cause = Cause.REFUSED if error.refused else Cause.TIMED_OUT if error.timed_out else Cause.OTHER
-    host, port = parse_address(settings.nameserver)
-    cause = _tls_mismatch(cause, host, port, settings.tls, settings.seconds)
     what, advice = _divided(str(error))
-    if cause is Cause.REFUSED:
-        what = "nothing listens there"
-    return NameServerSeen(address=settings.nameserver, way=Way(error=what, cause=cause), advice=advice)
+    if isinstance(error, UnprovenNameServer):
+        cause = _CAUSES.get(what.partition(": ")[0], Cause.OTHER)
+    elif isinstance(error, NameServerUnavailable) and error.refused:
+        what, cause = "nothing listens there", Cause.REFUSED
+    elif isinstance(error, NameServerUnavailable) and error.timed_out:
+        cause = Cause.TIMED_OUT
+    return NameServerSeen(address=settings.nameserver, way=Way(error=what, cause=cause, advice=advice))
 
 
 def _divided(text: str) -> tuple[str, str]:
@@ -212,31 +210,6 @@ def _divided(text: str) -> tuple[str, str]:
         return "it cannot be reached", f"{_START[0].upper()}{_START[1:]}{remedy}"
     what, _, advice = text.removesuffix(".").rpartition(": ")[2].partition(". ")
     return what, advice
-
-
-def _tls_mismatch(cause: Cause, host: str, port: int, tls: Encryption, seconds: float) -> Cause:
-    """Return whether only one end speaks TLS, if nothing else explains why there is no connection."""
-    if cause not in (Cause.OTHER, Cause.TIMED_OUT):
-        return cause
-    speaks = _speaks_tls(host, port, seconds)
-    if speaks and not isinstance(tls, TLS):
-        return Cause.SPEAKS_TLS
-    return Cause.SPEAKS_NO_TLS if speaks is False and isinstance(tls, TLS) else cause
-
-
-def _speaks_tls(host: str, port: int, seconds: float) -> bool | None:
-    """Return whether a server speaks TLS, whoever it is; None if that is unknown."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with socket.create_connection((host, port), seconds) as sock:
-            context.wrap_socket(sock).close()
-            return True
-    except ssl.SSLError:
-        return False
-    except (OSError, UnicodeError):
-        return None
 
 
 def _certificate(place: str, connection: Connection) -> CertificateSeen | None:
@@ -304,8 +277,8 @@ def _no_way(member: Member, error: BaseException, deadline: Deadline) -> Way:
     what = text.removeprefix(f"{member.name} at {member.address} ").partition(". ")[0].rstrip(".")
     cause = Cause.OTHER
     if isinstance(error, HandshakeRefused):
-        what, cause = f"no handshake ({error})", Cause.SECRET if error.code in UNPROVEN else Cause.OTHER
-    elif isinstance(error, ConnectionRefusedError):
+        return Way(error=str(error), cause=_CAUSES.get(error.code, Cause.OTHER), advice=error.advice)
+    if isinstance(error, ConnectionRefusedError):
         what, cause = "nothing listens there", Cause.REFUSED
     elif isinstance(error, TimeoutError):
         what, cause = f"it did not answer within {deadline.seconds:g} s", Cause.TIMED_OUT
@@ -348,17 +321,13 @@ def _node(member: Member, caller: Caller, seconds: float) -> NodeSeen:
     here = _is_here(member.host)
     over_unix = _over_unix(member, caller, seconds) if here and member.socket_path else None
     best = over_tcp if over_tcp.stats or over_unix is None else over_unix
-    tcp = over_tcp.way
-    if tcp.error:
-        cause = _tls_mismatch(tcp.cause, member.host, member.port, caller.tls, seconds)
-        tcp = Way(error=tcp.error, cause=cause)
     stats = NodeStats.from_wire(best.stats) if best.stats else None
     process = _process(stats.pid) if stats is not None and here else None
     version = best.stats.get("version", "")
     return NodeSeen(
         member=member,
         here=here,
-        tcp=tcp,
+        tcp=over_tcp.way,
         unix=over_unix.way if over_unix is not None else None,
         stats=stats,
         version=version if isinstance(version, str) else "",

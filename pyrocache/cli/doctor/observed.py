@@ -27,8 +27,7 @@ class Cause(Enum):
     TIMED_OUT = "no answer in time"
     UNRESOLVED = "the host name has no address"
     SECRET = "the secret is not proved"
-    SPEAKS_TLS = "the other end speaks TLS, and this one does not"
-    SPEAKS_NO_TLS = "this end speaks TLS, and the other one does not"
+    CERTIFICATE = "one end does not accept the certificate of the other"
     OTHER = "anything else"
 
 
@@ -71,6 +70,7 @@ class Way:
     """A connection to a server over TCP or over a Unix socket.
 
     Attributes:
+        advice: what the error says that can be done.
         milliseconds: the median time of a ping.
         proved: whether both ends have proved the secret.
         certificate: what the server has presented; None without TLS.
@@ -78,6 +78,7 @@ class Way:
 
     error: str = ""
     cause: Cause = Cause.NONE
+    advice: str = ""
     milliseconds: float = 0.0
     proved: bool = False
     certificate: CertificateSeen | None = None
@@ -91,7 +92,6 @@ class NameServerSeen:
         address: its ``host:port``.
         source: where the address is from.
         on_loopback: whether only this host can reach it.
-        advice: what the error says that can be done.
         listing: what it lists.
     """
 
@@ -99,7 +99,6 @@ class NameServerSeen:
     source: str = ""
     on_loopback: bool = True
     way: Way = Way()
-    advice: str = ""
     listing: Listing = _NOTHING
 
 

@@ -138,24 +138,25 @@ def test_a_certificate_that_is_not_for_the_nodes_here() -> None:
 
 
 def test_a_name_server_that_is_not_there() -> None:
-    way = Way(error="nothing listens there", cause=Cause.REFUSED)
-    missing = {"way": way, "advice": "Start one with: pyrocache nameserver", "listing": Listing()}
+    advice = "Start one with: pyrocache nameserver"
+    way = Way(error="nothing listens there", cause=Cause.REFUSED, advice=advice)
+    missing = {"way": way, "listing": Listing()}
     finding = _only(name_server=missing, nodes=())
     assert (finding.level, finding.subject) == (Level.PROBLEM, "name server")
     assert finding.what == f"{ADDRESS} (--nameserver): nothing listens there."
-    assert finding.advice == "Start one with: pyrocache nameserver"
+    assert finding.advice == advice
 
 
 @pytest.mark.parametrize(
     ("cause", "advice"),
     [
         (Cause.SECRET, "same secret file"),
-        (Cause.SPEAKS_TLS, "Give --tls-ca"),
-        (Cause.SPEAKS_NO_TLS, "Leave the options of TLS out"),
+        (Cause.CERTIFICATE, "pyrocache certificates"),
+        (Cause.OTHER, "Do that"),
     ],
 )
 def test_servers_that_do_not_fit(cause: Cause, advice: str) -> None:
-    way = Way(error="it is so", cause=cause)
+    way = Way(error="it is so", cause=cause, advice="Do that.")
     assert advice in _only(name_server={"way": way}).advice
     finding = _only(nodes=(_node(1), _node(2, tcp=way, stats=None)))
     assert (finding.level, finding.subject) == (Level.PROBLEM, "cache.node.2")
