@@ -6,12 +6,15 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pyrocache import LocalCluster
 from pyrocache.config import TLS
+from pyrocache.runtime.child_process import start_nameserver, start_node
 from tests.support.certificates import Certificates
 from tests.support.commands import Outcome, call
 from tests.support.nodes import private_cluster
@@ -121,6 +124,52 @@ def test_a_certificate_that_has_ended(shared_cluster: LocalCluster, certificates
     done = _doctor(shared_cluster.nameserver, *_options(certificates.expired()))
     assert done.status == 1
     assert "pyrocache certificates DIR --renew" in _advice(done, "certificate has expired")
+
+
+@contextmanager
+def _cluster(tls: TLS | None) -> Iterator[str]:
+    """Run a name server and a node with these settings; yield the address of the name server."""
+    pytest.importorskip("pyrocache.runtime.tls")
+    settings = asdict(tls) if tls else None
+    with ExitStack() as stack:
+        nameserver = start_nameserver(quiet=True, tls=settings)
+        stack.callback(nameserver.kill)
+        address = nameserver.wait_until_ready()["address"]
+        node = start_node(
+            {"nameserver": address, "new_cluster": True, "tls": settings, "max_memory": 2**26}, quiet=True
+        )
+        stack.callback(node.kill)
+        node.wait_until_ready()
+        yield address
+
+
+def test_a_cluster_with_tls(certificates: Certificates) -> None:
+    with _cluster(certificates.expired("soon.example", days_ago=-10.5)) as address:
+        well = _doctor(address, *_options(certificates.client()))
+        assert well.status == 0
+        assert sum("10 days from now" in line for line in _lines(well, "note")) == 2  # name server and node
+        plain = _doctor(address)
+        assert plain.status == 1
+        assert "--tls-ca" in _advice(plain, "this server speaks TLS only")
+
+
+def test_a_server_whose_certificate_has_ended(certificates: Certificates) -> None:
+    pytest.importorskip("pyrocache.runtime.tls")
+    nameserver = start_nameserver(quiet=True, tls=asdict(certificates.expired()))
+    try:
+        address = nameserver.wait_until_ready()["address"]
+        done = _doctor(address, *_options(certificates.client()))
+    finally:
+        nameserver.kill()
+    assert done.status == 1
+    assert "send SIGHUP" in _advice(done, "certificate has expired")
+
+
+def test_a_cluster_without_tls(certificates: Certificates, shared_cluster: LocalCluster) -> None:
+    pytest.importorskip("pyrocache.runtime.tls")
+    done = _doctor(shared_cluster.nameserver, *_options(certificates.client()))
+    assert done.status == 1
+    assert "leave tls= and --tls-ca out" in _advice(done, "it does not speak TLS")
 
 
 def _options(tls: TLS) -> list[str]:

@@ -266,8 +266,8 @@ _ADVICE = {
     Cause.UNRESOLVED: "Check the name, and how this host resolves names.",
     Cause.SECRET: "Give all hosts the same secret file: pyrocache secret prints its path.",
     Cause.CERTIFICATE: (
-        "Is it for this name or address, of the authority in --tls-ca, and valid? Make another one with `pyrocache "
-        "certificates`, copy it there, and send SIGHUP."
+        "Is it there (--tls-cert), valid, of the authority in --tls-ca, and for this name or address? Make another one "
+        "with `pyrocache certificates`, copy it there, and send SIGHUP."
     ),
 }
 
