@@ -34,6 +34,7 @@ from pyrocache.net.call_protocol import knowing
 from pyrocache.protocol.handshake import MSGPACK, NAMELESS, PROTOCOL, Greeting, Strangers
 from pyrocache.runtime.descriptors import allow_most
 from pyrocache.runtime.secret import Secret, secret_of_parent
+from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
@@ -60,15 +61,18 @@ def serve(
     secret: Secret,
     stop: StopRequest,
     ready: Callable[[str], None],
+    manager: ServiceManager | None = None,
 ) -> None:
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
         secret: what callers must prove that they know, except those that only read, from this host.
+        manager: is told that it is alive, or loads its certificate again; None if nobody is to be told.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
     """
+    manager = manager or ServiceManager({})
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
     certificate = server_certificate(config.tls)
@@ -97,9 +101,12 @@ def serve(
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             secret.current()  # reads the file again, which the I/O thread must not do
+            if thread.is_alive():
+                manager.alive()
             if stop.reload:
                 stop.reload = False
-                load_again(certificate, "The name server")
+                with manager.reloading():
+                    load_again(certificate, "The name server")
     finally:
         loop.shutdown()
         thread.join(2.0)
