@@ -43,6 +43,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
+    TLS,
     ClientConfig,
     OnError,
     OnUndecodable,
@@ -113,6 +114,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             client has its path.
         authenticate: False to use nodes that do not know the secret, such as a stock Pyro5 daemon; only with a name
             server on this host. Whoever is at their addresses can run code in this process.
+        tls: a `TLS` with the files of TLS, for all TCP connections of this client. None: no encryption, and only
+            servers on this host. False: no encryption, although others may read along.
 
     Keys and values are any picklable objects. Two keys are the same if they are equal, as in a dict; the guide lists
     the exceptions. An entry expires when its time to live is over, by its node's clock.
@@ -153,6 +156,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         counters: bool = False,
         secret_file: str | os.PathLike[str] | None = None,
         authenticate: bool = True,
+        tls: TLS | Literal[False] | None = None,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -177,6 +181,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             signing_key_file=None if signing_key_file is None else os.path.abspath(signing_key_file),
             counters=counters,
             secret=secret,
+            tls=tls,
         )
         self._context = ClientContext(config, Backend.of(config))
 

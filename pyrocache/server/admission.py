@@ -6,6 +6,7 @@ Thread safety: a function without state.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import partial
 
 from pyrocache.protocol.handshake import Admission, Strangers
@@ -13,6 +14,7 @@ from pyrocache.protocol.proof import NONCE_BYTES
 from pyrocache.runtime.secret import Secret
 
 
-def admission(secret: Secret, strangers: Strangers) -> Admission:
-    """Return the admission for a server. It never reads the secret's file: see `Secret.current`."""
-    return Admission(lambda: secret.keys, partial(os.urandom, NONCE_BYTES), strangers=strangers)
+def admission(secret: Secret, strangers: Strangers, advertised: Collection[str] = ()) -> Admission:
+    """Return the admission for a server; see `Admission`. It never reads the secret's file: see `Secret.current`."""
+    nonce = partial(os.urandom, NONCE_BYTES)
+    return Admission(lambda: secret.keys, nonce, strangers=strangers, advertised=advertised)
