@@ -9,9 +9,9 @@ After any exception other than `Refused`, the next reply could belong to another
 A node tells its clock in the handshake, and each request says by that clock when its call ends, so that the node does
 not execute it later. It must never say more than is true: the node has read its clock at some time before the end of
 the handshake, so time is counted from that end, and the two clocks may differ in rate. On one host they are one clock:
-the address of the peer is an own one, and its clock shows a time of this handshake (the other end of a tunnel is seldom
-so exact). Between hosts, `DRIFT` is allowed for, a connection is replaced when it is `FRESH_SECONDS` old, and all deadlines are
-that much earlier as the clocks may have drifted apart by then.
+both ends have the same address, and the node's clock shows a time of this handshake. (The ends of a tunnel may have the
+same address, too, but hardly ever the same clock.) Between hosts, `DRIFT` is allowed for, a connection is replaced when
+it is `FRESH_SECONDS` old, and all deadlines are that much earlier as the clocks may have drifted apart by then.
 
 Thread safety: used by one thread at a time, except `interrupt`, which any thread may call.
 """

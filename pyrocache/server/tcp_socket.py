@@ -31,7 +31,9 @@ def listen(host: str, port: int) -> socket.socket:
         # A restarted server takes its port again although connections of the former one are in TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # whatever the system's default is
+            listener.setsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0
+            )  # whatever the system's default is
         listener.bind(address)
         listener.listen(1024)
     except BaseException:
@@ -78,5 +80,7 @@ def remedy(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return "give an address of this host, or a name that it has"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "this host has no such address. Give one that it has; behind NAT, --host 0.0.0.0 with --advertise"
+        return (
+            "this host has no such address. Give one that it has; behind NAT, --host 0.0.0.0 with --advertise"
+        )
     return ""

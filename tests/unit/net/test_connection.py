@@ -557,7 +557,13 @@ def test_one_clock_is_only_assumed_where_there_is_one(family: int, here: str, th
 
 @pytest.mark.parametrize(
     ("same_address", "ahead_seconds", "one_clock"),
-    [(True, 0.0, True), (False, 0.0, False), (True, 3600.0, False), (True, -3600.0, False), (True, -0.5, False)],
+    [
+        (True, 0.0, True),
+        (False, 0.0, False),
+        (True, 3600.0, False),
+        (True, -3600.0, False),
+        (True, -0.5, False),
+    ],
     ids=["one host", "two hosts", "a tunnel, ahead", "a tunnel, behind", "a tunnel, nearly the same"],
 )
 def test_unless_it_is_one_clock_deadlines_are_earlier_by_what_clocks_may_drift(
