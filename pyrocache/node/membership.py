@@ -537,7 +537,7 @@ class NodeMembership:
                 if self.fencing.settled(self._clock()):
                     before = self.view
                     others = [member for member in before.members if member.identity != self._me.identity]
-                    proposal = self._store(others, before, self._me)
+                    proposal = self._store(others, before, self._me, () if others else self._stop())
                     if proposal is not None:
                         if self._ownership is not None:
                             self._ownership.adopt(proposal, before)
@@ -547,6 +547,16 @@ class NodeMembership:
         except (NameServerUnavailable, NameTaken):
             pass
         return None
+
+    def _stop(self) -> list[Identity]:
+        """Stop serving. Return the identity of this node, as a list of members that do not exist any more.
+
+        Nobody else can confirm the change by which the last node leaves. On other hosts, that this one is gone is not
+        seen, and nobody could join any more.
+        """
+        if self._ownership is not None:
+            self._ownership.lapse(True)  # if the change is not stored, the next `tick` renews the lease
+        return [self._me.identity]
 
     def tell(self, view: ClusterView) -> None:
         """Make the members of ``view`` query the name server for it."""
