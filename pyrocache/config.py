@@ -106,7 +106,13 @@ def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
 
 
 def parse_advertised(advertise: str) -> tuple[str, int]:
-    """Return host and port of an address that may lack the port; it is 0 then. Raises as `parse_address`."""
+    """Return host and port of an address that may lack the port; it is 0 then. IPv6 needs brackets only with a port.
+
+    Raises:
+        ConfigurationError: it is not a valid address.
+    """
+    if isinstance(advertise, str) and _ip_address(advertise) is not None:
+        return advertise, 0
     host, port = parse_address(advertise)
     match = _ADDRESS.fullmatch(advertise)
     return host, port if match and match[3] else 0
@@ -187,7 +193,7 @@ def _check_server(host: str, advertise: str | None, tls: Encryption) -> None:
             "To check the certificates of clients, a server needs that of their authority: give --tls-ca.",
         )
     _check_advertised(host, advertise)
-    reached = [host] if advertise is None else [host, parse_address(advertise)[0]]
+    reached = [host] if advertise is None else [host, parse_advertised(advertise)[0]]
     exposed = [one for one in reached if not is_loopback(one)]
     if tls is None and exposed:
         raise InsecureAddress(
@@ -432,7 +438,7 @@ class NodeConfig:
         _check_server(self.host, self.advertise, self.tls)
         check_open(self.host, self.open)
         if self.advertise is not None:
-            check_open(parse_address(self.advertise)[0], self.open)
+            check_open(parse_advertised(self.advertise)[0], self.open)
         if self.name is not None:
             check_node_name(self.name)
         check_port(self.port)
@@ -492,7 +498,7 @@ def _check_count(what: str, number: int) -> None:
 def _check_advertised(host: str, advertise: str | None) -> None:
     """Check the address at which others reach a server that listens on ``host``."""
     if advertise is not None:
-        there, _ = parse_address(advertise)
+        there, _ = parse_advertised(advertise)
         _check(not _is_wildcard(there), f"{there} is not an address that others can connect to.")
     else:
         _check(

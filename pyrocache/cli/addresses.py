@@ -32,8 +32,8 @@ def host_of_nodes(nameserver: str, host: str | None, advertise: str | None) -> s
     reached = parse_advertised(advertise)[0] if advertise else host
     if not here and _is_only_here(reached):
         raise ConfigurationError(
-            f"No other host reaches nodes at {reached}, but the name server {nameserver} is not on loopback: leave --host "
-            "out, or name with --advertise the address that leads to the nodes."
+            f"No other host reaches nodes at {reached}, but the name server {nameserver} is not on loopback: leave "
+            "--host out, or name with --advertise the address that leads to the nodes."
         )
     return host
 

@@ -220,7 +220,7 @@ def nodes_command(
     ] = False,
 ) -> None:
     """Start cache nodes, restart those that die, and end them with this command."""
-    from pyrocache.cli.addresses import host_of_nodes
+    from pyrocache.cli.addresses import check_ports, host_of_nodes
     from pyrocache.cli.nodes import run
 
     if context.invoked_subcommand is not None:
@@ -240,6 +240,7 @@ def nodes_command(
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
+    check_ports(config, nodes)
     _warn_if_not_encrypted(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")

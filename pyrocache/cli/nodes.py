@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
-from pyrocache.cli.addresses import check_ports, of_node
+from pyrocache.cli.addresses import of_node
 from pyrocache.cli.output import for_other_hosts, report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
@@ -30,7 +30,6 @@ _PING_SECONDS = 2.0
 
 def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool) -> int:
     """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
-    check_ports(config, count)
     stop = StopRequest()
     stop.on_signals()
     nameservers: list[Supervisor] = []
