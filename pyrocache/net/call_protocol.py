@@ -84,7 +84,7 @@ def knowing(
 _ADVICE = {
     NO_SECRET: "If it is a stock Pyro5 daemon of yours on this host, use PyroCacheClient(authenticate=False).",
     OTHER_SECRET: f"Name the file with its secret with secret_file=, --secret-file or ${FILE_VARIABLE}.",
-    OTHER_ADDRESS: "Is NAT or a mapped port in between? Start it with --advertise and the address that leads to it.",
+    OTHER_ADDRESS: "Is NAT or a mapped port in between? Connect to the address at which it listens.",
 }
 _AUTHENTICATE = "Use a PyroCacheClient without authenticate=False."
 
