@@ -12,7 +12,7 @@ from functools import partial
 from pyrocache.cli.output import to_copy
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import Encryption
-from pyrocache.errors import ConfigurationError, NodeUnavailable, PyroCacheError
+from pyrocache.errors import ConfigurationError, NodeUnavailable, ProtocolMismatch, PyroCacheError
 
 _PAUSE_SECONDS = 0.2
 
@@ -70,6 +70,9 @@ def _serves(names: Sequence[str], client: Callable[[], PyroCacheClient]) -> dict
     with client() as cache:
         context = cache._context
         answers = context.backend.ping(context.deadline(), names or None)
+    for _, answer in answers:
+        if isinstance(answer, ProtocolMismatch):
+            raise answer
     return {
         member.name: None if isinstance(answer, NodeUnavailable) else answer.get("serving") is True
         for member, answer in answers

@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pyrocache import __version__
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig, format_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
@@ -44,7 +45,7 @@ from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
-from pyrocache.server.admission import admission
+from pyrocache.server.admission import admission, load_again, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -105,7 +106,7 @@ class Node:
             listeners.append(local[0])
             socket_path = local[1]
         host, port = tcp_socket.registered_address(listeners[0], config.host, config.advertise)
-        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
+        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path, zone=config.zone)
         bound = None
         self._advertised: Collection[str] = ()
         if config.advertise is not None:
@@ -150,6 +151,7 @@ class Node:
             ),
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._certificate = server_certificate(config.tls)
         self._event_loop = EventLoop(
             listeners,
             self._dispatcher,
@@ -157,6 +159,7 @@ class Node:
             self.cache_node.sweep,
             on_lapse=self._lapse,
             reserve=self._reserve,
+            certificate=self._certificate,
             **ahead,
         )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
@@ -204,6 +207,9 @@ class Node:
         self._event_loop.lease_until = self.membership.serving_until
         self._reserve.refill()
         self._secret.current()  # reads the file again, which the I/O thread must not do
+        if self.stop_request.reload:
+            self.stop_request.reload = False
+            load_again(self._certificate, self.member.name)
 
     def _lapse(self) -> None:
         self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
@@ -241,6 +247,7 @@ class Node:
 
     def _gauges(self) -> dict[str, Any]:
         return {
+            "version": __version__,
             "view": self.membership.view.number,
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),
