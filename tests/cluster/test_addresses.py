@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from pyrocache import PyroCacheClient
+from pyrocache import AuthenticationError, PyroCacheClient
 from pyrocache.cluster.routing import Member
+from pyrocache.config import parse_address
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
+from pyrocache.net.directory import NameServerDirectory
 from pyrocache.protocol.handshake import OTHER_ADDRESS, HandshakeRefused
 from pyrocache.runtime.child_process import start_nameserver, start_node
 from pyrocache.runtime.secret import find_secret, locate
@@ -127,7 +129,6 @@ def test_a_mapped_port_that_is_advertised_is_the_address_of_the_node(nameserver:
             ) as refused:
                 ping(mapped)
             assert refused.value.code == OTHER_ADDRESS
-            assert "--advertise" in refused.value.advice
 
 
 def test_a_name_server_with_a_mapped_port_is_known_by_it(tmp_path: Path) -> None:
@@ -141,6 +142,22 @@ def test_a_name_server_with_a_mapped_port_is_known_by_it(tmp_path: Path) -> None
             )
             with a_node(address), PyroCacheClient(address) as cache:
                 assert cache.set("key", "value")
+
+
+def test_a_name_server_to_which_something_leads_from_other_hosts_admits_no_strangers() -> None:
+    for advertise, admitted in (("127.0.0.2", True), ("192.0.2.200", False)):
+        process = start_nameserver(quiet=True, advertise=advertise, tls=False)
+        try:
+            _, port = parse_address(process.wait_until_ready()["address"])
+            stranger = NameServerDirectory(f"127.0.0.1:{port}")
+            if admitted:
+                assert stranger.members() == []
+            else:
+                with pytest.raises(AuthenticationError, match="no-secret"):
+                    stranger.members()
+            assert directory_of(f"127.0.0.1:{port}").members() == []
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
