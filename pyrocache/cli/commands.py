@@ -27,6 +27,7 @@ from pyrocache.config import (
     Encryption,
     NameServerConfig,
     NodeConfig,
+    check_seconds,
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
@@ -124,9 +125,13 @@ def nameserver_command(
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
+    from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
 
+    manager = ServiceManager()
+
     def ready(address: str) -> None:
+        manager.ready(f"Name server at {address}")
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
         write(for_other_hosts(address, secret))
 
@@ -135,7 +140,8 @@ def nameserver_command(
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
     secret = find_secret(secret_file)
-    serve(config, secret=secret, stop=stop, ready=ready)
+    serve(config, secret=secret, stop=stop, ready=ready, manager=manager)
+    manager.stopping()
 
 
 nodes_app = typer.Typer(invoke_without_command=True)
@@ -482,6 +488,42 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
     from pyrocache.cli.secret import change
 
     change(context.obj if secret_file is None else secret_file, Keys.prune)
+
+
+@app.command("doctor")
+@with_tls()
+def doctor_command(
+    context: typer.Context,
+    tls: Encryption,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
+    signing_key_file: SigningOption = None,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
+
+    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout is for each step.
+    """
+    from pyrocache.cli.doctor.command import run
+    from pyrocache.cli.doctor.gather import Settings
+
+    settings = Settings(
+        nameserver,
+        source=_source(context, "nameserver"),
+        tls=tls,
+        secret_file=secret_file,
+        signing_key_file=signing_key_file,
+        seconds=check_seconds("--timeout", timeout),
+    )
+    raise typer.Exit(run(settings, as_json=as_json))
+
+
+def _source(context: typer.Context, option: str) -> str:
+    """Return where the value of an option is from."""
+    source = context.get_parameter_source(option)
+    name = source.name if source is not None else ""
+    return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 
 @app.command("certificates")
