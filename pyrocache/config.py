@@ -514,15 +514,20 @@ def _check_count(what: str, number: int) -> None:
 
 def _check_advertised(host: str, advertise: str | None) -> None:
     """Check the address at which others reach a server that listens on ``host``."""
+    reached = host
     if advertise is not None:
-        there, _ = parse_advertised(advertise)
-        _check(not _is_wildcard(there), f"{there} is not an address that others can connect to.")
-    else:
-        _check(
-            not _is_wildcard(host),
-            f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
-            "host that they use.",
-        )
+        reached, _ = parse_advertised(advertise)
+        _check(not _is_wildcard(reached), f"{reached} is not an address that others can connect to.")
+    _check(
+        not _is_wildcard(reached),
+        f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
+        "host that they use.",
+    )
+    _check(
+        "%" not in reached,
+        f"{reached} is a link-local address, which other hosts write in another way: give --advertise with a name or "
+        "another address of this host.",
+    )
 
 
 def _is_wildcard(host: str) -> bool:

@@ -494,10 +494,10 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
 @with_tls()
 def doctor_command(
     context: typer.Context,
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     signing_key_file: SigningOption = None,
-    tls: Encryption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:

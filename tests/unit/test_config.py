@@ -128,6 +128,15 @@ def test_nobody_can_connect_to_all_addresses(kind: Any, host: str, advertise: st
 
 
 @pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
+def test_an_address_that_other_hosts_write_in_another_way_is_not_advertised(kind: Any) -> None:
+    """Pyro5's URIs do not take such addresses either."""
+    for settings in ({"host": "fe80::1%eth0"}, {"host": "::", "advertise": "fe80::1%eth0"}):
+        with pytest.raises(ConfigurationError, match="is a link-local address"):
+            kind(tls=False, **settings)
+    assert kind(tls=False, host="fe80::1%eth0", advertise="a.example").advertise == "a.example"
+
+
+@pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
 def test_what_leads_to_loopback_from_other_hosts_is_not_safe(kind: Any) -> None:
     with pytest.raises(InsecureAddress, match=r"Other hosts can reach 10\.0\.0\.1"):
         kind(advertise="10.0.0.1:7")
