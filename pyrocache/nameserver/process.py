@@ -32,6 +32,7 @@ from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.net.call_protocol import knowing
 from pyrocache.protocol.handshake import MSGPACK, NAMELESS, PROTOCOL, Greeting, Strangers
+from pyrocache.runtime.descriptors import allow_most
 from pyrocache.runtime.secret import Secret, secret_of_parent
 from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
@@ -44,7 +45,7 @@ from pyrocache.server.event_loop import EventLoop
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 256 * 1024  # a view of more than a thousand nodes
 _LIMITS = NodeConfig(
-    max_connections=500,
+    max_connections=4096,  # each node keeps one
     max_unproven=250,
     request_seconds=10.0,
     idle_seconds=60.0,
@@ -85,6 +86,7 @@ def serve(
         serializers=(MSGPACK, SERPENT),
         admission=admission(secret, Strangers.ADMITTED),
     )
+    allow_most()
     with explained("The name server cannot start"):
         loop = EventLoop([listener], dispatcher, _LIMITS, certificate=certificate)
         thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
