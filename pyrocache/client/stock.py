@@ -6,14 +6,15 @@ Thread safety: a function without state.
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from pyrocache.client.client import NAMESERVER_VARIABLE
-<<<<<<< HEAD
-from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, TLS, check_seconds, checked_tls
-=======
-from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, Encryption, check_seconds
->>>>>>> tls
+from pyrocache.config import (
+    DEFAULT_NAMESERVER,
+    DEFAULT_TIMEOUT_SECONDS,
+    Encryption,
+    check_seconds,
+    checked_tls,
+)
 from pyrocache.errors import NodeUnavailable, RemoteError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
@@ -31,11 +32,7 @@ def stock_handshake(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     timeout: float = DEFAULT_TIMEOUT_SECONDS,
-<<<<<<< HEAD
-    tls: TLS | Literal[False] | None = None,
-=======
     tls: Encryption = None,
->>>>>>> tls
 ) -> dict[str, str]:
     """Return what to assign to ``_pyroHandshake`` of a stock Pyro5 proxy, so that it is admitted.
 
@@ -47,11 +44,7 @@ def stock_handshake(
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
         secret_file: the path of the secret file; by default as for `PyroCacheClient`.
         timeout: seconds that this may take.
-<<<<<<< HEAD
         tls: how this asks the node for the token, as for `PyroCacheClient`. The proxy follows Pyro5's own settings.
-=======
-        tls: how the connections for this are protected, as for `PyroCacheClient`.
->>>>>>> tls
 
     Raises:
         NameServerUnavailable: no name server answers.
@@ -64,11 +57,7 @@ def stock_handshake(
         >>> proxy._pyroHandshake = pyrocache.stock_handshake("cache.node.1")           # doctest: +SKIP
     """
     deadline = Deadline(check_seconds("timeout", timeout))
-<<<<<<< HEAD
     caller = knowing(find_secret(secret_file), tls=checked_tls(tls))
-=======
-    caller = knowing(find_secret(secret_file), tls=tls)
->>>>>>> tls
     address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
     directory = NameServerDirectory(address, caller=caller._replace(trusting=True))
     if name == NAMESERVER:
