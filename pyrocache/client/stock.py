@@ -8,7 +8,13 @@ from __future__ import annotations
 import os
 
 from pyrocache.client.client import NAMESERVER_VARIABLE
-from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, Encryption, check_seconds
+from pyrocache.config import (
+    DEFAULT_NAMESERVER,
+    DEFAULT_TIMEOUT_SECONDS,
+    Encryption,
+    check_seconds,
+    checked_tls,
+)
 from pyrocache.errors import NodeUnavailable, RemoteError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
@@ -38,7 +44,7 @@ def stock_handshake(
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
         secret_file: the path of the secret file; by default as for `PyroCacheClient`.
         timeout: seconds that this may take.
-        tls: how the connections for this are protected, as for `PyroCacheClient`.
+        tls: how this asks the node for the token, as for `PyroCacheClient`. The proxy follows Pyro5's own settings.
 
     Raises:
         NameServerUnavailable: no name server answers.
@@ -51,7 +57,7 @@ def stock_handshake(
         >>> proxy._pyroHandshake = pyrocache.stock_handshake("cache.node.1")           # doctest: +SKIP
     """
     deadline = Deadline(check_seconds("timeout", timeout))
-    caller = knowing(find_secret(secret_file), tls=tls)
+    caller = knowing(find_secret(secret_file), tls=checked_tls(tls))
     address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
     directory = NameServerDirectory(address, caller=caller._replace(trusting=True))
     if name == NAMESERVER:

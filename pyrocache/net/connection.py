@@ -36,6 +36,7 @@ from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.handshake import (
     NO_TLS,
     OTHER_CERTIFICATE,
+    OVERLOADED,
     HandshakeRefused,
     format_peer,
     is_on_this_host,
@@ -374,6 +375,7 @@ class Connection:
 
         assert self._tls
         self._channel = self._securing = client_channel(self._channel, self._tls, self._host)
+        self._securing.handshake()  # its first message
 
     def _secure(self, channel: TlsChannel) -> bool:
         """Proceed with the handshake of TLS, then begin that of pyrocache. Return whether the first is done."""
@@ -450,9 +452,11 @@ class Connection:
 
 def _refused(error: TlsRefused) -> HandshakeRefused:
     """Return what a failed handshake of TLS means to the user."""
-    refused = HandshakeRefused(f"{OTHER_CERTIFICATE if error.about_certificate else NO_TLS}: {error}")
-    if error.about_certificate:
+    cause = TlsRefused.Cause
+    code = {cause.CERTIFICATE: OTHER_CERTIFICATE, cause.PROTOCOL: NO_TLS, cause.BUSY: OVERLOADED}[error.cause]
+    refused = HandshakeRefused(f"{code}: {error}")
+    if code == OTHER_CERTIFICATE:
         refused.advice = "Find out which certificate is wrong with: pyrocache doctor"
-    else:
+    elif code == NO_TLS:
         refused.advice = "Start it with --tls-cert, --tls-key and --tls-ca, or leave tls= and --tls-ca out."
     return refused

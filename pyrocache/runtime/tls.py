@@ -28,7 +28,11 @@ from pyrocache.runtime.channel import TlsRefused
 _CHUNK_BYTES = 256 * 1024  # encrypted at once
 _RECORD_BYTES = 16 * 1024
 _PULL_BYTES = 256 * 1024  # received at once
-_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_ALERT = re.compile("(SSLV3|TLSV1|TLSV13)_ALERT_")  # what OpenSSL puts before the name of an alert
+_SENTENCES = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has not shown a certificate",
+    "CERTIFICATE_REQUIRED": "it demands a certificate of this end",
+}
 _NOT_TLS = (
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -37,6 +41,7 @@ _NOT_TLS = (
     "RECORD_LAYER",
 )
 _ABOUT_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA")
+_BUSY = "INTERNAL_ERROR"
 _END = ssl.SSLEOFError | ssl.SSLZeroReturnError
 
 
@@ -101,8 +106,13 @@ class TlsChannel:
                 pass
             except ssl.SSLError as error:
                 self._fail(error)
-            if not self._flush():
-                return False
+            try:
+                if not self._flush():
+                    return False
+            except (BrokenPipeError, ConnectionResetError):
+                if done:
+                    raise
+                # A server that refuses connections may have closed this one already. Its alert can still be received.
             try:
                 if not done:
                     self._pull(_RECORD_BYTES)
@@ -202,9 +212,12 @@ class TlsChannel:
         parts = []
         while self._holds_more():
             try:
-                parts.append(self._tls.read(_RECORD_BYTES))
-            except ssl.SSLError:  # the rest has not arrived; an error will come again
+                part = self._read(_RECORD_BYTES)
+            except BlockingIOError:  # the rest has not arrived
                 break
+            if not part:  # the end is found again
+                break
+            parts.append(part)
         return b"".join(parts)
 
     def _holds_more(self) -> bool:
@@ -255,20 +268,26 @@ class TlsChannel:
             self._flush()  # the alert
         if self._established:
             raise error
-        reason = error.reason or ""
-        if isinstance(error, ssl.SSLCertVerificationError):
-            text = error.verify_message.rstrip(".")
-            raise TlsRefused(f"its certificate is not accepted: {text}", about_certificate=True) from None
-        if any(word in reason for word in _ABOUT_CERTIFICATE):
-            text = reason.lower().replace("_", " ")
-            raise TlsRefused(
-                f"it does not accept the certificate of this end: {text}", about_certificate=True
-            ) from None
-        if any(word in reason for word in _NOT_TLS):
-            raise TlsRefused("it does not speak TLS 1.3", about_certificate=False) from None
         if isinstance(error, _END):
             raise ConnectionResetError("the connection was closed during the TLS handshake") from None
-        raise error
+        raise _refused(error) from None
+
+
+def _refused(error: ssl.SSLError) -> TlsRefused:
+    """Return what an error in a handshake means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = error.verify_message.rstrip(".")
+        return TlsRefused(f"its certificate is not accepted: {text}", TlsRefused.Cause.CERTIFICATE)
+    reason = _ALERT.sub("", error.reason or "")
+    text = reason.lower().replace("_", " ")
+    if any(word in reason for word in _ABOUT_CERTIFICATE):
+        text = _SENTENCES.get(reason, f"it does not accept the certificate of this end: {text}")
+        return TlsRefused(text, TlsRefused.Cause.CERTIFICATE)
+    if any(word in reason for word in _NOT_TLS):
+        return TlsRefused("it does not speak TLS 1.3", TlsRefused.Cause.PROTOCOL)
+    if reason == _BUSY:
+        return TlsRefused("it has as many connections as it takes", TlsRefused.Cause.BUSY)
+    return TlsRefused(f"it breaks the rules of TLS: {text}", TlsRefused.Cause.PROTOCOL)
 
 
 class ServerCertificate:
@@ -289,7 +308,10 @@ class ServerCertificate:
         context.num_tickets = 0
         if tls.require_client_cert:
             context.verify_mode = ssl.CERT_REQUIRED
-        self._current = context, _hash_of_certificate(tls.cert or "")
+        try:
+            self._current = context, _shown_by(context)
+        except ssl.SSLError as error:
+            raise _unusable(tls.cert, error) from None
 
     def secure(self, sock: Any) -> TlsChannel:
         """Return the server's end of TLS on a socket that does not block."""
@@ -337,21 +359,36 @@ def _context(protocol: int, tls: TLS) -> ssl.SSLContext:
             path = f"{tls.cert} with {tls.key}"
             context.load_cert_chain(tls.cert, tls.key, password=_refuse_password)
     except (OSError, ValueError) as error:
-        # OpenSSL's texts name lines of its source code.
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        text = str(reason).lower().replace("_", " ")
-        raise ConfigurationError(f"Cannot use {path} for TLS: {text}.") from None
+        raise _unusable(path, error) from None
     return context
+
+
+def _unusable(path: str | None, error: OSError | ValueError) -> ConfigurationError:
+    # OpenSSL's texts name lines of its source code.
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    text = str(reason).lower().replace("_", " ")
+    if "pem lib" in text:
+        text = "one of them does not hold what it should, in PEM"
+    return ConfigurationError(f"Cannot use {path} for TLS: {text}.")
 
 
 def _refuse_password() -> str:
     raise ValueError("the private key is encrypted, and nobody can be asked for its password")
 
 
-def _hash_of_certificate(path: str) -> bytes:
-    """Return the SHA-256 hash of the first certificate of a file, which is the server's own."""
-    with open(path) as file:
-        first = _PEM.search(file.read())
-    if first is None:
-        raise ConfigurationError(f"Cannot use {path} for TLS: there is no certificate in it.")
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[0])).digest()
+def _shown_by(context: ssl.SSLContext) -> bytes:
+    """Return the SHA-256 hash of the certificate that a server with this context shows.
+
+    It is taken from a handshake in memory. The file may have changed since it was loaded.
+    """
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    hello, answer = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = anybody.wrap_bio(answer, hello)
+    server = context.wrap_bio(hello, answer, server_side=True)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    client.do_handshake()
+    return hashlib.sha256(client.getpeercert(True) or b"").digest()
