@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
+from pyrocache.cli.config import use, without_option
 from pyrocache.cli.output import remember_secret_file, report, to_copy, write
-from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
+from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
@@ -29,6 +30,7 @@ from pyrocache.config import (
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
+from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE
 
 app = typer.Typer(
     name="pyrocache",
@@ -90,15 +92,26 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The file of settings, in place of the one that is found.",
+            envvar=CONFIG_VARIABLE,
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    pass
+    use(context, config)
 
 
 @app.command("nameserver")
 def nameserver_command(
+    context: typer.Context,
     host: Annotated[str, typer.Option("--host", "-H", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.")] = 9090,
     storage: Annotated[
@@ -114,7 +127,13 @@ def nameserver_command(
     def ready(address: str) -> None:
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
 
-    config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
+    config = NameServerConfig(
+        **without_option(context, "name_server"),
+        host=host,
+        port=port,
+        storage=storage,
+        tls=False if no_tls else None,
+    )
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals()
@@ -194,6 +213,7 @@ def nodes_command(
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
     config = NodeConfig(
+        **without_option(context, "node"),
         nameserver=nameserver,
         name=name,
         host=host,
@@ -208,6 +228,25 @@ def nodes_command(
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
+
+
+@app.command("config")
+def config_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Show these only: settings, or tables like node.", metavar="[NAME]...", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the settings in force, and where each comes from: a variable, the settings file, or the default.
+
+    Exit status 1 when one is not valid.
+    """
+    from pyrocache.cli.config import show
+
+    show(names or [], as_json=as_json)
 
 
 @app.command("demo")
@@ -444,6 +483,8 @@ def _client(
         timeout=timeout,
         secret_file=secret_file,
         signing_key_file=signing_key_file,
+        on_error="raise",  # whatever the settings say: a command tells what is wrong
+        on_undecodable="raise",
     )
 
 

@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 
 from pyrocache.config import DEFAULT_NAMESERVER
+from pyrocache.settings import NAMESERVER_VARIABLE
 
 BROKEN_PIPE = 141
 """The exit status when nobody reads the output any more: 128 + SIGPIPE, as a shell reports it for other programs."""
@@ -60,8 +61,6 @@ def report(text: str) -> None:
 
 def to_copy(command: str, nameserver: str) -> str:
     """Return a command line of this program, with this name server and the present secret, quoted for the shell."""
-    from pyrocache.client.client import NAMESERVER_VARIABLE  # imported here, see `entry`
-
     words = ["pyrocache", command]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]

@@ -35,7 +35,16 @@ from pyrocache.runtime.secret_file import FILE_VARIABLE, Key
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.tracebacks import came_from_outside
 
-__all__ = ["FILE_VARIABLE", "Key", "Secret", "find_secret", "locate", "read_secret", "secret_of_parent"]
+__all__ = [
+    "FILE_VARIABLE",
+    "Key",
+    "Secret",
+    "configuration_directory",
+    "find_secret",
+    "locate",
+    "read_secret",
+    "secret_of_parent",
+]
 
 log = logging.getLogger("pyrocache.runtime")
 
@@ -285,10 +294,16 @@ def _places(*, make: bool = False) -> Iterator[str]:
         yield os.path.join(private_directory.path(), _NAME)
 
 
-def _configuration_place() -> str | None:
-    """Return the usual place; None if this user has no home."""
+def configuration_directory() -> str | None:
+    """Return the usual directory of this user's files for this package; None if this user has no home."""
     directory = _directory("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(directory, _FOLDER, _NAME) if os.path.isabs(directory) else None
+    return os.path.join(directory, _FOLDER) if os.path.isabs(directory) else None
+
+
+def _configuration_place() -> str | None:
+    """Return the usual place of the secret; None if this user has no home."""
+    directory = configuration_directory()
+    return None if directory is None else os.path.join(directory, _NAME)
 
 
 def _directory(variable: str) -> str | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyrocache.cli.output import remember_secret_file, to_copy
-from pyrocache.client.client import NAMESERVER_VARIABLE
 from pyrocache.config import DEFAULT_NAMESERVER
+from pyrocache.settings import NAMESERVER_VARIABLE
 
 
 @pytest.fixture(autouse=True)
