@@ -22,6 +22,7 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.secret import Secret
 from pyrocache.runtime.stop_request import StopRequest
+from pyrocache.settings import in_force
 
 _POLL_SECONDS = 0.2
 _PING_SECONDS = 2.0
@@ -100,7 +101,8 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
         tls = asdict(config.tls) if isinstance(config.tls, TLS) else config.tls
-        return start_nameserver(host=host, port=port, tls=tls, secret=secret, quiet=quiet)
+        storage = in_force().get("name_server.storage", "memory")
+        return start_nameserver(host=host, port=port, tls=tls, storage=storage, secret=secret, quiet=quiet)
 
     nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
     try:
