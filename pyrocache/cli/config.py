@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,26 @@ def use(context: Any, file: str | None) -> None:
             raise ConfigurationError("--config names no file.")
         os.environ[CONFIG_VARIABLE] = os.path.abspath(file)  # clients that this process makes read it too
     if context.invoked_subcommand not in _NO_SETTINGS:
-        context.default_map = defaults(context.command, in_force())
+        context.default_map = defaults(context.command, _as_options_have_it(in_force(), sys.argv[1:]))
+
+
+def of_script(program: Any, command: str) -> dict[str, Any]:
+    """Return the ``default_map`` of a command that is a program of its own."""
+    return dict(defaults(program, _as_options_have_it(in_force(), sys.argv[1:]))[command])
+
+
+def _as_options_have_it(given: Settings, arguments: Sequence[str]) -> Settings:
+    """Return the settings without those of TLS to which an option says the contrary."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = {argument.partition("=")[0] for argument in arguments[:end]}
+    if "--no-tls" in options:
+        contrary = "tls."
+    elif options & {"--tls-ca", "--tls-cert", "--tls-key", "--tls-require-client-cert"}:
+        contrary = "no_tls"
+    else:
+        return given
+    found = {name: found for name, found in given.found.items() if not name.startswith(contrary)}
+    return Settings(found, given.file)
 
 
 def defaults(program: Any, given: Settings) -> dict[str, Any]:
@@ -156,7 +176,7 @@ def _row(setting: Setting, found: Found | None, lines: dict[str, int]) -> tuple[
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return str(value).lower()

@@ -68,14 +68,13 @@ def _run(command: str | None) -> int:
         import typer
 
         from pyrocache.cli.commands import app
-        from pyrocache.cli.config import defaults
-        from pyrocache.settings import in_force
+        from pyrocache.cli.config import of_script
 
     usage_error: Any = typer.BadParameter.__mro__[1]  # click's own, or that of typer's copy of click
     program: Any = typer.main.get_command(app)
     name, more = "pyrocache", {}
     if command is not None:
-        more = {"default_map": defaults(program, in_force())[command]}
+        more = {"default_map": of_script(program, command)}
         program, name = program.commands[command], f"python {Path(sys.argv[0]).name}"
     try:
         return program.main(prog_name=name, standalone_mode=False, **more) or 0

@@ -42,6 +42,7 @@ from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
+    TLS,
     ClientConfig,
     OnError,
     OnUndecodable,
@@ -113,8 +114,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         counters: with a signing key, store and read ints without signatures, so that `incr` and `decr` work. A node
             can then forge ints, and nothing else. It has no effect without a signing key. By default False.
         secret_file: the path of the secret file, by which name server, nodes and clients recognize each other; by
-            default the one of this user, which is made if there is none. A pickled
-            client has its path.
+            default the one of this user, which is made if there is none. A pickled client has its path.
+        tls: how TCP connections are protected: `TLS` for TLS on all of them; by default none, which only works
+            with servers on this host; False for none, although whoever is on the path can read and change values.
         authenticate: False to use nodes that do not know the secret, such as a stock Pyro5 daemon; only with a name
             server on this host. Whoever is at their addresses can run code in this process.
 
@@ -156,6 +158,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         signing_key_file: str | os.PathLike[str] | None = None,
         counters: bool | None = None,
         secret_file: str | os.PathLike[str] | None = None,
+        tls: TLS | Literal[False] | None = None,
         authenticate: bool = True,
         **unknown: Never,
     ) -> None:
@@ -174,9 +177,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             "ttl_seconds": ttl_seconds,
             "serializer": "pickle" if codec is not None and serializer is None else serializer,
             "allowed_classes": None if allowed_classes is None else _class_names(allowed_classes),
-            "compress_above": parse_size(compress_above)
-            if isinstance(compress_above, str)
-            else compress_above,
+            "compress_above": _size(compress_above),
             "on_undecodable": on_undecodable,
             # An unpickled client may be in another directory.
             "signing_key_file": None if signing_key_file is None else os.path.abspath(signing_key_file),
@@ -190,7 +191,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             namespace=(namespace,) if isinstance(namespace, str) else namespace,
             codec=codec,
             secret=secret,
-            tls=settings.tls,
+            tls=settings.tls if tls is None else tls,
             **options,
         )
         self._context = ClientContext(config, Backend.of(config))
@@ -1028,9 +1029,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         context = self._context
         answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
-        away = [name for name, answer in answers.items() if isinstance(answer, NodeUnavailable)]
-        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in away}
-        return Stats.of(nodes, replace(context.figures, **context.backend.retries), away)
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
+        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
+        return Stats.of(nodes, replace(context.figures, **context.backend.retries), list(errors), errors)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""
@@ -1108,6 +1109,10 @@ def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> 
             nameserver,
         )
     return False
+
+
+def _size(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
 
 
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:

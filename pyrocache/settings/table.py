@@ -76,7 +76,7 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 def _text(value: Any, _: str | None) -> Any:
-    return value if isinstance(value, str) and value else _wrong("a text", value)
+    return value if isinstance(value, str) else _wrong("a text", value)
 
 
 def _flag(value: Any, variable: str | None) -> Any:
@@ -107,7 +107,7 @@ def _size(value: Any, _: str | None) -> Any:
 
 
 def _path(value: Any, _: str | None) -> Any:
-    return _text(value, None)
+    return value if isinstance(value, str) and value else _wrong("a path", value)
 
 
 def _names(value: Any, variable: str | None) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from pyrocache.cli.commands import app
-from pyrocache.cli.config import _OPTIONS, defaults
+from pyrocache.cli.config import _OPTIONS, _as_options_have_it, defaults
 from pyrocache.settings import Found, Settings
 from pyrocache.settings.table import settings
 from tests.support.commands import Outcome, call
@@ -85,6 +85,15 @@ def test_options_whose_names_differ_have_their_setting() -> None:
     }
     assert default_map(client__ttl_seconds=5)["set"] == {"ttl": 5}
     assert default_map(no_tls=True)["nodes"]["no_tls"] is True
+
+
+def test_an_option_of_tls_replaces_what_the_settings_say_to_the_contrary() -> None:
+    encrypted, plain = given(tls__ca="/ca", tls__cert="/cert"), given(no_tls=True)
+    assert set(_as_options_have_it(encrypted, ["get", "--no-tls", "key"]).found) == set()
+    assert set(_as_options_have_it(encrypted, ["get", "--tls-ca=/x", "key"]).found) == {"tls.ca", "tls.cert"}
+    assert set(_as_options_have_it(plain, ["get", "--tls-ca", "/x", "key"]).found) == set()
+    assert set(_as_options_have_it(plain, ["get", "key"]).found) == {"no_tls"}
+    assert _as_options_have_it(encrypted, ["get", "--", "--no-tls"]) is encrypted
 
 
 def test_every_option_of_every_command_has_a_setting_or_is_known_to_have_none() -> None:

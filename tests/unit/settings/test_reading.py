@@ -125,7 +125,9 @@ def test_paths_in_a_file_are_relative_to_it_and_those_in_variables_to_the_workin
             {"client": {"ttl_seconds": 0}},
             "[client] ttl_seconds: ttl_seconds must be above 0 (or None for no expiry), not 0.",
         ),
-        ({"client": {"on_error": ""}}, "[client] on_error: It must be a text, not ''."),
+        ({"client": {"on_error": 1}}, "[client] on_error: It must be a text, not 1."),
+        ({"client": {"on_error": ""}}, "[client] on_error: on_error must be 'raise' or 'miss', not ''."),
+        ({"client": {"signing_key_file": ""}}, "[client] signing_key_file: It must be a path, not ''."),
         (
             {"client": {"allowed_classes": "a.B"}},
             "[client] allowed_classes: It must be a list of texts, not 'a.B'.",

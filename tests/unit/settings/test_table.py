@@ -56,7 +56,7 @@ def test_the_guide_has_every_setting_with_its_kind_and_its_default() -> None:
 def _documented(setting: Setting) -> str:
     """The default of a setting, as the guide writes it."""
     value = setting.default
-    if value is None:
+    if value is None or value == "":
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
