@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyrocache.settings
-from pyrocache import ConfigurationError, PyroCacheClient
+from pyrocache import TLS, ConfigurationError, PyroCacheClient
 from pyrocache.settings import CONFIG_VARIABLE, Found, ignored, in_force
 from tests.support.forked import Forked
 
@@ -243,3 +243,14 @@ def test_a_forked_process_sees_its_own_environment(project: Path) -> None:
         return port()
 
     assert Forked(other).result() == 1005
+
+
+def test_a_client_has_tls_as_the_settings_say_unless_its_caller_does(project: Path) -> None:
+    file = write(project / "pyrocache.toml", "[tls]\nca = 'ca.pem'\n")
+    encrypted = TLS(ca=str(project / "ca.pem"))
+    assert PyroCacheClient()._context.config.tls == encrypted
+    assert PyroCacheClient(tls=False)._context.config.tls is False
+    assert PyroCacheClient(tls=TLS(ca="/other"))._context.config.tls == TLS(ca="/other")
+    file.write_text("no_tls = true\n")
+    assert PyroCacheClient()._context.config.tls is False
+    assert PyroCacheClient(tls=encrypted)._context.config.tls == encrypted
