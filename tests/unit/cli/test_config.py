@@ -16,6 +16,7 @@ from pyrocache.settings import Found, Settings
 from pyrocache.settings.table import settings
 from tests.support.commands import Outcome, call
 from tests.support.forked import A_USER, as_root
+from tests.support.processes import free_address
 
 TEXT = """\
 nameserver = "127.0.0.1:1001"
@@ -181,6 +182,16 @@ def test_a_setting_that_is_not_valid_is_an_error_of_every_command_except_help(fi
     told = call("run_nodes.py")
     assert (told.status, told.sentence) == (1, said)
     assert call("pyrocache", "--help").status == 0
+
+
+def test_commands_report_errors_and_scripts_have_their_settings(file: Path) -> None:
+    address = free_address()
+    file.write_text(f"nameserver = '{address}'\n[client]\non_error = 'miss'\n")
+    for command in (("pyrocache", "get", "key"), ("run_nodes.py",)):
+        told = call(*command)
+        assert told.status == 1
+        assert "No name server was found" in told.sentence
+        assert address in told.sentence
 
 
 def test_tls_files_that_do_not_fit_are_an_error(file: Path) -> None:

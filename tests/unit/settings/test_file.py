@@ -120,11 +120,16 @@ def test_a_file_above_the_working_directory_where_everybody_can_write_is_passed_
 
 
 @as_root
-def test_a_group_that_others_are_in_is_refused(project: Path, file: Path) -> None:
+def test_a_group_that_others_are_in_is_refused(
+    project: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.chown(file, -1, A_USER)
     assert found()
     file.chmod(0o664)
     assert "can be written to by other users (mode 0664)" in refusal()
+    with monkeypatch.context() as patched:  # it has the right name, and is not the primary group
+        patched.setattr(grp, "getgrgid", lambda number: grp.struct_group(("root", "x", number, [])))
+        refusal()
     file.chmod(0o644)
     os.chown(project, -1, A_USER)
     project.chmod(0o775)

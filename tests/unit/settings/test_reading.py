@@ -72,6 +72,12 @@ def test_values_of_every_kind_in_a_file_and_in_variables_are_the_same() -> None:
     assert (one.file, other.file) == (FILE, None)
 
 
+def test_values_are_checked_without_those_that_other_sources_may_have() -> None:
+    assert (
+        read({"node": {"max_value_bytes": "1GiB", "host": "0.0.0.0"}}).of("node")["max_value_bytes"] == 2**30
+    )
+
+
 def test_a_variable_counts_more_than_the_file() -> None:
     given = read({"client": {"timeout": 1, "transport": "tcp"}}, {"PYROCACHE_CLIENT_TIMEOUT": "2"})
     assert given.of("client") == {"timeout": 2.0, "transport": "tcp"}
@@ -189,6 +195,7 @@ def test_what_the_environment_says_of_tls_replaces_what_the_file_says_to_the_con
     assert read(encrypted).tls == TLS(ca="/ca")
     assert read(plain).tls is False
     assert read(encrypted, {"PYROCACHE_NO_TLS": "1"}).tls is False
+    assert set(read(encrypted, {"PYROCACHE_NO_TLS": "1"}).found) == {"no_tls"}, "else both would be options"
     assert read(plain, {"PYROCACHE_TLS_CA": "/other"}).tls == TLS(ca="/other")
     assert read(plain, {"PYROCACHE_NO_TLS": "0"}).tls is None
     assert read({"tls": {"require_client_cert": True}}).tls is None
