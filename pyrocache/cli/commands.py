@@ -24,14 +24,16 @@ from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
     EVICTION_POLICIES,
+    TLS,
     NameServerConfig,
     NodeConfig,
+    check_seconds,
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
-from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE
+from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE, in_force
 
 app = typer.Typer(
     name="pyrocache",
@@ -123,9 +125,13 @@ def nameserver_command(
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
+    from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
 
+    manager = ServiceManager()
+
     def ready(address: str) -> None:
+        manager.ready(f"Name server at {address}")
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
 
     config = NameServerConfig(
@@ -138,7 +144,8 @@ def nameserver_command(
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
-    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
+    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready, manager=manager)
+    manager.stopping()
 
 
 nodes_app = typer.Typer(invoke_without_command=True)
@@ -470,6 +477,49 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
     from pyrocache.cli.secret import change
 
     change(context.obj if secret_file is None else secret_file, Keys.prune)
+
+
+@app.command("doctor")
+def doctor_command(
+    context: typer.Context,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
+    signing_key_file: SigningOption = None,
+    tls_ca: Annotated[
+        str | None, typer.Option(help="The certificate of the authority.", metavar="FILE")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(help="The certificate of this end.", metavar="FILE")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="The key of this certificate.", metavar="FILE")] = None,
+    no_tls: NoTlsOption = False,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
+
+    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout is for each step.
+    """
+    from pyrocache.cli.doctor.command import run
+    from pyrocache.cli.doctor.gather import Settings
+
+    given = TLS(ca=tls_ca, cert=tls_cert, key=tls_key) if tls_ca or tls_cert or tls_key else None
+    settings = Settings(
+        nameserver,
+        source=_source(context, "nameserver"),
+        tls=False if no_tls else given,
+        secret_file=secret_file,
+        signing_key_file=signing_key_file,
+        seconds=check_seconds("--timeout", timeout),
+    )
+    raise typer.Exit(run(settings, as_json=as_json))
+
+
+def _source(context: typer.Context, option: str) -> str:
+    """Return where the value of an option is from."""
+    source = context.get_parameter_source(option)
+    name = source.name if source is not None else ""
+    if name == "DEFAULT_MAP":
+        return in_force().found[option].source
+    return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 
 @app.command("certificates")

@@ -21,6 +21,7 @@ from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.secret import Secret
+from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.settings import in_force
 
@@ -32,6 +33,7 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
     """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
+    manager = ServiceManager()
     nameservers: list[Supervisor] = []
     nodes: list[Supervisor] = []
     new_cluster = False
@@ -48,16 +50,20 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
         write("ready")  # for scripts that wait for this line
+        manager.ready(f"{count} node{'s' * (count > 1)} of the name server {config.nameserver}")
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
+            manager.alive()  # whatever the nodes do: their supervisors start those again that die
             if stop.reload:
                 stop.reload = False
-                for supervisor in (*nameservers, *nodes):
-                    supervisor.reload()
+                with manager.reloading():
+                    for supervisor in (*nameservers, *nodes):
+                        supervisor.reload()
             if all(node.gave_up for node in nodes):
                 return 1
         return 0
     finally:
+        manager.stopping()
         _end(nodes)
         _end(nameservers)  # after the nodes, which unregister there
 

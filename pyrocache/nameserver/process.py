@@ -32,7 +32,9 @@ from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.net.call_protocol import knowing
 from pyrocache.protocol.handshake import MSGPACK, NAMELESS, PROTOCOL, Greeting, Strangers
+from pyrocache.runtime.descriptors import allow_most
 from pyrocache.runtime.secret import Secret, secret_of_parent
+from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
@@ -44,7 +46,7 @@ from pyrocache.server.event_loop import EventLoop
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 256 * 1024  # a view of more than a thousand nodes
 _LIMITS = NodeConfig(
-    max_connections=500,
+    max_connections=4096,  # each node keeps one
     max_unproven=250,
     request_seconds=10.0,
     idle_seconds=60.0,
@@ -59,15 +61,18 @@ def serve(
     secret: Secret,
     stop: StopRequest,
     ready: Callable[[str], None],
+    manager: ServiceManager | None = None,
 ) -> None:
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
         secret: what callers must prove that they know, except those that only read, from this host.
+        manager: is told that it is alive, or loads its certificate again; None if nobody is to be told.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
     """
+    manager = manager or ServiceManager({})
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
     certificate = server_certificate(config.tls)
@@ -85,6 +90,7 @@ def serve(
         serializers=(MSGPACK, SERPENT),
         admission=admission(secret, Strangers.ADMITTED),
     )
+    allow_most()
     with explained("The name server cannot start"):
         loop = EventLoop([listener], dispatcher, _LIMITS, certificate=certificate)
         thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
@@ -95,9 +101,12 @@ def serve(
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             secret.current()  # reads the file again, which the I/O thread must not do
+            if thread.is_alive():
+                manager.alive()
             if stop.reload:
                 stop.reload = False
-                load_again(certificate, "The name server")
+                with manager.reloading():
+                    load_again(certificate, "The name server")
     finally:
         loop.shutdown()
         thread.join(2.0)

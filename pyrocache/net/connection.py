@@ -143,6 +143,11 @@ class Connection:
         return self._protocol.proved
 
     @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """Return the certificate of the other end, as `ssl.SSLSocket.getpeercert` does; empty without TLS."""
+        return getattr(self._channel, "peer_certificate", {})
+
+    @property
     def events(self) -> int:
         """Return the events to poll for before the next `advance`."""
         if (

@@ -29,6 +29,9 @@ from pyrocache.runtime.secret import Secret
 
 log = logging.getLogger("pyrocache.node")
 
+MOST_NODES = 1010
+"""The most members of a cluster. A listing of 1,021 nodes and two views is more than one message may hold."""
+
 _PAUSE_SECONDS = 0.02  # between attempts to join
 _LOST_NUMBERS = 8  # of views that a name server has forgotten, and that are not put back: at most one
 _HELD_UP_SECONDS = 8.0  # after that, a node that cannot join says why
@@ -120,6 +123,7 @@ class NodeMembership:
 
         Raises:
             NameTaken: a live node has the configured name.
+            ConfigurationError: there are `MOST_NODES` others.
             PyroCacheError: members that do not answer hold the change up.
         """
         began_at = self._clock()
@@ -222,6 +226,11 @@ class NodeMembership:
             return None
         member = replace(self._me, name=name, cluster=view.cluster)
         others = [other for other in view.members if other.name != name]
+        if len(others) >= MOST_NODES:
+            raise ConfigurationError(
+                f"The cluster has {len(others)} nodes, and {MOST_NODES} are the most that the name server can list: "
+                "start another cluster at another name server, or fewer and larger nodes."
+            )
         return member if self._store([*others, member], view, member) is not None else None
 
     def _free_name(self, view: ClusterView, states: dict[Member, Heard], began_at: float) -> str | None:
@@ -491,8 +500,8 @@ class NodeMembership:
         sent_at = self._clock()
         states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
         received_at = self._clock()
-        for member, heard in states.items():
-            self.fencing = self.fencing.heard(member.identity, heard, sent_at, received_at)
+        answers = ((member.identity, heard) for member, heard in states.items())
+        self.fencing = self.fencing.heard_all(answers, sent_at, received_at)
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 

@@ -60,6 +60,8 @@ def test_a_file_alone_makes_a_cluster(project: Path) -> None:
     assert node["max_bytes"] == 32 * 2**20
     assert (project / "names.db").exists()
     assert run(*CLI, "ping", cwd=project / "inner").out == "1 node answers.\n"
+    doctor = run(*CLI, "doctor", cwd=project)
+    assert f"({project}/pyrocache.toml) answers" in doctor.out
 
 
 def test_a_script_next_to_the_file_needs_no_argument(project: Path) -> None:
