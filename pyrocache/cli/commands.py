@@ -17,14 +17,15 @@ import typer
 
 from pyrocache import __version__
 from pyrocache.cli.config import use, without_option
-from pyrocache.cli.output import remember_secret_file, report, to_copy, write
+from pyrocache.cli.output import for_other_hosts, remember_secret_file, report, to_copy, write
+from pyrocache.cli.tls_options import with_tls
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
     EVICTION_POLICIES,
-    TLS,
+    Encryption,
     NameServerConfig,
     NodeConfig,
     check_seconds,
@@ -53,9 +54,17 @@ NameServerOption = Annotated[
         metavar="HOST:PORT",
     ),
 ]
-NoTlsOption = Annotated[
-    bool,
-    typer.Option("--no-tls", help="Allow an address that other hosts reach, although nothing is encrypted."),
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.", metavar="PORT")
+]
+AdvertiseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What others connect to, if it is not where this listens: behind NAT or a mapped port, or with "
+        "--host 0.0.0.0.",
+        metavar="HOST[:PORT]",
+        show_default=False,
+    ),
 ]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
 TimeoutOption = Annotated[
@@ -113,14 +122,18 @@ def _options(
 
 
 @app.command("nameserver")
+@with_tls(server=True)
 def nameserver_command(
     context: typer.Context,
-    host: Annotated[str, typer.Option("--host", "-H", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.")] = 9090,
+    tls: Encryption,
+    host: Annotated[
+        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 and :: are all.")
+    ] = "127.0.0.1",
+    port: PortOption = 9090,
+    advertise: AdvertiseOption = None,
     storage: Annotated[
         str, typer.Option(help="Where to keep the registered nodes.", metavar="memory|sql:FILE")
     ] = "memory",
-    no_tls: NoTlsOption = False,
     secret_file: SecretFileOption = None,
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
@@ -133,18 +146,21 @@ def nameserver_command(
     def ready(address: str) -> None:
         manager.ready(f"Name server at {address}")
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
+        write(for_other_hosts(address, secret))
 
     config = NameServerConfig(
         **without_option(context, "name_server"),
         host=host,
         port=port,
+        advertise=advertise,
         storage=storage,
-        tls=False if no_tls else None,
+        tls=tls,
     )
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
-    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready, manager=manager)
+    secret = find_secret(secret_file)
+    serve(config, secret=secret, stop=stop, ready=ready, manager=manager)
     manager.stopping()
 
 
@@ -153,7 +169,9 @@ app.add_typer(nodes_app, name="nodes")
 
 
 @nodes_app.command("remove")
+@with_tls()
 def remove_command(
+    tls: Encryption,
     name: Annotated[str, typer.Argument(help="The name of the node, as `pyrocache status` lists it.")],
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
@@ -169,7 +187,7 @@ def remove_command(
     """Remove a dead node from the cluster, so that the others take its keys over."""
     from pyrocache.node.membership import strike_out
 
-    if not strike_out(nameserver, name, find_secret(secret_file), force=force):
+    if not strike_out(nameserver, name, find_secret(secret_file), force=force, tls=tls):
         raise PyroCacheError(
             f"{name} is not a node of this cluster. List its nodes with: {to_copy('status', nameserver)}"
         )
@@ -177,8 +195,10 @@ def remove_command(
 
 
 @nodes_app.callback()
+@with_tls(server=True)
 def nodes_command(
     context: typer.Context,
+    tls: Encryption,
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
@@ -186,8 +206,22 @@ def nodes_command(
         bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
     ] = False,
     host: Annotated[
-        str, typer.Option("--host", "-H", help="Address that the nodes listen on.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            "--host",
+            "-H",
+            help="Address to listen on; 0.0.0.0 and :: are all. By default, loopback if the name server is there, else "
+            "the address from which this host reaches it.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", "-p", help="Port of the first node; the others take those after it. 0: free ones."
+        ),
+    ] = 0,
+    advertise: AdvertiseOption = None,
     max_memory: Annotated[
         str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
     ] = "1GiB",
@@ -215,13 +249,13 @@ def nodes_command(
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
-    no_tls: NoTlsOption = False,
     open_: Annotated[
         bool,
         typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
     ] = False,
 ) -> None:
     """Start cache nodes, restart those that die, and end them with this command."""
+    from pyrocache.cli.addresses import check_ports, host_of_nodes
     from pyrocache.cli.nodes import run
 
     if context.invoked_subcommand is not None:
@@ -232,8 +266,10 @@ def nodes_command(
         **without_option(context, "node"),
         nameserver=nameserver,
         name=name,
-        host=host,
-        tls=False if no_tls else None,
+        host=host_of_nodes(nameserver, host, advertise),
+        port=port,
+        advertise=advertise,
+        tls=tls,
         open=open_,
         weight=weight,
         zone=zone,
@@ -241,6 +277,7 @@ def nodes_command(
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
+    check_ports(config, nodes)
     _warn_if_not_encrypted(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
@@ -278,7 +315,9 @@ def demo_command(
 
 
 @app.command("status")
+@with_tls()
 def status_command(
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
@@ -289,11 +328,11 @@ def status_command(
     from pyrocache.net.call_protocol import knowing
     from pyrocache.net.directory import NameServerDirectory
 
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file, tls=tls) as cache:
         members = cache.nodes()
         stats = cache.stats()
     names = [member.name for member in members]
-    caller = knowing(find_secret(secret_file), trusting=True)
+    caller = knowing(find_secret(secret_file), trusting=True, tls=tls)
     obstacle = NameServerDirectory(nameserver, caller=caller).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
@@ -303,21 +342,25 @@ def status_command(
 
 
 @app.command("stats")
+@with_tls()
 def stats_command(
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Print all statistics of the nodes. Exit status 1 when a node does not answer."""
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file, tls=tls) as cache:
         stats = cache.stats()
     write(json.dumps(stats.as_dict(), indent=2) if as_json else repr(stats))
     raise typer.Exit(1 if stats.away else 0)
 
 
 @app.command("ping")
+@with_tls()
 def ping_command(
+    tls: Encryption,
     nodes: Annotated[
         list[str] | None,
         typer.Argument(
@@ -334,11 +377,13 @@ def ping_command(
     """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
     from pyrocache.cli.ping import run
 
-    write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file))
+    write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
 
 
 @app.command("set")
+@with_tls()
 def set_command(
+    tls: Encryption,
     key: KeyArgument,
     value: Annotated[
         str,
@@ -360,7 +405,7 @@ def set_command(
     Put -- before a key or a value that begins with a dash.
     """
     stored = _standard_input() if value == "-" else value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         try:
             cache.set(key, stored, ttl_seconds=ttl)
         except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
@@ -370,7 +415,9 @@ def set_command(
 
 
 @app.command("get")
+@with_tls()
 def get_command(
+    tls: Encryption,
     key: KeyArgument,
     raw: Annotated[
         bool, typer.Option("--raw", "-r", help="Write a str (in UTF-8) or bytes as it is, and nothing else.")
@@ -385,7 +432,7 @@ def get_command(
     from pyrocache.cli.values import as_bytes, as_text
 
     missing = object()  # None is a value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         value = cache.get(key, missing)
     if value is missing:
         raise PyroCacheError(_NO_ENTRY)
@@ -393,7 +440,9 @@ def get_command(
 
 
 @app.command("delete")
+@with_tls()
 def delete_command(
+    tls: Encryption,
     key: KeyArgument,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
@@ -402,13 +451,15 @@ def delete_command(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         if not cache.delete(key):
             raise PyroCacheError(_NO_ENTRY)
 
 
 @app.command("scan")
+@with_tls()
 def scan_command(
+    tls: Encryption,
     prefix: Annotated[
         str | None,
         typer.Argument(
@@ -424,7 +475,7 @@ def scan_command(
     """Print the repr of each key, one on a line, in no order."""
     from pyrocache.cli.values import as_text
 
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         for key in cache.scan(prefix):
             write(f"{as_text(key)}\n")
 
@@ -480,17 +531,13 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
 
 
 @app.command("doctor")
+@with_tls()
 def doctor_command(
     context: typer.Context,
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     signing_key_file: SigningOption = None,
-    tls_ca: Annotated[
-        str | None, typer.Option(help="The certificate of the authority.", metavar="FILE")
-    ] = None,
-    tls_cert: Annotated[str | None, typer.Option(help="The certificate of this end.", metavar="FILE")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="The key of this certificate.", metavar="FILE")] = None,
-    no_tls: NoTlsOption = False,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
@@ -501,11 +548,10 @@ def doctor_command(
     from pyrocache.cli.doctor.command import run
     from pyrocache.cli.doctor.gather import Settings
 
-    given = TLS(ca=tls_ca, cert=tls_cert, key=tls_key) if tls_ca or tls_cert or tls_key else None
     settings = Settings(
         nameserver,
         source=_source(context, "nameserver"),
-        tls=False if no_tls else given,
+        tls=tls,
         secret_file=secret_file,
         signing_key_file=signing_key_file,
         seconds=check_seconds("--timeout", timeout),
@@ -580,6 +626,7 @@ def _client(
     timeout: float,
     secret_file: str | None,
     signing_key_file: str | None,
+    tls: Encryption,
 ) -> PyroCacheClient:
     return PyroCacheClient(
         nameserver,
@@ -587,6 +634,7 @@ def _client(
         timeout=timeout,
         secret_file=secret_file,
         signing_key_file=signing_key_file,
+        tls=tls,
         on_error="raise",  # whatever the settings say: a command tells what is wrong
         on_undecodable="raise",
     )

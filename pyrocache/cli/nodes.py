@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
-from pyrocache.cli.output import report, write
+from pyrocache.cli.addresses import of_node
+from pyrocache.cli.output import for_other_hosts, report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import TLS, NodeConfig, parse_address
@@ -39,8 +40,8 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
     new_cluster = False
     try:
         if not with_nameserver:
-            _directory(config.nameserver, secret).members()  # raises if no name server answers
-        elif not _answers(config.nameserver, secret):
+            _directory(config, secret).members()  # raises if no name server answers
+        elif not _answers(config, secret):
             _start_nameserver(config, secret, nameservers)
             new_cluster = bool(nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
@@ -70,20 +71,10 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
 
 def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Supervisor]) -> bool:
     """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
-
-    started = False
-
-    def start(name: str | None) -> ChildProcess:
-        nonlocal started
-        # Only for the first start: later, the name server may have been restarted, and live nodes will say so.
-        new_cluster = config.new_cluster and not started
-        started = True
-        settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
-        return start_node(settings, secret=secret, quiet=False)
-
     begin = len(nodes)
     for _ in range(count):
         # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
+        start = _starter(of_node(config, len(nodes)), secret)
         nodes.append(Supervisor("a node", start, _ping_of(config, secret), renamable=config.name is None))
     for node in nodes[begin:]:
         try:
@@ -97,6 +88,21 @@ def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Sup
     return True
 
 
+def _starter(config: NodeConfig, secret: Secret) -> Callable[[str | None], ChildProcess]:
+    """Return what starts a node, under the name that it had before if there is one."""
+    started = False
+
+    def start(name: str | None) -> ChildProcess:
+        nonlocal started
+        # Only for the first start: later, the name server may have been restarted, and live nodes will say so.
+        new_cluster = config.new_cluster and not started
+        started = True
+        settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
+        return start_node(settings, secret=secret, quiet=False)
+
+    return start
+
+
 def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supervisor]) -> None:
     """Start a name server and append it to ``nameservers``, unless another command starts one at the same time.
 
@@ -104,6 +110,7 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         PyroCacheError: it did not start, and no other one answers.
     """
     host, port = parse_address(config.nameserver)
+    storage = in_force().get("name_server.storage", "memory")
     first = True
 
     def start(_: str | None) -> ChildProcess:
@@ -111,7 +118,6 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
         tls = asdict(config.tls) if isinstance(config.tls, TLS) else config.tls
-        storage = in_force().get("name_server.storage", "memory")
         return start_nameserver(host=host, port=port, tls=tls, storage=storage, secret=secret, quiet=quiet)
 
     nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
@@ -123,20 +129,20 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         nameservers.pop().join()
         # The name server of the other command may still be starting.
         for _ in range(10):
-            if _answers(config.nameserver, secret):
+            if _answers(config, secret):
                 return
             time.sleep(_POLL_SECONDS)
         raise
-    report(f"Name server ready at {config.nameserver}.")
+    report(f"Name server ready at {config.nameserver}. {for_other_hosts(config.nameserver, secret)}".rstrip())
 
 
 def _ping_of(config: NodeConfig, secret: Secret) -> Callable[[], None]:
-    return partial(_directory(config.nameserver, secret).ping, timeout=_PING_SECONDS)
+    return partial(_directory(config, secret).ping, timeout=_PING_SECONDS)
 
 
-def _answers(nameserver: str, secret: Secret) -> bool:
+def _answers(config: NodeConfig, secret: Secret) -> bool:
     try:
-        _directory(nameserver, secret).members(timeout=_PING_SECONDS)
+        _directory(config, secret).members(timeout=_PING_SECONDS)
     except AuthenticationError:
         raise
     except NameServerUnavailable:
@@ -144,8 +150,9 @@ def _answers(nameserver: str, secret: Secret) -> bool:
     return True
 
 
-def _directory(nameserver: str, secret: Secret) -> NameServerDirectory:
-    return NameServerDirectory(nameserver, caller=knowing(secret, trusting=True))
+def _directory(config: NodeConfig, secret: Secret) -> NameServerDirectory:
+    caller = knowing(secret, trusting=True, tls=config.tls)
+    return NameServerDirectory(config.nameserver, caller=caller)
 
 
 def _end(supervisors: list[Supervisor]) -> None:

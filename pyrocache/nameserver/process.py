@@ -25,7 +25,7 @@ from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
-from pyrocache.config import NameServerConfig, NodeConfig, format_address
+from pyrocache.config import NameServerConfig, NodeConfig, format_address, is_loopback
 from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.holder import is_alive
 from pyrocache.nameserver.names import COMMANDS, Names
@@ -78,7 +78,9 @@ def serve(
     certificate = server_certificate(config.tls)
     names = _names(config, secret)
     listener = _listen(config.host, config.port)
-    address = format_address(config.host, listener.getsockname()[1])
+    host, port = tcp_socket.registered_address(listener, config.host, config.advertise)
+    address = format_address(host, port)
+    advertised = () if config.advertise is None else tcp_socket.dialled_addresses(host, port)
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
     names.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
     dispatcher = Dispatcher(
@@ -88,7 +90,7 @@ def serve(
         greeting=lambda: Greeting(protocol=PROTOCOL),
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
-        admission=admission(secret, Strangers.ADMITTED),
+        admission=admission(secret, _strangers(config, host), advertised),
     )
     allow_most()
     with explained("The name server cannot start"):
@@ -110,6 +112,13 @@ def serve(
     finally:
         loop.shutdown()
         thread.join(2.0)
+
+
+def _strangers(config: NameServerConfig, host: str) -> Strangers:
+    """Return what becomes of callers without the secret on a loopback address; elsewhere, they are refused."""
+    # What leads to a loopback address from other hosts hides them.
+    hidden = is_loopback(config.host) and not is_loopback(host)
+    return Strangers.REFUSED if hidden else Strangers.ADMITTED
 
 
 def _names(config: NameServerConfig, secret: Secret) -> Names:
@@ -136,9 +145,12 @@ def _listen(host: str, port: int) -> socket.socket:
     except OutOfResources:
         raise
     except OSError as error:
+        remedy = (
+            tcp_socket.remedy(error)
+            or "if a name server is running there already, use that one; else give another port"
+        )
         raise ConfigurationError(
-            f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another port."
+            f"Cannot listen on {format_address(host, port)} ({error.strerror}): {remedy}."
         ) from error
 
 

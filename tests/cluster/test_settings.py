@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache import TLS, LocalCluster, PyroCacheClient
 from tests.support.background import background
+from tests.support.certificates import Certificates
 from tests.support.commands import run
 from tests.support.forked import A_USER, as_root
 from tests.support.processes import free_port
@@ -22,13 +23,18 @@ CLI = ("-m", "pyrocache")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a settings file, and a cluster whose processes were started there, without an option."""
+def project(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Path]:
+    """A directory with a settings file, and a cluster with TLS that was started there, without an option."""
     project = tmp_path_factory.mktemp("project")
+    (project / "certificates").symlink_to(Path(certificates.server().ca or "").parent)
     port = free_port()
     (project / "pyrocache.toml").write_text(f"""
         nameserver = "127.0.0.1:{port}"
         secret_file = "secrets/of this project"
+        [tls]
+        ca = "certificates/ca.pem"
+        cert = "certificates/cert.pem"
+        key = "certificates/key.pem"
         [name_server]
         port = {port}
         storage = "sql:names.db"
@@ -87,22 +93,40 @@ def test_a_variable_counts_more_than_the_file_and_an_option_more_than_both(
     project: Path, shared_cluster: LocalCluster
 ) -> None:
     own = os.path.join(os.environ["XDG_CONFIG_HOME"], "pyrocache", "secret")
-    elsewhere = {"PYROCACHE_NAMESERVER": shared_cluster.nameserver, "PYROCACHE_SECRET_FILE": own}
+    elsewhere = {
+        "PYROCACHE_NAMESERVER": shared_cluster.nameserver,
+        "PYROCACHE_SECRET_FILE": own,
+        "PYROCACHE_NO_TLS": "1",
+    }
     assert run(*CLI, "ping", cwd=project, **elsewhere).out == "3 nodes answer.\n"
     file = project / "pyrocache.toml"
     back = ("--nameserver", nameserver_of(project), "--secret-file", str(project / "secrets/of this project"))
+    back += ("--tls-ca", str(project / "certificates/ca.pem"))
     assert run(*CLI, "ping", *back, cwd=project, **elsewhere).out == "1 node answers.\n"
     assert run(*CLI, "--config", str(file), "ping").out == "1 node answers.\n"
 
 
 def test_a_setting_without_an_option_reaches_the_nodes(project: Path) -> None:
     """The file has a limit of 8 connections that have proved nothing. One more closes the oldest."""
-    with PyroCacheClient(nameserver_of(project), secret_file=project / "secrets/of this project") as cache:
+    tls = TLS(ca=str(project / "certificates/ca.pem"))
+    secret_file = project / "secrets/of this project"
+    with PyroCacheClient(nameserver_of(project), secret_file=secret_file, tls=tls) as cache:
         (node,) = cache.nodes()
     with ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection((node.host, node.port))) for _ in range(9)]
         idle[0].settimeout(3.0)  # without the setting, it would be closed after 5 seconds
         assert idle[0].recv(1) == b""
+
+
+def test_a_name_server_that_nodes_start_has_its_settings(tmp_path: Path) -> None:
+    variables = {
+        "PYROCACHE_NAMESERVER": f"127.0.0.1:{free_port()}",
+        "PYROCACHE_NAME_SERVER_STORAGE": "sql:names.db",
+    }
+    with background(
+        tmp_path / "out", *CLI, "nodes", "-w", "-n", "1", ready="ready", cwd=tmp_path, **variables
+    ):
+        assert (tmp_path / "names.db").exists()
 
 
 def test_a_cluster_in_a_program_and_its_clients_read_no_settings(

@@ -829,6 +829,35 @@ def test_the_last_node_leaves_an_empty_view() -> None:
     assert again.serves
 
 
+def test_after_the_last_node_has_left_one_of_another_host_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, that it is gone is not seen. So it must not serve any more once the change is stored."""
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.start()
+    store, serving = node.directory.store_view, []
+
+    def store_view(*arguments: Any, **options: Any) -> bool:
+        serving.append(node.guard.ping()["serving"])
+        return store(*arguments, **options)
+
+    monkeypatch.setattr(node.directory, "store_view", store_view)
+    assert node.membership.leave() is not None
+    assert serving == [False]
+    elsewhere = Node(node.directory)
+    elsewhere.peers.answers["cache.node.1"] = Heard.SILENT
+    elsewhere.join()
+    elsewhere.tick()
+    assert elsewhere.serves
+
+
+def test_a_last_node_that_cannot_leave_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.start()
+    monkeypatch.setattr(node.directory, "store_view", lambda *arguments, **options: False)
+    assert node.membership.leave() is None
+    node.tick()
+    assert node.guard.ping()["serving"]
+
+
 def test_without_the_name_server_a_node_leaves_without_a_word() -> None:
     node = two()
     node.directory.away = True
