@@ -19,8 +19,8 @@ from pyrocache.cli.output import report, write
 from pyrocache.config import ClientConfig
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.interpreter import CHILD_VARIABLE
-from pyrocache.settings import CONFIG_VARIABLE, PROJECT_FILE_NAME, Found, Settings, in_force
-from pyrocache.settings.table import Setting, by_variable, settings, suggestion
+from pyrocache.settings import CONFIG_VARIABLE, PROJECT_FILE_NAME, Settings, in_force
+from pyrocache.settings.table import Found, Setting, by_variable, settings, suggestion
 
 _OPTIONS = {
     "tls_ca": "tls.ca",

@@ -23,12 +23,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyrocache.config import TLS, Encryption
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.secret import configuration_directory
 from pyrocache.tracebacks import came_from_outside
+
+if TYPE_CHECKING:
+    from pyrocache.settings.table import Found
 
 CONFIG_VARIABLE = "PYROCACHE_CONFIG"
 """The environment variable that names the file of settings."""
@@ -42,13 +45,6 @@ LOOK_AGAIN_SECONDS = 2.0
 """For how long a new file in a directory may go unnoticed. A change of the file in use is noticed at once."""
 
 _PREFIX = b"PYROCACHE_"
-
-
-class Found(NamedTuple):
-    """The value of a setting, and where it was found: ``$VARIABLE`` or the path of the file."""
-
-    value: Any
-    source: str
 
 
 class Settings:
@@ -96,13 +92,22 @@ class Settings:
             raise ConfigurationError(f"{source}: [tls]: {error}") from None
 
 
-class _Read(NamedTuple):
+class _Read:
     """What was read last, and what that depends on."""
 
-    surroundings: tuple[Any, ...]
-    signature: tuple[int, ...] | None
-    looked_at: float
-    settings: Settings
+    __slots__ = ("looked_at", "settings", "signature", "surroundings")
+
+    def __init__(
+        self,
+        surroundings: tuple[Any, ...],
+        signature: tuple[int, ...] | None,
+        looked_at: float,
+        settings: Settings,
+    ) -> None:
+        self.surroundings = surroundings
+        self.signature = signature
+        self.looked_at = looked_at
+        self.settings = settings
 
 
 _NOTHING = Settings({}, None)

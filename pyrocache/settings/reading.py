@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyrocache.errors import ConfigurationError
-from pyrocache.settings import Found, Settings
+from pyrocache.settings import Settings
 from pyrocache.settings.file import Content
-from pyrocache.settings.table import TABLES, Setting, by_variable, settings, suggestion
+from pyrocache.settings.table import TABLES, Found, Setting, by_variable, settings, suggestion
 
 _ENCRYPTED = {"tls.ca", "tls.cert", "tls.key"}
 

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
@@ -73,6 +73,13 @@ _FLAGS = {
     "off": False,
 }
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+class Found(NamedTuple):
+    """The value of a setting, and where it was found: ``$VARIABLE`` or the path of the file."""
+
+    value: Any
+    source: str
 
 
 def _text(value: Any, _: str | None) -> Any:

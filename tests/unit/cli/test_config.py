@@ -12,8 +12,8 @@ import typer
 
 from pyrocache.cli.commands import app
 from pyrocache.cli.config import _OPTIONS, _as_options_have_it, defaults
-from pyrocache.settings import Found, Settings
-from pyrocache.settings.table import settings
+from pyrocache.settings import Settings
+from pyrocache.settings.table import Found, settings
 from tests.support.commands import Outcome, call
 from tests.support.forked import A_USER, as_root
 from tests.support.processes import free_address

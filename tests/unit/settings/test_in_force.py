@@ -10,7 +10,8 @@ import pytest
 
 import pyrocache.settings
 from pyrocache import TLS, ConfigurationError, PyroCacheClient
-from pyrocache.settings import CONFIG_VARIABLE, Found, ignored, in_force
+from pyrocache.settings import CONFIG_VARIABLE, ignored, in_force
+from pyrocache.settings.table import Found
 from tests.support.forked import Forked
 
 SOMEWHERE = 'nameserver = "127.0.0.1:1001"\n'
