@@ -26,7 +26,12 @@ from tests.support.secrets import SECRET
 @pytest.fixture(autouse=True)
 def no_option(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(NAMESERVER_VARIABLE, raising=False)
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
     remember_secret_file(None)
     remember_tls(None)
 
