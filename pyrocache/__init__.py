@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.client.stock import stock_handshake
     from pyrocache.cluster.routing import Member
+    from pyrocache.config import TLS
     from pyrocache.errors import *  # noqa: F403
     from pyrocache.local import LocalCluster
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_TTL",
+    "TLS",
     "ClientStats",
     "Entry",
     "EntryInfo",
@@ -47,6 +49,7 @@ _HOMES = {
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
     "PyroCacheClient": "pyrocache.client.client",
+    "TLS": "pyrocache.config",
     "stock_handshake": "pyrocache.client.stock",
 }  # the others: pyrocache.client.stats
 __all__ += errors.__all__

@@ -1,4 +1,4 @@
-"""`NodeConfig` and `ClientConfig`: the settings of nodes and clients, frozen and validated when made.
+"""Settings of name servers, nodes and clients, and of TLS: frozen dataclasses, validated when made.
 
 Also defines the notations of an address (``host:port``) and a size (``256MiB``), the checks of durations and
 namespaces, and the rule for which addresses are safe to bind to. Does not read the environment.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -121,18 +122,67 @@ def _is_host(host: str) -> bool:
     return _ip_address(host) is not None or (len(host) <= 253 and all(map(_LABEL.fullmatch, labels)))
 
 
-def check_bind_host(host: str, *, insecure: bool) -> None:
-    """Refuse to bind to an address that other hosts can reach, unless the user allowed it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLS:
+    """The files of TLS, in PEM. ``pyrocache certificates`` makes them.
+
+    Attributes:
+        ca: the certificates of the authorities that sign those of the other ends; None for those of the system.
+        cert, key: the certificate of this end, with the intermediate ones after it, and its private key. A server needs
+            them; a client does if the servers require a certificate.
+        require_client_cert: whether a server demands a certificate that ``ca`` has signed.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    require_client_cert: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("ca", "cert", "key"):
+            path = getattr(self, field)
+            if path is not None:
+                valid = isinstance(path, str | os.PathLike) and str(path) != ""
+                _check(valid, f"The {field} of TLS must be a path or None, not {path!r}.")
+                object.__setattr__(self, field, os.path.abspath(path))  # other processes get these settings
+        _check(
+            (self.cert is None) == (self.key is None),
+            "A certificate needs its private key: give both --tls-cert and --tls-key, or neither.",
+        )
+
+
+Encryption = TLS | Literal[False] | None
+"""TLS for all TCP connections; None: none, and only with this host; False: none, although others may read along."""
+
+
+def _checked_tls(tls: Any) -> Encryption:
+    """Return a setting of TLS, which another process may have sent as a dict. Raises `ConfigurationError`."""
+    if isinstance(tls, dict):
+        return TLS(**tls)
+    _check(
+        tls is None or tls is False or isinstance(tls, TLS), f"tls must be a TLS, False or None, not {tls!r}."
+    )
+    return tls  # type: ignore[no-any-return]
+
+
+def _check_server(host: str, tls: Encryption) -> None:
+    """Check where a server listens.
 
     Raises:
-        ConfigurationError: ``host`` is not a valid host name or address.
-        InsecureAddress: ``host`` is not loopback and ``insecure`` is not set.
+        ConfigurationError: ``host`` is not a valid host name or address, or its certificate is missing.
+        InsecureAddress: other hosts can reach ``host``, and nothing says how connections with them are protected.
     """
     _check(isinstance(host, str) and _is_host(host), f"{host!r} is not a valid host name or address.")
-    if not is_loopback(host) and not insecure:
+    if isinstance(tls, TLS):
+        _check(tls.cert is not None, "A server with TLS needs a certificate: give --tls-cert and --tls-key.")
+        _check(
+            not (tls.require_client_cert and tls.ca is None),
+            "To check the certificates of clients, a server needs that of their authority: give --tls-ca.",
+        )
+    elif tls is None and not is_loopback(host):
         raise InsecureAddress(
-            f"Other hosts can reach {host}, and there is no encryption yet. "
-            "Bind to 127.0.0.1, or give --insecure if you trust everybody on the path between the hosts."
+            f"Other hosts can reach {host}: give --tls-cert, --tls-key and --tls-ca, which "
+            "`pyrocache certificates` makes, or --no-tls if you trust everybody on the path between the hosts."
         )
 
 
@@ -313,9 +363,10 @@ class NodeConfig:
     Attributes:
         nameserver: the name server's ``host:port``.
         name: ``cache.node.N``, or None to take the first free one.
-        host: the address to bind to, and to announce.
+        host: the address to listen on.
         port: the port; 0 for a free one.
-        insecure: allow a ``host`` that is not loopback.
+        advertise: the host, or ``host:port``, at which others reach this node; by default where it listens.
+        tls: how TCP connections are protected, see `Encryption`.
         open: serve also callers that do not know the secret; only with a loopback ``host``.
         weight: share of the keys relative to the other nodes' weights.
         max_memory: bytes that entries may take, overhead included.
@@ -345,7 +396,8 @@ class NodeConfig:
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
-    insecure: bool = False
+    advertise: str | None = None
+    tls: Encryption = None
     open: bool = False
     weight: float = 1.0
     max_memory: int = 2**30
@@ -366,12 +418,9 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
-        check_bind_host(self.host, insecure=self.insecure)
-        _check(
-            self.host not in ("0.0.0.0", "::"),
-            f"{self.host} is not an address that clients can connect to: give --host the address of this machine "
-            "that the other hosts use.",
-        )
+        object.__setattr__(self, "tls", _checked_tls(self.tls))
+        _check_server(self.host, self.tls)
+        _check_advertised(self.host, self.advertise)
         check_open(self.host, self.open)
         if self.name is not None:
             check_node_name(self.name)
@@ -429,6 +478,51 @@ def _check_count(what: str, number: int) -> None:
     _check(number >= 1, f"{what} must be at least 1, not {number!r}.")
 
 
+def _check_advertised(host: str, advertise: str | None) -> None:
+    """Check the address at which others reach a server that listens on ``host``."""
+    if advertise is not None:
+        there, _ = parse_address(advertise)
+        _check(not _is_wildcard(there), f"{there} is not an address that others can connect to.")
+    else:
+        _check(
+            not _is_wildcard(host),
+            f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
+            "host that they use.",
+        )
+
+
+def _is_wildcard(host: str) -> bool:
+    address = _ip_address(host)
+    return address is not None and address.is_unspecified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameServerConfig:
+    """The settings of a name server.
+
+    Attributes:
+        host: the address to listen on.
+        port: the port; 0 for a free one.
+        advertise: the host, or ``host:port``, at which others reach it; by default where it listens.
+        storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries in an SQLite file.
+        tls: how TCP connections are protected, see `Encryption`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9090
+    advertise: str | None = None
+    storage: str = "memory"
+    tls: Encryption = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tls", _checked_tls(self.tls))
+        _check_server(self.host, self.tls)
+        _check_advertised(self.host, self.advertise)
+        check_port(self.port)
+        known = self.storage == "memory" or (self.storage.startswith("sql:") and len(self.storage) > 4)
+        _check(known, f"{self.storage!r} is no storage: give memory, or sql:FILE.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
     """The settings of one client.
@@ -450,6 +544,7 @@ class ClientConfig:
         signing_key_file: the path of the file with the keys that sign values; None for no signatures.
         counters: whether ints are not signed, so that nodes can add to them.
         secret: what nodes must prove that they know, a `runtime.secret.Secret`; None if they need not.
+        tls: how TCP connections are protected, see `Encryption`.
     """
 
     nameserver: str = DEFAULT_NAMESERVER
@@ -467,9 +562,11 @@ class ClientConfig:
     signing_key_file: str | None = None
     counters: bool = False
     secret: Any = None
+    tls: Encryption = None
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
+        object.__setattr__(self, "tls", _checked_tls(self.tls))
         check_namespace(self.namespace)
         self._check_serializer()
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))

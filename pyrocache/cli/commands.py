@@ -22,6 +22,7 @@ from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
     EVICTION_POLICIES,
+    NameServerConfig,
     NodeConfig,
     parse_size,
 )
@@ -47,8 +48,9 @@ NameServerOption = Annotated[
         metavar="HOST:PORT",
     ),
 ]
-InsecureOption = Annotated[
-    bool, typer.Option("--insecure", help="Allow an address that other hosts reach; nothing is encrypted.")
+NoTlsOption = Annotated[
+    bool,
+    typer.Option("--no-tls", help="Allow an address that other hosts reach, although nothing is encrypted."),
 ]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
 TimeoutOption = Annotated[
@@ -102,7 +104,7 @@ def nameserver_command(
     storage: Annotated[
         str, typer.Option(help="Where to keep the registered nodes.", metavar="memory|sql:FILE")
     ] = "memory",
-    insecure: InsecureOption = False,
+    no_tls: NoTlsOption = False,
     secret_file: SecretFileOption = None,
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
@@ -112,11 +114,11 @@ def nameserver_command(
     def ready(address: str) -> None:
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
 
-    _warn_if_insecure(insecure)
+    config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
+    _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals()
-    secret = find_secret(secret_file)
-    serve(host=host, port=port, storage=storage, insecure=insecure, secret=secret, stop=stop, ready=ready)
+    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
 
 
 nodes_app = typer.Typer(invoke_without_command=True)
@@ -178,7 +180,7 @@ def nodes_command(
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
-    insecure: InsecureOption = False,
+    no_tls: NoTlsOption = False,
     open_: Annotated[
         bool,
         typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
@@ -195,14 +197,14 @@ def nodes_command(
         nameserver=nameserver,
         name=name,
         host=host,
-        insecure=insecure,
+        tls=False if no_tls else None,
         open=open_,
         weight=weight,
         max_memory=parse_size(max_memory),
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
-    _warn_if_insecure(insecure)
+    _warn_if_not_encrypted(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
@@ -451,7 +453,9 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _warn_if_insecure(insecure: bool) -> None:
-    if insecure:
-        consequence = "nothing is encrypted. Whoever is on the path can read and change every entry."
-        report(f"Warning: --insecure: {consequence}")
+def _warn_if_not_encrypted(config: NameServerConfig | NodeConfig) -> None:
+    if config.tls is False:
+        report(
+            "Warning: --no-tls: whoever is on the path can read and change values, which means running code in clients "
+            "that do not use `signing_key_file`."
+        )

@@ -15,7 +15,7 @@ from functools import partial
 from pyrocache.cli.output import report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
-from pyrocache.config import NodeConfig, parse_address
+from pyrocache.config import TLS, NodeConfig, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, OutOfResources, PyroCacheError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
@@ -99,7 +99,8 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         nonlocal first
         # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
-        return start_nameserver(host=host, port=port, insecure=config.insecure, secret=secret, quiet=quiet)
+        tls = asdict(config.tls) if isinstance(config.tls, TLS) else config.tls
+        return start_nameserver(host=host, port=port, tls=tls, secret=secret, quiet=quiet)
 
     nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
     try:

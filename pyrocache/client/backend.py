@@ -95,7 +95,7 @@ class Backend:
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
-        caller = ANONYMOUS if config.secret is None else knowing(config.secret)
+        caller = knowing(config.secret, tls=config.tls) if config.secret is not None else ANONYMOUS
         directory = NameServerDirectory(config.nameserver, caller=caller._replace(trusting=True))
         settings: dict[str, Any] = {
             "max_connections": config.max_connections,

@@ -25,7 +25,7 @@ from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
-from pyrocache.config import NodeConfig, check_bind_host, check_port, format_address
+from pyrocache.config import NameServerConfig, NodeConfig, format_address
 from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.holder import is_alive
 from pyrocache.nameserver.names import COMMANDS, Names
@@ -54,11 +54,8 @@ _LIMITS = NodeConfig(
 
 
 def serve(
+    config: NameServerConfig,
     *,
-    host: str,
-    port: int,
-    storage: str,
-    insecure: bool,
     secret: Secret,
     stop: StopRequest,
     ready: Callable[[str], None],
@@ -66,21 +63,16 @@ def serve(
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
-        host, port: the address to listen on; port 0 takes a free port.
-        storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries in an SQLite file.
-        insecure: whether ``host`` may be an address that other hosts can reach.
         secret: what callers must prove that they know, except those that only read, from this host.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
     """
-    check_bind_host(host, insecure=insecure)
-    check_port(port)
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
-    names = _names(storage, secret)
-    listener = _listen(host, port)
-    address = format_address(host, listener.getsockname()[1])
+    names = _names(config, secret)
+    listener = _listen(config.host, config.port)
+    address = format_address(config.host, listener.getsockname()[1])
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
     names.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
     dispatcher = Dispatcher(
@@ -106,13 +98,11 @@ def serve(
         thread.join(2.0)
 
 
-def _names(storage: str, secret: Secret) -> Names:
-    """Return the name server object. Raises `ConfigurationError` if its entries cannot be kept in ``storage``."""
-    if storage != "memory" and not (storage.startswith("sql:") and len(storage) > 4):
-        raise ConfigurationError(f"{storage!r} is no storage: give memory, or sql:FILE.")
-
+def _names(config: NameServerConfig, secret: Secret) -> Names:
+    """Return the name server object. Raises `ConfigurationError` if its entries cannot be kept in the storage."""
+    storage = config.storage
     try:
-        caller = knowing(secret, Greeting(protocol=PROTOCOL, caller=NAMELESS))
+        caller = knowing(secret, Greeting(protocol=PROTOCOL, caller=NAMELESS), tls=config.tls)
         kept = MemoryStorage() if storage == "memory" else SqlStorage(storage[4:])
         names = Names(kept, partial(is_alive, caller))
         names.count()
@@ -142,7 +132,7 @@ def main(argv: list[str]) -> NoReturn:
     """Run a name server.
 
     Args:
-        argv: the arguments of `serve` in JSON, with the ``secret`` as `Secret.for_child` returns it; and the descriptor
+        argv: the settings, a `NameServerConfig` in JSON with the ``secret`` (`Secret.for_child`); and the descriptor
             that leads to the parent process, which gets the `answer`.
     """
     parent = int(argv[1])
@@ -152,7 +142,8 @@ def main(argv: list[str]) -> NoReturn:
         stop.with_parent(parent)
         settings = json.loads(argv[0])
         secret = secret_of_parent(settings.pop("secret"))
-        serve(**settings, secret=secret, stop=stop, ready=partial(_report_ready, parent))
+        config = NameServerConfig(**settings)
+        serve(config, secret=secret, stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)
         answer(parent, {"error": str(error)})

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from pyrocache.config import DEFAULT_MAX_VALUE_BYTES
+from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, Encryption
 from pyrocache.errors import ProtocolError
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import framing, limits, messages, refusals
@@ -62,6 +62,7 @@ class Caller(NamedTuple):
         trusting: whether it calls servers on this host that do not prove that they know the secret.
         place: where its secret is, as a part of a sentence.
         reply_bytes: the longest reply that it accepts; 0: as long as one with the largest value that the peer takes.
+        tls: how its TCP connections are protected.
     """
 
     greeting: Greeting = Greeting(protocol=PROTOCOL)
@@ -69,13 +70,15 @@ class Caller(NamedTuple):
     trusting: bool = True
     place: str = ""
     reply_bytes: int = 0
+    tls: Encryption = None
 
 
-def knowing(secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False) -> Caller:
+def knowing(
+    secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False, tls: Encryption = None
+) -> Caller:
     """Return a caller that knows the secret; see `Caller`."""
-    return Caller(
-        greeting or Greeting(protocol=PROTOCOL), secret.current, trusting=trusting, place=secret.place
-    )
+    greeting = greeting or Greeting(protocol=PROTOCOL)
+    return Caller(greeting, secret.current, trusting=trusting, place=secret.place, tls=tls)
 
 
 _ADVICE = {

@@ -91,7 +91,7 @@ class Node:
         self.stop_request = StopRequest()
         self._reserve = reserve if reserve is not None else DescriptorReserve()
         self._peers = peers or Peers(
-            connect=partial(self._reserve.opening, Connection), caller=knowing(secret)
+            connect=partial(self._reserve.opening, Connection), caller=knowing(secret, tls=config.tls)
         )
         self._clock = clock
         self.membership = NodeMembership(config, directory, self._peers, clock)

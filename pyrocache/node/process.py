@@ -54,7 +54,10 @@ def main(argv: list[str]) -> NoReturn:
         reserve = DescriptorReserve()
         connect = partial(reserve.opening, Connection)
         directory = NameServerDirectory(
-            config.nameserver, keep=True, connect=connect, caller=knowing(secret, trusting=True)
+            config.nameserver,
+            keep=True,
+            connect=connect,
+            caller=knowing(secret, trusting=True, tls=config.tls),
         )
         node = Node(config, directory, entry_clock=entry_clock, reserve=reserve, secret=secret)
         try:

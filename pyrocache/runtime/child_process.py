@@ -216,17 +216,16 @@ def _capture() -> IO[bytes] | None:
 
 
 def start_nameserver(
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    storage: str = "memory",
-    insecure: bool = False,
-    secret: Secret | None = None,
-    quiet: bool,
+    *, quiet: bool, secret: Secret | None = None, port: int = 0, **settings: Any
 ) -> ChildProcess:
-    """Start a name server process. Port 0 takes a free port; without a secret, that of this user is found."""
-    settings = {"host": host, "port": port, "storage": storage, "insecure": insecure}
-    settings["secret"] = (secret or find_secret()).for_child()
+    """Start a name server process.
+
+    Args:
+        port: the port; 0 takes a free one.
+        secret: that of the cluster; None to find that of this user.
+        settings: further fields of `NameServerConfig`.
+    """
+    settings = {**settings, "port": port, "secret": (secret or find_secret()).for_child()}
     return ChildProcess("pyrocache.nameserver.process", settings, quiet=quiet)
 
 

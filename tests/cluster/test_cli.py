@@ -296,15 +296,16 @@ def test_an_address_that_other_hosts_reach_is_refused() -> None:
     ):
         assert refused.status == 1
         assert refused.sentence.startswith("Other hosts can reach 192.0.2.1")
-        assert "--insecure" in refused.sentence
+        assert "--no-tls" in refused.sentence
 
 
-def test_insecure_is_allowed_and_warned_of(start: Start) -> None:
+def test_no_tls_is_allowed_and_warned_of(start: Start) -> None:
     warning = (
-        "Warning: --insecure: nothing is encrypted. Whoever is on the path can read and change every entry.\n"
+        "Warning: --no-tls: whoever is on the path can read and change values, which means running code in clients "
+        "that do not use `signing_key_file`.\n"
     )
     address = free_address()
-    command = ("run_nodes.py", "--with-nameserver", "--nameserver", address, "--nodes", "1", "--insecure")
+    command = ("run_nodes.py", "--with-nameserver", "--nameserver", address, "--nodes", "1", "--no-tls")
     assert start(*command, ready="ready").err == warning + f"Name server ready at {address}.\n"
 
 

@@ -220,9 +220,9 @@ def test_open_nodes_take_any_caller() -> None:
 
 def test_open_nodes_listen_on_loopback_only_and_warn() -> None:
     with pytest.raises(ConfigurationError, match="loopback"):
-        NodeConfig(host="192.0.2.7", insecure=True, open=True)
+        NodeConfig(host="192.0.2.7", tls=False, open=True)
     command = ("pyrocache", "nodes", "--open", "--nameserver", free_address())
-    outcome = call(*command, "--host", "192.0.2.7", "--insecure")
+    outcome = call(*command, "--host", "192.0.2.7", "--no-tls")
     assert outcome.status == 1
     assert "must listen on a loopback address" in outcome.sentence
     warning, error = call(*command).err.splitlines()

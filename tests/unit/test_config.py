@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from dataclasses import FrozenInstanceError, asdict
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 
 from pyrocache.config import (
     REQUEST_OVERHEAD_BYTES,
+    TLS,
     ClientConfig,
+    NameServerConfig,
     NodeConfig,
-    check_bind_host,
     format_address,
     format_size,
     parse_address,
@@ -98,16 +101,50 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
     assert 0 < port < 65536
 
 
+CERTIFICATE = TLS(ca="ca.pem", cert="cert.pem", key="key.pem")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_loopback_is_safe(host: str) -> None:
-    check_bind_host(host, insecure=False)
+    assert NodeConfig(host=host).tls is NameServerConfig(host=host).tls is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "192.168.1.5"])
-def test_other_addresses_need_leave(host: str) -> None:
-    with pytest.raises(InsecureAddress, match="--insecure"):
-        check_bind_host(host, insecure=False)
-    check_bind_host(host, insecure=True)
+@pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
+def test_other_addresses_need_tls_or_leave(kind: Any, host: str) -> None:
+    with pytest.raises(InsecureAddress, match="--no-tls"):
+        kind(host=host, advertise="10.0.0.1")
+    for tls in (False, CERTIFICATE):
+        assert kind(host=host, advertise="10.0.0.1", tls=tls).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("advertise", [None, "0.0.0.0:1", "::"])
+@pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
+def test_nobody_can_connect_to_all_addresses(kind: Any, host: str, advertise: str | None) -> None:
+    with pytest.raises(ConfigurationError, match=r"not an address|not a valid address"):
+        kind(host=host, advertise=advertise, tls=False)
+
+
+def test_settings_of_tls_are_checked_and_absolute() -> None:
+    assert os.path.isabs(CERTIFICATE.ca or "")
+    for wrong in ({"cert": "cert.pem"}, {"key": "key.pem"}, {"ca": ""}, {"ca": 1}):
+        with pytest.raises(ConfigurationError):
+            TLS(**wrong)  # type: ignore[arg-type]
+    for tls, problem in (
+        (TLS(ca="ca.pem"), "needs a certificate"),
+        (TLS(cert="cert.pem", key="key.pem", require_client_cert=True), "--tls-ca"),
+        ("ca.pem", "tls must be a TLS"),
+        (True, "tls must be a TLS"),
+    ):
+        with pytest.raises(ConfigurationError, match=problem):
+            NodeConfig(tls=tls)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tls", [None, False, CERTIFICATE])
+def test_settings_survive_json(tls: Any) -> None:
+    config = NodeConfig(tls=tls)
+    assert NodeConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -223,7 +260,6 @@ def test_ttls_of_the_wrong_type(ttl: Any) -> None:
         {"name": "node1"},
         {"name": "cache.node.0"},
         {"host": "10.0.0.1"},
-        {"host": "0.0.0.0", "insecure": True},
         {"host": "not a host"},
         {"port": 70000},
         {"nameserver": "nowhere:"},

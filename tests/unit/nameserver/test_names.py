@@ -20,6 +20,7 @@ from Pyro5.errors import NamingError, PyroError
 from Pyro5.nameserver import MemoryStorage
 
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.config import NameServerConfig
 from pyrocache.errors import ConfigurationError, ProtocolError
 from pyrocache.nameserver.names import Names
 from pyrocache.nameserver.process import serve
@@ -42,16 +43,8 @@ def start(storage: str = "memory", **settings: Any) -> tuple[str, StopRequest, t
 
     thread = threading.Thread(
         target=serve,
-        kwargs={
-            "host": "127.0.0.1",
-            "port": 0,
-            "storage": storage,
-            "insecure": False,
-            "secret": SECRET,
-            "stop": stop,
-            "ready": is_ready,
-            **settings,
-        },
+        args=(NameServerConfig(port=0, storage=storage),),
+        kwargs={"secret": SECRET, "stop": stop, "ready": is_ready, **settings},
         daemon=True,
     )
     thread.start()
@@ -250,13 +243,17 @@ def test_entries_in_a_file_outlive_it(tmp_path: Path) -> None:
         ({"storage": "sql::memory:"}, "Cannot keep the entries"),
         ({"storage": "redis"}, "'redis' is no storage"),
         ({"port": 99_999}, "A port must be a number"),
-        ({"host": "no.such.host.invalid", "insecure": True}, "Cannot listen on no.such.host.invalid"),
+        ({"host": "no.such.host.invalid", "tls": False}, "Cannot listen on no.such.host.invalid"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(settings: dict[str, Any], sentence: str) -> None:
-    usual = {"host": "127.0.0.1", "port": 0, "storage": "memory", "insecure": False, "secret": SECRET}
     with pytest.raises(ConfigurationError, match=sentence):
-        serve(**{**usual, **settings}, stop=StopRequest(), ready=lambda address: None)
+        serve(
+            NameServerConfig(**{"port": 0, **settings}),
+            secret=SECRET,
+            stop=StopRequest(),
+            ready=lambda address: None,
+        )
 
 
 @pytest.mark.parametrize(
