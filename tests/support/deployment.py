@@ -38,10 +38,11 @@ class Protection:
         """Give each host what it needs."""
         for host in network:
             host.give_secret()
+            host.variables["PYROCACHE_NO_TLS"] = "1"
 
     def of_server(self, host: Host, address: str) -> list[str]:
         """Return the options of a name server or of nodes that listen at an address of this host."""
-        return ["--host", address, "--insecure"]
+        return ["--host", address, "--no-tls"]
 
     def of_client(self, host: Host) -> dict[str, Any]:
         """Return the arguments of a client in this process that acts on this host."""
