@@ -35,10 +35,10 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
+from pyrocache.runtime.secret import locate
 from tests.support.between import State
 from tests.support.commands import Outcome
 from tests.support.processes import ROOT, environment
-from pyrocache.runtime.secret import locate
 
 DOMAIN = "pyrocache.test"
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
