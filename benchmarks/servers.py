@@ -19,13 +19,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.managers import DictProxy
 from pathlib import Path
 from typing import Any
 
 from benchmarks.stock_pyro import serve
-from pyrocache import LocalCluster
+from pyrocache import TLS, LocalCluster
 from pyrocache.runtime import secret_file
 from pyrocache.runtime.child_process import start_nameserver, start_node
 
@@ -77,29 +77,45 @@ def pyrocache_cluster(nodes: int, max_memory: str) -> Iterator[Server]:
 
 
 @contextmanager
-def open_node() -> Iterator[Server]:
-    """One node of ours that serves also clients that prove nothing; the address is the name server's."""
+def one_node(tls: TLS | None = None, **settings: Any) -> Iterator[Server]:
+    """One node of ours; the address is the name server's.
+
+    Args:
+        tls: the certificate of both.
+        settings: further fields of `NodeConfig`.
+    """
     with contextlib.ExitStack() as stack:
-        nameserver = start_nameserver(quiet=True)
+        encryption = None if tls is None else asdict(tls)
+        nameserver = start_nameserver(quiet=True, tls=encryption)
         stack.callback(nameserver.kill)
         address = nameserver.wait_until_ready()["address"]
-        node = start_node({"nameserver": address, "new_cluster": True, "open": True}, quiet=True)
+        node = start_node(
+            {"nameserver": address, "new_cluster": True, "tls": encryption, **settings}, quiet=True
+        )
         stack.callback(node.kill)
         node.wait_until_ready()
         yield Server((node.pid,), address)
 
 
 @contextmanager
-def redis_server(password: str = "") -> Iterator[Server]:
+def redis_server(password: str = "", tls: TLS | None = None) -> Iterator[Server]:
     """Redis without persistence; one server listens at both addresses, keywords of ``redis.Redis`` by transport.
 
-    With a password, clients must give it.
+    With a password, clients must give it. With ``tls``, its TCP port speaks TLS, and demands no certificate.
     """
     program = _program("redis-server", "redis-server")
     check_library("redis")
     with _directory() as directory:
         port, path = _free_port(), str(directory / "redis.sock")
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path]
+        command = [program, "--bind", "127.0.0.1", "--unixsocket", path]
+        encrypted: dict[str, Any] = {}
+        if tls is None:
+            command += ["--port", str(port)]
+        else:
+            command += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
+            command += ["--tls-cert-file", str(tls.cert), "--tls-key-file", str(tls.key)]
+            command += ["--tls-ca-cert-file", str(tls.ca)]
+            encrypted = {"ssl": True, "ssl_ca_certs": tls.ca}
         command += ["--save", "", "--appendonly", "no", "--dir", str(directory)]
         if password:
             command += ["--requirepass", password]
@@ -108,7 +124,7 @@ def redis_server(password: str = "") -> Iterator[Server]:
             _wait_until_connected(process, ("127.0.0.1", port))
             login = {"password": password} if password else {}
             addresses = {
-                "TCP": {"host": "127.0.0.1", "port": port, **login},
+                "TCP": {"host": "127.0.0.1", "port": port, **login, **encrypted},
                 "Unix": {"unix_socket_path": path, **login},
             }
             yield Server((process.pid,), addresses)

@@ -47,6 +47,7 @@ _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNO
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
 _CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
+_ZONE = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 _NUMBERS: Any = (Real, Decimal)
@@ -369,6 +370,7 @@ class NodeConfig:
         tls: how TCP connections are protected, see `Encryption`.
         open: serve also callers that do not know the secret; only with a loopback ``host``.
         weight: share of the keys relative to the other nodes' weights.
+        zone: the name of the rack, room or site that the node is in, for people; empty for none.
         max_memory: bytes that entries may take, overhead included.
         eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
         max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
@@ -400,6 +402,7 @@ class NodeConfig:
     tls: Encryption = None
     open: bool = False
     weight: float = 1.0
+    zone: str = ""
     max_memory: int = 2**30
     eviction: str = DEFAULT_EVICTION
     max_value_bytes: int = 0
@@ -426,6 +429,7 @@ class NodeConfig:
             check_node_name(self.name)
         check_port(self.port)
         check_weight(self.weight)
+        check_zone(self.zone)
         memory = self.max_memory
         _check(memory >= 64 * 1024, f"A node needs at least 64KiB of memory for entries, not {memory}.")
         _check(
@@ -472,6 +476,19 @@ def check_weight(weight: float) -> None:
     """Raise `ConfigurationError` unless ``weight`` is a number from 0.01 to 100."""
     valid = _is_number(weight) and 0.01 <= weight <= 100
     _check(valid, f"A weight must be a number from 0.01 to 100, not {weight!r}.")
+
+
+def is_zone(zone: object) -> bool:
+    """Return whether ``zone`` may be the name of a zone; the empty text stands for none."""
+    return isinstance(zone, str) and _ZONE.fullmatch(zone) is not None
+
+
+def check_zone(zone: str) -> None:
+    """Raise `ConfigurationError` unless ``zone`` is empty or a name of 1 to 64 characters."""
+    _check(
+        is_zone(zone),
+        f"A zone must have 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-', not {zone!r}.",
+    )
 
 
 def _check_count(what: str, number: int) -> None:

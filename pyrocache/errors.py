@@ -12,6 +12,7 @@
     │   └── NodeUnavailable                  a node does not answer within the deadline, or answers `not-serving`
     │       │                                or `try-again` until then
     │       ├── Overloaded                   a node answers, but is at one of its limits
+    │       ├── ProtocolMismatch             a node runs a version of pyrocache that is too old or too new
     │       ├── MayHaveBeenDone              the reply to a change was lost: the node may have done it
     │       └── PartialFailure               a call for many keys failed for some; says which and why
     ├── AuthenticationError                  the other end does not prove the secret of this user, or another one
@@ -73,6 +74,7 @@ __all__ = [
     "Overloaded",
     "PartialFailure",
     "ProtocolError",
+    "ProtocolMismatch",
     "PyroCacheError",
     "RemoteError",
     "SerializationError",
@@ -132,6 +134,13 @@ class NodeUnavailable(CacheUnavailable):
 
 class Overloaded(NodeUnavailable):
     """A node answers, but is at one of its limits, such as connections or queued calls."""
+
+
+class ProtocolMismatch(NodeUnavailable):
+    """A node and this process run versions of pyrocache that are too far apart; nothing was read or changed there.
+
+    The message says which of the two to upgrade.
+    """
 
 
 class MayHaveBeenDone(NodeUnavailable):

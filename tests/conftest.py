@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
 from pyrocache.runtime.secret_file import FILE_VARIABLE
+from tests.support.certificates import Certificates, new_certificates
 from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
 
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A private certificate authority, for the certificates that tests need."""
+    return new_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")

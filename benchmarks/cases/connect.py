@@ -33,7 +33,7 @@ def measure(session: Session) -> list[Row]:
     """Run the case."""
     contenders: list[Contender] = []
     with ExitStack() as stack:
-        ours = stack.enter_context(servers.open_node())
+        ours = stack.enter_context(servers.one_node(open=True))
         for transport in TRANSPORTS:
             for name, authenticate in ((OURS, True), (UNPROVEN, False)):
                 connect = partial(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -117,7 +118,7 @@ def nameserver_command(
     config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
     _warn_if_not_encrypted(config)
     stop = StopRequest()
-    stop.on_signals()
+    stop.on_signals(reloads=bool(config.tls))
     serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
 
 
@@ -165,6 +166,14 @@ def nodes_command(
         str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
     ] = "1GiB",
     weight: Annotated[float, typer.Option(help="Share of the keys, relative to the other nodes.")] = 1.0,
+    zone: Annotated[
+        str,
+        typer.Option(
+            help="The rack, room or site that the nodes are in; `pyrocache status` shows it.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = "",
     max_value: Annotated[
         str | None,
         typer.Option(help="Largest encoded value that a node accepts; by default a quarter of --max-memory."),
@@ -200,6 +209,7 @@ def nodes_command(
         tls=False if no_tls else None,
         open=open_,
         weight=weight,
+        zone=zone,
         max_memory=parse_size(max_memory),
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
@@ -421,6 +431,50 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
     from pyrocache.cli.secret import change
 
     change(context.obj if secret_file is None else secret_file, Keys.prune)
+
+
+@app.command("certificates")
+def certificates_command(
+    directory: Annotated[
+        str, typer.Argument(help="Where the files are made.", metavar="DIR", show_default=False)
+    ],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Host names and IP addresses; several of one host with commas between them.",
+            metavar="HOST",
+            show_default=False,
+        ),
+    ] = None,
+    clients: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--client",
+            help="Also make a certificate for clients of this name; may be repeated.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    days: Annotated[
+        int, typer.Option(help="For how many days the certificates are valid.", min=1, max=3650)
+    ] = 365,
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew", help="Replace the certificates of these hosts and clients; of all, without any."
+        ),
+    ] = False,
+) -> None:
+    """Make certificates for TLS, signed by an authority of your own, which the first call makes.
+
+    A later call for other hosts uses the same authority. Needs the package cryptography.
+    """
+    from pyrocache.cli import certificates
+
+    holders = [*map(certificates.host, hosts or ()), *map(certificates.client, clients or ())]
+    path = Path(directory).expanduser()
+    made = certificates.make(path, holders, days=days, renew=renew)
+    write(certificates.describe(path, made))
 
 
 @app.command("replay", hidden=True, context_settings=_ANY_OPTIONS)

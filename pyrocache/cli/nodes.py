@@ -30,7 +30,7 @@ _PING_SECONDS = 2.0
 def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool) -> int:
     """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
     stop = StopRequest()
-    stop.on_signals()
+    stop.on_signals(reloads=bool(config.tls))
     nameservers: list[Supervisor] = []
     nodes: list[Supervisor] = []
     new_cluster = False
@@ -49,6 +49,10 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
         write("ready")  # for scripts that wait for this line
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
+            if stop.reload:
+                stop.reload = False
+                for supervisor in (*nameservers, *nodes):
+                    supervisor.reload()
             if all(node.gave_up for node in nodes):
                 return 1
         return 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pyrocache.cli.output import to_copy
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.errors import ConfigurationError, NodeUnavailable, PyroCacheError
+from pyrocache.errors import ConfigurationError, NodeUnavailable, ProtocolMismatch, PyroCacheError
 
 _PAUSE_SECONDS = 0.2
 
@@ -62,6 +62,9 @@ def _serves(
     with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
         context = cache._context
         answers = context.backend.ping(context.deadline(), names or None)
+    for _, answer in answers:
+        if isinstance(answer, ProtocolMismatch):
+            raise answer
     return {
         member.name: None if isinstance(answer, NodeUnavailable) else answer.get("serving") is True
         for member, answer in answers

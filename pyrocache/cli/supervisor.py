@@ -11,6 +11,7 @@ Thread safety: public methods are for the main thread; each supervisor watches i
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -91,6 +92,10 @@ class Supervisor:
         """Request the process to end, without waiting; `join` waits."""
         self._stopping.set()
         self._process.terminate()
+
+    def reload(self) -> None:
+        """Have the process load its certificate again."""
+        self._process.signal(signal.SIGHUP)
 
     def join(self) -> None:
         """Wait until the process has ended; kill it after `_STOP_SECONDS`."""

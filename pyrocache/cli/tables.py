@@ -19,16 +19,18 @@ from pyrocache.cli.output import given_secret_file, to_copy, write
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
+from pyrocache.errors import ProtocolMismatch
 from pyrocache.net.directory import explain_obstacle
+from pyrocache.protocol.handshake import legible
 
 _GAP = "  "
-_LEFT = ("node", "address", "eviction")  # the other columns are aligned to the right
+_LEFT = ("node", "address", "zone", "version", "eviction")  # the other columns are aligned to the right
 _AWAY = "away"
 _NO_LEASE = "no lease"
 _UNLIMITED = 10_000  # columns, when the output is not a terminal and $COLUMNS is not set
 _FIGURES = (
     *("entries", "bytes", "max_bytes", "hits", "misses", "evictions", "connections", "uptime_seconds"),
-    "view",
+    *("view", "version"),
 )
 
 Row = dict[str, str]
@@ -57,8 +59,8 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: 
 def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obstacle: int = 0) -> None:
     """Print the members and their statistics, as ``pyrocache status`` does. ``obstacle``: as in `Listing`."""
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
-    rows = [_status_row(member, stats.nodes.get(member.name)) for member in members]
-    lines = _table(rows, optional=("eviction", "lease", "peers", "up"))
+    rows = _status_rows(members, stats)
+    lines = _table(rows, optional=("eviction", "lease", "peers", "up", "zone", "version"))
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
     remarks = [
@@ -66,6 +68,7 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obsta
         for name, figures in stats.nodes.items()
         if figures.silent
     ]
+    remarks += [f"Warning: {error}" for error in stats.errors.values() if isinstance(error, ProtocolMismatch)]
     if obstacle:
         remarks.append(f"Warning: {explain_obstacle(nameserver, obstacle)}")
     write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *remarks]))
@@ -77,7 +80,7 @@ def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any
     for member in members:
         figures = stats.nodes.get(member.name)
         state = _AWAY if figures is None else "up" if figures.serving else _NO_LEASE
-        node = {"name": member.name, "address": member.address, "state": state}
+        node = {"name": member.name, "address": member.address, "zone": member.zone, "state": state}
         figures_of = {name: getattr(figures, name, None) for name in _FIGURES}
         nodes.append({**node, **figures_of, **_standing(figures)})
     return nodes
@@ -96,12 +99,26 @@ def _may_end(figures: NodeStats) -> bool:
     return bool(figures.view) and not math.isinf(figures.lease_seconds)
 
 
-def _status_row(member: Member, figures: NodeStats | None) -> Row:
-    row = {"node": member.name, "address": member.address}
+def _status_rows(members: Sequence[Member], stats: Stats) -> list[Row]:
+    """Return the rows. They have zones if a node is in one, and versions if these differ."""
+    zoned = any(member.zone for member in members)
+    versions = {name: legible(figures.version) or "-" for name, figures in stats.nodes.items()}
+    mixed = len(set(versions.values())) > 1
+    rows = []
+    for member in members:
+        row = {"node": member.name, "address": member.address}
+        if zoned:
+            row["zone"] = member.zone or "-"
+        if mixed:
+            row["version"] = versions.get(member.name, "")
+        rows.append({**row, **_figures_row(stats.nodes.get(member.name))})
+    return rows
+
+
+def _figures_row(figures: NodeStats | None) -> Row:
     if figures is None:
-        return {**row, "entries": _AWAY}
+        return {"entries": _AWAY}
     return {
-        **row,
         "entries": f"{figures.entries:,}" if figures.serving else _NO_LEASE,
         "memory": f"{format_size(figures.bytes)} / {format_size(figures.max_bytes)}",
         "eviction": figures.policy,

@@ -95,7 +95,8 @@ class Backend:
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
-        caller = knowing(config.secret, tls=config.tls) if config.secret is not None else ANONYMOUS
+        anonymous = ANONYMOUS._replace(tls=config.tls)
+        caller = anonymous if config.secret is None else knowing(config.secret, tls=config.tls)
         directory = NameServerDirectory(config.nameserver, caller=caller._replace(trusting=True))
         settings: dict[str, Any] = {
             "max_connections": config.max_connections,

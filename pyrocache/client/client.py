@@ -43,6 +43,7 @@ from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
+    TLS,
     ClientConfig,
     OnError,
     OnUndecodable,
@@ -111,6 +112,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         secret_file: the path of the secret file, by which name server, nodes and clients recognize each other; by
             default ``$PYROCACHE_SECRET_FILE``, else the one of this user, which is made if there is none. A pickled
             client has its path.
+        tls: how TCP connections are protected: `TLS` for TLS on all of them; None for none, which only works with
+            servers on this host; False for none, although whoever is on the path can read and change values.
         authenticate: False to use nodes that do not know the secret, such as a stock Pyro5 daemon; only with a name
             server on this host. Whoever is at their addresses can run code in this process.
 
@@ -152,6 +155,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         signing_key_file: str | os.PathLike[str] | None = None,
         counters: bool = False,
         secret_file: str | os.PathLike[str] | None = None,
+        tls: TLS | Literal[False] | None = None,
         authenticate: bool = True,
         **unknown: Never,
     ) -> None:
@@ -177,6 +181,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             signing_key_file=None if signing_key_file is None else os.path.abspath(signing_key_file),
             counters=counters,
             secret=secret,
+            tls=tls,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -1013,9 +1018,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         context = self._context
         answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
-        away = [name for name, answer in answers.items() if isinstance(answer, NodeUnavailable)]
-        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in away}
-        return Stats.of(nodes, replace(context.figures, **context.backend.retries), away)
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
+        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
+        return Stats.of(nodes, replace(context.figures, **context.backend.retries), list(errors), errors)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

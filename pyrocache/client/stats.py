@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from pyrocache.client.keys.format import split_namespace
 from pyrocache.config import format_size
-from pyrocache.errors import InvalidKey
+from pyrocache.errors import InvalidKey, NodeUnavailable
 
 _MOST_SHOWN = 10
 _MOST_BUCKETS = 64  # of a histogram; nodes have 32
@@ -161,6 +161,7 @@ class NodeStats(Totals):
     Attributes:
         pid: process id of the node.
         policy: its eviction policy.
+        version: that of its pyrocache; empty if it does not tell it, as in the first versions.
         view: the number of its view; 0 if it has none, as under a stock Pyro5 daemon.
         lease_seconds: for how long it may serve unless its view is confirmed again; 0 if it may not.
         silent: the names of the members that do not answer it, separated by spaces. It asks them only while the name
@@ -173,6 +174,7 @@ class NodeStats(Totals):
 
     pid: int = 0
     policy: str = ""
+    version: str = ""
     view: int = 0
     lease_seconds: float = 0.0
     silent: str = ""
@@ -277,15 +279,23 @@ class Stats:
         total: their sums.
         client: the statistics of this client object.
         away: names of the nodes that did not answer.
+        errors: why each of them did not.
     """
 
     nodes: dict[str, NodeStats]
     total: Totals
     client: ClientStats
     away: list[str]
+    errors: dict[str, NodeUnavailable] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, nodes: dict[str, NodeStats], client: ClientStats, away: list[str]) -> Self:
+    def of(
+        cls,
+        nodes: dict[str, NodeStats],
+        client: ClientStats,
+        away: list[str],
+        errors: dict[str, NodeUnavailable] | None = None,
+    ) -> Self:
         """Return the statistics of these nodes with their sums."""
         total: dict[str, Any] = {}
         for one in fields(Totals):
@@ -293,7 +303,7 @@ class Stats:
             # Only the dicts have no plain default: they have a default_factory.
             total[one.name] = _merged(figures) if one.default is MISSING else sum(figures)
         total["uptime_seconds"] = max((node.uptime_seconds for node in nodes.values()), default=0.0)
-        return cls(nodes, Totals(**total), client, away)
+        return cls(nodes, Totals(**total), client, away, errors or {})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, suitable for JSON."""

@@ -18,11 +18,11 @@ import math
 import re
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xxhash import xxh3_64_intdigest
 
-from pyrocache.config import check_node_name, check_weight, format_address
+from pyrocache.config import check_node_name, check_weight, check_zone, format_address
 from pyrocache.protocol.partition import PARTITIONS, partition_of
 
 __all__ = ["PARTITIONS", "ClusterView", "Member", "is_socket_path", "partition_of"]
@@ -56,6 +56,8 @@ class Member:
         incarnation: changes with each start of the node.
         socket_path: its Unix socket, for clients on its host; empty if it has none.
         cluster: the id of its cluster; empty if it is not known.
+        zone: the name of its zone; empty if it has none, or none is known. It does not count when members are compared:
+            nodes of the version before do not write it into a view.
     """
 
     name: str
@@ -65,10 +67,12 @@ class Member:
     incarnation: str = ""
     socket_path: str = ""
     cluster: str = ""
+    zone: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check_node_name(self.name)
         check_weight(self.weight)
+        check_zone(self.zone)
         # Any peer may have sent these fields. What the system's calls do not take must not reach them.
         if not all(type(field) is str for field in (self.host, self.incarnation, self.socket_path)):
             raise ValueError("A host, an incarnation and a path are strings.")
@@ -150,6 +154,11 @@ class ClusterView:
     def __repr__(self) -> str:
         names = ", ".join(member.name for member in self.members)
         return f"<ClusterView {self.number}: {names or 'empty'}>"
+
+    @property
+    def zones(self) -> list[str]:
+        """Return the zones of the members, in their order."""
+        return [member.zone for member in self.members]
 
     def member(self, name: str) -> Member | None:
         """Return the member with that name, or None."""

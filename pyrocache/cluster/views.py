@@ -1,16 +1,21 @@
 """Cluster views on the wire and in the name server: reading what any peer can have written.
 
 A node sends its view as a map of plain values. In the name server, view ``n`` is the entry ``cache.view.n``, and its
-metadata are a few strings: the id of the cluster, and one line for each member. Pure: no I/O, no threads, no clock.
+metadata are a few strings: the id of the cluster, one line for each member, and one for all zones. Pure: no I/O, no
+threads, no clock.
+
+Zones are kept apart from the members, where the version before does not look. So it reads a view with zones, and a zone
+that is not valid is left out: all versions must agree on what is a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyrocache.cluster.routing import ClusterView, Member, is_id, is_socket_path
-from pyrocache.config import parse_address
+from pyrocache.config import is_zone, parse_address
 from pyrocache.tracebacks import came_from_outside
 
 EMPTY = ClusterView(())
@@ -22,18 +27,22 @@ LARGEST_NUMBER = 2**31 - 1
 def view_to_wire(view: ClusterView) -> dict[str, Any]:
     """Return a view as plain values."""
     members = [[m.name, m.host, m.port, m.weight, m.incarnation, m.socket_path] for m in view.members]
-    return {
+    sent = {
         "number": view.number,
         "cluster": view.cluster,
         "members": members,
     }  # clients need not know the dead
+    zones = {member.name: member.zone for member in view.members if member.zone}
+    return {**sent, "zones": zones} if zones else sent
 
 
 def view_from_wire(data: Any) -> ClusterView | None:
     """Return the view that a node has sent, or None if it is malformed."""
     try:
         number, cluster, members = data["number"], data["cluster"], data["members"]
-        return _checked(number, cluster, [_sent_member(cluster, *fields) for fields in members])
+        zones = data.get("zones")
+        read = [_sent_member(cluster, *fields) for fields in members]
+        return _checked(number, cluster, _in_zones(read, zones if type(zones) is dict else {}))
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):
             raise
@@ -46,9 +55,12 @@ def view_to_metadata(view: ClusterView) -> list[str]:
         f"member={m.name} {m.incarnation} {m.address} {float(m.weight)!r} {m.socket_path}"
         for m in view.members
     ]
+    # One line: with two for each member, a view of 512 nodes would exceed the limit of items in a message.
+    in_zones = [f"{member.name}={member.zone}" for member in view.members if member.zone]
+    zones = [f"zones={' '.join(in_zones)}"] if in_zones else []
     dead = [f"dead={name} {incarnation}" for name, incarnation in view.dead]
     previous = [] if view.previous == view.number - 1 else [f"previous={view.previous}"]
-    return ["pyrocache", f"cluster={view.cluster}", *previous, *lines, *dead]
+    return ["pyrocache", f"cluster={view.cluster}", *previous, *lines, *zones, *dead]
 
 
 def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | None:
@@ -56,7 +68,8 @@ def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | No
     try:
         lines = [line.split("=", 1) for line in metadata if "=" in line]
         cluster = next(value for key, value in lines if key == "cluster")
-        members = [_member(value, cluster) for key, value in lines if key == "member"]
+        zones = next((dict(_pairs(value)) for key, value in sorted(lines) if key == "zones"), {})
+        members = _in_zones([_member(value, cluster) for key, value in lines if key == "member"], zones)
         dead = [value.split(" ") for key, value in lines if key == "dead"]
         previous = next((int(value) for key, value in lines if key == "previous"), None)
         return _checked(
@@ -66,6 +79,24 @@ def view_from_metadata(number: int, metadata: Iterable[str]) -> ClusterView | No
         if came_from_outside(error):
             raise
         return None
+
+
+def with_zones(view: ClusterView, zones: Mapping[tuple[str, str], str]) -> ClusterView:
+    """Return the view with the zones of those members of which it tells none, by identity."""
+    if all(member.zone or member.identity not in zones for member in view.members):
+        return view
+    members = [replace(m, zone=m.zone or zones.get(m.identity, "")) for m in view.members]
+    return ClusterView(members, view.number, view.cluster, view.dead, view.previous)
+
+
+def _in_zones(members: Iterable[Member], zones: Mapping[Any, Any]) -> list[Member]:
+    """Return the members with their zones, by name, as far as these are valid."""
+    found = [(member, zones.get(member.name, "")) for member in members]
+    return [replace(member, zone=zone) if zone and is_zone(zone) else member for member, zone in found]
+
+
+def _pairs(line: str) -> Iterable[tuple[str, str]]:
+    return ((name, zone) for name, _, zone in (pair.partition("=") for pair in line.split(" ")))
 
 
 def _sent_member(

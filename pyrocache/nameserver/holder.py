@@ -2,7 +2,7 @@
 
 One short call over TCP. The handshake and the answer must be those of the registered incarnation. A refused connection,
 silence, and a process that is none of ours or names another node or incarnation count as "not alive". A process of ours
-with another secret counts as alive: it may be the node.
+with another secret, certificate or protocol counts as alive: it may be the node.
 
 Thread safety: a function without state. It blocks for `PING_SECONDS` at most, and while a host name is resolved.
 """
@@ -15,7 +15,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused
 from pyrocache.protocol.commands import PING
-from pyrocache.protocol.handshake import OTHER_ADDRESS, OTHER_SECRET, HandshakeRefused
+from pyrocache.protocol.handshake import NO_SECRET, OTHER_PROTOCOL, UNPROVEN, HandshakeRefused
 
 PING_SECONDS = 0.5
 
@@ -35,7 +35,7 @@ def is_alive(caller: Caller, holder: Member) -> bool:
         finally:
             connection.close()
     except HandshakeRefused as refused:
-        return refused.code in (OTHER_SECRET, OTHER_ADDRESS)
+        return refused.code in (*UNPROVEN, OTHER_PROTOCOL) and refused.code != NO_SECRET
     except (Refused, *BROKEN):
         return False
     return isinstance(answer, dict) and answer.get("incarnation") == holder.incarnation

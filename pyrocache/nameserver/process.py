@@ -37,7 +37,7 @@ from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket
-from pyrocache.server.admission import admission
+from pyrocache.server.admission import admission, load_again, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -70,6 +70,7 @@ def serve(
     """
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
+    certificate = server_certificate(config.tls)
     names = _names(config, secret)
     listener = _listen(config.host, config.port)
     address = format_address(config.host, listener.getsockname()[1])
@@ -79,20 +80,24 @@ def serve(
         NAMESERVER_NAME,
         names,
         COMMANDS,
-        greeting=lambda: "hello",  # that of Pyro5's daemons
+        greeting=lambda: Greeting(protocol=PROTOCOL),
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
         admission=admission(secret, Strangers.ADMITTED),
     )
     with explained("The name server cannot start"):
-        loop = EventLoop([listener], dispatcher, _LIMITS)
+        loop = EventLoop([listener], dispatcher, _LIMITS, certificate=certificate)
         thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
         thread.start()
     try:
         ready(address)
         # With a timeout, as a signal that reaches another thread does not end a wait.
-        while not stop.wait(_POLL_SECONDS):
+        while not stop.requested:
+            stop.wait(_POLL_SECONDS)
             secret.current()  # reads the file again, which the I/O thread must not do
+            if stop.reload:
+                stop.reload = False
+                load_again(certificate, "The name server")
     finally:
         loop.shutdown()
         thread.join(2.0)
@@ -143,6 +148,7 @@ def main(argv: list[str]) -> NoReturn:
         settings = json.loads(argv[0])
         secret = secret_of_parent(settings.pop("secret"))
         config = NameServerConfig(**settings)
+        stop.on_signals(reloads=bool(config.tls))
         serve(config, secret=secret, stop=stop, ready=partial(_report_ready, parent))
     except PyroCacheError as error:
         print(error, file=sys.stderr)

@@ -23,7 +23,9 @@ from pyrocache.protocol import framing, limits, messages, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import (
     NO_SECRET,
+    NO_TLS,
     OTHER_ADDRESS,
+    OTHER_CERTIFICATE,
     OTHER_SECRET,
     PROTOCOL,
     UNPROVEN,
@@ -84,7 +86,9 @@ def knowing(
 _ADVICE = {
     NO_SECRET: "If it is a stock Pyro5 daemon of yours on this host, use PyroCacheClient(authenticate=False).",
     OTHER_SECRET: f"Name the file with its secret with secret_file=, --secret-file or ${FILE_VARIABLE}.",
-    OTHER_ADDRESS: "Is NAT or a mapped port in between? Connect to the address at which it listens.",
+    OTHER_ADDRESS: "If NAT or a mapped port is in between, start it with --advertise and that address.",
+    NO_TLS: "Give tls=pyrocache.TLS(ca=...) or --tls-ca.",
+    OTHER_CERTIFICATE: "Something between here and there has ended the TLS connection: connect without it.",
 }
 _AUTHENTICATE = "Use a PyroCacheClient without authenticate=False."
 
@@ -128,17 +132,18 @@ class CallProtocol:
         self.sequence = 0
         self.max_value_bytes = DEFAULT_MAX_VALUE_BYTES
 
-    def greet(self, dialled: str, nonce: bytes) -> bytes:
+    def greet(self, dialled: str, nonce: bytes, certificate: bytes = b"") -> bytes:
         """Return the first message to send.
 
         Args:
             dialled: the address of the peer, as `format_peer` returns it.
             nonce: `NONCE_BYTES` random bytes.
+            certificate: with TLS, the hash of the peer's certificate.
         """
         greeting, keys = self._caller.greeting, self._caller.keys()
         trusting = self._caller.trusting and is_on_this_host(dialled)
         if keys:
-            greeting = greeting._replace(nonce=nonce, dialled=dialled)
+            greeting = greeting._replace(nonce=nonce, dialled=dialled, certificate=certificate)
         self._handshake = handshake = ClientHandshake(self._object_id, greeting, keys, trusting=trusting)
         self._decoder.admit = handshake.admit
         return handshake.request()
@@ -208,6 +213,9 @@ class CallProtocol:
     def _explained(self, refused: HandshakeRefused) -> HandshakeRefused:
         """If the secrets differ, add to the refusal where this end's secret is, and what to do."""
         if refused.code not in UNPROVEN:
+            return refused
+        if refused.code in (NO_TLS, OTHER_CERTIFICATE):
+            refused.advice = _ADVICE[refused.code]
             return refused
         if not self._caller.place:
             refused.advice = _AUTHENTICATE

@@ -124,12 +124,16 @@ class Dialing:
             self.pending = False
         return not self.pending
 
-    def channel(self) -> Channel:
-        """Return the connected channel."""
+    def channel(self, *, blocks: bool = True) -> Channel:
+        """Return the connected channel.
+
+        Args:
+            blocks: whether `recv` may block for `PATIENCE_SECONDS`.
+        """
         sock = self.sock
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay a small request
-        if not is_cooperative(sock):
+        if blocks and not is_cooperative(sock):
             sock.settimeout(None)  # a timeout of Python's would add a poll to each receive
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         return sock

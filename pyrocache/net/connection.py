@@ -24,22 +24,31 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyrocache.config import TransportChoice
+from pyrocache.config import TLS, TransportChoice
 from pyrocache.errors import ProtocolError
 from pyrocache.net.call_protocol import ANONYMOUS, GREETED, PENDING, PROVING, Caller, CallProtocol
 from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative, is_same_host
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
-from pyrocache.protocol.handshake import format_peer
+from pyrocache.protocol.handshake import (
+    NO_TLS,
+    OTHER_CERTIFICATE,
+    HandshakeRefused,
+    format_peer,
+    is_on_this_host,
+)
 from pyrocache.protocol.messages import UNUSUAL, unpack_result
 from pyrocache.protocol.proof import NONCE_BYTES
 from pyrocache.protocol.request_id import CLOCK, HIGHEST_NUMBER, REPEAT
 from pyrocache.runtime import clock
-from pyrocache.runtime.channel import Channel
+from pyrocache.runtime.channel import Channel, TlsRefused
 from pyrocache.runtime.spin import SpinWait
 from pyrocache.tracebacks import came_from_outside
+
+if TYPE_CHECKING:
+    from pyrocache.runtime.tls import TlsChannel
 
 FRESH_SECONDS = 30.0
 """How long a connection to another host is used for further calls; a second more if they follow each other closely."""
@@ -93,9 +102,12 @@ class Connection:
             "_pack",
             "_poll",
             "_protocol",
+            "_securing",
             "_spin_wait",
+            "_tls",
             "_unsent",
         ),
+        *("_dialled", "_host"),
         *("begun_at", "checked_at", "fresh_until", "max_value_bytes", "number", "opened", "sent"),
     )
 
@@ -118,6 +130,9 @@ class Connection:
         self._pack = self._protocol.pack
         self._unsent: list[memoryview] = []
         self._spin_wait: Callable[[_Poll], object] | None = None
+        self._tls = caller.tls
+        self._host = endpoint.host
+        self._securing: TlsChannel | None = None  # while its handshake lasts
         self._dialing: Dialing | None = Dialing(endpoint, transport)
         self._channel: Channel = self._dialing.sock
         if not self._dialing.pending:
@@ -149,7 +164,13 @@ class Connection:
     @property
     def events(self) -> int:
         """Return the events to poll for before the next `advance`."""
-        return select.POLLOUT if self._unsent or self._dialing is not None else select.POLLIN
+        if (
+            self._unsent
+            or self._dialing is not None
+            or (self._securing is not None and self._securing.unsent)
+        ):
+            return select.POLLOUT
+        return select.POLLIN
 
     def finish_opening(self, deadline: Deadline) -> None:
         """Connect and complete the handshake, unless that is done. Raises one of `failures.BROKEN`."""
@@ -247,12 +268,20 @@ class Connection:
         Raises:
             As `call` and `finish_opening`.
         """
+        try:
+            return self._advance()
+        except TlsRefused as error:
+            raise _refused(error) from None
+
+    def _advance(self) -> Any:
         if self._dialing is not None:
             if not self._dialing.advance():
                 self._channel = self._dialing.sock  # each address has a socket of its own
                 return PENDING
             self._greet(self._dialing)
-        elif self._unsent and not self._send_some():
+        elif self._securing is None and self._unsent and not self._send_some():
+            return PENDING
+        if self._securing is not None and not self._secure(self._securing):
             return PENDING
         outcome = PENDING
         while outcome is PENDING:
@@ -315,7 +344,8 @@ class Connection:
         self._channel.close()
 
     def _greet(self, dialing: Dialing) -> None:
-        self._channel = channel = dialing.channel()
+        secure = isinstance(self._tls, TLS) and not dialing.path
+        self._channel = channel = dialing.channel(blocks=not secure)
         self._dialing = None
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN)
@@ -325,12 +355,43 @@ class Connection:
         # A node that refuses connections may have closed this one already. Its message can still be received.
         try:
             # The name that a Unix socket was made under, which the system tells, need not be where it was found.
-            dialled = format_peer(dialing.path or channel.getpeername())
-            self._begin_sending(self._protocol.greet(dialled, os.urandom(NONCE_BYTES)))
+            self._dialled = format_peer(dialing.path or channel.getpeername())
+            if secure:
+                self._begin_securing()
+            else:
+                self._check_protected()
+                self._begin_greeting()
         except OSError as error:
             if error.errno not in _CLOSED:
                 raise
             self._unsent = []
+
+    def _check_protected(self) -> None:
+        """Raise `HandshakeRefused` if this connection without TLS leaves the host, and the user has not allowed it."""
+        if self._tls is None and not is_on_this_host(self._dialled):
+            refused = HandshakeRefused(f"{NO_TLS}: the connection would not be encrypted")
+            refused.advice = (
+                "Give tls=pyrocache.TLS(ca=...) or --tls-ca; or tls=False or --no-tls, if you trust everybody on the "
+                "path between the hosts."
+            )
+            raise refused
+
+    def _begin_greeting(self, certificate: bytes = b"") -> None:
+        self._begin_sending(self._protocol.greet(self._dialled, os.urandom(NONCE_BYTES), certificate))
+
+    def _begin_securing(self) -> None:
+        from pyrocache.runtime.tls import client_channel  # imported here, as most processes do without
+
+        assert self._tls
+        self._channel = self._securing = client_channel(self._channel, self._tls, self._host)
+
+    def _secure(self, channel: TlsChannel) -> bool:
+        """Proceed with the handshake of TLS, then begin that of pyrocache. Return whether the first is done."""
+        if not channel.handshake():
+            return False
+        self._securing = None
+        self._begin_greeting(channel.certificate)
+        return True
 
     def _set_clock(self) -> None:
         """Note the node's clock, just after the end of the handshake."""
@@ -390,3 +451,13 @@ class Connection:
             poll = writable.poll
         if not poll(math.ceil(deadline.remaining() * 1000)):
             raise TimeoutError
+
+
+def _refused(error: TlsRefused) -> HandshakeRefused:
+    """Return what a failed handshake of TLS means to the user."""
+    refused = HandshakeRefused(f"{OTHER_CERTIFICATE if error.about_certificate else NO_TLS}: {error}")
+    if error.about_certificate:
+        refused.advice = "Find out which certificate is wrong with: pyrocache doctor"
+    else:
+        refused.advice = "Start it with --tls-cert, --tls-key and --tls-ca, or leave tls= and --tls-ca out."
+    return refused

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from pyrocache.cluster.routing import ClusterView, Member, is_id, is_socket_path
-from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata
-from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, parse_address
+from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata, with_zones
+from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, is_zone, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, ProtocolError
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.connection import Connection, OpenedTooLate
@@ -36,7 +36,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.protocol.commands import ISSUE_TOKEN
-from pyrocache.protocol.handshake import UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_PROTOCOL, UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
@@ -452,6 +452,9 @@ class NameServerDirectory:
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
             text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
             return UnprovenNameServer(text.rstrip())
+        if isinstance(error, HandshakeRefused) and error.code == OTHER_PROTOCOL:
+            text = f"The name server at {where} cannot be asked to {purpose}, as {error.reason}."
+            return NameServerUnavailable(text)
         if answered and isinstance(error, TimeoutError):
             remedy = "what listens there did not answer in time. It hangs, or is no Pyro5 name server."
         elif answered:
@@ -473,6 +476,8 @@ def _metadata(member: Member) -> list[str]:
     metadata = ["pyrocache", f"weight={float(member.weight)!r}", f"incarnation={member.incarnation}"]
     if member.cluster:
         metadata.append(f"cluster={member.cluster}")
+    if member.zone:
+        metadata.append(f"zone={member.zone}")
     return [*metadata, f"unix={member.socket_path}"] if member.socket_path else metadata
 
 
@@ -497,6 +502,9 @@ def _listing(entries: dict[Any, Any]) -> Listing:
             views[int(match[1])] = view_from_metadata(int(match[1]), _metadata_of(entry))
     own = [view for view in views.values() if view is not None and view.cluster == cluster]
     own.sort(key=lambda view: -view.number)
+    # A view that a node of the version before has made tells no zones, but each node has registered its own.
+    zones = {member.identity: member.zone for member in members if member is not None and member.zone}
+    own = [with_zones(view, zones) for view in own] if zones else own
     following = max(own[0].number + 1, reserved) if own else first
     obstacle = following if following in views else 0
     valid = [member for member in members if member is not None]
@@ -532,14 +540,15 @@ def member_from_entry(name: Any, entry: Any) -> Member | None:
             return None
         host, port = parse_address(match[2], default_port=0)
         tags = _tags(entry)
-        weight, incarnation, path, cluster = (
-            tags.get(tag, "") for tag in ("weight", "incarnation", "unix", "cluster")
+        weight, incarnation, path, cluster, zone = (
+            tags.get(tag, "") for tag in ("weight", "incarnation", "unix", "cluster", "zone")
         )
         # A forged entry must not make clients connect to an arbitrary Unix socket.
         path = path if is_socket_path(path, incarnation) else ""
         if not (is_id(incarnation) and is_id(cluster)):
             return None
-        return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster)
+        zone = zone if is_zone(zone) else ""
+        return Member(name, host, port, float(weight or 1.0), incarnation, path, cluster, zone)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         if came_from_outside(error):
             raise

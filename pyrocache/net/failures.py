@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import (
@@ -23,12 +24,19 @@ from pyrocache.errors import (
     NodeUnavailable,
     Overloaded,
     ProtocolError,
+    ProtocolMismatch,
     PyroCacheError,
     ValueTooLarge,
 )
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
-from pyrocache.protocol.handshake import OTHER_CLUSTER, OVERLOADED, UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import (
+    OTHER_CLUSTER,
+    OTHER_PROTOCOL,
+    OVERLOADED,
+    UNPROVEN,
+    HandshakeRefused,
+)
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
@@ -61,6 +69,9 @@ class Unavailable(Exception):
     suspected: bool = False
     refused: bool = False
     number: int = 0
+
+
+_Kind: TypeAlias = type[NodeUnavailable | ClusterMismatch | AuthenticationError]
 
 
 class PoolExhausted(Exception):
@@ -97,21 +108,14 @@ def unavailable(
     """
     where = f"{member.name} at {member.address}"
     timed_out = isinstance(cause, (TimeoutError, PoolExhausted))
-    kind: type[NodeUnavailable | ClusterMismatch | AuthenticationError] = NodeUnavailable
+    kind: _Kind = NodeUnavailable
     remedy = f" {_HINT}"
     if isinstance(cause, PoolExhausted):
         text = f"all connections to {where} were in use for {deadline.seconds:g} s"
     elif timed_out:
         text = f"{where} did not answer within {deadline.seconds:g} s"
     elif isinstance(cause, HandshakeRefused):
-        text = f"{where} refused the connection ({cause})"
-        if cause.code in UNPROVEN:
-            kind, remedy = AuthenticationError, f" {cause.advice}".rstrip()
-            text = f"no connection to {where} was made ({cause})"
-        elif cause.code == OVERLOADED:
-            kind = Overloaded
-        elif cause.code == OTHER_CLUSTER:
-            kind = ClusterMismatch
+        kind, text, remedy = _of_refusal(cause, where)
     elif isinstance(cause, ProtocolError):
         text = f"{where} sent what is not a reply ({cause})"
     elif shortage := explain(cause):
@@ -127,6 +131,17 @@ def unavailable(
         number=number,
         refused=isinstance(cause, ConnectionRefusedError),
     )
+
+
+def _of_refusal(cause: HandshakeRefused, where: str) -> tuple[_Kind, str, str]:
+    """Return the class of the error about a refused handshake, what has happened, and what to do."""
+    if cause.code in UNPROVEN:
+        text = f"no connection to {where} was made ({cause})"
+        return AuthenticationError, text, f" {cause.advice}".rstrip()
+    if cause.code == OTHER_PROTOCOL:
+        return ProtocolMismatch, f"no connection to {where} was made, as {cause.reason}", ""
+    kinds: dict[str, _Kind] = {OVERLOADED: Overloaded, OTHER_CLUSTER: ClusterMismatch}
+    return kinds.get(cause.code, NodeUnavailable), f"{where} refused the connection ({cause})", f" {_HINT}"
 
 
 def may_have_been_done(error: PyroCacheError, operation: str) -> MayHaveBeenDone:

@@ -88,9 +88,9 @@ class Membership:
             if listing.members and not current.number:
                 self.view = ClusterView(listing.members)
         elif not current.number or listed.cluster == current.cluster:
-            if (
-                listed.number >= current.number and listed != current
-            ):  # an equal one does not know its owners yet
+            # An equal one does not know its owners yet. A node may have sent a view without zones.
+            same = listed == current and listed.zones == current.zones
+            if listed.number >= current.number and not same:
                 self.view = listed
         elif not self._serving(current.members, deadline.remaining()):
             log.warning(

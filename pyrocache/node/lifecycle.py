@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pyrocache import __version__
 from pyrocache.cluster.routing import Member
 from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
@@ -42,7 +43,7 @@ from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.runtime.stop_request import StopRequest
 from pyrocache.server import tcp_socket, unix_socket
-from pyrocache.server.admission import admission
+from pyrocache.server.admission import admission, load_again, server_certificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 
@@ -105,7 +106,7 @@ class Node:
         address, port = listeners[0].getsockname()[:2]
         # Clients must not resolve `localhost` themselves: it may have another address that this node does not serve.
         host = config.host if config.host != "localhost" else address
-        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path)
+        unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path, zone=config.zone)
         try:
             self.member = self.membership.join(unnamed)
         except BaseException:
@@ -142,6 +143,7 @@ class Node:
             admission=admission(self._secret, Strangers.TRUSTED if config.open else Strangers.REFUSED),
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
+        self._certificate = server_certificate(config.tls)
         self._event_loop = EventLoop(
             listeners,
             self._dispatcher,
@@ -149,6 +151,7 @@ class Node:
             self.cache_node.sweep,
             on_lapse=self._lapse,
             reserve=self._reserve,
+            certificate=self._certificate,
             **ahead,
         )
         self._io_thread = threading.Thread(target=self._event_loop.run, name="pyrocache-io", daemon=True)
@@ -196,6 +199,9 @@ class Node:
         self._event_loop.lease_until = self.membership.serving_until
         self._reserve.refill()
         self._secret.current()  # reads the file again, which the I/O thread must not do
+        if self.stop_request.reload:
+            self.stop_request.reload = False
+            load_again(self._certificate, self.member.name)
 
     def _lapse(self) -> None:
         self.cache_node.ownership.expire(now())  # by then, the main thread may have renewed the lease
@@ -233,6 +239,7 @@ class Node:
 
     def _gauges(self) -> dict[str, Any]:
         return {
+            "version": __version__,
             "view": self.membership.view.number,
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),

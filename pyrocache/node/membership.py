@@ -252,6 +252,8 @@ class NodeMembership:
         if self._obstacle and at - self._obstacle_at > _OBSTACLE_SECONDS:
             reason = explain_obstacle(self._config.nameserver, self._obstacle)
             raise PyroCacheError(f"The view of the cluster cannot be changed: {reason}")
+        if self._peers.mismatch:
+            raise PyroCacheError(f"{what}: {self._peers.mismatch}")
         if at - began_at <= _HELD_UP_SECONDS + self._lease:
             return
         nameserver = self._config.nameserver

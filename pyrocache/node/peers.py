@@ -13,6 +13,7 @@ from typing import Any
 
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import ProtocolMismatch
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.connection import Connection
@@ -32,7 +33,13 @@ class Peers:
         timeout: seconds that each question may take, for all peers together.
         connect: opens a connection, as `Connection` does.
         caller: what this node knows and demands; its greeting is completed here.
+
+    Attributes:
+        mismatch: says of one of the nodes asked last that it runs a version of pyrocache that is too old or too new;
+            empty if there is none.
     """
+
+    mismatch = ""
 
     def __init__(
         self,
@@ -60,6 +67,8 @@ class Peers:
         requests = [Request(member, PING, (view.number,)) for member in members]
         for index, outcome in self._connections.exchange(requests, Deadline(self._timeout)):
             outcomes[index] = outcome
+        errors = [outcome.error for outcome in outcomes if isinstance(outcome, Unavailable)]
+        self.mismatch = next((str(error) for error in errors if isinstance(error, ProtocolMismatch)), "")
         return [_heard(member, answer, view, own) for member, answer in zip(members, outcomes, strict=True)]
 
     def close(self) -> None:

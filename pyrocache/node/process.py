@@ -61,7 +61,7 @@ def main(argv: list[str]) -> NoReturn:
         )
         node = Node(config, directory, entry_clock=entry_clock, reserve=reserve, secret=secret)
         try:
-            node.stop_request.on_signals()
+            node.stop_request.on_signals(reloads=bool(config.tls))
             node.stop_request.with_parent(parent)
         except BaseException:
             node.withdraw()

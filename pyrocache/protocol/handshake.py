@@ -5,8 +5,8 @@ the server describes itself. Does not send or receive. Does not judge requests e
 established, `ServerHandshake.admit` passes their headers on.
 
 The handshake begins as that of Pyro5, with a CONNECT message and an answer. By their `Greeting` both ends compare
-protocol, cluster, node and incarnation where both give them; a stock Pyro5 proxy or daemon gives none. Empty fields are
-not sent.
+cluster, node and incarnation where both give them, and agree on a version of the protocol (`agreed_protocol`); a stock
+Pyro5 proxy or daemon gives none of these. Empty fields are not sent.
 
 Ends that have a secret prove that they know it (`protocol.proof`): the caller's greeting has a nonce and the address
 that it dialled, the answer has another nonce and the server's proof, and a second CONNECT message has the caller's
@@ -47,7 +47,11 @@ ANSWER_BYTES = 64 * 1024
 """Length of the longest answer to it that a client accepts."""
 
 PROTOCOL = 1
-"""The version of what both ends agree on beyond Pyro5's own protocol."""
+"""The version of what both ends agree on beyond Pyro5's own protocol. It works with the version before and with the
+next one: both ends then use the lower of their versions."""
+
+OLDEST_PROTOCOL = 1
+"""The oldest version that other ends may have. A version that cannot work with the one before it raises this, too."""
 
 NAMELESS = "nameless"
 """The caller, if it is the name server, or a node that has not joined yet."""
@@ -56,18 +60,18 @@ OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
 OTHER_NODE, OTHER_INCARNATION = "other-node", "other-incarnation"
 NO_SECRET, OTHER_SECRET, OTHER_ADDRESS = "no-secret", "other-secret", "other-address"
+NO_TLS, OTHER_CERTIFICATE = "no-tls", "other-certificate"
 
 CODES = (
     *(OVERLOADED, OTHER_PROTOCOL, OTHER_CLUSTER, OTHER_NODE, OTHER_INCARNATION),
-    *(NO_SECRET, OTHER_SECRET, OTHER_ADDRESS),
+    *(NO_SECRET, OTHER_SECRET, OTHER_ADDRESS, NO_TLS, OTHER_CERTIFICATE),
 )
 """What a refusal may begin with, followed by a colon and a sentence."""
 
-UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS)
-"""Those that say that one end has not proved that it knows the secret of the other."""
+UNPROVEN = (NO_SECRET, OTHER_SECRET, OTHER_ADDRESS, NO_TLS, OTHER_CERTIFICATE)
+"""Those that say that one end has not proved who it is, or that the connection would not be protected."""
 
 _IDENTITY = (
-    (OTHER_PROTOCOL, "protocol", "protocol"),
     (OTHER_CLUSTER, "cluster", "cluster"),
     (OTHER_NODE, "node", "node"),
     (OTHER_INCARNATION, "incarnation", "incarnation"),
@@ -77,6 +81,28 @@ _LEGIBLE_CHARACTERS = 400  # more than any reason of ours has
 
 _ANSWERS = (framing.CONNECT_OK, framing.CONNECT_FAIL)
 _ANSWER_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
+
+
+def agreed_protocol(server: int, caller: int, oldest: int = OLDEST_PROTOCOL) -> int:
+    """Return the version that both ends are to use: the lower one of their versions; 0 if one of them is not told.
+
+    Args:
+        server, caller: the versions of the two ends; 0 if unknown, as of stock Pyro5.
+        oldest: the oldest version that is accepted.
+
+    Raises:
+        HandshakeRefused: the versions are not neighbours, or one of them is older than ``oldest``.
+    """
+    if not (server and caller):
+        return 0
+    lower = min(server, caller)
+    if lower < oldest or abs(server - caller) > 1:
+        outdated = "server" if server < caller else "caller"
+        raise HandshakeRefused(
+            f"{OTHER_PROTOCOL}: the server speaks protocol {server} and the caller protocol {caller}: "
+            f"upgrade pyrocache at the {outdated}"
+        )
+    return lower
 
 
 class State(Enum):
@@ -107,6 +133,11 @@ class HandshakeRefused(Exception):
         code = str(self).partition(": ")[0]
         return code if code in CODES else ""
 
+    @property
+    def reason(self) -> str:
+        """The reason without its code."""
+        return str(self).removeprefix(f"{self.code}: ")
+
 
 class CloseAfterReply(Exception):
     """Raised by a server to close the connection after ``reply`` has been sent."""
@@ -132,6 +163,7 @@ class Greeting(NamedTuple):
         nonce: `NONCE_BYTES` random bytes, which the other end's proof covers; empty without a secret.
         proof: see `protocol.proof`.
         dialled: the address that a caller with a nonce is connected to, as `format_peer` returns it.
+        certificate: with TLS, the SHA-256 hash of the certificate that the caller has got from there.
         token: what a caller without the secret was given by somebody who has it.
     """
 
@@ -147,6 +179,7 @@ class Greeting(NamedTuple):
     nonce: bytes = b""
     proof: bytes = b""
     dialled: str = ""
+    certificate: bytes = b""
     token: str = ""
 
     def check(self, expected: Greeting) -> None:
@@ -218,9 +251,13 @@ class ClientHandshake:
 
     Attributes:
         state: the progress.
+        protocol: the version that both ends use, once the server has answered; 0 if one of them told none.
     """
 
-    __slots__ = ("_expected", "_keys", "_object_id", "_offer", "_said", "_server", "_trusting", "state")
+    __slots__ = (
+        *("_expected", "_keys", "_object_id", "_offer", "_said", "_server", "_trusting"),
+        *("protocol", "state"),
+    )
 
     def __init__(
         self,
@@ -237,6 +274,7 @@ class ClientHandshake:
         self._trusting = trusting
         self._said = b""
         self._server = Greeting()
+        self.protocol = 0
         self.state = State.AWAITING
 
     def request(self) -> bytes:
@@ -276,6 +314,7 @@ class ClientHandshake:
             else:
                 said = answer.get("handshake") if isinstance(answer, dict) else None
                 self._server = Greeting.from_wire(said)
+                self.protocol = agreed_protocol(self._server.protocol, self._expected.protocol)
                 self._server.check(self._expected)
                 self.state = self._examine(said if isinstance(said, dict) else {})
         except HandshakeRefused:
@@ -357,6 +396,8 @@ class ServerHandshake:
         refusals: by the number of a serializer that is not supported, the refusal, written in that serializer.
         admission: whom to admit; None for everybody.
         local: the address that the connection was accepted on, as `format_peer` returns it.
+        certificate: with TLS, the SHA-256 hash of this end's certificate; None if this end demands TLS, and the
+            connection is without it.
         state: the progress.
         trusted: whether the caller may do what is not open to all.
         refusal: why the handshake was refused; empty if it was not.
@@ -364,6 +405,7 @@ class ServerHandshake:
         nodes_only: whether clients are refused, for want of file descriptors.
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
+        protocol: the version that both ends use, once the client has greeted; 0 if one of them told none.
     """
 
     describe: Callable[[str, Any], Any]
@@ -373,12 +415,14 @@ class ServerHandshake:
     admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
     admission: Admission | None = None
     local: str = ""
+    certificate: bytes | None = b""
     state: State = State.AWAITING
     trusted: bool = False
     refusal: str = ""
     serializer: Serializer | None = None
     nodes_only: bool = False
     session: bytes | None = None
+    protocol: int = 0
     _said: bytes = b""
 
     def admit(self, header: Header) -> None:
@@ -432,12 +476,16 @@ class ServerHandshake:
     def _answer(self, object_id: str, offered: Any) -> Any:
         """Return the answer to the first message, and set the next state."""
         offer = Greeting.from_wire(offered)
+        if self.certificate is None:
+            raise HandshakeRefused(f"{NO_TLS}: this server speaks TLS only")
         proving = self.admission is not None and bool(offer.nonce)
         if not proving:
             self.trusted = self.admission is None or self._admit_stranger(self.admission, object_id, offer)
         answer = self.describe(object_id, offered)
         mine = answer.get("handshake")
-        if len(offer.session) == SESSION_BYTES and Greeting.from_wire(mine).clock_ms:
+        own = Greeting.from_wire(mine)
+        self.protocol = agreed_protocol(own.protocol, offer.protocol)
+        if len(offer.session) == SESSION_BYTES and own.clock_ms:
             self.session = offer.session
         if self.admission is not None and proving:
             answer = {**answer, "handshake": self._prove(self.admission, object_id, offered, mine)}
@@ -466,6 +514,10 @@ class ServerHandshake:
             raise HandshakeRefused(f"{OTHER_SECRET}: the nonce does not have {NONCE_BYTES} bytes")
         if offer.dialled != self.local and offer.dialled not in admission.advertised:
             raise HandshakeRefused(f"{OTHER_ADDRESS}: this server does not listen on {offer.dialled!r}")
+        if offer.certificate != self.certificate:
+            raise HandshakeRefused(
+                f"{OTHER_CERTIFICATE}: the caller has got another one than this server has"
+            )
         answer = {**(mine if isinstance(mine, dict) else {}), "nonce": admission.nonce()}
         self._said = transcript(object_id, offered, answer)
         return {**answer, "proof": prove(admission.keys()[0], Role.SERVER, self._said)}

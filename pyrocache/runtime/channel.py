@@ -1,12 +1,9 @@
 """`Channel`: the interface of an open byte stream, for clients and servers. An interface only, without code.
 
-To add TLS or another byte stream, start here. `net.channel` opens channels; `server.event_loop` accepts them.
+To add another byte stream, start here. `net.channel` opens channels; `server.event_loop` accepts them.
 
-A `Channel` has the methods of a socket, and the plain channel *is* the socket, so the interface costs nothing.
-
-TLS would be a class with these methods around an ``ssl.SSLObject`` and its memory buffers, made where the event loop
-accepts and where a client has connected. It must raise `BlockingIOError` where ``ssl`` raises ``SSLWantReadError``. The
-caller must then read until it does: bytes that are decrypted but not read yet do not make a descriptor readable.
+A `Channel` has the methods of a socket, and the plain channel *is* the socket, so the interface costs nothing. With
+TLS, it is a `runtime.tls.TlsChannel`.
 """
 
 from __future__ import annotations
@@ -48,3 +45,16 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """Close this end."""
+
+
+class TlsRefused(ConnectionError):
+    """The TLS handshake failed for good. The text is the reason, as part of a sentence.
+
+    Attributes:
+        about_certificate: whether one end does not accept the certificate of the other; otherwise one does not speak
+            TLS 1.3.
+    """
+
+    def __init__(self, reason: str, *, about_certificate: bool) -> None:
+        super().__init__(reason)
+        self.about_certificate = about_certificate

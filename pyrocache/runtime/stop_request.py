@@ -1,5 +1,8 @@
 """`StopRequest`: the request to stop a process, made by a signal, by a thread or by the end of the parent process.
 
+SIGHUP has two meanings: the terminal is gone, or an operator asks a server to load its files again. A process that can
+do the latter stops only if it had a terminal, and has none any more.
+
 Thread safety: any thread or signal handler may request the stop; only one thread waits for it.
 """
 
@@ -25,6 +28,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.reload = False  # a SIGHUP asks to load files again; who does it sets this back
+        self._had_terminal = False
         self._wakeups: SimpleQueue[None] = SimpleQueue()
 
     def request(self) -> None:
@@ -47,8 +52,11 @@ class StopRequest:
             self._wakeups.get()
         return True
 
-    def on_signals(self) -> None:
+    def on_signals(self, *, reloads: bool = False) -> None:
         """Request the stop on SIGINT, SIGTERM and SIGHUP. Only the main thread may call this.
+
+        Args:
+            reloads: whether a SIGHUP sets ``reload`` instead, unless the terminal of the process is gone.
 
         A SIGINT or SIGHUP that was ignored when the process started remains ignored: ``nohup`` and shells that start a
         process in the background want that.
@@ -56,6 +64,16 @@ class StopRequest:
         for number in ENDING:
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.request())
+        if reloads and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self._had_terminal = _has_terminal()
+            signal.signal(signal.SIGHUP, lambda *_: self._hang_up())
+
+    def _hang_up(self) -> None:
+        if self._had_terminal and not _has_terminal():
+            self.request()
+        else:
+            self.reload = True
+            self._wakeups.put(None)
 
     def with_parent(self, descriptor: int) -> None:
         """Request the stop when the parent process ends: it holds the other end of ``descriptor``, a socket."""
@@ -70,3 +88,12 @@ class StopRequest:
             while os.read(descriptor, 1024):
                 pass
         self.request()
+
+
+def _has_terminal() -> bool:
+    """Return whether this process has a controlling terminal that is there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

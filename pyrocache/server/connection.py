@@ -9,6 +9,7 @@ Thread safety: not thread-safe; used by the event loop's thread.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from pyrocache.config import NodeConfig
 from pyrocache.protocol.framing import Buffer, FrameDecoder
@@ -18,6 +19,9 @@ from pyrocache.runtime.channel import Channel
 from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
+
+if TYPE_CHECKING:
+    from pyrocache.runtime.tls import TlsChannel
 
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 _MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
@@ -44,6 +48,9 @@ class Connection:
         change: the number of the change that is on a worker thread or deferred, or None.
         peer: the host at the other end (`unproven.origin`); empty for a Unix socket.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
+        tls: its channel, if that is a `TlsChannel`.
+        securing: a thread has its channel, for a step of the TLS handshake.
+        closed: it is closed; its channel is as well, unless a thread has it.
     """
 
     __slots__ = (
@@ -58,8 +65,8 @@ class Connection:
             "ending_at",
             "events",
         ),
-        *("handshake", "idle", "outgoing", "partial_since", "paused", "peer"),
-        *("queued_at", "sent", "session", "throttled", "unread", "waited"),
+        *("closed", "handshake", "idle", "outgoing", "partial_since", "paused", "peer", "securing"),
+        *("queued_at", "sent", "session", "throttled", "tls", "unread", "waited"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float, peer: str = "") -> None:
@@ -83,6 +90,8 @@ class Connection:
         self.accounted = 0
         self.active_at = self.partial_since = now
         self.ending_at: float | None = None
+        self.tls: TlsChannel | None = None
+        self.securing = self.closed = False
 
     @property
     def held(self) -> int:

@@ -28,6 +28,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from pyrocache.config import DEFAULT_LEASE_SECONDS, NodeConfig
 from pyrocache.errors import ProtocolError
@@ -37,6 +38,7 @@ from pyrocache.protocol.messages import sequence_of, with_sequence
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.protocol.request_id import CLOCK, RequestId, milliseconds, unpack_id
 from pyrocache.runtime import unix_peer
+from pyrocache.runtime.channel import TlsRefused
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.descriptors import DescriptorReserve
 from pyrocache.server import unix_socket
@@ -48,7 +50,11 @@ from pyrocache.server.dispatcher import Dispatcher, Job, Method, PendingReply, R
 from pyrocache.server.outcomes import SHORT_REPLY_BYTES, Outcomes
 from pyrocache.server.poller import READ, WRITE, Poller
 from pyrocache.server.requests import Requests, identity_of
+from pyrocache.server.securing import FIRST_BYTE, NO_TLS_ALERT, Securing
 from pyrocache.server.unproven import Unproven, origin
+
+if TYPE_CHECKING:
+    from pyrocache.runtime.tls import ServerCertificate
 
 log = logging.getLogger("pyrocache.node")
 
@@ -76,6 +82,7 @@ class EventLoop:
         ahead: returns the seconds by which the clock of the deferred calls is ahead; asked four times a second.
         clock: seconds (`runtime.clock`).
         reserve: descriptors with which connections of other nodes are accepted when there are no others left.
+        certificate: with which TCP connections are encrypted; None for none.
 
     Attributes:
         connections: the open connections.
@@ -96,6 +103,7 @@ class EventLoop:
         on_lapse: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = now,
         reserve: DescriptorReserve | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
         self._on_lapse = on_lapse
         self.lease_until = math.inf
@@ -120,6 +128,7 @@ class EventLoop:
         self._calls = OutstandingCalls(
             limits.workers, limits.max_queued_calls, self.outcomes, self.wake, clock, ahead
         )
+        self._securing = None if certificate is None else Securing(certificate, self.poller, self.wake)
         self._thread = 0
         self._stopping = False
         self._acceptor = Acceptor(
@@ -161,6 +170,8 @@ class EventLoop:
                 deadlines.expire(self._now)
             if self._calls.done:
                 self._finish_calls()
+            if self._securing is not None and self._securing.done:
+                self._finish_securing(self._securing)
         self.close()
 
     def shutdown(self) -> None:
@@ -179,14 +190,18 @@ class EventLoop:
             self._close(connection)
         self.poller.close()
         self._calls.close()
+        if self._securing is not None:
+            self._securing.close()
         self._acceptor.close()
 
     # Requests and replies --------------------------------------------------------------------------------
 
     def _open(self, sock: socket.socket, lent: bool) -> None:
+        securing = self._securing if sock.family != socket.AF_UNIX else None
         if len(self.connections) >= self._limits.max_connections:
             with sock, contextlib.suppress(OSError):
-                sock.send(self._dispatcher.rejected())
+                if securing is None:
+                    sock.send(self._dispatcher.rejected())
                 sock.shutdown(socket.SHUT_WR)
             return
         try:
@@ -201,7 +216,10 @@ class EventLoop:
         try:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay small replies
-            self._watch(connection)
+            if securing is None:
+                self._watch(connection)
+            else:
+                securing.begin(connection, self._admit_plain)
         except Exception as error:
             self._give_up(connection, error)
 
@@ -285,6 +303,8 @@ class EventLoop:
             self._read_clock(connection)
             connection.decoder.filled(received)
             self._answer(connection)
+        if connection.tls is not None and connection.tls.rest and not connection.closed:
+            self._read(connection)
 
     def _feed(self, connection: Connection, data: bytes) -> None:
         self._read_clock(connection)
@@ -295,6 +315,9 @@ class EventLoop:
         elif connection.ending_at is None:
             if connection.decoder.between_frames:
                 connection.partial_since = self._now
+            if connection.handshake.state is State.AWAITING and data.startswith(FIRST_BYTE):
+                self._end(connection, NO_TLS_ALERT, "it speaks TLS, and this server does not")
+                return
             connection.decoder.feed(data)
             self._answer(connection)
 
@@ -437,12 +460,14 @@ class EventLoop:
     def _close(self, connection: Connection) -> None:
         if connection not in self.connections:
             return
+        connection.closed = True
         self.connections.remove(connection)
         self.unproven.remove(connection)
         self.poller.change(connection.channel, connection.events, 0, connection)
         connection.events = 0
         self.buffers.account(connection)
-        connection.channel.close()
+        if not connection.securing:
+            connection.channel.close()
         self._calls.cancel(connection)
         self.outcomes.leave(connection.session, self._now)
         connection.session.close()  # last: frees everything granted to it; later grants are freed at once
@@ -463,6 +488,36 @@ class EventLoop:
                     self._answer(connection)
             except Exception as error:
                 self._give_up(connection, error)
+
+    def _finish_securing(self, securing: Securing) -> None:
+        """Go on with the connections whose TLS handshake is done, or has failed."""
+        for connection, problem in securing.finished():
+            try:
+                if isinstance(problem, TlsRefused):
+                    self._end(connection, b"", f"in the TLS handshake: {problem}")
+                elif problem is not None:
+                    self._give_up(connection, problem)
+                else:
+                    self._watch(connection)
+                    self._read(connection)  # the first message may have come with the end of the handshake
+            except Exception as error:
+                self._give_up(connection, error)
+
+    def _admit_plain(self, connection: Connection) -> None:
+        """Serve a connection without TLS, although this server demands it. The handshake refuses it."""
+        try:
+            self._watch(connection)
+        except Exception as error:
+            self._give_up(connection, error)
+
+    def _end(self, connection: Connection, last: bytes, why: str) -> None:
+        """Send a last message that is not one of the protocol, and close the connection when the peer has read it."""
+        self.unproven.note(connection, "malformed", why)
+        connection.handshake.state = State.REFUSED
+        connection.ending_at = self._now + _LINGER_SECONDS
+        if last:
+            connection.queue(last, self._now)
+        self._flush(connection)
 
     def _tick(self) -> float:
         """Close connections past their deadline and run the housekeeping. Return when to do so again."""

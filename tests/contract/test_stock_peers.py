@@ -327,7 +327,7 @@ def test_it_does_not_trust_a_node_at_an_address_that_others_reach() -> None:
     """Whatever the name server of this host lists."""
     with (
         stock_cluster(host=reachable_address()) as address,
-        PyroCacheClient(address, authenticate=False) as cache,
+        PyroCacheClient(address, authenticate=False, tls=False) as cache,
         pytest.raises(AuthenticationError, match="does not prove"),
     ):
         cache.get("key")

@@ -25,6 +25,7 @@ from pyrocache.client.signing import Signer, SigningCodec
 from pyrocache.client.stats import ClientStats, NodeStats, Stats, is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import view_from_metadata, view_from_wire, view_to_metadata, view_to_wire
+from pyrocache.config import is_zone
 from pyrocache.errors import InvalidKey, ProtocolError, SerializationError, TamperedValue
 from pyrocache.nameserver.names import COMMANDS as NAME_COMMANDS
 from pyrocache.nameserver.names import Names
@@ -551,7 +552,7 @@ def test_keys(data: bytes, codec: str) -> None:
 # Cluster ------------------------------------------------------------------------------------------------------------
 
 MEMBERS = (
-    Member(NODE, "127.0.0.1", 7001, 1.0, "abc", "", "c1"),
+    Member(NODE, "127.0.0.1", 7001, 1.0, "abc", "", "c1", "rack-1"),
     Member("cache.node.2", "::1", 7002, 2.5, "def", "", "c1"),
 )
 VIEW = ClusterView(MEMBERS, 3, "c1", [("cache.node.3", "ghi")], 1)
@@ -604,13 +605,16 @@ members = st.lists(
 
 @fuzzed
 @given(
-    st.fixed_dictionaries({"number": numbers, "cluster": texts, "members": members | plain})
+    st.fixed_dictionaries(
+        {"number": numbers, "cluster": texts, "members": members | plain},
+        optional={"zones": st.dictionaries(st.just(NODE) | texts, texts | plain) | plain},
+    )
     | changed_in(plain, ("number", "cluster", "members"))
     | plain
 )
 def test_views_of_nodes(sent: Any) -> None:
     view = view_from_wire(sent)
-    assert view is None or all(isinstance(member, Member) for member in view.members)
+    assert view is None or all(isinstance(member, Member) and is_zone(member.zone) for member in view.members)
 
 
 rows = st.lists(

@@ -265,6 +265,12 @@ def test_ttls_of_the_wrong_type(ttl: Any) -> None:
         {"nameserver": "nowhere:"},
         {"weight": 0},
         {"weight": math.nan},
+        {"zone": "a b"},
+        {"zone": "rack/1"},
+        {"zone": "ä"},
+        {"zone": "a\n"},
+        {"zone": "z" * 65},
+        {"zone": None},
         {"max_memory": 1},
         {"workers": 0},
         {"request_seconds": 0},
@@ -333,3 +339,8 @@ def test_a_largest_value_that_cannot_be_received_is_refused(memory: int) -> None
     with pytest.raises(ConfigurationError):
         NodeConfig(max_memory=memory, max_value_bytes=largest + 1)
     assert NodeConfig(**asdict(config)) == config
+
+
+@pytest.mark.parametrize("zone", ["", "a", "rack-1", "eu_west.b", "z" * 64])
+def test_a_zone_is_a_short_name(zone: str) -> None:
+    assert NodeConfig(zone=zone).zone == zone

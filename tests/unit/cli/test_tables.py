@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pyrocache.cli.tables import nodes_as_json, print_nodes, print_status
 from pyrocache.client.stats import ClientStats, NodeStats, Stats
 from pyrocache.cluster.routing import Member
+from pyrocache.errors import NodeUnavailable, ProtocolMismatch
 
 NAMESERVER = "10.20.30.40:9090"
 HOSTS = {
@@ -113,11 +115,53 @@ def test_an_entry_in_the_place_of_the_next_view_is_shown_with_its_remedy(
     )
 
 
+def test_zones_are_shown_if_a_node_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    one, *others = members("127.0.0.1")
+    print_status(NAMESERVER, [replace(one, zone="rack-a"), *others], stats())
+    header, first, second, third = capsys.readouterr().out.splitlines()[2:6]
+    assert header.split()[:4] == ["node", "address", "zone", "entries"]
+    assert [line.split()[2] for line in (first, second, third)] == ["rack-a", "-", "-"]
+    shown = nodes_as_json([replace(one, zone="rack-a"), *others], stats())
+    assert [node["zone"] for node in shown] == ["rack-a", "", ""]
+
+
+@pytest.mark.parametrize("older", ["0.1.0", ""])
+def test_versions_are_shown_while_they_differ(capsys: pytest.CaptureFixture[str], older: str) -> None:
+    """A node of the first versions does not tell its own."""
+    found = stats().nodes
+    new = {"cache.node.1": replace(found["cache.node.1"], version="0.2.0\x1b[2J")}
+    for old in ("0.2.0\x1b[2J", older):
+        two = replace(found["cache.node.2"], version=old)
+        mixed = Stats.of({**new, "cache.node.2": two}, ClientStats(), ["cache.node.103"])
+        print_status(NAMESERVER, members("127.0.0.1"), mixed)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    same, _, differing = shown.partition("Name server")[2].partition("Name server")
+    assert "version" not in same
+    header, first, second, third = differing.splitlines()[2:6]
+    assert header.split()[2] == "version"
+    assert [first.split()[2], second.split()[2]] == ["0.2.0?[2J", older or "-"]
+    assert third.split() == ["cache.node.103", "127.0.0.1:65533", "away"]
+    assert [node["version"] for node in nodes_as_json(members("::1"), mixed)][1:] == [older, None]
+
+
+def test_a_node_of_a_version_too_far_away_is_named_with_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for error in (ProtocolMismatch("upgrade it."), NodeUnavailable("it is gone.")):
+        away = Stats.of({}, ClientStats(), ["cache.node.103"], {"cache.node.103": error})
+        print_status(NAMESERVER, members("::1"), away)
+    shown = capsys.readouterr().out
+    assert shown.count("Warning: upgrade it.\n") == 1
+    assert "gone" not in shown
+
+
 def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
     up, _, away = nodes_as_json(members("::1"), stats(large=True))
     assert up == {
         "name": "cache.node.1",
         "address": "[::1]:65431",
+        "zone": "",
         "state": "up",
         "entries": 123_456_789,
         "bytes": 999 * 2**20,
@@ -128,12 +172,13 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
         "connections": 4096,
         "uptime_seconds": 1e6,
         "view": 7,
+        "version": "",
         "lease_seconds": 1.543,
         "silent": ["cache.node.103"],
     }
     assert (away["name"], away["state"]) == ("cache.node.103", "away")
     assert list(away) == list(up)
-    assert {away[name] for name in list(away)[3:]} == {None}
+    assert {away[name] for name in list(away)[4:]} == {None}
     assert json.loads(json.dumps([up, away])) == [up, away]
 
 

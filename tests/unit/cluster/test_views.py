@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pyrocache.cluster.views import (
     view_from_wire,
     view_to_metadata,
     view_to_wire,
+    with_zones,
 )
 
 CLUSTER = "0123456789abcdef"
@@ -81,7 +83,9 @@ def views(draw: st.DrawFn) -> ClusterView:
         incarnation = draw(incarnations)
         path = draw(st.sampled_from(["", f"/tmp/with space/pyrocache-1/{incarnation}.sock"]))
         port, weight = draw(st.integers(1, 65535)), draw(st.floats(0.01, 100.0))
-        members.append(Member(f"cache.node.{number}", draw(hosts), port, weight, incarnation, path, CLUSTER))
+        zone = draw(st.sampled_from(["", "rack-1", "eu_west.b"]))
+        name = f"cache.node.{number}"
+        members.append(Member(name, draw(hosts), port, weight, incarnation, path, CLUSTER, zone))
     return ClusterView(members, draw(st.integers(0, LARGEST_NUMBER)), CLUSTER)
 
 
@@ -91,6 +95,7 @@ def test_round_trips(view: ClusterView) -> None:
         assert back is not None
         assert back == view
         assert back.id == view.id
+        assert [member.zone for member in back.members] == [member.zone for member in view.members]
 
 
 def changed(**fields: Any) -> dict[str, Any]:
@@ -190,3 +195,64 @@ def test_metadata_without_a_cluster_are_no_view(metadata: Any) -> None:
 def test_a_view_from_elsewhere_takes_no_more_members_than_there_can_be() -> None:
     fields = [[f"cache.node.{number}", "h", 1, 1.0, ONE, ""] for number in range(1, 2**15 + 1)]
     assert view_from_wire({**SENT, "members": fields}) is None
+
+
+def in_zones(first: str, second: str) -> ClusterView:
+    """The view with zones."""
+    members = [
+        replace(member, zone=zone) for member, zone in zip(view().members, (first, second), strict=True)
+    ]
+    return ClusterView(members, 7, CLUSTER)
+
+
+def zones_of(found: ClusterView | None) -> list[str]:
+    assert found == view(), "zones do not count"
+    assert found.id == view().id, "routing does not use them"
+    return [member.zone for member in found.members]
+
+
+def test_zones_are_where_the_version_before_does_not_look() -> None:
+    zoned = in_zones("a", "rack-1.b_2")
+    sent, stored = view_to_wire(zoned), view_to_metadata(zoned)
+    assert sent == {**SENT, "zones": {"cache.node.1": "a", "cache.node.2": "rack-1.b_2"}}
+    assert stored == [*STORED, "zones=cache.node.1=a cache.node.2=rack-1.b_2"]
+    for found in (view_from_wire(sent), view_from_metadata(7, set(stored))):
+        assert zones_of(found) == ["a", "rack-1.b_2"]
+    assert view_to_wire(in_zones("", "b"))["zones"] == {"cache.node.2": "b"}
+    assert view_to_metadata(in_zones("", "b"))[-1] == "zones=cache.node.2=b"
+
+
+@pytest.mark.parametrize("zone", ["a b", "a/b", "ä", "z" * 65, "a\n", 7, None, b"a", ["a"], {}])
+def test_a_zone_that_is_not_valid_is_left_out(zone: Any) -> None:
+    """The version before believes such a view, too."""
+    zones = {"cache.node.1": zone, "cache.node.2": "b", "cache.node.3": "c", "": "d"}
+    assert zones_of(view_from_wire({**SENT, "zones": zones})) == ["", "b"]
+    stored = view_from_metadata(7, [*STORED, f"zones=cache.node.1={zone} cache.node.2=b cache.node.3=c = x"])
+    assert zones_of(stored) in (["", "b"], [str(zone).partition(" ")[0], "b"])
+
+
+@pytest.mark.parametrize("zones", [None, 7, "a", ["cache.node.1", "a"], [["cache.node.1", "a"]], b""])
+def test_zones_that_are_no_map_are_left_out(zones: Any) -> None:
+    assert zones_of(view_from_wire({**SENT, "zones": zones})) == ["", ""]
+    assert zones_of(view_from_metadata(7, [*STORED, f"zones={zones}"])) == ["", ""]
+
+
+def test_of_two_lines_of_zones_one_counts_in_every_process() -> None:
+    lines = ["zones=cache.node.1=a", "zones=cache.node.1=b"]
+    for order in (lines, lines[::-1]):
+        assert zones_of(view_from_metadata(7, [*STORED, *order])) == ["a", ""]
+
+
+def test_zones_that_a_view_does_not_tell_are_added() -> None:
+    known = {
+        ("cache.node.1", ONE): "a",
+        ("cache.node.2", ONE): "of an earlier start",
+        ("cache.node.3", ONE): "c",
+    }
+    assert zones_of(with_zones(view(), known)) == ["a", ""]
+    assert zones_of(with_zones(in_zones("", "b"), known)) == ["a", "b"]
+    full = in_zones("x", "")
+    assert with_zones(full, known) is full
+    changed = ClusterView(view().members, 7, CLUSTER, [("cache.node.3", ONE)], 4)
+    assert with_zones(changed, known).dead == changed.dead
+    assert with_zones(changed, known).previous == 4

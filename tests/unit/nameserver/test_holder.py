@@ -12,6 +12,7 @@ import pytest
 from pyrocache.cluster.routing import Member
 from pyrocache.nameserver.holder import PING_SECONDS, is_alive
 from pyrocache.net.call_protocol import ANONYMOUS
+from pyrocache.protocol.handshake import PROTOCOL
 from tests.support.scripted_peer import Line, ScriptedPeer, refusal_message
 from tests.support.secrets import nameless
 
@@ -74,3 +75,8 @@ def test_a_node_with_another_secret_is_not_gone_and_a_process_that_proves_nothin
             assert not is_alive(nameless(), replace(peer.member, incarnation="j"))
         finally:
             peer.close()
+
+
+def test_a_node_of_a_version_too_far_away_is_alive() -> None:
+    """Otherwise a node of another version could take its name."""
+    assert answer_of(SELF, {"protocol": PROTOCOL + 2, "node": "cache.node.1"})

@@ -348,9 +348,9 @@ class TestBrokenPeers:
 
         channel = Dialing.channel
 
-        def connect_slowly(dialing: Dialing) -> Any:
+        def connect_slowly(dialing: Dialing, **options: Any) -> Any:
             assert not at_once or turned_away.wait(PATIENCE_SECONDS)
-            return channel(dialing)
+            return channel(dialing, **options)
 
         monkeypatch.setattr(Dialing, "channel", connect_slowly)
         peer, connections = start(script, greeting=False), opened(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from pyrocache.errors import NameServerUnavailable
 from pyrocache.net.connection import OPENING_SECONDS
 from pyrocache.net.directory import Listing, NameServerDirectory
 from pyrocache.protocol import framing, messages
+from pyrocache.protocol.handshake import PROTOCOL
 from pyrocache.protocol.refusals import Refusal
 from tests.support.scripted_peer import Line, ScriptedPeer, connect_ok
 from tests.support.waiting import eventually
@@ -544,3 +546,50 @@ def test_whatever_a_name_server_answers_only_our_errors_reach_the_user(query: st
                 assert not named
             else:
                 assert isinstance(found, kind)
+
+
+def test_the_zones_of_a_view_that_tells_none_are_those_that_the_nodes_have_registered(
+    name_server: NameServerDaemon,
+) -> None:
+    """The version before makes such views."""
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(7, ONE, TWO))
+    directory.register(replace(ONE, zone="rack-a"))
+    directory.register(replace(TWO, zone="rack-b", incarnation="2" * 16, socket_path=""))
+    assert [(m.name, m.zone) for m in directory.listing().view.members] == [
+        ("cache.node.1", "rack-a"),
+        ("cache.node.2", ""),
+    ]
+    assert [member.zone for member in sorted(directory.members())] == ["rack-a", "rack-b"]
+    directory.store_view(view(8, replace(ONE, zone="rack-c"), TWO))
+    assert [member.zone for member in directory.listing().view.members] == ["rack-c", ""]
+
+
+@pytest.mark.parametrize("zone", ["a b", "z" * 65, "ä"])
+def test_a_registered_zone_that_is_not_valid_is_left_out(name_server: NameServerDaemon, zone: str) -> None:
+    uri = "PYRO:cache.node.1@127.0.0.1:1"
+    name_server.nameserver.register("cache.node.1", uri, metadata={"pyrocache", f"zone={zone}"})
+    assert [member.zone for member in directory_of(name_server).members()] == [""]
+
+
+def test_a_name_server_of_a_version_too_far_away_is_told_from_one_that_is_none() -> None:
+    server = PROTOCOL + 2
+    with (
+        answering(lambda line: None, greeting={"protocol": server}) as directory,
+        pytest.raises(NameServerUnavailable) as refused,
+    ):
+        directory.members(timeout=5.0)
+    assert re.fullmatch(
+        rf"The name server at \S+ cannot be asked to list the nodes, as the server speaks protocol {server} and the "
+        rf"caller protocol {PROTOCOL}: upgrade pyrocache at the caller\.",
+        str(refused.value),
+    )
+
+
+def test_a_view_of_a_thousand_nodes_in_zones_fits(name_server: NameServerDaemon) -> None:
+    directory = directory_of(name_server)
+    directory.create_cluster(CLUSTER, 7)
+    members = [replace(ONE, name=f"cache.node.{number}", zone=f"{number:064}") for number in range(1, 1001)]
+    assert directory.store_view(view(7, *members))
+    assert {member.zone for member in directory.listing().view.members} == {m.zone for m in members}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,12 @@ def test_the_newest_view_is_used() -> None:
 def test_a_view_of_the_same_number_replaces_another_one() -> None:
     assert refreshed(view(7, 1), listing(view(7, 1, 2))) == view(7, 1, 2)
     assert refreshed(view(7, 1), listing(view(7, 1, port=2))).members[0].port == 2
+
+
+def test_a_view_with_zones_replaces_the_same_one_without() -> None:
+    current, zoned = view(7, 1), ClusterView([replace(member(1), zone="rack-1")], 7, "c1")
+    assert refreshed(current, listing(zoned)) is zoned
+    assert refreshed(current, listing(view(7, 1))) is current
 
 
 def test_nothing_new_is_the_same_object() -> None:

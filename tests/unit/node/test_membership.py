@@ -864,3 +864,14 @@ def test_what_holds_the_removal_of_a_node_up_is_said_of_the_removal() -> None:
     expected = r"^cache\.node\.2 cannot be removed now: cache\.node\.1 and cache\.node\.3 do not answer"
     with pytest.raises(PyroCacheError, match=expected):
         node.membership.strike_out("cache.node.2")
+
+
+def test_a_node_that_others_cannot_speak_with_does_not_start() -> None:
+    directory = MemoryDirectory(view(7, 1))
+    late = Node(directory)
+    late.peers.answers["cache.node.1"] = Heard.SILENT
+    late.peers.mismatch = "upgrade pyrocache at the caller."
+    with pytest.raises(PyroCacheError, match=r"^This node cannot join: upgrade pyrocache at the caller\.$"):
+        late.join()
+    assert late.clock() - 1000.0 < LEASE
+    assert numbers(directory.listing().view) == [1]

@@ -269,3 +269,21 @@ def test_a_connection_is_kept_until_the_node_has_a_name() -> None:
     finally:
         peers.close()
         peer.close()
+
+
+def test_a_node_of_a_version_too_far_away_is_silent_and_named_until_all_can_be_spoken_with(
+    running: Member,
+) -> None:
+    peer = ScriptedPeer(lambda line: None, greeting={"protocol": PROTOCOL + 2, "node": NAME})
+    peers = Peers(5.0)
+    try:
+        both = [running, replace(peer.member, name=NAME)]
+        assert peers.ask(both, view(7), OWN)[1] is Heard.SILENT
+        reason = f"the server speaks protocol {PROTOCOL + 2} and the caller protocol {PROTOCOL}"
+        assert f"no connection to {NAME} at {peer.member.address} was made, as {reason}" in peers.mismatch
+        assert peers.mismatch.endswith(": upgrade pyrocache at the caller.")
+        peers.ask([running], view(7), OWN)
+        assert peers.mismatch == ""
+    finally:
+        peers.close()
+        peer.close()

@@ -13,7 +13,10 @@ from pyrocache.protocol.handshake import (
     ANSWER_BYTES,
     MSGPACK,
     NAMELESS,
+    OLDEST_PROTOCOL,
+    OTHER_PROTOCOL,
     OVERLOADED,
+    PROTOCOL,
     REQUEST_BYTES,
     ClientHandshake,
     CloseAfterReply,
@@ -21,6 +24,7 @@ from pyrocache.protocol.handshake import (
     HandshakeRefused,
     ServerHandshake,
     State,
+    agreed_protocol,
 )
 
 GREETING = Greeting("cache.node.1", "abc", 1000)
@@ -175,7 +179,7 @@ def test_what_a_client_says_of_itself_reaches_the_server() -> None:
     assert body == {"handshake": {"nonce": b"n"}, "object": "a"}
 
 
-IDENTITY = {"protocol": (1, 2), "cluster": ("a", "b"), "node": ("n", "m"), "incarnation": ("i", "j")}
+IDENTITY = {"cluster": ("a", "b"), "node": ("n", "m"), "incarnation": ("i", "j")}
 
 
 @pytest.mark.parametrize("field", IDENTITY)
@@ -198,7 +202,75 @@ def test_what_both_ends_give_is_compared_by_both(field: str) -> None:
     assert client.state is State.REFUSED
 
 
+VERSIONS = [0, 1, 2, 3, 4, 7]
+"""Of the protocol; 0: not told, as by stock Pyro5."""
+
+
+def between(server: int, caller: int) -> tuple[ServerHandshake, ClientHandshake, str]:
+    """Let two ends of these versions greet each other. Return them, and the refusal; empty if there is none."""
+
+    def described(object_id: str, offer: Any) -> Any:
+        return {"handshake": Greeting("cache.node.1", protocol=server).to_wire(), "meta": {}}
+
+    serving = ServerHandshake(described, lambda header: None, {framing.MSGPACK: MSGPACK}, {})
+    calling = ClientHandshake("cache.node.1", Greeting(protocol=caller))
+    try:
+        answer = serving.receive(frame_of(calling.request()))
+    except CloseAfterReply as closing:
+        answer = closing.reply
+    try:
+        calling.receive(frame_of(answer))
+    except HandshakeRefused as refused:
+        return serving, calling, refused.reason if refused.code == OTHER_PROTOCOL else str(refused)
+    return serving, calling, ""
+
+
+@pytest.mark.parametrize("server", VERSIONS)
+@pytest.mark.parametrize("caller", VERSIONS)
+def test_neighbouring_versions_work_together_and_others_are_told_who_is_outdated(
+    server: int, caller: int
+) -> None:
+    serving, calling, reason = between(server, caller)
+    if not server or not caller or abs(server - caller) <= 1:
+        assert reason == ""
+        assert (serving.state, calling.state) == (State.ESTABLISHED, State.ESTABLISHED)
+        assert serving.protocol == calling.protocol == (min(server, caller) if server and caller else 0)
+        return
+    outdated = "server" if server < caller else "caller"
+    assert reason == (
+        f"the server speaks protocol {server} and the caller protocol {caller}: upgrade pyrocache at the {outdated}"
+    )
+    assert (serving.state, calling.state) == (State.REFUSED, State.REFUSED)
+    assert serving.refusal == f"{OTHER_PROTOCOL}: {reason}"
+
+
+@pytest.mark.parametrize(("server", "caller"), [(1, 3), (3, 1), (1, 2**63), (2**63, 1)])
+def test_a_client_refuses_a_server_that_does_not_compare(server: int, caller: int) -> None:
+    client = ClientHandshake("a", Greeting(protocol=caller))
+    body = messages.pack_plain({"handshake": {"protocol": server}})
+    with pytest.raises(
+        HandshakeRefused, match=f"protocol {server} and the caller protocol {caller}: upgrade"
+    ):
+        client.receive(frame_of(framing.pack_message(framing.CONNECT_OK, 0, body)))
+    assert (client.state, client.protocol) == (State.REFUSED, 0)
+
+
+def test_a_version_can_give_up_the_one_before_it() -> None:
+    assert agreed_protocol(4, 3) == agreed_protocol(3, 4) == agreed_protocol(4, 3, oldest=3) == 3
+    for versions in ((4, 3), (3, 4), (-1, -1)):
+        with pytest.raises(HandshakeRefused):
+            agreed_protocol(*versions, oldest=4)
+    assert agreed_protocol(4, 5, oldest=4) == 4
+
+
+def test_this_version_accepts_itself() -> None:
+    assert OLDEST_PROTOCOL <= PROTOCOL
+    assert agreed_protocol(PROTOCOL, PROTOCOL) == PROTOCOL
+
+
 def test_a_reason_without_a_known_code_has_none() -> None:
+    assert HandshakeRefused("unknown object").reason == "unknown object"
+    assert HandshakeRefused("overloaded: too many: 7").reason == "too many: 7"
     assert HandshakeRefused("unknown object").code == ""
     assert HandshakeRefused("strange: a colon").code == ""
     assert HandshakeRefused("overloaded: too many").code == "overloaded"

@@ -1,0 +1,352 @@
+"""TLS around a plain channel: `TlsChannel`, for both ends, and `ServerCertificate`, which a server can load again.
+
+OpenSSL reads from and writes to buffers in memory, not the socket: the channel works with any socket that does not
+block, also one of gevent, and sends many records with one system call. Only TLS 1.3 is spoken, without session tickets:
+connections are kept, so resuming a session would save little.
+
+A stream that ends without a `close_notify` is reported as an ordinary end. That is safe here, because every message
+says how long it is: one that is cut short is never taken for a whole one.
+
+Thread safety: a channel is used by one thread at a time; a `ServerCertificate` by any number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import ssl
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Never
+
+from pyrocache.config import TLS
+from pyrocache.errors import ConfigurationError
+from pyrocache.runtime.channel import TlsRefused
+
+_CHUNK_BYTES = 256 * 1024  # encrypted at once
+_RECORD_BYTES = 16 * 1024
+_PULL_BYTES = 256 * 1024  # received at once
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+    "RECORD_LAYER",
+)
+_ABOUT_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA")
+_END = ssl.SSLEOFError | ssl.SSLZeroReturnError
+
+
+class TlsChannel:
+    """A `Channel` that encrypts. It never blocks, and no method takes flags into account.
+
+    What was not reported as sent must be offered again, beginning with the same bytes: a part of it may be on its way.
+
+    Args:
+        sock: a connected socket that does not block.
+        context: that of the whole process.
+        host: what the certificate of the other end must be for; None for a server.
+        certificate: that of this end, if it is a server (see the attribute).
+
+    Attributes:
+        certificate: the SHA-256 hash of the server's certificate, which both ends know after the handshake.
+        rest: bytes that were received and decrypted, and did not fit into the last buffer. No event announces them.
+        unsent: bytes that wait until the socket can be written to.
+    """
+
+    __slots__ = (
+        "_established",
+        "_incoming",
+        "_outgoing",
+        "_sock",
+        "_taken",
+        "_tls",
+        "certificate",
+        "rest",
+        "unsent",
+    )
+
+    def __init__(
+        self, sock: Any, context: ssl.SSLContext, host: str | None = None, certificate: bytes = b""
+    ) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=host is None, server_hostname=host
+        )
+        self._established = False
+        self._taken = 0  # bytes that are encrypted, and not reported as sent
+        self.certificate = certificate
+        self.rest = b""
+        self.unsent = memoryview(b"")
+
+    def handshake(self) -> bool:
+        """Proceed with the handshake as far as possible. Return whether it is done, and all of it is sent.
+
+        If not, call again once the socket is readable, or writable if there are `unsent` bytes.
+
+        Raises:
+            TlsRefused: it has failed.
+            OSError: the connection has failed.
+        """
+        done = False
+        while not done:
+            try:
+                self._tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                self._fail(error)
+            if not self._flush():
+                return False
+            try:
+                if not done:
+                    self._pull(_RECORD_BYTES)
+            except BlockingIOError:
+                return False
+        if not self.certificate:
+            self.certificate = hashlib.sha256(self._tls.getpeercert(True) or b"").digest()
+        return True
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+        return self._sock.family  # type: ignore[no-any-return]
+
+    def getsockname(self) -> Any:
+        """Return the address of this end."""
+        return self._sock.getsockname()
+
+    def getpeername(self) -> Any:
+        """Return the address of the other end."""
+        return self._sock.getpeername()
+
+    def fileno(self) -> int:
+        """Return the file descriptor to poll."""
+        return self._sock.fileno()  # type: ignore[no-any-return]
+
+    def send(self, data: bytes, flags: int = 0, /) -> int:
+        """Send the beginning of ``data``. Return how many bytes were sent."""
+        return self.sendmsg((data,))
+
+    def sendmsg(self, buffers: Iterable[Any], ancillary: Iterable[Any] = (), flags: int = 0, /) -> int:
+        """Send the beginning of ``buffers``. Return how many bytes were sent."""
+        if not self._taken:
+            self._encrypt(buffers)
+        if not self._flush():
+            raise BlockingIOError
+        taken, self._taken = self._taken, 0
+        return taken
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receive what has arrived, perhaps more than ``size`` bytes; empty once the peer has closed its end."""
+        if self.rest:
+            rest, self.rest = self.rest, b""
+            return rest
+        if not self._incoming.pending:  # after the handshake, the first message may be there already
+            self._pull(size)
+        first = self._read(_RECORD_BYTES)
+        return first + self._read_more() if self._holds_more() else first
+
+    def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int:
+        """Receive into ``buffer``. Return how many bytes were received. More of them may be in `rest`."""
+        count = 0
+        size = size or len(buffer)
+        if self.rest:
+            count = min(size, len(self.rest))
+            buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+            return count
+        if not self._incoming.pending:
+            self._pull(min(size, _PULL_BYTES))
+        while True:
+            try:
+                got = int(self._tls.read(size - count, buffer[count:size]))
+            except ssl.SSLError as error:
+                if not (count and isinstance(error, ssl.SSLWantReadError | _END)):
+                    return len(self._after(error))
+                return count  # an end is found again
+            count += got
+            if count == size:
+                self.rest = self._read_more()
+            if not got or count == size or not self._holds_more():
+                return count
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction of the stream, or both."""
+        self._sock.shutdown(how)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._sock.close()
+
+    def _read(self, size: int) -> bytes:
+        """Return what is decrypted of the next record. Raises `BlockingIOError` if it has not arrived as a whole."""
+        try:
+            data = self._tls.read(size)
+        except ssl.SSLError as error:
+            return self._after(error)
+        self._established = True
+        return data
+
+    def _read_more(self) -> bytes:
+        """Return all else that is decrypted: no event would announce it."""
+        parts = []
+        while self._holds_more():
+            try:
+                parts.append(self._tls.read(_RECORD_BYTES))
+            except ssl.SSLError:  # the rest has not arrived; an error will come again
+                break
+        return b"".join(parts)
+
+    def _holds_more(self) -> bool:
+        return self._incoming.pending > 0 or self._tls.pending() > 0
+
+    def _after(self, error: ssl.SSLError) -> bytes:
+        """Return nothing if the stream has ended. Raises `BlockingIOError` if more must arrive, or ``error``."""
+        if isinstance(error, ssl.SSLWantReadError):
+            raise BlockingIOError from None
+        if not isinstance(error, _END):
+            self._fail(error)
+        return b""
+
+    def _pull(self, size: int) -> None:
+        data = self._sock.recv(size)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def _encrypt(self, buffers: Iterable[Any]) -> None:
+        parts, taken = [], 0
+        for buffer in buffers:
+            part = memoryview(buffer)[: _CHUNK_BYTES - taken]
+            taken += len(part)
+            if part:
+                parts.append(part)
+        if len(parts) > 1 and taken <= _RECORD_BYTES:
+            parts = [memoryview(b"".join(parts))]
+        for part in parts:
+            self._tls.write(part)
+        self._taken = taken
+
+    def _flush(self) -> bool:
+        """Send what is encrypted. Return whether that was all."""
+        while self.unsent or self._outgoing.pending:
+            if not self.unsent:
+                self.unsent = memoryview(self._outgoing.read())
+            try:
+                self.unsent = self.unsent[self._sock.send(self.unsent) :]
+            except BlockingIOError:
+                return False
+        return True
+
+    def _fail(self, error: ssl.SSLError) -> Never:
+        """Tell the other end, and raise what ``error`` means."""
+        with contextlib.suppress(OSError):
+            self._flush()  # the alert
+        if self._established:
+            raise error
+        reason = error.reason or ""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            text = error.verify_message.rstrip(".")
+            raise TlsRefused(f"its certificate is not accepted: {text}", about_certificate=True) from None
+        if any(word in reason for word in _ABOUT_CERTIFICATE):
+            text = reason.lower().replace("_", " ")
+            raise TlsRefused(
+                f"it does not accept the certificate of this end: {text}", about_certificate=True
+            ) from None
+        if any(word in reason for word in _NOT_TLS):
+            raise TlsRefused("it does not speak TLS 1.3", about_certificate=False) from None
+        if isinstance(error, _END):
+            raise ConnectionResetError("the connection was closed during the TLS handshake") from None
+        raise error
+
+
+class ServerCertificate:
+    """The certificate and key of a server, as its files had them when they were last loaded.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+
+    def __init__(self, tls: TLS) -> None:
+        self._tls = tls
+        self.load()
+
+    def load(self) -> None:
+        """Load the files again, for new connections. Raises `ConfigurationError`; then nothing has changed."""
+        tls = self._tls
+        context = _context(ssl.PROTOCOL_TLS_SERVER, tls)
+        context.num_tickets = 0
+        if tls.require_client_cert:
+            context.verify_mode = ssl.CERT_REQUIRED
+        self._current = context, _hash_of_certificate(tls.cert or "")
+
+    def secure(self, sock: Any) -> TlsChannel:
+        """Return the server's end of TLS on a socket that does not block."""
+        context, certificate = self._current
+        return TlsChannel(sock, context, certificate=certificate)
+
+
+def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
+    """Return the client's end of TLS on a connected socket that does not block.
+
+    Args:
+        host: the name or address that the server's certificate must be for.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+    files = [path for path in (tls.ca, tls.cert, tls.key) if path is not None]
+    context = _client_context(tls, tuple(map(_changed_at, files)))
+    return TlsChannel(sock, context, host.partition("%")[0])
+
+
+@lru_cache(maxsize=16)
+def _client_context(tls: TLS, changed_at: tuple[int, ...]) -> ssl.SSLContext:
+    """Return the context for these files; ``changed_at`` makes it another one once a file has changed."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _context(protocol: int, tls: TLS) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    path = tls.ca
+    try:
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+        elif protocol == ssl.PROTOCOL_TLS_CLIENT:
+            context.load_default_certs()
+        if tls.cert is not None:
+            path = f"{tls.cert} with {tls.key}"
+            context.load_cert_chain(tls.cert, tls.key, password=_refuse_password)
+    except (OSError, ValueError) as error:
+        # OpenSSL's texts name lines of its source code.
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        text = str(reason).lower().replace("_", " ")
+        raise ConfigurationError(f"Cannot use {path} for TLS: {text}.") from None
+    return context
+
+
+def _refuse_password() -> str:
+    raise ValueError("the private key is encrypted, and nobody can be asked for its password")
+
+
+def _hash_of_certificate(path: str) -> bytes:
+    """Return the SHA-256 hash of the first certificate of a file, which is the server's own."""
+    with open(path) as file:
+        first = _PEM.search(file.read())
+    if first is None:
+        raise ConfigurationError(f"Cannot use {path} for TLS: there is no certificate in it.")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[0])).digest()
