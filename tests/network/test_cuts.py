@@ -6,11 +6,12 @@ value is read, or that a call ends otherwise than with one of our errors. And it
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from tests.chaos.checker import check
 from tests.chaos.history import MAYBE, Call, read_history
 from tests.chaos.load import USERS, Settings
 from tests.chaos.run import Outcome
-from tests.support.deployment import Deployment, Protection, calling
+from tests.support.deployment import TLS_TOO, Deployment, Protection, calling
 from tests.support.network import Network, network
 from tests.support.waiting import eventually
 
@@ -115,7 +116,7 @@ class Scene:
     def load(self) -> Iterator[None]:
         """Use the cache meanwhile, from one process on each host of the users."""
         processes = []
-        for number, name in enumerate(self.users):
+        for number, host in enumerate(self.network[name] for name in self.users):
             settings = Settings(
                 nameserver=self.deployment.nameserver,
                 directory=str(self.network.shared),
@@ -123,9 +124,10 @@ class Scene:
                 processes=len(self.users),
                 seed=SEED,
                 timeout=self.timeout,
+                tls=asdict(tls) if (tls := self.deployment.protection.settings(host)) else tls,
             )
             command = ("-W", "ignore", "-m", "tests.chaos.load", settings.to_json())
-            processes.append(self.network[name].start(*command, stdin=-1))
+            processes.append(host.start(*command, stdin=subprocess.PIPE))
         last = [self.network.shared / f"{number}.{USERS - 1}.jsonl" for number in range(len(self.users))]
         eventually(lambda: all(path.exists() and path.stat().st_size for path in last), 20.0)
         yield
@@ -149,11 +151,15 @@ class Scene:
 
 @contextmanager
 def running(
-    timeout: float, nodes: Sequence[str] = NODES, names: str = NAMES, users: Sequence[str] = (USER,)
+    timeout: float,
+    nodes: Sequence[str] = NODES,
+    names: str = NAMES,
+    users: Sequence[str] = (USER,),
+    tls: bool = False,
 ) -> Iterator[Scene]:
     """Run a cluster with its parts on these hosts."""
     with network(*dict.fromkeys((names, *nodes, *users))) as hosts:
-        protection = Protection(tls=False)
+        protection = Protection(tls)
         protection.prepare(hosts)
         deployment = Deployment(hosts, protection, attrgetter("ipv4"))
         deployment.start_nameserver(names)
@@ -220,11 +226,12 @@ def test_three_hosts_with_all_parts_on_each_may_be_cut_in_turn() -> None:
 
 
 @pytest.mark.full
-def test_with_loss_and_delay_most_calls_succeed_and_nodes_keep_their_leases() -> None:
-    with running(DEFAULT_TIMEOUT_SECONDS) as scene:
+@pytest.mark.parametrize("tls", TLS_TOO)
+def test_with_loss_and_delay_most_calls_succeed_and_nodes_keep_their_leases(tls: bool) -> None:
+    with running(DEFAULT_TIMEOUT_SECONDS, tls=tls) as scene:
         with scene.load():
             with scene.bad_network():
-                time.sleep(25.0)
+                time.sleep(20.0)
             scene.recover()
         calls = scene.judge()
     errors = failed(calls)
@@ -233,9 +240,10 @@ def test_with_loss_and_delay_most_calls_succeed_and_nodes_keep_their_leases() ->
 
 
 @pytest.mark.full
-def test_a_cluster_is_made_and_changed_over_long_ways() -> None:
+@pytest.mark.parametrize("tls", TLS_TOO)
+def test_a_cluster_is_made_and_changed_over_long_ways(tls: bool) -> None:
     with network(NAMES, *NODES, USER) as hosts:
-        protection = Protection(tls=False)
+        protection = Protection(tls)
         protection.prepare(hosts)
         deployment = Deployment(hosts, protection, attrgetter("ipv4"))
         deployment.start_nameserver(NAMES)

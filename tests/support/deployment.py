@@ -10,13 +10,19 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
 
 from pyrocache import PyroCacheClient
+from pyrocache.config import TLS, format_address
+from tests.support.certificates import Certificates, new_certificates
 from tests.support.network import Host, Network
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -24,29 +30,52 @@ PORT = 9090
 _COPIED = re.compile(r"^.*?: (pyrocache .*)$")
 
 
+PLAIN = pytest.param(False, id="plain")
+TLS_TOO = [PLAIN, pytest.param(True, id="tls")]
+"""What a test of both is parametrized with."""
+
+
 @dataclass(frozen=True)
 class Protection:
-    """What hosts are told about TLS.
+    """How the connections between hosts are protected.
 
     Attributes:
-        tls: whether they use it.
+        tls: whether by TLS.
     """
 
     tls: bool
 
     def prepare(self, network: Network) -> None:
-        """Give each host what it needs."""
+        """Give each host the secret and, for TLS, its certificate, at the same paths everywhere."""
+        authority = self.authority(network)
         for host in network:
             host.give_secret()
-            host.variables["PYROCACHE_NO_TLS"] = "1"
+            if self.tls:
+                made = authority.server(f"{host.name},{host.ipv4},{host.ipv6}")
+                assert made.ca is not None
+                host.call(shutil.copytree, Path(made.ca).parent, host.directory / "tls")
 
-    def of_server(self, host: Host, address: str) -> list[str]:
-        """Return the options of a name server or of nodes that listen at an address of this host."""
-        return ["--host", address, "--no-tls"]
+    def authority(self, network: Network) -> Certificates:
+        """Return what signs the certificates of these hosts."""
+        place = network.shared / "authority"
+        return new_certificates(place) if self.tls else Certificates(place)
 
-    def of_client(self, host: Host) -> dict[str, Any]:
-        """Return the arguments of a client in this process that acts on this host."""
-        return {"secret_file": str(host.secret_file), "transport": "tcp"}
+    def of_server(self, host: Host) -> list[str]:
+        """Return the options of a name server or of nodes."""
+        if not self.tls:
+            return ["--no-tls"]
+        place = host.directory / "tls"
+        return [
+            word for name in ("cert", "key", "ca") for word in (f"--tls-{name}", str(place / f"{name}.pem"))
+        ]
+
+    def of_client(self, host: Host) -> list[str]:
+        """Return the options of a command that asks a cluster."""
+        return ["--tls-ca", str(host.directory / "tls" / "ca.pem")] if self.tls else ["--no-tls"]
+
+    def settings(self, host: Host) -> TLS | Literal[False]:
+        """Return the argument ``tls`` of a client."""
+        return TLS(ca=str(host.directory / "tls" / "ca.pem")) if self.tls else False
 
 
 class Command:
@@ -95,32 +124,41 @@ class Deployment:
     def start_nameserver(self, name: str, *options: str) -> str:
         """Start it on a host. Return the command that it prints for the start of nodes."""
         host = self.network[name]
-        listening = self.protection.of_server(host, self.address_of(host))
-        command = self._start(name, ["nameserver", *listening, "--port", str(PORT), *options])
+        listening = ["--host", self.address_of(host), "--port", str(PORT), *self.protection.of_server(host)]
+        command = self._start(name, ["nameserver", *listening, *options])
         line = command.wait_for("ready at")
         found = re.search(r"ready at (\S+)\. ", line)
         assert found is not None, line
         self.nameserver = found[1]
         return copied(line)
 
-    def start_nodes(self, names: Sequence[str], *options: str, copy: str = "") -> None:
-        """Start nodes on hosts, one on each unless ``options`` say more, and wait for them.
-
-        Args:
-            copy: the command to start them with; by default that of a user who knows the name server's address.
-        """
-        command = shlex.split(copy or f"pyrocache nodes --nameserver {self.nameserver}")
+    def start_nodes(self, names: Sequence[str], *options: str) -> None:
+        """Start nodes on hosts, one on each unless ``options`` say more, and wait for them."""
         for name in names:
             host = self.network[name]
-            listening = self.protection.of_server(host, self.address_of(host))
-            self._start(name, [*command[1:], *listening, *(options or ("--nodes", "1"))])
+            there = ["--nameserver", self.nameserver, "--host", self.address_of(host)]
+            self._start(
+                name, ["nodes", *there, *self.protection.of_server(host), *(options or ("--nodes", "1"))]
+            )
         for name in names:
             self.commands[name].wait_for("ready")
+
+    def start_all(self, name: str) -> None:
+        """Start a name server and a node on one host, which need not wait for nodes of an older cluster."""
+        self.nameserver = format_address(self.address_of(self.network[name]), PORT)
+        self.start_nodes([name], "--with-nameserver", "--nodes", "1")
+
+    def start_copied(self, name: str, command: str, *options: str) -> Command:
+        """Start what another host has printed, as it is, but for ``options``."""
+        program, *arguments = shlex.split(command)
+        assert program == "pyrocache"
+        return self._start(name, [*arguments, *options])
 
     def client(self, name: str, **options: Any) -> PyroCacheClient:
         """Return a client on that host, whose calls are to be made there (`Host.call`)."""
         host = self.network[name]
-        return host.call(PyroCacheClient, self.nameserver, **self.protection.of_client(host), **options)
+        settings = {"secret_file": str(host.secret_file), "tls": self.protection.settings(host), **options}
+        return host.call(PyroCacheClient, self.nameserver, transport="tcp", **settings)
 
     def _start(self, name: str, arguments: Sequence[str]) -> Command:
         self.commands[name] = command = Command(self.network[name].start("-m", "pyrocache", *arguments))

@@ -123,7 +123,7 @@ class Host:
 
         def copy() -> None:
             path = self.secret_file
-            path.parent.mkdir(mode=0o700, parents=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copyfile(secret, path)
             path.chmod(0o600)
 
