@@ -7,7 +7,7 @@ from operator import attrgetter
 
 import pytest
 
-from tests.support.deployment import Deployment, Protection, calling, copied
+from tests.support.deployment import READY, Deployment, Protection, calling, copied
 from tests.support.network import network
 
 STORE = "cache.set('planet', 'saturn'); print(cache.get('planet'), len(cache.nodes()))"
@@ -35,7 +35,7 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
         protection.prepare(hosts)
         deployment = Deployment(hosts, protection, attrgetter(address))
         nodes = deployment.start_copied(STORES, deployment.start_nameserver(NAMES), "--nodes", "2")
-        nodes.wait_for("ready")
+        nodes.wait_for(READY)
         yield deployment
 
 

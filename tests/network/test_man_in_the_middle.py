@@ -119,9 +119,12 @@ def test_without_a_certificate_of_the_server_it_is_refused(secure: Deployment, t
     other_authority = new_certificates(tmp_path).server(hosts[SERVER].ipv4)
     other_host = secure.protection.authority(hosts).server("thief.example")
     for pose in (other_authority, other_host):
-        with between(secure, pose) as man, user(secure) as call:
-            with pytest.raises(PyroCacheError, match="certificate"):
-                call("get", "planet")
+        with (
+            between(secure, pose) as man,
+            user(secure) as call,
+            pytest.raises(PyroCacheError, match="certificate"),
+        ):
+            call("get", "planet")
         assert man.refused
         assert not man.requests, "the client has sent nothing"
 

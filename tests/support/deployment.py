@@ -27,6 +27,8 @@ from tests.support.network import Host, Network
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 PORT = 9090
+READY = "^ready$"
+"""What `pyrocache nodes` prints when all nodes serve."""
 _COPIED = re.compile(r"^.*?: (pyrocache .*)$")
 
 
@@ -86,11 +88,11 @@ class Command:
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
 
-    def wait_for(self, text: str) -> str:
-        """Return the first line with that text, once it is printed."""
+    def wait_for(self, pattern: str) -> str:
+        """Return the first line in which a regular expression is found, once it is printed."""
 
         def find() -> str:
-            found = next((line for line in self.lines if text in line), "")
+            found = next((line for line in self.lines if re.search(pattern, line)), "")
             assert found or self.process.poll() is None, f"it has ended, and said: {self.lines}"
             return found
 
@@ -141,7 +143,7 @@ class Deployment:
                 name, ["nodes", *there, *self.protection.of_server(host), *(options or ("--nodes", "1"))]
             )
         for name in names:
-            self.commands[name].wait_for("ready")
+            self.commands[name].wait_for(READY)
 
     def start_all(self, name: str) -> None:
         """Start a name server and a node on one host, which need not wait for nodes of an older cluster."""
