@@ -240,8 +240,8 @@ def test_with_loss_and_delay_most_calls_succeed_and_nodes_keep_their_leases(tls:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("tls", TLS_TOO)
-def test_a_cluster_is_made_and_changed_over_long_ways(tls: bool) -> None:
+@pytest.mark.parametrize("tls", [TLS_TOO[-1]])  # it takes one more round trip for each connection
+def test_a_cluster_is_made_and_used_again_over_long_ways(tls: bool) -> None:
     with network(NAMES, *NODES, USER) as hosts:
         protection = Protection(tls)
         protection.prepare(hosts)
