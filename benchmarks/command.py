@@ -18,6 +18,7 @@ from benchmarks.lab.command import replay_command
 from benchmarks.machine import machine, versions
 from benchmarks.report import DOCUMENT, markdown
 from benchmarks.results import Results, newest
+from benchmarks.scale.command import scale_command
 from benchmarks.servers import own_secret
 from benchmarks.session import Session
 from benchmarks.tables import for_terminal, tables
@@ -93,6 +94,7 @@ def report(
 
 
 app.command("replay")(replay_command)
+app.command("scale")(scale_command)
 
 
 def _run_cases(results: Results, names: list[str]) -> bool:

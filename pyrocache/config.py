@@ -106,6 +106,19 @@ def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
     return host, port
 
 
+def parse_advertised(advertise: str) -> tuple[str, int]:
+    """Return host and port of an address that may lack the port; it is 0 then. IPv6 needs brackets only with a port.
+
+    Raises:
+        ConfigurationError: it is not a valid address.
+    """
+    if isinstance(advertise, str) and _ip_address(advertise) is not None:
+        return advertise, 0
+    host, port = parse_address(advertise)
+    match = _ADDRESS.fullmatch(advertise)
+    return host, port if match and match[3] else 0
+
+
 def format_address(host: str, port: int) -> str:
     """Return ``host:port``, from which `parse_address` returns the same host and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -166,12 +179,12 @@ def _checked_tls(tls: Any) -> Encryption:
     return tls  # type: ignore[no-any-return]
 
 
-def _check_server(host: str, tls: Encryption) -> None:
-    """Check where a server listens.
+def _check_server(host: str, advertise: str | None, tls: Encryption) -> None:
+    """Check where a server listens, and the address at which others reach it.
 
     Raises:
-        ConfigurationError: ``host`` is not a valid host name or address, or its certificate is missing.
-        InsecureAddress: other hosts can reach ``host``, and nothing says how connections with them are protected.
+        ConfigurationError: they are not valid, nobody could connect to them, or the certificate is missing.
+        InsecureAddress: other hosts can reach it, and nothing says how connections with them are protected.
     """
     _check(isinstance(host, str) and _is_host(host), f"{host!r} is not a valid host name or address.")
     if isinstance(tls, TLS):
@@ -180,9 +193,12 @@ def _check_server(host: str, tls: Encryption) -> None:
             not (tls.require_client_cert and tls.ca is None),
             "To check the certificates of clients, a server needs that of their authority: give --tls-ca.",
         )
-    elif tls is None and not is_loopback(host):
+    _check_advertised(host, advertise)
+    reached = [host] if advertise is None else [host, parse_advertised(advertise)[0]]
+    exposed = [one for one in reached if not is_loopback(one)]
+    if tls is None and exposed:
         raise InsecureAddress(
-            f"Other hosts can reach {host}: give --tls-cert, --tls-key and --tls-ca, which "
+            f"Other hosts can reach {exposed[-1]}: give --tls-cert, --tls-key and --tls-ca, which "
             "`pyrocache certificates` makes, or --no-tls if you trust everybody on the path between the hosts."
         )
 
@@ -422,9 +438,10 @@ class NodeConfig:
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
         object.__setattr__(self, "tls", _checked_tls(self.tls))
-        _check_server(self.host, self.tls)
-        _check_advertised(self.host, self.advertise)
+        _check_server(self.host, self.advertise, self.tls)
         check_open(self.host, self.open)
+        if self.advertise is not None:
+            check_open(parse_advertised(self.advertise)[0], self.open)
         if self.name is not None:
             check_node_name(self.name)
         check_port(self.port)
@@ -497,15 +514,20 @@ def _check_count(what: str, number: int) -> None:
 
 def _check_advertised(host: str, advertise: str | None) -> None:
     """Check the address at which others reach a server that listens on ``host``."""
+    reached = host
     if advertise is not None:
-        there, _ = parse_address(advertise)
-        _check(not _is_wildcard(there), f"{there} is not an address that others can connect to.")
-    else:
-        _check(
-            not _is_wildcard(host),
-            f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
-            "host that they use.",
-        )
+        reached, _ = parse_advertised(advertise)
+        _check(not _is_wildcard(reached), f"{reached} is not an address that others can connect to.")
+    _check(
+        not _is_wildcard(reached),
+        f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
+        "host that they use.",
+    )
+    _check(
+        "%" not in reached,
+        f"{reached} is a link-local address, which other hosts write in another way: give --advertise with a name or "
+        "another address of this host.",
+    )
 
 
 def _is_wildcard(host: str) -> bool:
@@ -533,8 +555,7 @@ class NameServerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tls", _checked_tls(self.tls))
-        _check_server(self.host, self.tls)
-        _check_advertised(self.host, self.advertise)
+        _check_server(self.host, self.advertise, self.tls)
         check_port(self.port)
         known = self.storage == "memory" or (self.storage.startswith("sql:") and len(self.storage) > 4)
         _check(known, f"{self.storage!r} is no storage: give memory, or sql:FILE.")

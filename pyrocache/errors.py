@@ -114,10 +114,12 @@ class NameServerUnavailable(CacheUnavailable):
     Attributes:
         timed_out: whether nothing was answered in time, instead of an error at once.
         refused: whether the system refused the connection: nothing listens at the address.
+        overloaded: whether it answered that it has too many callers at the moment.
     """
 
     timed_out = False
     refused = False
+    overloaded = False
 
 
 class NoNodes(CacheUnavailable):

@@ -239,7 +239,7 @@ def describe(directory: Path, made: Sequence[Made]) -> str:
             "Copy each directory to its host, readable for the user of the nodes alone. Name server and nodes there:",
             f"  {_server_options(hosts[0].directory.name)}",
             "Clients, and commands that ask the cluster:",
-            "  --tls-ca ca.pem, in Python tls=pyrocache.config.TLS(ca='ca.pem')",
+            "  --tls-ca ca.pem, in Python tls=pyrocache.TLS(ca='ca.pem')",
         ]
     if clients:
         lines += [

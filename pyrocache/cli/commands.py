@@ -16,15 +16,18 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
-from pyrocache.cli.output import remember_secret_file, report, to_copy, write
+from pyrocache.cli.output import for_other_hosts, remember_secret_file, report, to_copy, write
+from pyrocache.cli.tls_options import with_tls
 from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
     EVICTION_POLICIES,
+    Encryption,
     NameServerConfig,
     NodeConfig,
+    check_seconds,
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
@@ -49,9 +52,17 @@ NameServerOption = Annotated[
         metavar="HOST:PORT",
     ),
 ]
-NoTlsOption = Annotated[
-    bool,
-    typer.Option("--no-tls", help="Allow an address that other hosts reach, although nothing is encrypted."),
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.", metavar="PORT")
+]
+AdvertiseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What others connect to, if it is not where this listens: behind NAT or a mapped port, or with "
+        "--host 0.0.0.0.",
+        metavar="HOST[:PORT]",
+        show_default=False,
+    ),
 ]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
 TimeoutOption = Annotated[
@@ -99,27 +110,38 @@ def _options(
 
 
 @app.command("nameserver")
+@with_tls(server=True)
 def nameserver_command(
-    host: Annotated[str, typer.Option("--host", "-H", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.")] = 9090,
+    tls: Encryption,
+    host: Annotated[
+        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 and :: are all.")
+    ] = "127.0.0.1",
+    port: PortOption = 9090,
+    advertise: AdvertiseOption = None,
     storage: Annotated[
         str, typer.Option(help="Where to keep the registered nodes.", metavar="memory|sql:FILE")
     ] = "memory",
-    no_tls: NoTlsOption = False,
     secret_file: SecretFileOption = None,
 ) -> None:
     """Start a name server: its address is all that nodes and clients must know."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
+    from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
 
-    def ready(address: str) -> None:
-        write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
+    manager = ServiceManager()
 
-    config = NameServerConfig(host=host, port=port, storage=storage, tls=False if no_tls else None)
+    def ready(address: str) -> None:
+        manager.ready(f"Name server at {address}")
+        write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
+        write(for_other_hosts(address, secret))
+
+    config = NameServerConfig(host=host, port=port, advertise=advertise, storage=storage, tls=tls)
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
-    serve(config, secret=find_secret(secret_file), stop=stop, ready=ready)
+    secret = find_secret(secret_file)
+    serve(config, secret=secret, stop=stop, ready=ready, manager=manager)
+    manager.stopping()
 
 
 nodes_app = typer.Typer(invoke_without_command=True)
@@ -127,7 +149,9 @@ app.add_typer(nodes_app, name="nodes")
 
 
 @nodes_app.command("remove")
+@with_tls()
 def remove_command(
+    tls: Encryption,
     name: Annotated[str, typer.Argument(help="The name of the node, as `pyrocache status` lists it.")],
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
@@ -143,7 +167,7 @@ def remove_command(
     """Remove a dead node from the cluster, so that the others take its keys over."""
     from pyrocache.node.membership import strike_out
 
-    if not strike_out(nameserver, name, find_secret(secret_file), force=force):
+    if not strike_out(nameserver, name, find_secret(secret_file), force=force, tls=tls):
         raise PyroCacheError(
             f"{name} is not a node of this cluster. List its nodes with: {to_copy('status', nameserver)}"
         )
@@ -151,8 +175,10 @@ def remove_command(
 
 
 @nodes_app.callback()
+@with_tls(server=True)
 def nodes_command(
     context: typer.Context,
+    tls: Encryption,
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
@@ -160,8 +186,22 @@ def nodes_command(
         bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
     ] = False,
     host: Annotated[
-        str, typer.Option("--host", "-H", help="Address that the nodes listen on.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            "--host",
+            "-H",
+            help="Address to listen on; 0.0.0.0 and :: are all. By default, loopback if the name server is there, else "
+            "the address from which this host reaches it.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", "-p", help="Port of the first node; the others take those after it. 0: free ones."
+        ),
+    ] = 0,
+    advertise: AdvertiseOption = None,
     max_memory: Annotated[
         str, typer.Option("--max-memory", "-m", help="Memory for the entries of each node.")
     ] = "1GiB",
@@ -189,13 +229,13 @@ def nodes_command(
     name: Annotated[
         str | None, typer.Option(help="The name of a single node; by default the first free one.")
     ] = None,
-    no_tls: NoTlsOption = False,
     open_: Annotated[
         bool,
         typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
     ] = False,
 ) -> None:
     """Start cache nodes, restart those that die, and end them with this command."""
+    from pyrocache.cli.addresses import check_ports, host_of_nodes
     from pyrocache.cli.nodes import run
 
     if context.invoked_subcommand is not None:
@@ -205,8 +245,10 @@ def nodes_command(
     config = NodeConfig(
         nameserver=nameserver,
         name=name,
-        host=host,
-        tls=False if no_tls else None,
+        host=host_of_nodes(nameserver, host, advertise),
+        port=port,
+        advertise=advertise,
+        tls=tls,
         open=open_,
         weight=weight,
         zone=zone,
@@ -214,6 +256,7 @@ def nodes_command(
         max_value_bytes=0 if max_value is None else parse_size(max_value),
         eviction=eviction,
     )
+    check_ports(config, nodes)
     _warn_if_not_encrypted(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
@@ -232,7 +275,9 @@ def demo_command(
 
 
 @app.command("status")
+@with_tls()
 def status_command(
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
@@ -243,11 +288,11 @@ def status_command(
     from pyrocache.net.call_protocol import knowing
     from pyrocache.net.directory import NameServerDirectory
 
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file, tls=tls) as cache:
         members = cache.nodes()
         stats = cache.stats()
     names = [member.name for member in members]
-    caller = knowing(find_secret(secret_file), trusting=True)
+    caller = knowing(find_secret(secret_file), trusting=True, tls=tls)
     obstacle = NameServerDirectory(nameserver, caller=caller).listing(timeout).obstacle
     if as_json:
         write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
@@ -257,21 +302,25 @@ def status_command(
 
 
 @app.command("stats")
+@with_tls()
 def stats_command(
+    tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Print all statistics of the nodes. Exit status 1 when a node does not answer."""
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
+    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file, tls=tls) as cache:
         stats = cache.stats()
     write(json.dumps(stats.as_dict(), indent=2) if as_json else repr(stats))
     raise typer.Exit(1 if stats.away else 0)
 
 
 @app.command("ping")
+@with_tls()
 def ping_command(
+    tls: Encryption,
     nodes: Annotated[
         list[str] | None,
         typer.Argument(
@@ -288,11 +337,13 @@ def ping_command(
     """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
     from pyrocache.cli.ping import run
 
-    write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file))
+    write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
 
 
 @app.command("set")
+@with_tls()
 def set_command(
+    tls: Encryption,
     key: KeyArgument,
     value: Annotated[
         str,
@@ -314,7 +365,7 @@ def set_command(
     Put -- before a key or a value that begins with a dash.
     """
     stored = _standard_input() if value == "-" else value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         try:
             cache.set(key, stored, ttl_seconds=ttl)
         except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
@@ -324,7 +375,9 @@ def set_command(
 
 
 @app.command("get")
+@with_tls()
 def get_command(
+    tls: Encryption,
     key: KeyArgument,
     raw: Annotated[
         bool, typer.Option("--raw", "-r", help="Write a str (in UTF-8) or bytes as it is, and nothing else.")
@@ -339,7 +392,7 @@ def get_command(
     from pyrocache.cli.values import as_bytes, as_text
 
     missing = object()  # None is a value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         value = cache.get(key, missing)
     if value is missing:
         raise PyroCacheError(_NO_ENTRY)
@@ -347,7 +400,9 @@ def get_command(
 
 
 @app.command("delete")
+@with_tls()
 def delete_command(
+    tls: Encryption,
     key: KeyArgument,
     namespace: NamespaceOption = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
@@ -356,13 +411,15 @@ def delete_command(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         if not cache.delete(key):
             raise PyroCacheError(_NO_ENTRY)
 
 
 @app.command("scan")
+@with_tls()
 def scan_command(
+    tls: Encryption,
     prefix: Annotated[
         str | None,
         typer.Argument(
@@ -378,7 +435,7 @@ def scan_command(
     """Print the repr of each key, one on a line, in no order."""
     from pyrocache.cli.values import as_text
 
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file) as cache:
+    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
         for key in cache.scan(prefix):
             write(f"{as_text(key)}\n")
 
@@ -431,6 +488,42 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
     from pyrocache.cli.secret import change
 
     change(context.obj if secret_file is None else secret_file, Keys.prune)
+
+
+@app.command("doctor")
+@with_tls()
+def doctor_command(
+    context: typer.Context,
+    tls: Encryption,
+    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    secret_file: SecretFileOption = None,
+    signing_key_file: SigningOption = None,
+    timeout: TimeoutOption = _PROBE_SECONDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
+
+    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout is for each step.
+    """
+    from pyrocache.cli.doctor.command import run
+    from pyrocache.cli.doctor.gather import Settings
+
+    settings = Settings(
+        nameserver,
+        source=_source(context, "nameserver"),
+        tls=tls,
+        secret_file=secret_file,
+        signing_key_file=signing_key_file,
+        seconds=check_seconds("--timeout", timeout),
+    )
+    raise typer.Exit(run(settings, as_json=as_json))
+
+
+def _source(context: typer.Context, option: str) -> str:
+    """Return where the value of an option is from."""
+    source = context.get_parameter_source(option)
+    name = source.name if source is not None else ""
+    return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 
 @app.command("certificates")
@@ -491,6 +584,7 @@ def _client(
     timeout: float,
     secret_file: str | None,
     signing_key_file: str | None,
+    tls: Encryption,
 ) -> PyroCacheClient:
     return PyroCacheClient(
         nameserver,
@@ -498,6 +592,7 @@ def _client(
         timeout=timeout,
         secret_file=secret_file,
         signing_key_file=signing_key_file,
+        tls=tls,
     )
 
 

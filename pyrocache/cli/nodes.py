@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
-from pyrocache.cli.output import report, write
+from pyrocache.cli.addresses import of_node
+from pyrocache.cli.output import for_other_hosts, report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
 from pyrocache.config import TLS, NodeConfig, parse_address
@@ -21,6 +22,7 @@ from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.secret import Secret
+from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.stop_request import StopRequest
 
 _POLL_SECONDS = 0.2
@@ -31,13 +33,14 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
     """Start ``count`` nodes and keep them running until a signal ends this process. Return the exit status."""
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
+    manager = ServiceManager()
     nameservers: list[Supervisor] = []
     nodes: list[Supervisor] = []
     new_cluster = False
     try:
         if not with_nameserver:
-            _directory(config.nameserver, secret).members()  # raises if no name server answers
-        elif not _answers(config.nameserver, secret):
+            _directory(config, secret).members()  # raises if no name server answers
+        elif not _answers(config, secret):
             _start_nameserver(config, secret, nameservers)
             new_cluster = bool(nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
@@ -47,36 +50,30 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
         write("ready")  # for scripts that wait for this line
+        manager.ready(f"{count} node{'s' * (count > 1)} of the name server {config.nameserver}")
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
+            manager.alive()  # whatever the nodes do: their supervisors start those again that die
             if stop.reload:
                 stop.reload = False
-                for supervisor in (*nameservers, *nodes):
-                    supervisor.reload()
+                with manager.reloading():
+                    for supervisor in (*nameservers, *nodes):
+                        supervisor.reload()
             if all(node.gave_up for node in nodes):
                 return 1
         return 0
     finally:
+        manager.stopping()
         _end(nodes)
         _end(nameservers)  # after the nodes, which unregister there
 
 
 def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Supervisor]) -> bool:
     """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
-
-    started = False
-
-    def start(name: str | None) -> ChildProcess:
-        nonlocal started
-        # Only for the first start: later, the name server may have been restarted, and live nodes will say so.
-        new_cluster = config.new_cluster and not started
-        started = True
-        settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
-        return start_node(settings, secret=secret, quiet=False)
-
     begin = len(nodes)
     for _ in range(count):
         # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
+        start = _starter(of_node(config, len(nodes)), secret)
         nodes.append(Supervisor("a node", start, _ping_of(config, secret), renamable=config.name is None))
     for node in nodes[begin:]:
         try:
@@ -88,6 +85,21 @@ def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Sup
                 report(str(error))
             return False  # otherwise the node has said why itself
     return True
+
+
+def _starter(config: NodeConfig, secret: Secret) -> Callable[[str | None], ChildProcess]:
+    """Return what starts a node, under the name that it had before if there is one."""
+    started = False
+
+    def start(name: str | None) -> ChildProcess:
+        nonlocal started
+        # Only for the first start: later, the name server may have been restarted, and live nodes will say so.
+        new_cluster = config.new_cluster and not started
+        started = True
+        settings = {**asdict(config), "name": name or config.name, "new_cluster": new_cluster}
+        return start_node(settings, secret=secret, quiet=False)
+
+    return start
 
 
 def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supervisor]) -> None:
@@ -115,20 +127,20 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         nameservers.pop().join()
         # The name server of the other command may still be starting.
         for _ in range(10):
-            if _answers(config.nameserver, secret):
+            if _answers(config, secret):
                 return
             time.sleep(_POLL_SECONDS)
         raise
-    report(f"Name server ready at {config.nameserver}.")
+    report(f"Name server ready at {config.nameserver}. {for_other_hosts(config.nameserver, secret)}".rstrip())
 
 
 def _ping_of(config: NodeConfig, secret: Secret) -> Callable[[], None]:
-    return partial(_directory(config.nameserver, secret).ping, timeout=_PING_SECONDS)
+    return partial(_directory(config, secret).ping, timeout=_PING_SECONDS)
 
 
-def _answers(nameserver: str, secret: Secret) -> bool:
+def _answers(config: NodeConfig, secret: Secret) -> bool:
     try:
-        _directory(nameserver, secret).members(timeout=_PING_SECONDS)
+        _directory(config, secret).members(timeout=_PING_SECONDS)
     except AuthenticationError:
         raise
     except NameServerUnavailable:
@@ -136,8 +148,9 @@ def _answers(nameserver: str, secret: Secret) -> bool:
     return True
 
 
-def _directory(nameserver: str, secret: Secret) -> NameServerDirectory:
-    return NameServerDirectory(nameserver, caller=knowing(secret, trusting=True))
+def _directory(config: NodeConfig, secret: Secret) -> NameServerDirectory:
+    caller = knowing(secret, trusting=True, tls=config.tls)
+    return NameServerDirectory(config.nameserver, caller=caller)
 
 
 def _end(supervisors: list[Supervisor]) -> None:

@@ -10,8 +10,10 @@ import os
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 
-from pyrocache.config import DEFAULT_NAMESERVER
+from pyrocache.config import DEFAULT_NAMESERVER, TLS, Encryption, is_loopback, parse_address
+from pyrocache.runtime.secret import Secret
 
 BROKEN_PIPE = 141
 """The exit status when nobody reads the output any more: 128 + SIGPIPE, as a shell reports it for other programs."""
@@ -59,26 +61,78 @@ def report(text: str) -> None:
 
 
 def to_copy(command: str, nameserver: str) -> str:
-    """Return a command line of this program, with this name server and the present secret, quoted for the shell."""
+    """Return a command line of this program, quoted for the shell.
+
+    It has this name server, and the options of the present command for the secret and for TLS.
+    """
     from pyrocache.client.client import NAMESERVER_VARIABLE  # imported here, see `entry`
 
     words = ["pyrocache", command]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]
-    if secret_file := given_secret_file():
-        words += ["--secret-file", secret_file]
+    words += _tls_options(_given.tls, serves=command == "nodes")
+    if _given.secret_file:
+        words += ["--secret-file", _given.secret_file]
     return shlex.join(words)
 
 
-_given: dict[str, str | None] = {}
+def client_to_copy(nameserver: str) -> str:
+    """Return a Python expression that makes a client with what `to_copy` takes from the present command."""
+    arguments = [repr(nameserver)]
+    if _given.secret_file:
+        arguments.append(f"secret_file={_given.secret_file!r}")
+    if _given.tls is False:
+        arguments.append("tls=False")
+    elif _given.tls is not None:
+        files = ", ".join(f"{name}={path!r}" for name, path in _files(_given.tls, serves=False).items())
+        arguments.append(f"tls=pyrocache.TLS({files})")
+    return f"pyrocache.PyroCacheClient({', '.join(arguments)})"
+
+
+def for_other_hosts(nameserver: str, secret: Secret) -> str:
+    """Return a sentence about what processes on other hosts need; empty if none reaches the name server."""
+    if is_loopback(parse_address(nameserver)[0]):
+        return ""
+    if secret.path is None:
+        return (
+            "Nothing else can use it: the secret is only in the memory of this process. Start it again with "
+            "--secret-file FILE, which `pyrocache secret --secret-file FILE` makes."
+        )
+    return f"Other hosts need a copy of the secret file {secret.path}, at the same place."
+
+
+@dataclass
+class _Given:
+    """The options of the present command that printed commands repeat."""
+
+    secret_file: str | None = None
+    tls: Encryption = None
+
+
+_given = _Given()
 
 
 def remember_secret_file(path: str | None) -> str | None:
     """Take the option ``--secret-file`` of the command that runs into what is printed to be copied. Return it."""
-    _given["secret_file"] = path
+    _given.secret_file = os.path.abspath(path) if path else None
     return path
 
 
-def given_secret_file() -> str | None:
-    """Return the option ``--secret-file`` of the command that runs."""
-    return _given.get("secret_file")
+def remember_tls(tls: Encryption) -> Encryption:
+    """Take the options of TLS of the command that runs into what is printed to be copied. Return them."""
+    _given.tls = tls
+    return tls
+
+
+def _tls_options(tls: Encryption, *, serves: bool) -> list[str]:
+    if not isinstance(tls, TLS):
+        return ["--no-tls"] if tls is False else []
+    words = [word for name, path in _files(tls, serves=serves).items() for word in (f"--tls-{name}", path)]
+    return [*words, "--tls-require-client-cert"] if serves and tls.require_client_cert else words
+
+
+def _files(tls: TLS, *, serves: bool) -> dict[str, str]:
+    """Return the files that another command needs. A client needs a certificate only if it is required."""
+    own = serves or tls.require_client_cert or tls.ca is None
+    files = {"cert": tls.cert, "key": tls.key} if own else {}
+    return {name: path for name, path in {**files, "ca": tls.ca}.items() if path is not None}

@@ -6,17 +6,25 @@ Thread safety: runs in the main thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pyrocache.cli.output import to_copy
 from pyrocache.client.client import PyroCacheClient
+from pyrocache.config import Encryption
 from pyrocache.errors import ConfigurationError, NodeUnavailable, ProtocolMismatch, PyroCacheError
 
 _PAUSE_SECONDS = 0.2
 
 
 def run(
-    nameserver: str, names: Sequence[str], *, timeout: float, wait: float, secret_file: str | None = None
+    nameserver: str,
+    names: Sequence[str],
+    *,
+    timeout: float,
+    wait: float,
+    secret_file: str | None = None,
+    tls: Encryption = None,
 ) -> str:
     """Return a sentence when every node serves, or each of those named.
 
@@ -24,14 +32,17 @@ def run(
         timeout: seconds that one attempt may take.
         wait: for how many seconds to begin further attempts.
         secret_file: the path of the secret file; None to find it.
+        tls: how connections are protected.
 
     Raises:
         PyroCacheError: the last attempt failed; says which nodes did not answer, or do not serve.
     """
     end = time.monotonic() + wait
+    # A new client for each attempt, as it looks the nodes up.
+    client = partial(PyroCacheClient, nameserver, timeout=timeout, secret_file=secret_file, tls=tls)
     while True:
         try:
-            return _ping(nameserver, names, timeout, secret_file)
+            return _ping(nameserver, names, client)
         except ConfigurationError:
             raise
         except PyroCacheError:
@@ -40,8 +51,8 @@ def run(
         time.sleep(_PAUSE_SECONDS)
 
 
-def _ping(nameserver: str, names: Sequence[str], timeout: float, secret_file: str | None) -> str:
-    serves = _serves(nameserver, names, timeout, secret_file)
+def _ping(nameserver: str, names: Sequence[str], client: Callable[[], PyroCacheClient]) -> str:
+    serves = _serves(names, client)
     problems = []
     if unknown := [name for name in names if name not in serves]:
         problems.append(f"{', '.join(unknown)}: no such node is registered")
@@ -54,12 +65,9 @@ def _ping(nameserver: str, names: Sequence[str], timeout: float, secret_file: st
     return f"{len(serves)} node answers." if len(serves) == 1 else f"{len(serves)} nodes answer."
 
 
-def _serves(
-    nameserver: str, names: Sequence[str], timeout: float, secret_file: str | None
-) -> dict[str, bool | None]:
+def _serves(names: Sequence[str], client: Callable[[], PyroCacheClient]) -> dict[str, bool | None]:
     """Return whether each registered node, or each of those named, serves, by its name; None if it does not answer."""
-    # A new client for each attempt, as it looks the nodes up.
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file) as cache:
+    with client() as cache:
         context = cache._context
         answers = context.backend.ping(context.deadline(), names or None)
     for _, answer in answers:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyrocache.cli.output import given_secret_file, to_copy, write
+from pyrocache.cli.output import client_to_copy, to_copy, write
 from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
@@ -50,9 +50,7 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: 
     ]
     lines = _table(rows, optional=("memory",))
     lines += [f"Show them with: {to_copy('status', nameserver)}"]
-    secret_file = given_secret_file()
-    known = f", secret_file={secret_file!r}" if secret_file else ""
-    lines += [f"Use them in Python with: pyrocache.PyroCacheClient({nameserver!r}{known})"]
+    lines += [f"Use them in Python with: {client_to_copy(nameserver)}"]
     write("\n".join(lines))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from pyrocache.client.client import NAMESERVER_VARIABLE
-from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, check_seconds
+from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, Encryption, check_seconds
 from pyrocache.errors import NodeUnavailable, RemoteError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
@@ -26,6 +26,7 @@ def stock_handshake(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    tls: Encryption = None,
 ) -> dict[str, str]:
     """Return what to assign to ``_pyroHandshake`` of a stock Pyro5 proxy, so that it is admitted.
 
@@ -37,6 +38,7 @@ def stock_handshake(
         nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
         secret_file: the path of the secret file; by default as for `PyroCacheClient`.
         timeout: seconds that this may take.
+        tls: how the connections for this are protected, as for `PyroCacheClient`.
 
     Raises:
         NameServerUnavailable: no name server answers.
@@ -49,7 +51,7 @@ def stock_handshake(
         >>> proxy._pyroHandshake = pyrocache.stock_handshake("cache.node.1")           # doctest: +SKIP
     """
     deadline = Deadline(check_seconds("timeout", timeout))
-    caller = knowing(find_secret(secret_file))
+    caller = knowing(find_secret(secret_file), tls=tls)
     address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
     directory = NameServerDirectory(address, caller=caller._replace(trusting=True))
     if name == NAMESERVER:

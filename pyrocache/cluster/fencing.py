@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -103,9 +104,7 @@ class Fencing:
         adopted = type(self)(
             self.me, self.lease, view, before, doubts=self.doubts, doubted_at=self.doubted_at
         )
-        for member in (self.me, *view.dead):
-            adopted = adopted._acknowledge(member, now)
-        return adopted
+        return adopted._acknowledge((self.me, *view.dead), now)
 
     def prepare(self, now: float) -> Fencing:
         """Stop to confirm the view: the name server lists a newer one."""
@@ -133,18 +132,28 @@ class Fencing:
 
     def heard(self, member: Identity, heard: Heard, sent_at: float, now: float) -> Fencing:
         """Note what ``member``, one of ``view`` or of ``before``, has answered to a question sent at ``sent_at``."""
-        after = self
-        if heard in (Heard.SAME, Heard.NEWER, Heard.GONE):
-            after = after._acknowledge(member, now)
-        if heard is Heard.NEWER:
-            return after.rumour(now)
-        if heard is Heard.SAME:
-            after = replace(after, live=_noted(after.live, member, sent_at))
-            if after.doubts and after.majority_at() > after.doubted_at:
-                after = replace(after, doubts=False)
-        elif heard is Heard.GONE:
-            after = replace(after, gone=_noted(after.gone, member, sent_at))
-        return after
+        return self.heard_all([(member, heard)], sent_at, now)
+
+    def heard_all(self, answers: Iterable[tuple[Identity, Heard]], sent_at: float, now: float) -> Fencing:
+        """Note the answers of several members, as `heard` one after the other, those with a newer view last.
+
+        Takes time in proportion to the number of members.
+        """
+        acknowledged, live, gone = [], dict(self.live), dict(self.gone)
+        same = newer = False
+        for member, heard in answers:
+            if heard in (Heard.SAME, Heard.NEWER, Heard.GONE):
+                acknowledged.append(member)
+            if heard is Heard.SAME:
+                same, live[member] = True, max(live.get(member, _NEVER), sent_at)
+            elif heard is Heard.GONE:
+                gone[member] = max(gone.get(member, _NEVER), sent_at)
+            newer = newer or heard is Heard.NEWER
+        after = self._acknowledge(acknowledged, now) if acknowledged else self
+        after = replace(after, live=tuple(sorted(live.items())), gone=tuple(sorted(gone.items())))
+        if same and after.doubts and after.majority_at() > after.doubted_at:
+            after = replace(after, doubts=False)
+        return after.rumour(now) if newer else after
 
     def rumour(self, now: float) -> Fencing:
         """Note that a newer view exists, or that it may: the name server does not answer.
@@ -219,16 +228,10 @@ class Fencing:
             latest[member] = max(latest.get(member, _NEVER), at)
         return [latest.get(member.identity, _NEVER) for member in self.view.members]
 
-    def _acknowledge(self, member: Identity, now: float) -> Fencing:
-        of_before = any(member == other.identity for other in self.before.members)
-        acknowledged = self.acknowledged | {member} if of_before else self.acknowledged
+    def _acknowledge(self, members: Iterable[Identity], now: float) -> Fencing:
+        of_before = {other.identity for other in self.before.members}
+        acknowledged = self.acknowledged.union(member for member in members if member in of_before)
         enough = 2 * len(acknowledged) >= len(self.before)
         return replace(
             self, acknowledged=acknowledged, enough_at=min(self.enough_at, now) if enough else self.enough_at
         )
-
-
-def _noted(times: Times, member: Identity, sent_at: float) -> Times:
-    latest = dict(times)
-    latest[member] = max(latest.get(member, _NEVER), sent_at)
-    return tuple(sorted(latest.items()))

@@ -51,7 +51,7 @@ class Member:
 
     Attributes:
         name: ``cache.node.N``.
-        host, port: where it listens.
+        host, port: where others reach it: where it listens, or what it advertises.
         weight: its share of the keys, relative to the weights of the other nodes.
         incarnation: changes with each start of the node.
         socket_path: its Unix socket, for clients on its host; empty if it has none.

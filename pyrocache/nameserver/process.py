@@ -25,14 +25,16 @@ from Pyro5.core import NAMESERVER_NAME
 from Pyro5.errors import PyroError
 from Pyro5.nameserver import MemoryStorage, SqlStorage
 
-from pyrocache.config import NameServerConfig, NodeConfig, format_address
+from pyrocache.config import NameServerConfig, NodeConfig, format_address, is_loopback
 from pyrocache.errors import ConfigurationError, OutOfResources, PyroCacheError
 from pyrocache.nameserver.holder import is_alive
 from pyrocache.nameserver.names import COMMANDS, Names
 from pyrocache.nameserver.serpent import SERPENT
 from pyrocache.net.call_protocol import knowing
 from pyrocache.protocol.handshake import MSGPACK, NAMELESS, PROTOCOL, Greeting, Strangers
+from pyrocache.runtime.descriptors import allow_most
 from pyrocache.runtime.secret import Secret, secret_of_parent
+from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.shortage import explained
 from pyrocache.runtime.start import answer
 from pyrocache.runtime.stop_request import StopRequest
@@ -44,7 +46,7 @@ from pyrocache.server.event_loop import EventLoop
 _POLL_SECONDS = 0.2
 _MAX_REQUEST_BYTES = 256 * 1024  # a view of more than a thousand nodes
 _LIMITS = NodeConfig(
-    max_connections=500,
+    max_connections=4096,  # each node keeps one
     max_unproven=250,
     request_seconds=10.0,
     idle_seconds=60.0,
@@ -59,21 +61,26 @@ def serve(
     secret: Secret,
     stop: StopRequest,
     ready: Callable[[str], None],
+    manager: ServiceManager | None = None,
 ) -> None:
     """Run a name server until ``stop`` is requested. Call ``ready`` with its ``host:port`` once it can be reached.
 
     Args:
         secret: what callers must prove that they know, except those that only read, from this host.
+        manager: is told that it is alive, or loads its certificate again; None if nobody is to be told.
 
     Raises:
         ConfigurationError: it cannot be started with these settings.
     """
+    manager = manager or ServiceManager({})
     # Python's parser warns of much that is in a body of serpent, and prints each such warning. Anybody can send one.
     warnings.filterwarnings("ignore", module="<unknown>")
     certificate = server_certificate(config.tls)
     names = _names(config, secret)
     listener = _listen(config.host, config.port)
-    address = format_address(config.host, listener.getsockname()[1])
+    host, port = tcp_socket.registered_address(listener, config.host, config.advertise)
+    address = format_address(host, port)
+    advertised = () if config.advertise is None else tcp_socket.dialled_addresses(host, port)
     uri = f"PYRO:{NAMESERVER_NAME}@{address}"
     names.register(NAMESERVER_NAME, uri, metadata={"class:Pyro5.nameserver.NameServer"})
     dispatcher = Dispatcher(
@@ -83,8 +90,9 @@ def serve(
         greeting=lambda: Greeting(protocol=PROTOCOL),
         max_frame_bytes=_MAX_REQUEST_BYTES,
         serializers=(MSGPACK, SERPENT),
-        admission=admission(secret, Strangers.ADMITTED),
+        admission=admission(secret, _strangers(config, host), advertised),
     )
+    allow_most()
     with explained("The name server cannot start"):
         loop = EventLoop([listener], dispatcher, _LIMITS, certificate=certificate)
         thread = threading.Thread(target=loop.run, name="pyrocache-nameserver", daemon=True)
@@ -95,12 +103,22 @@ def serve(
         while not stop.requested:
             stop.wait(_POLL_SECONDS)
             secret.current()  # reads the file again, which the I/O thread must not do
+            if thread.is_alive():
+                manager.alive()
             if stop.reload:
                 stop.reload = False
-                load_again(certificate, "The name server")
+                with manager.reloading():
+                    load_again(certificate, "The name server")
     finally:
         loop.shutdown()
         thread.join(2.0)
+
+
+def _strangers(config: NameServerConfig, host: str) -> Strangers:
+    """Return what becomes of callers without the secret on a loopback address; elsewhere, they are refused."""
+    # What leads to a loopback address from other hosts hides them.
+    hidden = is_loopback(config.host) and not is_loopback(host)
+    return Strangers.REFUSED if hidden else Strangers.ADMITTED
 
 
 def _names(config: NameServerConfig, secret: Secret) -> Names:
@@ -127,9 +145,12 @@ def _listen(host: str, port: int) -> socket.socket:
     except OutOfResources:
         raise
     except OSError as error:
+        remedy = (
+            tcp_socket.remedy(error)
+            or "if a name server is running there already, use that one; else give another port"
+        )
         raise ConfigurationError(
-            f"Cannot listen on {format_address(host, port)} ({error.strerror}): if a name server is running "
-            "there already, use that one; else give another port."
+            f"Cannot listen on {format_address(host, port)} ({error.strerror}): {remedy}."
         ) from error
 
 

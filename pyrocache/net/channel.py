@@ -85,7 +85,7 @@ def is_cooperative(channel: Channel) -> bool:
 
 
 def is_same_host(channel: Channel) -> bool:
-    """Return whether both ends of a connected channel are on one host, for certain."""
+    """Return whether both ends of a connected channel have one address: they are on one host, or a tunnel's ends."""
     return channel.family == socket.AF_UNIX or channel.getsockname()[0] == channel.getpeername()[0]
 
 

@@ -8,9 +8,10 @@ After any exception other than `Refused`, the next reply could belong to another
 
 A node tells its clock in the handshake, and each request says by that clock when its call ends, so that the node does
 not execute it later. It must never say more than is true: the node has read its clock at some time before the end of
-the handshake, so time is counted from that end, and the two clocks may differ in rate. On one host they are one clock.
-Between hosts, `DRIFT` is allowed for, a connection is replaced when it is `FRESH_SECONDS` old, and all deadlines are
-that much earlier as the clocks may have drifted apart by then.
+the handshake, so time is counted from that end, and the two clocks may differ in rate. On one host they are one clock:
+both ends have the same address, and the node's clock shows a time of this handshake. (The ends of a tunnel may have the
+same address, too, but hardly ever the same clock.) Between hosts, `DRIFT` is allowed for, a connection is replaced when
+it is `FRESH_SECONDS` old, and all deadlines are that much earlier as the clocks may have drifted apart by then.
 
 Thread safety: used by one thread at a time, except `interrupt`, which any thread may call.
 """
@@ -98,6 +99,7 @@ class Connection:
             "_ahead",
             "_channel",
             "_dialing",
+            "_greeted_ms",
             "_identified",
             "_pack",
             "_poll",
@@ -123,6 +125,7 @@ class Connection:
         self.fresh_until = math.inf
         self._identified = False
         self._ahead = 0.0  # milliseconds from the clock of deadlines to that of the node
+        self._greeted_ms = 0  # when the handshake began, by this end's clock
         greeting = caller.greeting._replace(
             node=endpoint.name, incarnation=endpoint.incarnation, cluster=endpoint.cluster
         )
@@ -160,6 +163,11 @@ class Connection:
     def proved(self) -> bool:
         """Return whether both ends have proved that they know the secret, once the connection is open."""
         return self._protocol.proved
+
+    @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """Return the certificate of the other end, as `ssl.SSLSocket.getpeercert` does; empty without TLS."""
+        return getattr(self._channel, "peer_certificate", {})
 
     @property
     def events(self) -> int:
@@ -377,6 +385,7 @@ class Connection:
             raise refused
 
     def _begin_greeting(self, certificate: bytes = b"") -> None:
+        self._greeted_ms = int(clock.now() * 1000.0)
         self._begin_sending(self._protocol.greet(self._dialled, os.urandom(NONCE_BYTES), certificate))
 
     def _begin_securing(self) -> None:
@@ -399,9 +408,14 @@ class Connection:
         at = clock.now()
         # Both ends count whole milliseconds.
         self._ahead = self._protocol.peer.clock_ms - at * 1000.0 - 1.0
-        if not is_same_host(self._channel):
+        if not (is_same_host(self._channel) and self._is_one_clock(at)):
             self.fresh_until = at + FRESH_SECONDS
             self._ahead -= (FRESH_SECONDS + 1.0) * DRIFT * 1000.0
+
+    def _is_one_clock(self, at: float) -> bool:
+        """Return whether the node's clock showed a time between the beginning of the handshake and its end, ``at``."""
+        passed = (self._protocol.peer.clock_ms - self._greeted_ms) & CLOCK
+        return passed <= int(at * 1000.0) - self._greeted_ms + 1  # a node sends 1 in place of 0
 
     def _begin_sending(self, message: bytes | list[Buffer], count: int = 0) -> bool:
         buffers = [message] if isinstance(message, bytes) else message

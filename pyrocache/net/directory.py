@@ -12,7 +12,7 @@ names: a longer listing is an error, upon which clients and nodes keep the view 
 are left out.
 
 Thread safety: thread-safe, also after a fork; no thread, no lock and no state except the address. With a kept
-connection it belongs to one thread.
+connection, and the last listing over it, it belongs to one thread.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from pyrocache.net.connection import Connection, OpenedTooLate
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
+from pyrocache.protocol import refusals
 from pyrocache.protocol.commands import ISSUE_TOKEN
-from pyrocache.protocol.handshake import OTHER_PROTOCOL, UNPROVEN, HandshakeRefused
+from pyrocache.protocol.handshake import OTHER_PROTOCOL, OVERLOADED, UNPROVEN, HandshakeRefused
 from pyrocache.runtime.shortage import explain
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
@@ -243,6 +244,8 @@ class NameServerDirectory:
         self._kept: Connection | None = None
         self._connected = False  # in the last exchange, something at the address accepted the connection
         self._opened = 0  # the number of the connection that was opened last
+        self._listed: dict[Any, Any] = {}  # the last answer over a kept connection
+        self._read = Listing()  # what it says
 
     def listing(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Listing:
         """Return all entries. Malformed ones are left out, and so are views and nodes of other clusters."""
@@ -343,7 +346,12 @@ class NameServerDirectory:
             addresses = self._ask(deadline, purpose, "list", "cache.", None, False)
             listed = {name: (uri, ()) for name, uri in addresses.items()}
             listed.update(self._ask(deadline, purpose, "yplookup", ["pyrocache"], None, True))
-        return _listing(listed)._replace(connection=self._opened if self._keep else 0)
+        if not self._keep:
+            return _listing(listed)
+        # A node asks twice a second, and to read a long listing takes 40 times as long as to compare it.
+        if listed != self._listed:
+            self._listed, self._read = listed, _listing(listed)
+        return self._read._replace(connection=self._opened)
 
     def _ask(
         self,
@@ -374,10 +382,10 @@ class NameServerDirectory:
         except Refused as refused:
             if if_refused is not None:
                 return if_refused
-            raise _RefusedByNameServer(
-                f"The name server at {format_address(self._server.host, self._server.port)} refused to {purpose}: "
-                f"{refused}"
-            ) from None
+            where = format_address(self._server.host, self._server.port)
+            unavailable = _RefusedByNameServer(f"The name server at {where} refused to {purpose}: {refused}")
+            unavailable.overloaded = refused.refusal.code == refusals.OVERLOADED
+            raise unavailable from None
         except BROKEN as error:
             if not broken(error):
                 raise
@@ -452,6 +460,12 @@ class NameServerDirectory:
         if isinstance(error, HandshakeRefused) and error.code in UNPROVEN:
             text = f"The name server at {where} cannot be asked to {purpose} ({error}). {error.advice}"
             return UnprovenNameServer(text.rstrip())
+        if isinstance(error, HandshakeRefused) and error.code == OVERLOADED:
+            unavailable = NameServerUnavailable(
+                f"The name server at {where} cannot be asked to {purpose} ({error})."
+            )
+            unavailable.overloaded = True
+            return unavailable
         if isinstance(error, HandshakeRefused) and error.code == OTHER_PROTOCOL:
             text = f"The name server at {where} cannot be asked to {purpose}, as {error.reason}."
             return NameServerUnavailable(text)

@@ -9,19 +9,21 @@ the `CacheNode`, whose entries are guarded by the lock of its request guard.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import resource
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pyrocache import __version__
 from pyrocache.cluster.routing import Member
-from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig
+from pyrocache.config import REQUEST_OVERHEAD_BYTES, NodeConfig, format_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, PyroCacheError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
@@ -103,12 +105,16 @@ class Node:
         if local is not None:
             listeners.append(local[0])
             socket_path = local[1]
-        address, port = listeners[0].getsockname()[:2]
-        # Clients must not resolve `localhost` themselves: it may have another address that this node does not serve.
-        host = config.host if config.host != "localhost" else address
+        host, port = tcp_socket.registered_address(listeners[0], config.host, config.advertise)
         unnamed = Member(f"{PREFIX}1", host, port, config.weight, incarnation, socket_path, zone=config.zone)
+        bound = None
+        self._advertised: Collection[str] = ()
+        if config.advertise is not None:
+            address, bound_port = listeners[0].getsockname()[:2]
+            bound = replace(unnamed, host=address, port=bound_port)
+            self._advertised = tcp_socket.dialled_addresses(host, port)
         try:
-            self.member = self.membership.join(unnamed)
+            self.member = self.membership.join(unnamed, bound)
         except BaseException:
             unix_socket.remove(socket_path)
             raise
@@ -140,7 +146,9 @@ class Node:
             COMMANDS,
             greeting=self._greeting,
             max_frame_bytes=max(config.max_value_bytes, BATCH_BYTES) + REQUEST_OVERHEAD_BYTES,
-            admission=admission(self._secret, Strangers.TRUSTED if config.open else Strangers.REFUSED),
+            admission=admission(
+                self._secret, Strangers.TRUSTED if config.open else Strangers.REFUSED, self._advertised
+            ),
         )
         ahead = {"ahead": entry_clock.ahead} if entry_clock else {}
         self._certificate = server_certificate(config.tls)
@@ -256,9 +264,11 @@ def _listen(config: NodeConfig) -> socket.socket:
     except OSError as error:
         if explain(error):  # another address would not help
             raise
-        raise ConfigurationError(
-            f"Cannot listen on {config.host} port {config.port} ({error.strerror}): give another --host or port."
-        ) from error
+        problem = f"Cannot listen on {format_address(config.host, config.port)} ({error.strerror})"
+        if error.errno == errno.EADDRINUSE:  # perhaps not for long: a supervisor may try again
+            raise PyroCacheError(f"{problem}: give another --port.") from error
+        remedy = tcp_socket.remedy(error) or "give another --host or --port"
+        raise ConfigurationError(f"{problem}: {remedy}.") from error
 
 
 def _resident_bytes() -> int:

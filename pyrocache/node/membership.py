@@ -18,7 +18,7 @@ from dataclasses import replace
 from pyrocache.cluster.fencing import Fencing, Heard, Identity
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY, LARGEST_NUMBER
-from pyrocache.config import NodeConfig, parse_address
+from pyrocache.config import Encryption, NodeConfig, parse_address
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import PREFIX, Directory, Listing, NameServerDirectory, explain_obstacle
@@ -28,6 +28,9 @@ from pyrocache.runtime.clock import now
 from pyrocache.runtime.secret import Secret
 
 log = logging.getLogger("pyrocache.node")
+
+MOST_NODES = 1010
+"""The most members of a cluster. A listing of 1,021 nodes and two views is more than one message may hold."""
 
 _PAUSE_SECONDS = 0.02  # between attempts to join
 _LOST_NUMBERS = 8  # of views that a name server has forgotten, and that are not put back: at most one
@@ -69,6 +72,7 @@ class NodeMembership:
         self._sleep = sleep
         self._lease = config.lease_seconds
         self._me = Member(f"{PREFIX}1", config.host, 0)  # until `join`
+        self._bound = self._me  # this node, at the address where it listens
         self.fencing = Fencing(self._me.identity, self._lease, EMPTY, EMPTY)
         self.serving_until = float("-inf")
         self.silent: tuple[str, ...] = ()
@@ -109,21 +113,24 @@ class NodeMembership:
 
     # Joining ---------------------------------------------------------------------------------------------
 
-    def join(self, unnamed: Member) -> Member:
+    def join(self, unnamed: Member, bound: Member | None = None) -> Member:
         """Find the cluster, or make it, and store the next view, of which this node is a member.
 
         Args:
             unnamed: the node, with any name.
+            bound: the same at the address where it listens, if that is not the registered one.
 
         Returns:
             The node with its name and its cluster. It does not serve before `tick` has found that it may.
 
         Raises:
             NameTaken: a live node has the configured name.
+            ConfigurationError: there are `MOST_NODES` others.
             PyroCacheError: members that do not answer hold the change up.
         """
         began_at = self._clock()
         self._me = unnamed
+        self._bound = bound or unnamed
         while (member := self._try_to_join(self._directory.listing(), began_at)) is None:
             self.check_held_up(began_at)
             self._sleep(_PAUSE_SECONDS)
@@ -205,7 +212,7 @@ class NodeMembership:
         Removes what nodes that are gone have left.
         """
         waiting = [member for member in listing.members if member.cluster]
-        states = self._peers.ask(waiting, EMPTY, self._me) if waiting else []
+        states = self._peers.ask(waiting, EMPTY, self._bound) if waiting else []
         gone = [one for one, heard in zip(waiting, states, strict=True) if heard is Heard.GONE]
         for member in gone:
             self._directory.remove(member)
@@ -222,6 +229,11 @@ class NodeMembership:
             return None
         member = replace(self._me, name=name, cluster=view.cluster)
         others = [other for other in view.members if other.name != name]
+        if len(others) >= MOST_NODES:
+            raise ConfigurationError(
+                f"The cluster has {len(others)} nodes, and {MOST_NODES} are the most that the name server can list: "
+                "start another cluster at another name server, or fewer and larger nodes."
+            )
         return member if self._store([*others, member], view, member) is not None else None
 
     def _free_name(self, view: ClusterView, states: dict[Member, Heard], began_at: float) -> str | None:
@@ -489,18 +501,18 @@ class NodeMembership:
         """Ask members, and note what they say."""
         asked = [m for m in dict.fromkeys(members) if m.identity != self._me.identity]
         sent_at = self._clock()
-        states = dict(zip(asked, self._peers.ask(asked, self.view, self._me), strict=True))
+        states = dict(zip(asked, self._peers.ask(asked, self.view, self._bound), strict=True))
         received_at = self._clock()
-        for member, heard in states.items():
-            self.fencing = self.fencing.heard(member.identity, heard, sent_at, received_at)
+        answers = ((member.identity, heard) for member, heard in states.items())
+        self.fencing = self.fencing.heard_all(answers, sent_at, received_at)
         self.silent = tuple(member.name for member, heard in states.items() if heard is Heard.SILENT)
         return states
 
     def _all_here(self) -> bool:
         """Return whether all members and the name server are on this host."""
-        hosts = [member.host for member in self.view.members]
+        hosts = {member.host for member in self.view.members}
         nameserver = parse_address(self._config.nameserver)[0]
-        return all(is_here(host, self._me.host) for host in (*hosts, nameserver))
+        return all(is_here(host, self._bound.host) for host in (nameserver, *hosts))
 
     def _renew(self) -> None:
         # Once more: gone members must not count if the node stood still since it has asked.
@@ -536,7 +548,7 @@ class NodeMembership:
                 if self.fencing.settled(self._clock()):
                     before = self.view
                     others = [member for member in before.members if member.identity != self._me.identity]
-                    proposal = self._store(others, before, self._me)
+                    proposal = self._store(others, before, self._me, () if others else self._stop())
                     if proposal is not None:
                         if self._ownership is not None:
                             self._ownership.adopt(proposal, before)
@@ -547,15 +559,27 @@ class NodeMembership:
             pass
         return None
 
+    def _stop(self) -> list[Identity]:
+        """Stop serving. Return the identity of this node, as a list of members that do not exist any more.
+
+        Nobody else can confirm the change by which the last node leaves. On other hosts, that this one is gone is not
+        seen, and nobody could join any more.
+        """
+        if self._ownership is not None:
+            self._ownership.lapse(True)  # if the change is not stored, the next `tick` renews the lease
+        return [self._me.identity]
+
     def tell(self, view: ClusterView) -> None:
         """Make the members of ``view`` query the name server for it."""
-        self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._me)
+        self._peers.ask([m for m in view.members if m.identity != self._me.identity], view, self._bound)
 
 
-def strike_out(nameserver: str, name: str, secret: Secret, *, force: bool = False) -> bool:
+def strike_out(
+    nameserver: str, name: str, secret: Secret, *, force: bool = False, tls: Encryption = None
+) -> bool:
     """Remove a dead node, see `NodeMembership.strike_out`; or the entry that is the `Listing.obstacle`."""
-    peers = Peers(caller=knowing(secret))
-    directory = NameServerDirectory(nameserver, keep=True, caller=knowing(secret, trusting=True))
+    peers = Peers(caller=knowing(secret, tls=tls))
+    directory = NameServerDirectory(nameserver, keep=True, caller=knowing(secret, trusting=True, tls=tls))
     membership = NodeMembership(NodeConfig(nameserver=nameserver), directory, peers)
     try:
         return directory.remove_obstacle(name) or membership.strike_out(name, force=force)

@@ -7,7 +7,6 @@ Thread safety: used by one thread at a time.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Unavailable
 from pyrocache.protocol.commands import PING
 from pyrocache.protocol.handshake import NAMELESS
-from pyrocache.tracebacks import came_from_outside
+from pyrocache.runtime.own_address import is_own
 
 PROBE_SECONDS = 0.25
 
@@ -61,7 +60,7 @@ class Peers:
         """Ask each of ``members`` whether it has ``view``. A peer that has an older one queries the name server.
 
         Args:
-            own: the asking node.
+            own: the asking node, at the address where it listens.
         """
         outcomes: list[Any] = [None] * len(members)
         requests = [Request(member, PING, (view.number,)) for member in members]
@@ -83,19 +82,24 @@ class Peers:
 
 
 def is_here(host: str, own: str) -> bool:
-    """Return whether ``host`` is an address of the host whose address ``own`` is: the same, or a loopback address."""
-    if host in (own, "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        if came_from_outside(error):
-            raise
+    """Return whether ``host`` is this host, for certain: no connection to it leads elsewhere.
+
+    Args:
+        own: where this node listens. It is not what the node advertises: behind one such address may be many hosts.
+    """
+    return host in (own, "localhost") or is_own(host)
+
+
+def _has_port_of(own: Member, member: Member) -> bool:
+    """Return whether this node listens where ``member`` did, so that no process can listen there but this one."""
+    if own.port != member.port:
         return False
+    everywhere = own.host == "::" or (own.host == "0.0.0.0" and ":" not in member.host)
+    return own.host == member.host or (everywhere and is_here(member.host, own.host))
 
 
 def _heard(member: Member, answer: Any, view: ClusterView, own: Member) -> Heard:
-    if (member.host, member.port) == (own.host, own.port):  # this node has the port of an earlier one
+    if _has_port_of(own, member):
         return Heard.GONE
     if isinstance(answer, Unavailable):
         return Heard.GONE if answer.refused and is_here(member.host, own.host) else Heard.SILENT

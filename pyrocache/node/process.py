@@ -14,7 +14,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import sys
 from functools import partial
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.lifecycle import Node
 from pyrocache.runtime.clock import now
-from pyrocache.runtime.descriptors import DescriptorReserve
+from pyrocache.runtime.descriptors import DescriptorReserve, allow_most
 from pyrocache.runtime.secret import secret_of_parent
 from pyrocache.runtime.shared_clock import SharedClock
 from pyrocache.runtime.start import EXIT_NO_NAME_SERVER, EXIT_REFUSED, answer
@@ -82,10 +81,7 @@ def _exit_status(error: PyroCacheError) -> int:
 
 def tune() -> None:
     """Tune the process as a whole: file descriptors, garbage collector, switch interval and malloc."""
-    # Each connection has a descriptor.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_most()
     # A full collection walks over millions of entries, and no long-lived object here is in a cycle. Python 3.14
     # collects the old generation in small steps and ignores the last number; without a GIL there are no generations,
     # and a collection stops all threads, hence the first.

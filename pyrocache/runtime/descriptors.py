@@ -1,7 +1,8 @@
-"""`DescriptorReserve`: a few file descriptors that a process keeps back for what it cannot do without.
+"""File descriptors: how many a process may have, and a few that it keeps back for what it cannot do without.
 
 Clients can use up the descriptors of a node. It must then still be able to open a connection to the name server or to
-another node, or it would lose its lease. The reserve holds duplicates of ``/dev/null``, and gives them up one by one.
+another node, or it would lose its lease. `DescriptorReserve` holds duplicates of ``/dev/null``, and
+gives them up one by one.
 
 Thread safety: thread-safe; ``list`` appends and pops are atomic. What is given up is free for every thread, so open at
 once what it is for.
@@ -12,10 +13,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from collections.abc import Callable
 from typing import TypeVar
 
 _Opened = TypeVar("_Opened")
+
+
+def allow_most() -> None:
+    """Let this process have as many descriptors as the system allows: each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class DescriptorReserve:

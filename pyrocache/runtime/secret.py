@@ -35,7 +35,16 @@ from pyrocache.runtime.secret_file import FILE_VARIABLE, Key
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.tracebacks import came_from_outside
 
-__all__ = ["FILE_VARIABLE", "Key", "Secret", "find_secret", "locate", "read_secret", "secret_of_parent"]
+__all__ = [
+    "FILE_VARIABLE",
+    "Key",
+    "Secret",
+    "existing",
+    "find_secret",
+    "locate",
+    "read_secret",
+    "secret_of_parent",
+]
 
 log = logging.getLogger("pyrocache.runtime")
 
@@ -186,6 +195,16 @@ def locate(path: FilePath | None = None, *, make: bool = False) -> str:
             f"--secret-file, and in ${FILE_VARIABLE} for all processes."
         )
     return found
+
+
+def existing(path: FilePath | None = None) -> str | None:
+    """Return the path of the file that `find_secret` would read, for those who only look. None if it would make one.
+
+    Args:
+        path: as for `find_secret`. A file that is named need not exist.
+    """
+    named = _named(path)
+    return _existing() if named is None else _absolute(named)
 
 
 def secret_of_parent(sent: str | list[str]) -> Secret:

@@ -113,6 +113,11 @@ class TlsChannel:
         return True
 
     @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """Return what `ssl.SSLSocket.getpeercert` does of the certificate that the other end has presented."""
+        return self._tls.getpeercert() or {}
+
+    @property
     def family(self) -> int:
         """The address family."""
         return self._sock.family  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyrocache.node")
 
 
-def admission(secret: Secret, strangers: Strangers) -> Admission:
-    """Return the admission for a server. It never reads the secret's file: see `Secret.current`."""
-    return Admission(lambda: secret.keys, partial(os.urandom, NONCE_BYTES), strangers=strangers)
+def admission(secret: Secret, strangers: Strangers, advertised: Collection[str] = ()) -> Admission:
+    """Return the admission for a server; see `Admission`. It never reads the secret's file: see `Secret.current`."""
+    nonce = partial(os.urandom, NONCE_BYTES)
+    return Admission(lambda: secret.keys, nonce, strangers=strangers, advertised=advertised)
 
 
 def load_again(certificate: ServerCertificate | None, who: str) -> None:

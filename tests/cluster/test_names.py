@@ -27,6 +27,19 @@ def node() -> Iterator[RunningNode]:
         yield node
 
 
+def test_six_hundred_nodes_keep_a_connection_to_the_name_server_and_clients_still_reach_it() -> None:
+    with running_nameserver() as nameserver:
+        nodes = [directory_of(nameserver, keep=True) for _ in range(600)]
+        try:
+            for node in nodes:
+                node.age()
+            assert directory_of(nameserver).members() == []
+            assert {node.listing().connection for node in nodes} == {1}, "all have the one that they opened"
+        finally:
+            for node in nodes:
+                node.close()
+
+
 def entry(node: RunningNode) -> Member:
     (member,) = directory_of(node.nameserver).members()
     return member

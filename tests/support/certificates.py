@@ -7,7 +7,7 @@ millisecond.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,10 +29,10 @@ class Certificates:
         """Return settings for a server at ``host``: names and addresses, separated by commas."""
         from pyrocache.cli import certificates
 
-        holder = certificates.host(host)
-        if not (self.directory / holder.name).exists():
-            certificates.make(self.directory, [holder])
-        return self._files(holder.name, require_client_cert)
+        name = host.replace(",", "+")  # the same host with other names has other files
+        if not (self.directory / name).exists():
+            certificates.make(self.directory, [replace(certificates.host(host), name=name)])
+        return self._files(name, require_client_cert)
 
     def client(self, name: str | None = None) -> TLS:
         """Return settings for a client that checks servers; with a ``name``, it has a certificate."""

@@ -26,6 +26,7 @@ from pyrocache.config import (
     format_address,
     format_size,
     parse_address,
+    parse_advertised,
     parse_size,
     seconds_until,
     to_seconds,
@@ -124,6 +125,39 @@ def test_other_addresses_need_tls_or_leave(kind: Any, host: str) -> None:
 def test_nobody_can_connect_to_all_addresses(kind: Any, host: str, advertise: str | None) -> None:
     with pytest.raises(ConfigurationError, match=r"not an address|not a valid address"):
         kind(host=host, advertise=advertise, tls=False)
+
+
+@pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
+def test_an_address_that_other_hosts_write_in_another_way_is_not_advertised(kind: Any) -> None:
+    """Pyro5's URIs do not take such addresses either."""
+    for settings in ({"host": "fe80::1%eth0"}, {"host": "::", "advertise": "fe80::1%eth0"}):
+        with pytest.raises(ConfigurationError, match="is a link-local address"):
+            kind(tls=False, **settings)
+    assert kind(tls=False, host="fe80::1%eth0", advertise="a.example").advertise == "a.example"
+
+
+@pytest.mark.parametrize("kind", [NodeConfig, NameServerConfig])
+def test_what_leads_to_loopback_from_other_hosts_is_not_safe(kind: Any) -> None:
+    with pytest.raises(InsecureAddress, match=r"Other hosts can reach 10\.0\.0\.1"):
+        kind(advertise="10.0.0.1:7")
+    assert kind(advertise="10.0.0.1:7", tls=False).host == kind(advertise="localhost:7").host == "127.0.0.1"
+    with pytest.raises(ConfigurationError, match="leave --open out"):
+        NodeConfig(advertise="10.0.0.1:7", tls=False, open=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("a.b", ("a.b", 0)),
+        ("a.b:7", ("a.b", 7)),
+        ("[::1]", ("::1", 0)),
+        ("::1", ("::1", 0)),
+        ("fe80::1%eth0", ("fe80::1%eth0", 0)),
+        ("[::1]:7", ("::1", 7)),
+    ],
+)
+def test_what_is_advertised_may_lack_a_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_advertised(text) == address
 
 
 def test_settings_of_tls_are_checked_and_absolute() -> None:

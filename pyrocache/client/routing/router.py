@@ -393,7 +393,7 @@ class Router:
         nameserver = WatchedLookUp(self._directory)
         self._membership = Membership(nameserver, partial(serving_members, self._connections))
         self._membership.view = view
-        self.views = Views(self._membership, nameserver, self._clock, self._nameserver)
+        self.views = Views(self._membership, nameserver, self._clock, self._nameserver, sleep=self._sleep)
 
     def _exchange(
         self, attempts: Attempts, requests: Sequence[Request], deadline: Deadline

@@ -15,6 +15,7 @@ from typing import Any
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.cluster.views import view_from_wire
 from pyrocache.errors import NameServerUnavailable, NoNodes
+from pyrocache.net.backoff import Backoff
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import WatchedLookUp
 from pyrocache.net.failures import client_closed
@@ -31,6 +32,7 @@ class Views:
         membership: holds the latest view and queries the name server.
         nameserver: what ``membership`` queries.
         clock: monotonic seconds.
+        sleep: waits; None for `time.sleep`.
         address: of the name server, for the hints in errors.
 
     Attributes:
@@ -38,7 +40,7 @@ class Views:
         closed: whether the router was closed.
     """
 
-    __slots__ = ("_address", "_clock", "_membership", "_nameserver", "closed", "looked_up_at")
+    __slots__ = ("_address", "_clock", "_membership", "_nameserver", "_sleep", "closed", "looked_up_at")
 
     def __init__(
         self,
@@ -46,11 +48,13 @@ class Views:
         nameserver: WatchedLookUp,
         clock: Callable[[], float],
         address: str = "",
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         self._membership = membership
         self._address = address
         self._nameserver = nameserver
         self._clock = clock
+        self._sleep = sleep
         self.looked_up_at = float("-inf")
         self.closed = False
 
@@ -66,7 +70,7 @@ class Views:
             raise client_closed()
         view = self._membership.view
         if not view.members:
-            view = self._look_up(deadline, deadline.remaining())
+            view = self._first(deadline)
             if not view.members:
                 self._nameserver.raise_failure()  # of the query of another thread that this one waited for
                 option = f" --nameserver {shlex.quote(self._address)}" if self._address else ""
@@ -102,6 +106,17 @@ class Views:
             return
         if self._clock() - self.looked_up_at >= _PAUSE_SECONDS:
             self._look_up_if_possible(deadline)
+
+    def _first(self, deadline: Deadline) -> ClusterView:
+        """Query the name server, again and again while it has too many callers: many clients may start at once."""
+        backoff = Backoff(_PAUSE_SECONDS, _LONGEST_SECONDS, sleep=self._sleep)
+        while True:
+            try:
+                return self._look_up(deadline, deadline.remaining())
+            except NameServerUnavailable as error:
+                if not error.overloaded or deadline.remaining() <= backoff.longest_next:
+                    raise
+            backoff.pause()
 
     def _look_up_if_possible(self, deadline: Deadline) -> bool:
         """Query the name server for a part of the deadline only: the request follows. Return whether it answered."""

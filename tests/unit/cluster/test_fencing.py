@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -215,3 +217,57 @@ def test_a_member_that_an_operator_declares_dead_acknowledges_the_change() -> No
     fencing = Fencing(B.identity, 2.0, PAIR, NOTHING).adopt(after, PAIR, 10.0)
     assert not fencing.is_free(A), "the change is not valid yet"
     assert fencing.listed(10.1, 10.1).is_free(A)
+
+
+def test_answers_that_are_noted_together_count_as_one_after_the_other() -> None:
+    """All answers of three members, with doubts and without, and of a node that has heard of them before."""
+    four: Any = View(7, (A, B, C, D))
+    known = new(A, four, THREE, 1.0).heard(B.identity, Heard.SAME, 2.0, 2.5)
+    known = known.heard(C.identity, Heard.GONE, 2.0, 2.5)
+    for start in (new(A, four, THREE, 1.0), known, known.rumour(3.0), new(A, ALONE, PAIR).rumour(3.0)):
+        for answers in product(Heard, repeat=3):
+            pairs = [(one.identity, heard) for one, heard in zip((B, C, D), answers, strict=True)]
+            expected = start
+            for identity, heard in sorted(pairs, key=lambda pair: pair[1] is Heard.NEWER):
+                expected = heard_by_the_rules(expected, identity, heard)
+            assert start.heard_all(pairs, 4.0, 4.5) == expected, answers
+
+
+def heard_by_the_rules(fencing: Fencing, identity: tuple[str, str], heard: Heard) -> Fencing:
+    """What one answer means, to a question sent at 4.0 and answered at 4.5."""
+    acknowledges = heard in (Heard.SAME, Heard.NEWER, Heard.GONE)
+    if acknowledges and identity in {one.identity for one in fencing.before.members}:
+        fencing = replace(fencing, acknowledged=fencing.acknowledged | {identity})
+    if acknowledges and 2 * len(fencing.acknowledged) >= len(fencing.before):
+        fencing = replace(fencing, enough_at=min(fencing.enough_at, 4.5))
+    if heard is Heard.NEWER:
+        return fencing.rumour(4.5)
+    if heard is Heard.GONE:
+        return replace(fencing, gone=tuple(sorted({**dict(fencing.gone), identity: 4.0}.items())))
+    if heard is Heard.SAME:
+        fencing = replace(fencing, live=tuple(sorted({**dict(fencing.live), identity: 4.0}.items())))
+        if fencing.majority_at() > fencing.doubted_at:
+            return replace(fencing, doubts=False)
+    return fencing
+
+
+def test_noting_the_answers_of_many_members_takes_time_in_proportion() -> None:
+    """Calls of Python functions are counted, not seconds."""
+    members = tuple(member(number) for number in range(1, 201))
+    view: Any = View(6, members)
+    before: Any = View(5, members[:-1])
+    fencing = new(members[0], view, before)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    answers = [(one.identity, Heard.SAME) for one in members[1:]]
+    sys.setprofile(count)
+    try:
+        fencing = fencing.heard_all(answers, 1.0, 2.0)
+    finally:
+        sys.setprofile(None)
+    assert len(fencing.acknowledged) == 199
+    assert calls < 200 * 10, "one look through the members for each answer would be 40,000"

@@ -34,7 +34,8 @@ from pyrocache.protocol import commands, framing, messages
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.protocol.messages import Pieces
 from pyrocache.protocol.refusals import Refusal
-from pyrocache.protocol.request_id import RequestId, unpack_id
+from pyrocache.protocol.request_id import CLOCK, RequestId, milliseconds, unpack_id
+from pyrocache.runtime import clock
 from tests.support.scripted_peer import (
     MIB,
     Line,
@@ -554,33 +555,44 @@ def test_one_clock_is_only_assumed_where_there_is_one(family: int, here: str, th
     assert is_same_host(channel) is same
 
 
-def test_to_another_host_deadlines_are_earlier_by_what_clocks_may_drift(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("same_address", "ahead_seconds", "one_clock"),
+    [
+        (True, 0.0, True),
+        (False, 0.0, False),
+        (True, 3600.0, False),
+        (True, -3600.0, False),
+        (True, -0.5, False),
+    ],
+    ids=["one host", "two hosts", "a tunnel, ahead", "a tunnel, behind", "a tunnel, nearly the same"],
+)
+def test_unless_it_is_one_clock_deadlines_are_earlier_by_what_clocks_may_drift(
+    monkeypatch: pytest.MonkeyPatch, same_address: bool, ahead_seconds: float, one_clock: bool
 ) -> None:
     ids: list[RequestId] = []
 
     def script(line: Line) -> None:
+        line.frame()
+        line.send(connect_ok({"clock_ms": milliseconds(clock.now() + ahead_seconds)}))
         while True:
             header, _ = line.frame()
             ids.append(unpack_id(header.correlation))
             line.sequence = header.sequence
             line.send(line.reply(True))
 
-    began = time.monotonic()
-    peer = ScriptedPeer(script, greeting={"clock_ms": 1000})
-    caller = Caller(Greeting(protocol=PROTOCOL, session=b"sessions"))
+    peer = ScriptedPeer(script, greeting=False)
+    monkeypatch.setattr(connection_module, "is_same_host", lambda channel: same_address)
     try:
-        for same in (True, False):
-            monkeypatch.setattr(connection_module, "is_same_host", lambda channel, same=same: same)
-            connection = Connection(peer.member, "auto", caller)
-            connection.finish_opening(soon())
-            opened = time.monotonic()
-            deadline = soon()
-            connection.call("get", (), deadline)
-            early = 1000 + (deadline.at - began) * 1000 - ids[-1].deadline  # at most: the handshake took time
-            allowed = 0 if same else FRESH_SECONDS * DRIFT * 1000
-            assert allowed < early <= allowed + 3 + (opened - began) * 1000
-            assert (connection.fresh_until == math.inf) is same
-            connection.close()
+        began = clock.now()
+        connection = Connection(peer.member, "auto", Caller(Greeting(protocol=PROTOCOL, session=b"sessions")))
+        connection.finish_opening(soon())
+        most_ms = 3 + (clock.now() - began) * 1000  # what the handshake took counts, too
+        deadline = soon()
+        connection.call("get", (), deadline)
+        early = (milliseconds(deadline.at + ahead_seconds) - ids[-1].deadline) & CLOCK
+        allowed = 0 if one_clock else FRESH_SECONDS * DRIFT * 1000
+        assert allowed <= early <= allowed + most_ms
+        assert (connection.fresh_until == math.inf) is one_clock
+        connection.close()
     finally:
         peer.close()

@@ -58,6 +58,24 @@ def listed(directory: NameServerDirectory) -> Listing:
     return directory.listing()._replace(connection=0)
 
 
+def test_a_listing_that_has_not_changed_is_read_once(name_server: NameServerDaemon) -> None:
+    """Each node asks twice a second, and reading the views of a large cluster takes longer than all else."""
+    directory = NameServerDirectory(name_server.locationStr, keep=True)
+    directory.create_cluster(CLUSTER, 7)
+    directory.store_view(view(7, ONE))
+    first = directory.listing()
+    again = directory.listing()
+    assert again == first
+    assert again.view is first.view
+    directory.register(ONE)
+    assert directory.listing().members == (ONE,)
+    directory.close()
+    assert directory.listing().connection == first.connection + 1
+    directory.store_view(view(8, ONE, TWO))
+    assert directory.listing().view == view(8, ONE, TWO)
+    directory.close()
+
+
 def test_nodes_are_registered_listed_and_removed(name_server: NameServerDaemon) -> None:
     directory = directory_of(name_server)
     directory.create_cluster(CLUSTER, 7)

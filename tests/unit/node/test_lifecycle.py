@@ -18,6 +18,7 @@ from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.node import lifecycle
 from pyrocache.node.lifecycle import Node
+from pyrocache.node.peers import is_here
 from pyrocache.protocol import commands
 from tests.support.memory_directory import MemoryDirectory
 from tests.support.secrets import SECRET
@@ -200,3 +201,16 @@ def test_a_node_that_cannot_join_leaves_no_socket(
     with pytest.raises(ConfigurationError, match="two clusters"):
         build()
     assert len(removed) == 1
+
+
+def test_a_node_compares_others_with_where_it_listens_and_not_with_what_it_advertises(
+    build: Start, directory: MemoryDirectory
+) -> None:
+    """Behind one advertised address there may be several hosts, so a refused connection there proves nothing."""
+    node = build(host="0.0.0.0", advertise="192.0.2.200:7", tls=False)
+    assert (node.member.host, node.member.port) == ("192.0.2.200", 7)
+    assert directory.listing().view.members == (node.member,)
+    neighbour = Member("cache.node.2", "192.0.2.200", 8, incarnation="other")
+    assert not is_here(neighbour.host, node.membership._bound.host)
+    assert node.membership._bound.port not in (0, 7)
+    assert node._advertised == {"192.0.2.200 7"}

@@ -16,7 +16,7 @@ from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
 from pyrocache.errors import ConfigurationError, NameServerUnavailable, NameTaken, PyroCacheError
-from pyrocache.node.membership import NodeMembership
+from pyrocache.node.membership import MOST_NODES, NodeMembership
 from pyrocache.node.peers import Peers
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
@@ -322,6 +322,18 @@ def test_a_name_that_nobody_has_is_taken() -> None:
 
 def test_a_new_cluster_may_begin_with_any_name() -> None:
     assert Node(MemoryDirectory(), new_cluster=True, name="cache.node.9").join().number == 9
+
+
+def test_a_cluster_has_no_more_nodes_than_the_name_server_can_list() -> None:
+    full = MemoryDirectory(view(3, *range(1, MOST_NODES + 1)))
+    node = Node(full)
+    with pytest.raises(ConfigurationError, match="are the most that the name server can list"):
+        node.start()
+    assert list(full.views) == [3], "nothing was stored"
+    again = Node(full, name="cache.node.7")
+    again.peers.answers = {f"cache.node.{number}": Heard.SAME for number in range(1, MOST_NODES + 1)}
+    again.peers.answers["cache.node.7"] = Heard.GONE
+    assert again.join().name == "cache.node.7", "it takes the place of one that is gone"
 
 
 def test_silent_members_hold_a_join_up_and_the_error_says_what_to_do() -> None:
@@ -815,6 +827,35 @@ def test_the_last_node_leaves_an_empty_view() -> None:
     assert (member.number, again.membership.view.number) == (1, number + 2)
     again.tick()
     assert again.serves
+
+
+def test_after_the_last_node_has_left_one_of_another_host_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, that it is gone is not seen. So it must not serve any more once the change is stored."""
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.start()
+    store, serving = node.directory.store_view, []
+
+    def store_view(*arguments: Any, **options: Any) -> bool:
+        serving.append(node.guard.ping()["serving"])
+        return store(*arguments, **options)
+
+    monkeypatch.setattr(node.directory, "store_view", store_view)
+    assert node.membership.leave() is not None
+    assert serving == [False]
+    elsewhere = Node(node.directory)
+    elsewhere.peers.answers["cache.node.1"] = Heard.SILENT
+    elsewhere.join()
+    elsewhere.tick()
+    assert elsewhere.serves
+
+
+def test_a_last_node_that_cannot_leave_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(MemoryDirectory(), new_cluster=True)
+    node.start()
+    monkeypatch.setattr(node.directory, "store_view", lambda *arguments, **options: False)
+    assert node.membership.leave() is None
+    node.tick()
+    assert node.guard.ping()["serving"]
 
 
 def test_without_the_name_server_a_node_leaves_without_a_word() -> None:

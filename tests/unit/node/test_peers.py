@@ -14,7 +14,9 @@ import pytest
 from pyrocache.cluster.fencing import Heard
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import NodeConfig
-from pyrocache.node.peers import Peers, is_here
+from pyrocache.errors import NodeUnavailable
+from pyrocache.net.failures import Unavailable
+from pyrocache.node.peers import Peers, _heard, is_here
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
@@ -198,6 +200,28 @@ def test_a_member_whose_port_this_node_has_is_gone(running: Member, node: CacheN
     node.ownership.adopt(view(7, running))
     own = replace(running, name="cache.node.2", incarnation="new")
     assert ask(running, view(7, running), own) is Heard.GONE
+
+
+@pytest.mark.parametrize(
+    ("listens", "registered", "gone"),
+    [
+        ("0.0.0.0", "127.0.0.1", True),
+        ("::", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "192.0.2.200", False),
+        ("::", "node-1", False),
+        ("0.0.0.0", "::1", False),
+    ],
+)
+def test_whoever_was_at_an_address_where_this_node_listens_is_gone(
+    listens: str, registered: str, gone: bool
+) -> None:
+    earlier = Member(NAME, registered, 1, 1.0, "before")
+    here = replace(OWN, host=listens, port=1)
+    answer = Unavailable(NodeUnavailable("no answer"), maybe_executed=True, timed_out=True)
+    assert _heard(earlier, answer, view(7), here) is (Heard.GONE if gone else Heard.SILENT)
+    elsewhere = replace(here, port=2)
+    assert _heard(earlier, answer, view(7), elsewhere) is Heard.SILENT
 
 
 @pytest.mark.parametrize(
