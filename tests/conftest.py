@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pyrocache import LocalCluster, PyroCacheClient
-from pyrocache.runtime.secret_file import FILE_VARIABLE
 from tests.support.certificates import Certificates, new_certificates
 from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
@@ -44,12 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _use_another_secret(config: pytest.Config) -> None:
-    """Let this process and those that it starts share a secret of their own, and not that of the user."""
+    """Let this process and those that it starts share a secret of their own, and see no settings of the user."""
     if not hasattr(config, "workerinput"):  # a worker inherits the variable
         directory = tempfile.TemporaryDirectory(prefix="pyrocache-tests-")
         config.add_cleanup(directory.cleanup)
         os.environ["XDG_CONFIG_HOME"] = directory.name
-        os.environ.pop(FILE_VARIABLE, None)
+        for variable in [name for name in os.environ if name.startswith("PYROCACHE_")]:
+            del os.environ[variable]
 
 
 def _keep_bytecode() -> None:

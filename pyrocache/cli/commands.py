@@ -16,9 +16,10 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
+from pyrocache.cli.config import use, without_option
 from pyrocache.cli.output import for_other_hosts, remember_secret_file, report, to_copy, write
 from pyrocache.cli.tls_options import with_tls
-from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
+from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
@@ -33,6 +34,7 @@ from pyrocache.config import (
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
+from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE, in_force
 
 app = typer.Typer(
     name="pyrocache",
@@ -102,16 +104,27 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The file of settings, in place of the one that is found.",
+            envvar=CONFIG_VARIABLE,
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    pass
+    use(context, config)
 
 
 @app.command("nameserver")
 @with_tls(server=True)
 def nameserver_command(
+    context: typer.Context,
     tls: Encryption,
     host: Annotated[
         str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 and :: are all.")
@@ -135,7 +148,14 @@ def nameserver_command(
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
         write(for_other_hosts(address, secret))
 
-    config = NameServerConfig(host=host, port=port, advertise=advertise, storage=storage, tls=tls)
+    config = NameServerConfig(
+        **without_option(context, "name_server"),
+        host=host,
+        port=port,
+        advertise=advertise,
+        storage=storage,
+        tls=tls,
+    )
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
@@ -243,6 +263,7 @@ def nodes_command(
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
     config = NodeConfig(
+        **without_option(context, "node"),
         nameserver=nameserver,
         name=name,
         host=host_of_nodes(nameserver, host, advertise),
@@ -261,6 +282,25 @@ def nodes_command(
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
+
+
+@app.command("config")
+def config_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Show these only: settings, or tables like node.", metavar="[NAME]...", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the settings in force, and where each comes from: a variable, the settings file, or the default.
+
+    Exit status 1 when one is not valid.
+    """
+    from pyrocache.cli.config import show
+
+    show(names or [], as_json=as_json)
 
 
 @app.command("demo")
@@ -523,6 +563,8 @@ def _source(context: typer.Context, option: str) -> str:
     """Return where the value of an option is from."""
     source = context.get_parameter_source(option)
     name = source.name if source is not None else ""
+    if name == "DEFAULT_MAP":
+        return in_force().found[option].source
     return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 
@@ -593,6 +635,8 @@ def _client(
         secret_file=secret_file,
         signing_key_file=signing_key_file,
         tls=tls,
+        on_error="raise",  # whatever the settings say: a command tells what is wrong
+        on_undecodable="raise",
     )
 
 

@@ -130,10 +130,10 @@ def read(path: str) -> Keys:
         ConfigurationError: it does not exist, or cannot be used.
     """
     with _explained(path, "be read"):
-        hops = _hops(path)
-        target = hops[-1]
+        steps = hops(path)
+        target = steps[-1]
         _check_file(path, os.lstat(target))  # before it is opened, which has an effect on some devices
-        for directory in dict.fromkeys(map(os.path.dirname, hops)):
+        for directory in dict.fromkeys(map(os.path.dirname, steps)):
             _check_directory(path, directory)
         descriptor = os.open(target, _READ)
         try:
@@ -144,7 +144,7 @@ def read(path: str) -> Keys:
     return _parse(path, content)
 
 
-def _hops(path: str) -> list[str]:
+def hops(path: str) -> list[str]:
     """Return a path, and those that it leads to as a symbolic link, the file itself last.
 
     `os.path.realpath` would swallow an `OSError` that a signal handler raises.
@@ -152,12 +152,12 @@ def _hops(path: str) -> list[str]:
     Raises:
         OSError: a file does not exist, or the links form a loop.
     """
-    hops = [path]
-    while stat.S_ISLNK(os.lstat(hops[-1]).st_mode):
-        if len(hops) > _MOST_LINKS:
+    steps = [path]
+    while stat.S_ISLNK(os.lstat(steps[-1]).st_mode):
+        if len(steps) > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        hops.append(os.path.join(os.path.dirname(hops[-1]), os.readlink(hops[-1])))
-    return hops
+        steps.append(os.path.join(os.path.dirname(steps[-1]), os.readlink(steps[-1])))
+    return steps
 
 
 def _missing(path: str) -> ConfigurationError:

@@ -459,6 +459,7 @@ def test_every_command_explains_itself() -> None:
     commands = [
         "nameserver",
         "nodes",
+        "config",
         "demo",
         "status",
         "stats",

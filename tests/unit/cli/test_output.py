@@ -17,9 +17,9 @@ from pyrocache.cli.output import (
     remember_tls,
     to_copy,
 )
-from pyrocache.client.client import NAMESERVER_VARIABLE
 from pyrocache.config import DEFAULT_NAMESERVER, TLS
 from pyrocache.runtime.secret import Secret
+from pyrocache.settings import NAMESERVER_VARIABLE
 from tests.support.secrets import SECRET
 
 
