@@ -471,6 +471,7 @@ def test_every_command_explains_itself() -> None:
         "secret",
         "certificates",
         "doctor",
+        "config",
     ]
     usages = {("pyrocache", command): f"Usage: pyrocache {command}" for command in commands}
     usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}
