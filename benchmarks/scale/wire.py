@@ -132,7 +132,7 @@ class Line:
     def __init__(self, server: NameServer, part: str, caller: Caller) -> None:
         self._server, self._part = server, part
         self._protocol = CallProtocol(NAMESERVER, caller)
-        self.connected = self.proved = True
+        self.connected = self.proved = self.opened = True
         shake(server.meter, self._protocol, server.dispatcher, f"{SERVER}: handshake", part, SERVER)
 
     def usable(self) -> bool:
