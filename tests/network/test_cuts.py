@@ -172,6 +172,7 @@ def failed(calls: Sequence[Call]) -> Counter[Any]:
     return Counter(call.error for call in calls if call.outcome == MAYBE)
 
 
+@pytest.mark.full
 def test_cuts_loss_and_delay_break_no_promise() -> None:
     with running(DEFAULT_TIMEOUT_SECONDS) as scene:
         with scene.load():
