@@ -75,9 +75,8 @@ class Operator:
         return self.shell(host, line)
 
     def shell(self, host: Host, line: str) -> str:
-        """Run a line in a shell on a host, in the home if it is that of `ssh`. Return what it has printed."""
-        home = str(host.directory)
-        where = str(ROOT) if "examples/" in line else home
+        """Run a line in a shell on a host, in the home, or in the source tree if it needs that. Return its output."""
+        where = ROOT if "examples/" in line else host.directory
         done = host.call(
             subprocess.run,
             ["sh", "-c", line],
@@ -113,9 +112,7 @@ class Operator:
         if ":" in target:
             other, there = target.split(":")
             self.shell(host, f"rm -rf {between}; mkdir {between}; cp -p {' '.join(sources)} {between}/")
-            return self.shell(
-                self.network[other], f"cp -p {between}/* {there}" + ("" if there.endswith("/") else "")
-            )
+            return self.shell(self.network[other], f"cp -p {between}/* {there}")
         other, path = sources[0].split(":")
         self.shell(
             self.network[other],
