@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -35,7 +34,12 @@ def by_hand() -> Iterator[Operator]:
 
 
 class Load:
-    """A program on a host that sets and reads, with a new client now and then, until `failures` are asked for."""
+    """A program on a host that sets and reads, with a new client now and then, as long as the block runs.
+
+    Attributes:
+        done: how often it has done both.
+        failures: what went wrong.
+    """
 
     def __init__(self, host: Host) -> None:
         settings = host.directory / ".config" / "pyrocache"
@@ -44,18 +48,19 @@ class Load:
         self._host = host
         self._ending = threading.Event()
         self.done = 0
-        self._failures: list[str] = []
+        self.failures: list[str] = []
         self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
-    def failures(self) -> list[str]:
-        """End it, and return what has failed."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._ending.set()
         self._thread.join()
-        return self._failures
 
     def _run(self) -> None:
-        while not self._ending.is_set():
+        while not self._ending.wait(0.02):
             try:
                 with self._client() as cache:
                     for number in range(20):
@@ -64,7 +69,7 @@ class Load:
                         assert self._host.call(cache.get, key, number) == number  # None: it has moved since
                         self.done += 1
             except Exception as error:
-                self._failures.append(f"{type(error).__name__}: {error}")
+                self.failures.append(f"{type(error).__name__}: {error}")
 
     def _client(self) -> PyroCacheClient:
         return self._host.call(
@@ -87,14 +92,14 @@ def test_nodes_are_where_the_settings_say(by_hand: Operator) -> None:
     }
 
 
-@pytest.mark.parametrize("sleep", [SHORT_SLEEP, pytest.param("sleep 10", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("sleep", [SHORT_SLEEP, "sleep 10"])
 def test_the_secret_is_replaced_under_load(by_hand: Operator, sleep: str) -> None:
     before = by_hand.type("cache1", "cat ~/.config/pyrocache/secret")
-    load = Load(by_hand.network["cache2"])
-    for name, line in lines_of("Replacing the secret"):
-        by_hand.type(name, sleep if line == "sleep 10" else line)
-    failures = load.failures()
-    assert failures == []
+    with Load(by_hand.network["cache2"]) as load:
+        for name, line in lines_of("Replacing the secret"):
+            by_hand.type(name, sleep if line == "sleep 10" else line)
+    assert load.failures == []
     assert load.done > 100
     after = by_hand.type("cache2", "cat ~/.config/pyrocache/secret")
     assert after != before
@@ -102,6 +107,7 @@ def test_the_secret_is_replaced_under_load(by_hand: Operator, sleep: str) -> Non
     assert by_hand.type("cache1", "pyrocache ping") == "4 nodes answer.\n"
 
 
+@pytest.mark.full
 def test_certificates_are_renewed_without_a_restart(by_hand: Operator) -> None:
     look = "openssl s_client -connect 192.0.2.2:7001 </dev/null 2>/dev/null | openssl x509 -noout -serial"
     before = by_hand.type("cache1", look)
@@ -113,39 +119,39 @@ def test_certificates_are_renewed_without_a_restart(by_hand: Operator) -> None:
     assert by_hand.type("cache2", "pyrocache ping") == "4 nodes answer.\n"
 
 
+@pytest.mark.full
 def test_the_nodes_of_a_host_are_drained_under_load(by_hand: Operator) -> None:
-    load = Load(by_hand.network["cache1"])
-    by_hand.stop("cache2")
-    assert list(_nodes(by_hand)) == ["cache.node.1", "cache.node.2"]
-    assert by_hand.type("cache1", "pyrocache ping") == "2 nodes answer.\n"
-    by_hand.type("cache2", "pyrocache nodes --nodes 2")
-    assert by_hand.type("cache1", "pyrocache ping --wait 30") == "4 nodes answer.\n"
-    assert load.failures() == []
+    with Load(by_hand.network["cache1"]) as load:
+        by_hand.stop("cache2")
+        assert list(_nodes(by_hand)) == ["cache.node.1", "cache.node.2"]
+        by_hand.type("cache2", "pyrocache nodes --nodes 2")
+        assert by_hand.type("cache1", "pyrocache ping --wait 30") == "4 nodes answer.\n"
+    assert load.failures == []
     assert load.done > 20
 
 
+@pytest.mark.full
 def test_a_host_that_was_lost_takes_its_names_again(by_hand: Operator) -> None:
     before = _nodes(by_hand)
-    command = by_hand.running["cache2"].pop().process
-    command.send_signal(signal.SIGKILL)  # its nodes end with it
-    command.wait()
+    by_hand.lose("cache2")
     by_hand.type("cache2", "pyrocache nodes --nodes 2")
     assert by_hand.type("cache1", "pyrocache ping --wait 30") == "4 nodes answer.\n"
     assert _nodes(by_hand) == before
 
 
+@pytest.mark.full
 def test_a_name_server_is_restarted_under_load(by_hand: Operator) -> None:
-    load = Load(by_hand.network["cache2"])
-    by_hand.running["cache1"].insert(0, by_hand.running["cache1"].pop(0))
-    nameserver = by_hand.running["cache1"].pop(0).process
-    nameserver.terminate()
-    assert nameserver.wait(15) == 0
-    by_hand.type("cache1", "pyrocache nameserver")
-    assert by_hand.type("cache1", "pyrocache ping --wait 30") == "4 nodes answer.\n"
-    failures = load.failures()
-    assert all("NameServerUnavailable" in failure for failure in failures), "only new clients need it"
+    with Load(by_hand.network["cache2"]) as load:
+        nameserver = by_hand.running["cache1"].pop(0).process
+        nameserver.terminate()
+        assert nameserver.wait(15) == 0
+        by_hand.type("cache1", "pyrocache nameserver")
+        assert by_hand.type("cache1", "pyrocache ping --wait 30") == "4 nodes answer.\n"
+        assert _nodes(by_hand).keys() == {f"cache.node.{number}" for number in (1, 2, 3, 4)}
+    assert all("NameServerUnavailable" in failure for failure in load.failures), "only new clients need it"
 
 
+@pytest.mark.full
 def test_a_tunnel_leads_to_nodes_on_loopback() -> None:
     with network("cache1", "laptop") as hosts:
         operator = Operator(hosts)

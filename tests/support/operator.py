@@ -9,6 +9,7 @@ Thread safety: used by one thread at a time.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 from tests.support.commands import shell_environment
 from tests.support.deployment import Command
 from tests.support.network import Host, Network
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, children
 
 DOCUMENT = ROOT / "docs" / "deployment.md"
 _LINE = re.compile(r"^ *(\w+)\$ (.+)$", re.MULTILINE)
@@ -64,7 +65,7 @@ class Operator:
         if line.startswith(("pyrocache nameserver", "pyrocache nodes --")):
             command = Command(host.start("-m", "pyrocache", *rest))
             self.running.setdefault(name, []).append(command)
-            command.wait_for("ready")
+            command.wait_for(r"^ready$|ready at")
             return ""
         if line.startswith("ssh -N "):
             return self._tunnel(host, rest)
@@ -90,10 +91,19 @@ class Operator:
         return str(done.stdout)
 
     def stop(self, name: str) -> None:
-        """Have systemd's SIGTERM end the nodes of a host, and wait."""
+        """End the last command of a host with SIGTERM, as ``systemctl stop`` does."""
         process = self.running[name].pop().process
         process.terminate()
         assert process.wait(_SECONDS) == 0
+
+    def lose(self, name: str) -> None:
+        """Kill the nodes of a host without a word, as if its power was cut."""
+        process = self.running[name].pop().process
+        process.send_signal(signal.SIGSTOP)  # or it starts them again
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait(_SECONDS)
 
     def reload(self, name: str) -> None:
         """Do what ``systemctl reload`` does for all commands of a host."""
