@@ -1,15 +1,15 @@
 """Hosts of a network, on one machine: network namespaces, each with an IPv4 and an IPv6 address and a host name.
 
-All packets between two hosts go through a process of our own (`tests.support.between`), which can cut pairs of hosts,
-silently, and lose and delay packets. Each host has a TUN device that leads there, so this needs root and nothing of the
-kernel's traffic control.
+All packets between two hosts go through a process of our own (`tests.support.between`). It can silently cut off pairs
+of hosts from each other, and lose and delay packets. Each host has a TUN device that leads to this process. So this
+needs root, but not the kernel's traffic control.
 
 A host also has a mount namespace of its own, with its own ``/etc/hosts`` and its own directory for temporary files,
-home and settings, at the same path on each host: the Unix sockets and the secret of one host are not on another. All
-other files are shared.
+home and settings. The directory has the same path on each host, so no host sees the Unix sockets and the secret of
+another one. All other files are shared.
 
-Namespaces have no names, and belong to a thread of this process (`Host.call`). So whatever happens, the system removes
-them with the last process in them, and parallel runs do not meet.
+Namespaces have no names, and belong to a thread of this process (`Host.call`). So the system always removes them with
+the last process in them, and parallel runs do not disturb each other.
 
 Thread safety: a `Network` is used by one thread at a time; a `Host` by any.
 """
