@@ -464,6 +464,9 @@ class NodeConfig:
             "lease_seconds",
         ):
             object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
+        drain = self.drain_seconds
+        valid = _is_number(drain) and 0 <= drain <= MAX_SECONDS
+        _check(valid, f"drain_seconds must be a number of seconds from 0 to {MAX_SECONDS}, not {drain!r}.")
         self._complete_sizes()
         counts = "max_value_bytes max_connections max_unproven workers max_queued_calls max_buffered_bytes"
         for field in counts.split():

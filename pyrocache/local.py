@@ -24,6 +24,7 @@ from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.membership import strike_out
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.secret import find_secret
+from pyrocache.settings import ignored
 
 
 @dataclass(slots=True)
@@ -70,6 +71,9 @@ class LocalCluster:
     any more. If a notebook cell that makes a cluster is run again, it makes a new one, without the old entries; the old
     one ends as soon as its clients are replaced as well. IPython keeps what a cell displays: let no cell end with the
     cluster or a client alone.
+
+    The arguments are all of its settings: it reads no settings file, and of the variables only
+    ``$PYROCACHE_SECRET_FILE``.
 
     Args:
         nodes: the number of nodes to start.
@@ -138,6 +142,8 @@ class LocalCluster:
     def client(self, **options: Any) -> PyroCacheClient:
         """Return a new client of this cluster, which `stop` closes. ``options`` are those of `PyroCacheClient`.
 
+        As for the cluster itself, no other settings count: no file and no variable is read.
+
         Raises:
             PyroCacheError: the cluster was stopped.
         """
@@ -145,7 +151,8 @@ class LocalCluster:
         if options.get("authenticate", True):
             # The file that the nodes use, whatever the environment and the working directory are by now.
             options = {"secret_file": self._secret.path, **options}
-        client = PyroCacheClient(self.nameserver, **options)
+        with ignored():
+            client = PyroCacheClient(self.nameserver, **options)
         client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
         return client

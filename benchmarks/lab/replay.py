@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import secrets
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.lab.traces import Access, read_trace, trace_format
 from benchmarks.lab.workers import WorkerPool
-from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
+from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_MAX_VALUE_BYTES,
@@ -41,6 +40,7 @@ from pyrocache.config import (
 )
 from pyrocache.errors import NameServerUnavailable, NodeUnavailable, NoNodes, PyroCacheError, ValueTooLarge
 from pyrocache.local import LocalCluster
+from pyrocache.settings import in_force
 
 _BLOCK_ACCESSES = 200
 _BLOCKS_AHEAD = 2  # one to work on, one to go on with
@@ -140,7 +140,7 @@ def _cluster(
 
 def _running(nameserver: str | None, namespace: str) -> _Cluster | None:
     """The cluster that runs already; None when there is none, and none was asked for by name."""
-    address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
+    address = nameserver or in_force().get("nameserver", DEFAULT_NAMESERVER)
     cache = PyroCacheClient(address, namespace=namespace)
     try:
         stats = cache.stats()

@@ -16,9 +16,10 @@ from typing import Annotated
 import typer
 
 from pyrocache import __version__
+from pyrocache.cli.config import use, without_option
 from pyrocache.cli.output import for_other_hosts, remember_secret_file, report, to_copy, write
 from pyrocache.cli.tls_options import with_tls
-from pyrocache.client.client import NAMESERVER_VARIABLE, PyroCacheClient
+from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
@@ -33,6 +34,7 @@ from pyrocache.config import (
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
+from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE, in_force
 
 app = typer.Typer(
     name="pyrocache",
@@ -53,13 +55,13 @@ NameServerOption = Annotated[
     ),
 ]
 PortOption = Annotated[
-    int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.", metavar="PORT")
+    int, typer.Option("--port", "-p", help="Port to listen on; 0 for a free one.", metavar="PORT")
 ]
 AdvertiseOption = Annotated[
     str | None,
     typer.Option(
-        help="What others connect to, if it is not where this listens: behind NAT or a mapped port, or with "
-        "--host 0.0.0.0.",
+        help="The address that others connect to, if it differs from where this listens: behind NAT or a mapped port, "
+        "or with --host 0.0.0.0.",
         metavar="HOST[:PORT]",
         show_default=False,
     ),
@@ -102,19 +104,30 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The settings file, in place of the one that is found.",
+            envvar=CONFIG_VARIABLE,
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    pass
+    use(context, config)
 
 
 @app.command("nameserver")
 @with_tls(server=True)
 def nameserver_command(
+    context: typer.Context,
     tls: Encryption,
     host: Annotated[
-        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 and :: are all.")
+        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 or :: for all.")
     ] = "127.0.0.1",
     port: PortOption = 9090,
     advertise: AdvertiseOption = None,
@@ -123,7 +136,7 @@ def nameserver_command(
     ] = "memory",
     secret_file: SecretFileOption = None,
 ) -> None:
-    """Start a name server: its address is all that nodes and clients must know."""
+    """Start a name server: nodes and clients find each other through its address."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
     from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
@@ -135,7 +148,14 @@ def nameserver_command(
         write(f"Name server ready at {address}. Start nodes with: {to_copy('nodes', address)}")
         write(for_other_hosts(address, secret))
 
-    config = NameServerConfig(host=host, port=port, advertise=advertise, storage=storage, tls=tls)
+    config = NameServerConfig(
+        **without_option(context, "name_server"),
+        host=host,
+        port=port,
+        advertise=advertise,
+        storage=storage,
+        tls=tls,
+    )
     _warn_if_not_encrypted(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
@@ -183,22 +203,22 @@ def nodes_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     with_nameserver: Annotated[
-        bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
+        bool, typer.Option("--with-nameserver", "-w", help="Also start a name server if none answers.")
     ] = False,
     host: Annotated[
         str | None,
         typer.Option(
             "--host",
             "-H",
-            help="Address to listen on; 0.0.0.0 and :: are all. By default, loopback if the name server is there, else "
-            "the address from which this host reaches it.",
+            help="Address to listen on; 0.0.0.0 or :: for all. By default, loopback if the name server is on loopback, "
+            "else the address from which this host reaches the name server.",
             show_default=False,
         ),
     ] = None,
     port: Annotated[
         int,
         typer.Option(
-            "--port", "-p", help="Port of the first node; the others take those after it. 0: free ones."
+            "--port", "-p", help="Port of the first node; the others take the next ones. 0 for free ports."
         ),
     ] = 0,
     advertise: AdvertiseOption = None,
@@ -231,10 +251,10 @@ def nodes_command(
     ] = None,
     open_: Annotated[
         bool,
-        typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
+        typer.Option("--open", help="Also serve programs that do not know your secret; on loopback only."),
     ] = False,
 ) -> None:
-    """Start cache nodes, restart those that die, and end them with this command."""
+    """Start cache nodes, restart those that die, and stop them when this command ends."""
     from pyrocache.cli.addresses import check_ports, host_of_nodes
     from pyrocache.cli.nodes import run
 
@@ -243,6 +263,7 @@ def nodes_command(
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
     config = NodeConfig(
+        **without_option(context, "node"),
         nameserver=nameserver,
         name=name,
         host=host_of_nodes(nameserver, host, advertise),
@@ -261,6 +282,27 @@ def nodes_command(
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
+
+
+@app.command("config")
+def config_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Show only these settings, or the settings of these tables, such as node.",
+            metavar="[NAME]...",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the settings in force, and where each comes from: a variable, the settings file, or the default.
+
+    Exit status 1 when one is not valid.
+    """
+    from pyrocache.cli.config import show
+
+    show(names or [], as_json=as_json)
 
 
 @app.command("demo")
@@ -328,13 +370,16 @@ def ping_command(
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option(help="Ask again for up to so many seconds.", min=0.0, metavar="SECONDS")
+        float,
+        typer.Option(
+            help="Ask again for up to this many seconds until the nodes serve.", min=0.0, metavar="SECONDS"
+        ),
     ] = 0.0,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
 ) -> None:
-    """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
+    """Tell whether the cache can serve: exit status 0 when every node serves, otherwise 1."""
     from pyrocache.cli.ping import run
 
     write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
@@ -503,7 +548,7 @@ def doctor_command(
 ) -> None:
     """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
 
-    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout is for each step.
+    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout applies to each step.
     """
     from pyrocache.cli.doctor.command import run
     from pyrocache.cli.doctor.gather import Settings
@@ -523,6 +568,8 @@ def _source(context: typer.Context, option: str) -> str:
     """Return where the value of an option is from."""
     source = context.get_parameter_source(option)
     name = source.name if source is not None else ""
+    if name == "DEFAULT_MAP":
+        return in_force().found[option].source
     return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 
@@ -534,7 +581,7 @@ def certificates_command(
     hosts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Host names and IP addresses; several of one host with commas between them.",
+            help="The name or the IP address of a host; if it has several, separate them by commas.",
             metavar="HOST",
             show_default=False,
         ),
@@ -543,7 +590,7 @@ def certificates_command(
         list[str] | None,
         typer.Option(
             "--client",
-            help="Also make a certificate for clients of this name; may be repeated.",
+            help="Also make a certificate for a client of this name; may be repeated.",
             metavar="NAME",
             show_default=False,
         ),
@@ -554,13 +601,13 @@ def certificates_command(
     renew: Annotated[
         bool,
         typer.Option(
-            "--renew", help="Replace the certificates of these hosts and clients; of all, without any."
+            "--renew", help="Replace the certificates of these hosts and clients; without any, of all."
         ),
     ] = False,
 ) -> None:
-    """Make certificates for TLS, signed by an authority of your own, which the first call makes.
+    """Make certificates for TLS, signed by a private certificate authority.
 
-    A later call for other hosts uses the same authority. Needs the package cryptography.
+    The first call makes the authority. Later calls, for other hosts, use the same one. Needs the package cryptography.
     """
     from pyrocache.cli import certificates
 
@@ -593,6 +640,8 @@ def _client(
         secret_file=secret_file,
         signing_key_file=signing_key_file,
         tls=tls,
+        on_error="raise",  # whatever the settings say: a command tells what is wrong
+        on_undecodable="raise",
     )
 
 

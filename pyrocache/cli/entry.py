@@ -68,14 +68,16 @@ def _run(command: str | None) -> int:
         import typer
 
         from pyrocache.cli.commands import app
+        from pyrocache.cli.config import of_script
 
     usage_error: Any = typer.BadParameter.__mro__[1]  # click's own, or that of typer's copy of click
     program: Any = typer.main.get_command(app)
-    name = "pyrocache"
+    name, more = "pyrocache", {}
     if command is not None:
+        more = {"default_map": of_script(program, command)}
         program, name = program.commands[command], f"python {Path(sys.argv[0]).name}"
     try:
-        return program.main(prog_name=name, standalone_mode=False) or 0
+        return program.main(prog_name=name, standalone_mode=False, **more) or 0
     except usage_error as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
             report(_usage(error, name))

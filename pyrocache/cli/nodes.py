@@ -24,6 +24,7 @@ from pyrocache.runtime.child_process import ChildProcess, start_nameserver, star
 from pyrocache.runtime.secret import Secret
 from pyrocache.runtime.service_manager import ServiceManager
 from pyrocache.runtime.stop_request import StopRequest
+from pyrocache.settings import in_force
 
 _POLL_SECONDS = 0.2
 _PING_SECONDS = 2.0
@@ -109,6 +110,7 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         PyroCacheError: it did not start, and no other one answers.
     """
     host, port = parse_address(config.nameserver)
+    storage = in_force().get("name_server.storage", "memory")
     first = True
 
     def start(_: str | None) -> ChildProcess:
@@ -116,7 +118,7 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         # The first start may fail because another command starts one. Errors of later starts are shown.
         quiet, first = first, False
         tls = asdict(config.tls) if isinstance(config.tls, TLS) else config.tls
-        return start_nameserver(host=host, port=port, tls=tls, secret=secret, quiet=quiet)
+        return start_nameserver(host=host, port=port, tls=tls, storage=storage, secret=secret, quiet=quiet)
 
     nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
     try:

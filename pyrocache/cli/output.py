@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pyrocache.config import DEFAULT_NAMESERVER, TLS, Encryption, is_loopback, parse_address
 from pyrocache.runtime.secret import Secret
+from pyrocache.settings import NAMESERVER_VARIABLE
 
 BROKEN_PIPE = 141
 """The exit status when nobody reads the output any more: 128 + SIGPIPE, as a shell reports it for other programs."""
@@ -65,8 +66,6 @@ def to_copy(command: str, nameserver: str) -> str:
 
     It has this name server, and the options of the present command for the secret and for TLS.
     """
-    from pyrocache.client.client import NAMESERVER_VARIABLE  # imported here, see `entry`
-
     words = ["pyrocache", command]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]

@@ -42,7 +42,6 @@ from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
-    DEFAULT_TIMEOUT_SECONDS,
     TLS,
     ClientConfig,
     OnError,
@@ -60,6 +59,7 @@ from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.throttle import Throttle
+from pyrocache.settings import in_force
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
@@ -71,49 +71,52 @@ log = logging.getLogger("pyrocache.client")
 
 _warnings = Throttle(math.inf)
 
-NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
-
 
 class PyroCacheClient(MutableMapping[Any, Any]):
     """A cache of Python objects in the memory of several node processes, with the interface of a dict.
 
+    Arguments that are None, or left out, are taken from the user's settings: a variable such as
+    ``$PYROCACHE_CLIENT_TIMEOUT``, or the file ``pyrocache.toml`` (the guide has the rules). Else they have the default
+    that is said here.
+
     Args:
-        nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
+        nameserver: ``host:port`` of the name server; by default ``127.0.0.1:9090``.
         namespace: the namespace of this client's keys, a name or a path of names; see `namespace`.
         timeout: seconds that a call may take, including queries of the name server, connecting and retries. It does not
-            include the time that a call waits for another caller, and applies to each page of a scan separately.
+            include the time that a call waits for another caller, and applies to each page of a scan separately. By
+            default 5.
         on_error: what to do on a `CacheUnavailable` error: `NameServerUnavailable`, `NoNodes`, `NodeUnavailable` or
-            `Overloaded`. ``"raise"`` raises it; ``"miss"`` counts and logs it, and returns what a miss returns. No
-            other error becomes a miss. Locks, `compute`, `compare_and_set`, ``if_version``, `incr`, `decr`,
+            `Overloaded`. ``"raise"``, the default, raises it; ``"miss"`` counts and logs it, and returns what a miss
+            returns. No other error becomes a miss. Locks, `compute`, `compare_and_set`, ``if_version``, `incr`, `decr`,
             `ping`, `nodes`, `node_for` and `stats` always raise it.
-        transport: ``"auto"`` connects to nodes on this host over their Unix sockets, ``"tcp"`` never does.
-        ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; None for no
-            expiry. It applies where a method's ``ttl_seconds`` is `DEFAULT_TTL`; None there means no expiry.
-        serializer: how values other than None, bool, int, float, str and bytes are stored. ``"msgpack"`` and ``"json"``
-            carry plain values only and never run code that a stored value contains. All clients that share entries must
-            use the same one.
+        transport: ``"auto"``, the default, connects to nodes on this host over their Unix sockets; ``"tcp"`` never
+            does.
+        ttl_seconds: the time to live of entries that are stored without one, in seconds or as a timedelta; by default,
+            and with ``math.inf``, they do not expire. It applies where a method's ``ttl_seconds`` is `DEFAULT_TTL`;
+            None there means no expiry.
+        serializer: how values other than None, bool, int, float, str and bytes are stored: ``"pickle"``, the default,
+            ``"msgpack"`` or ``"json"``. The last two carry plain values only and never run code that a stored value
+            contains. All clients that share entries must use the same one.
         codec: an object with ``dumps(obj) -> bytes`` and ``loads(bytes) -> obj``, used instead of ``serializer`` for
             all values but ints. It is pickled with the client.
         allowed_classes: the classes and functions, or their names like ``"module.Class"``, that stored values and keys
-            may refer to; others raise `SerializationError` when they are read. None for no restriction of pickle.
+            may refer to; others raise `SerializationError` when they are read. By default, pickle is not restricted.
             Values of builtin types are always allowed.
-        compress_above: compress values (with zlib) whose stored form has more bytes than this; None for never. Like
-            ``"64KiB"`` or a number.
+        compress_above: compress values (with zlib) whose stored form has more bytes than this, a number or like
+            ``"64KiB"``; by default never.
         on_undecodable: what a read does with a stored key or value that does not decode in this process, because its
-            class was renamed, for example. ``"raise"`` raises; ``"miss"`` counts and logs it, and behaves as if there
-            were no such entry. `compute`, `incr` and `setdefault` always
-            raise.
+            class was renamed, for example. ``"raise"``, the default, raises; ``"miss"`` counts and logs it, and behaves
+            as if there were no such entry. `compute`, `incr` and `setdefault` always raise.
         signing_key_file: the path of a file of signing keys, which ``pyrocache secret --secret-file PATH`` makes.
             Values are signed with its first key; a value that none of its keys has signed for its key and namespace
             raises `TamperedValue` before anything of it is decoded. All clients that share entries need the same keys.
             The file is read once, and a pickled client has its path.
         counters: with a signing key, store and read ints without signatures, so that `incr` and `decr` work. A node
-            can then forge ints, and nothing else. It has no effect without a signing key.
+            can then forge ints, and nothing else. It has no effect without a signing key. By default False.
         secret_file: the path of the secret file, by which name server, nodes and clients recognize each other; by
-            default ``$PYROCACHE_SECRET_FILE``, else the one of this user, which is made if there is none. A pickled
-            client has its path.
-        tls: how TCP connections are protected: `TLS` for TLS on all of them; None for none, which only works with
-            servers on this host; False for none, although whoever is on the path can read and change values.
+            default the one of this user, which is made if there is none. A pickled client has its path.
+        tls: how TCP connections are protected: `TLS` for TLS on all of them; by default none, which only works
+            with servers on this host; False for none, although whoever is on the path can read and change values.
         authenticate: False to use nodes that do not know the secret, such as a stock Pyro5 daemon; only with a name
             server on this host. Whoever is at their addresses can run code in this process.
 
@@ -143,17 +146,17 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         nameserver: str | None = None,
         *,
         namespace: str | tuple[str, ...] = (),
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        on_error: OnError = "raise",
-        transport: TransportChoice = "auto",
+        timeout: float | None = None,
+        on_error: OnError | None = None,
+        transport: TransportChoice | None = None,
         ttl_seconds: Ttl = None,
-        serializer: SerializerChoice = "pickle",
+        serializer: SerializerChoice | None = None,
         codec: UserCodec | None = None,
         allowed_classes: Iterable[type | Callable[..., Any] | str] | None = None,
         compress_above: int | str | None = None,
-        on_undecodable: OnUndecodable = "raise",
+        on_undecodable: OnUndecodable | None = None,
         signing_key_file: str | os.PathLike[str] | None = None,
-        counters: bool = False,
+        counters: bool | None = None,
         secret_file: str | os.PathLike[str] | None = None,
         tls: TLS | Literal[False] | None = None,
         authenticate: bool = True,
@@ -161,27 +164,35 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> None:
         if unknown:
             raise unknown_argument(type(self), unknown)
+        settings = in_force()
         if nameserver is None:
-            nameserver = os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
-        secret = find_secret(secret_file) if _authenticates(authenticate, nameserver, secret_file) else None
-        path = (namespace,) if isinstance(namespace, str) else namespace
+            nameserver = settings.get("nameserver", DEFAULT_NAMESERVER)
+        secret = None
+        if _authenticates(authenticate, nameserver, secret_file):
+            secret = find_secret(settings.get("secret_file") if secret_file is None else secret_file)
+        given = {
+            "timeout": timeout,
+            "on_error": on_error,
+            "transport": transport,
+            "ttl_seconds": ttl_seconds,
+            "serializer": "pickle" if codec is not None and serializer is None else serializer,
+            "allowed_classes": None if allowed_classes is None else _class_names(allowed_classes),
+            "compress_above": _size(compress_above),
+            "on_undecodable": on_undecodable,
+            # An unpickled client may be in another directory.
+            "signing_key_file": None if signing_key_file is None else os.path.abspath(signing_key_file),
+            "counters": counters,
+        }
+        options = settings.of("client")
+        options.update([(name, value) for name, value in given.items() if value is not None])
+        options["ttl_seconds"] = ttl_to_seconds(options.get("ttl_seconds"))
         config = ClientConfig(
             nameserver=nameserver,
-            namespace=path,
-            timeout=timeout,
-            on_error=on_error,
-            transport=transport,
-            ttl_seconds=ttl_to_seconds(ttl_seconds),
-            serializer=serializer,
+            namespace=(namespace,) if isinstance(namespace, str) else namespace,
             codec=codec,
-            allowed_classes=None if allowed_classes is None else _class_names(allowed_classes),
-            compress_above=parse_size(compress_above) if isinstance(compress_above, str) else compress_above,
-            on_undecodable=on_undecodable,
-            # An unpickled client may be in another directory.
-            signing_key_file=None if signing_key_file is None else os.path.abspath(signing_key_file),
-            counters=counters,
             secret=secret,
-            tls=tls,
+            tls=settings.tls if tls is None else tls,
+            **options,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -1098,6 +1109,10 @@ def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> 
             nameserver,
         )
     return False
+
+
+def _size(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
 
 
 def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-from pyrocache.client.client import NAMESERVER_VARIABLE
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     DEFAULT_TIMEOUT_SECONDS,
@@ -24,6 +23,7 @@ from pyrocache.net.failures import BROKEN, Refused, broken, unavailable
 from pyrocache.protocol.commands import ISSUE_TOKEN
 from pyrocache.protocol.handshake import Greeting
 from pyrocache.runtime.secret import find_secret
+from pyrocache.settings import in_force
 
 
 def stock_handshake(
@@ -31,7 +31,7 @@ def stock_handshake(
     nameserver: str | None = None,
     *,
     secret_file: str | os.PathLike[str] | None = None,
-    timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    timeout: float | None = None,
     tls: Encryption = None,
 ) -> dict[str, str]:
     """Return what to assign to ``_pyroHandshake`` of a stock Pyro5 proxy, so that it is admitted.
@@ -39,11 +39,13 @@ def stock_handshake(
     It holds a token that admits one connection, within 30 seconds, to this start of the node. Whoever has it can use
     it, and then do what a client can: give it to nobody else.
 
+    What is left out is taken from the user's settings, as for `PyroCacheClient`.
+
     Args:
         name: the node that the proxy is for, such as ``cache.node.1``; or ``Pyro.NameServer``.
-        nameserver: ``host:port`` of the name server; by default ``$PYROCACHE_NAMESERVER``, else ``127.0.0.1:9090``.
+        nameserver: ``host:port`` of the name server; by default ``127.0.0.1:9090``.
         secret_file: the path of the secret file; by default as for `PyroCacheClient`.
-        timeout: seconds that this may take.
+        timeout: seconds that this may take; by default 5.
         tls: how this asks the node for the token, as for `PyroCacheClient`. The proxy follows Pyro5's own settings.
 
     Raises:
@@ -56,9 +58,13 @@ def stock_handshake(
         >>> proxy._pyroSerializer = "msgpack"                                          # doctest: +SKIP
         >>> proxy._pyroHandshake = pyrocache.stock_handshake("cache.node.1")           # doctest: +SKIP
     """
+    settings = in_force()
+    if timeout is None:
+        timeout = settings.get("client.timeout", DEFAULT_TIMEOUT_SECONDS)
     deadline = Deadline(check_seconds("timeout", timeout))
-    caller = knowing(find_secret(secret_file), tls=checked_tls(tls))
-    address = nameserver or os.environ.get(NAMESERVER_VARIABLE) or DEFAULT_NAMESERVER
+    secret = find_secret(settings.get("secret_file") if secret_file is None else secret_file)
+    caller = knowing(secret, tls=checked_tls(settings.tls if tls is None else tls))
+    address = nameserver or settings.get("nameserver", DEFAULT_NAMESERVER)
     directory = NameServerDirectory(address, caller=caller._replace(trusting=True))
     if name == NAMESERVER:
         return Greeting(token=directory.issue_token(deadline.remaining())).to_wire()

@@ -27,7 +27,7 @@ from pyrocache.runtime.shortage import explain
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 _VERIFY_SECONDS = 10.0
-_CHILD_VARIABLE = "PYROCACHE_CHILD_OF"  # set in the environment of each child
+CHILD_VARIABLE = "PYROCACHE_CHILD_OF"  # set in the environment of each child
 
 
 def command(module: str, descriptor: int) -> list[str]:
@@ -62,12 +62,12 @@ def environment() -> dict[str, str]:
     # PYTHONINSPECT would keep an interpreter running after its program has ended.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYRO_")}
     kept.pop("PYTHONINSPECT", None)
-    return {**kept, _CHILD_VARIABLE: str(os.getpid())}
+    return {**kept, CHILD_VARIABLE: str(os.getpid())}
 
 
 def refuse_in_a_child() -> None:
     """Raise `ConfigurationError` in a process that was started as a child: it could start another one, without end."""
-    if _CHILD_VARIABLE in os.environ:
+    if CHILD_VARIABLE in os.environ:
         raise ConfigurationError(
             "This process was started to be a node or a name server, and must not start another one: "
             f"{sys.executable!r} or a `sitecustomize` module runs a program that makes a LocalCluster."

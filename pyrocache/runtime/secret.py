@@ -39,6 +39,7 @@ __all__ = [
     "FILE_VARIABLE",
     "Key",
     "Secret",
+    "configuration_directory",
     "existing",
     "find_secret",
     "locate",
@@ -304,10 +305,16 @@ def _places(*, make: bool = False) -> Iterator[str]:
         yield os.path.join(private_directory.path(), _NAME)
 
 
-def _configuration_place() -> str | None:
-    """Return the usual place; None if this user has no home."""
+def configuration_directory() -> str | None:
+    """Return the usual directory of this user's files for this package; None if this user has no home."""
     directory = _directory("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(directory, _FOLDER, _NAME) if os.path.isabs(directory) else None
+    return os.path.join(directory, _FOLDER) if os.path.isabs(directory) else None
+
+
+def _configuration_place() -> str | None:
+    """Return the usual place of the secret; None if this user has no home."""
+    directory = configuration_directory()
+    return None if directory is None else os.path.join(directory, _NAME)
 
 
 def _directory(variable: str) -> str | None:

@@ -1,11 +1,11 @@
-"""TLS around a plain channel: `TlsChannel`, for both ends, and `ServerCertificate`, which a server can load again.
+"""TLS around a plain channel: `TlsChannel`, for both ends, and `ServerCertificate`, which a server can reload.
 
-OpenSSL reads from and writes to buffers in memory, not the socket: the channel works with any socket that does not
-block, also one of gevent, and sends many records with one system call. Only TLS 1.3 is spoken, without session tickets:
-connections are kept, so resuming a session would save little.
+OpenSSL reads from and writes to buffers in memory, not the socket. So the channel works with any non-blocking socket,
+including those of gevent, and sends many records with one system call. Only TLS 1.3 is spoken. There are no session
+tickets: connections are kept, so resuming a session would save little.
 
 A stream that ends without a `close_notify` is reported as an ordinary end. That is safe here, because every message
-says how long it is: one that is cut short is never taken for a whole one.
+contains its length: a truncated message is never taken for a whole one.
 
 Thread safety: a channel is used by one thread at a time; a `ServerCertificate` by any number.
 """
@@ -48,7 +48,7 @@ _END = ssl.SSLEOFError | ssl.SSLZeroReturnError
 class TlsChannel:
     """A `Channel` that encrypts. It never blocks, and no method takes flags into account.
 
-    What was not reported as sent must be offered again, beginning with the same bytes: a part of it may be on its way.
+    Bytes that were not reported as sent must be offered again, from the first of them: some may be on their way.
 
     Args:
         sock: a connected socket that does not block.
@@ -124,7 +124,7 @@ class TlsChannel:
 
     @property
     def peer_certificate(self) -> dict[str, Any]:
-        """Return what `ssl.SSLSocket.getpeercert` does of the certificate that the other end has presented."""
+        """Return the certificate that the other end has presented, in the form of `ssl.SSLSocket.getpeercert`."""
         return self._tls.getpeercert() or {}
 
     @property
@@ -357,7 +357,7 @@ def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
 
 @lru_cache(maxsize=16)
 def _client_context(tls: TLS, changed_at: tuple[int, ...]) -> ssl.SSLContext:
-    """Return the context for these files; ``changed_at`` makes it another one once a file has changed."""
+    """Return the context for these files. ``changed_at`` is part of the cache's key: changed files are loaded again."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
 
 

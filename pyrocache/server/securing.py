@@ -1,8 +1,9 @@
 """`Securing`: the TLS handshakes of new connections, on threads of their own.
 
-A handshake takes up to a millisecond of computing, and the I/O thread must not wait for it. The I/O thread waits until
-the peer has sent something, and then has a thread take one step, which does not block: a peer that sends nothing, or
-little by little, occupies no thread. Meanwhile the connection belongs to that thread, and is not watched.
+A handshake takes up to a millisecond of computing, and the I/O thread must not wait for it. When the peer has sent
+something, the I/O thread hands the connection to one of the threads, which takes one step of the handshake. A step does
+not block, so a peer that sends nothing, or little by little, occupies no thread. During a step, the connection belongs
+to that thread, and the I/O thread does not watch it.
 
 A caller that does not begin with TLS gets its refusal in the clear.
 

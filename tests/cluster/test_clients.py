@@ -287,15 +287,14 @@ def test_disconnecting_loses_no_lock_and_no_load(
 @pytest.mark.parametrize(
     ("settings", "about"),
     [
+        ({"on_error": ""}, "on_error"),
         ({"on_error": "ignore"}, "on_error"),
-        ({"on_error": None}, "on_error"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": -1.0}, "timeout"),
         ({"timeout": math.inf}, "timeout"),
         ({"timeout": math.nan}, "timeout"),
         ({"timeout": "5"}, "timeout"),
         ({"timeout": True}, "timeout"),
-        ({"timeout": None}, "timeout"),
         ({"namespace": 1}, "namespace"),
         ({"namespace": "x" * 256}, "namespace"),
         ({"nameserver": "a:b:c"}, "'a:b:c' is not a valid address"),

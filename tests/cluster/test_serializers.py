@@ -238,7 +238,7 @@ def test_a_client_with_a_codec_that_does_not_pickle_is_not_pickled() -> None:
     ("settings", "error", "about"),
     [
         ({"serializer": "yaml"}, ConfigurationError, "serializer"),
-        ({"serializer": None}, ConfigurationError, "serializer"),
+        ({"serializer": 1}, ConfigurationError, "serializer"),
         ({"codec": object()}, ConfigurationError, "dumps and loads"),
         ({"codec": Texts(), "serializer": "json"}, ConfigurationError, "codec or a serializer"),
         ({"allowed_classes": "module.Class"}, TypeError, "list of classes"),

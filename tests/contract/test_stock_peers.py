@@ -29,13 +29,13 @@ from pyrocache import (
     NodeUnavailable,
     PyroCacheClient,
 )
-from pyrocache.client.client import NAMESERVER_VARIABLE
 from pyrocache.config import NodeConfig
 from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.runtime import secret_file
 from pyrocache.runtime.secret_file import FILE_VARIABLE
+from pyrocache.settings import NAMESERVER_VARIABLE
 from tests.support.commands import call
 from tests.support.nodes import private_cluster, running_node
 from tests.support.processes import free_address

@@ -37,7 +37,9 @@ class Background:
 
 
 @contextmanager
-def background(directory: Path, *command: str, ready: str, **variables: str) -> Iterator[Background]:
+def background(
+    directory: Path, *command: str, ready: str, cwd: Path = ROOT, **variables: str
+) -> Iterator[Background]:
     """Run a Python command, which has printed ``ready`` once this yields. Kill it afterwards.
 
     Its children see its end, and end too.
@@ -45,6 +47,7 @@ def background(directory: Path, *command: str, ready: str, **variables: str) -> 
     Args:
         directory: where the files for its output are made.
         command: the arguments of the interpreter.
+        cwd: its working directory.
         variables: changes of its environment.
     """
     directory.mkdir(exist_ok=True)
@@ -52,7 +55,7 @@ def background(directory: Path, *command: str, ready: str, **variables: str) -> 
     out_file, err_file = directory / f"{number}.out", directory / f"{number}.err"
     with out_file.open("wb") as out, err_file.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environment(**variables), stdout=out, stderr=err
+            [sys.executable, *command], cwd=cwd, env=environment(**variables), stdout=out, stderr=err
         )
     running = Background(process, out_file, err_file)
     try:

@@ -33,17 +33,17 @@ class Outcome:
         return self.err.strip()
 
 
-def run(*command: str, **variables: str) -> Outcome:
+def run(*command: str, cwd: Path = ROOT, **variables: str) -> Outcome:
     """Run a Python command to its end."""
-    return run_all([command], **variables)[0]
+    return run_all([command], cwd=cwd, **variables)[0]
 
 
-def run_all(commands: Sequence[tuple[str, ...]], **variables: str) -> list[Outcome]:
+def run_all(commands: Sequence[tuple[str, ...]], *, cwd: Path = ROOT, **variables: str) -> list[Outcome]:
     """Run several at the same time, as their start is what takes long."""
     started = [
         subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment(**variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

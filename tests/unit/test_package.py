@@ -7,6 +7,7 @@ import importlib
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_a_node_never_reaches_the_client_or_pickle_of_ours() -> None:
 def test_a_client_never_reaches_the_node() -> None:
     loaded = modules_after("import pyrocache.client.client")
     assert not [name for name in loaded if name.startswith("pyrocache.node")]
+
+
+@pytest.mark.parametrize("module", ["pyrocache.node.process", "pyrocache.nameserver.process"])
+def test_a_server_never_reads_settings(module: str) -> None:
+    assert "pyrocache.settings" not in modules_after(f"import {module}")
+
+
+def test_a_client_without_settings_imports_nothing_to_read_them(tmp_path: Path) -> None:
+    statement = f"import os; os.chdir({str(tmp_path)!r}); import pyrocache; pyrocache.PyroCacheClient()"
+    loaded = modules_after(statement)
+    assert "pyrocache.settings" in loaded
+    assert not loaded & {
+        "tomllib",
+        "pyrocache.settings.file",
+        "pyrocache.settings.table",
+        "pyrocache.settings.reading",
+    }
 
 
 def test_importing_the_package_imports_next_to_nothing() -> None:

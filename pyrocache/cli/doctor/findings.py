@@ -54,7 +54,7 @@ class Finding(NamedTuple):
 
 
 def findings(seen: Observed) -> list[Finding]:
-    """Return the findings about everything, in the order in which causes come before what follows from them."""
+    """Return all findings. Causes come before their consequences."""
     return [finding for judge in _JUDGES for finding in judge(seen)]
 
 
@@ -286,7 +286,7 @@ def _slowness(name: str, reached: Iterable[Way]) -> Iterator[Finding]:
 
 
 def _presented(seen: Observed, way: Way) -> Iterator[Finding]:
-    """Judge what a server has presented, and OpenSSL accepted. One that lasts is no news: each server has one."""
+    """Judge a certificate that a server has presented, and OpenSSL accepted. Yield nothing if it is valid for long."""
     if way.certificate is not None and not way.certificate.error:
         finding = _validity(seen, way.certificate)
         if finding.level is not Level.OK:

@@ -17,16 +17,21 @@ from pyrocache.cli.output import (
     remember_tls,
     to_copy,
 )
-from pyrocache.client.client import NAMESERVER_VARIABLE
 from pyrocache.config import DEFAULT_NAMESERVER, TLS
 from pyrocache.runtime.secret import Secret
+from pyrocache.settings import NAMESERVER_VARIABLE
 from tests.support.secrets import SECRET
 
 
 @pytest.fixture(autouse=True)
 def no_option(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(NAMESERVER_VARIABLE, raising=False)
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
     remember_secret_file(None)
     remember_tls(None)
 
