@@ -146,7 +146,20 @@ class TlsChannel:
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send the beginning of ``data``. Return how many bytes were sent."""
-        return self.sendmsg((data,))
+        size = len(data)
+        if self._taken or self.unsent or not 0 < size <= _RECORD_BYTES:
+            return self.sendmsg((data,))
+        # This is sendmsg() for a small message, in as few Python calls as possible.
+        self._tls.write(data)
+        encrypted = self._outgoing.read()
+        try:
+            count = self._sock.send(encrypted)
+        except BlockingIOError:
+            count = 0
+        if count < len(encrypted):
+            self.unsent, self._taken = memoryview(encrypted)[count:], size
+            raise BlockingIOError
+        return size
 
     def sendmsg(self, buffers: Iterable[Any], ancillary: Iterable[Any] = (), flags: int = 0, /) -> int:
         """Send the beginning of ``buffers``. Return how many bytes were sent."""
@@ -162,10 +175,19 @@ class TlsChannel:
         if self.rest:
             rest, self.rest = self.rest, b""
             return rest
-        if not self._incoming.pending:  # after the handshake, the first message may be there already
-            self._pull(size)
-        first = self._read(_RECORD_BYTES)
-        return first + self._read_more() if self._holds_more() else first
+        incoming = self._incoming
+        if not incoming.pending:  # after the handshake, the first message may be there already
+            data = self._sock.recv(size)
+            if data:
+                incoming.write(data)
+            else:
+                incoming.write_eof()
+        try:
+            first = self._tls.read(_RECORD_BYTES)  # as much as a record can hold
+        except ssl.SSLError as error:
+            return self._after(error)
+        self._established = True
+        return first + self._read_more() if incoming.pending else first
 
     def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``. Return how many bytes were received. More of them may be in `rest`."""
