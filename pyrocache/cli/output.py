@@ -66,7 +66,7 @@ def to_copy(command: str, nameserver: str) -> str:
 
     It has this name server, and the options of the present command for the secret and for TLS.
     """
-    words = ["pyrocache", command]
+    words = ["pyrocache", *command.split()]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]
     words += _tls_options(_given.tls, serves=command == "nodes")

@@ -341,6 +341,27 @@ class ServerCertificate:
         return TlsChannel(sock, context, certificate=certificate)
 
 
+def check_own_certificate(tls: TLS, host: str) -> None:
+    """Check the certificate of a server, as others with the same authorities will.
+
+    Args:
+        host: the name or address at which others reach the server.
+
+    Raises:
+        ConfigurationError: a file cannot be used, or the certificate would not be accepted there.
+    """
+    client = _context(ssl.PROTOCOL_TLS_CLIENT, tls)
+    try:
+        _shown_by(_context(ssl.PROTOCOL_TLS_SERVER, tls), client, host.partition("%")[0])
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigurationError(
+            f"Others would not accept the certificate {tls.cert} at {host} ({error.verify_message.rstrip('.')}): give "
+            "the --tls-ca that has signed it, or make one for this host with: pyrocache certificates DIR HOST,ADDRESS"
+        ) from None
+    except ssl.SSLError as error:
+        raise _unusable(tls.cert, error) from None
+
+
 def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
     """Return the client's end of TLS on a connected socket that does not block.
 
@@ -398,15 +419,23 @@ def _refuse_password() -> str:
     raise ValueError("the private key is encrypted, and nobody can be asked for its password")
 
 
-def _shown_by(context: ssl.SSLContext) -> bytes:
+def _anybody() -> ssl.SSLContext:
+    """Return the context of a client that accepts every certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _shown_by(
+    context: ssl.SSLContext, viewer: ssl.SSLContext | None = None, host: str | None = None
+) -> bytes:
     """Return the SHA-256 hash of the certificate that a server with this context shows.
 
-    It is taken from a handshake in memory. The file may have changed since it was loaded.
+    It is taken from a handshake in memory, with a client that has the context ``viewer``. The file may have changed
+    since it was loaded.
     """
-    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     hello, answer = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = anybody.wrap_bio(answer, hello)
+    client = (viewer or _anybody()).wrap_bio(answer, hello, server_hostname=host)
     server = context.wrap_bio(hello, answer, server_side=True)
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
