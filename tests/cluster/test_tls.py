@@ -307,6 +307,7 @@ print("done")
 """
 
 
+@pytest.mark.full
 def test_greenlets_share_a_client(running: TlsCluster) -> None:
     pytest.importorskip("gevent")
     command = [sys.executable, "-c", GEVENT, running.nameserver, str(running.client_tls.ca)]
@@ -512,6 +513,7 @@ def in_terminal(tls: TLS | None, directory: Path) -> Iterator[tuple[int, int, in
         os.waitpid(pid, 0)
 
 
+@pytest.mark.full
 def test_a_server_without_tls_stops_on_sighup(tmp_path: Path) -> None:
     with in_terminal(None, tmp_path) as (server, parent, terminal):
         os.kill(server, signal.SIGHUP)
@@ -526,7 +528,7 @@ def test_a_server_with_tls_stops_when_its_terminal_is_gone(
     with in_terminal(certificates.server(), tmp_path) as (server, parent, terminal):
         for _ in range(3):
             os.kill(server, signal.SIGHUP)
-        assert not wait_until(lambda: is_gone(server), seconds=0.5), (
+        assert not wait_until(lambda: is_gone(server), seconds=0.3), (
             "the terminal is there: it loads its files"
         )
         os.close(terminal)
@@ -535,6 +537,7 @@ def test_a_server_with_tls_stops_when_its_terminal_is_gone(
         assert not is_gone(parent)
 
 
+@pytest.mark.full
 def test_a_missing_name_server_is_no_matter_of_tls(certificates: Certificates) -> None:
     with tls_cluster(certificates, nodes=0) as cluster:
         cluster.nameserver_process.kill()

@@ -18,7 +18,6 @@ from tests.support.tls_cluster import TlsCluster, tls_cluster
 BY_DEFAULT = {
     "test_add_stores_only_where_nothing_is",
     "test_a_version_is_good_until_the_entry_changes",
-    "test_a_scan_may_be_of_a_tag",
 }
 NEEDS_ANOTHER_CLUSTER = {"cluster", "shared_cluster"}
 
