@@ -40,7 +40,7 @@ _MEGABYTES = 16
 def measure(session: Session) -> list[Row]:
     """Run the case."""
     if importlib.util.find_spec("cryptography") is None:
-        session.note("Nothing was measured with TLS: pip install 'pyrocache[tls]'")
+        session.note("Nothing was measured with TLS: pip install cryptography")
         return []
     with ExitStack() as stack:
         tls = _certificate(Path(stack.enter_context(tempfile.TemporaryDirectory())))

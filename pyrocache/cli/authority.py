@@ -160,7 +160,7 @@ def check_available() -> None:
         import cryptography.x509  # noqa: F401
     except ImportError:
         raise ConfigurationError(
-            "To make certificates, pyrocache needs the package cryptography: pip install 'pyrocache[tls]'"
+            "To make certificates, pyrocache needs the package cryptography: pip install cryptography"
         ) from None
 
 

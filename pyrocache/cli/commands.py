@@ -29,6 +29,7 @@ from pyrocache.config import (
     NameServerConfig,
     NodeConfig,
     check_seconds,
+    parse_advertised,
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
@@ -156,7 +157,7 @@ def nameserver_command(
         storage=storage,
         tls=tls,
     )
-    _warn_if_not_encrypted(config)
+    _check_encryption(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
     secret = find_secret(secret_file)
@@ -278,7 +279,7 @@ def nodes_command(
         eviction=eviction,
     )
     check_ports(config, nodes)
-    _warn_if_not_encrypted(config)
+    _check_encryption(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
@@ -651,8 +652,15 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _warn_if_not_encrypted(config: NameServerConfig | NodeConfig) -> None:
-    if config.tls is False:
+def _check_encryption(config: NameServerConfig | NodeConfig) -> None:
+    """Warn without encryption. Raises `ConfigurationError` if nobody would accept the certificate of this server."""
+    if config.tls:
+        from pyrocache.runtime.tls import check_own_certificate
+
+        check_own_certificate(
+            config.tls, parse_advertised(config.advertise)[0] if config.advertise else config.host
+        )
+    elif config.tls is False:
         report(
             "Warning: --no-tls: whoever is on the path can read and change values, which means running code in clients "
             "that do not use `signing_key_file`."

@@ -146,7 +146,20 @@ class TlsChannel:
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send the beginning of ``data``. Return how many bytes were sent."""
-        return self.sendmsg((data,))
+        size = len(data)
+        if self._taken or self.unsent or not 0 < size <= _RECORD_BYTES:
+            return self.sendmsg((data,))
+        # This is sendmsg() for a small message, in as few Python calls as possible.
+        self._tls.write(data)
+        encrypted = self._outgoing.read()
+        try:
+            count = self._sock.send(encrypted)
+        except BlockingIOError:
+            count = 0
+        if count < len(encrypted):
+            self.unsent, self._taken = memoryview(encrypted)[count:], size
+            raise BlockingIOError
+        return size
 
     def sendmsg(self, buffers: Iterable[Any], ancillary: Iterable[Any] = (), flags: int = 0, /) -> int:
         """Send the beginning of ``buffers``. Return how many bytes were sent."""
@@ -162,10 +175,19 @@ class TlsChannel:
         if self.rest:
             rest, self.rest = self.rest, b""
             return rest
-        if not self._incoming.pending:  # after the handshake, the first message may be there already
-            self._pull(size)
-        first = self._read(_RECORD_BYTES)
-        return first + self._read_more() if self._holds_more() else first
+        incoming = self._incoming
+        if not incoming.pending:  # after the handshake, the first message may be there already
+            data = self._sock.recv(size)
+            if data:
+                incoming.write(data)
+            else:
+                incoming.write_eof()
+        try:
+            first = self._tls.read(_RECORD_BYTES)  # as much as a record can hold
+        except ssl.SSLError as error:
+            return self._after(error)
+        self._established = True
+        return first + self._read_more() if incoming.pending else first
 
     def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``. Return how many bytes were received. More of them may be in `rest`."""
@@ -319,6 +341,27 @@ class ServerCertificate:
         return TlsChannel(sock, context, certificate=certificate)
 
 
+def check_own_certificate(tls: TLS, host: str) -> None:
+    """Check the certificate of a server, as others with the same authorities will.
+
+    Args:
+        host: the name or address at which others reach the server.
+
+    Raises:
+        ConfigurationError: a file cannot be used, or the certificate would not be accepted there.
+    """
+    client = _context(ssl.PROTOCOL_TLS_CLIENT, tls)
+    try:
+        _shown_by(_context(ssl.PROTOCOL_TLS_SERVER, tls), client, host.partition("%")[0])
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigurationError(
+            f"Others would not accept the certificate {tls.cert} at {host} ({error.verify_message.rstrip('.')}): give "
+            "the --tls-ca that has signed it, or make one for this host with: pyrocache certificates DIR HOST,ADDRESS"
+        ) from None
+    except ssl.SSLError as error:
+        raise _unusable(tls.cert, error) from None
+
+
 def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
     """Return the client's end of TLS on a connected socket that does not block.
 
@@ -376,15 +419,23 @@ def _refuse_password() -> str:
     raise ValueError("the private key is encrypted, and nobody can be asked for its password")
 
 
-def _shown_by(context: ssl.SSLContext) -> bytes:
+def _anybody() -> ssl.SSLContext:
+    """Return the context of a client that accepts every certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _shown_by(
+    context: ssl.SSLContext, viewer: ssl.SSLContext | None = None, host: str | None = None
+) -> bytes:
     """Return the SHA-256 hash of the certificate that a server with this context shows.
 
-    It is taken from a handshake in memory. The file may have changed since it was loaded.
+    It is taken from a handshake in memory, with a client that has the context ``viewer``. The file may have changed
+    since it was loaded.
     """
-    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     hello, answer = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = anybody.wrap_bio(answer, hello)
+    client = (viewer or _anybody()).wrap_bio(answer, hello, server_hostname=host)
     server = context.wrap_bio(hello, answer, server_side=True)
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()

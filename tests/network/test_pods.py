@@ -17,7 +17,7 @@ import pytest
 from tests.support.commands import shell_environment
 from tests.support.deployment import Command
 from tests.support.network import Host, Network, network
-from tests.support.operator import DOCUMENT
+from tests.support.operators import DOCUMENT
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.full

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pyrocache.config import TLS
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.channel import TlsRefused
-from pyrocache.runtime.tls import ServerCertificate, TlsChannel, client_channel
+from pyrocache.runtime.tls import ServerCertificate, TlsChannel, check_own_certificate, client_channel
 from pyrocache.server.securing import BUSY_ALERT, NO_TLS_ALERT
 from tests.support.certificates import Certificates, new_certificates
 from tests.support.waiting import PATIENCE_SECONDS
@@ -837,3 +837,22 @@ def test_a_channel_has_the_methods_of_a_socket(certificates: Certificates) -> No
         pair.server.close()
         with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
             sock.getsockname()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "192.0.2.1", "fe80::1%eth0"])
+def test_a_server_accepts_its_own_certificate(certificates: Certificates, host: str) -> None:
+    check_own_certificate(certificates.server("192.0.2.1,fe80::1"), host)
+
+
+def test_a_certificate_that_others_would_not_accept_is_found(
+    certificates: Certificates, strangers: Certificates
+) -> None:
+    server = certificates.server()
+    for tls, host, reason in (
+        (server, "192.0.2.7", "not valid for '192.0.2.7'"),
+        (replace(server, ca=strangers.client().ca), "localhost", "self-signed|issuer"),
+        (certificates.client("a-client"), "localhost", "purpose"),
+        (certificates.expired("localhost"), "localhost", "expired"),
+    ):
+        with pytest.raises(ConfigurationError, match=reason):
+            check_own_certificate(tls, host)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -162,6 +163,14 @@ class Server:
             clock.tick(min(1.0, until - clock()))
             self.loop.wake()
             assert wait_until(lambda: self.loop._tick_at > clock())
+
+    def all_wait(self, count: int, displaced: int) -> bool:
+        """Return whether so many connections are with the threads, or wait for one, and all others are displaced."""
+        connections = list(self.loop.connections)
+        waiting = [connection for connection in connections if connection.securing]
+        return (
+            len(waiting) == len(connections) == count and self.loop.unproven.counts["displaced"] == displaced
+        )
 
     def is_idle(self) -> bool:
         """Return whether no thread has a connection."""
@@ -423,10 +432,11 @@ def test_a_closed_connection_is_not_secured_any_more(serving: Callable[..., Any]
     """Those that a flood has displaced must not cost the threads their time."""
     with serving(max_unproven=2) as server:
         server.certificate.gate.clear()
-        halves = [server.half() for _ in range(30)]
-        for half in halves:
-            half.sock.sendall(half.hello())
-        assert wait_until(lambda: server.counts == {"displaced": 28})
+        halves: list[Half] = []
+        for number in range(30):
+            halves.append(server.half())
+            halves[-1].sock.sendall(halves[-1].hello())
+            assert wait_until(partial(server.all_wait, min(number + 1, 2), displaced=max(0, number - 1)))
         begun = server.certificate.waiting
         secured: list[Any] = []
         gated = server.certificate.secure
@@ -641,7 +651,9 @@ def test_a_caller_without_tls_gets_no_proof(serving: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "says", [b"GET / HTTP/1.1\r\n\r\n" * 5, b"\x15\x03\x03\x00\x02\x02\x46" * 9, bytes(100)]
+    "says",
+    [b"GET / HTTP/1.1\r\n\r\n" * 5, b"\x15\x03\x03\x00\x02\x02\x46" * 9, bytes(100)],
+    ids=["HTTP", "an alert", "zeros"],
 )
 def test_what_is_neither_is_closed(serving: Callable[..., Any], says: bytes) -> None:
     with serving() as server:
@@ -655,6 +667,7 @@ def test_what_is_neither_is_closed(serving: Callable[..., Any], says: bytes) -> 
 @pytest.mark.parametrize(
     "says",
     [b"\x16" * 100, b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x16\x03\x01\x00\x05" + bytes(50)],
+    ids=["no version", "too long", "no hello"],
 )
 def test_broken_tls_is_closed_and_counted(serving: Callable[..., Any], says: bytes) -> None:
     with serving() as server:
