@@ -169,7 +169,7 @@ Encryption = TLS | Literal[False] | None
 """TLS for all TCP connections; None: none, and only with this host; False: none, although others may read along."""
 
 
-def _checked_tls(tls: Any) -> Encryption:
+def checked_tls(tls: Any) -> Encryption:
     """Return a setting of TLS, which another process may have sent as a dict. Raises `ConfigurationError`."""
     if isinstance(tls, dict):
         return TLS(**tls)
@@ -437,7 +437,7 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
-        object.__setattr__(self, "tls", _checked_tls(self.tls))
+        object.__setattr__(self, "tls", checked_tls(self.tls))
         _check_server(self.host, self.advertise, self.tls)
         check_open(self.host, self.open)
         if self.advertise is not None:
@@ -557,7 +557,7 @@ class NameServerConfig:
     tls: Encryption = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tls", _checked_tls(self.tls))
+        object.__setattr__(self, "tls", checked_tls(self.tls))
         _check_server(self.host, self.advertise, self.tls)
         check_port(self.port)
         known = self.storage == "memory" or (self.storage.startswith("sql:") and len(self.storage) > 4)
@@ -607,7 +607,7 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         parse_address(self.nameserver)
-        object.__setattr__(self, "tls", _checked_tls(self.tls))
+        object.__setattr__(self, "tls", checked_tls(self.tls))
         check_namespace(self.namespace)
         self._check_serializer()
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))

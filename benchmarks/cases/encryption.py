@@ -1,7 +1,8 @@
 """TLS on and off: `get` and `set` of 100 B, 10 KB and an array of 16 MB, and new connections, over TCP.
 
-One client process and one server. Beside ours without TLS (the default on one host) and with it is redis-py with and
-without TLS; all certificates are of the kind that ``pyrocache certificates`` makes, and no client has one.
+One client process and one server. Compares ours without TLS (the default on one host) and with TLS, and redis-py
+without TLS and with TLS. All certificates are of the kind that ``pyrocache certificates`` makes. Clients
+have none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _MEGABYTES = 16
 def measure(session: Session) -> list[Row]:
     """Run the case."""
     if importlib.util.find_spec("cryptography") is None:
-        session.note("Nothing was measured with TLS: pip install 'pyrocache[tls]'")
+        session.note("Nothing was measured with TLS: pip install cryptography")
         return []
     with ExitStack() as stack:
         tls = _certificate(Path(stack.enter_context(tempfile.TemporaryDirectory())))

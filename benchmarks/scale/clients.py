@@ -1,8 +1,8 @@
-"""Many clients of a simulated cluster: the real routers, each in a greenlet that waits by the cluster's clock.
+"""Many clients of a simulated cluster: real routers, each in a greenlet that waits on the cluster's clock.
 
-A node answers with its real guard and dispatcher. A reply with a view is read once, and its CPU time charged to each
-client that gets it. The name server answers one query after the other, in the CPU time that was measured for it, and
-refuses what its limits refuse.
+A node answers with its real guard and dispatcher. A reply with a view is parsed once, and the CPU time of that is
+charged to each client that gets it. The name server answers one query after the other. Each takes the CPU time that was
+measured for it, and those beyond the limits of the real name server are refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`Cluster`: nodes in this process, with a clock of their own: the real membership, guard, `CacheNode` and dispatcher.
+"""`Cluster`: nodes in this process with a simulated clock, and the real membership, guard, `CacheNode` and dispatcher.
 
-Each node does at each time what the loop of `node.lifecycle` would do. Messages take no time, and neither does work:
-what passes by the clock is what the protocol waits for. CPU time is metered beside that.
+Each node does what the loop of `node.lifecycle` would do at that time. On the simulated clock, messages and work take
+no time: only the waits of the protocol do. CPU time is measured separately.
 """
 
 from __future__ import annotations

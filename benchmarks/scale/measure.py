@@ -25,7 +25,7 @@ _GROWN_SECONDS = 0.5  # a quarter of a lease: each node has asked the name serve
 
 
 def steady(size: int) -> Figures:
-    """A second in which nothing happens: what nodes ask the name server, and what that costs."""
+    """One second without changes: what nodes ask the name server, and what that costs."""
     cluster = Cluster(size)
     cluster.run(1.0)
     meter = cluster.meter.taken()
@@ -172,7 +172,7 @@ def start(nodes: int, clients: int, within: float) -> Figures:
 
 
 def most_nodes(highest: int = 1200) -> int:
-    """Return the most nodes that the name server can list beside two views of them: more is no valid message."""
+    """Return the most nodes that the name server can list, with two views of them, in one valid message."""
     low, high = 1, highest
     while low < high:
         middle = (low + high + 1) // 2

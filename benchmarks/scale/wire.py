@@ -1,8 +1,8 @@
 """The name server and the connections of a simulation: the real objects, with real messages and no sockets.
 
 `NameServer` is the real remote object behind the real dispatcher. `Line` takes the place of `Connection`: it has the
-real handshake, packs each request and unpacks each reply. What does not change between two listings is packed and read
-once; its CPU time is measured then, and charged each time.
+real handshake, packs each request and unpacks each reply. A listing that has not changed is packed and parsed once.
+The CPU time of that is measured, and charged each time.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Line:
     def __init__(self, server: NameServer, part: str, caller: Caller) -> None:
         self._server, self._part = server, part
         self._protocol = CallProtocol(NAMESERVER, caller)
-        self.connected = self.proved = True
+        self.connected = self.proved = self.opened = True
         shake(server.meter, self._protocol, server.dispatcher, f"{SERVER}: handshake", part, SERVER)
 
     def usable(self) -> bool:

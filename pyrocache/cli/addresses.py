@@ -18,8 +18,8 @@ _LAST_PORT = 65535
 def host_of_nodes(nameserver: str, host: str | None, advertise: str | None) -> str:
     """Return the address that nodes listen on. May block while it resolves host names.
 
-    Without ``host``, it is the loopback address if the name server is at one, else that from which this host reaches
-    the name server.
+    Without ``host``, it is the loopback address if the name server listens there. Otherwise, it is the address from
+    which this host reaches the name server.
 
     Raises:
         ConfigurationError: other hosts reach the name server, and could not reach the nodes.
@@ -53,7 +53,7 @@ def check_ports(config: NodeConfig, count: int) -> None:
 
 
 def of_node(config: NodeConfig, number: int) -> NodeConfig:
-    """Return the settings of one of the nodes of a command, counted from 0: ports follow each other."""
+    """Return the settings of one of the nodes of a command, counted from 0. Nodes have consecutive ports."""
     advertise = config.advertise
     if advertise is not None:
         host, port = parse_advertised(advertise)

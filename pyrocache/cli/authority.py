@@ -1,8 +1,8 @@
 """`Authority`: a private certificate authority, which signs certificates of hosts and of clients.
 
-Keys are ECDSA on the curve P-256. Certificates begin an hour ago, as the clocks of hosts differ, and do not end after
-that of their authority. Works on PEM in memory; `cli.certificates` has the files. Needs the package cryptography, which
-is imported when it is used.
+Keys are ECDSA on the curve P-256. A certificate is valid from one hour before it is made, because the clocks of hosts
+differ, and never longer than that of its authority. Works on PEM in memory; `cli.certificates` reads and writes the
+files. Needs the package cryptography, which is imported when it is used.
 
 Thread safety: thread-safe; an `Authority` does not change.
 """
@@ -85,7 +85,7 @@ class Authority:
         """Return a new certificate with a new key.
 
         Args:
-            name: whose it is, for those who read it.
+            name: the holder, as shown to people who inspect the certificate.
             names: the host names and IP addresses that it is for.
             server: whether it is for servers and clients, instead of for clients only.
             days: for how long it is valid.
@@ -160,7 +160,7 @@ def check_available() -> None:
         import cryptography.x509  # noqa: F401
     except ImportError:
         raise ConfigurationError(
-            "To make certificates, pyrocache needs the package cryptography: pip install 'pyrocache[tls]'"
+            "To make certificates, pyrocache needs the package cryptography: pip install cryptography"
         ) from None
 
 

@@ -1,8 +1,8 @@
 """The command ``pyrocache certificates``: a private authority and certificates of hosts and clients, as files.
 
-The directory has ``ca.key`` and ``ca.pem``, those of the authority, and for each host or client a directory of its name
-with ``ca.pem``, ``cert.pem`` and ``key.pem``, to be copied to it. Keys have the mode 0600, directories that are made
-have 0700. `cli.authority` has what is in the files.
+The directory has ``ca.key`` and ``ca.pem`` of the authority. For each host or client, it has a directory of that name
+with ``ca.pem``, ``cert.pem`` and ``key.pem``, to be copied to the host or client. Keys have the mode 0600, directories
+that are made have 0700. `cli.authority` makes the content of the files.
 
 Thread safety: runs in the main thread; two processes must not use one directory at the same time.
 """

@@ -29,6 +29,7 @@ from pyrocache.config import (
     NameServerConfig,
     NodeConfig,
     check_seconds,
+    parse_advertised,
     parse_size,
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
@@ -55,13 +56,13 @@ NameServerOption = Annotated[
     ),
 ]
 PortOption = Annotated[
-    int, typer.Option("--port", "-p", help="Port to listen on; 0 is a free one.", metavar="PORT")
+    int, typer.Option("--port", "-p", help="Port to listen on; 0 for a free one.", metavar="PORT")
 ]
 AdvertiseOption = Annotated[
     str | None,
     typer.Option(
-        help="What others connect to, if it is not where this listens: behind NAT or a mapped port, or with "
-        "--host 0.0.0.0.",
+        help="The address that others connect to, if it differs from where this listens: behind NAT or a mapped port, "
+        "or with --host 0.0.0.0.",
         metavar="HOST[:PORT]",
         show_default=False,
     ),
@@ -111,7 +112,7 @@ def _options(
     config: Annotated[
         str | None,
         typer.Option(
-            help="The file of settings, in place of the one that is found.",
+            help="The settings file, in place of the one that is found.",
             envvar=CONFIG_VARIABLE,
             metavar="FILE",
             show_default=False,
@@ -127,7 +128,7 @@ def nameserver_command(
     context: typer.Context,
     tls: Encryption,
     host: Annotated[
-        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 and :: are all.")
+        str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 or :: for all.")
     ] = "127.0.0.1",
     port: PortOption = 9090,
     advertise: AdvertiseOption = None,
@@ -136,7 +137,7 @@ def nameserver_command(
     ] = "memory",
     secret_file: SecretFileOption = None,
 ) -> None:
-    """Start a name server: its address is all that nodes and clients must know."""
+    """Start a name server: nodes and clients find each other through its address."""
     from pyrocache.nameserver.process import serve  # imported here, as in other commands: faster start
     from pyrocache.runtime.service_manager import ServiceManager
     from pyrocache.runtime.stop_request import StopRequest
@@ -156,7 +157,7 @@ def nameserver_command(
         storage=storage,
         tls=tls,
     )
-    _warn_if_not_encrypted(config)
+    _check_encryption(config)
     stop = StopRequest()
     stop.on_signals(reloads=bool(config.tls))
     secret = find_secret(secret_file)
@@ -203,22 +204,22 @@ def nodes_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     with_nameserver: Annotated[
-        bool, typer.Option("--with-nameserver", "-w", help="Start a name server too when none answers.")
+        bool, typer.Option("--with-nameserver", "-w", help="Also start a name server if none answers.")
     ] = False,
     host: Annotated[
         str | None,
         typer.Option(
             "--host",
             "-H",
-            help="Address to listen on; 0.0.0.0 and :: are all. By default, loopback if the name server is there, else "
-            "the address from which this host reaches it.",
+            help="Address to listen on; 0.0.0.0 or :: for all. By default, loopback if the name server is on loopback, "
+            "else the address from which this host reaches the name server.",
             show_default=False,
         ),
     ] = None,
     port: Annotated[
         int,
         typer.Option(
-            "--port", "-p", help="Port of the first node; the others take those after it. 0: free ones."
+            "--port", "-p", help="Port of the first node; the others take the next ones. 0 for free ports."
         ),
     ] = 0,
     advertise: AdvertiseOption = None,
@@ -251,10 +252,10 @@ def nodes_command(
     ] = None,
     open_: Annotated[
         bool,
-        typer.Option("--open", help="Serve also programs that do not know your secret; on loopback only."),
+        typer.Option("--open", help="Also serve programs that do not know your secret; on loopback only."),
     ] = False,
 ) -> None:
-    """Start cache nodes, restart those that die, and end them with this command."""
+    """Start cache nodes, restart those that die, and stop them when this command ends."""
     from pyrocache.cli.addresses import check_ports, host_of_nodes
     from pyrocache.cli.nodes import run
 
@@ -278,7 +279,7 @@ def nodes_command(
         eviction=eviction,
     )
     check_ports(config, nodes)
-    _warn_if_not_encrypted(config)
+    _check_encryption(config)
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
@@ -289,7 +290,9 @@ def config_command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Show these only: settings, or tables like node.", metavar="[NAME]...", show_default=False
+            help="Show only these settings, or the settings of these tables, such as node.",
+            metavar="[NAME]...",
+            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -368,13 +371,16 @@ def ping_command(
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option(help="Ask again for up to so many seconds.", min=0.0, metavar="SECONDS")
+        float,
+        typer.Option(
+            help="Ask again for up to this many seconds until the nodes serve.", min=0.0, metavar="SECONDS"
+        ),
     ] = 0.0,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = _PROBE_SECONDS,
 ) -> None:
-    """Tell whether the cache can serve: exit status 0 when every node answers, otherwise 1."""
+    """Tell whether the cache can serve: exit status 0 when every node serves, otherwise 1."""
     from pyrocache.cli.ping import run
 
     write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
@@ -543,7 +549,7 @@ def doctor_command(
 ) -> None:
     """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
 
-    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout is for each step.
+    Changes nothing. Exit status 1 when there is a problem; notes alone give 0. --timeout applies to each step.
     """
     from pyrocache.cli.doctor.command import run
     from pyrocache.cli.doctor.gather import Settings
@@ -576,7 +582,7 @@ def certificates_command(
     hosts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Host names and IP addresses; several of one host with commas between them.",
+            help="The name or the IP address of a host; if it has several, separate them by commas.",
             metavar="HOST",
             show_default=False,
         ),
@@ -585,7 +591,7 @@ def certificates_command(
         list[str] | None,
         typer.Option(
             "--client",
-            help="Also make a certificate for clients of this name; may be repeated.",
+            help="Also make a certificate for a client of this name; may be repeated.",
             metavar="NAME",
             show_default=False,
         ),
@@ -596,13 +602,13 @@ def certificates_command(
     renew: Annotated[
         bool,
         typer.Option(
-            "--renew", help="Replace the certificates of these hosts and clients; of all, without any."
+            "--renew", help="Replace the certificates of these hosts and clients; without any, of all."
         ),
     ] = False,
 ) -> None:
-    """Make certificates for TLS, signed by an authority of your own, which the first call makes.
+    """Make certificates for TLS, signed by a private certificate authority.
 
-    A later call for other hosts uses the same authority. Needs the package cryptography.
+    The first call makes the authority. Later calls, for other hosts, use the same one. Needs the package cryptography.
     """
     from pyrocache.cli import certificates
 
@@ -646,8 +652,15 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _warn_if_not_encrypted(config: NameServerConfig | NodeConfig) -> None:
-    if config.tls is False:
+def _check_encryption(config: NameServerConfig | NodeConfig) -> None:
+    """Warn without encryption. Raises `ConfigurationError` if nobody would accept the certificate of this server."""
+    if config.tls:
+        from pyrocache.runtime.tls import check_own_certificate
+
+        check_own_certificate(
+            config.tls, parse_advertised(config.advertise)[0] if config.advertise else config.host
+        )
+    elif config.tls is False:
         report(
             "Warning: --no-tls: whoever is on the path can read and change values, which means running code in clients "
             "that do not use `signing_key_file`."

@@ -1,7 +1,7 @@
 """Settings on the command line: they replace the defaults of options, and ``pyrocache config`` shows them.
 
-`defaults` is the one place where settings meet options: an option takes the setting of its own name, or of the one in
-`_OPTIONS`, so an option that is added later needs no code here if it is named like its setting.
+`defaults` is the only place that maps settings to options. An option takes the setting of its own name, or the one that
+`_OPTIONS` names. So a new option needs no code here if it has the name of its setting.
 
 Thread safety: runs in the main thread.
 """

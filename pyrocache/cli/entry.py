@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, write
+from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, with_given_options, write
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime.shortage import explain
 
@@ -47,7 +47,7 @@ def _status(command: str | None) -> int:
         write("")  # what is still buffered; when the interpreter flushes it, an error is too late
         return status
     except PyroCacheError as error:
-        report(str(error))
+        report(with_given_options(str(error)))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:

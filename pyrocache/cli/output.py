@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import sys
 from contextlib import suppress
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pyrocache.config import DEFAULT_NAMESERVER, TLS, Encryption, is_loopback, parse_address
 from pyrocache.runtime.secret import Secret
 from pyrocache.settings import NAMESERVER_VARIABLE
+
+_COMMAND_AT_END = re.compile(r"pyrocache (nameserver|nodes|status)(?: --[a-z-]+ [^\s,;]+)*$")
 
 BROKEN_PIPE = 141
 """The exit status when nobody reads the output any more: 128 + SIGPIPE, as a shell reports it for other programs."""
@@ -66,13 +69,27 @@ def to_copy(command: str, nameserver: str) -> str:
 
     It has this name server, and the options of the present command for the secret and for TLS.
     """
-    words = ["pyrocache", command]
+    words = ["pyrocache", *command.split()]
     if nameserver != DEFAULT_NAMESERVER or os.environ.get(NAMESERVER_VARIABLE):
         words += ["--nameserver", nameserver]
     words += _tls_options(_given.tls, serves=command == "nodes")
     if _given.secret_file:
         words += ["--secret-file", _given.secret_file]
     return shlex.join(words)
+
+
+def with_given_options(error: str) -> str:
+    """Return an error of the package with the options of the present command in the command that it ends with.
+
+    The package names commands as they are for a cache on one host.
+    """
+    match = _COMMAND_AT_END.search(error)
+    if match is None or any(word in match[0] for word in ("-tls", "--secret-file")):
+        return error
+    words = _tls_options(_given.tls, serves=match[1] in ("nodes", "nameserver"))
+    if _given.secret_file:
+        words += ["--secret-file", _given.secret_file]
+    return f"{error} {shlex.join(words)}" if words else error
 
 
 def client_to_copy(nameserver: str) -> str:

@@ -1,4 +1,4 @@
-"""The options of TLS, for all commands that connect or serve. `with_tls` adds them to a command.
+"""The TLS options of all commands that connect or serve. `with_tls` adds them to a command.
 
 Thread safety: runs in the main thread.
 """
@@ -28,7 +28,7 @@ def encryption(
     require_client_cert: bool = False,
     no_tls: bool = False,
 ) -> Encryption:
-    """Return what the options say, and remember it for the commands that are printed to be copied.
+    """Return the encryption that the options ask for. Remember it for the commands that are printed to be copied.
 
     Raises:
         ConfigurationError: they contradict each other, or one is missing.
@@ -41,7 +41,7 @@ def encryption(
 
 
 def with_tls(*, server: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a command these options in place of its argument ``tls``, which it gets from them.
+    """Return a decorator that replaces the argument ``tls`` of a command by these options, and computes it from them.
 
     Args:
         server: whether the command starts servers.
@@ -64,20 +64,22 @@ def with_tls(*, server: bool = False) -> Callable[[Callable[..., None]], Callabl
 
 
 def _options(server: bool) -> list[Parameter]:
-    cert = "The certificate, with the intermediate ones after it."
+    cert = "The certificate, followed by any intermediate ones."
     certs = cert if server else "The client certificate, if the servers require one."
     no_tls = (
-        "Encrypt nothing, also where other hosts reach it."
+        "Encrypt nothing, even if other hosts can connect."
         if server
-        else "Nothing is encrypted, also to other hosts."
+        else "Encrypt nothing, not even connections to other hosts."
     )
     options = [
         _file("tls_cert", certs),
         _file("tls_key", "The private key of the certificate."),
-        _file("tls_ca", "The certificates of the authorities that sign those of the other ends."),
+        _file(
+            "tls_ca", "The certificates of the authorities that are trusted to sign those of the other ends."
+        ),
     ]
     if server:
-        options.append(_flag("tls_require_client_cert", "Demand a certificate of every caller."))
+        options.append(_flag("tls_require_client_cert", "Require a certificate from every caller."))
     return [*options, _flag("no_tls", no_tls)]
 
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import os
 
-from pyrocache.config import DEFAULT_NAMESERVER, DEFAULT_TIMEOUT_SECONDS, Encryption, check_seconds
+from pyrocache.config import (
+    DEFAULT_NAMESERVER,
+    DEFAULT_TIMEOUT_SECONDS,
+    Encryption,
+    check_seconds,
+    checked_tls,
+)
 from pyrocache.errors import NodeUnavailable, RemoteError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.connection import Connection
@@ -40,7 +46,7 @@ def stock_handshake(
         nameserver: ``host:port`` of the name server; by default ``127.0.0.1:9090``.
         secret_file: the path of the secret file; by default as for `PyroCacheClient`.
         timeout: seconds that this may take; by default 5.
-        tls: how the connections for this are protected, as for `PyroCacheClient`.
+        tls: how this asks the node for the token, as for `PyroCacheClient`. The proxy follows Pyro5's own settings.
 
     Raises:
         NameServerUnavailable: no name server answers.
@@ -57,7 +63,7 @@ def stock_handshake(
         timeout = settings.get("client.timeout", DEFAULT_TIMEOUT_SECONDS)
     deadline = Deadline(check_seconds("timeout", timeout))
     secret = find_secret(settings.get("secret_file") if secret_file is None else secret_file)
-    caller = knowing(secret, tls=settings.tls if tls is None else tls)
+    caller = knowing(secret, tls=checked_tls(settings.tls if tls is None else tls))
     address = nameserver or settings.get("nameserver", DEFAULT_NAMESERVER)
     directory = NameServerDirectory(address, caller=caller._replace(trusting=True))
     if name == NAMESERVER:

@@ -102,6 +102,7 @@ class Connections:
         try:
             if not connection.opened:
                 connection.finish_opening(deadline)
+                pool.check_opened(deadline)
             if largest_value > connection.max_value_bytes:
                 raise too_large(member, largest_value, connection.max_value_bytes)
             result = connection.call(command.name, arguments, deadline)
@@ -112,7 +113,7 @@ class Connections:
             pool.idle.append(connection)  # `checkin` without its call: see the ``finally`` for `closed`
             raise
         except BaseException as error:
-            pool.drop(connection)
+            pool.give_up(connection, error)
             if broken(error):
                 sent, number = connection.sent, connection.number
                 raise pool.failed(command.title, deadline, error, sent=sent, number=number) from error

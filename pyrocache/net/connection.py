@@ -36,6 +36,7 @@ from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.handshake import (
     NO_TLS,
     OTHER_CERTIFICATE,
+    OVERLOADED,
     HandshakeRefused,
     format_peer,
     is_on_this_host,
@@ -54,6 +55,10 @@ if TYPE_CHECKING:
 FRESH_SECONDS = 30.0
 """How long a connection to another host is used for further calls; a second more if they follow each other closely."""
 
+OPENING_SECONDS = 3.0
+"""How long a handshake may go on in further calls, once the peer has accepted the connection. After that, a new one may
+be quicker: the system repeats what is lost less and less often."""
+
 DRIFT = 0.001
 """By how much the clocks of two hosts may differ in rate: NTP may change each by half of it."""
 
@@ -66,6 +71,10 @@ _CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
 
 _Poll = Callable[[int], list[tuple[int, int]]]
+
+
+class OpenedTooLate(TimeoutError):
+    """The connection was opened, but too little time is left for a request: the next one can use it."""
 
 
 class Connection:
@@ -81,6 +90,7 @@ class Connection:
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
         checked_at: seconds of `runtime.clock`, set by the pool that hands it out.
+        begun_at: seconds of `runtime.clock`, when it was made.
         number: the sequence of the last request in its session; 0 if requests on this connection have no identity.
         fresh_until: seconds of `runtime.clock`, until which deadlines are exact; infinite to the same host.
     """
@@ -101,7 +111,7 @@ class Connection:
             "_unsent",
         ),
         *("_dialled", "_host"),
-        *("checked_at", "fresh_until", "max_value_bytes", "number", "opened", "sent"),
+        *("begun_at", "checked_at", "fresh_until", "max_value_bytes", "number", "opened", "sent"),
     )
 
     def __init__(
@@ -111,6 +121,7 @@ class Connection:
         self.opened = False
         self.sent = False
         self.checked_at = -math.inf
+        self.begun_at = clock.now()
         self.number = 0
         self.fresh_until = math.inf
         self._identified = False
@@ -139,6 +150,15 @@ class Connection:
     def connected(self) -> bool:
         """Return whether a peer at the endpoint's address has accepted the connection."""
         return self._dialing is None
+
+    @property
+    def opening(self) -> bool:
+        """Return whether the peer has accepted the connection, and the handshake is not done."""
+        return self._dialing is None and not self.opened
+
+    def may_open(self) -> bool:
+        """Return whether it is `opening`, and not for too long."""
+        return self.opening and clock.now() - self.begun_at < OPENING_SECONDS
 
     @property
     def proved(self) -> bool:
@@ -374,6 +394,7 @@ class Connection:
 
         assert self._tls
         self._channel = self._securing = client_channel(self._channel, self._tls, self._host)
+        self._securing.handshake()  # its first message
 
     def _secure(self, channel: TlsChannel) -> bool:
         """Proceed with the handshake of TLS, then begin that of pyrocache. Return whether the first is done."""
@@ -450,9 +471,11 @@ class Connection:
 
 def _refused(error: TlsRefused) -> HandshakeRefused:
     """Return what a failed handshake of TLS means to the user."""
-    refused = HandshakeRefused(f"{OTHER_CERTIFICATE if error.about_certificate else NO_TLS}: {error}")
-    if error.about_certificate:
+    cause = TlsRefused.Cause
+    code = {cause.CERTIFICATE: OTHER_CERTIFICATE, cause.PROTOCOL: NO_TLS, cause.BUSY: OVERLOADED}[error.cause]
+    refused = HandshakeRefused(f"{code}: {error}")
+    if code == OTHER_CERTIFICATE:
         refused.advice = "Find out which certificate is wrong with: pyrocache doctor"
-    else:
+    elif code == NO_TLS:
         refused.advice = "Start it with --tls-cert, --tls-key and --tls-ca, or leave tls= and --tls-ca out."
     return refused

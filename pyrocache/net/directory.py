@@ -31,7 +31,7 @@ from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata,
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, is_zone, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, ProtocolError
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
-from pyrocache.net.connection import Connection
+from pyrocache.net.connection import Connection, OpenedTooLate
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, Refused, broken
 from pyrocache.net.suspicion import Suspicion, Verdict
@@ -53,7 +53,7 @@ VIEW = "cache.view."
 
 _LONGEST_REPLY_BYTES = 4 * 2**20  # a listing of 1,000 names with two views of 1,000 nodes
 _ENOUGH_SECONDS = 0.1  # with less time for a query, a timeout says nothing about the name server
-_PROBE_SECONDS = 0.5  # for the query that decides whether a suspected name server answers again
+_PROBE_SECONDS = 0.5  # at least, for the query that decides whether a suspected name server answers again
 _LISTINGS = ("list", "yplookup")
 _REFUSED = object()
 _TAKEN = "already registered"  # in Pyro5's refusal of a name that is taken
@@ -176,7 +176,7 @@ class WatchedLookUp:
                 self._suspicion.silent(began_at)
             raise
         self._failure = ""
-        self._suspicion.answered()
+        self._suspicion.answered(began_at)
         return listing
 
     def admit(self, deadline: Deadline, seconds: float) -> float:
@@ -189,7 +189,7 @@ class WatchedLookUp:
             return seconds
         if self._suspicion.ask(deadline) is Verdict.FAIL:
             raise NameServerUnavailable(f"{self._failure} It {self._suspicion.describe()}.")
-        return min(seconds, _PROBE_SECONDS)
+        return min(seconds, max(_PROBE_SECONDS, self._suspicion.patience(deadline)))
 
     def raise_failure(self) -> None:
         """Raise `NameServerUnavailable` if the last query failed, or there was none."""
@@ -223,7 +223,8 @@ class NameServerDirectory:
 
     Args:
         address: ``host:port``.
-        keep: whether to keep the connection between queries.
+        keep: whether to keep the connection between queries, also while it is being opened: a query may have less time
+            than the handshake takes over a long way.
         connect: opens a connection, as `Connection` does.
         caller: describes the caller, and what it knows.
     """
@@ -397,14 +398,18 @@ class NameServerDirectory:
         try:
             if over not in (0, self._opened):
                 raise ConnectionResetError
-            if connection is None or not connection.usable():
+            if connection is None or not self._may_go_on(connection):
                 if connection is not None:
                     connection.close()
                 if over:
                     raise ConnectionResetError
                 connection = self._connect(self._server, "tcp", self._caller)
                 self._opened += 1
-            connection.finish_opening(deadline)
+            try:
+                self._finish_opening(connection, deadline)
+            except TimeoutError as error:
+                reusable = connection.opening or isinstance(error, OpenedTooLate)
+                raise
             self._note_stranger(connection)
             try:
                 answer = connection.call(method, arguments, deadline)
@@ -422,6 +427,17 @@ class NameServerDirectory:
                     self._kept = connection
                 else:
                     connection.close()
+
+    def _finish_opening(self, connection: Connection, deadline: Deadline) -> None:
+        """Open a connection. If it is kept and little time is left, leave the query to the next call."""
+        if not connection.opened:
+            connection.finish_opening(deadline)
+            if self._keep and deadline.remaining() < deadline.seconds / 2:
+                raise OpenedTooLate
+
+    def _may_go_on(self, connection: Connection) -> bool:
+        """Return whether a kept connection can be used, or is worth to be opened further."""
+        return connection.usable() if connection.opened else connection.may_open()
 
     def _note_stranger(self, connection: Connection) -> None:
         """Warn once, if this process has a secret, of a name server that does not."""

@@ -21,7 +21,7 @@ from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import PoolExhausted, Refused, broken, suspected, too_large, unavailable
 from pyrocache.net.pool import Loan, Pool
-from pyrocache.net.suspicion import Verdict, patience
+from pyrocache.net.suspicion import Verdict
 from pyrocache.protocol.commands import PING, Command
 from pyrocache.protocol.refusals import TRY_AGAIN
 
@@ -90,7 +90,7 @@ class _Flight:
             verdict = pool.suspicion.ask(deadline)
             self._suspected = verdict is Verdict.FAIL
             if verdict is Verdict.PING:
-                self.step = Deadline(patience(deadline))
+                self.step = Deadline(pool.suspicion.patience(deadline))
                 self._pinged = False
                 self._since = time.monotonic()
 
@@ -99,6 +99,7 @@ class _Flight:
         member, command, arguments, largest_value = self.request
         loan = self.loan
         connection = loan.connection
+        opened = connection is not None and not connection.opened  # now, if the outcome is `GREETED`
         if self._suspected:
             return suspected(member, command.title, loan.pool.suspicion)
         try:
@@ -107,7 +108,7 @@ class _Flight:
             elif (connection := loan.take(deadline, not command.idempotent)) is not None:
                 outcome = GREETED if connection.opened else PENDING
                 if self.step is not None:  # waiting for a permit does not count
-                    self.step = Deadline(patience(deadline))
+                    self.step = Deadline(self.loan.pool.suspicion.patience(deadline))
             elif deadline.remaining() > 0:
                 return PENDING
             else:
@@ -120,6 +121,8 @@ class _Flight:
                 elif deadline.remaining() <= 0:  # the connection is still usable
                     outcome = unavailable(member, command.title, deadline, TimeoutError(), sent=False)
                 else:
+                    if opened:
+                        loan.pool.check_opened(deadline)
                     connection.begin(command.name, arguments, deadline)
                     return PENDING
             if outcome is PENDING:
@@ -129,7 +132,7 @@ class _Flight:
             loan.end(healthy=refused.refusal.code != TRY_AGAIN)  # see `Pool.take_back`
             return refused
         except BaseException as error:
-            loan.end(healthy=False)
+            loan.end(healthy=False, cause=error)
             if not broken(error):
                 raise
             return self._failed(error, deadline, connection)
@@ -144,9 +147,9 @@ class _Flight:
         elif not self._pinged:
             connection.begin(PING.name, (), deadline)
             self._pinged = True
-            self.step = Deadline(patience(deadline))
+            self.step = Deadline(self.loan.pool.suspicion.patience(deadline))
         else:
-            self.loan.pool.suspicion.answered()
+            self.loan.pool.suspicion.answered(self._since)
             self.step = None
             return GREETED
         return PENDING

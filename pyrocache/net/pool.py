@@ -23,10 +23,10 @@ from collections.abc import Callable
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
-from pyrocache.net.connection import Connection
+from pyrocache.net.connection import Connection, OpenedTooLate
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, PoolExhausted, Refused, Unavailable, suspected, unavailable
-from pyrocache.net.suspicion import Suspicion, Verdict, patience
+from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.protocol.commands import PING
 from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.tracebacks import came_from_outside
@@ -123,7 +123,10 @@ class Pool:
                     return self._connect(self.member, self._transport, self._caller)
                 if now - connection.checked_at < (_CAREFUL_SECONDS if careful else _TRUST_SECONDS):
                     return connection
-                if now < connection.fresh_until and connection.usable():
+                if not connection.opened:
+                    if connection.may_open():
+                        return connection
+                elif now < connection.fresh_until and connection.usable():
                     connection.checked_at = now
                     return connection
                 connection.close()
@@ -162,6 +165,22 @@ class Pool:
             else:
                 other.close()
 
+    def check_opened(self, deadline: Deadline) -> None:
+        """Raise `OpenedTooLate` if the opening of a connection has left too little time for its first request.
+
+        Where no node is suspected, calls are repeated, and have less time than all of that takes over a long way.
+        """
+        if self._trusted and deadline.remaining() < deadline.seconds / 2:
+            raise OpenedTooLate
+
+    def give_up(self, connection: Connection, cause: BaseException) -> None:
+        """Close a connection whose call failed with ``cause``, unless the next call can open it further, or use it."""
+        unfinished = self._trusted and isinstance(cause, TimeoutError) and connection.opening
+        if unfinished or isinstance(cause, OpenedTooLate):
+            self.checkin(connection)
+        else:
+            self.drop(connection)
+
     def failed(
         self, operation: str, deadline: Deadline, cause: BaseException, *, sent: bool, number: int = 0
     ) -> Unavailable:
@@ -183,7 +202,7 @@ class Pool:
             raise suspected(self.member, operation, suspicion)
         if verdict is Verdict.SEND:
             return
-        seconds, since = patience(deadline), time.monotonic()
+        seconds, since = suspicion.patience(deadline), time.monotonic()
         try:
             connection = loan.take(deadline, True)
             if connection is not None:
@@ -201,7 +220,7 @@ class Pool:
         else:
             loan.end(healthy=True)
             if connection is not None:
-                suspicion.answered()
+                suspicion.answered(since)
         finally:
             loan.end(healthy=False)
 
@@ -254,14 +273,20 @@ class Loan:
             self.end(healthy=self.connection.opened)
         return self.connection
 
-    def end(self, *, healthy: bool) -> None:
-        """Give the connection and its permit back. Close the connection unless it is healthy."""
+    def end(self, *, healthy: bool, cause: BaseException | None = None) -> None:
+        """Give the connection and its permit back. Close the connection unless it is healthy.
+
+        Args:
+            cause: why it is not healthy; see `Pool.give_up`.
+        """
         connection, self.connection = self.connection, None
         if connection is not None:
             try:
                 self._registry.pop(self._number, None)
                 if healthy:
                     self.pool.checkin(connection)
+                elif cause is not None:
+                    self.pool.give_up(connection, cause)
                 else:
                     self.pool.drop(connection)
             finally:

@@ -3,13 +3,15 @@
 ::
 
     trusted    --timed_out-->  doubted     a call timed out: every caller pings before its request
-    doubted    --silent----->  suspected   a ping was not answered within `PING_SECONDS`: calls fail at once
+    doubted    --silent----->  suspected   a ping was not answered in time: calls fail at once
     suspected  --1 to 2 s--->  half-open   one caller pings, the others still fail at once
     half-open  --silent----->  suspected
     any        --answered--->  trusted
 
-A slow request does not cut a healthy peer off, because a ping is answered meanwhile. No I/O and no threads: callers do
-the pings and report their outcome. The right to ping expires by time, so an interrupted caller leaves no flag set.
+A slow request does not cut a healthy peer off, because a ping is answered meanwhile. A ping that was not answered may
+have had too little time for a long way: the next one has twice as much, up to `LONGEST_PING_SECONDS`. No I/O and no
+threads: callers do the pings and report their outcome. The right to ping expires by time, so an interrupted caller
+leaves no flag set.
 
 Thread safety: thread-safe. ``doubted`` is read without the lock: it is the only thing that a call to a trusted peer
 looks at.
@@ -28,7 +30,10 @@ from pyrocache.cluster.routing import Member
 from pyrocache.net.deadline import Deadline
 
 PING_SECONDS = 0.25
-"""Time in which a peer that does not hang answers a ping: connecting is one such step, the ping another."""
+"""Time in which a near peer that does not hang answers a ping: connecting is one such step, the ping another."""
+
+LONGEST_PING_SECONDS = 2.0
+"""The most time for such a step. Connecting takes up to five round trips, and a lost packet some tenths of a second."""
 
 _SHORTEST_SECONDS = 1.0
 _JITTER_SECONDS = 1.0
@@ -40,7 +45,7 @@ class Verdict(Enum):
     SEND = auto()
     """Send the request."""
     PING = auto()
-    """Ping first, each step for up to `patience`, and report the outcome."""
+    """Ping first, each step for up to `Suspicion.patience`, and report the outcome."""
     FAIL = auto()
     """Fail at once."""
 
@@ -56,7 +61,11 @@ class Suspicion:
         doubted: whether it is in any state but trusted; then `ask` before each request.
     """
 
-    __slots__ = ("_answered_at", "_clock", "_jitter", "_lock", "_silent_since", "_until", "doubted")
+    __slots__ = (
+        *("_answered_at", "_clock", "_grown_at", "_jitter", "_lock", "_patience", "_silent_since"),
+        "_until",
+        "doubted",
+    )
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
@@ -65,8 +74,9 @@ class Suspicion:
         self._clock = clock
         self._jitter = jitter
         self._lock = threading.Lock()  # guards: all that follows
-        self._answered_at = self._silent_since = -math.inf
+        self._answered_at = self._silent_since = self._grown_at = -math.inf
         self._until: float | None = None  # when the peer may be pinged again; None: it is not suspected
+        self._patience = PING_SECONDS
 
     def timed_out(self, seconds: float) -> None:
         """Note that a request was not answered for ``seconds``."""
@@ -76,10 +86,16 @@ class Suspicion:
                 self._until = None
                 self.doubted = True
 
-    def answered(self) -> None:
-        """Note that the peer has answered, or refused the connection: it does not hang."""
+    def answered(self, since: float | None = None) -> None:
+        """Note that the peer has answered, or refused the connection: it does not hang.
+
+        Args:
+            since: when a ping began that it has answered. Later ones have twice as long as that.
+        """
         with self._lock:
-            self._answered_at = self._clock()
+            self._answered_at = at = self._clock()
+            if since is not None:
+                self._patience = min(max(PING_SECONDS, 2 * (at - since)), LONGEST_PING_SECONDS)
             self._until = None
             self.doubted = False
 
@@ -93,7 +109,11 @@ class Suspicion:
                 return False
             if not self.doubted:
                 self._silent_since = since
-            self._until = self._clock() + _SHORTEST_SECONDS + _JITTER_SECONDS * self._jitter()
+            now = self._clock()
+            self._until = now + _SHORTEST_SECONDS + _JITTER_SECONDS * self._jitter()
+            if since >= self._grown_at:  # once for the pings of several callers at a time
+                self._patience = min(2 * self._patience, LONGEST_PING_SECONDS)
+                self._grown_at = now
             self.doubted = True
             return True
 
@@ -102,7 +122,7 @@ class Suspicion:
 
         A caller that has too little time left for a ping does not ping.
         """
-        seconds = patience(deadline)
+        seconds = self.patience(deadline)
         enough = deadline.remaining() >= seconds
         with self._lock:
             if not self.doubted:
@@ -114,6 +134,10 @@ class Suspicion:
                 return Verdict.FAIL
             self._until = now + 2 * seconds  # two steps; the others fail meanwhile
             return Verdict.PING
+
+    def patience(self, deadline: Deadline) -> float:
+        """Return the seconds to wait for each step of a ping, by the time that the whole call has."""
+        return min(self._patience, deadline.seconds / 2)
 
     @property
     def suspected(self) -> bool:
@@ -128,11 +152,6 @@ class Suspicion:
             if self._until is None:
                 return text
             return f"{text}; calls that need it fail at once for another {max(0.0, self._until - now):.1f} s"
-
-
-def patience(deadline: Deadline) -> float:
-    """Return the seconds to wait for a peer in doubt, by the time that the whole call has."""
-    return min(PING_SECONDS, deadline.seconds / 2)
 
 
 class Suspicions:

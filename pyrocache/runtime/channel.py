@@ -9,6 +9,7 @@ TLS, it is a `runtime.tls.TlsChannel`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, Protocol
 
 
@@ -48,13 +49,19 @@ class Channel(Protocol):
 
 
 class TlsRefused(ConnectionError):
-    """The TLS handshake failed for good. The text is the reason, as part of a sentence.
+    """The TLS handshake failed for good. The text is the reason, as part of a sentence about the other end.
 
     Attributes:
-        about_certificate: whether one end does not accept the certificate of the other; otherwise one does not speak
-            TLS 1.3.
+        cause: which of the things that can be wrong.
     """
 
-    def __init__(self, reason: str, *, about_certificate: bool) -> None:
+    class Cause(Enum):
+        """Why a TLS handshake fails for good."""
+
+        CERTIFICATE = "one end does not accept the certificate of the other"
+        PROTOCOL = "one end does not speak TLS 1.3"
+        BUSY = "the server has as many connections as it takes"
+
+    def __init__(self, reason: str, cause: Cause) -> None:
         super().__init__(reason)
-        self.about_certificate = about_certificate
+        self.cause = cause

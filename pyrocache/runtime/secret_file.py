@@ -9,7 +9,9 @@ the primary one. The states of a rotation are therefore::
     A   --stage-->   A +B   --promote-->   B A   --prune-->   B
 
 A file is used if it is a regular file of the effective user that nobody else can open, in a directory where nobody
-else, except root, can replace it. A symbolic link is followed; the rule for directories applies to its own, too.
+else, except root, can replace it. A file of root that a group can read, and do nothing else with, is used as well: that
+is how Kubernetes and systemd hand a secret to a process of another user, and who is in the group is for root to say. A
+symbolic link is followed; the rule for directories applies to its own, too.
 
 A file appears complete (`make`), and is replaced as a whole (`update`), so readers need no lock. `read` opens regular
 files only, so it does not block on a FIFO.
@@ -50,6 +52,7 @@ _LOCK_SECONDS = 10.0
 _LOCK_PAUSE_SECONDS = 0.02
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
+_GROUP_READS = 0o040
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
@@ -229,6 +232,8 @@ def _check_file(path: str, status: os.stat_result) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         raise _refusal(path, "is not a regular file", "name another one.")
+    if status.st_uid == 0 != os.geteuid() and mode & _OTHERS == _GROUP_READS:
+        return  # an access control list shows as the mode of the group
     if status.st_uid != os.geteuid():
         raise _refusal(
             path,

@@ -1,10 +1,10 @@
-"""`ServiceManager`: tells systemd that a service is ready, loads its settings again, stops, or is alive (sd_notify).
+"""`ServiceManager`: tells systemd that a service is ready, reloading, stopping, or alive (sd_notify).
 
-Sends datagrams to the socket that ``$NOTIFY_SOCKET`` names, as sd_notify(3) describes. Does nothing without it, and
-when a message cannot be sent. This is done here because the packages on PyPI for it are unmaintained, or bind to the C
-library.
+Sends datagrams to the socket that ``$NOTIFY_SOCKET`` names, as sd_notify(3) describes. Does nothing without that
+variable. A message that cannot be sent is dropped. Implemented here because the Python packages for it are
+unmaintained, or bind to the C library.
 
-Only the process that systemd has started uses this; its children inherit the variables and ignore them.
+Only the process that systemd has started uses this. Its child processes inherit the variables and ignore them.
 
 Thread safety: for the main thread.
 """
@@ -41,7 +41,7 @@ class ServiceManager:
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
-        """Report that settings are loaded again, and after the block that the service is ready again."""
+        """Report that the service is reloading, and after the block that it is ready again."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             yield

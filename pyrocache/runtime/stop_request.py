@@ -9,6 +9,7 @@ Thread safety: any thread or signal handler may request the stop; only one threa
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -94,6 +95,6 @@ def _has_terminal() -> bool:
     """Return whether this process has a controlling terminal that is there."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)  # no descriptor is left to find out
     return True

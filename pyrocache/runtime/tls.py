@@ -1,11 +1,11 @@
-"""TLS around a plain channel: `TlsChannel`, for both ends, and `ServerCertificate`, which a server can load again.
+"""TLS around a plain channel: `TlsChannel`, for both ends, and `ServerCertificate`, which a server can reload.
 
-OpenSSL reads from and writes to buffers in memory, not the socket: the channel works with any socket that does not
-block, also one of gevent, and sends many records with one system call. Only TLS 1.3 is spoken, without session tickets:
-connections are kept, so resuming a session would save little.
+OpenSSL reads from and writes to buffers in memory, not the socket. So the channel works with any non-blocking socket,
+including those of gevent, and sends many records with one system call. Only TLS 1.3 is spoken. There are no session
+tickets: connections are kept, so resuming a session would save little.
 
 A stream that ends without a `close_notify` is reported as an ordinary end. That is safe here, because every message
-says how long it is: one that is cut short is never taken for a whole one.
+contains its length: a truncated message is never taken for a whole one.
 
 Thread safety: a channel is used by one thread at a time; a `ServerCertificate` by any number.
 """
@@ -28,7 +28,11 @@ from pyrocache.runtime.channel import TlsRefused
 _CHUNK_BYTES = 256 * 1024  # encrypted at once
 _RECORD_BYTES = 16 * 1024
 _PULL_BYTES = 256 * 1024  # received at once
-_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_ALERT = re.compile("(SSLV3|TLSV1|TLSV13)_ALERT_")  # what OpenSSL puts before the name of an alert
+_SENTENCES = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has not shown a certificate",
+    "CERTIFICATE_REQUIRED": "it demands a certificate of this end",
+}
 _NOT_TLS = (
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -37,13 +41,14 @@ _NOT_TLS = (
     "RECORD_LAYER",
 )
 _ABOUT_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA")
+_BUSY = "INTERNAL_ERROR"
 _END = ssl.SSLEOFError | ssl.SSLZeroReturnError
 
 
 class TlsChannel:
     """A `Channel` that encrypts. It never blocks, and no method takes flags into account.
 
-    What was not reported as sent must be offered again, beginning with the same bytes: a part of it may be on its way.
+    Bytes that were not reported as sent must be offered again, from the first of them: some may be on their way.
 
     Args:
         sock: a connected socket that does not block.
@@ -101,8 +106,13 @@ class TlsChannel:
                 pass
             except ssl.SSLError as error:
                 self._fail(error)
-            if not self._flush():
-                return False
+            try:
+                if not self._flush():
+                    return False
+            except (BrokenPipeError, ConnectionResetError):
+                if done:
+                    raise
+                # A server that refuses connections may have closed this one already. Its alert can still be received.
             try:
                 if not done:
                     self._pull(_RECORD_BYTES)
@@ -114,7 +124,7 @@ class TlsChannel:
 
     @property
     def peer_certificate(self) -> dict[str, Any]:
-        """Return what `ssl.SSLSocket.getpeercert` does of the certificate that the other end has presented."""
+        """Return the certificate that the other end has presented, in the form of `ssl.SSLSocket.getpeercert`."""
         return self._tls.getpeercert() or {}
 
     @property
@@ -136,7 +146,20 @@ class TlsChannel:
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send the beginning of ``data``. Return how many bytes were sent."""
-        return self.sendmsg((data,))
+        size = len(data)
+        if self._taken or self.unsent or not 0 < size <= _RECORD_BYTES:
+            return self.sendmsg((data,))
+        # This is sendmsg() for a small message, in as few Python calls as possible.
+        self._tls.write(data)
+        encrypted = self._outgoing.read()
+        try:
+            count = self._sock.send(encrypted)
+        except BlockingIOError:
+            count = 0
+        if count < len(encrypted):
+            self.unsent, self._taken = memoryview(encrypted)[count:], size
+            raise BlockingIOError
+        return size
 
     def sendmsg(self, buffers: Iterable[Any], ancillary: Iterable[Any] = (), flags: int = 0, /) -> int:
         """Send the beginning of ``buffers``. Return how many bytes were sent."""
@@ -152,10 +175,19 @@ class TlsChannel:
         if self.rest:
             rest, self.rest = self.rest, b""
             return rest
-        if not self._incoming.pending:  # after the handshake, the first message may be there already
-            self._pull(size)
-        first = self._read(_RECORD_BYTES)
-        return first + self._read_more() if self._holds_more() else first
+        incoming = self._incoming
+        if not incoming.pending:  # after the handshake, the first message may be there already
+            data = self._sock.recv(size)
+            if data:
+                incoming.write(data)
+            else:
+                incoming.write_eof()
+        try:
+            first = self._tls.read(_RECORD_BYTES)  # as much as a record can hold
+        except ssl.SSLError as error:
+            return self._after(error)
+        self._established = True
+        return first + self._read_more() if incoming.pending else first
 
     def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``. Return how many bytes were received. More of them may be in `rest`."""
@@ -202,9 +234,12 @@ class TlsChannel:
         parts = []
         while self._holds_more():
             try:
-                parts.append(self._tls.read(_RECORD_BYTES))
-            except ssl.SSLError:  # the rest has not arrived; an error will come again
+                part = self._read(_RECORD_BYTES)
+            except BlockingIOError:  # the rest has not arrived
                 break
+            if not part:  # the end is found again
+                break
+            parts.append(part)
         return b"".join(parts)
 
     def _holds_more(self) -> bool:
@@ -255,20 +290,26 @@ class TlsChannel:
             self._flush()  # the alert
         if self._established:
             raise error
-        reason = error.reason or ""
-        if isinstance(error, ssl.SSLCertVerificationError):
-            text = error.verify_message.rstrip(".")
-            raise TlsRefused(f"its certificate is not accepted: {text}", about_certificate=True) from None
-        if any(word in reason for word in _ABOUT_CERTIFICATE):
-            text = reason.lower().replace("_", " ")
-            raise TlsRefused(
-                f"it does not accept the certificate of this end: {text}", about_certificate=True
-            ) from None
-        if any(word in reason for word in _NOT_TLS):
-            raise TlsRefused("it does not speak TLS 1.3", about_certificate=False) from None
         if isinstance(error, _END):
             raise ConnectionResetError("the connection was closed during the TLS handshake") from None
-        raise error
+        raise _refused(error) from None
+
+
+def _refused(error: ssl.SSLError) -> TlsRefused:
+    """Return what an error in a handshake means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = error.verify_message.rstrip(".")
+        return TlsRefused(f"its certificate is not accepted: {text}", TlsRefused.Cause.CERTIFICATE)
+    reason = _ALERT.sub("", error.reason or "")
+    text = reason.lower().replace("_", " ")
+    if any(word in reason for word in _ABOUT_CERTIFICATE):
+        text = _SENTENCES.get(reason, f"it does not accept the certificate of this end: {text}")
+        return TlsRefused(text, TlsRefused.Cause.CERTIFICATE)
+    if any(word in reason for word in _NOT_TLS):
+        return TlsRefused("it does not speak TLS 1.3", TlsRefused.Cause.PROTOCOL)
+    if reason == _BUSY:
+        return TlsRefused("it has as many connections as it takes", TlsRefused.Cause.BUSY)
+    return TlsRefused(f"it breaks the rules of TLS: {text}", TlsRefused.Cause.PROTOCOL)
 
 
 class ServerCertificate:
@@ -289,12 +330,36 @@ class ServerCertificate:
         context.num_tickets = 0
         if tls.require_client_cert:
             context.verify_mode = ssl.CERT_REQUIRED
-        self._current = context, _hash_of_certificate(tls.cert or "")
+        try:
+            self._current = context, _shown_by(context)
+        except ssl.SSLError as error:
+            raise _unusable(tls.cert, error) from None
 
     def secure(self, sock: Any) -> TlsChannel:
         """Return the server's end of TLS on a socket that does not block."""
         context, certificate = self._current
         return TlsChannel(sock, context, certificate=certificate)
+
+
+def check_own_certificate(tls: TLS, host: str) -> None:
+    """Check the certificate of a server, as others with the same authorities will.
+
+    Args:
+        host: the name or address at which others reach the server.
+
+    Raises:
+        ConfigurationError: a file cannot be used, or the certificate would not be accepted there.
+    """
+    client = _context(ssl.PROTOCOL_TLS_CLIENT, tls)
+    try:
+        _shown_by(_context(ssl.PROTOCOL_TLS_SERVER, tls), client, host.partition("%")[0])
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigurationError(
+            f"Others would not accept the certificate {tls.cert} at {host} ({error.verify_message.rstrip('.')}): give "
+            "the --tls-ca that has signed it, or make one for this host with: pyrocache certificates DIR HOST,ADDRESS"
+        ) from None
+    except ssl.SSLError as error:
+        raise _unusable(tls.cert, error) from None
 
 
 def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
@@ -313,7 +378,7 @@ def client_channel(sock: Any, tls: TLS, host: str) -> TlsChannel:
 
 @lru_cache(maxsize=16)
 def _client_context(tls: TLS, changed_at: tuple[int, ...]) -> ssl.SSLContext:
-    """Return the context for these files; ``changed_at`` makes it another one once a file has changed."""
+    """Return the context for these files. ``changed_at`` is part of the cache's key: changed files are loaded again."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
 
 
@@ -337,21 +402,44 @@ def _context(protocol: int, tls: TLS) -> ssl.SSLContext:
             path = f"{tls.cert} with {tls.key}"
             context.load_cert_chain(tls.cert, tls.key, password=_refuse_password)
     except (OSError, ValueError) as error:
-        # OpenSSL's texts name lines of its source code.
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        text = str(reason).lower().replace("_", " ")
-        raise ConfigurationError(f"Cannot use {path} for TLS: {text}.") from None
+        raise _unusable(path, error) from None
     return context
+
+
+def _unusable(path: str | None, error: OSError | ValueError) -> ConfigurationError:
+    # OpenSSL's texts name lines of its source code.
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    text = str(reason).lower().replace("_", " ")
+    if "pem lib" in text:
+        text = "one of them does not hold what it should, in PEM"
+    return ConfigurationError(f"Cannot use {path} for TLS: {text}.")
 
 
 def _refuse_password() -> str:
     raise ValueError("the private key is encrypted, and nobody can be asked for its password")
 
 
-def _hash_of_certificate(path: str) -> bytes:
-    """Return the SHA-256 hash of the first certificate of a file, which is the server's own."""
-    with open(path) as file:
-        first = _PEM.search(file.read())
-    if first is None:
-        raise ConfigurationError(f"Cannot use {path} for TLS: there is no certificate in it.")
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[0])).digest()
+def _anybody() -> ssl.SSLContext:
+    """Return the context of a client that accepts every certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _shown_by(
+    context: ssl.SSLContext, viewer: ssl.SSLContext | None = None, host: str | None = None
+) -> bytes:
+    """Return the SHA-256 hash of the certificate that a server with this context shows.
+
+    It is taken from a handshake in memory, with a client that has the context ``viewer``. The file may have changed
+    since it was loaded.
+    """
+    hello, answer = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = (viewer or _anybody()).wrap_bio(answer, hello, server_hostname=host)
+    server = context.wrap_bio(hello, answer, server_side=True)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    client.do_handshake()
+    return hashlib.sha256(client.getpeercert(True) or b"").digest()

@@ -50,7 +50,7 @@ from pyrocache.server.dispatcher import Dispatcher, Job, Method, PendingReply, R
 from pyrocache.server.outcomes import SHORT_REPLY_BYTES, Outcomes
 from pyrocache.server.poller import READ, WRITE, Poller
 from pyrocache.server.requests import Requests, identity_of
-from pyrocache.server.securing import FIRST_BYTE, NO_TLS_ALERT, Securing
+from pyrocache.server.securing import BUSY_ALERT, FIRST_BYTE, NO_TLS_ALERT, Securing
 from pyrocache.server.unproven import Unproven, origin
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ class EventLoop:
         self._calls = OutstandingCalls(
             limits.workers, limits.max_queued_calls, self.outcomes, self.wake, clock, ahead
         )
-        self._securing = None if certificate is None else Securing(certificate, self.poller, self.wake)
+        self._securing = (
+            None if certificate is None else Securing(certificate, self.poller, self.wake, self._release)
+        )
         self._thread = 0
         self._stopping = False
         self._acceptor = Acceptor(
@@ -188,10 +190,10 @@ class EventLoop:
         """Close all connections and sockets. `run` calls this at its end; call it only if `run` was never called."""
         for connection in list(self.connections):
             self._close(connection)
-        self.poller.close()
-        self._calls.close()
         if self._securing is not None:
             self._securing.close()
+        self.poller.close()
+        self._calls.close()
         self._acceptor.close()
 
     # Requests and replies --------------------------------------------------------------------------------
@@ -200,8 +202,7 @@ class EventLoop:
         securing = self._securing if sock.family != socket.AF_UNIX else None
         if len(self.connections) >= self._limits.max_connections:
             with sock, contextlib.suppress(OSError):
-                if securing is None:
-                    sock.send(self._dispatcher.rejected())
+                sock.send(self._dispatcher.rejected() if securing is None else BUSY_ALERT)
                 sock.shutdown(socket.SHUT_WR)
             return
         try:
@@ -467,10 +468,13 @@ class EventLoop:
         connection.events = 0
         self.buffers.account(connection)
         if not connection.securing:
-            connection.channel.close()
+            self._release(connection)
         self._calls.cancel(connection)
         self.outcomes.leave(connection.session, self._now)
         connection.session.close()  # last: frees everything granted to it; later grants are freed at once
+
+    def _release(self, connection: Connection) -> None:
+        connection.channel.close()
         if connection.handshake.nodes_only:
             self._acceptor.returned()
 

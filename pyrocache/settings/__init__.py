@@ -1,11 +1,12 @@
-"""The settings in force: what the file of settings and the variables ``PYROCACHE_*`` say.
+"""The settings in force: those of the settings file and of the variables ``PYROCACHE_*``.
 
-`in_force` returns them. Command lines and clients use them for what their options or arguments do not say; nodes and
-name servers get their settings from whoever starts them, and read neither. `table` has the settings that exist, `file`
-which file is trusted and how it is parsed, `reading` how values are checked. These are imported once there is something
-to read, so that a client without settings starts as fast as ever.
+`in_force` returns them. Commands and clients use them where an option or an argument is not given. Nodes and name
+servers read neither the file nor the variables: they get their settings from the process that starts them.
 
-The file is, and the first that exists counts alone:
+`table` lists the settings, `file` decides which file is trusted and parses it, and `reading` checks the values. These
+modules are imported only if there is something to read, so that a client without settings does not pay for them.
+
+Only one file is read, the first of these that exists:
 
 1. the one that ``$PYROCACHE_CONFIG`` names;
 2. ``pyrocache.toml``, or ``pyproject.toml`` with ``[tool.pyrocache]``, in the working directory or the nearest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pyrocache.settings.table import Found
 
 CONFIG_VARIABLE = "PYROCACHE_CONFIG"
-"""The environment variable that names the file of settings."""
+"""The environment variable that names the settings file."""
 
 NAMESERVER_VARIABLE = "PYROCACHE_NAMESERVER"
 
@@ -42,7 +43,7 @@ FILE_NAME = "pyrocache.toml"
 PROJECT_FILE_NAME = "pyproject.toml"
 
 LOOK_AGAIN_SECONDS = 2.0
-"""For how long a new file in a directory may go unnoticed. A change of the file in use is noticed at once."""
+"""How long a new file in a directory may go unnoticed. A change of the file in use is noticed at once."""
 
 _PREFIX = b"PYROCACHE_"
 
@@ -51,7 +52,8 @@ class Settings:
     """The settings that a file or a variable gives. For all others, the defaults of `pyrocache.config` hold.
 
     Attributes:
-        found: by their names, such as ``"nameserver"`` or ``"node.max_memory"``. Either ``no_tls`` or those of ``tls``.
+        found: by their names, such as ``"nameserver"`` or ``"node.max_memory"``. Never has both ``no_tls`` and those of
+            ``tls``.
         file: the path of the file that was read; None if there is none.
     """
 
@@ -140,7 +142,7 @@ def in_force() -> Settings:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Have this thread, or task, see no settings: those of what it makes are all in its arguments."""
+    """Have this thread, or task, see no settings: the objects that it makes get everything from their arguments."""
     token = _ignored.set(True)
     try:
         yield

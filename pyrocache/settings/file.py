@@ -1,9 +1,9 @@
-"""Which file of settings is trusted, and its content.
+"""Which settings file is trusted, and its content.
 
 Settings decide where a process connects and whom it trusts. So a file that was found, and not named, must belong to
-this user or root, in a directory of theirs, and nobody else may be able to write to it or put another one in its place.
-A file or a directory that its group can write to, as a umask of 002 makes them, is fine if the group is this user's
-own: it is the primary group, has the user's name, and lists no other member.
+this user or to root, and so must its directory. Nobody else may be able to write to the file, or to replace it. The
+group of the file or of the directory may have write access, as with a umask of 002, if it is this user's own group: the
+primary group, which has the user's name and lists no other member.
 
 A ``pyproject.toml`` that does not have the text ``tool.pyrocache`` is passed over without a check.
 

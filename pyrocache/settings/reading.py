@@ -1,4 +1,4 @@
-"""Checked settings, from the content of a file and from variables. A variable counts more than the file.
+"""Checked settings, from the content of a file and from variables. Variables take precedence over the file.
 
 Thread safety: functions without state.
 """

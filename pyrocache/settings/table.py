@@ -1,6 +1,7 @@
 """The settings that exist, made from the dataclasses of `pyrocache.config`: names, variables, kinds and defaults.
 
-A new field of a dataclass is a setting by itself, unless `_NOT_SETTINGS` has it. `Setting.check` reads a value.
+A new field of a dataclass becomes a setting without further code, unless `_NOT_SETTINGS` has it. `Setting.check` parses
+and checks a value.
 
 Thread safety: thread-safe; everything is immutable.
 """

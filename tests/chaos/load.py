@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyrocache import PyroCacheClient
+from pyrocache import TLS, PyroCacheClient
 from pyrocache.net import connection
 from pyrocache.protocol.handshake import format_peer
 from tests.chaos.history import ACQUIRE, CAS, CLEAR, COUNT, DELETE, GET, INCR, OK, REFUSED, SET, Recorder
@@ -61,6 +61,7 @@ class Settings:
         proxied: connect to nodes through the proxy, over TCP.
         forks: fork in the middle of calls, again and again.
         renew_seconds: time between two new clients of the last user.
+        tls: the argument of the clients, a `TLS` as a dict.
     """
 
     nameserver: str
@@ -72,11 +73,13 @@ class Settings:
     proxied: bool = False
     forks: bool = False
     renew_seconds: float = 1.0
+    tls: Any = None
 
     def client(self) -> PyroCacheClient:
         """Return a new client."""
         transport: Any = "tcp" if self.proxied else "auto"
-        return PyroCacheClient(self.nameserver, timeout=self.timeout, transport=transport)
+        tls = TLS(**self.tls) if isinstance(self.tls, dict) else self.tls
+        return PyroCacheClient(self.nameserver, timeout=self.timeout, transport=transport, tls=tls)
 
     def to_json(self) -> str:
         """Return the argument of this module."""

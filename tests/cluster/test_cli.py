@@ -207,6 +207,7 @@ def test_a_name_server_that_hangs_is_killed_and_started_again(start: Start) -> N
     assert len(os.listdir(f"/proc/{nodes.process.pid}/task")) == threads
 
 
+@pytest.mark.full
 def test_a_node_that_died_while_the_name_server_was_away_is_back_soon_after_it(start: Start) -> None:
     nameserver = start("run_nameserver.py", "--port", "0", ready="ready at ")
     address = nameserver.out.partition("ready at ")[2].partition(". ")[0]
@@ -471,6 +472,7 @@ def test_every_command_explains_itself() -> None:
         "secret",
         "certificates",
         "doctor",
+        "config",
     ]
     usages = {("pyrocache", command): f"Usage: pyrocache {command}" for command in commands}
     usages |= {(script,): f"Usage: python {script}" for script in ("run_nameserver.py", "run_nodes.py")}

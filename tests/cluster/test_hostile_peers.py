@@ -42,6 +42,7 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.refusals import Refusal
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
+from pyrocache.server.securing import NO_TLS_ALERT
 from tests.support.nodes import RunningNode, private_cluster, running_node
 from tests.support.stock import name_server_proxy
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -126,7 +127,6 @@ STRANGERS = {
     "noise": random.Random(1).randbytes(5000),
     "a line of text": b"hello\r\n",
     "an HTTP request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a TLS hello": bytes.fromhex("16030100c8010000c40303") + bytes(200),
     "a Redis command": b"*1\r\n$4\r\nPING\r\n",
     "another version": header(framing.CONNECT, version=501),
     "a wrong magic number": header(framing.CONNECT, magic=0x1234),
@@ -196,6 +196,13 @@ class TestGarbage:
         with Peer(node, greet=False) as peer:
             peer.sock.settimeout(4.0)  # the deadline of a handshake is 5 s
             peer.send_as_far_as_taken(data)
+            assert peer.fate() == CLOSED
+
+    def test_a_tls_hello_is_told_that_there_is_no_tls_here(self, node: RunningNode) -> None:
+        with Peer(node, greet=False) as peer:
+            peer.sock.settimeout(4.0)
+            peer.send_as_far_as_taken(bytes.fromhex("16030100c8010000c40303") + bytes(200))
+            assert peer.sock.recv(100) == NO_TLS_ALERT
             assert peer.fate() == CLOSED
 
     def test_a_handshake_for_an_unknown_object_is_told_so(self, node: RunningNode) -> None:

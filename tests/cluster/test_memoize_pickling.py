@@ -206,6 +206,7 @@ def kernels() -> Iterator[tuple[Kernel, Kernel]]:
         kernel.close()
 
 
+@pytest.mark.full
 def test_a_notebook_and_its_workers_and_another_notebook_share_results(
     shared_cluster: LocalCluster, cache: PyroCacheClient, kernels: tuple[Kernel, Kernel]
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_name_of_a_killed_node_is_free_at_once(node: RunningNode) -> None:
     assert directory_of(node.nameserver).register(replace(own, port=1, incarnation="0" * 16))
 
 
+@pytest.mark.full
 def test_a_forged_view_is_named_with_the_command_that_removes_it() -> None:
     with private_cluster(nodes=1) as cluster, name_server_proxy(cluster.nameserver) as names:
         number = directory_of(cluster.nameserver).listing().view.number

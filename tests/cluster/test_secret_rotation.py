@@ -149,6 +149,7 @@ def rotate(rotation: Rotation) -> None:
         connection.close()
 
 
+@pytest.mark.full
 def test_no_call_fails_while_the_key_is_replaced(rotated: LocalCluster, file: Path) -> None:
     rotate(Rotation(rotated, file, None))
 

@@ -230,7 +230,7 @@ def test_ping_does_not_repeat_what_can_never_succeed() -> None:
 COMPLETIONS = {
     "pyrocache st": ["stats", "status"],
     "pyrocache get --ra": ["--raw"],
-    "pyrocache get key --t": ["--timeout"],
+    "pyrocache get key --ti": ["--timeout"],
     "pyrocache nodes --eviction ": ["lru", "s3fifo"],
     "pyrocache nodes --eviction l": ["lru"],
     "pyrocache status --nameserver 127.0.0.1:9090 --js": ["--json"],

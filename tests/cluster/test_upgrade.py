@@ -224,6 +224,7 @@ def test_a_cluster_is_upgraded_and_a_node_of_it_downgraded_under_load(
         ]
 
 
+@pytest.mark.full
 def test_who_is_too_far_away_from_the_name_server_is_told_so(
     speaking: Callable[[int], Version], present: Version
 ) -> None:
@@ -242,6 +243,7 @@ def test_who_is_too_far_away_from_the_name_server_is_told_so(
     assert str(raised.value) == f"NameServerUnavailable: {outcome.sentence}"
 
 
+@pytest.mark.full
 def test_who_is_too_far_away_from_a_node_is_told_so(
     speaking: Callable[[int], Version], present: Version
 ) -> None:

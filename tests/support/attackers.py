@@ -36,6 +36,7 @@ from pyrocache.protocol.handshake import (
 from pyrocache.protocol.request_id import milliseconds
 from pyrocache.runtime.clock import now
 from pyrocache.runtime.secret import Secret, find_secret
+from pyrocache.runtime.tls import ServerCertificate
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
 from tests.support.processes import environment
@@ -250,12 +251,14 @@ def node_in_this_process(
     name: str = NAME,
     advertised: Collection[str] = (),
     secret: Secret | None = None,
+    certificate: ServerCertificate | None = None,
 ) -> Iterator[Member]:
     """Serve a node as a node process does. It proves the secret.
 
     Args:
         kind: its class, which a test may have made hostile.
         advertised: further addresses that callers may have dialled, see `Admission`. It may be filled later.
+        certificate: with which it is encrypted; None for none.
     """
     keys = (secret or find_secret()).keys
     incarnation = os.urandom(8).hex()
@@ -271,7 +274,7 @@ def node_in_this_process(
             lambda: keys, lambda: os.urandom(32), strangers=Strangers.REFUSED, advertised=advertised
         ),
     )
-    loop = EventLoop([listener], dispatcher, NodeConfig())
+    loop = EventLoop([listener], dispatcher, NodeConfig(), certificate=certificate)
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
     try:

@@ -91,8 +91,12 @@ def test_every_command_line_in_the_documents_is_one() -> None:
 
 
 def _command_lines(text: str) -> list[str]:
-    """The command lines in blocks and in sentences, without what they are piped to."""
-    found = re.findall(r"^\$ (pyrocache .*)$|(?<!`)`(pyrocache [^`…]+)`", text, re.MULTILINE)
+    """The command lines in blocks, also of other hosts, of root and in containers, and in sentences.
+
+    Without what they are piped to.
+    """
+    prompt = r"^ *(?:\w*\$|#) (?:kubectl exec \S+ -- |docker compose exec \S+ |docker run .* )?"
+    found = re.findall(rf"{prompt}(pyrocache .*)$|(?<!`)`(pyrocache [^`…]+)`", text, re.MULTILINE)
     return [re.split(r" \\?\| ", in_block or in_sentence)[0].rstrip(" …") for in_block, in_sentence in found]
 
 

@@ -1,19 +1,20 @@
 """Judges what was observed: from an `Observed` to findings, each with what to do about it.
 
-Pure: no I/O, no clock. `findings` calls one function for each subject.
+No I/O, no clock. `findings` calls one function for each subject. Commands to copy repeat the options of the present
+command.
 
 Thread safety: functions without state.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple
 
 from pyrocache.cli.doctor.observed import Cause, CertificateSeen, KeyFileSeen, NodeSeen, Observed, Way
+from pyrocache.cli.output import to_copy
 from pyrocache.config import TLS, NodeConfig, format_size
 from pyrocache.net.directory import explain_obstacle
 from pyrocache.protocol.handshake import legible
@@ -54,7 +55,7 @@ class Finding(NamedTuple):
 
 
 def findings(seen: Observed) -> list[Finding]:
-    """Return the findings about everything, in the order in which causes come before what follows from them."""
+    """Return all findings. Causes come before their consequences."""
     return [finding for judge in _JUDGES for finding in judge(seen)]
 
 
@@ -201,12 +202,16 @@ def _listing(seen: Observed) -> Iterator[Finding]:
         yield _note(
             subject,
             "Nodes of another cluster are registered, too. They are left out.",
-            f"If they are not yours any more, remove them: {_command(seen, 'nodes remove NAME')}",
+            f"If they are not yours any more, remove them: {to_copy('nodes remove NAME', seen.name_server.address)}",
         )
     known = {member.name for member in listing.view.members}
     waiting = sorted(member.name for member in listing.members if member.name not in known)
     if not known and not waiting:
-        yield _problem(subject, "No node is registered.", f"Start nodes with: {_command(seen, 'nodes')}")
+        yield _problem(
+            subject,
+            "No node is registered.",
+            f"Start nodes with: {to_copy('nodes', seen.name_server.address)}",
+        )
     elif not listing.view.number:
         yield _note(
             subject, "It has no view of the cluster.", "Wait a few seconds: the nodes restore what it forgot."
@@ -254,7 +259,7 @@ def _advice(seen: Observed, node: NodeSeen) -> str:
     if node.tcp.cause in (Cause.REFUSED, Cause.TIMED_OUT):
         if node.stats is not None:
             return "It answers on its Unix socket: is there a firewall, or does it listen elsewhere?"
-        command = _command(seen, f"nodes remove {node.member.name}")
+        command = to_copy(f"nodes remove {node.member.name}", seen.name_server.address)
         remove = f"if it does not come back, remove it with: {command}"
         if node.tcp.cause is Cause.REFUSED:
             return f"Start the node again, as its keys are lost until then; {remove}"
@@ -286,7 +291,7 @@ def _slowness(name: str, reached: Iterable[Way]) -> Iterator[Finding]:
 
 
 def _presented(seen: Observed, way: Way) -> Iterator[Finding]:
-    """Judge what a server has presented, and OpenSSL accepted. One that lasts is no news: each server has one."""
+    """Judge a certificate that a server has presented, and OpenSSL accepted. Yield nothing if it is valid for long."""
     if way.certificate is not None and not way.certificate.error:
         finding = _validity(seen, way.certificate)
         if finding.level is not Level.OK:
@@ -323,7 +328,8 @@ def _handshakes(name: str, refused: int, malformed: int, late: int) -> Iterator[
         yield _note(
             name,
             f"{_count(strange, 'connection')} sent no valid handshake in time.",
-            "Something else than a client connects to this port, such as a scanner or a probe of a load balancer.",
+            "Something else than a client connects to this port, such as a scanner or a probe of a load balancer, or "
+            "clients do not accept its certificate.",
         )
 
 
@@ -393,11 +399,6 @@ def _descriptors(seen: Observed) -> Iterator[Finding]:
             f"Processes started here may have {seen.host.descriptors} descriptors, one for each connection."
         )
         yield _note("descriptors", what, advice)
-
-
-def _command(seen: Observed, words: str) -> str:
-    """Return a command line for this cluster."""
-    return f"pyrocache {words} --nameserver {shlex.quote(seen.name_server.address)}"
 
 
 def _count(number: int, what: str) -> str:

@@ -199,12 +199,17 @@ def _without_name_server(settings: Settings, error: PyroCacheError) -> NameServe
     """Return what a name server is that was not asked."""
     cause = Cause.OTHER
     what, advice = _divided(str(error))
-    if isinstance(error, UnprovenNameServer):
+    if isinstance(error, ConfigurationError):  # files of TLS
+        text = str(error).rstrip(".")
+        what, advice = f"it was not asked: {text[0].lower()}{text[1:]}", ""
+    elif isinstance(error, UnprovenNameServer):
         cause = _CAUSES.get(what.partition(": ")[0], Cause.OTHER)
     elif isinstance(error, NameServerUnavailable) and error.refused:
         what, cause = "nothing listens there", Cause.REFUSED
     elif isinstance(error, NameServerUnavailable) and error.timed_out:
         cause = Cause.TIMED_OUT
+    elif advice.startswith(_START.capitalize()):
+        advice = "Is its address right, is its host up, and does a firewall or a missing route keep this host from it?"
     return NameServerSeen(address=settings.nameserver, way=Way(error=what, cause=cause, advice=advice))
 
 

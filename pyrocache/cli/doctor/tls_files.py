@@ -1,7 +1,7 @@
-"""Checks the files of TLS without a server: both ends of a handshake are in memory.
+"""Checks the TLS files without a server, by a handshake whose two ends are in memory.
 
-So the checks are those of OpenSSL: that files can be read, that the key is that of the certificate, that the authority
-has signed it, and that it has not ended.
+So OpenSSL does the checks: that the files can be read, that key and certificate belong together, that the authority has
+signed the certificate, and that it has not expired.
 
 Thread safety: functions without state.
 """

@@ -16,6 +16,7 @@ from pyrocache.cli.output import (
     remember_secret_file,
     remember_tls,
     to_copy,
+    with_given_options,
 )
 from pyrocache.config import DEFAULT_NAMESERVER, TLS
 from pyrocache.runtime.secret import Secret
@@ -100,3 +101,17 @@ def test_other_hosts_need_the_secret_file_and_this_one_does_not() -> None:
     assert for_other_hosts("127.0.0.1:9", at_home) == for_other_hosts("[::1]:9", at_home) == ""
     assert "the secret file /home/me/secret," in for_other_hosts("a.example:9", at_home)
     assert "--secret-file" in for_other_hosts("10.0.0.1:9", SECRET), "it is in memory"
+
+
+def test_commands_that_errors_end_with_get_the_options_of_the_present_command() -> None:
+    start = "start some with: pyrocache nodes --nameserver 10.0.0.1:9"
+    assert with_given_options(start) == start
+    remember_tls(False)
+    remember_secret_file("/secret file")
+    assert with_given_options(start) == f"{start} --no-tls --secret-file '/secret file'"
+    for complete in ("The pyrocache nodes are away.", f"{start} --no-tls", "See: pyrocache get --help"):
+        assert with_given_options(complete) == complete
+    remember_tls(TLS(ca="/ca.pem", cert="/cert.pem", key="/key.pem"))
+    remember_secret_file(None)
+    assert with_given_options("with: pyrocache status") == "with: pyrocache status --tls-ca /ca.pem"
+    assert "--tls-key /key.pem" in with_given_options("with: pyrocache nameserver --host a --port 9")

@@ -18,11 +18,13 @@ from Pyro5.nameserver import NameServerDaemon
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.errors import NameServerUnavailable
+from pyrocache.net.connection import OPENING_SECONDS
 from pyrocache.net.directory import Listing, NameServerDirectory
 from pyrocache.protocol import framing, messages
 from pyrocache.protocol.handshake import PROTOCOL
 from pyrocache.protocol.refusals import Refusal
-from tests.support.scripted_peer import Line, ScriptedPeer
+from tests.support.scripted_peer import Line, ScriptedPeer, connect_ok
+from tests.support.waiting import eventually
 from tests.support.wire import pack_refusal
 
 
@@ -270,6 +272,68 @@ def test_a_listing_is_asked_for_again_if_the_kept_connection_closes_meanwhile() 
         directory.close()
         peer.close()
     assert peer.opened == 3
+
+
+@pytest.mark.parametrize("late", [0.3, 0.15], ids=["opening", "open"])
+def test_queries_with_little_time_open_a_kept_connection_together(late: float) -> None:
+    """Over a long way, a handshake may take longer than such a query has, and leave too little for the request."""
+
+    def script(line: Line) -> None:
+        line.frame()
+        time.sleep(late)
+        line.send(connect_ok("hello"))
+        while True:
+            line.request()
+            time.sleep(0.1)
+            line.send(line.reply({}))
+
+    peer = ScriptedPeer(script, greeting=False)
+    directory = NameServerDirectory(peer.member.address, keep=True)
+    try:
+        with pytest.raises(NameServerUnavailable):
+            directory.listing(0.2)
+        assert eventually(lambda: answers(directory, 0.2))
+    finally:
+        directory.close()
+        peer.close()
+    assert peer.opened == 1
+
+
+def test_a_handshake_that_takes_too_long_is_begun_again() -> None:
+    def script(line: Line) -> None:
+        if line.number == 1:
+            line.frame()
+            line.wait_until_closed()
+        else:
+            greet(line)
+
+    peer = ScriptedPeer(script, greeting=False)
+    directory = NameServerDirectory(peer.member.address, keep=True)
+    try:
+        assert not answers(directory, 0.1)
+        assert directory._kept is not None
+        directory._kept.begun_at -= OPENING_SECONDS
+        assert eventually(lambda: answers(directory, 0.5))
+    finally:
+        directory.close()
+        peer.close()
+    assert peer.opened == 2
+
+
+def greet(line: Line) -> None:
+    """Serve one listing, with a handshake before it."""
+    line.frame()
+    line.send(connect_ok("hello"))
+    line.request()
+    line.send(line.reply({}))
+
+
+def answers(directory: NameServerDirectory, seconds: float) -> bool:
+    """Return whether the name server answers within so many seconds."""
+    try:
+        return directory.listing(seconds).members == ()
+    except NameServerUnavailable:
+        return False
 
 
 def test_an_entry_may_be_made_over_the_connection_of_a_listing_only() -> None:

@@ -16,7 +16,7 @@ from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Listing, WatchedLookUp
 from pyrocache.net.failures import Unavailable
-from pyrocache.net.suspicion import PING_SECONDS, Suspicion, Suspicions, Verdict, patience
+from pyrocache.net.suspicion import LONGEST_PING_SECONDS, PING_SECONDS, Suspicion, Suspicions, Verdict
 from pyrocache.protocol import commands
 from tests.support.scripted_peer import Line, ScriptedPeer, echo, in_threads, soon
 
@@ -86,7 +86,7 @@ def test_a_caller_that_never_reports_its_ping_does_not_keep_others_from_it(
     suspicion.silent(clock.now + 1)
     clock.now += 2.0
     assert [suspicion.ask(long()), suspicion.ask(long())] == [PING, FAIL]
-    clock.now += 2 * PING_SECONDS
+    clock.now += 2 * suspicion.patience(long())
     assert [suspicion.ask(long()), suspicion.ask(long())] == [PING, FAIL]
 
 
@@ -114,8 +114,35 @@ def test_a_caller_with_little_time_left_does_not_ping(suspicion: Suspicion, cloc
     suspicion.silent(clock.now)
     clock.now += 0.05
     assert suspicion.ask(late) is FAIL
-    assert patience(Deadline(5.0)) == PING_SECONDS
-    assert patience(Deadline(0.1)) == 0.05
+
+
+def test_a_ping_may_take_a_part_of_the_call(suspicion: Suspicion) -> None:
+    assert suspicion.patience(long()) == PING_SECONDS
+    assert suspicion.patience(Deadline(0.1)) == 0.05
+
+
+def test_after_each_silence_a_ping_has_twice_the_time(suspicion: Suspicion, clock: Clock) -> None:
+    suspicion.timed_out(1.0)
+    seconds = []
+    for _ in range(5):
+        seconds.append(suspicion.patience(long()))
+        began_at = clock.now
+        clock.now += 1.0
+        for _ in range(3):  # of several callers who ping at the same time, the first one counts
+            suspicion.silent(began_at)
+    assert seconds == [PING_SECONDS, 0.5, 1.0, LONGEST_PING_SECONDS, LONGEST_PING_SECONDS]
+
+
+def test_a_ping_over_a_long_way_has_twice_the_time_that_the_last_one_took(
+    suspicion: Suspicion, clock: Clock
+) -> None:
+    clock.now += 0.4
+    suspicion.answered(clock.now - 0.4)
+    assert suspicion.patience(long()) == pytest.approx(0.8)
+    suspicion.answered(clock.now - 60.0)
+    assert suspicion.patience(long()) == LONGEST_PING_SECONDS
+    suspicion.answered(clock.now)
+    assert suspicion.patience(long()) == PING_SECONDS
 
 
 def test_it_says_for_how_long_the_peer_is_silent_and_calls_fail(suspicion: Suspicion, clock: Clock) -> None:

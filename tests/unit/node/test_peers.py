@@ -24,7 +24,8 @@ from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.handshake import PROTOCOL, Greeting
 from pyrocache.server.dispatcher import Dispatcher
 from pyrocache.server.event_loop import EventLoop
-from tests.support.scripted_peer import Line, ScriptedPeer
+from tests.support.scripted_peer import Line, ScriptedPeer, connect_ok
+from tests.support.waiting import eventually
 
 NAME = "cache.node.1"
 OWN = Member("cache.node.9", "127.0.0.1", 9, 1.0, "own")
@@ -96,6 +97,34 @@ def test_all_are_asked_at_once_within_one_deadline(
     heard = Peers(timeout=0.5).ask(members, view(7, running), OWN)
     assert heard == [Heard.SILENT] * 5 + [Heard.SAME, Heard.GONE]
     assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("late", [0.3, 0.15], ids=["opening", "open"])
+@pytest.mark.parametrize("others", [0, 1])
+def test_questions_with_little_time_open_a_connection_together(
+    late: float, others: int, silent: socket.socket
+) -> None:
+    """Over a long way, a handshake may take longer than a question has, and leave too little for the answer."""
+
+    def script(line: Line) -> None:
+        line.frame()
+        time.sleep(late)
+        line.send(connect_ok({"max_value_bytes": 1}))
+        while True:
+            line.request()
+            time.sleep(0.1)
+            line.send(line.reply({"view": 7, "id": ""}))
+
+    peer = ScriptedPeer(script, greeting=False)
+    members = [peer.member, *(at(silent, "cache.node.2") for _ in range(others))]
+    peers = Peers(timeout=0.2)
+    try:
+        assert peers.ask(members, view(7), OWN)[0] is Heard.SILENT
+        eventually(lambda: peers.ask(members, view(7), OWN)[0] is not Heard.SILENT)
+    finally:
+        peers.close()
+        peer.close()
+    assert peer.opened == 1
 
 
 def test_nobody_is_asked() -> None:

@@ -9,6 +9,8 @@ import os
 import pickle
 import socket
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,52 @@ def test_commands_in_sentences_are_quoted_for_the_shell() -> None:
 def test_a_file_of_another_user_is_refused(file: Path) -> None:
     os.chown(file, A_USER, A_USER)
     assert f"belongs to the user {A_USER}, and this process runs as 0" in refused(file)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Path]:
+    """A file of root as Kubernetes mounts a secret: behind links, in a directory like /tmp."""
+    with tempfile.TemporaryDirectory() as directory:
+        volume = Path(directory)
+        (volume / "..data-1").mkdir(mode=0o755)
+        write(volume / "..data-1" / "secret", ONE.hex(), 0o440)
+        os.chown(volume / "..data-1" / "secret", 0, A_USER)
+        (volume / "..data").symlink_to("..data-1")
+        (volume / "secret").symlink_to("..data/secret")
+        volume.chmod(0o1777)
+        yield volume / "secret"
+
+
+@as_root
+def test_a_file_of_root_that_a_group_can_read_is_used_by_its_members(mounted: Path) -> None:
+    def keys() -> bytes:
+        return bytes(secret_file.read(str(mounted)).primary)
+
+    assert forked(keys, user=A_USER) == bytes(ONE)
+    with pytest.raises(ConfigurationError, match="mode 0440"):
+        secret_file.read(str(mounted))  # by root itself
+    os.chown(mounted, 0, A_USER + 1)
+    assert "Permission denied" in forked(keys, user=A_USER), "of another group"
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o400, 0o444, 0o460, 0o450, 0o404, 0o644])
+def test_a_file_of_root_that_is_not_for_its_readers_alone_is_refused(mounted: Path, mode: int) -> None:
+    mounted.chmod(mode)
+    text = forked(lambda: secret_file.read(str(mounted)), user=A_USER)
+    assert "belongs to the user 0, and this process runs as 54321" in text
+
+
+@as_root
+def test_a_file_of_root_is_not_changed_by_a_member_of_its_group(mounted: Path) -> None:
+    text = forked(lambda: secret_file.update(str(mounted), Keys.stage), user=A_USER)
+    assert text == f"ConfigurationError: The key file {mounted} cannot be changed: Permission denied."
+
+
+@as_root
+def test_a_file_of_a_user_that_is_not_root_is_not_used_by_a_group(mounted: Path) -> None:
+    os.chown(mounted, A_USER + 1, A_USER)
+    assert "belongs to the user 54322" in forked(lambda: secret_file.read(str(mounted)), user=A_USER)
 
 
 @as_root

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import resource
 import signal
 import socket
 import threading
@@ -74,3 +76,33 @@ def test_the_end_of_the_parent_is_a_request() -> None:
         other_end.close()
         assert request.wait(10.0) is True
     assert request.requested
+
+
+def test_a_hangup_asks_to_load_files_again_where_that_is_possible(stop: StopRequest) -> None:
+    stop.on_signals(reloads=True)
+    stop._had_terminal = False
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.wait(10.0) is True
+        assert (stop.reload, stop.requested) == (True, False)
+        stop.reload = False
+
+
+@pytest.mark.parametrize("without_descriptors", [False, True])
+def test_a_process_whose_terminal_is_there_is_not_stopped(without_descriptors: bool) -> None:
+    """If there is no descriptor left to find out, the terminal is taken to be there."""
+    receiver, sender = os.pipe()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        request = StopRequest()
+        request.on_signals(reloads=True)
+        if without_descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.write(sender, bytes([request._had_terminal, request.reload, request.requested]))
+        os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as answer:
+        assert answer.read() == b"\1\1\0"
+    os.waitpid(pid, 0)
+    os.close(terminal)

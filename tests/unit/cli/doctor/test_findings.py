@@ -19,6 +19,7 @@ from pyrocache.cli.doctor.observed import (
     Observed,
     Way,
 )
+from pyrocache.cli.output import remember_tls
 from pyrocache.client.stats import NodeStats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import TLS
@@ -307,3 +308,14 @@ def test_the_directory_of_unix_sockets(changes: dict[str, Any]) -> None:
     finding = _only(host=replace(_seen().host, **changes))
     assert (finding.level, finding.subject) == (Level.NOTE, "Unix sockets")
     assert "TMPDIR" in finding.advice
+
+
+def test_commands_to_copy_repeat_the_options_of_tls() -> None:
+    remember_tls(TLS(ca="/etc/ca.pem"))
+    try:
+        dead = _node(2, tcp=Way(error="nothing listens there", cause=Cause.REFUSED), stats=None)
+        finding = _only(nodes=(_node(1), dead), tls=TLS(ca="/etc/ca.pem"))
+    finally:
+        remember_tls(None)
+    command = f"pyrocache nodes remove cache.node.2 --nameserver {ADDRESS} --tls-ca /etc/ca.pem"
+    assert command in finding.advice
