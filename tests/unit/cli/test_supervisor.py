@@ -124,13 +124,17 @@ def test_a_node_whose_name_is_taken_is_not_started_again(supervise: Supervise) -
 def test_a_name_server_that_hangs_is_killed_and_started_again(
     supervise: Supervise, name_server: NameServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hanging, fresh = Process(), Process()
+    class Hanging(Process):
+        def kill(self) -> None:
+            super().kill()
+            name_server.failure = None  # at once, or the next process is killed as well
+
+    hanging, fresh = Hanging(), Process()
     supervised = supervise(hanging, fresh, is_name_server=True)
     assert wait_until(lambda: name_server.pings > 5)
     assert supervised._process is hanging
     name_server.hang()
     assert wait_until(lambda: supervised._process is fresh)
-    name_server.failure = None
     assert hanging.exit_status == -9
     assert "did not answer and was killed; starting it again in 0.001 s.\n" in capsys.readouterr().err
 

@@ -65,6 +65,10 @@ def test_nodes_that_always_answer_in_time_do_not_extend_the_call(
     clock = FakeClock()
     deadline = Deadline(10.0, clock)
     requests = [Request(peer.member, commands.GET, (0, b"key")) for peer in peers]
+    outcomes = list(
+        connections.exchange(requests, soon())
+    )  # by this clock, a connection may be opened too late
+    assert len(outcomes) == nodes
     outcomes = []
     for index, outcome in connections.exchange(requests, deadline):
         outcomes.append(outcome)
