@@ -35,7 +35,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @dataclass(frozen=True)
 class Holder:
-    """Who gets a certificate.
+    """The holder of a certificate: a host or a client.
 
     Attributes:
         name: also the name of the directory.

@@ -49,14 +49,14 @@ class Channel(Protocol):
 
 
 class TlsRefused(ConnectionError):
-    """The TLS handshake failed for good. The text is the reason, as part of a sentence about the other end.
+    """The TLS handshake would fail again. The text is the reason, for a sentence about the other end.
 
     Attributes:
         cause: which of the things that can be wrong.
     """
 
     class Cause(Enum):
-        """Why a TLS handshake fails for good."""
+        """Why a TLS handshake would fail again."""
 
         CERTIFICATE = "one end does not accept the certificate of the other"
         PROTOCOL = "one end does not speak TLS 1.3"

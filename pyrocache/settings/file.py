@@ -79,7 +79,7 @@ def read(path: str, *, explicit: bool) -> Content | None:
 
 
 def _trusted_data(path: str, is_project: bool) -> bytes | None:
-    """Return what is in a file that was found; None if it has no settings, whoever wrote it.
+    """Return what is in a file that was found; None if it has no settings: then its owner does not matter.
 
     Raises:
         ConfigurationError: it is not to be trusted.

@@ -26,6 +26,7 @@ from pyrocache.runtime.secret import find_secret, locate
 from tests.support.background import background
 from tests.support.commands import call
 from tests.support.cutting_proxy import CuttingProxy
+from tests.support.nodes import running_nameserver
 from tests.support.processes import free_address, free_port
 from tests.support.secrets import directory_of
 from tests.support.waiting import PATIENCE_SECONDS, eventually
@@ -35,11 +36,8 @@ SMALL = {"max_memory": 16 * 2**20, "drain_seconds": 0.0}
 
 @pytest.fixture(scope="module")
 def nameserver() -> Iterator[str]:
-    process = start_nameserver(quiet=True)
-    try:
-        yield process.wait_until_ready()["address"]
-    finally:
-        process.kill()
+    with running_nameserver() as address:
+        yield address
 
 
 @contextmanager
