@@ -29,7 +29,10 @@ _PROOF = "proof"
 
 
 class Role(Enum):
-    """The end of a connection that makes a proof. Each role has a key of its own, so a proof cannot be sent back to the end that made it."""
+    """The end of a connection that makes a proof.
+
+    Each role has a key of its own, so a proof cannot be sent back to the end that made it.
+    """
 
     SERVER = b"pyrocache 1: proof of a server"
     CALLER = b"pyrocache 1: proof of a caller"
