@@ -26,7 +26,7 @@ from pyrocache.net.channel import Resolved, is_resolved, resolve
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import BROKEN, PoolExhausted, client_closed, too_large
 from pyrocache.protocol.commands import GET
-from pyrocache.protocol.limits import MAX_BATCH
+from pyrocache.protocol.limits import LARGE_BYTES, MAX_BATCH
 from pyrocache.runtime import clock
 
 _SHORT_KEY_BYTES = 1024
@@ -67,14 +67,36 @@ class Lane:
         self._gets_view = 0
         self._gets_deadline: Deadline | None = None
         self._scheduled = False
+        self._alone: PipelinedConnection | None = None  # over which the last turn sent a single call
         self._timer: asyncio.TimerHandle | None = None
         self._expires_at = self._first_deadline = math.inf  # of the timer; of the calls that wait, or earlier
         self._closed = False
 
     def submit(self, call: Call) -> None:
-        """Make a call at the end of this turn of the loop, or when a connection has room."""
+        """Make a call: at the end of this turn of the loop, or when a connection has room."""
+        alone = self._alone
+        if alone is not None and self._is_free(alone, call):
+            alone.send(call)
+            alone.flush()
+        else:
+            self._queue(call)
+
+    def _is_free(self, connection: PipelinedConnection, call: Call) -> bool:
+        """Return whether a call can be sent now, because nothing else is to be sent or under way."""
+        return not (
+            self._scheduled
+            or connection.calls
+            or connection.retired
+            or call.largest > LARGE_BYTES
+            or not connection.is_fresh(call.deadline.seen_at)
+        )
+
+    def _queue(self, call: Call) -> None:
         self._pending.append(call)
         self._first_deadline = min(self._first_deadline, call.deadline.at)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
@@ -82,22 +104,21 @@ class Lane:
     def get(self, view: int, key: bytes, deadline: Deadline) -> asyncio.Future[Any]:
         """Read a value, together with the other reads of this turn. Return the future of its frame."""
         future = self._loop.create_future()
-        if len(key) > _SHORT_KEY_BYTES:
+        alone = self._alone
+        if len(key) > _SHORT_KEY_BYTES or (alone is not None and not (self._scheduled or alone.calls)):
             self.submit(Call(GET.name, (view, key), deadline, future))
             return future
         if self._gets and (view != self._gets_view or len(self._gets) >= MAX_BATCH):
             self._pack_gets()
         self._gets_view, self._gets_deadline = view, deadline
         self._gets.append((key, future))
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+        self._schedule()
         return future
 
     async def connection(self, deadline: Deadline) -> PipelinedConnection:
         """Return an open connection that takes calls. Raises `CallFailed`."""
         future = self._loop.create_future()
-        self.submit(OpenConnection(deadline, future))
+        self._queue(OpenConnection(deadline, future))
         connection: PipelinedConnection = await future
         return connection
 
@@ -147,7 +168,9 @@ class Lane:
         if self._gets:
             self._pack_gets()
         pending = self._pending
+        connection: PipelinedConnection | None = None
         used: dict[PipelinedConnection, None] = {}
+        sent = 0
         while pending:
             call = pending[0]
             if not call.wanted:
@@ -164,8 +187,11 @@ class Lane:
             else:
                 connection.send(call)
                 used[connection] = None
+                sent += 1
         for connection in used:
             connection.flush()
+        # One coroutine that makes one call after the other need not wait for the end of the turn.
+        self._alone = connection if sent == 1 else None
         if pending:
             self._watch_deadlines()
 
@@ -250,9 +276,8 @@ class Lane:
             self._connections.remove(connection)
             if not connection.opened:
                 self._opening_failed(connection.failure)
-        if (self._pending or self._gets) and not self._scheduled and not self._closed:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+        if (self._pending or self._gets) and not self._closed:
+            self._schedule()
 
     # Deadlines -------------------------------------------------------------------------------------------
 
