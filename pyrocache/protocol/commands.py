@@ -103,6 +103,7 @@ WITHDRAW = Command("withdraw", Scope.NODE, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)
 RELEASE = Command("release", Scope.KEY, False, Runs.INLINE, False)
 HOLDERS = Command("holders", Scope.KEY, True, Runs.INLINE, False)
+WITHDRAW = Command("withdraw", Scope.NODE, True, Runs.DEFERRED, False)  # for the session; it never waits
 
 SCAN = Command("scan", Scope.NAMESPACE, True, Runs.WORKER, False)
 COUNT = Command("count", Scope.NAMESPACE, True, Runs.WORKER, False)

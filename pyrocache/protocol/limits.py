@@ -18,6 +18,15 @@ MAX_BATCH = 1000
 BATCH_BYTES = 4 * 2**20
 """Bytes of entries in one message, after which a batch continues in another message."""
 
+PIPELINED_CALLS = 256
+"""The most requests that a caller with the capability `PIPELINED` has outstanding on one connection."""
+
+DEFERRED_CALLS = 4096
+"""The most deferred calls that may be outstanding on one connection."""
+
+MAX_WAITERS = 4096
+"""The most waiters of one connection that wait for leases or locks, or hold some."""
+
 MAX_TAGS = 64
 """The most tags of one entry."""
 
