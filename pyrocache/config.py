@@ -576,6 +576,7 @@ class ClientConfig:
         on_undecodable: ``"raise"`` raises the error of a stored key or value that does not decode here; ``"miss"``
             counts it and behaves as if there were no such entry.
         max_connections: the most connections to each node; further threads wait for a permit.
+        connections: the most connections of an asyncio client to each node for calls, in each event loop.
         transport: ``"auto"`` uses the Unix socket of a node on this host; ``"tcp"`` always uses TCP.
         ttl_seconds: the time to live of entries that are stored without one; None for no expiry.
         serializer: how values are serialized, one of `SERIALIZERS`.
@@ -593,6 +594,7 @@ class ClientConfig:
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     on_error: OnError = "raise"
     max_connections: int = 64
+    connections: int = 2
     transport: TransportChoice = "auto"
     ttl_seconds: float | None = None
     serializer: SerializerChoice = "pickle"
