@@ -61,8 +61,8 @@ class AsyncMemoizer:
         self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]] | Callable[_P, Coroutine[Any, Any, _R]]
     ) -> Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]:
         """Return the memoized function. Raises `TypeError` if it is not a coroutine function, or as `Memoizer`."""
-        memoized = self.memoizer(function)
-        if not isinstance(memoized, AsyncMemoized):
+        memoized: Any = self.memoizer(function)
+        if type(memoized) is not AsyncMemoized:
             raise brief(
                 TypeError(
                     "AsyncPyroCacheClient.memoize is for async def functions; for plain functions there is "
