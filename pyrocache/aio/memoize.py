@@ -12,7 +12,6 @@ Thread safety: thread-safe; a memoized function is immutable and works in any ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pyrocache.aio import load_once
@@ -52,17 +51,16 @@ def _asynchronous(context: ClientContext) -> ClientContext:
     return context.with_backend(AsyncBackend.of)
 
 
-@dataclass(frozen=True, slots=True)
-class AsyncMemoizer:
+class AsyncMemoizer(Memoizer):
     """The decorator that ``@cache.memoize(...)`` of the asyncio client returns: a `Memoizer` for ``async def`` only."""
 
-    memoizer: Memoizer
+    __slots__ = ()
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]] | Callable[_P, Coroutine[Any, Any, _R]]
     ) -> Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]:
         """Return the memoized function. Raises `TypeError` if it is not a coroutine function, or as `Memoizer`."""
-        memoized: Any = self.memoizer(function)
+        memoized: Any = super().__call__(function)
         if not isinstance(memoized, AsyncMemoized):
             raise brief(
                 TypeError(
