@@ -53,14 +53,16 @@ next one: both ends then use the lower of their versions."""
 OLDEST_PROTOCOL = 1
 """The oldest version that other ends may have. A version that cannot work with the one before it raises this, too."""
 
-PIPELINED = "pipelined"
-"""The capability to have up to `PIPELINED_CALLS` requests under way on a connection."""
-
-UNORDERED = "unordered"
-"""The capability to answer requests that wait or take long in any order, and to grant to waiters of a connection."""
-
 NAMELESS = "nameless"
 """The caller, if it is the name server, or a node that has not joined yet."""
+
+PIPELINED = "pipelined"
+"""The capability of a caller that has up to `limits.PIPELINED_CALLS` requests outstanding on the connection, and of a
+server that remembers the replies to so many changes."""
+
+UNORDERED = "unordered"
+"""The capability of a caller that takes replies in any order, and of a server that reads on while calls on workers and
+deferred calls are outstanding."""
 
 OVERLOADED = "overloaded"
 OTHER_PROTOCOL, OTHER_CLUSTER = "other-protocol", "other-cluster"
@@ -165,7 +167,7 @@ class Greeting(NamedTuple):
         session: the random id of a client. It is new after a fork.
         caller: name and incarnation of a node that connects, separated by a space, or `NAMELESS`; a client has none.
         clock_ms: the node's clock, modulo 2**32 milliseconds, from 1 on; 0 if unknown.
-        capabilities: optional parts of the protocol that this end knows, separated by spaces. None are defined yet.
+        capabilities: optional parts of the protocol that this end knows, separated by spaces: `PIPELINED`, `UNORDERED`.
         nonce: `NONCE_BYTES` random bytes, which the other end's proof covers; empty without a secret.
         proof: see `protocol.proof`.
         dialled: the address that a caller with a nonce is connected to, as `format_peer` returns it.
@@ -200,6 +202,10 @@ class Greeting(NamedTuple):
                 raise HandshakeRefused(
                     f"{code}: this is {what} {legible(str(mine))}, not {legible(str(wanted))}"
                 )
+
+    def has(self, capability: str) -> bool:
+        """Return whether the sender knows an optional part of the protocol."""
+        return capability in self.capabilities.split(" ")
 
     def to_wire(self) -> dict[str, Any]:
         """Return the plain value to send: the fields that are not empty."""
@@ -412,6 +418,7 @@ class ServerHandshake:
         session: the session that requests are identified by (see `request_id`); None unless the client gave one and
             this end gave its clock.
         protocol: the version that both ends use, once the client has greeted; 0 if one of them told none.
+        pipelined, unordered: whether the client has these capabilities (`PIPELINED`, `UNORDERED`).
     """
 
     describe: Callable[[str, Any], Any]
@@ -429,6 +436,8 @@ class ServerHandshake:
     nodes_only: bool = False
     session: bytes | None = None
     protocol: int = 0
+    pipelined: bool = False
+    unordered: bool = False
     _said: bytes = b""
 
     def admit(self, header: Header) -> None:
@@ -493,6 +502,7 @@ class ServerHandshake:
         self.protocol = agreed_protocol(own.protocol, offer.protocol)
         if len(offer.session) == SESSION_BYTES and own.clock_ms:
             self.session = offer.session
+        self.pipelined, self.unordered = offer.has(PIPELINED), offer.has(UNORDERED)
         if self.admission is not None and proving:
             answer = {**answer, "handshake": self._prove(self.admission, object_id, offered, mine)}
         self.state = State.PROVING if proving else State.ESTABLISHED

@@ -18,6 +18,15 @@ MAX_BATCH = 1000
 BATCH_BYTES = 4 * 2**20
 """Bytes of entries in one message, after which a batch continues in another message."""
 
+PIPELINED_CALLS = 256
+"""The most requests that a caller with the capability `PIPELINED` has outstanding on one connection."""
+
+DEFERRED_CALLS = 4096
+"""The most deferred calls that may be outstanding on one connection."""
+
+MAX_WAITERS = 4096
+"""The most waiters of one connection that wait for leases or locks, or hold some."""
+
 MAX_TAGS = 64
 """The most tags of one entry."""
 
@@ -30,12 +39,6 @@ NO_VIEW = 0
 KEEP_TTL = -math.inf
 """A TTL that means: keep the TTL that the entry has; a new entry never expires. Any other negative TTL, ``-n``, also
 keeps the TTL of an entry that exists, and gives a new one n seconds."""
-
-PIPELINED_CALLS = 256
-"""The most requests under way on a connection whose caller said `PIPELINED`. So many outcomes of it are remembered."""
-
-MOST_WAITING = 4096
-"""The most calls under way, and the most waiters, on a connection whose caller said `UNORDERED`."""
 
 LARGE_BYTES = 64 * 1024
 """Bytes from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""

@@ -110,9 +110,9 @@ class BufferLimit:
     def _largest(self) -> Connection:
         held: dict[Hashable, int] = {}
         for connection in self.connections:
-            owner = connection.session.client or connection.session
+            owner = connection.session.owner
             held[owner] = held.get(owner, 0) + connection.held
-        return max(self.connections, key=lambda each: (held[each.session.client or each.session], each.held))
+        return max(self.connections, key=lambda each: (held[each.session.owner], each.held))
 
     def _refuse_request_of(self, connection: Connection) -> bool:
         """Refuse and discard the incomplete request of a connection if most of its buffered bytes are in it."""

@@ -1,8 +1,9 @@
 """`OutstandingCalls`: the calls of a server whose reply is not ready at once.
 
 Such a call runs as a job on a worker thread, or is deferred until another caller acts (`server.deferred`). A connection
-has at most one of them at a time. None begins or waits after the deadline of its request; the reply to a change goes to
-`Outcomes`, also if the connection has closed meanwhile. (`net.calls` is the client's side: the calls that are made.)
+has at most one of them at a time, unless its caller takes replies in any order. None begins or waits after the deadline
+of its request; the reply to a change goes to `Outcomes`, also if the connection has closed meanwhile. (`net.calls` is
+the client's side: the calls that are made.)
 
 Thread safety: used by the event loop's thread, except that outcomes may arrive on any thread: they are appended to a
 deque, and the event loop is woken.
@@ -15,7 +16,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
+from pyrocache.protocol.limits import DEFERRED_CALLS
 from pyrocache.protocol.request_id import RequestId, seconds_left
 from pyrocache.runtime.shortage import explain
 from pyrocache.server.connection import Connection
@@ -26,6 +29,20 @@ from pyrocache.server.quota import within_quota
 from pyrocache.server.requests import LATE, is_late
 
 log = logging.getLogger("pyrocache.node")
+
+
+class Ended(NamedTuple):
+    """A call that has its outcome.
+
+    Attributes:
+        connection: the connection that it was made on.
+        change: its number if it is a change, else None.
+        outcome: a reply, or the `PendingReply` that has one; None if there is none.
+    """
+
+    connection: Connection
+    change: int | None
+    outcome: Reply | PendingReply | None
 
 
 class OutstandingCalls:
@@ -67,7 +84,7 @@ class OutstandingCalls:
         self._wake = wake
         self._clock = clock
         self._ahead = ahead
-        self.done: deque[tuple[Connection, Reply | PendingReply | None]] = deque()
+        self.done: deque[Ended] = deque()
 
     def start(
         self,
@@ -79,38 +96,46 @@ class OutstandingCalls:
     ) -> bool:
         """Run a job on a worker thread, or make ``connection`` wait for a deferred call.
 
-        Return False, and do nothing, if there are too many jobs, or of one client.
+        Return False if there are too many jobs, or of one client, or too many deferred calls of the connection.
 
         Args:
             sequence, method, identity: of the request; the last is None if its client gives none.
         """
+        change = identity.sequence if method.once and identity is not None else None
         if isinstance(call, PendingReply):
-            self._defer(connection, call, identity)
+            if len(connection.deferred) >= DEFERRED_CALLS:
+                call.deferred.cancel()
+                return False
+            self._defer(connection, change, call, identity)
         elif not self._start_job(
             connection,
+            change,
             call if identity is None else partial(self._run_in_time, sequence, method, identity, call),
         ):
             return False
-        if method.once and identity is not None:
-            connection.change = identity.sequence
-            self._outcomes.begin(connection.session, identity.sequence)
+        connection.outstanding += 1
+        connection.busy = not connection.handshake.unordered
+        if change is not None:
+            self._outcomes.begin(connection.session, change)
         return True
 
     def cancel(self, connection: Connection) -> None:
-        """Cancel the deferred call that ``connection`` waits for, if any."""
-        deferred, connection.deferred = connection.deferred, None
-        if deferred is not None:
+        """Cancel the deferred calls that ``connection`` waits for."""
+        while connection.deferred:
+            deferred = connection.deferred.pop()
             self.deadlines.discard(deferred)
             deferred.cancel()
 
     def finished(self) -> Iterator[tuple[Connection, Reply | None]]:
         """Yield each connection whose call has its outcome, with the reply: None if there is none."""
         while self.done:
-            connection, outcome = self.done.popleft()
+            connection, change, outcome = self.done.popleft()
             connection.busy = False
-            change, connection.change = connection.change, None
+            connection.outstanding -= 1
             if isinstance(outcome, PendingReply):
-                self.cancel(connection)
+                if outcome.deferred in connection.deferred:
+                    connection.deferred.remove(outcome.deferred)
+                    self.deadlines.discard(outcome.deferred)
                 wanted = change is not None or not connection.session.closed
                 reply = outcome.reply() if wanted else None
             else:
@@ -124,7 +149,7 @@ class OutstandingCalls:
         """Discard the jobs that wait for a worker. Running jobs continue to their end."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _start_job(self, connection: Connection, job: Job) -> bool:
+    def _start_job(self, connection: Connection, change: int | None, job: Job) -> bool:
         owner = _owner(connection)
         own = self._jobs_of.get(owner, 0)
         if self._jobs >= self._max_jobs or (
@@ -133,9 +158,8 @@ class OutstandingCalls:
             return False
         self._jobs += 1
         self._jobs_of[owner] = own + 1
-        connection.busy = True
         try:
-            self._workers.submit(self._run, connection, job)
+            self._workers.submit(self._run, connection, change, job)
         except RuntimeError as error:
             # The system's limit of threads is reached. The job is queued, for a worker that exists.
             if not self._short_of_threads:
@@ -143,16 +167,17 @@ class OutstandingCalls:
             self._short_of_threads = True
         return True
 
-    def _defer(self, connection: Connection, call: PendingReply, identity: RequestId | None) -> None:
+    def _defer(
+        self, connection: Connection, change: int | None, call: PendingReply, identity: RequestId | None
+    ) -> None:
         deferred = call.deferred
         if identity is not None:  # nobody waits for it any longer
             now = self._clock()
             at = now + self._ahead() + seconds_left(identity.deadline, now)
             deferred.deadline = min(deferred.deadline, at)
-        connection.busy = True
-        connection.deferred = deferred
+        connection.deferred.add(deferred)
         self.deadlines.add(deferred)
-        deferred.take(partial(self._end, connection, call))
+        deferred.take(partial(self._end, connection, change, call))
 
     def _forget_job(self, owner: Hashable) -> None:
         self._jobs -= 1
@@ -165,16 +190,18 @@ class OutstandingCalls:
     ) -> Reply:
         return refuse(sequence, LATE, method.serializer) if is_late(identity, self._clock()) else job()
 
-    def _run(self, connection: Connection, job: Job) -> None:  # on a worker
+    def _run(self, connection: Connection, change: int | None, job: Job) -> None:  # on a worker
         reply = None
         try:
             reply = job()
         except BaseException as error:  # also SystemExit: otherwise the connection would wait forever
             log.error("A call failed with %s.", type(error).__name__)
-        self._end(connection, reply)
+        self._end(connection, change, reply)
 
-    def _end(self, connection: Connection, reply: Reply | PendingReply | None) -> None:  # on any thread
-        self.done.append((connection, reply))
+    def _end(  # on any thread
+        self, connection: Connection, change: int | None, outcome: Reply | PendingReply | None
+    ) -> None:
+        self.done.append(Ended(connection, change, outcome))
         self._wake()
 
 
@@ -182,7 +209,7 @@ def _owner(connection: Connection) -> Hashable:
     """Return whose jobs those of a connection are. All strangers of one address are one."""
     if not connection.handshake.trusted:
         return connection.peer
-    return connection.session.client or connection.session
+    return connection.session.owner
 
 
 def _start() -> None:

@@ -35,8 +35,10 @@ class Connection:
     Attributes:
         session: the part of the connection that calls may use.
         idle: established and trusted, with no call outstanding and no bytes buffered: the fast path may be used.
-        busy: a call is on a worker thread or deferred; the connection is not read meanwhile.
-        deferred: the `Deferred` that a deferred call waits for.
+        outstanding: the number of its calls that are on a worker thread or deferred.
+        busy: the connection is not read while there are any, so that replies keep the order of the requests; never for
+            a caller that takes replies in any order.
+        deferred: the outstanding calls that are deferred.
         events: the events that the poller watches for; 0: not registered.
         unread: bytes of replies that are not yet sent.
         paused: a long request is not read for now, until others are complete (see `BufferLimit`).
@@ -45,7 +47,6 @@ class Connection:
         active_at: time of the last activity (seconds of `runtime.clock`, like the other times).
         partial_since: time at which the incomplete request began.
         waited: its next request waited while the server stood still; see `EventLoop`.
-        change: the number of the change that is on a worker thread or deferred, or None.
         peer: the host at the other end (`unproven.origin`); empty for a Unix socket.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
         tls: its channel, if that is a `TlsChannel`.
@@ -58,7 +59,6 @@ class Connection:
             "accounted",
             "active_at",
             "busy",
-            "change",
             "channel",
             "decoder",
             "deferred",
@@ -66,7 +66,7 @@ class Connection:
             "events",
         ),
         *("closed", "handshake", "idle", "outgoing", "partial_since", "paused", "peer", "securing"),
-        *("queued_at", "sent", "session", "throttled", "tls", "unread", "waited"),
+        *("outstanding", "queued_at", "sent", "session", "throttled", "tls", "unread", "waited"),
     )
 
     def __init__(self, channel: Channel, handshake: ServerHandshake, now: float, peer: str = "") -> None:
@@ -77,9 +77,9 @@ class Connection:
         self.session = Session()
         self.idle = False
         self.busy = False
-        self.deferred: Deferred | None = None
+        self.deferred: set[Deferred] = set()
+        self.outstanding = 0
         self.waited = False
-        self.change: int | None = None
         self.paused = False
         self.throttled = False
         self.events = 0
@@ -99,7 +99,7 @@ class Connection:
         return self.decoder.buffered + self.unread
 
     def may_ask(self) -> bool:
-        """Return whether the next request may be answered: replies keep their order, and the peer must read them."""
+        """Return whether the next request may be answered: in its turn, and the peer must read the replies."""
         return not self.busy and self.unread < _MAX_UNREAD_BYTES
 
     def queue(self, reply: bytes | list[Buffer], now: float) -> None:
@@ -150,7 +150,7 @@ class Connection:
         events = READ if self.may_ask() and not self.paused else 0
         if self.outgoing or (self.throttled and not ending):
             events |= WRITE  # also without output: waiting requests continue when it is writable
-        if self.deferred is not None or self.paused:
+        if (self.deferred and not events & READ) or self.paused:
             events |= HANG_UP  # the connection is not read, so only this shows that the peer is gone
         return events
 
@@ -168,6 +168,8 @@ class Connection:
             return float("inf")
         if not self.decoder.between_frames:
             return self.partial_since + limits.request_seconds
+        if self.outstanding:
+            return float("inf")
         if self.session.holds:  # a holder may be silent until its lease or lock must be renewed
             return self.active_at + max(limits.idle_seconds, MOST_SECONDS)
         return self.active_at + limits.idle_seconds

@@ -11,6 +11,9 @@ something exclusive, such as a lock, must take it back when the session closes:
     if deferred.give(grant):  # False: it no longer waits, so grant it to the next in line
         deferred.session.on_close(free)  # runs at once if the session closed in between
 
+A connection may have *waiters*: sessions of their own, which tasks of one client share a connection with. A waiter
+ends when the client withdraws it, or with the connection.
+
 No lock of this module is held while a callback runs. `Deferred.give` and `Deferred.refuse` may be called while the
 caller holds a lock: the callback that they run, which the event loop has registered, acquires no lock.
 `Session.on_close` may run its callback at once, so it must not be called while the caller holds a lock that the
@@ -25,41 +28,96 @@ import heapq
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from Pyro5.errors import PyroError
 
+from pyrocache.protocol.limits import MAX_WAITERS
 from pyrocache.runtime.clock import now
 
 log = logging.getLogger("pyrocache.node")
 
 _LONGEST_WAIT_SECONDS = 3600.0  # per wait, as the operating system limits a wait's timeout
-_FEW = 64  # a heap of fewer entries is not rebuilt
+_FEW = 64  # a heap of fewer entries is not rebuilt, and fewer waiters are not looked through
 
 _WAITING, _GIVEN, _REFUSED = range(3)
 
 
 class Session:
-    """The part of a connection that the calls which arrive on it may use.
+    """The part of a connection that the calls which arrive on it may use; or one of its waiters.
+
+    Args:
+        parent: the session of the connection that this is a waiter of; None for a connection.
 
     Attributes:
+        parent: as given.
         closed: whether the connection is closed. Once True, it stays True.
-        holds: the number of kinds of grants (leases, locks) that the connection has. With any, it may be idle longer.
+        holds: the number of kinds of grants (leases, locks) that it has, those of its waiters included. With any, the
+            connection may be idle longer.
         client: the session of the client that its requests are identified by, equal for all its connections, also for
             quotas; None if they are not.
         last: the number and the reply of the last change, or None. `Outcomes` describes it.
+        recent: of a caller that pipelines, the numbers and the replies of the last changes; else None.
     """
 
-    __slots__ = ("_callbacks", "_lock", "client", "closed", "holds", "last")
+    __slots__ = (
+        *("_callbacks", "_enough_waiters", "_lock", "_waiters"),
+        *("client", "closed", "holds", "last", "parent", "recent"),
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Session | None = None) -> None:
+        self.parent = parent
         self.closed = False
         self.holds = 0
-        self.client: bytes | None = None
+        self.client: bytes | None = None if parent is None else parent.client
         self.last: tuple[int, bytes] | None = None
-        self._lock = threading.Lock()  # guards: closed, _callbacks
+        self.recent: deque[tuple[int, bytes]] | None = None
+        self._lock = threading.Lock()  # guards: closed, _callbacks, _waiters
         self._callbacks: dict[tuple[Callable[..., object], Any], None] = {}  # an ordered set
+        self._waiters: dict[int, Session] = {}
+        self._enough_waiters = _FEW
+
+    @property
+    def owner(self) -> Hashable:
+        """Return whose quotas count: the client's, if it is known, or the connection's."""
+        return self.client or self.parent or self
+
+    def hold(self, kinds: int) -> None:
+        """Add to `holds`. The callers agree on a lock."""
+        self.holds += kinds
+        if self.parent is not None:
+            self.parent.holds += kinds
+
+    def waiter(self, number: int) -> Session | None:
+        """Return the waiter with that number, which is made on first use; None if there are too many.
+
+        Waiters that hold nothing any more are ended now and then. Call this on the I/O thread, as `end_waiter`.
+        """
+        waiter = self._waiters.get(number)
+        if waiter is None:
+            if len(self._waiters) >= self._enough_waiters:
+                for idle in [each for each, other in self._waiters.items() if not other.holds]:
+                    self.end_waiter(idle)
+                self._enough_waiters = min(MAX_WAITERS, max(_FEW, 2 * len(self._waiters)))
+                if len(self._waiters) >= MAX_WAITERS:
+                    return None
+            waiter = Session(self)
+            with self._lock:
+                if not self.closed:
+                    self._waiters[number] = waiter
+                    return waiter
+            waiter.close()
+        return waiter
+
+    def end_waiter(self, number: int) -> bool:
+        """Close the waiter with that number. Return False if there is none."""
+        with self._lock:
+            waiter = self._waiters.pop(number, None)
+        if waiter is not None:
+            waiter.close()
+        return waiter is not None
 
     def on_close(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call ``callback`` when the connection closes, on any thread; at once if it is closed already.
@@ -73,10 +131,13 @@ class Session:
         _call_safely(callback, *arguments)
 
     def close(self) -> None:
-        """Run the callbacks of `on_close`. A second call does nothing."""
+        """Run the callbacks of `on_close`, and close the waiters. A second call does nothing."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, {}
+            waiters, self._waiters = self._waiters, {}
             self.closed = True
+        for waiter in waiters.values():
+            waiter.close()
         for callback, arguments in callbacks:
             _call_safely(callback, *arguments)
 

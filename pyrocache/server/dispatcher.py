@@ -33,6 +33,8 @@ from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.handshake import (
     MSGPACK,
     OVERLOADED,
+    PIPELINED,
+    UNORDERED,
     Admission,
     CloseAfterReply,
     Greeting,
@@ -54,6 +56,8 @@ SAMPLE = 101
 connection. It is a prime, so that methods which are called in a repeating pattern are all sampled."""
 
 _NO_OPTIONS: dict[str, Any] = {}
+
+_CAPABILITIES = f"{PIPELINED} {UNORDERED}"  # of each server with an `EventLoop`
 
 _TOO_LONG = f"A request may have {messages.LONGEST_SMALL_BYTES} bytes beside one value; send what it is about in parts."
 
@@ -280,7 +284,7 @@ class Dispatcher:
         try:
             if isinstance(greeting, Greeting):
                 greeting.check(Greeting.from_wire(offer))
-                greeting = greeting.to_wire()
+                greeting = greeting._replace(capabilities=_CAPABILITIES).to_wire()
             return {"handshake": greeting, "meta": self._get_metadata(object_id)}
         except PyroError as error:
             raise HandshakeRefused(str(error)) from None

@@ -2,12 +2,13 @@
 
 The loop reads into each connection's own buffer, has every header checked before the body is kept, answers inline calls
 at once, and writes replies; none of this blocks. Replies keep the order of the requests: a connection is not read while
-one of its calls is on a worker or deferred, nor while its peer leaves too many bytes unread. A peer that sends half a
+one of its calls is on a worker or deferred, unless its peer takes replies in any order, nor while its peer leaves too
+many bytes unread. A peer that sends half a
 request, sends nothing, or does not read is closed at a deadline of its own, and does not delay the other peers.
 
-A deferred call occupies no thread, only its connection, which is watched for a hang-up meanwhile: if the peer closes
-the stream or its sending side, the connection is closed. When a connection closes, first the `Deferred` that it waits
-for is cancelled, then its `Session` is closed.
+A deferred call occupies no thread. A connection that is not read because of one is watched for a hang-up: if the peer
+closes the stream or its sending side, the connection is closed. When a connection closes, first each `Deferred` that it
+waits for is cancelled, then its `Session` is closed.
 
 The lease and the deadline of a request are compared with a reading of the clock that is made after the request was
 received, because the process may have been suspended before. If two readings are more than half a lease apart, the
@@ -261,7 +262,7 @@ class EventLoop:
         reply = self._dispatch(session, sequence, method, arguments)
         if type(reply) is bytes:
             if method.once and identified:  # `Outcomes.finish` without its call
-                if len(reply) <= SHORT_REPLY_BYTES:
+                if len(reply) <= SHORT_REPLY_BYTES and session.recent is None:
                     session.last = number, reply
                 else:
                     self.outcomes.finish(session, number, reply, now)
@@ -348,7 +349,7 @@ class EventLoop:
                 connection.session.client = handshake.session
                 if handshake.trusted:
                     self.unproven.remove(connection)
-                self.outcomes.join(connection.session)
+                self.outcomes.join(connection.session, handshake.pipelined)
             return
         connection.partial_since = connection.active_at = self._now
         call = self._dispatcher.read(frame, handshake.serializer, handshake.trusted)
@@ -481,14 +482,26 @@ class EventLoop:
     # Wake-ups and timers ---------------------------------------------------------------------------------
 
     def _finish_calls(self) -> None:
+        answered: dict[
+            Connection, None
+        ] = {}  # a caller that takes replies in any order may get several at once
         for connection, reply in self._calls.finished():
             try:
                 if reply is None:
                     self._close(connection)
                 elif connection in self.connections:
                     self._read_clock(connection)
-                    connection.active_at = connection.partial_since = self._now
+                    connection.active_at = self._now
+                    if not connection.handshake.unordered:  # it was not read
+                        connection.partial_since = self._now
                     self._queue(connection, reply)
+                    self.buffers.account(connection)
+                    answered[connection] = None
+            except Exception as error:
+                self._give_up(connection, error)
+        for connection in answered:
+            try:
+                if connection in self.connections:
                     self._answer(connection)
             except Exception as error:
                 self._give_up(connection, error)

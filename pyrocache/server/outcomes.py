@@ -11,6 +11,11 @@ one, and then also a short one, is kept here for `KEEP_SECONDS`, within a limit 
 quarter; the oldest are discarded first. A client repeats a request within `REPEAT_SECONDS` of sending it, so what is
 older cannot be asked for any more.
 
+On a connection whose caller pipelines, up to `PIPELINED_CALLS` requests are under way, so that many changes can have
+lost their replies. Replies leave in the order in which the changes are finished, so these are the last ones. Their
+short replies are kept in ``recent`` of the session. A caller that has more requests under way may ask for one of
+before: `Dropped` remembers which these were, so that the answer is `FORGOTTEN`.
+
 Pure: no I/O, no threads, no clock.
 
 Thread safety: not thread-safe; used by the event loop's thread.
@@ -19,10 +24,12 @@ Thread safety: not thread-safe; used by the event loop's thread.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from array import array
+from collections import Counter, OrderedDict, deque
 from enum import Enum
 from typing import TypeAlias
 
+from pyrocache.protocol.limits import PIPELINED_CALLS
 from pyrocache.protocol.request_id import HIGHEST_NUMBER
 from pyrocache.server.deferred import Session
 
@@ -34,6 +41,11 @@ LONGEST_REPLY_BYTES = 64 * 1024
 
 SHORT_REPLY_BYTES = 1024
 """Replies up to this size are kept by the session of their connection."""
+
+SHORT_PIPELINED_BYTES = 128
+"""The same for a caller that pipelines, of whom many are kept: 256 of them take up to 66 KiB."""
+
+_DROPPED_SLOTS = 4096
 
 _MAX_BYTES = 8 * 2**20
 _ENTRY_BYTES = 300  # of memory, beside the reply
@@ -52,6 +64,30 @@ class Fate(Enum):
     RUNNING = "it is being executed"
 
 
+class Dropped:
+    """Which changes of one client were executed, although `Session.recent` has their replies no more.
+
+    A table of numbers, in which a later one takes the place of an earlier one: so a number counts as dropped if it was,
+    or if one was that is a multiple of the size of the table later.
+    """
+
+    __slots__ = ("_slots", "latest")
+
+    def __init__(self) -> None:
+        self._slots = array("i", [-1]) * _DROPPED_SLOTS
+        self.latest = -1
+
+    def add(self, number: int) -> None:
+        """Note a number."""
+        self._slots[number % _DROPPED_SLOTS] = number
+        if self.latest < 0 or _is_after(number, self.latest):
+            self.latest = number
+
+    def __contains__(self, number: int) -> bool:
+        there = self._slots[number % _DROPPED_SLOTS]
+        return there == number or (there >= 0 and _is_after(there, number))
+
+
 class Outcomes:
     """The remembered replies of all clients of one server.
 
@@ -67,6 +103,7 @@ class Outcomes:
         self._refused_of: Counter[bytes] = Counter()
         self._max_bytes = max_bytes
         self._sessions: dict[bytes, set[Session]] = {}
+        self._dropped: dict[bytes, Dropped] = {}  # of clients with open connections
         self._running: set[Key] = set()
         self._kept: OrderedDict[Key, tuple[float, bytes | None]] = (
             OrderedDict()
@@ -78,10 +115,11 @@ class Outcomes:
         self._discarded: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         self._any_discarded_until = -math.inf
 
-    def join(self, session: Session) -> None:
-        """Note a new connection of a client."""
+    def join(self, session: Session, pipelined: bool = False) -> None:
+        """Note a new connection of a client, which may have several requests under way."""
         if session.client is not None:
             self._sessions.setdefault(session.client, set()).add(session)
+            session.recent = deque(maxlen=PIPELINED_CALLS) if pipelined else None
 
     def leave(self, session: Session, now: float) -> None:
         """Note that a connection has closed."""
@@ -91,9 +129,13 @@ class Outcomes:
         sessions.discard(session)
         if not sessions:
             del self._sessions[session.client]
+            if (dropped := self._dropped.pop(session.client, None)) is not None:
+                self._note_discarded(session.client, dropped.latest, now)
         if session.last is not None:
             self._keep(session.client, *session.last, now)
             session.last = None
+        while session.recent:
+            self._keep(session.client, *session.recent.popleft(), now)
 
     def begin(self, session: Session, number: int) -> None:
         """Note that a change is being executed by another thread."""
@@ -105,14 +147,19 @@ class Outcomes:
         if session.client is None:
             return
         self._running.discard((session.client, number))
+        recent = session.recent
         if not isinstance(reply, bytes) or len(reply) > LONGEST_REPLY_BYTES:
             session.last = None
             self._keep(session.client, number, None, now)
-        elif len(reply) > SHORT_REPLY_BYTES or session.closed:
+        elif len(reply) > (SHORT_REPLY_BYTES if recent is None else SHORT_PIPELINED_BYTES) or session.closed:
             session.last = None
             self._keep(session.client, number, reply, now)
-        else:
+        elif recent is None:
             session.last = number, reply
+        else:
+            if len(recent) == PIPELINED_CALLS:
+                self._drop(session.client, recent[0][0])
+            recent.append((number, reply))
 
     def repeat(self, client: bytes, number: int, now: float, left: float) -> bytes | Fate:
         """Return the reply to a change that is repeated, or what else is known of it.
@@ -123,12 +170,13 @@ class Outcomes:
         key = client, number
         if key in self._running:
             return Fate.RUNNING
-        for session in self._sessions.get(client, ()):
-            if session.last is not None and session.last[0] == number:
-                return session.last[1]
         if key in self._kept:
             return self._kept[key][1] or Fate.FORGOTTEN
-        if self._may_be_discarded(client, number, now):
+        for session in self._sessions.get(client, ()):
+            for each, reply in session.recent or (session.last and (session.last,)) or ():
+                if each == number:
+                    return reply
+        if number in self._dropped.get(client, ()) or self._may_be_discarded(client, number, now):
             return Fate.FORGOTTEN
         return self.refuse(key, now, left)
 
@@ -151,6 +199,13 @@ class Outcomes:
         for key in [key for key, until in self.refused.items() if until <= now]:
             del self.refused[key]
             self._refused_of -= Counter((key[0],))
+
+    def _drop(self, client: bytes, number: int) -> None:
+        """Note that the reply to a change is about to be dropped from `Session.recent`."""
+        dropped = self._dropped.get(client)
+        if dropped is None:
+            dropped = self._dropped[client] = Dropped()
+        dropped.add(number)
 
     def _keep(self, client: bytes, number: int, reply: bytes | None, now: float) -> None:
         key = client, number
@@ -178,8 +233,10 @@ class Outcomes:
 
     def _discard(self, key: Key, now: float) -> None:
         """Remove a reply that could still be asked for, and note that."""
-        client, number = key
         self._remove(key)
+        self._note_discarded(*key, now)
+
+    def _note_discarded(self, client: bytes, number: int, now: float) -> None:
         highest, _ = self._discarded.pop(client, (number, 0.0))
         self._discarded[client] = number if _is_after(number, highest) else highest, now + KEEP_SECONDS
         if len(self._discarded) > _MOST:

@@ -60,7 +60,7 @@ METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
     "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag", "delete_prefix",
     "get_entry", "get_entries", "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
-    "stats", "reset_stats", "ping", "members",
+    "withdraw", "stats", "reset_stats", "ping", "members",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ MAX_BYTES = 16 * 2**20
 """The most bytes of keys, with `KEY_OVERHEAD` for each, that may be held or waited for at a time."""
 
 MAX_PER_SESSION = 64
-"""The most keys that one connection may hold or wait for. Our clients use a connection for each key."""
+"""The most keys that one connection, or one waiter of it, may hold or wait for. Our clients use one for each key."""
 
 KEY_OVERHEAD = 512  # bytes that a claim takes in addition to its key, roughly
 
@@ -49,8 +49,8 @@ class Claim:
     """One key that is held, and the calls that wait for it.
 
     A waiter parks on a `Deferred` until the time of a holder is over at the latest. It then receives None and must call
-    again. It keeps its place as long as it calls over the same connection. So no timer is needed except that of the
-    `Deferred`.
+    again. It keeps its place as long as it calls over the same connection, as the same waiter. So no timer is needed
+    except that of the `Deferred`.
 
     Attributes:
         waiters: the waiting sessions in FIFO order.
@@ -97,7 +97,7 @@ class Claims(Generic[_Claim]):
         self._max_per_session = max_per_session
         self._bytes = 0
         self._keys: dict[Session, set[bytes]] = {}
-        self._uses: dict[Hashable, int] = {}  # by `Session.client`: bytes, a key for each session
+        self._uses: dict[Hashable, int] = {}  # by `Session.owner`: bytes, a key for each session
 
     @property
     def waiting(self) -> int:
@@ -125,7 +125,7 @@ class Claims(Generic[_Claim]):
         total = self._bytes if key in self.by_key else self._bytes + cost
         if key in self._keys.get(session, ()):
             return total <= self._max_bytes
-        own = self._uses.get(session.client or session, 0) + cost
+        own = self._uses.get(session.owner, 0) + cost
         return within_quota(own, total, self._max_bytes)
 
     def _check_quota(self, session: Session, key: bytes) -> None:
@@ -144,10 +144,10 @@ class Claims(Generic[_Claim]):
         """Count ``key``, which ``session`` holds or waits for."""
         keys = self._keys.setdefault(session, set())
         if not keys:  # the first key: the server now allows the connection to be idle for longer
-            session.holds += 1
+            session.hold(1)
         if key not in keys:
             keys.add(key)
-            owner = session.client or session
+            owner = session.owner
             self._uses[owner] = self._uses.get(owner, 0) + len(key) + KEY_OVERHEAD
 
     def _open(self, key: bytes, claim: _Claim, session: Session) -> None:
@@ -156,8 +156,16 @@ class Claims(Generic[_Claim]):
         self._count(key, session)
 
     def _wait(self, key: bytes, claim: _Claim, session: Session, waiter: Waiter) -> None:
+        former = claim.waiters.get(session)
         claim.waiters[session] = waiter  # a dict keeps the place of a session that calls again
+        if former is not None:
+            former.deferred.give(None)  # if it still waits: only one call of a session waits for a key
         self._count(key, session)
+
+    def _withdraw(self, claim: _Claim, session: Session) -> None:
+        """Answer the call of a session that waits, if there is one: the session has ended."""
+        if (waiter := claim.waiters.pop(session, None)) is not None:
+            waiter.deferred.give(None)
 
     def _strike(self, key: bytes, claim: _Claim, session: Session) -> None:
         """Stop counting ``key`` for ``session``, unless the session still holds it or waits for it."""
@@ -168,12 +176,12 @@ class Claims(Generic[_Claim]):
         keys = self._keys.get(session, set())
         if key in keys:
             keys.remove(key)
-            owner = session.client or session
+            owner = session.owner
             left = self._uses.pop(owner) - len(key) - KEY_OVERHEAD
             if left:
                 self._uses[owner] = left
         if not keys and self._keys.pop(session, None) is not None:
-            session.holds -= 1
+            session.hold(-1)
 
     def _close(self, key: bytes) -> _Claim:
         """Remove the claim and return it. The caller must answer its waiters."""

@@ -140,10 +140,10 @@ class Leases(Claims[_Lease]):
         return True
 
     def free(self, session: Session) -> None:
-        """Pass on the leases of a connection that has closed, and drop its waiters."""
+        """Pass on the leases of a session that has ended, and answer its calls that wait."""
         for key in list(self._keys.get(session, ())):
             lease = self.by_key[key]
-            lease.waiters.pop(session, None)
+            self._withdraw(lease, session)
             if lease.loader is session:
                 self._pass_on(key, lease)
             else:

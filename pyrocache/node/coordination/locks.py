@@ -108,10 +108,10 @@ class Locks(Claims[_Lock]):
         return 0 if lock is None else sum(now < holder.deadline for holder in lock.by_token.values())
 
     def free(self, session: Session) -> None:
-        """Release the locks of a connection that has closed, and drop its waiters."""
+        """Release the locks of a session that has ended, and answer its calls that wait."""
         for name in list(self._keys.get(session, ())):
             lock = self.by_key[name]
-            lock.waiters.pop(session, None)
+            self._withdraw(lock, session)
             held = [token for token, holder in lock.by_token.items() if holder.session is session]
             self._release(name, lock, held)
             self._strike(name, lock, session)

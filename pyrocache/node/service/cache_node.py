@@ -321,6 +321,8 @@ class CacheNode:
     abandon = _forwarded("_coordination", Coordination.abandon)
     acquire = _forwarded("_coordination", Coordination.acquire)
     begin_acquire = _forwarded("_coordination", Coordination.begin_acquire)
+    withdraw = _forwarded("_coordination", Coordination.withdraw)
+    begin_withdraw = _forwarded("_coordination", Coordination.begin_withdraw)
     renew = _forwarded("_coordination", Coordination.renew)
     release = _forwarded("_coordination", Coordination.release)
     holders = _forwarded("_coordination", Coordination.holders)

@@ -1,9 +1,9 @@
 """`Coordination`: a node's methods for leases and locks.
 
 `Leases` and `Locks` implement the rules. This module checks arguments and views, and binds leases and locks to
-sessions: each belongs to the connection over which it was granted, and is released once that closes. A call that must
-wait does not occupy a thread: ``begin_lease`` and ``begin_acquire`` return a `Deferred`. `lease` and `acquire` block,
-for a stock Pyro5 daemon, which has a thread for each connection.
+sessions: each belongs to the connection over which it was granted, or to a waiter of it, and is released once that
+ends. A call that must wait does not occupy a thread: ``begin_lease`` and ``begin_acquire`` return a `Deferred`. `lease`
+and `acquire` block, for a stock Pyro5 daemon, which has a thread for each connection.
 
 Thread safety: thread-safe, except for `settle`, `forget` and `refuse_waiters`, which are called under the guard's lock.
 """
@@ -20,7 +20,7 @@ from pyrocache.node.coordination.tokens import Tokens
 from pyrocache.node.service import validation
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
-from pyrocache.protocol.limits import MOST_SECONDS
+from pyrocache.protocol.limits import MAX_WAITERS, MOST_SECONDS
 from pyrocache.protocol.refusals import OVERLOADED
 from pyrocache.runtime.clock import now
 from pyrocache.server.deferred import Deferred, Session
@@ -51,7 +51,13 @@ class Coordination:
         self._clock = clock
 
     def lease(
-        self, view: int, key: bytes, lease_seconds: float, wait_seconds: float, refresh: int = IF_MISSING
+        self,
+        view: int,
+        key: bytes,
+        lease_seconds: float,
+        wait_seconds: float,
+        refresh: int = IF_MISSING,
+        waiter: int = 0,
     ) -> Answer | None:
         """Return the value of ``key``, or a lease to load it, after waiting for another loader.
 
@@ -63,13 +69,16 @@ class Coordination:
             refresh: 0: load the value if there is none. 1: load it even if there is one, unless another caller is
                 loading it. 2: load it in any case; the value of another loader will not be stored. 3: load it as if
                 there were none, because the caller cannot read it.
+            waiter: the waiter of the connection that the lease is for; 0: the connection itself.
 
         Returns:
             ``["value", frame, seconds left or None, seconds that loading took or None]``, ``["stale", frame]`` while
             another caller refreshes it, ``["load", token, frame or None]`` for the loader, or None: call again or give
             up.
         """
-        return self._wait_for(self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh))
+        return self._wait_for(
+            self.begin_lease(Session(), view, key, lease_seconds, wait_seconds, refresh, waiter)
+        )
 
     def begin_lease(
         self,
@@ -78,18 +87,19 @@ class Coordination:
         key: bytes,
         lease_seconds: float,
         wait_seconds: float,
-        refresh: int = 0,
+        refresh: int = IF_MISSING,
+        waiter: int = 0,
     ) -> Answer | Deferred | None:
-        """Call `lease` without blocking. The lease ends with ``session``."""
-        validation.check(key=key, span=lease_seconds, duration=wait_seconds, refresh=refresh)
+        """Call `lease` without blocking. The lease ends with ``session``, or with a waiter of it."""
+        validation.check(key=key, span=lease_seconds, duration=wait_seconds, refresh=refresh, waiter=waiter)
 
-        def request() -> Answer | Deferred | None:
+        def request(session: Session) -> Answer | Deferred | None:
             found = self._store.lookup(key, count=False)
             # Bounded, as the server keeps an idle connection with a grant open for MOST_SECONDS only.
             lease, wait = min(lease_seconds, MOST_SECONDS), min(wait_seconds, MOST_SECONDS)
             return self.leases.request(key, session, found, lease, wait, refresh)
 
-        return self._begin(session, view, key, request)
+        return self._begin(session, waiter, view, key, request)
 
     def abandon(self, view: int, key: bytes, token: int) -> bool:
         """Give up a lease: the next waiter becomes the loader. Return False if it was no longer held."""
@@ -97,26 +107,56 @@ class Coordination:
         return self._guard.run(view, (key,), self.leases.abandon, key, token)
 
     def acquire(
-        self, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
+        self,
+        view: int,
+        name: bytes,
+        limit: int,
+        ttl_seconds: float,
+        wait_seconds: float,
+        waiter: int = 0,
     ) -> int | None:
         """Acquire ``name``, with at most ``limit`` - 1 other holders, until `release` or for ``ttl_seconds``.
+
+        Args:
+            waiter: the waiter of the connection that the lock is for; 0: the connection itself.
 
         Returns:
             The fencing token, larger than all earlier ones of this node; None: call again or give up.
         """
-        return self._wait_for(self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds))
+        return self._wait_for(
+            self.begin_acquire(Session(), view, name, limit, ttl_seconds, wait_seconds, waiter)
+        )
 
     def begin_acquire(
-        self, session: Session, view: int, name: bytes, limit: int, ttl_seconds: float, wait_seconds: float
+        self,
+        session: Session,
+        view: int,
+        name: bytes,
+        limit: int,
+        ttl_seconds: float,
+        wait_seconds: float,
+        waiter: int = 0,
     ) -> int | Deferred | None:
-        """Call `acquire` without blocking. The lock is released when ``session`` closes."""
-        validation.check(key=name, holders=limit, span=ttl_seconds, duration=wait_seconds)
+        """Call `acquire` without blocking. The lock is released when ``session``, or the waiter of it, ends."""
+        validation.check(key=name, holders=limit, span=ttl_seconds, duration=wait_seconds, waiter=waiter)
 
-        def acquire() -> int | Deferred | None:
+        def acquire(session: Session) -> int | Deferred | None:
             ttl, wait = min(ttl_seconds, MOST_SECONDS), min(wait_seconds, MOST_SECONDS)
             return self.locks.acquire(name, session, limit, ttl, wait)
 
-        return self._begin(session, view, name, acquire)
+        return self._begin(session, waiter, view, name, acquire)
+
+    def withdraw(self, waiter: int) -> bool:
+        """End a waiter of the connection: what it holds passes on, and its calls that wait are answered None.
+
+        Return False if there is none. On a stock Pyro5 daemon, there are none.
+        """
+        return self.begin_withdraw(Session(), waiter)
+
+    def begin_withdraw(self, session: Session, waiter: int) -> bool:
+        """Do `withdraw` for the connection of ``session``."""
+        validation.check(waiter=waiter)
+        return session.end_waiter(waiter)
 
     def renew(self, view: int, name: bytes, token: int, ttl_seconds: float) -> bool:
         """Hold the lock for ``ttl_seconds`` from now. Return False if it is no longer held with this token."""
@@ -154,23 +194,30 @@ class Coordination:
         self.locks.refuse_waiters(error)
 
     def free(self, session: Session) -> None:
-        """Free the leases and locks of a connection that has closed. Takes the lock."""
+        """Free the leases and locks of a session that has ended. Takes the lock."""
         with self.lock:
             self.leases.free(session)
             self.locks.free(session)
 
     def _begin(
-        self, session: Session, view: int, key: bytes, request: Callable[[], _Result]
+        self, connection: Session, waiter: int, view: int, key: bytes, request: Callable[[Session], _Result]
     ) -> _Result | None:
-        """Check a request for a grant that ends with ``session``, and answer it by ``request``."""
+        """Check a request for a grant that ends with a connection or a waiter, and answer it by ``request``."""
+        session = connection.waiter(waiter) if waiter else connection
+        if session is None:
+            raise validation.refusal(OVERLOADED, f"A connection may have {MAX_WAITERS} waiters at a time.")
         session.on_close(self.free, session)  # not under the lock, which `free` takes
-        with self.lock:
-            self._guard.check(view, (key,))
-            try:
-                # A grant to a closed session would have no end: `free` has run already.
-                return None if session.closed else request()
-            except QuotaExceeded as error:
-                raise validation.refusal(OVERLOADED, str(error)) from None
+        try:
+            with self.lock:
+                self._guard.check(view, (key,))
+                try:
+                    # A grant to a closed session would have no end: `free` has run already.
+                    return None if session.closed else request(session)
+                except QuotaExceeded as error:
+                    raise validation.refusal(OVERLOADED, str(error)) from None
+        finally:
+            if waiter and not session.holds:  # neither holds nor waits
+                connection.end_waiter(waiter)
 
     def _wait_for(self, result: _Result | Deferred) -> _Result:
         """Block until a deferred result has its outcome."""

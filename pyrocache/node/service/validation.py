@@ -146,6 +146,7 @@ _RULES: dict[str, Callable[[Any], None]] = {
     ),
     "ttl_or_keep": _check_ttl_or_keep,
     "ttls": _check_ttls,
+    "waiter": _Rule("A waiter is an int from 0 up.", (int,), 0, 2**64 - 1),
     "version": _Rule("A version is None or an int above 0.", (int, NoneType), 1),
 }
 

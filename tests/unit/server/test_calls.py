@@ -28,11 +28,11 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
 
-def connection(owner: str | None = None) -> Any:
+def connection(owner: str | None = None, *, unordered: bool = False) -> Any:
     session = Session()
     session.client = owner
-    handshake = SimpleNamespace(trusted=True)
-    return SimpleNamespace(busy=False, change=None, deferred=None, session=session, handshake=handshake)
+    handshake = SimpleNamespace(trusted=True, unordered=unordered)
+    return SimpleNamespace(busy=False, outstanding=0, deferred=set(), session=session, handshake=handshake)
 
 
 def outstanding(workers: int, max_jobs: int) -> OutstandingCalls:

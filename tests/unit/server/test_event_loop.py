@@ -238,7 +238,14 @@ def server(shared_server: Server) -> Iterator[Server]:
 class Peer:
     """A raw connection that says what it likes."""
 
-    def __init__(self, server: Server, *, greet: bool = True, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        greet: bool = True,
+        receive_buffer: int | None = None,
+        capabilities: str = "",
+    ) -> None:
         self.sock = socket.socket(server.family)
         self.sequence = 0
         if receive_buffer is not None:
@@ -249,7 +256,7 @@ class Peer:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._decoder = frame_decoder()
         if greet:
-            self.sock.sendall(handshake())
+            self.sock.sendall(handshake(greeting={"capabilities": capabilities} if capabilities else "hello"))
             assert self.receive().header.type == framing.CONNECT_OK
 
     def receive(self) -> Frame:
@@ -298,9 +305,9 @@ def result_of(frame: Frame) -> Any:
     return bytes(result) if isinstance(result, memoryview) else result
 
 
-def handshake(target: str = NAME) -> bytes:
+def handshake(target: str = NAME, greeting: Any = "hello") -> bytes:
     return framing.pack_message(
-        framing.CONNECT, 0, messages.pack_plain({"handshake": "hello", "object": target})
+        framing.CONNECT, 0, messages.pack_plain({"handshake": greeting, "object": target})
     )
 
 
@@ -1262,6 +1269,111 @@ class TestWaitingCalls:
     def test_waiting_does_not_count_as_being_idle(self) -> None:
         with running(idle_seconds=0.1, request_seconds=0.1) as server, Peer(server) as peer:
             assert peer.call("pause", 0.8) == b"over"
+
+
+UNORDERED = {"capabilities": "pipelined unordered"}
+
+
+class TestUnordered:
+    """Callers that take replies in any order."""
+
+    def test_calls_that_take_long_delay_no_other(self, server: Server) -> None:
+        server.node.gate.clear()
+        with Peer(server, **UNORDERED) as peer:
+            peer.sock.sendall(
+                call(1, "hold", b"1") + call(2, "count", NO_VIEW, b"\0") + call(3, "hold", b"3")
+                + call(4, "set", NO_VIEW, b"a", b"v") + call(5, "get", NO_VIEW, b"a")
+            )  # fmt: skip
+            assert peer.answer() == (4, True)
+            assert peer.answer() == (5, b"v")
+            server.node.waiting(b"3").give("three")
+            assert peer.answer() == (3, "three")
+            peer.sock.sendall(call(6, "pause", 0.001) + call(7, "pause", -1))
+            assert sorted([peer.answer(), peer.answer()]) == [(6, b"over"), (7, b"over")]
+            server.node.gate.set()
+            assert peer.answer() == (2, 0)
+            server.node.waiting(b"1").refuse(PyroError("no longer"))
+            assert peer.answer() == (1, Refusal(refusals.BAD_REQUEST, "no longer"))
+            connection = server.connection()
+            assert (connection.outstanding, connection.deferred, connection.busy) == (0, set(), False)
+            assert connection.idle
+
+    def test_the_order_is_kept_for_others(self, server: Server) -> None:
+        server.node.gate.clear()
+        with Peer(server, capabilities="pipelined") as peer:
+            peer.sock.sendall(call(1, "count", NO_VIEW, b"\0") + call(2, "hold", b"2") + call(3, "ping"))
+            assert not readable(peer.sock)
+            server.node.gate.set()
+            assert peer.answer() == (1, 0)
+            deferred = server.node.waiting(b"2")
+            assert not readable(peer.sock)
+            deferred.give("two")
+            assert peer.answer() == (2, "two")
+            assert peer.answer()[0] == 3
+
+    def test_many_replies_that_are_there_at_once(self, server: Server) -> None:
+        with Peer(server, **UNORDERED) as peer:
+            peer.sock.sendall(b"".join(call(number, "hold", b"%d" % number) for number in range(1000)))
+            held = [server.node.waiting(b"%d" % number) for number in range(1000)]
+            for number, deferred in enumerate(held):
+                deferred.give(number)
+            assert sorted(peer.answer() for _ in held) == [(number, number) for number in range(1000)]
+
+    def test_deferred_calls_are_bounded(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pyrocache.server.calls.DEFERRED_CALLS", 10)
+        with Peer(server, **UNORDERED) as peer, Peer(server, **UNORDERED) as other:
+            peer.sock.sendall(b"".join(call(number, "hold", b"%d" % number) for number in range(12)))
+            assert {peer.answer()[0], peer.answer()[0]} == {10, 11}
+            other.sock.sendall(call(1, "hold", b"other"))
+            server.node.waiting(b"other").give(None)
+            assert other.answer() == (1, None)
+            server.node.waiting(b"3").give("three")
+            assert peer.answer() == (3, "three")
+            assert peer.call("pause", 0.001) == b"over"
+
+    def test_jobs_are_within_the_quota(self) -> None:
+        with running(workers=1, max_queued_calls=8) as server, Peer(server, **UNORDERED) as peer:
+            server.node.gate.clear()
+            peer.sock.sendall(b"".join(call(number, "count", NO_VIEW, b"\0") for number in range(4)))
+            assert [peer.answer(), peer.answer()] == [
+                (number, Refusal(refusals.OVERLOADED, "The node has too much to do; try again."))
+                for number in (2, 3)
+            ]
+            with Peer(server) as other:
+                other.sock.sendall(call(1, "count", NO_VIEW, b"\0"))
+                server.node.gate.set()
+                assert other.answer() == (1, 0)
+            assert sorted([peer.answer(), peer.answer()]) == [(0, 0), (1, 0)]
+
+    @pytest.mark.parametrize("way", ["close", "reset", "half close", "garbage"])
+    def test_all_its_waits_end_with_a_connection(self, server: Server, way: str) -> None:
+        peer = Peer(server, **UNORDERED)
+        with peer:
+            peer.sock.sendall(b"".join(call(number, "hold", b"%d" % number) for number in range(50)))
+            held = [server.node.waiting(b"%d" % number) for number in range(50)]
+            if way == "reset":
+                peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if way == "half close":
+                peer.sock.shutdown(socket.SHUT_WR)
+                assert peer.fate() == CLOSED
+            elif way == "garbage":
+                peer.sock.sendall(b"garbage" * 10)
+                assert peer.fate() == CLOSED
+        assert wait_until(lambda: not any(deferred.waiting for deferred in held))
+        assert server.at_rest()
+
+    def test_a_waiting_connection_outlives_the_limit_of_idle_ones(self) -> None:
+        with running(idle_seconds=0.3, request_seconds=0.3) as server, Peer(server, **UNORDERED) as peer:
+            peer.sock.sendall(call(1, "hold", b"1"))
+            deferred = server.node.waiting(b"1")
+            with Peer(server, **UNORDERED) as other:
+                assert other.fate() == CLOSED
+            deferred.give(1)
+            assert peer.answer() == (1, 1)
+            assert peer.fate() == CLOSED
+            with Peer(server, **UNORDERED) as partial:
+                partial.sock.sendall(call(1, "hold", b"1") + call(2, "ping")[:-1])
+                assert partial.fate() == CLOSED
 
 
 class TestLease:

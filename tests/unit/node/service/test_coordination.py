@@ -326,6 +326,131 @@ def test_every_method_checks_the_view(node: CacheNode) -> None:
     assert refusal(node.begin_acquire, session, other, b"\0name", 1, 30.0, 10.0) == "stale-view"
 
 
+# Waiters: grants and waits within one connection that are ended by themselves -------------------------------
+
+
+def acquire(node: CacheNode, session: Session, waiter: int, *, wait: float = 10.0) -> Any:
+    return node.begin_acquire(session, NO_VIEW, b"\0name", 1, 30.0, wait, waiter)
+
+
+def lease(node: CacheNode, session: Session, waiter: int, *, key: bytes = KEY, wait: float = 10.0) -> Any:
+    return node.begin_lease(session, NO_VIEW, key, 60.0, wait, 0, waiter)
+
+
+def test_withdrawing_a_waiter_passes_on_what_it_holds(node: CacheNode) -> None:
+    connection = Session()
+    token = acquire(node, connection, 1)
+    load_token = lease(node, connection, 1)[1]
+    lock, loading = acquire(node, connection, 2), lease(node, connection, 2)
+    assert node.begin_withdraw(connection, 3) is False
+    assert node.begin_withdraw(connection, 1) is True
+    assert lock.outcome() > token
+    assert loading.outcome()[0] == "load"
+    assert node.release(NO_VIEW, b"\0name", token) is False
+    assert node.fill(NO_VIEW, KEY, load_token, b"late") is False
+    assert node.begin_withdraw(connection, 1) is False
+
+
+def test_withdrawing_a_waiter_ends_its_calls(node: CacheNode) -> None:
+    connection = Session()
+    token = acquire(node, connection, 1)
+    load_token = lease(node, connection, 1)[1]
+    waiting = [acquire(node, connection, 2), lease(node, connection, 2)]
+    behind = acquire(node, connection, 3)
+    assert node.begin_withdraw(connection, 2) is True
+    assert [call.outcome() for call in waiting] == [None, None]
+    assert node.release(NO_VIEW, b"\0name", token) is True
+    assert behind.outcome() > token
+    assert node.abandon(NO_VIEW, KEY, load_token) is True
+    assert node._coordination.leases.by_key == {}
+
+
+def test_waiters_of_one_connection_have_places_of_their_own(node: CacheNode, clock: FakeClock) -> None:
+    connection = Session()
+    token = acquire(node, connection, 1)
+    first, second = acquire(node, connection, 2, wait=5.0), acquire(node, connection, 3, wait=20.0)
+    clock.tick(5.0)
+    assert first.expire(clock())
+    assert second.waiting
+    again = acquire(node, connection, 2)
+    assert node.release(NO_VIEW, b"\0name", token) is True
+    assert again.outcome() > token
+    assert second.waiting
+
+
+def test_a_waiter_that_calls_twice_waits_once(node: CacheNode) -> None:
+    connection = Session()
+    acquire(node, connection, 1)
+    first, second = acquire(node, connection, 2), acquire(node, connection, 2)
+    assert (first.outcome(), second.waiting) == (None, True)
+
+
+def test_all_waiters_end_with_their_connection(node: CacheNode) -> None:
+    connection, other = Session(), Session()
+    acquire(node, connection, 1)
+    lease(node, connection, 1)
+    calls = [acquire(node, connection, 2), lease(node, connection, 2)]
+    behind = [acquire(node, other, 0), lease(node, other, 7)]
+    assert connection.holds == 4
+    for call in calls:  # as the event loop does before it closes the session
+        call.cancel()
+    connection.close()
+    assert not any(call.waiting for call in behind)
+    assert connection.holds == 0
+    other.close()
+    assert not node._coordination.leases.by_key
+    assert not node._coordination.locks.by_key
+    assert not node._coordination.locks._uses
+
+
+def test_waiters_are_not_kept_beyond_what_they_hold(node: CacheNode) -> None:
+    connection = Session()
+    node.set(NO_VIEW, KEY, b"value")
+    assert lease(node, connection, 1)[0] == "value"
+    assert refusal(node.begin_lease, connection, "no view", KEY, 60.0, 0.0, 0, 1) == "bad-request"
+    assert not connection._waiters
+    for number in range(1, 1000):
+        token = lease(node, connection, number, key=b"\0other")[1]
+        assert connection.holds == 1
+        assert node.fill(NO_VIEW, b"\0other", token, b"value") is True
+        node.delete(NO_VIEW, b"\0other")
+    assert connection.holds == 0
+    assert len(connection._waiters) <= 64
+    connection.close()
+    assert not connection._waiters
+
+
+def test_waiters_are_bounded(node: CacheNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrocache.server.deferred.MAX_WAITERS", 100)
+    connection, other = Session(), Session()
+    for number in range(1, 101):
+        assert lease(node, connection, number, key=b"\0%d" % number)
+    for method, arguments in [
+        (node.begin_lease, (b"\0more", 60.0, 0.0, 0)),
+        (node.begin_acquire, (b"\0more", 1, 30.0, 0.0)),
+    ]:
+        assert refusal(method, connection, NO_VIEW, *arguments, 101) == "overloaded"
+    assert lease(node, connection, 0, key=b"\0more")
+    assert lease(node, other, 101, key=b"\0more, too")
+    assert node.begin_withdraw(connection, 5) is True
+    assert lease(node, connection, 101, key=b"\0more, three")
+
+
+@pytest.mark.parametrize("client", [b"client..", None])
+def test_waiters_count_for_their_client(node: CacheNode, client: bytes | None) -> None:
+    connection = Session()
+    connection.client = client
+    locks = node._coordination.locks
+    locks._max_bytes = 100 * 520
+    owner = client or connection
+    for number in range(1, 26):
+        assert node.begin_acquire(connection, NO_VIEW, b"\0%7d" % number, 1, 30.0, 0.0, number)
+    assert locks._uses == {owner: 25 * 520}
+    more = (NO_VIEW, b"\0%7d" % 26, 1, 30.0, 0.0)
+    assert refusal(node.begin_acquire, connection, *more, 26) == "overloaded"
+    assert node.begin_acquire(Session(), *more, 1)
+
+
 # Arguments ---------------------------------------------------------------------------------------------------
 
 NO_KEYS = [b"", "text", None, 5, bytearray(b"x")]
@@ -374,6 +499,13 @@ def test_what_is_no_limit_is_refused(node: CacheNode, limit: Any) -> None:
 @pytest.mark.parametrize("refresh", [4, -1, "1", None, 0.5])
 def test_what_is_no_way_to_refresh_is_refused(node: CacheNode, refresh: Any) -> None:
     assert refusal(node.lease, NO_VIEW, KEY, 60.0, 0.0, refresh) == "bad-request"
+
+
+@pytest.mark.parametrize("waiter", ["1", None, 1.5, True, -1, 2**64, []])
+def test_what_is_no_waiter_is_refused(node: CacheNode, waiter: Any) -> None:
+    assert refusal(lease, node, Session(), waiter) == "bad-request"
+    assert refusal(acquire, node, Session(), waiter) == "bad-request"
+    assert refusal(node.withdraw, waiter) == "bad-request"
 
 
 @pytest.mark.parametrize("token", ["1", None, 1.5, True, b"1", [], {}])
