@@ -36,7 +36,7 @@ def nothing_held(cache: PyroCacheClient) -> bool:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition, in a running loop."""
     async with asyncio.timeout(SOON):
-        while not condition():  # noqa: ASYNC110  # nothing announces it
+        while not condition():  # nothing announces it
             await asyncio.sleep(0.005)
 
 
@@ -382,7 +382,9 @@ def test_tasks_of_a_node_that_hangs_end_together_each_as_its_client_says() -> No
                 await client.get_or_set("there", lambda: 1)
             cluster.pause(0)
             begun = asyncio.get_running_loop().time()
-            tasks = [client.get_or_set("key", lambda: "own") for client in (strict, lenient) for _ in range(50)]
+            tasks = [
+                client.get_or_set("key", lambda: "own") for client in (strict, lenient) for _ in range(50)
+            ]
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert asyncio.get_running_loop().time() - begun < SOON
             cluster.resume(0)

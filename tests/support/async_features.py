@@ -26,9 +26,17 @@ class AsyncFeatures:
 
     def get_or_set(self, key: object, factory: Callable[[], Any], **options: Any) -> Awaitable[Any]:
         """As `AsyncPyroCacheClient.get_or_set`."""
-        usual = {"ttl_seconds": None, "stale_seconds": 0, "early": 0.0, "wait_seconds": None, "lease_seconds": 60}
+        usual = {
+            "ttl_seconds": None,
+            "stale_seconds": 0,
+            "early": 0.0,
+            "wait_seconds": None,
+            "lease_seconds": 60,
+        }
         made = load_options(**{**usual, **options})
-        return load_once.get_or_set(Load(self.context, self.context.encode_key(key), factory, made, lambda: None))
+        return load_once.get_or_set(
+            Load(self.context, self.context.encode_key(key), factory, made, lambda: None)
+        )
 
     def lock(self, name: object, ttl_seconds: float = 30, **options: Any) -> AsyncLock:
         """As `AsyncPyroCacheClient.lock`."""
