@@ -12,7 +12,7 @@ Thread safety: thread-safe; a memoized function is immutable and works in any ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pyrocache.aio import load_once
 from pyrocache.aio.backend import AsyncBackend
