@@ -113,7 +113,7 @@ def test_a_caller_that_has_too_many_outstanding_is_not_told_that_they_were_not_d
 
 def test_what_is_late_is_not_done_in_the_midst_of_a_burst(node: RunningNode) -> None:
     with Pipeline(node) as peer:
-        seconds = [30.0, 0.0, 30.0, -1.0, 0.06, 30.0]
+        seconds = [30.0, -0.5, 30.0, -1.0, 0.06, 30.0]
         peer.send(
             b"".join(
                 peer.request(number, "incr", NO_VIEW, KEY, ONE, NONE_YET, seconds=left)

@@ -618,6 +618,31 @@ class TestStreams:
         check_replies(replies, asked, {})
         assert not closed_first
 
+    @pytest.mark.parametrize("before", [100, 5000, 100_000])
+    def test_a_request_within_a_value_is_not_one(self, server: Server, before: int) -> None:
+        """Also not if it begins where the node has received the beginning of the value."""
+        smuggled = call(9, "set", NO_VIEW, b"smuggled", b"v") * 2
+        value = content(before) + smuggled + content(100)
+        request = call(1, "set", NO_VIEW, b"a", value)
+        start = request.index(smuggled)
+        pieces = [request[:start], request[start:], call(2, "contains", NO_VIEW, b"smuggled")]
+        with Peer(server, capabilities="pipelined") as peer:
+            for piece in pieces:
+                peer.sock.sendall(piece)
+                time.sleep(0.01)
+            assert [peer.answer(), peer.answer()] == [(1, True), (2, False)]
+
+    def test_the_rest_of_a_refused_request_is_not_read_as_requests(self) -> None:
+        smuggled = call(9, "set", NO_VIEW, b"smuggled", b"v") * 1000
+        with running(max_buffered_bytes=4 * MIB) as server, Peer(server, capabilities="pipelined") as peer:
+            request = call(1, "set", NO_VIEW, b"a", content(5 * MIB) + smuggled)
+            start = request.index(smuggled)
+            peer.sock.sendall(request[:start])
+            assert peer.answer()[1].code == refusals.OVERLOADED
+            for at in range(start, len(request), len(smuggled) // 1000):
+                peer.sock.sendall(request[at : at + len(smuggled) // 1000])
+            assert peer.call("contains", NO_VIEW, b"smuggled") is False
+
     def test_requests_may_come_in_one_piece_with_the_handshake(self, server: Server) -> None:
         with Peer(server, greet=False) as peer:
             peer.sock.sendall(
