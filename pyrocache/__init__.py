@@ -70,5 +70,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def memoize_for_asyncio() -> Any:
+    """Return the module that runs memoized coroutine functions, for ``client/features/memoize.py``, a layer below."""
+    return import_module("pyrocache.aio.memoize")
+
+
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])

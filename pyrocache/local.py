@@ -157,7 +157,9 @@ class LocalCluster:
 
     def async_client(self, **options: Any) -> AsyncPyroCacheClient:
         """Return a new asyncio client, otherwise as `client`. ``options`` are those of `AsyncPyroCacheClient`."""
-        from pyrocache.aio.client import AsyncPyroCacheClient  # imported here, as most programs do without asyncio
+        from pyrocache.aio.client import (
+            AsyncPyroCacheClient,  # imported here, as most programs do without asyncio
+        )
 
         return self._made(AsyncPyroCacheClient, options)
 

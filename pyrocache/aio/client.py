@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.aio import bulk, load_once, scan
@@ -38,7 +37,7 @@ from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.options import checked_version, config_from, finite_seconds, to_int
 from pyrocache.client.serializers import UserCodec
-from pyrocache.client.stats import NodeStats, Stats, path_text
+from pyrocache.client.stats import Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     TLS,

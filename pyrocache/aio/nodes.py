@@ -28,11 +28,11 @@ from pyrocache.net.failures import Refused, Unavailable, client_closed, suspecte
 from pyrocache.net.suspicion import Suspicions, Verdict
 from pyrocache.protocol.commands import PING, Command, Runs
 from pyrocache.protocol.handshake import PIPELINED, UNORDERED
-from pyrocache.protocol.limits import MOST_WAITING, PIPELINED_CALLS
+from pyrocache.protocol.limits import DEFERRED_CALLS, PIPELINED_CALLS
 from pyrocache.protocol.refusals import TRY_AGAIN
 from pyrocache.protocol.request_id import SESSION_BYTES
 
-_RESERVED = MOST_WAITING // 4  # for calls that do not wait: a caller that others wait for may need one
+_RESERVED = DEFERRED_CALLS // 4  # for calls that do not wait: a caller that others wait for may need one
 
 
 class Node:
@@ -54,7 +54,7 @@ class Node:
         unordered = nodes.caller._replace(greeting=greeting._replace(capabilities=f"{PIPELINED} {UNORDERED}"))
         loop, transport = nodes.loop, nodes.transport
         self.calls = Lane(loop, member, transport, pipelined, nodes.most, PIPELINED_CALLS)
-        self.waits = Lane(loop, member, transport, unordered, 1, MOST_WAITING)
+        self.waits = Lane(loop, member, transport, unordered, 1, DEFERRED_CALLS)
 
     def failed(self, operation: str, deadline: Deadline, failed: CallFailed) -> Unavailable | PyroCacheError:
         """Return what a call that failed raises. Doubt a node that hangs."""
@@ -178,10 +178,10 @@ class Nodes:
                 waiter = Waiter(await node.waits.connection(deadline))
             connection = waiter.connection
             under_way = len(connection.calls)
-            if under_way >= MOST_WAITING or (under_way and not connection.pipelined):
+            if under_way >= DEFERRED_CALLS or (under_way and not connection.pipelined):
                 waiter.drop()
                 return None
-            sent = arguments(connection.unordered and under_way < MOST_WAITING - _RESERVED)
+            sent = arguments(connection.unordered and under_way < DEFERRED_CALLS - _RESERVED)
             if connection.unordered:
                 sent = (*sent, waiter.number)
             future = self.loop.create_future()

@@ -2,7 +2,8 @@
 
 A thin facade: it checks and encodes arguments, sends a command through the `Backend` of its `ClientContext`, decodes
 the answer and applies ``on_error``. Methods that need more than one command are in ``features/``. A client is
-picklable and connects on first use. Only held locks and memoized coroutines start threads, see ``features/``.
+picklable and connects on first use. Only held locks start a thread, see ``features/locks.py``. Memoized coroutines use
+the asyncio client.
 
 Thread safety: thread-safe, and usable in a child process after a fork.
 """
@@ -1031,7 +1032,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
         errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
         nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
-        return Stats.of(nodes, replace(context.figures, **context.backend.retries), list(errors), errors)
+        return Stats.of(nodes, replace(context.figures, **context.retries), list(errors), errors)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""
@@ -1061,8 +1062,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         held, and loads go on: their connections are closed when they are released. A client and its namespaces share
         their connections, so this disconnects all of them.
         """
-        if not self._context.closed:
-            self._context.backend.disconnect()
+        self._context.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""

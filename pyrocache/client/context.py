@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -95,6 +96,29 @@ When: TypeAlias = SupportsFloat | datetime
 """A point in time: an aware datetime, or seconds since the epoch, as ``time.time()`` returns them."""
 
 
+class _Figures:
+    """The statistics of one client. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.now = ClientStats()
+        self._reset_lock()
+        at_fork.in_child(self._reset_lock)  # another thread of the parent may have held it
+
+    def count(self, figure: str, by: int) -> None:
+        """Add to one of the statistics, a field of `ClientStats`."""
+        with self._lock:
+            # Replaced, not changed, so that `stats` reads consistent values without the lock.
+            self.now = replace(self.now, **{figure: getattr(self.now, figure) + by})
+
+    def reset(self) -> None:
+        """Set all of them to 0."""
+        with self._lock:
+            self.now = ClientStats()
+
+    def _reset_lock(self) -> None:
+        self._lock = threading.Lock()  # guards: now
+
+
 class ClientContext:
     """The settings, codec, backend and statistics of one client, or of one namespace of it.
 
@@ -112,7 +136,6 @@ class ClientContext:
         sign_part: returns the signed form of a part of a key; None for keys that are not signed.
         timeout: seconds for a call.
         ttl_seconds: seconds to live of an entry that is stored without a TTL; None for no expiry.
-        figures: the statistics of this client.
         warnings: limits the warnings about what counts as a miss.
     """
 
@@ -140,9 +163,10 @@ class ClientContext:
         self._root = root
         # Weak references, so that an unused namespace is collected.
         self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
-        self._lock = threading.Lock()  # guards: figures
-        self.figures = ClientStats()
-        at_fork.in_child(self._reset_after_fork)
+        self._figures = _Figures()
+        # The backends of other kinds, by kind; of all contexts of this client. None once it is closed.
+        self._others: dict[object, Any] = {}
+        self._with_others: dict[object, ClientContext] = {}
 
     @property
     def closed(self) -> bool:
@@ -157,6 +181,7 @@ class ClientContext:
         counters = self.config.counters if counters is None else counters
         config = replace(self.config, namespace=path, ttl_seconds=ttl, counters=counters)
         inner = ClientContext(config, self.backend, root=False, signer=self._signer)
+        inner._others = self._others
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
             inner.close()
@@ -170,8 +195,59 @@ class ClientContext:
             backend, self.backend = self.backend, cast(Backend, _ClosedBackend(reason))
             if self._root:
                 backend.close()
+                self._others[CLOSED] = None
+                for other in self._other_backends():
+                    other.close()
         for inner in list(self._namespaces):
             inner.close(reason)
+
+    def disconnect(self) -> None:
+        """Close the connections; later calls connect again. Does nothing once the context is closed."""
+        if not self.closed:
+            self.backend.disconnect()
+            for other in self._other_backends():
+                other.disconnect()
+
+    def with_backend(self, make: Callable[[ClientConfig], Any]) -> ClientContext:
+        """Return this context with a backend of another kind, which is made when it is first needed.
+
+        It has the settings and the statistics of this one. The backend is closed and disconnected with this context.
+
+        Args:
+            make: makes the backend, and tells its kind; a function or a class method.
+
+        Raises:
+            ClientClosed: this context is closed.
+        """
+        if self.closed:
+            _ = self.backend.get
+        found = self._with_others.get(make)
+        if found is None:
+            backend = self._others.get(make)
+            if backend is None:
+                backend = self._others.setdefault(make, make(self.config))  # atomic: of two threads, one's is kept
+            found = object.__new__(ClientContext)
+            found.__dict__.update(self.__dict__, backend=backend)
+            self._with_others[make] = found
+            if CLOSED in self._others:  # check again: `close` may have raced with us
+                backend.close()
+        return found
+
+    def _other_backends(self) -> list[Any]:
+        return [backend for backend in list(self._others.values()) if backend is not None]
+
+    @property
+    def figures(self) -> ClientStats:
+        """The statistics of this client, without `retries`."""
+        return self._figures.now
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """What the routers did after failures, for `ClientStats`."""
+        counts = Counter(self.backend.retries)
+        for other in self._other_backends():
+            counts.update(other.retries)
+        return dict(counts)
 
     def deadline(self, seconds: float | None = None) -> Deadline:
         """Return the deadline of a call that begins now."""
@@ -305,21 +381,16 @@ class ClientContext:
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
-        with self._lock:
-            # Replaced, not changed, so that `stats` reads consistent values without the lock.
-            self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
+        self._figures.count(figure, by)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.config,)
 
-    def _reset_after_fork(self) -> None:
-        self._lock = threading.Lock()  # another thread of the parent may have held it
-
     def reset_figures(self) -> None:
         """Set this client's statistics to 0."""
-        with self._lock:
-            self.figures = ClientStats()
-        self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
+        self._figures.reset()
+        for backend in (self.backend, *self._other_backends()):
+            backend.retries.update(dict.fromkeys(backend.retries, 0))
 
 
 def _signing_keys(config: ClientConfig) -> Sequence[bytes]:

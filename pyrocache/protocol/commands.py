@@ -99,7 +99,6 @@ LEASE = Command("lease", Scope.KEY, True, Runs.DEFERRED, False)
 FILL = Command("fill", Scope.KEY, True, Runs.INLINE, True, large=True)
 ABANDON = Command("abandon", Scope.KEY, True, Runs.INLINE, False)
 ACQUIRE = Command("acquire", Scope.KEY, True, Runs.DEFERRED, False)
-WITHDRAW = Command("withdraw", Scope.NODE, True, Runs.DEFERRED, False)
 RENEW = Command("renew", Scope.KEY, True, Runs.INLINE, False)
 RELEASE = Command("release", Scope.KEY, False, Runs.INLINE, False)
 HOLDERS = Command("holders", Scope.KEY, True, Runs.INLINE, False)
@@ -122,6 +121,6 @@ ISSUE_TOKEN = "issue_token"
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in list(globals().values())
-    if isinstance(command, Command) and command not in (PUT_IF, CHECK_VIEW, WITHDRAW)
+    if isinstance(command, Command) and command not in (PUT_IF, CHECK_VIEW)
 }
 """Every command, by the name of its method."""

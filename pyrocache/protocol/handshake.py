@@ -53,12 +53,6 @@ next one: both ends then use the lower of their versions."""
 OLDEST_PROTOCOL = 1
 """The oldest version that other ends may have. A version that cannot work with the one before it raises this, too."""
 
-PIPELINED = "pipelined"
-"""The capability to have up to `PIPELINED_CALLS` requests under way on a connection."""
-
-UNORDERED = "unordered"
-"""The capability to answer requests that wait or take long in any order, and to grant to waiters of a connection."""
-
 NAMELESS = "nameless"
 """The caller, if it is the name server, or a node that has not joined yet."""
 

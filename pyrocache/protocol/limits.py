@@ -40,12 +40,6 @@ KEEP_TTL = -math.inf
 """A TTL that means: keep the TTL that the entry has; a new entry never expires. Any other negative TTL, ``-n``, also
 keeps the TTL of an entry that exists, and gives a new one n seconds."""
 
-PIPELINED_CALLS = 256
-"""The most requests under way on a connection whose caller said `PIPELINED`. So many outcomes of it are remembered."""
-
-MOST_WAITING = 4096
-"""The most calls under way, and the most waiters, on a connection whose caller said `UNORDERED`."""
-
 LARGE_BYTES = 64 * 1024
 """Bytes from which a message, or a binary value in it, is kept in its own buffer instead of being joined and copied."""
 
