@@ -92,33 +92,32 @@ class Turn(NamedTuple):
 
     group: str
     operation: str
-    contender: Contender
+    transport: Transport
+    contender: str
     slice: Slice
+
+
+_Turns = dict[tuple[str, str, str], dict[str, list[Slice]]]
+"""By group, transport and operation; then by contender."""
 
 
 def measure(session: Session) -> list[Row]:
     """Run the case."""
     plan = Plan(session.choose(6, 2), session.choose(400, 50), session.choose(10, 2), session.slice_seconds)
     crews = session.choose(3, 1)
-    turns: dict[tuple[str, str, Contender], list[Slice]] = defaultdict(list)
+    turns: _Turns = defaultdict(lambda: defaultdict(list))
     with _field(session) as contenders:
         for number in range(crews):
             session.progress(f"aio: process {number + 1} of {crews}")
             for turn in _turns(contenders, plan):
-                turns[turn.group, turn.operation, turn.contender].append(turn.slice)
-    return [
-        row for transport in dict.fromkeys(one.transport for one in contenders) for row in _rows(transport, turns)
-    ]
+                turns[turn.group, turn.transport, turn.operation][turn.contender].append(turn.slice)
+    return list(_rows(turns))
 
 
-def _rows(transport: Transport, turns: dict[tuple[str, str, Contender], list[Slice]]) -> Iterator[Row]:
-    for group, operation in dict.fromkeys((group, operation) for group, operation, _ in turns):
-        slices = {
-            contender.name: of_it
-            for (of_group, done, contender), of_it in turns.items()
-            if (of_group, done, contender.transport) == (group, operation, transport)
-        }
-        compared = _heartbeats(slices) if group == HEARTBEAT else comparison(OURS, slices)
+def _rows(turns: _Turns) -> Iterator[Row]:
+    for (group, transport, operation), slices in turns.items():
+        ordered = {OURS: slices[OURS], **slices}
+        compared = _heartbeats(ordered) if group == HEARTBEAT else comparison(OURS, ordered)
         for name, figures in compared.items():
             yield Row("aio", f"{group}, {transport}", operation, name, figures)
 
@@ -202,7 +201,10 @@ class _Redis:
         from redis import asyncio as aioredis
 
         if many and "unix_socket_path" in address:
-            address = {"path": address["unix_socket_path"], "connection_class": aioredis.UnixDomainSocketConnection}
+            address = {
+                "path": address["unix_socket_path"],
+                "connection_class": aioredis.UnixDomainSocketConnection,
+            }
         if many:
             pool: Any = aioredis.BlockingConnectionPool(max_connections=_POOL, **address)
             self._redis = aioredis.Redis.from_pool(pool)
@@ -234,13 +236,17 @@ def _serve(parent: Pipe, contenders: Sequence[Contender], plan: Plan) -> None:
                     for player in rotated(players, max(0, number)):
                         done = player.run(group, operation, plan)
                         if number >= 0:
-                            parent.send(Turn(group, operation, player.contender, done))
+                            one = player.contender
+                            parent.send(Turn(group, operation, one.transport, one.name, done))
         parent.send(None)
     except Exception:
         parent.send(traceback.format_exc())
 
 
-_TASKS = [*((group, verb) for group in (AWAITED, GATHERED) for verb in ("get", "set")), (HEARTBEAT, "get and set")]
+_TASKS = [
+    *((group, verb) for group in (AWAITED, GATHERED) for verb in ("get", "set")),
+    (HEARTBEAT, "get and set"),
+]
 
 
 class _Player:
