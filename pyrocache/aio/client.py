@@ -30,12 +30,21 @@ from pyrocache.client.context import (
     Ttl,
     When,
 )
+from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
-from pyrocache.client.features.memoize import Tags
+from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
-from pyrocache.client.options import checked_version, config_from, finite_seconds, to_int
+from pyrocache.client.options import (
+    checked_version,
+    config_from,
+    entries_of,
+    finite_seconds,
+    number_serving,
+    stats_of,
+    to_int,
+)
 from pyrocache.client.serializers import UserCodec
 from pyrocache.client.stats import Stats, path_text
 from pyrocache.cluster.routing import Member
@@ -127,7 +136,7 @@ class AsyncPyroCacheClient:
             authenticate=authenticate,
             connections=connections,
         )
-        self._context = ClientContext(config, AsyncBackend.of(config))
+        self._context: ClientContext[AsyncBackend] = ClientContext(config, AsyncBackend.of(config))
 
     @classmethod
     def _of(cls, context: ClientContext[AsyncBackend]) -> Self:
@@ -529,7 +538,9 @@ class AsyncPyroCacheClient:
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
-        return AsyncMemoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
+        return AsyncMemoizer(
+            Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
+        )
 
     # Locks -----------------------------------------------------------------------------------------------
 
@@ -588,11 +599,14 @@ class AsyncPyroCacheClient:
         """Store every entry of ``mapping``. Return how many were stored. As `PyroCacheClient.set_many`."""
         if unknown:
             raise unknown_argument(self.set_many, unknown)
-        return await bulk.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter)
+        return await bulk.make(
+            self._context,
+            Change.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter),
+        )
 
     async def delete_many(self, keys: Iterable[object]) -> int:
         """Remove the entries of ``keys``. Return how many existed. As `PyroCacheClient.delete_many`."""
-        return await bulk.delete_many(self._context, keys)
+        return await bulk.make(self._context, Change.delete_many(self._context, keys))
 
     async def touch_many(
         self,
@@ -605,7 +619,7 @@ class AsyncPyroCacheClient:
         """Set the time to live of the entries of ``keys``. Return how many exist. As `PyroCacheClient.touch_many`."""
         if unknown:
             raise unknown_argument(self.touch_many, unknown)
-        return await bulk.touch_many(self._context, keys, ttl_seconds, expires_at)
+        return await bulk.make(self._context, Change.touch_many(self._context, keys, ttl_seconds, expires_at))
 
     # The whole namespace ---------------------------------------------------------------------------------
 
@@ -688,10 +702,9 @@ class AsyncPyroCacheClient:
         """Iterate over keys and values. Values are fetched page by page during iteration."""
         return scan.items(self._context)
 
-    async def values(self) -> AsyncIterator[Any]:
+    def values(self) -> AsyncIterator[Any]:
         """Iterate over the values. They are fetched page by page during iteration."""
-        async for _, value in scan.items(self._context):
-            yield value
+        return scan.values(self._context)
 
     async def popitem(self) -> tuple[Any, Any]:
         """Remove some entry and return its key and value. As `PyroCacheClient.popitem`."""
@@ -715,8 +728,7 @@ class AsyncPyroCacheClient:
 
     async def ping(self) -> int:
         """Return the number of nodes, once each of them has answered that it serves. As `PyroCacheClient.ping`."""
-        answers = await self._context.backend.ping(self._context.deadline())
-        return serving(answers)
+        return number_serving(await self._context.backend.ping(self._context.deadline()))
 
     async def stats(self) -> Stats:
         """Return the statistics of every node, their sums, and those of this client. As `PyroCacheClient.stats`."""
@@ -750,8 +762,7 @@ class AsyncPyroCacheClient:
 
         Held locks stay held, and loads go on. A client and its namespaces share their connections.
         """
-        if not self._context.closed:
-            self._context.backend.disconnect()
+        self._context.disconnect()
 
     async def close(self) -> None:
         """Close the connections. Calls under way, and every later call, raise `ClientClosed`."""

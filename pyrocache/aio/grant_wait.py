@@ -16,6 +16,7 @@ from pyrocache.client.features.pinned_wait import POLL_SECONDS, WaitTimes
 from pyrocache.net.deadline import Deadline
 
 if TYPE_CHECKING:
+    from pyrocache.aio.backend import AsyncBackend
     from pyrocache.aio.waiter import Waiter
     from pyrocache.client.context import ClientContext
 
@@ -39,7 +40,7 @@ class GrantWait:
 
     __slots__ = ("_ask", "_context", "_times", "waiter")
 
-    def __init__(self, context: ClientContext, ask: Ask, wait_seconds: float | None) -> None:
+    def __init__(self, context: ClientContext[AsyncBackend], ask: Ask, wait_seconds: float | None) -> None:
         self.waiter: Waiter | None = None
         self._context = context
         self._ask = ask

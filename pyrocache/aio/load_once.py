@@ -188,7 +188,9 @@ async def _ask(load: Load[Any], wait_seconds: float | None, group: _Group | None
     async def ask(seconds: float, deadline: Deadline, waiter: Waiter | None) -> Waiter | None:
         if group is not None:
             group.begin()
-        backend: AsyncBackend = context.backend  # the one of the moment, which raises once the context is closed
+        backend: AsyncBackend = (
+            context.backend
+        )  # the one of the moment, which raises once the context is closed
         return await backend.lease(key, load.options.lease_seconds, seconds, refresh, deadline, waiter)
 
     with GrantWait(context, ask, 0.0 if recursive else wait_seconds) as wait, Waiting(load.value) as waiting:

@@ -232,7 +232,7 @@ class AsyncLock:
 
     def __init__(
         self,
-        context: ClientContext,
+        context: ClientContext[AsyncBackend],
         name: object,
         limit: int,
         ttl_seconds: Duration,
@@ -313,9 +313,7 @@ class AsyncLock:
         # The backend of the moment, which raises once the context is closed.
         backend: AsyncBackend = self._context.backend
         options = self._options
-        return await backend.acquire(
-            options.key, options.limit, options.ttl_seconds, poll, deadline, waiter
-        )
+        return await backend.acquire(options.key, options.limit, options.ttl_seconds, poll, deadline, waiter)
 
     async def _wait_for(self, wait: GrantWait, seconds: float | None) -> tuple[Waiter, float]:
         """Return the waiter that has the lock, and when the node was asked."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pyrocache.aio import load_once
 from pyrocache.aio.backend import AsyncBackend
@@ -35,17 +35,16 @@ async def get_or_set(load: Load[Any]) -> Any:
     return await load_once.get_or_set(load._replace(context=_asynchronous(load.context)))
 
 
-async def invalidate(context: ClientContext, key: bytes) -> bool:
+async def invalidate(context: ClientContext[Any], key: bytes) -> bool:
     """Remove the result of a call. Return whether there was one."""
     context = _asynchronous(context)
-    backend = cast(AsyncBackend, context.backend)
     try:
-        return await backend.delete(key, context.deadline())
+        return await context.backend.delete(key, context.deadline())
     except CacheUnavailable as error:
         return context.missed(error, False)
 
 
-def _asynchronous(context: ClientContext) -> ClientContext:
+def _asynchronous(context: ClientContext[Any]) -> ClientContext[AsyncBackend]:
     """Return the context itself if it is the asyncio client's, otherwise that of the blocking client's other half."""
     if isinstance(context.backend, AsyncBackend):
         return context
@@ -63,7 +62,7 @@ class AsyncMemoizer:
     ) -> Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]:
         """Return the memoized function. Raises `TypeError` if it is not a coroutine function, or as `Memoizer`."""
         memoized: Any = self.memoizer(function)
-        if not isinstance(memoized, AsyncMemoized):
+        if type(memoized) is not AsyncMemoized:
             raise brief(
                 TypeError(
                     "AsyncPyroCacheClient.memoize is for async def functions; for plain functions there is "

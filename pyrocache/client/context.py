@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from types import EllipsisType
-from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
@@ -53,6 +53,29 @@ _WARNING_SECONDS = 60.0
 _warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
 
 _T = TypeVar("_T")
+
+_Other = TypeVar("_Other", bound="AnyBackend")
+
+if TYPE_CHECKING:
+    import typing_extensions  # for type checkers only: Python 3.11 knows no defaults of type variables
+
+    _Backend = typing_extensions.TypeVar("_Backend", bound="AnyBackend", default=Backend)
+else:
+    _Backend = TypeVar("_Backend")
+
+
+class AnyBackend(Protocol):
+    """What a context itself needs of the backend of any client."""
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """What the router did after failures."""
+
+    def disconnect(self) -> None:
+        """Close the connections; later calls connect again."""
+
+    def close(self) -> None:
+        """Close the connections; every later call raises `ClientClosed`."""
 
 
 class Missing(Enum):
@@ -119,7 +142,7 @@ class _Figures:
         self._lock = threading.Lock()  # guards: now
 
 
-class ClientContext:
+class ClientContext(Generic[_Backend]):
     """The settings, codec, backend and statistics of one client, or of one namespace of it.
 
     Args:
@@ -142,7 +165,7 @@ class ClientContext:
     warnings = _warnings
 
     def __init__(
-        self, config: ClientConfig, backend: Backend, *, root: bool = True, signer: Signer | None = None
+        self, config: ClientConfig, backend: _Backend, *, root: bool = True, signer: Signer | None = None
     ) -> None:
         self.config = config
         self.backend = backend
@@ -162,11 +185,11 @@ class ClientContext:
         self.ttl_seconds = config.ttl_seconds
         self._root = root
         # Weak references, so that an unused namespace is collected.
-        self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
+        self._namespaces: weakref.WeakSet[ClientContext[_Backend]] = weakref.WeakSet()
         self._figures = _Figures()
         # The backends of other kinds, by kind; of all contexts of this client. None once it is closed.
         self._others: dict[object, Any] = {}
-        self._with_others: dict[object, ClientContext] = {}
+        self._with_others: dict[object, ClientContext[Any]] = {}
 
     @property
     def closed(self) -> bool:
@@ -175,7 +198,7 @@ class ClientContext:
 
     def namespace(
         self, name: str, ttl_seconds: NewTtl = DEFAULT_TTL, counters: bool | None = None
-    ) -> ClientContext:
+    ) -> ClientContext[_Backend]:
         """Return the context of a namespace within this one."""
         path, ttl = (*self.config.namespace, name), self.new_ttl(ttl_seconds)
         counters = self.config.counters if counters is None else counters
@@ -185,14 +208,14 @@ class ClientContext:
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
             inner.close()
-            _ = self.backend.get  # raises `ClientClosed`
+            _ = self.backend.retries  # raises `ClientClosed`
         return inner
 
     def close(self, reason: str = CLOSED) -> None:
         """Make every later call raise `ClientClosed` with ``reason``, also in the namespaces made from this context."""
         # The backend is replaced, so that calls need not check a flag.
         if not self.closed:
-            backend, self.backend = self.backend, cast(Backend, _ClosedBackend(reason))
+            backend, self.backend = self.backend, cast(Any, _ClosedBackend(reason))
             if self._root:
                 backend.close()
                 self._others[CLOSED] = None
@@ -208,7 +231,7 @@ class ClientContext:
             for other in self._other_backends():
                 other.disconnect()
 
-    def with_backend(self, make: Callable[[ClientConfig], Any]) -> ClientContext:
+    def with_backend(self, make: Callable[[ClientConfig], _Other]) -> ClientContext[_Other]:
         """Return this context with a backend of another kind, which is made when it is first needed.
 
         It has the settings and the statistics of this one. The backend is closed and disconnected with this context.
@@ -220,12 +243,14 @@ class ClientContext:
             ClientClosed: this context is closed.
         """
         if self.closed:
-            _ = self.backend.get
+            _ = self.backend.retries  # raises
         found = self._with_others.get(make)
         if found is None:
             backend = self._others.get(make)
             if backend is None:
-                backend = self._others.setdefault(make, make(self.config))  # atomic: of two threads, one's is kept
+                backend = self._others.setdefault(
+                    make, make(self.config)
+                )  # atomic: of two threads, one's is kept
             found = object.__new__(ClientContext)
             found.__dict__.update(self.__dict__, backend=backend)
             self._with_others[make] = found

@@ -106,7 +106,7 @@ class Load(NamedTuple, Generic[_T]):
         refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
     """
 
-    context: ClientContext
+    context: ClientContext[Any]
     key: bytes
     factory: Callable[[], _T]
     options: LoadOptions
@@ -411,7 +411,8 @@ _LOOK: dict[int, Callable[[Load[Any]], Found | None]] = {IF_MISSING: _find, UNRE
 
 def _wait_or_load(load: Load[Any], wait_seconds: float | None) -> Found:
     """Request the lease until the node grants it or has a value. Raises as `find`."""
-    context, key, refresh = load.context, load.key, load.refresh
+    context: ClientContext = load.context
+    key, refresh = load.key, load.refresh
     recursive = load_deadlock.is_loading(load.value)
 
     def ask(seconds: float, deadline: Deadline, pinned: Pinned) -> Pinned:

@@ -170,7 +170,7 @@ class LockOptions:
 
     def __init__(
         self,
-        context: ClientContext,
+        context: ClientContext[Any],
         name: object,
         limit: int,
         ttl_seconds: Duration,
@@ -266,7 +266,9 @@ class Lock:
         Raises:
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
         """
-        return self._context.backend.holders(self._options.key, self._context.deadline()) >= self._options.limit
+        return (
+            self._context.backend.holders(self._options.key, self._context.deadline()) >= self._options.limit
+        )
 
     def acquire(self, blocking: bool = True, timeout: Duration | None = None) -> bool:
         """Acquire the lock, waiting if another holder has it. Return whether it was acquired.
@@ -326,7 +328,9 @@ class Lock:
     def _ask(self, poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
         # The backend of the moment, which raises once the context is closed.
         backend = self._context.backend
-        return backend.acquire(self._options.key, self._options.limit, self._options.ttl_seconds, poll, deadline, pinned)
+        return backend.acquire(
+            self._options.key, self._options.limit, self._options.ttl_seconds, poll, deadline, pinned
+        )
 
     def _wait_for(self, wait: PinnedWait, seconds: float | None) -> tuple[int, float]:
         """Return the token once the node grants the lock, and when the node was asked.

@@ -152,7 +152,8 @@ class _Plan:
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Remove the result of a call. Return whether there was one."""
-        context, key = self.settings.context, self.encoded(arguments, named)
+        context: ClientContext = self.settings.context
+        key = self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
         except CacheUnavailable as error:
@@ -329,7 +330,7 @@ class Memoizer:
         TypeError, ValueError: an attribute is not valid.
     """
 
-    context: ClientContext
+    context: ClientContext[Any]
     options: LoadOptions
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
