@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import os
 import pickle
@@ -22,7 +21,6 @@ from typing import Any
 import pytest
 
 from pyrocache import InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
-from pyrocache.client.features import load_once_async
 from tests.support.nodes import private_cluster
 
 SOON = 5.0
@@ -748,18 +746,7 @@ def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCac
     assert asyncio.run(main()) == "loaded"
 
 
-def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
-    """Let so many coroutines have a thread to wait in; return the permits."""
-    permits = threading.Semaphore(count)
-    monkeypatch.setattr(load_once_async._threads, "permits", permits)
-    return permits
-
-
-def test_more_coroutines_wait_than_there_are_threads(
-    cache: PyroCacheClient, called: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    permits = few_permits(3, monkeypatch)
-
+def test_coroutines_that_call_each_other_wait_for_many_loads(cache: PyroCacheClient, called: Counted) -> None:
     @cache.memoize()
     async def outer(number: int) -> int:
         called()
@@ -778,34 +765,6 @@ def test_more_coroutines_wait_than_there_are_threads(
 
     assert asyncio.run(main()) == [number % 10 + number % 10 % 3 for number in range(100)]
     assert len(called) == 13
-    assert permits._value == 3
-
-
-def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
-    cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    permits = few_permits(10, monkeypatch)
-
-    @cache.memoize(key=lambda who: "the same", wait_seconds=0.2)
-    async def slow(who: int) -> None:
-        await asyncio.sleep(0.4)
-        raise LookupError
-
-    async def main() -> None:
-        tasks = [asyncio.create_task(slow(number)) for number in range(10)]
-        await asyncio.sleep(0.1)
-        assert permits._value == 1
-        tasks.pop().cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        del tasks
-        await asyncio.sleep(0.1)
-
-    gc.disable()  # whatever an exception refers to is not looked for
-    try:
-        asyncio.run(main())
-        assert permits._value == 10
-    finally:
-        gc.enable()
 
 
 def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
@@ -857,24 +816,3 @@ def test_the_types_are_those_of_the_function(cache: PyroCacheClient) -> None:
     """What mypy and pyright make of it is in ``tests/typing``."""
     memoized: Callable[[int, str], str] = cache.memoize()(documented)
     assert memoized(2, "c") == "cc"
-
-
-def test_without_threads_a_coroutine_computes_and_leaves_no_lease_behind(
-    shared_cluster: LocalCluster, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def text(number: int) -> str:
-        return str(number)
-
-    def no_thread(*_: object, **__: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(load_once_async, "_threads", load_once_async._Threads())
-    with shared_cluster.client(on_error="miss") as optional:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", no_thread)
-            assert asyncio.run(optional.memoize(name="text", lease_seconds=3600)(text)(1)) == "1"
-            with pytest.raises(NodeUnavailable, match="can't start new thread: raise the limit"):
-                asyncio.run(cache.memoize(name="text", lease_seconds=3600)(text)(1))
-        again = optional.memoize(name="text", lease_seconds=3600, wait_seconds=SOON)(text)
-        assert asyncio.run(again(1)) == "1"
-        assert cache.stats().total.leases == 0
