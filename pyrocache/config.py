@@ -622,6 +622,7 @@ class ClientConfig:
         _check(valid, f"signing_key_file must be a path or None, not {path!r}.")
         _check(isinstance(self.counters, bool), f"counters must be True or False, not {self.counters!r}.")
         _check_count("max_connections", self.max_connections)
+        _check_count("connections", self.connections)
         _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
 
     def _check_serializer(self) -> None:

@@ -272,6 +272,8 @@ class AsyncBackend:
             return await self._router.ask_grant(waiter.member, commands.RENEW, arguments, deadline) is True
         except NotServing:
             return None
+        except NodeUnavailable:
+            return False if waiter.closed else None  # it may only be suspected; the lock has its time to live
         except PyroCacheError:
             return False
 

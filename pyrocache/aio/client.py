@@ -33,7 +33,7 @@ from pyrocache.client.context import (
 from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
-from pyrocache.client.features.memoize import Memoizer, Tags
+from pyrocache.client.features.memoize import Tags
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.options import (
@@ -538,9 +538,7 @@ class AsyncPyroCacheClient:
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
-        return AsyncMemoizer(
-            Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
-        )
+        return AsyncMemoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------
 

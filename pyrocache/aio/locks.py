@@ -114,8 +114,6 @@ class AsyncGrant(Tenure):
         deadline = Deadline(max(0.0, self.good_until - sent_at))
         try:
             held = await self._backend.renew(self._name, self.token, self.ttl_seconds, self._waiter, deadline)
-        except PyroCacheError:
-            held = None
         except asyncio.CancelledError:  # by a program that cancels all tasks, and perhaps goes on
             self.renew_at = clock.now() + PAUSE_SECONDS
             self._watch()
@@ -127,7 +125,7 @@ class AsyncGrant(Tenure):
             self.renewed(sent_at)  # counted from the sending: the node may have received it at once
         elif held is None:
             self.renew_at = min(now + PAUSE_SECONDS, self.good_until)
-        if held is False or (held is None and (now >= self.good_until or self._waiter.closed)):
+        if held is False or (held is None and now >= self.good_until):
             self.end()
         elif not self.over:
             self._watch()

@@ -12,8 +12,7 @@ Thread safety: thread-safe; a memoized function is immutable and works in any ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pyrocache.aio import load_once
 from pyrocache.aio.backend import AsyncBackend
@@ -51,22 +50,21 @@ def _asynchronous(context: ClientContext[Any]) -> ClientContext[AsyncBackend]:
     return context.with_backend(AsyncBackend.of)
 
 
-@dataclass(frozen=True, slots=True)
-class AsyncMemoizer:
+class AsyncMemoizer(Memoizer):
     """The decorator that ``@cache.memoize(...)`` of the asyncio client returns: a `Memoizer` for ``async def`` only."""
 
-    memoizer: Memoizer
+    __slots__ = ()
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, function: classmethod[Any, _P, Coroutine[Any, Any, _R]] | Callable[_P, Coroutine[Any, Any, _R]]
     ) -> Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]:
         """Return the memoized function. Raises `TypeError` if it is not a coroutine function, or as `Memoizer`."""
-        memoized: Any = self.memoizer(function)
-        if type(memoized) is not AsyncMemoized:
+        memoized = super().__call__(function)
+        if not isinstance(memoized, AsyncMemoized):
             raise brief(
                 TypeError(
                     "AsyncPyroCacheClient.memoize is for async def functions; for plain functions there is "
                     "PyroCacheClient.memoize, which blocks."
                 )
             )
-        return memoized
+        return cast(Any, memoized)  # type: ignore[no-any-return]

@@ -332,7 +332,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         except SerializationError as error:
             return context.undecodable(error, default)
 
-    def get_withchecked_version(self, key: object) -> tuple[Any, int] | None:
+    def get_with_version(self, key: object) -> tuple[Any, int] | None:
         """Return the value stored under ``key`` and its version, for `compare_and_set`, or None if there is no entry.
 
         Every write of a value gives the entry a new version, which is never reused for this key. `touch` keeps the

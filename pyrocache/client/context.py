@@ -142,6 +142,33 @@ class _Figures:
         self._lock = threading.Lock()  # guards: now
 
 
+class _OtherBackends:
+    """The backends of other kinds that one client and its namespaces have, by what made them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._made: dict[object, Any] = {}
+        self._closed = False
+
+    def get(self, make: Callable[[ClientConfig], Any], config: ClientConfig) -> Any:
+        """Return the backend that ``make`` makes when it is first needed."""
+        backend = self._made.get(make)
+        if backend is None:
+            backend = self._made.setdefault(make, make(config))  # atomic: of two threads, one's is kept
+        if self._closed:  # looked at last: `close` may have raced with us
+            backend.close()
+        return backend
+
+    def all(self) -> list[Any]:
+        """Return those that were made."""
+        return list(self._made.values())
+
+    def close(self) -> None:
+        """Close them, and each that is made from now on."""
+        self._closed = True
+        for backend in self.all():
+            backend.close()
+
+
 class ClientContext(Generic[_Backend]):
     """The settings, codec, backend and statistics of one client, or of one namespace of it.
 
@@ -187,8 +214,7 @@ class ClientContext(Generic[_Backend]):
         # Weak references, so that an unused namespace is collected.
         self._namespaces: weakref.WeakSet[ClientContext[_Backend]] = weakref.WeakSet()
         self._figures = _Figures()
-        # The backends of other kinds, by kind; of all contexts of this client. None once it is closed.
-        self._others: dict[object, Any] = {}
+        self._others = _OtherBackends()
         self._with_others: dict[object, ClientContext[Any]] = {}
 
     @property
@@ -218,9 +244,7 @@ class ClientContext(Generic[_Backend]):
             backend, self.backend = self.backend, cast(Any, _ClosedBackend(reason))
             if self._root:
                 backend.close()
-                self._others[CLOSED] = None
-                for other in self._other_backends():
-                    other.close()
+                self._others.close()
         for inner in list(self._namespaces):
             inner.close(reason)
 
@@ -228,7 +252,7 @@ class ClientContext(Generic[_Backend]):
         """Close the connections; later calls connect again. Does nothing once the context is closed."""
         if not self.closed:
             self.backend.disconnect()
-            for other in self._other_backends():
+            for other in self._others.all():
                 other.disconnect()
 
     def with_backend(self, make: Callable[[ClientConfig], _Other]) -> ClientContext[_Other]:
@@ -243,23 +267,13 @@ class ClientContext(Generic[_Backend]):
             ClientClosed: this context is closed.
         """
         if self.closed:
-            _ = self.backend.retries  # raises
+            _ = self.backend.retries  # raises `ClientClosed`
         found = self._with_others.get(make)
         if found is None:
-            backend = self._others.get(make)
-            if backend is None:
-                backend = self._others.setdefault(
-                    make, make(self.config)
-                )  # atomic: of two threads, one's is kept
             found = object.__new__(ClientContext)
-            found.__dict__.update(self.__dict__, backend=backend)
+            found.__dict__.update(self.__dict__, backend=self._others.get(make, self.config))
             self._with_others[make] = found
-            if CLOSED in self._others:  # check again: `close` may have raced with us
-                backend.close()
         return found
-
-    def _other_backends(self) -> list[Any]:
-        return [backend for backend in list(self._others.values()) if backend is not None]
 
     @property
     def figures(self) -> ClientStats:
@@ -270,7 +284,7 @@ class ClientContext(Generic[_Backend]):
     def retries(self) -> dict[str, int]:
         """What the routers did after failures, for `ClientStats`."""
         counts = Counter(self.backend.retries)
-        for other in self._other_backends():
+        for other in self._others.all():
             counts.update(other.retries)
         return dict(counts)
 
@@ -414,7 +428,7 @@ class ClientContext(Generic[_Backend]):
     def reset_figures(self) -> None:
         """Set this client's statistics to 0."""
         self._figures.reset()
-        for backend in (self.backend, *self._other_backends()):
+        for backend in (self.backend, *self._others.all()):
             backend.retries.update(dict.fromkeys(backend.retries, 0))
 
 

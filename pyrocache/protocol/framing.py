@@ -77,6 +77,13 @@ def parse_header(data: Buffer) -> Header:
     return Header(*fields)
 
 
+def frame_end(data: bytes, start: int) -> int:
+    """Return where the message without annotations ends that begins at ``start``; -1 if its header is not complete."""
+    if len(data) - start < HEADER_BYTES:
+        return -1
+    return start + HEADER_BYTES + int.from_bytes(data[start + 12 : start + 16], "big")
+
+
 def pack_message(kind: int, sequence: int, body: bytes, flags: int = 0, serializer: int = MSGPACK) -> bytes:
     """Return a complete message without annotations."""
     size = len(body)
@@ -150,6 +157,15 @@ class FrameDecoder:
     def filled(self, count: int) -> None:
         """Note that ``count`` bytes were received into the beginning of `space`."""
         self._filled += count
+
+    def take_back(self, most: int) -> bytes:
+        """Return the bytes of an incomplete frame, and forget them; nothing if there are more than ``most``."""
+        if self._large is not None or self._skip or len(self._buffer) > most:
+            return b""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._header = None
+        return data
 
     def next_frame(self) -> Frame | None:
         """Return the next complete frame, or None if more bytes are needed.

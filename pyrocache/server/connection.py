@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyrocache.runtime.tls import TlsChannel
 
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
-_MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
+MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
 _LENT_SECONDS = 0.25  # for the handshake on a descriptor that is lent, and for reading that it is refused
 _BUFFERS_AT_ONCE = 16  # of one sendmsg
 
@@ -51,6 +51,7 @@ class Connection:
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
         tls: its channel, if that is a `TlsChannel`.
         securing: a thread has its channel, for a step of the TLS handshake.
+        bursts: its caller sends several requests at once, which may be answered without the decoder.
         closed: it is closed; its channel is as well, unless a thread has it.
     """
 
@@ -65,7 +66,7 @@ class Connection:
             "ending_at",
             "events",
         ),
-        *("closed", "handshake", "idle", "outgoing", "partial_since", "paused", "peer", "securing"),
+        *("bursts", "closed", "handshake", "idle", "outgoing", "partial_since", "paused", "peer", "securing"),
         *("outstanding", "queued_at", "sent", "session", "throttled", "tls", "unread", "waited"),
     )
 
@@ -91,7 +92,7 @@ class Connection:
         self.active_at = self.partial_since = now
         self.ending_at: float | None = None
         self.tls: TlsChannel | None = None
-        self.securing = self.closed = False
+        self.securing = self.closed = self.bursts = False
 
     @property
     def held(self) -> int:
@@ -100,7 +101,7 @@ class Connection:
 
     def may_ask(self) -> bool:
         """Return whether the next request may be answered: in its turn, and the peer must read the replies."""
-        return not self.busy and self.unread < _MAX_UNREAD_BYTES
+        return not self.busy and self.unread < MAX_UNREAD_BYTES
 
     def queue(self, reply: bytes | list[Buffer], now: float) -> None:
         """Buffer a reply until the peer reads it."""
@@ -133,7 +134,7 @@ class Connection:
 
     def throttle(self) -> None:
         """Set `throttled`: whether further requests must wait until the peer has read."""
-        self.throttled = self.unread >= _MAX_UNREAD_BYTES
+        self.throttled = self.unread >= MAX_UNREAD_BYTES
 
     def update(self) -> int:
         """Update `idle`, and return the events to watch for now."""

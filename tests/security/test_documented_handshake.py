@@ -133,7 +133,7 @@ def test_without_a_nonce_only_the_name_server_answers(node: RunningNode) -> None
         assert _refused(stranger.exchange(_CONNECT, {"handshake": "hello", "object": _NODE})) == "no-secret"
     with _Stranger(_address(node, _NAMESERVER)) as stranger:
         kind, said = stranger.exchange(_CONNECT, {"handshake": "hello", "object": _NAMESERVER})
-        assert (kind, said["handshake"]) == (_OK, {"protocol": 1})
+        assert (kind, said["handshake"]) == (_OK, {"protocol": 1, "capabilities": "pipelined unordered"})
         entry = ["cache.node.9", "PYRO:cache.node.9@127.0.0.1:1", False, None]
         _, refusal = stranger.exchange(_INVOKE, [_NAMESERVER, "register", entry, {}])
         assert refusal["attributes"]["code"] == "not-trusted"

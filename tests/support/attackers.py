@@ -79,10 +79,20 @@ class TrustedPeer(Peer):
         secret: what is proved; None for the one of this user.
         target: the remote object.
         dialled: what the greeting says of the address; None for the true one.
+        more: further fields of the greeting.
+
+    Attributes:
+        server: the greeting of the node.
     """
 
     def __init__(
-        self, node: Any, secret: Secret | None = None, *, target: str = NAME, dialled: str | None = None
+        self,
+        node: Any,
+        secret: Secret | None = None,
+        *,
+        target: str = NAME,
+        dialled: str | None = None,
+        **more: Any,
     ) -> None:
         super().__init__(node, greet=False)
         self.sent: list[bytes] = []
@@ -91,14 +101,16 @@ class TrustedPeer(Peer):
             protocol=PROTOCOL,
             nonce=os.urandom(32),
             dialled=dialled or format_peer(self.sock.getpeername()),
+            **more,
         )
+        self.server = Greeting()
         handshake = ClientHandshake(target, greeting, (secret or find_secret()).keys, trusting=False)
         while handshake.state is not State.ESTABLISHED:
             self.sent.append(handshake.request())
             self.send(self.sent[-1])
             frame = self.receive()
             self.received.append(as_message(frame))
-            handshake.receive(frame)
+            self.server = handshake.receive(frame)
 
 
 class Impostor:

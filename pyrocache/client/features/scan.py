@@ -226,7 +226,10 @@ class Walk:
         self._cursor = self._empty = 0
 
     def following(self) -> tuple[Member, int] | None:
-        """Return the node to ask, and the cursor of the page; None at the end. Raises the error of a node as ``on_error`` says."""
+        """Return the node to ask, and the cursor of the page; None at the end.
+
+        Raises the errors of nodes as ``on_error`` says.
+        """
         while self._member is None:
             member = next(self._members, None)
             if member is None:
