@@ -23,7 +23,9 @@ from contextvars import copy_context
 from typing import Any, Self
 
 from pyrocache.aio import AsyncLock, AsyncPyroCacheClient
+from pyrocache.aio.backend import AsyncBackend
 from pyrocache.aio.memoize import AsyncMemoizer
+from pyrocache.client.context import ClientContext
 from pyrocache.client.features.memoize import AsyncMemoized
 
 _MISSING = object()
@@ -211,7 +213,8 @@ def _blocking_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _asynchronous(argument: Any) -> Any:
-    return argument._inner if isinstance(argument, BlockingClient) else argument
+    """Return an argument as the event loop can use it: a client that is a mapping here has coroutines there."""
+    return dict(argument) if isinstance(argument, BlockingClient) else argument
 
 
 class _Wrapper:
@@ -230,6 +233,12 @@ class _Wrapper:
             raise AttributeError(name)
         return _blocking(getattr(self._inner, name))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_inner":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._inner, name, value)
+
     def __reduce__(self) -> Any:
         return type(self)._of, (self._inner,)
 
@@ -242,10 +251,6 @@ class BlockingClient(_Wrapper):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._inner = AsyncPyroCacheClient(*args, **kwargs)
-
-    @property
-    def _context(self) -> Any:
-        return self._inner._context
 
     def get_or_set(self, key: object, factory: Any, *args: Any, **kwargs: Any) -> Any:
         return run(self._inner.get_or_set(key, _coroutine_function(factory), *args, **kwargs))
@@ -346,4 +351,6 @@ _WRAPPERS: dict[type, type[_Wrapper]] = {
     AsyncLock: BlockingLock,
     AsyncMemoizer: BlockingMemoizer,
     AsyncMemoized: BlockingMemoized,
+    ClientContext: _Wrapper,
+    AsyncBackend: _Wrapper,
 }

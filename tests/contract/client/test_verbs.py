@@ -1027,7 +1027,9 @@ def keys_of_items(cache: PyroCacheClient) -> Iterator[Any]:
     return (key for key, _ in cache.items())
 
 
-@pytest.mark.parametrize("read", [PyroCacheClient.scan, pytest.param(keys_of_items, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "read", [lambda cache: cache.scan(), pytest.param(keys_of_items, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize(("leaves", "position"), [(0, 4500), (2, 100)], ids=["walked over", "still to come"])
 def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
     cluster: LocalCluster, read: Callable[[PyroCacheClient], Iterator[Any]], leaves: int, position: int
@@ -1061,6 +1063,7 @@ def test_a_scan_begun_while_a_node_joins_finds_what_can_be_got(cluster: LocalClu
                 assert max(found.values()) == 1
 
 
+@pytest.mark.blocking_only("watches the blocking backend")
 def test_the_values_of_a_scan_come_a_few_mebibytes_at_a_time(cache: PyroCacheClient) -> None:
     cache.set_many({number: number.to_bytes(1) * 2**20 for number in range(60)})
     peak = 0
@@ -1379,6 +1382,7 @@ def test_figures_follow_what_is_done(cluster: LocalCluster) -> None:
 # The wire ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.blocking_only("reads of the asyncio client travel together")
 def test_get_and_set_ask_for_no_more_than_they_need(cache: PyroCacheClient) -> None:
     """The two calls that must be fast send what they always have."""
     sent: list[tuple[Any, ...]] = []
