@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, SupportsFloat, 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.keys.encoding import AnyCodec, Encode, Encoding, decode_key, encode_key
-from pyrocache.client.keys.format import namespace_prefix, utf8
+from pyrocache.client.keys.format import namespace_prefix, path_text, utf8
 from pyrocache.client.signing import Signer, SigningCodec
-from pyrocache.client.stats import ClientStats, path_text
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
 from pyrocache.errors import (
     AuthenticationError,
@@ -58,6 +57,8 @@ _Other = TypeVar("_Other", bound="AnyBackend")
 
 if TYPE_CHECKING:
     import typing_extensions  # for type checkers only: Python 3.11 knows no defaults of type variables
+
+    from pyrocache.client.stats import ClientStats
 
     _Backend = typing_extensions.TypeVar("_Backend", bound="AnyBackend", default=Backend)
 else:
@@ -123,7 +124,7 @@ class _Figures:
     """The statistics of one client. Thread-safe."""
 
     def __init__(self) -> None:
-        self.now = ClientStats()
+        self.now: dict[str, int] = {}
         self._reset_lock()
         at_fork.in_child(self._reset_lock)  # another thread of the parent may have held it
 
@@ -131,12 +132,12 @@ class _Figures:
         """Add to one of the statistics, a field of `ClientStats`."""
         with self._lock:
             # Replaced, not changed, so that `stats` reads consistent values without the lock.
-            self.now = replace(self.now, **{figure: getattr(self.now, figure) + by})
+            self.now = {**self.now, figure: self.now.get(figure, 0) + by}
 
     def reset(self) -> None:
         """Set all of them to 0."""
         with self._lock:
-            self.now = ClientStats()
+            self.now = {}
 
     def _reset_lock(self) -> None:
         self._lock = threading.Lock()  # guards: now
@@ -278,7 +279,9 @@ class ClientContext(Generic[_Backend]):
     @property
     def figures(self) -> ClientStats:
         """The statistics of this client, without `retries`."""
-        return self._figures.now
+        from pyrocache.client.stats import ClientStats  # imported here: making its dataclasses takes 5 ms
+
+        return ClientStats(**self._figures.now)
 
     @property
     def retries(self) -> dict[str, int]:
