@@ -22,8 +22,6 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from pyrocache.config import TransportChoice
@@ -172,7 +170,7 @@ class Dialing:
 def _is_private(path: str) -> bool:
     """Return whether a path is a socket in a directory of this user alone, and not a link to one that is elsewhere."""
     try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(Path(path).parent)
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(os.path.dirname(path))
     except OSError as error:
         if came_from_outside(error):
             raise
@@ -193,9 +191,18 @@ def resolve(host: str, port: int) -> Resolved:
 
 def is_resolved(host: str) -> bool:
     """Return whether a host is an address, which `resolve` only parses."""
+    address = _LOCALHOST.get(host, host).partition("%")[0]
+    return any(_is_address(family, address) for family in (socket.AF_INET, socket.AF_INET6))
+
+
+def _is_address(family: int, text: str) -> bool:
     try:
-        ip_address(_LOCALHOST.get(host, host).partition("%")[0])
-    except ValueError:
+        socket.inet_pton(family, text)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        return False
+    except ValueError:  # a null character
         return False
     return True
 

@@ -27,7 +27,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, secret_file
@@ -299,7 +298,7 @@ def _places(*, make: bool = False) -> Iterator[str]:
     if configuration := _configuration_place():
         yield configuration
     runtime = _directory("XDG_RUNTIME_DIR")
-    if runtime and _is_private(lambda: Path(runtime)):
+    if runtime and _is_private(lambda: runtime):
         yield os.path.join(runtime, _FOLDER, _NAME)
     if _is_private(private_directory.make if make else private_directory.path):
         yield os.path.join(private_directory.path(), _NAME)
@@ -323,7 +322,7 @@ def _directory(variable: str) -> str | None:
     return directory if os.path.isabs(directory) else None
 
 
-def _is_private(directory: Callable[[], Path]) -> bool:
+def _is_private(directory: Callable[[], str]) -> bool:
     try:
         return private_directory.is_private(directory())
     except OSError as error:
