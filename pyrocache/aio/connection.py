@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import math
 import select
-import socket
 import weakref
 from collections.abc import Callable
 
@@ -26,7 +25,7 @@ from pyrocache.config import TransportChoice
 from pyrocache.errors import ProtocolError
 from pyrocache.net.call_protocol import Caller
 from pyrocache.net.channel import Resolved
-from pyrocache.net.connection import Connection, next_number
+from pyrocache.net.connection import NOW, Connection, next_number
 from pyrocache.net.failures import BROKEN
 from pyrocache.net.pipeline import Pipeline, Replies
 from pyrocache.protocol.framing import Buffer
@@ -38,7 +37,6 @@ from pyrocache.runtime import clock
 _RECEIVE_BYTES = 256 * 1024
 _PIECE_BYTES = 2**20  # of a long reply at once: other tasks run in between
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
-_NOW = socket.MSG_DONTWAIT
 
 LONG_BYTES = 2**20
 """Messages above this are long: while one is under way, other calls take another connection if they can."""
@@ -220,9 +218,9 @@ class PipelinedConnection:
     def _receive_some(self) -> None:
         space = self._pipeline.space()
         if space is None:
-            replies = self._pipeline.receive_data(self._channel.recv(_RECEIVE_BYTES, _NOW))
+            replies = self._pipeline.receive_data(self._channel.recv(_RECEIVE_BYTES, NOW))
         else:
-            count = self._channel.recv_into(space, min(len(space), _PIECE_BYTES), _NOW)
+            count = self._channel.recv_into(space, min(len(space), _PIECE_BYTES), NOW)
             replies = self._pipeline.received(count)
         receiving_long = (space := self._pipeline.space()) is not None and len(space) > LONG_BYTES
         if receiving_long is not self._receiving_long:
@@ -251,7 +249,7 @@ class PipelinedConnection:
         try:
             while unsent:
                 _join_small(unsent)
-                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), _NOW)
+                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), NOW)
                 self._sent += count
                 while unsent and count >= len(unsent[0]):
                     count -= len(unsent.pop(0))

@@ -79,7 +79,9 @@ def next_number() -> int:
 
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
-_NOW = socket.MSG_DONTWAIT
+NOW = socket.MSG_DONTWAIT
+"""The flag that keeps a call of a channel from blocking."""
+
 _CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
 
@@ -235,7 +237,7 @@ class Connection:
         count = 0
         if type(message) is bytes:
             try:
-                count = self._channel.send(message, _NOW)
+                count = self._channel.send(message, NOW)
             except BlockingIOError:
                 pass
         if count == len(message):
@@ -322,7 +324,7 @@ class Connection:
         outcome = PENDING
         while outcome is PENDING:
             try:
-                outcome = self._receive_some(_NOW)
+                outcome = self._receive_some(NOW)
             except BlockingIOError:
                 return PENDING
             if outcome is PROVING:
@@ -345,7 +347,7 @@ class Connection:
             outcome = self.protocol.receive_data(data)
         while outcome is PENDING:
             # For a long reply, few long calls instead of many short ones.
-            flags = socket.MSG_WAITALL if deadline.check() > _HURRY_SECONDS else _NOW
+            flags = socket.MSG_WAITALL if deadline.check() > _HURRY_SECONDS else NOW
             try:
                 outcome = self._receive_some(flags)
             except BlockingIOError:
@@ -359,7 +361,7 @@ class Connection:
     def usable(self) -> bool:
         """Return whether the peer has neither closed this connection nor sent anything without a request."""
         try:
-            self._channel.recv(1, socket.MSG_PEEK | _NOW)
+            self._channel.recv(1, socket.MSG_PEEK | NOW)
         except BlockingIOError:
             return True
         except OSError as error:
@@ -456,14 +458,14 @@ class Connection:
         """Receive what has arrived; with ``long_flags``, the rest of a long reply. Raises `BlockingIOError`."""
         space = self.protocol.space()
         if space is None:
-            return self.protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, _NOW))
+            return self.protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, NOW))
         return self.protocol.received(self._channel.recv_into(space, 0, long_flags))
 
     def _send_some(self) -> bool:
         unsent = self._unsent
         while unsent:
             try:
-                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), _NOW)
+                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), NOW)
             except BlockingIOError:
                 return False
             while unsent and count >= len(unsent[0]):
