@@ -10,7 +10,6 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -71,8 +70,6 @@ if TYPE_CHECKING:
     from pyrocache.client.stats import Stats
 
 _T = TypeVar("_T")
-
-log = logging.getLogger("pyrocache.client")
 
 _warnings = Throttle(math.inf)
 

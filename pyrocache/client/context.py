@@ -9,7 +9,6 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import weakref
@@ -43,10 +42,9 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork, secret_file
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
-
-log = logging.getLogger("pyrocache.client")
 
 _WARNING_SECONDS = 60.0
 _warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
@@ -419,7 +417,7 @@ class ClientContext(Generic[_Backend]):
         if events > 1:
             text += f" ({events} times since the last such warning)"
         if events:
-            log.warning(text, error)
+            logger("pyrocache.client").warning(text, error)
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""

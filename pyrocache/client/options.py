@@ -5,7 +5,6 @@ Thread safety: thread-safe; the functions depend on their arguments only.
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import os
@@ -24,6 +23,7 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import ConfigurationError, NodeUnavailable
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.settings import in_force
@@ -31,8 +31,6 @@ from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from pyrocache.client.stats import Stats
-
-log = logging.getLogger("pyrocache.client")
 
 _warnings = Throttle(math.inf)
 
@@ -136,7 +134,7 @@ def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> 
     if secret_file is not None:
         raise ConfigurationError("Give either secret_file or authenticate=False.")
     if _warnings.admit(nameserver):
-        log.warning(
+        logger("pyrocache.client").warning(
             "Clients of %s do not authenticate: any process of this host may be what they take for a node, and run "
             "code in them.",
             nameserver,

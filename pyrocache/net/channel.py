@@ -14,7 +14,6 @@ Thread safety: not thread-safe; a `Dialing` is used by one thread at a time.
 from __future__ import annotations
 
 import _socket
-import codecs
 import errno
 import os
 import select
@@ -29,9 +28,6 @@ from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
-
-# Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
-codecs.lookup("idna")
 
 PATIENCE_SECONDS = 0.25
 """Longest time that a plain channel blocks before the deadline is checked again."""

@@ -383,8 +383,7 @@ class Strangers(Enum):
     TRUSTED = "they may do all"
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """Whom a server with a secret admits.
 
     Attributes:

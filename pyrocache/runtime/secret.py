@@ -22,7 +22,6 @@ reads a file, and may block; several threads may call it.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 import weakref
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterator
 
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, secret_file
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Key
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.tracebacks import came_from_outside
@@ -45,8 +45,6 @@ __all__ = [
     "read_secret",
     "secret_of_parent",
 ]
-
-log = logging.getLogger("pyrocache.runtime")
 
 FilePath = str | os.PathLike[str]
 
@@ -111,9 +109,9 @@ class Secret:
             return
         self._problem = problem
         if problem is not None:
-            log.warning("The keys that were read before remain in use. %s", problem)
+            logger("pyrocache.runtime").warning("The keys that were read before remain in use. %s", problem)
         else:
-            log.info("The key file %s can be used again.", self.path)
+            logger("pyrocache.runtime").info("The key file %s can be used again.", self.path)
 
     def for_child(self) -> str | list[str]:
         """Return what a child process gets in its settings, for `secret_of_parent`: the path, or the keys in memory.
@@ -285,7 +283,7 @@ def _of_this_process() -> Secret:
     secret = Secret(None, (secret_file.new_key(),))
     kept = _in_memory.setdefault("secret", secret)
     if kept is secret:
-        log.warning(
+        logger("pyrocache.runtime").warning(
             "No place for a secret file was found, so only this process and its children know the secret. Make a "
             "file with `pyrocache secret --secret-file FILE`, and name it with secret_file= or $%s.",
             FILE_VARIABLE,
