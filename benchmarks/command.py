@@ -23,6 +23,7 @@ from benchmarks.servers import own_secret
 from benchmarks.session import Session
 from benchmarks.tables import for_terminal, tables
 from benchmarks.targets import summary
+from benchmarks.web.command import web_command
 
 app = typer.Typer(
     help="Measure pyrocache beside redis-py, pymemcache, stock Pyro5 and multiprocessing's Manager.",
@@ -95,6 +96,7 @@ def report(
 
 app.command("replay")(replay_command)
 app.command("scale")(scale_command)
+app.command("web")(web_command)
 
 
 def _run_cases(results: Results, names: list[str]) -> bool:

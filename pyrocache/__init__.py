@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pyrocache import errors
 
 if TYPE_CHECKING:
+    from pyrocache.aio.client import AsyncPyroCacheClient
+    from pyrocache.aio.locks import AsyncLock
     from pyrocache.client.client import PyroCacheClient
     from pyrocache.client.context import DEFAULT_TTL
     from pyrocache.client.features.entries import Entry, EntryInfo
@@ -27,6 +29,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_TTL",
     "TLS",
+    "AsyncLock",
+    "AsyncPyroCacheClient",
     "ClientStats",
     "Entry",
     "EntryInfo",
@@ -42,6 +46,8 @@ __all__ = [
     "stock_handshake",
 ]
 _HOMES = {
+    "AsyncLock": "pyrocache.aio.locks",
+    "AsyncPyroCacheClient": "pyrocache.aio.client",
     "DEFAULT_TTL": "pyrocache.client.context",
     "Entry": "pyrocache.client.features.entries",
     "EntryInfo": "pyrocache.client.features.entries",
@@ -62,6 +68,11 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+def memoize_for_asyncio() -> Any:
+    """Return the module that runs memoized coroutine functions, for ``client/features/memoize.py``, a layer below."""
+    return import_module("pyrocache.aio.memoize")
 
 
 def __dir__() -> list[str]:

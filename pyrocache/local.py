@@ -13,8 +13,9 @@ import signal
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
@@ -25,6 +26,11 @@ from pyrocache.node.membership import strike_out
 from pyrocache.runtime.child_process import ChildProcess, start_nameserver, start_node
 from pyrocache.runtime.secret import find_secret
 from pyrocache.settings import ignored
+
+if TYPE_CHECKING:
+    from pyrocache.aio.client import AsyncPyroCacheClient
+
+_Client = TypeVar("_Client", bound="PyroCacheClient | AsyncPyroCacheClient")
 
 
 @dataclass(slots=True)
@@ -122,7 +128,7 @@ class LocalCluster:
         NodeConfig(**self._settings)  # raises before any process is started
         check_port(port)
         # By id and not in a WeakSet, because a client is a mapping and not hashable.
-        self._clients: weakref.WeakValueDictionary[int, PyroCacheClient] = weakref.WeakValueDictionary()
+        self._clients: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
         self._secret = find_secret(secret_file)
         self._nameserver_process = start_nameserver(port=port, secret=self._secret, quiet=True)
@@ -147,12 +153,23 @@ class LocalCluster:
         Raises:
             PyroCacheError: the cluster was stopped.
         """
+        return self._made(PyroCacheClient, options)
+
+    def async_client(self, **options: Any) -> AsyncPyroCacheClient:
+        """Return a new asyncio client, otherwise as `client`. ``options`` are those of `AsyncPyroCacheClient`."""
+        from pyrocache.aio.client import (
+            AsyncPyroCacheClient,  # imported here, as most programs do without asyncio
+        )
+
+        return self._made(AsyncPyroCacheClient, options)
+
+    def _made(self, kind: Callable[..., _Client], options: dict[str, Any]) -> _Client:
         self._check_running()
         if options.get("authenticate", True):
             # The file that the nodes use, whatever the environment and the working directory are by now.
             options = {"secret_file": self._secret.path, **options}
         with ignored():
-            client = PyroCacheClient(self.nameserver, **options)
+            client = kind(self.nameserver, **options)
         client._context.backend.keeps_alive = self
         self._clients[id(client)] = client
         return client

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from benchmarks.cases import (
+    aio,
     arrays,
     batches,
     connect,
@@ -27,6 +28,7 @@ _ORDER = (
     single,
     processes,
     threads,
+    aio,
     batches,
     arrays,
     signing,

@@ -24,11 +24,10 @@ from typing import Any, Self, TypeAlias, TypeVar
 from pyrocache.client import replies
 from pyrocache.client.routing.batch import Batch
 from pyrocache.client.routing.router import NodeLeft, Router
-from pyrocache.client.stats import is_stats
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, ValueTooLarge
-from pyrocache.net.call_protocol import ANONYMOUS, knowing
+from pyrocache.net.call_protocol import ANONYMOUS, Caller, knowing
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.net.failures import Refused, Unavailable
@@ -42,7 +41,7 @@ from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
 
 _R = TypeVar("_R", covariant=True)
 
-_ABANDON_SECONDS = 1.0  # independent of the call's deadline, which may have passed while the factory ran
+ABANDON_SECONDS = 1.0  # independent of the call's deadline, which may have passed while the factory ran
 
 Frame: TypeAlias = bytes | memoryview
 """The value frame in a reply; a `memoryview` is of memory that no other object uses."""
@@ -74,7 +73,8 @@ FrameReplies: TypeAlias = Replies[Sequence[Frame | None]]
 Answers: TypeAlias = list[tuple[Member, Any]]
 """Each node with its answer, or with a `NodeUnavailable` if it did not answer."""
 
-_Valid: TypeAlias = Callable[[Any], bool]
+Valid: TypeAlias = Callable[[Any], bool]
+"""Whether a reply has the form of one to its command."""
 
 
 class Backend:
@@ -95,8 +95,7 @@ class Backend:
     @classmethod
     def of(cls, config: ClientConfig) -> Self:
         """Return the backend of a new client with these settings. Connects on first use."""
-        anonymous = ANONYMOUS._replace(tls=config.tls)
-        caller = anonymous if config.secret is None else knowing(config.secret, tls=config.tls)
+        caller = caller_of(config)
         directory = NameServerDirectory(config.nameserver, caller=caller._replace(trusting=True))
         settings: dict[str, Any] = {
             "max_connections": config.max_connections,
@@ -263,7 +262,7 @@ class Backend:
 
     def abandon(self, key: bytes, token: int, pinned: PinnedConnection) -> None:
         """End a lease without storing a value and give up its connection. Takes at most a second and raises nothing."""
-        self._end(pinned, commands.ABANDON, Deadline(_ABANDON_SECONDS), key, token)
+        self._end(pinned, commands.ABANDON, Deadline(ABANDON_SECONDS), key, token)
         pinned.drop()
 
     def acquire(
@@ -366,7 +365,7 @@ class Backend:
         valid = partial(replies.is_page, cursor=cursor, batch=batch, details=details)
         arguments = (namespace, prefix, cursor, batch, *options)
         try:
-            return _checked(
+            return checked(
                 valid, commands.SCAN, self._router.ask(member, commands.SCAN, arguments, deadline), member
             )
         except NodeLeft:
@@ -378,7 +377,7 @@ class Backend:
         """Remove some of a node's entries that begin with ``prefix``. Return the next cursor, and how many."""
         try:
             reply = self._router.ask(member, commands.DELETE_PREFIX, (namespace, prefix, cursor), deadline)
-            return _checked(partial(replies.is_removal, cursor=cursor), commands.DELETE_PREFIX, reply, member)
+            return checked(partial(replies.is_removal, cursor=cursor), commands.DELETE_PREFIX, reply, member)
         except NodeLeft:
             return 0, 0
 
@@ -402,6 +401,8 @@ class Backend:
 
     def stats(self, deadline: Deadline) -> Answers:
         """Return the statistics of every node, as the node sends them."""
+        from pyrocache.client.stats import is_stats  # imported here: making its dataclasses takes 5 ms
+
         return self._broadcast(is_stats, commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:
@@ -418,7 +419,7 @@ class Backend:
 
     def _ask(
         self,
-        valid: _Valid,
+        valid: Valid,
         command: Command,
         key: bytes,
         arguments: tuple[Any, ...],
@@ -436,7 +437,7 @@ class Backend:
 
     def _broadcast(
         self,
-        valid: _Valid,
+        valid: Valid,
         command: Command,
         arguments: tuple[Any, ...],
         deadline: Deadline,
@@ -446,16 +447,16 @@ class Backend:
         return self._all_valid(valid, command, self._router.broadcast(command, arguments, deadline, only))
 
     def _ask_all(
-        self, valid: _Valid, command: Command, arguments: tuple[Any, ...], deadline: Deadline
+        self, valid: Valid, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Answers:
         """Send a command about data to every node. Returns and raises as `_broadcast`."""
         return self._all_valid(valid, command, self._router.ask_all(command, arguments, deadline)[1])
 
     @staticmethod
-    def _all_valid(valid: _Valid, command: Command, answers: Answers) -> Answers:
+    def _all_valid(valid: Valid, command: Command, answers: Answers) -> Answers:
         for member, answer in answers:
             if not isinstance(answer, NodeUnavailable):
-                _checked(valid, command, answer, member)
+                checked(valid, command, answer, member)
         return answers
 
     def _pin_at_once(self, command: Command, key: bytes, deadline: Deadline, *arguments: Any) -> Pinned:
@@ -491,12 +492,19 @@ class Backend:
         return answer
 
 
-def _checked(valid: _Valid, command: Command, reply: Any, member: Member) -> Any:
+def caller_of(config: ClientConfig) -> Caller:
+    """Return what a client with these settings tells of itself, and demands of nodes."""
+    if config.secret is None:
+        return ANONYMOUS._replace(tls=config.tls)
+    return knowing(config.secret, tls=config.tls)
+
+
+def checked(valid: Valid, command: Command, reply: Any, member: Member) -> Any:
     if not valid(reply):
         raise replies.wrong(command, member.name)
     return reply
 
 
-def _check_grant(valid: _Valid, command: Command, pinned: Pinned) -> None:
+def _check_grant(valid: Valid, command: Command, pinned: Pinned) -> None:
     if pinned is not None and not valid(pinned.answer):
         raise replies.wrong(command, pinned.member.name)

@@ -2,19 +2,17 @@
 
 A thin facade: it checks and encodes arguments, sends a command through the `Backend` of its `ClientContext`, decodes
 the answer and applies ``on_error``. Methods that need more than one command are in ``features/``. A client is
-picklable and connects on first use. Only held locks and memoized coroutines start threads, see ``features/``.
+picklable and connects on first use. Only held locks start a thread, see ``features/locks.py``. Memoized coroutines use
+the asyncio client.
 
 Thread safety: thread-safe, and usable in a child process after a fork.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.client.backend import Answers, Backend, Condition
@@ -29,45 +27,49 @@ from pyrocache.client.context import (
     When,
 )
 from pyrocache.client.features import bulk, load_once, scan
+from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.compute import compute
 from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
-from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import path_text
+from pyrocache.client.options import (
+    checked_version,
+    config_from,
+    entries_of,
+    finite_seconds,
+    number_serving,
+    stats_of,
+    to_int,
+)
 from pyrocache.client.serializers import UserCodec
-from pyrocache.client.stats import NodeStats, Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
-    DEFAULT_NAMESERVER,
     TLS,
     ClientConfig,
     OnError,
     OnUndecodable,
     SerializerChoice,
     TransportChoice,
-    is_loopback,
-    parse_address,
-    parse_size,
     ttl_to_seconds,
 )
-from pyrocache.errors import CacheUnavailable, ConfigurationError, NodeUnavailable, SerializationError
+from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
-from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.throttle import Throttle
-from pyrocache.settings import in_force
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
-_T = TypeVar("_T")
+    from pyrocache.client.features.memoize import Memoizer, Tags
+    from pyrocache.client.stats import Stats
 
-log = logging.getLogger("pyrocache.client")
+_T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
@@ -164,35 +166,23 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     ) -> None:
         if unknown:
             raise unknown_argument(type(self), unknown)
-        settings = in_force()
-        if nameserver is None:
-            nameserver = settings.get("nameserver", DEFAULT_NAMESERVER)
-        secret = None
-        if _authenticates(authenticate, nameserver, secret_file):
-            secret = find_secret(settings.get("secret_file") if secret_file is None else secret_file)
-        given = {
-            "timeout": timeout,
-            "on_error": on_error,
-            "transport": transport,
-            "ttl_seconds": ttl_seconds,
-            "serializer": "pickle" if codec is not None and serializer is None else serializer,
-            "allowed_classes": None if allowed_classes is None else _class_names(allowed_classes),
-            "compress_above": _size(compress_above),
-            "on_undecodable": on_undecodable,
-            # An unpickled client may be in another directory.
-            "signing_key_file": None if signing_key_file is None else os.path.abspath(signing_key_file),
-            "counters": counters,
-        }
-        options = settings.of("client")
-        options.update([(name, value) for name, value in given.items() if value is not None])
-        options["ttl_seconds"] = ttl_to_seconds(options.get("ttl_seconds"))
-        config = ClientConfig(
+        config = config_from(
             nameserver=nameserver,
-            namespace=(namespace,) if isinstance(namespace, str) else namespace,
+            namespace=namespace,
+            timeout=timeout,
+            on_error=on_error,
+            transport=transport,
+            ttl_seconds=ttl_seconds,
+            serializer=serializer,
             codec=codec,
-            secret=secret,
-            tls=settings.tls if tls is None else tls,
-            **options,
+            allowed_classes=allowed_classes,
+            compress_above=compress_above,
+            on_undecodable=on_undecodable,
+            signing_key_file=signing_key_file,
+            counters=counters,
+            secret_file=secret_file,
+            tls=tls,
+            authenticate=authenticate,
         )
         self._context = ClientContext(config, Backend.of(config))
 
@@ -240,7 +230,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise unknown_argument(self.set, unknown)
         # The plain write below is the most frequent one. It does not go through `_put`, which saves function calls.
         if tags is not None or if_version is not None or ttl_seconds is ... or expires_at is not None:
-            condition = None if if_version is None else _version(if_version)
+            condition = None if if_version is None else checked_version(if_version)
             return self._put(key, value, ttl_seconds, condition, tags, expires_at)
         context = self._context
         encoded = encode_key(key, context.prefix, context.encode)
@@ -331,7 +321,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             if touch_seconds is None:
                 frame = context.backend.get(encoded, Deadline(context.timeout))
             else:
-                frame = context.backend.get(encoded, context.deadline(), _finite(touch_seconds))
+                frame = context.backend.get(encoded, context.deadline(), finite_seconds(touch_seconds))
         except CacheUnavailable as error:
             return context.missed(error, default)
         if frame is None:
@@ -376,7 +366,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.compare_and_set, unknown)
-        return self._put(key, value, ttl_seconds, _version(version), None)
+        return self._put(key, value, ttl_seconds, checked_version(version), None)
 
     def compute(
         self,
@@ -420,15 +410,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             TypeError: these are not entries. `compute` changes one entry by a function.
         """
-        # A mistaken `compute` or `set_many`: `dict.update` would store the named arguments as entries.
-        if len(arguments) > 1 or callable(named.get("function")) or "ttl_seconds" in named:
-            raise brief(
-                TypeError(
-                    "update stores entries, as dict.update does: to change one by a function there is compute, to "
-                    "store with a ttl_seconds set_many. An entry named function or ttl_seconds goes in a dict."
-                )
-            )
-        self.set_many(dict(*arguments, **named))
+        self.set_many(entries_of(arguments, named))
 
     def incr(
         self,
@@ -457,7 +439,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.incr, unknown)
-        by, start = _int(delta, "delta"), None if default is None else _int(default, "default")
+        by, start = to_int(delta, "delta"), None if default is None else to_int(default, "default")
         context = self._context
         context.check_counters()
         seconds = context.new_ttl(ttl_seconds)
@@ -479,7 +461,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Subtract ``delta``; as `incr` with ``-delta``."""
         if unknown:
             raise unknown_argument(self.decr, unknown)
-        return self.incr(key, -_int(delta, "delta"), default, ttl_seconds)
+        return self.incr(key, -to_int(delta, "delta"), default, ttl_seconds)
 
     def touch(
         self,
@@ -550,7 +532,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Args:
             if_version: remove the entry only if it has this version; return whether it was removed.
         """
-        version = None if if_version is None else _version(if_version)
+        version = None if if_version is None else checked_version(if_version)
         return self._remove(self._context.encode_key(key), False, version)
 
     def _remove(self, key: bytes, missed: _T, version: int | None = None) -> bool | _T:
@@ -692,6 +674,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
+        from pyrocache.client.features.memoize import Memoizer  # imported here: not every program memoizes
+
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------
@@ -799,7 +783,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.set_many, unknown)
-        return bulk.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter)
+        return bulk.make(
+            self._context,
+            Change.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter),
+        )
 
     def delete_many(self, keys: Iterable[object]) -> int:
         """Remove the entries of ``keys``. Return how many existed.
@@ -808,7 +795,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             PartialFailure: a node is unreachable; the other entries are removed. If a key is not hashable, the first
                 node's error is raised instead.
         """
-        return bulk.delete_many(self._context, keys)
+        return bulk.make(self._context, Change.delete_many(self._context, keys))
 
     def touch_many(
         self,
@@ -828,7 +815,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.touch_many, unknown)
-        return bulk.touch_many(self._context, keys, ttl_seconds, expires_at)
+        return bulk.make(self._context, Change.touch_many(self._context, keys, ttl_seconds, expires_at))
 
     # The whole namespace ---------------------------------------------------------------------------------
 
@@ -1014,13 +1001,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             NodeUnavailable: a node does not answer, or does not serve.
             NameServerUnavailable, NoNodes: no node is known.
         """
-        answers = self._context.backend.ping(self._context.deadline())
-        for member, answer in answers:
-            if isinstance(answer, NodeUnavailable):
-                raise answer
-            if not answer.get("serving"):
-                raise NodeUnavailable(f"ping failed: {member.name} does not serve yet, or is leaving.")
-        return len(answers)
+        return number_serving(self._context.backend.ping(self._context.deadline()))
 
     def stats(self) -> Stats:
         """Return the statistics of every node, their sums, and those of this client.
@@ -1028,10 +1009,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         An unreachable node is not an error: its name is in `Stats.away`.
         """
         context = self._context
-        answers = {member.name: answer for member, answer in context.backend.stats(context.deadline())}
-        errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
-        nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
-        return Stats.of(nodes, replace(context.figures, **context.backend.retries), list(errors), errors)
+        return stats_of(context, context.backend.stats(context.deadline()))
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""
@@ -1061,8 +1039,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         held, and loads go on: their connections are closed when they are released. A client and its namespaces share
         their connections, so this disconnects all of them.
         """
-        if not self._context.closed:
-            self._context.backend.disconnect()
+        self._context.disconnect()
 
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`; closing again does nothing."""
@@ -1087,69 +1064,3 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
 
 hide_unknown(PyroCacheClient)
-
-
-def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> bool:
-    """Return ``authenticate`` after a check of it. Warn once if it is False."""
-    if not isinstance(authenticate, bool):
-        raise ConfigurationError(f"authenticate must be True or False, not {authenticate!r}.")
-    if authenticate:
-        return True
-    host, _ = parse_address(nameserver)
-    if not is_loopback(host):
-        raise ConfigurationError(
-            f"authenticate=False is for a name server on this host, and {host} is no loopback address."
-        )
-    if secret_file is not None:
-        raise ConfigurationError("Give either secret_file or authenticate=False.")
-    if _warnings.admit(nameserver):
-        log.warning(
-            "Clients of %s do not authenticate: any process of this host may be what they take for a node, and run "
-            "code in them.",
-            nameserver,
-        )
-    return False
-
-
-def _size(size: int | str | None) -> int | None:
-    return parse_size(size) if isinstance(size, str) else size
-
-
-def _class_names(classes: Iterable[Any]) -> tuple[str, ...]:
-    """Return the names by which pickles refer to classes and functions. Strings are names already."""
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise brief(TypeError(f"allowed_classes is a list of classes, not one {type(classes).__name__}."))
-    return tuple(given if isinstance(given, str) else _class_name(given) for given in classes)
-
-
-def _class_name(given: Any) -> str:
-    module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
-    if not (isinstance(module, str) and isinstance(name, str)):
-        raise brief(
-            TypeError(f"allowed_classes has classes, functions and their names, not {type(given).__name__}.")
-        )
-    # A worker that multiprocessing spawned knows its parent's __main__ by another name.
-    return f"{'__main__' if module == '__mp_main__' else module}.{name}"
-
-
-def _version(version: int) -> int:
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise brief(TypeError(f"A version is an int from get_with_version, not {type(version).__name__}."))
-    if not 0 < version < 2**63:
-        raise brief(ValueError("A version is an int above 0, from get_with_version."))
-    return version
-
-
-def _int(number: object, name: str) -> int:
-    """Return an argument as an int. Accepts other integral types, for example numpy's."""
-    try:
-        return operator.index(number)  # type: ignore[arg-type]
-    except TypeError:
-        raise brief(TypeError(f"{name} is an int, not {type(number).__name__}.")) from None
-
-
-def _finite(touch_seconds: Ttl) -> float:
-    seconds = ttl_to_seconds(touch_seconds, "touch_seconds")
-    if seconds is None:
-        raise brief(ValueError("touch_seconds is finite: touch(key, None) removes the expiry of an entry."))
-    return seconds

@@ -9,24 +9,23 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from types import EllipsisType
-from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.keys.encoding import AnyCodec, Encode, Encoding, decode_key, encode_key
-from pyrocache.client.keys.format import namespace_prefix, utf8
+from pyrocache.client.keys.format import namespace_prefix, path_text, utf8
 from pyrocache.client.signing import Signer, SigningCodec
-from pyrocache.client.stats import ClientStats, path_text
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
 from pyrocache.errors import (
     AuthenticationError,
@@ -43,15 +42,39 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork, secret_file
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
-
-log = logging.getLogger("pyrocache.client")
 
 _WARNING_SECONDS = 60.0
 _warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
 
 _T = TypeVar("_T")
+
+_Other = TypeVar("_Other", bound="AnyBackend")
+
+if TYPE_CHECKING:
+    import typing_extensions  # for type checkers only: Python 3.11 knows no defaults of type variables
+
+    from pyrocache.client.stats import ClientStats
+
+    _Backend = typing_extensions.TypeVar("_Backend", bound="AnyBackend", default=Backend)
+else:
+    _Backend = TypeVar("_Backend")
+
+
+class AnyBackend(Protocol):
+    """What a context itself needs of the backend of any client."""
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """What the router did after failures."""
+
+    def disconnect(self) -> None:
+        """Close the connections; later calls connect again."""
+
+    def close(self) -> None:
+        """Close the connections; every later call raises `ClientClosed`."""
 
 
 class Missing(Enum):
@@ -95,7 +118,57 @@ When: TypeAlias = SupportsFloat | datetime
 """A point in time: an aware datetime, or seconds since the epoch, as ``time.time()`` returns them."""
 
 
-class ClientContext:
+class _Figures:
+    """The statistics of one client. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, int] = {}
+        self._reset_lock()
+        at_fork.in_child(self._reset_lock)  # another thread of the parent may have held it
+
+    def count(self, figure: str, by: int) -> None:
+        """Add to one of the statistics, a field of `ClientStats`."""
+        with self._lock:
+            # Replaced, not changed, so that `stats` reads consistent values without the lock.
+            self.now = {**self.now, figure: self.now.get(figure, 0) + by}
+
+    def reset(self) -> None:
+        """Set all of them to 0."""
+        with self._lock:
+            self.now = {}
+
+    def _reset_lock(self) -> None:
+        self._lock = threading.Lock()  # guards: now
+
+
+class _OtherBackends:
+    """The backends of other kinds that one client and its namespaces have, by what made them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._made: dict[object, Any] = {}
+        self._closed = False
+
+    def get(self, make: Callable[[ClientConfig], Any], config: ClientConfig) -> Any:
+        """Return the backend that ``make`` makes when it is first needed."""
+        backend = self._made.get(make)
+        if backend is None:
+            backend = self._made.setdefault(make, make(config))  # atomic: of two threads, one's is kept
+        if self._closed:  # looked at last: `close` may have raced with us
+            backend.close()
+        return backend
+
+    def all(self) -> list[Any]:
+        """Return those that were made."""
+        return list(self._made.values())
+
+    def close(self) -> None:
+        """Close them, and each that is made from now on."""
+        self._closed = True
+        for backend in self.all():
+            backend.close()
+
+
+class ClientContext(Generic[_Backend]):
     """The settings, codec, backend and statistics of one client, or of one namespace of it.
 
     Args:
@@ -112,14 +185,13 @@ class ClientContext:
         sign_part: returns the signed form of a part of a key; None for keys that are not signed.
         timeout: seconds for a call.
         ttl_seconds: seconds to live of an entry that is stored without a TTL; None for no expiry.
-        figures: the statistics of this client.
         warnings: limits the warnings about what counts as a miss.
     """
 
     warnings = _warnings
 
     def __init__(
-        self, config: ClientConfig, backend: Backend, *, root: bool = True, signer: Signer | None = None
+        self, config: ClientConfig, backend: _Backend, *, root: bool = True, signer: Signer | None = None
     ) -> None:
         self.config = config
         self.backend = backend
@@ -139,10 +211,10 @@ class ClientContext:
         self.ttl_seconds = config.ttl_seconds
         self._root = root
         # Weak references, so that an unused namespace is collected.
-        self._namespaces: weakref.WeakSet[ClientContext] = weakref.WeakSet()
-        self._lock = threading.Lock()  # guards: figures
-        self.figures = ClientStats()
-        at_fork.in_child(self._reset_after_fork)
+        self._namespaces: weakref.WeakSet[ClientContext[_Backend]] = weakref.WeakSet()
+        self._figures = _Figures()
+        self._others = _OtherBackends()
+        self._with_others: dict[object, ClientContext[Any]] = {}
 
     @property
     def closed(self) -> bool:
@@ -151,27 +223,71 @@ class ClientContext:
 
     def namespace(
         self, name: str, ttl_seconds: NewTtl = DEFAULT_TTL, counters: bool | None = None
-    ) -> ClientContext:
+    ) -> ClientContext[_Backend]:
         """Return the context of a namespace within this one."""
         path, ttl = (*self.config.namespace, name), self.new_ttl(ttl_seconds)
         counters = self.config.counters if counters is None else counters
         config = replace(self.config, namespace=path, ttl_seconds=ttl, counters=counters)
         inner = ClientContext(config, self.backend, root=False, signer=self._signer)
+        inner._others = self._others
         self._namespaces.add(inner)
         if self.closed:  # check again: `close` may have raced with us
             inner.close()
-            _ = self.backend.get  # raises `ClientClosed`
+            _ = self.backend.retries  # raises `ClientClosed`
         return inner
 
     def close(self, reason: str = CLOSED) -> None:
         """Make every later call raise `ClientClosed` with ``reason``, also in the namespaces made from this context."""
         # The backend is replaced, so that calls need not check a flag.
         if not self.closed:
-            backend, self.backend = self.backend, cast(Backend, _ClosedBackend(reason))
+            backend, self.backend = self.backend, cast(Any, _ClosedBackend(reason))
             if self._root:
                 backend.close()
+                self._others.close()
         for inner in list(self._namespaces):
             inner.close(reason)
+
+    def disconnect(self) -> None:
+        """Close the connections; later calls connect again. Does nothing once the context is closed."""
+        if not self.closed:
+            self.backend.disconnect()
+            for other in self._others.all():
+                other.disconnect()
+
+    def with_backend(self, make: Callable[[ClientConfig], _Other]) -> ClientContext[_Other]:
+        """Return this context with a backend of another kind, which is made when it is first needed.
+
+        It has the settings and the statistics of this one. The backend is closed and disconnected with this context.
+
+        Args:
+            make: makes the backend, and tells its kind; a function or a class method.
+
+        Raises:
+            ClientClosed: this context is closed.
+        """
+        if self.closed:
+            _ = self.backend.retries  # raises `ClientClosed`
+        found = self._with_others.get(make)
+        if found is None:
+            found = object.__new__(ClientContext)
+            found.__dict__.update(self.__dict__, backend=self._others.get(make, self.config))
+            self._with_others[make] = found
+        return found
+
+    @property
+    def figures(self) -> ClientStats:
+        """The statistics of this client, without `retries`."""
+        from pyrocache.client.stats import ClientStats  # imported here: making its dataclasses takes 5 ms
+
+        return ClientStats(**self._figures.now)
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """What the routers did after failures, for `ClientStats`."""
+        counts = Counter(self.backend.retries)
+        for other in self._others.all():
+            counts.update(other.retries)
+        return dict(counts)
 
     def deadline(self, seconds: float | None = None) -> Deadline:
         """Return the deadline of a call that begins now."""
@@ -301,25 +417,20 @@ class ClientContext:
         if events > 1:
             text += f" ({events} times since the last such warning)"
         if events:
-            log.warning(text, error)
+            logger("pyrocache.client").warning(text, error)
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""
-        with self._lock:
-            # Replaced, not changed, so that `stats` reads consistent values without the lock.
-            self.figures = replace(self.figures, **{figure: getattr(self.figures, figure) + by})
+        self._figures.count(figure, by)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.config,)
 
-    def _reset_after_fork(self) -> None:
-        self._lock = threading.Lock()  # another thread of the parent may have held it
-
     def reset_figures(self) -> None:
         """Set this client's statistics to 0."""
-        with self._lock:
-            self.figures = ClientStats()
-        self.backend.retries.update(dict.fromkeys(self.backend.retries, 0))
+        self._figures.reset()
+        for backend in (self.backend, *self._others.all()):
+            backend.retries.update(dict.fromkeys(backend.retries, 0))
 
 
 def _signing_keys(config: ClientConfig) -> Sequence[bytes]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, Encryption
 from pyrocache.errors import ProtocolError
 from pyrocache.net.failures import Refused
-from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol import framing, limits, messages, proof, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import (
     NO_SECRET,
@@ -79,6 +79,7 @@ def knowing(
     secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False, tls: Encryption = None
 ) -> Caller:
     """Return a caller that knows the secret; see `Caller`."""
+    proof.prepare()
     greeting = greeting or Greeting(protocol=PROTOCOL)
     return Caller(greeting, secret.current, trusting=trusting, place=secret.place, tls=tls)
 
@@ -104,6 +105,7 @@ class CallProtocol:
         caller: describes the caller, and what it expects.
 
     Attributes:
+        decoder: collects the frames that are received.
         sequence: number of the last call.
         identified: whether requests have a `RequestId`: the handshake had this end's session and the peer's clock.
         pack: packs a call for a driver that increments ``sequence`` itself; see `send_call`.
@@ -114,8 +116,8 @@ class CallProtocol:
     """
 
     __slots__ = (
-        *("_caller", "_decoder", "_handshake", "_object_id", "_packer"),
-        *("identified", "max_value_bytes", "pack", "peer", "proved", "sequence", "space"),
+        *("_caller", "_handshake", "_object_id", "_packer"),
+        *("decoder", "identified", "max_value_bytes", "pack", "peer", "proved", "sequence", "space"),
     )
 
     def __init__(self, object_id: str, caller: Caller = ANONYMOUS) -> None:
@@ -125,8 +127,8 @@ class CallProtocol:
         self.peer = Greeting()
         self.identified = self.proved = False
         # Neither function is a method of this object: a cycle would keep large buffers alive.
-        self._decoder = FrameDecoder(_admit_nothing, _room)
-        self.space = self._decoder.space
+        self.decoder = FrameDecoder(_admit_nothing, _room)
+        self.space = self.decoder.space
         self._packer = CallPacker(object_id)
         self.pack = self._packer.pack
         self.sequence = 0
@@ -145,7 +147,7 @@ class CallProtocol:
         if keys:
             greeting = greeting._replace(nonce=nonce, dialled=dialled, certificate=certificate)
         self._handshake = handshake = ClientHandshake(self._object_id, greeting, keys, trusting=trusting)
-        self._decoder.admit = handshake.admit
+        self.decoder.admit = handshake.admit
         return handshake.request()
 
     def prove(self) -> bytes:
@@ -174,25 +176,25 @@ class CallProtocol:
         """
         if not data:
             raise ConnectionResetError("the node closed the connection")
-        if self._handshake is None and self._decoder.between_frames:
+        if self._handshake is None and self.decoder.between_frames:
             result = messages.unpack_result(data, self.sequence)
             if result is not messages.UNUSUAL:
                 return result
-        self._decoder.feed(data)
+        self.decoder.feed(data)
         return self._next_outcome()
 
     def received(self, count: int) -> Any:
         """Process ``count`` bytes that were received into `space`. Returns and raises as `receive_data`."""
         if not count:
             raise ConnectionResetError("the node closed the connection")
-        self._decoder.filled(count)
+        self.decoder.filled(count)
         return self._next_outcome()
 
     def _next_outcome(self) -> Any:
-        frame = self._decoder.next_frame()
+        frame = self.decoder.next_frame()
         if frame is None:
             return PENDING
-        if self._decoder.buffered:
+        if self.decoder.buffered:
             raise ProtocolError("More than one reply came to one request.")
         if self._handshake is not None:
             try:
@@ -233,7 +235,7 @@ class CallProtocol:
             self.identified = True
         self.max_value_bytes = greeting.max_value_bytes or self.max_value_bytes
         longest = self._caller.reply_bytes or self.max_value_bytes + limits.BATCH_BYTES + _REPLY_SLACK
-        self._decoder.admit = lambda header: _admit_reply(header, longest)
+        self.decoder.admit = lambda header: _admit_reply(header, longest)
         return GREETED
 
 

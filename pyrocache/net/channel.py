@@ -14,16 +14,14 @@ Thread safety: not thread-safe; a `Dialing` is used by one thread at a time.
 from __future__ import annotations
 
 import _socket
-import codecs
 import errno
 import os
 import select
 import socket
 import stat
 import struct
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
@@ -31,14 +29,14 @@ from pyrocache.runtime import private_directory, unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
 
-# Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
-codecs.lookup("idna")
-
 PATIENCE_SECONDS = 0.25
 """Longest time that a plain channel blocks before the deadline is checked again."""
 
 _LOCALHOST = {"localhost": "127.0.0.1"}
 """Nodes and name servers of this name listen there. Anybody may listen at another address that it has, such as ::1."""
+
+Resolved: TypeAlias = Sequence[tuple[int, Any]]
+"""The addresses of a host, each with its family."""
 
 _PATIENCE = struct.pack("ll", 0, int(PATIENCE_SECONDS * 1_000_000))  # a struct timeval
 
@@ -97,6 +95,7 @@ class Dialing:
     Args:
         endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
+        resolved: what `resolve` returned for it; None to resolve its name here.
 
     Attributes:
         pending: not connected yet; call `advance` once the socket is writable.
@@ -106,8 +105,10 @@ class Dialing:
 
     __slots__ = ("_addresses", "path", "pending", "sock")
 
-    def __init__(self, endpoint: Endpoint, transport: TransportChoice) -> None:
-        self._addresses = _addresses(endpoint, transport)
+    def __init__(
+        self, endpoint: Endpoint, transport: TransportChoice, resolved: Resolved | None = None
+    ) -> None:
+        self._addresses = _addresses(endpoint, transport, resolved)
         self.path = ""
         self._next_address(OSError("no address"))
 
@@ -165,25 +166,48 @@ class Dialing:
 def _is_private(path: str) -> bool:
     """Return whether a path is a socket in a directory of this user alone, and not a link to one that is elsewhere."""
     try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(Path(path).parent)
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(os.path.dirname(path))
     except OSError as error:
         if came_from_outside(error):
             raise
         return False
 
 
-def _addresses(endpoint: Endpoint, transport: TransportChoice) -> Iterator[tuple[int, Any]]:
+def resolve(host: str, port: int) -> Resolved:
+    """Return the TCP addresses of a host. May block, unless `is_resolved` is true for it. Raises `OSError`."""
+    # As bytes: a str goes through Python's idna codec, which wraps an exception that a signal handler raises there.
+    name = _LOCALHOST.get(host, host)
+    try:
+        found = socket.getaddrinfo(name.encode() if name.isascii() else name, port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause
+        raise
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def is_resolved(host: str) -> bool:
+    """Return whether a host is an address, which `resolve` only parses."""
+    address = _LOCALHOST.get(host, host).partition("%")[0]
+    return any(_is_address(family, address) for family in (socket.AF_INET, socket.AF_INET6))
+
+
+def _is_address(family: int, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        return False
+    except ValueError:  # a null character
+        return False
+    return True
+
+
+def _addresses(
+    endpoint: Endpoint, transport: TransportChoice, resolved: Resolved | None
+) -> Iterator[tuple[int, Any]]:
     if endpoint.socket_path and transport == "auto" and _is_private(endpoint.socket_path):
         # The path may be of another host, another user or a killed node; the TCP addresses follow.
         yield socket.AF_UNIX, endpoint.socket_path
     # Reached only if the Unix socket failed: resolving the name may block.
-    try:
-        # As bytes: a str goes through Python's idna codec, which wraps an exception that a signal handler raises there.
-        name = _LOCALHOST.get(endpoint.host, endpoint.host)
-        host = name.encode() if name.isascii() else name
-        found = socket.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM)
-    except socket.gaierror:
-        socket.socket().close()  # without descriptors, no name can be resolved: this raises that cause
-        raise
-    for family, _, _, _, address in found:
-        yield family, address
+    yield from resolve(endpoint.host, endpoint.port) if resolved is None else resolved

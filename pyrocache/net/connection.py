@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Any
 from pyrocache.config import TLS, TransportChoice
 from pyrocache.errors import ProtocolError
 from pyrocache.net.call_protocol import ANONYMOUS, GREETED, PENDING, PROVING, Caller, CallProtocol
-from pyrocache.net.channel import PATIENCE_SECONDS, Dialing, Endpoint, is_cooperative, is_same_host
+from pyrocache.net.channel import (
+    PATIENCE_SECONDS,
+    Dialing,
+    Endpoint,
+    Resolved,
+    is_cooperative,
+    is_same_host,
+)
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.framing import Buffer
 from pyrocache.protocol.handshake import (
@@ -64,9 +71,17 @@ DRIFT = 0.001
 
 _NUMBERS = itertools.count(1)  # of requests, by all connections: they must differ within a session
 
+
+def next_number() -> int:
+    """Return the number of a new request, for its `RequestId`."""
+    return next(_NUMBERS) & HIGHEST_NUMBER
+
+
 _RECEIVE_BYTES = 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the system limits the buffers of one sendmsg (IOV_MAX, 1024 on Linux)
-_NOW = socket.MSG_DONTWAIT
+NOW = socket.MSG_DONTWAIT
+"""The flag that keeps a call of a channel from blocking."""
+
 _CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _HURRY_SECONDS = 2 * PATIENCE_SECONDS  # with less than this left, the channel must not block by itself
 
@@ -84,8 +99,10 @@ class Connection:
         endpoint: the remote object to connect to.
         transport: whether its Unix socket may be used.
         caller: describes the caller; what is known about ``endpoint`` is added to its greeting.
+        resolved: the addresses of the endpoint, see `Dialing`.
 
     Attributes:
+        protocol: the protocol of this connection.
         max_value_bytes: length of the largest value frame that the peer accepts; 0 until the connection is open.
         opened: whether the handshake is done.
         sent: whether all of the last request was sent; before that, the peer does not execute it.
@@ -104,18 +121,21 @@ class Connection:
             "_identified",
             "_pack",
             "_poll",
-            "_protocol",
             "_securing",
             "_spin_wait",
             "_tls",
             "_unsent",
         ),
         *("_dialled", "_host"),
-        *("begun_at", "checked_at", "fresh_until", "max_value_bytes", "number", "opened", "sent"),
+        *("begun_at", "checked_at", "fresh_until", "max_value_bytes", "number", "opened", "protocol", "sent"),
     )
 
     def __init__(
-        self, endpoint: Endpoint, transport: TransportChoice = "auto", caller: Caller = ANONYMOUS
+        self,
+        endpoint: Endpoint,
+        transport: TransportChoice = "auto",
+        caller: Caller = ANONYMOUS,
+        resolved: Resolved | None = None,
     ) -> None:
         self.max_value_bytes = 0
         self.opened = False
@@ -130,14 +150,14 @@ class Connection:
         greeting = caller.greeting._replace(
             node=endpoint.name, incarnation=endpoint.incarnation, cluster=endpoint.cluster
         )
-        self._protocol = CallProtocol(endpoint.name, caller._replace(greeting=greeting))
-        self._pack = self._protocol.pack
+        self.protocol = CallProtocol(endpoint.name, caller._replace(greeting=greeting))
+        self._pack = self.protocol.pack
         self._unsent: list[memoryview] = []
         self._spin_wait: Callable[[_Poll], object] | None = None
         self._tls = caller.tls
         self._host = endpoint.host
         self._securing: TlsChannel | None = None  # while its handshake lasts
-        self._dialing: Dialing | None = Dialing(endpoint, transport)
+        self._dialing: Dialing | None = Dialing(endpoint, transport, resolved)
         self._channel: Channel = self._dialing.sock
         if not self._dialing.pending:
             try:
@@ -145,6 +165,11 @@ class Connection:
             except BaseException:
                 self._channel.close()
                 raise
+
+    @property
+    def channel(self) -> Channel:
+        """Return the stream, for a driver that takes it over once the connection is open."""
+        return self._channel
 
     @property
     def connected(self) -> bool:
@@ -163,7 +188,7 @@ class Connection:
     @property
     def proved(self) -> bool:
         """Return whether both ends have proved that they know the secret, once the connection is open."""
-        return self._protocol.proved
+        return self.protocol.proved
 
     @property
     def peer_certificate(self) -> dict[str, Any]:
@@ -181,6 +206,14 @@ class Connection:
             return select.POLLOUT
         return select.POLLIN
 
+    def ends_at(self, deadline: Deadline) -> int:
+        """Return a deadline by the node's clock, as a `RequestId` has it."""
+        return int(deadline.at * 1000.0 + self._ahead) & CLOCK
+
+    def spin(self) -> bool:
+        """Wait for a reply for a moment, if that has paid lately (`SpinWait`). Return whether there is one."""
+        return self._spin_wait is not None and bool(self._spin_wait(self._poll))
+
     def finish_opening(self, deadline: Deadline) -> None:
         """Connect and complete the handshake, unless that is done. Raises one of `failures.BROKEN`."""
         while not self.opened:
@@ -197,7 +230,7 @@ class Connection:
         """
         # This is begin() and receive() for a small message, in as few Python calls as possible.
         self.sent = False
-        protocol = self._protocol
+        protocol = self.protocol
         protocol.sequence = sequence = (protocol.sequence + 1) & 0xFFFF
         if self._identified:
             self.number = number = next(_NUMBERS) & HIGHEST_NUMBER
@@ -208,7 +241,7 @@ class Connection:
         count = 0
         if type(message) is bytes:
             try:
-                count = self._channel.send(message, _NOW)
+                count = self._channel.send(message, NOW)
             except BlockingIOError:
                 pass
         if count == len(message):
@@ -236,10 +269,10 @@ class Connection:
         self.sent = False
         number = ends_at = 0
         if self._identified:
-            self.number = repeats or next(_NUMBERS) & HIGHEST_NUMBER
+            self.number = repeats or next_number()
             number = self.number | (REPEAT if repeats else 0)
-            ends_at = int(deadline.at * 1000.0 + self._ahead) & CLOCK
-        return self._begin_sending(self._protocol.send_call(method, arguments, number, ends_at))
+            ends_at = self.ends_at(deadline)
+        return self._begin_sending(self.protocol.send_call(method, arguments, number, ends_at))
 
     def call_unlike(
         self,
@@ -295,17 +328,17 @@ class Connection:
         outcome = PENDING
         while outcome is PENDING:
             try:
-                outcome = self._receive_some(_NOW)
+                outcome = self._receive_some(NOW)
             except BlockingIOError:
                 return PENDING
             if outcome is PROVING:
                 outcome = PENDING
-                if not self._begin_sending(self._protocol.prove()):
+                if not self._begin_sending(self.protocol.prove()):
                     return PENDING
         if outcome is GREETED:
             self.opened = True
-            self.max_value_bytes = self._protocol.max_value_bytes
-            if self._protocol.identified:
+            self.max_value_bytes = self.protocol.max_value_bytes
+            if self.protocol.identified:
                 self._set_clock()
         return outcome
 
@@ -315,10 +348,10 @@ class Connection:
         if data is None:
             self._wait(deadline)
         else:
-            outcome = self._protocol.receive_data(data)
+            outcome = self.protocol.receive_data(data)
         while outcome is PENDING:
             # For a long reply, few long calls instead of many short ones.
-            flags = socket.MSG_WAITALL if deadline.check() > _HURRY_SECONDS else _NOW
+            flags = socket.MSG_WAITALL if deadline.check() > _HURRY_SECONDS else NOW
             try:
                 outcome = self._receive_some(flags)
             except BlockingIOError:
@@ -332,7 +365,7 @@ class Connection:
     def usable(self) -> bool:
         """Return whether the peer has neither closed this connection nor sent anything without a request."""
         try:
-            self._channel.recv(1, socket.MSG_PEEK | _NOW)
+            self._channel.recv(1, socket.MSG_PEEK | NOW)
         except BlockingIOError:
             return True
         except OSError as error:
@@ -387,7 +420,7 @@ class Connection:
 
     def _begin_greeting(self, certificate: bytes = b"") -> None:
         self._greeted_ms = int(clock.now() * 1000.0)
-        self._begin_sending(self._protocol.greet(self._dialled, os.urandom(NONCE_BYTES), certificate))
+        self._begin_sending(self.protocol.greet(self._dialled, os.urandom(NONCE_BYTES), certificate))
 
     def _begin_securing(self) -> None:
         from pyrocache.runtime.tls import client_channel  # imported here, as most processes do without
@@ -409,14 +442,14 @@ class Connection:
         self._identified = True
         at = clock.now()
         # Both ends count whole milliseconds.
-        self._ahead = self._protocol.peer.clock_ms - at * 1000.0 - 1.0
+        self._ahead = self.protocol.peer.clock_ms - at * 1000.0 - 1.0
         if not (is_same_host(self._channel) and self._is_one_clock(at)):
             self.fresh_until = at + FRESH_SECONDS
             self._ahead -= (FRESH_SECONDS + 1.0) * DRIFT * 1000.0
 
     def _is_one_clock(self, at: float) -> bool:
         """Return whether the node's clock showed a time between the beginning of the handshake and its end, ``at``."""
-        passed = (self._protocol.peer.clock_ms - self._greeted_ms) & CLOCK
+        passed = (self.protocol.peer.clock_ms - self._greeted_ms) & CLOCK
         return passed <= int(at * 1000.0) - self._greeted_ms + 1  # a node sends 1 in place of 0
 
     def _begin_sending(self, message: bytes | list[Buffer], count: int = 0) -> bool:
@@ -427,16 +460,16 @@ class Connection:
 
     def _receive_some(self, long_flags: int) -> Any:
         """Receive what has arrived; with ``long_flags``, the rest of a long reply. Raises `BlockingIOError`."""
-        space = self._protocol.space()
+        space = self.protocol.space()
         if space is None:
-            return self._protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, _NOW))
-        return self._protocol.received(self._channel.recv_into(space, 0, long_flags))
+            return self.protocol.receive_data(self._channel.recv(_RECEIVE_BYTES, NOW))
+        return self.protocol.received(self._channel.recv_into(space, 0, long_flags))
 
     def _send_some(self) -> bool:
         unsent = self._unsent
         while unsent:
             try:
-                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), _NOW)
+                count = self._channel.sendmsg(unsent[:_BUFFERS_AT_ONCE], (), NOW)
             except BlockingIOError:
                 return False
             while unsent and count >= len(unsent[0]):

@@ -172,7 +172,7 @@ def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTo
     )
 
 
-CLOSED = "This client was closed; make a new PyroCacheClient."
+CLOSED = "This client was closed; make a new one."
 
 
 def client_closed() -> ClientClosed:

@@ -255,6 +255,33 @@ def unpack_result(data: bytes, sequence: int) -> Any:
     return UNUSUAL
 
 
+def unpack_results(data: bytes, results: list[tuple[int, Any]]) -> int:
+    """Append the small and usual replies at the beginning of ``data``: sequence number and result.
+
+    Return where the first one begins that needs a `FrameDecoder`.
+
+    Raises:
+        ProtocolError: a body is not plain msgpack.
+    """
+    at, size = 0, len(data)
+    while size - at >= HEADER_BYTES:
+        start, sequence, length, end = _VARYING.unpack_from(data, at)
+        body_at = at + HEADER_BYTES
+        following = body_at + length
+        if following > size or length > LARGE_BYTES or start != _RESULT_START or end != _END:
+            break
+        if length == 1:
+            ending = end + data[body_at:following]
+            result = _CONSTANT_OF[ending] if ending in _CONSTANT_OF else unpack_plain(data[body_at:following])
+        elif length > 1 and data[body_at] == _BIN8_TYPE and data[body_at + 1] == length - 2:
+            result = data[body_at + 2 : following]
+        else:
+            result = unpack_plain(data[body_at:following])
+        results.append((sequence, result))
+        at = following
+    return at
+
+
 def unpack_plain(body: bytes | memoryview) -> Any:
     """Return the plain value (None, bool, int, float, bytes, str, list, dict) in a body.
 

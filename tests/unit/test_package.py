@@ -21,7 +21,18 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_the_public_names() -> None:
-    others = ["DEFAULT_TTL", "Entry", "EntryInfo", "LocalCluster", "Lock", "Member", "PyroCacheClient", "TLS"]
+    others = [
+        "AsyncLock",
+        "AsyncPyroCacheClient",
+        "DEFAULT_TTL",
+        "Entry",
+        "EntryInfo",
+        "LocalCluster",
+        "Lock",
+        "Member",
+        "PyroCacheClient",
+        "TLS",
+    ]
     figures = ["ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"]
     assert sorted(pyrocache.__all__) == sorted([*errors.__all__, *others, *figures, "stock_handshake"])
     assert repr(pyrocache.DEFAULT_TTL) == "DEFAULT_TTL"

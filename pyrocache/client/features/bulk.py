@@ -3,16 +3,16 @@
 A call does its work for as many keys as possible. If it fails for some keys, it raises a `PartialFailure` with the
 reason for each. With ``on_error="miss"``, keys whose node is unreachable count as misses instead, and so do all keys if
 no node is known. With ``on_undecodable="miss"``, so do keys whose value does not decode here. ``routing/batch.py``
-divides the keys into messages.
+divides the keys into messages. The classes do no I/O, and the asyncio client uses them as well.
 
 Thread safety: thread-safe; a call has no shared state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias
 
 from pyrocache.client.backend import Replies
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, When
@@ -22,119 +22,215 @@ from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
 from pyrocache.tracebacks import brief
 
-_R = TypeVar("_R")
-
 _Failures: TypeAlias = list[tuple[Sequence[int], PyroCacheError]]
+
+
+class GetMany:
+    """A `get_many` call: the keys to ask for, and what is made of the answers. Without I/O, for both clients.
+
+    Attributes:
+        encoded: the keys to request.
+
+    Raises:
+        TypeError: a key is not hashable.
+    """
+
+    def __init__(self, context: ClientContext[Any], keys: Iterable[object]) -> None:
+        self._context = context
+        self._asked = _listed(keys)
+        hash(tuple(self._asked))  # TypeError now: the result is a dict by key
+        self.encoded = encode_keys(self._asked, context.prefix, context.encode)
+        self._values: list[Any] = [MISSING] * len(self._asked)
+        self._failures: _Failures = []
+        self._whole = True
+        self._unanswered = len(self._asked)
+
+    def take(self, indices: Sequence[int], frames: Any) -> None:
+        """Take the answer about some keys, frames or an error."""
+        self._unanswered -= len(indices)
+        if isinstance(frames, PyroCacheError):
+            self._failures.append((indices, frames))
+            return
+        self._whole = self._whole and None not in frames
+        context, encoded, values = self._context, self.encoded, self._values
+        # One node has answered for all keys, in their order.
+        if len(indices) == len(values):
+            self._values = _decoded(context, encoded, indices, frames, self._failures)
+            return
+        keys = [encoded[index] for index in indices]
+        for index, value in zip(
+            indices, _decoded(context, keys, indices, frames, self._failures), strict=True
+        ):
+            values[index] = value
+
+    def result(self) -> dict[Any, Any]:
+        """Return what `PyroCacheClient.get_many` returns. Raises `PartialFailure`."""
+        found = zip(self._asked, self._values, strict=True)
+        complete = self._whole and not self._failures and not self._unanswered
+        # If no key is missing, `dict` builds the result in C.
+        results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
+        _check(self._context, "get_many", self._asked, results, self._failures)
+        return results
+
+
+class GetEntries:
+    """A `get_entries` call; see `GetMany`."""
+
+    def __init__(self, context: ClientContext[Any], keys: Iterable[object]) -> None:
+        self._context = context
+        self._asked = _listed(keys)
+        hash(tuple(self._asked))  # TypeError now: the result is a dict by key
+        self.encoded = encode_keys(self._asked, context.prefix, context.encode)
+        self._found: dict[int, Entry] = {}
+        self._failures: _Failures = []
+
+    def take(self, indices: Sequence[int], answers: Any) -> None:
+        """Take the answer about some keys, entries or an error."""
+        if isinstance(answers, PyroCacheError):
+            self._failures.append((indices, answers))
+            return
+        there = [(i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None]
+        frames, places = [answer[0] for _, answer in there], [i for i, _ in there]
+        keys = [self.encoded[i] for i in places]
+        values = _decoded(self._context, keys, places, frames, self._failures)
+        for (i, answer), value in zip(there, values, strict=True):
+            if value is not MISSING:
+                self._found[i] = entry(self._context, value, answer[1], answer[2:])
+
+    def result(self) -> dict[Any, Entry]:
+        """Return what `PyroCacheClient.get_entries` returns. Raises `PartialFailure`."""
+        results = {self._asked[i]: self._found[i] for i in sorted(self._found)}
+        _check(self._context, "get_entries", self._asked, results, self._failures)
+        return results
+
+
+class Change:
+    """A change of many entries, whose answers are numbers of entries. Without I/O, for both clients.
+
+    Attributes:
+        encoded: the keys to change.
+        frames: the values to store; None to do something else.
+        seconds: the TTL of all entries, or of each.
+        tags: the encoded tags.
+        removes: whether the entries are to be removed, because their time is over; all of them count.
+    """
+
+    def __init__(self, context: ClientContext[Any], name: str, keys: list[Any], encoded: list[bytes]) -> None:
+        self._context = context
+        self._name = name
+        self._keys = keys
+        self._failures: _Failures = []
+        self._total = 0
+        self.encoded = encoded
+        self.frames: list[Any] | None = None
+        self.seconds: Any = None
+        self.tags: list[bytes] | None = None
+        self.removes = False
+        self._counts_all = False
+
+    @classmethod
+    def set_many(
+        cls,
+        context: ClientContext[Any],
+        mapping: Mapping[Any, Any],
+        ttl_seconds: KeptTtl,
+        tags: Iterable[str] | None,
+        expires_at: When | None,
+        ttl_jitter: float,
+    ) -> Self:
+        """Return the change of `PyroCacheClient.set_many`."""
+        seconds, jitter = context.ttl(ttl_seconds, expires_at), check_jitter(ttl_jitter)
+        encoded_tags = context.encode_tags(tags)
+        if not isinstance(mapping, Mapping):
+            raise brief(
+                TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}.")
+            )
+        keys = list(mapping)
+        change = cls(context, "set_many", keys, encode_keys(keys, context.prefix, context.encode))
+        change.removes = change._counts_all = seconds == 0  # they have expired already: nothing is stored
+        if not change.removes:
+            change.frames = context.codec.encode_many(change.encoded, mapping.values())
+            change.tags = encoded_tags
+            change.seconds = seconds
+            if jitter and seconds is not None:
+                change.seconds = [shortened(seconds, jitter) for _ in keys]
+        return change
+
+    @classmethod
+    def delete_many(cls, context: ClientContext[Any], keys: Iterable[object]) -> Self:
+        """Return the change of `PyroCacheClient.delete_many`."""
+        asked = _listed(keys)
+        # A key that is given twice counts once, because its second removal finds nothing.
+        change = cls(context, "delete_many", asked, encode_keys(asked, context.prefix, context.encode))
+        change.removes = True
+        return change
+
+    @classmethod
+    def touch_many(
+        cls,
+        context: ClientContext[Any],
+        keys: Iterable[object],
+        ttl_seconds: NewTtl,
+        expires_at: When | None,
+    ) -> Self:
+        """Return the change of `PyroCacheClient.touch_many`."""
+        seconds = context.touch_ttl(ttl_seconds, expires_at)
+        asked = _listed(keys)
+        # Count no key twice.
+        distinct = dict(zip(encode_keys(asked, context.prefix, context.encode), asked, strict=True))
+        change = cls(context, "touch_many", list(distinct.values()), list(distinct))
+        change.seconds, change.removes = seconds, seconds == 0
+        return change
+
+    def take(self, indices: Sequence[int], reply: int | PyroCacheError) -> None:
+        """Take the answer about some keys, a number or an error."""
+        if isinstance(reply, PyroCacheError):
+            self._failures.append((indices, reply))
+        else:
+            self._total += len(indices) if self._counts_all else reply
+
+    def result(self) -> int:
+        """Return the sum. Raises `PartialFailure`."""
+        _check(self._context, self._name, self._keys, self._total, self._failures)
+        return self._total
 
 
 def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
     """Return what `PyroCacheClient.get_many` returns."""
-    asked = _listed(keys)
-    hash(tuple(asked))  # TypeError now: the result is a dict by key
-    encoded = encode_keys(asked, context.prefix, context.encode)
-    values: list[Any] = [MISSING] * len(asked)
-    failures: _Failures = []
-    whole = True
-    unanswered = len(asked)
-    for indices, frames in _answered(context, context.backend.get_many(encoded, context.deadline())):
-        unanswered -= len(indices)
-        if isinstance(frames, PyroCacheError):
-            failures.append((indices, frames))
-            continue
-        whole = whole and None not in frames
-        # One node has answered for all keys, in their order.
-        if len(indices) == len(values):
-            values = _decoded(context, encoded, indices, frames, failures)
-            continue
-        decoded = _decoded(context, [encoded[index] for index in indices], indices, frames, failures)
-        for index, value in zip(indices, decoded, strict=True):
-            values[index] = value
-    found = zip(asked, values, strict=True)
-    complete = whole and not failures and not unanswered
-    # If no key is missing, `dict` builds the result in C.
-    results = dict(found) if complete else {key: value for key, value in found if value is not MISSING}
-    _check(context, "get_many", asked, results, failures)
-    return results
+    call = GetMany(context, keys)
+    _take_all(context, call, context.backend.get_many(call.encoded, context.deadline()))
+    return call.result()
 
 
 def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Entry]:
     """Return what `PyroCacheClient.get_entries` returns."""
-    asked = _listed(keys)
-    hash(tuple(asked))  # TypeError now: the result is a dict by key
-    encoded = encode_keys(asked, context.prefix, context.encode)
-    found: dict[int, Entry] = {}
-    failures: _Failures = []
-    for indices, answers in _answered(context, context.backend.get_entries(encoded, context.deadline())):
-        if isinstance(answers, PyroCacheError):
-            failures.append((indices, answers))
-            continue
-        there = [(i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None]
-        frames, places = [answer[0] for _, answer in there], [i for i, _ in there]
-        values = _decoded(context, [encoded[i] for i in places], places, frames, failures)
-        for (i, answer), value in zip(there, values, strict=True):
-            if value is not MISSING:
-                found[i] = entry(context, value, answer[1], answer[2:])
-    results = {asked[i]: found[i] for i in sorted(found)}
-    _check(context, "get_entries", asked, results, failures)
-    return results
+    call = GetEntries(context, keys)
+    _take_all(context, call, context.backend.get_entries(call.encoded, context.deadline()))
+    return call.result()
 
 
-def set_many(
-    context: ClientContext,
-    mapping: Mapping[Any, Any],
-    ttl_seconds: KeptTtl,
-    tags: Iterable[str] | None,
-    expires_at: When | None,
-    ttl_jitter: float,
-) -> int:
-    """Return what `PyroCacheClient.set_many` returns."""
-    seconds, jitter = context.ttl(ttl_seconds, expires_at), check_jitter(ttl_jitter)
-    encoded_tags = context.encode_tags(tags)
-    if not isinstance(mapping, Mapping):
-        raise brief(TypeError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}."))
-    keys = list(mapping)
-    encoded = encode_keys(keys, context.prefix, context.encode)
-    if seconds == 0:  # they have expired already: nothing is stored
-        removals = context.backend.delete_many(encoded, context.deadline())
-        return _sum_of(context, "set_many", keys, _counting_all(removals))
-    frames = context.codec.encode_many(encoded, mapping.values())
-    ttl = [shortened(seconds, jitter) for _ in keys] if jitter and seconds is not None else seconds
-    deadline = context.deadline()
-    return _sum_of(
-        context, "set_many", keys, context.backend.set_many(encoded, frames, ttl, encoded_tags, deadline)
-    )
+def make(context: ClientContext, change: Change) -> int:
+    """Return what `PyroCacheClient.set_many`, `delete_many` and `touch_many` return."""
+    backend, deadline = context.backend, context.deadline()
+    if change.removes:
+        replies = backend.delete_many(change.encoded, deadline)
+    elif change.frames is not None:
+        replies = backend.set_many(change.encoded, change.frames, change.seconds, change.tags, deadline)
+    else:
+        replies = backend.touch_many(change.encoded, change.seconds, deadline)
+    _take_all(context, change, replies)
+    return change.result()
 
 
-def delete_many(context: ClientContext, keys: Iterable[object]) -> int:
-    """Return what `PyroCacheClient.delete_many` returns."""
-    asked = _listed(keys)
-    # A key that is given twice counts once, because its second removal finds nothing.
-    encoded = encode_keys(asked, context.prefix, context.encode)
-    return _sum_of(context, "delete_many", asked, context.backend.delete_many(encoded, context.deadline()))
-
-
-def touch_many(
-    context: ClientContext, keys: Iterable[object], ttl_seconds: NewTtl, expires_at: When | None
-) -> int:
-    """Return what `PyroCacheClient.touch_many` returns."""
-    seconds = context.touch_ttl(ttl_seconds, expires_at)
-    asked = _listed(keys)
-    distinct = dict(
-        zip(encode_keys(asked, context.prefix, context.encode), asked, strict=True)
-    )  # count no key twice
-    encoded, deadline = list(distinct), context.deadline()
-    values = list(distinct.values())
-    if seconds == 0:
-        return _sum_of(context, "touch_many", values, context.backend.delete_many(encoded, deadline))
-    return _sum_of(context, "touch_many", values, context.backend.touch_many(encoded, seconds, deadline))
-
-
-def _answered(context: ClientContext, replies: Replies[_R]) -> Replies[_R]:
-    """Yield the nodes' replies. If no node is known, apply ``on_error``: raise the error, or yield nothing."""
+def _take_all(context: ClientContext, call: GetMany | GetEntries | Change, replies: Replies[Any]) -> None:
+    """Give a call its answers. If no node is known, apply ``on_error``: raise the error, or give nothing."""
     try:
-        yield from replies
+        for indices, reply in replies:
+            call.take(indices, reply)
     except CacheUnavailable as error:
         context.missed(error, None)
+    finally:
+        del replies  # an exception that is kept would keep the connections of a call that it has cut short
 
 
 def _listed(keys: Iterable[object]) -> list[Any]:
@@ -147,7 +243,7 @@ def _listed(keys: Iterable[object]) -> list[Any]:
 
 
 def _decoded(
-    context: ClientContext,
+    context: ClientContext[Any],
     keys: Sequence[bytes],
     indices: Sequence[int],
     frames: Sequence[Any],
@@ -169,33 +265,7 @@ def _decoded(
     return values
 
 
-def _counting_all(replies: Replies[int]) -> Iterator[tuple[Sequence[int], int | PyroCacheError]]:
-    """Yield the replies, each with the number of its keys as result."""
-    for indices, reply in replies:
-        yield indices, reply if isinstance(reply, PyroCacheError) else len(indices)
-
-
-def _sum_of(context: ClientContext, name: str, keys: Sequence[object], replies: Replies[int]) -> int:
-    """Return the sum of the nodes' replies to a call. Raises as `_check`."""
-    total = 0
-    failures: _Failures = []
-    answers = _answered(context, replies)
-    try:
-        for indices, reply in answers:
-            if isinstance(reply, PyroCacheError):
-                failures.append((indices, reply))
-            else:
-                total += reply
-    finally:
-        del (
-            answers,
-            replies,
-        )  # an exception that is kept would keep the connections of a call that it has cut short
-    _check(context, name, keys, total, failures)
-    return total
-
-
-def _errors(context: ClientContext, failures: _Failures) -> _Failures:
+def _errors(context: ClientContext[Any], failures: _Failures) -> _Failures:
     """Return the failures that are errors of the call. Count the others as misses, once for each node and value."""
     misses: set[PyroCacheError] = set()
     for error in {error for _, error in failures}:
@@ -210,7 +280,7 @@ def _errors(context: ClientContext, failures: _Failures) -> _Failures:
 
 
 def _check(
-    context: ClientContext, name: str, keys: Sequence[object], results: Any, failures: _Failures
+    context: ClientContext[Any], name: str, keys: Sequence[object], results: Any, failures: _Failures
 ) -> None:
     """Apply ``on_error`` and ``on_undecodable`` to the failures of a call.
 

@@ -56,16 +56,16 @@ class EntryInfo:
     size_bytes: int
 
 
-def entry(context: ClientContext, value: Any, version: int, attributes: Sequence[Any]) -> Entry:
+def entry(context: ClientContext[Any], value: Any, version: int, attributes: Sequence[Any]) -> Entry:
     """Return an `Entry` made of the attributes that a node has sent."""
     return Entry(value, version, *_read(context, attributes))
 
 
-def entry_info(context: ClientContext, sent: Sequence[Any]) -> EntryInfo:
+def entry_info(context: ClientContext[Any], sent: Sequence[Any]) -> EntryInfo:
     """Return an `EntryInfo` made of what a node has sent."""
     return EntryInfo(context.read_key(sent[0], MISSING), *_read(context, sent[1:]))
 
 
-def _read(context: ClientContext, attributes: Sequence[Any]) -> tuple[Any, ...]:
+def _read(context: ClientContext[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
     ttl, tags, age, idle, size = attributes
     return ttl, tuple(map(context.decode_tag, tags)), age, idle, size

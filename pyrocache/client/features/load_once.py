@@ -1,8 +1,7 @@
 """Load a missing value once: one caller of all processes runs the factory, the others wait for its result.
 
-`find` returns the value or a `LoadTask`. A `LoadTask` stores the result of the factory. Both are used by the blocking
-`get_or_set` here and by the one for coroutines in ``load_once_async.py``, which differ only in how they run the
-factory.
+`find` returns the value or a `LoadTask`, which holds the lease while the factory runs. The asyncio client has a
+`get_or_set` of its own in ``aio/load_once.py``, with the same rules and the same `Load` and `LoadTask`.
 
 The node that owns a key grants the *lease* to load its value; ``node/coordination/leases.py`` lists what revokes it. A
 lease ends with the connection that it was granted on, which the `LoadTask` holds: when a loader's process dies, the
@@ -31,13 +30,12 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from threading import Event, get_ident
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from threading import get_ident
+from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
-from pyrocache.client.backend import Pinned, Seconds
-from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
+from pyrocache.client.backend import LoadTimes, NewFrame, Pinned, Seconds, Tags
+from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
 from pyrocache.client.features import load_deadlock
 from pyrocache.client.features.jitter import check_jitter, jittered
 from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
@@ -46,6 +44,7 @@ from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import CacheUnavailable, PyroCacheError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
 from pyrocache.runtime import clock
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside, users_frames
 
@@ -55,12 +54,10 @@ IF_MISSING, UNLESS_LOADING, ALWAYS, UNREADABLE = range(4)
 """When to load a value. `IF_MISSING`: if there is none. `UNLESS_LOADING`: also if there is one, except while another
 caller is loading. `ALWAYS`: in any case. `UNREADABLE`: as if there were none, because it does not decode here."""
 
-_NEVER = Event()  # never set
 _once = Throttle(math.inf)  # warnings about a function
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+class LoadOptions(NamedTuple):
     """Settings for loading and keeping a value. Durations are in seconds.
 
     Attributes:
@@ -101,14 +98,14 @@ class Load(NamedTuple, Generic[_T]):
     Attributes:
         context: the client's.
         key: canonical bytes.
-        factory: makes the value.
+        factory: makes the value, or in the asyncio client an awaitable of it.
         options: settings for loading and keeping it.
         tags: makes its encoded tags; called only if the value is loaded.
         keep: a function that is called with a loaded value and returns whether to store it. None stores every value.
         refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
     """
 
-    context: ClientContext
+    context: ClientContext[Any]
     key: bytes
     factory: Callable[[], _T]
     options: LoadOptions
@@ -131,7 +128,11 @@ class Load(NamedTuple, Generic[_T]):
         if _once.admit((text, name, line, type(error))):
             # The text of an error that is not ours may have the value in it.
             reason = str(error).rstrip(".") if isinstance(error, PyroCacheError) else type(error).__name__
-            log.warning("%s (%s): %s. This is logged once.", text, name, reason)
+            logger("pyrocache.client").warning("%s (%s): %s. This is logged once.", text, name, reason)
+
+
+Filling: TypeAlias = tuple[bytes, int, NewFrame, LoadTimes, Tags, Deadline]
+"""The arguments of `Backend.fill`."""
 
 
 class LoadTask:
@@ -149,29 +150,34 @@ class LoadTask:
 
     Args:
         load: the value to load.
-        pinned: the connection that the lease was granted on; None for no lease, so that the value is not stored.
+        pinned: the connection that the lease was granted on, or in the asyncio client the `Waiter`; None for no lease,
+            so that the value is not stored.
         token: the number of the lease.
+        asynchronous: whether the factory may be awaited, so that it does not occupy its thread.
 
     Attributes:
+        load, pinned, token: as given.
+        backend: that of the client, also once the client is closed.
         live: the existing value, if this is an early refresh of it; else `MISSING`.
-        asynchronous: whether the factory is a coroutine function, which does not occupy its thread.
     """
 
-    def __init__(self, load: Load[Any], pinned: Pinned = None, token: int = 0) -> None:
-        self._load = load
-        self._backend = load.context.backend  # also once the context is closed
-        self._pinned = pinned
-        self._token = token
+    def __init__(
+        self, load: Load[Any], pinned: Any = None, token: int = 0, *, asynchronous: bool = False
+    ) -> None:
+        self.load = load
+        self.backend: Any = load.context.backend
+        self.pinned = pinned
+        self.token = token
+        self.live: Any = MISSING
+        self._asynchronous = asynchronous
         self._process = os.getpid()  # of the lease; a forked child has none
         self._error: Exception | None = None
-        self.live: Any = MISSING
-        self.asynchronous = False
 
     def __enter__(self) -> Self:
-        load, self._started_at = self._load, time.monotonic()
-        thread = None if self.asynchronous else get_ident()
+        load, self._started_at = self.load, time.monotonic()
+        thread = None if self._asynchronous else get_ident()
         ends_at = clock.now() + load.options.lease_seconds
-        self._started = load_deadlock.begin(Mark(load.value, self._pinned is not None, ends_at, thread))
+        self._started = load_deadlock.begin(Mark(load.value, self.pinned is not None, ends_at, thread))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
@@ -189,7 +195,7 @@ class LoadTask:
         self._tags = tags
         self._value = value
         try:
-            self._keep = self._load.keep is None or bool(self._load.keep(value))
+            self._keep = self.load.keep is None or bool(self.load.keep(value))
         except Exception as error:  # of the user's code; the value must not be lost by it
             if came_from_outside(error):
                 raise
@@ -202,44 +208,66 @@ class LoadTask:
         If the value is outdated by now, or cannot be stored, it is returned but not stored; the next caller loads.
         """
         __tracebackhide__ = True
+        self._store() if self.to_store else self.abandon()
+        return self.result()
+
+    @property
+    def to_store(self) -> bool:
+        """Whether there is a loaded value that is to be stored."""
+        return self._error is None and self._keep
+
+    @property
+    def leased(self) -> bool:
+        """Whether this process had the lease, and it has not ended with its connection."""
+        return self.pinned is not None and not self.pinned.closed
+
+    def result(self) -> Any:
+        """Return the value, or raise the factory's exception. To be called once, when the lease has ended."""
+        __tracebackhide__ = True
         error, self._error = self._error, None
         if error is None:
-            self._store() if self._keep else self.abandon()
             return self._value
         try:
-            self.abandon()
             if self.live is MISSING:
                 raise error
-            log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
+            logger("pyrocache.client").warning(
+                "A value was not refreshed early: loading it failed with %s.", type(error).__name__
+            )
             return self.live
         finally:
             del error  # or this frame and its traceback would keep each other alive
 
-    def give_up(self, reason: Exception) -> Any:
-        """End the lease without asking the node; otherwise as `settle` if the value cannot be stored for ``reason``."""
-        self.drop()
-        if self._error is None:
-            if self._keep:
-                self.not_stored(reason)
-            return self._value
-        if self.live is MISSING:
-            raise self._error
-        return self.live
-
     def drop(self) -> None:
         """End the lease by closing its connection, without waiting for the node."""
-        if self._pinned is not None:
-            self._pinned.drop()
+        if self.pinned is not None:
+            self.pinned.drop()
+
+    def filling(self) -> Filling | None:
+        """Return the arguments of `Backend.fill` for the loaded value; None if there was no lease.
+
+        Raises:
+            SerializationError: the value does not pickle.
+        """
+        if self.pinned is None or self._process != os.getpid():
+            return None
+        context, key, _, options, *_ = self.load
+        frame = context.codec.encode(key, self._value)
+        ttl = jittered(options.ttl_seconds, options.ttl_jitter)
+        times = (ttl, options.stale_seconds, self._load_seconds)
+        return key, self.token, frame, times, self._tags, context.deadline()
+
+    def filled(self, stored: bool) -> None:
+        """End the use of the connection after a `fill`. ``stored``: its answer."""
+        if not stored:
+            self.drop()  # if the key moved, its former owner may still hold the lease
+        self.pinned.release()
 
     def _store(self) -> None:
-        if self._pinned is None or self._process != os.getpid():
-            return
-        context, key, _, options, *_ = self._load
         try:
-            frame = context.codec.encode(key, self._value)
-            ttl = jittered(options.ttl_seconds, options.ttl_jitter)
-            times = (ttl, options.stale_seconds, self._load_seconds)
-            stored = context.backend.fill(key, self._token, frame, times, self._tags, context.deadline())
+            filling = self.filling()
+            if filling is None:
+                return
+            stored = self.load.context.backend.fill(*filling)
         except (PyroCacheError, MemoryError) as error:
             # End the lease, or other callers would wait until it expires.
             self.drop() if isinstance(error, CacheUnavailable) else self.abandon()
@@ -248,19 +276,17 @@ class LoadTask:
             self.drop()
             raise
         else:
-            if not stored:
-                self.drop()  # if the key moved, its former owner may still hold the lease
-            self._pinned.release()
+            self.filled(stored)
 
     def not_stored(self, error: Exception, text: str = "A loaded value was returned but not stored") -> None:
         """Count a value that cannot be stored, and log the reason once."""
-        self._load.context.count("loads_not_stored")
-        self._load.warn(text, error)
+        self.load.context.count("loads_not_stored")
+        self.load.warn(text, error)
 
     def abandon(self) -> None:
         """End the lease without storing a value, so that the next caller loads immediately."""
-        if self._pinned is not None and not self._pinned.closed:
-            self._backend.abandon(self._load.key, self._token, self._pinned)
+        if self.leased:
+            self.backend.abandon(self.load.key, self.token, self.pinned)
 
 
 class Found(NamedTuple):
@@ -285,12 +311,11 @@ def get_or_set(load: Load[_T]) -> _T:
     return value  # type: ignore[no-any-return]
 
 
-def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER) -> Found:
+def find(load: Load[Any], wait_seconds: float | None) -> Found:
     """Return the value, or the task of loading it. Wait for another loader if there is one.
 
     Args:
         wait_seconds: how long to wait for another loader; None for no limit.
-        cancelled: when set, the wait ends before the next request, as if its time were over.
 
     Raises:
         WaitTimeout: another caller was still loading when ``wait_seconds`` were over.
@@ -304,13 +329,13 @@ def find(load: Load[Any], wait_seconds: float | None, cancelled: Event = _NEVER)
                 found = _find_or_refresh_early(load) if load.options.early else _find(load)
                 if found is not None:
                     return found
-            return _wait_or_load(load, wait_seconds, cancelled)
+            return _wait_or_load(load, wait_seconds)
         except SerializationError as error:
             load.context.count("undecodable")
             load.warn("A stored value does not decode here and is loaded anew", error)
         if wait_seconds is not None:
             wait_seconds = max(0.0, wait_seconds - (time.monotonic() - begun))
-        return _wait_or_load(load._replace(refresh=UNREADABLE), wait_seconds, cancelled)
+        return _wait_or_load(load._replace(refresh=UNREADABLE), wait_seconds)
     except CacheUnavailable as error:
         # Either raises, or the value is loaded without a lease.
         load.context.missed(error, None)
@@ -362,7 +387,7 @@ def _find_or_refresh_early(load: Load[Any]) -> Found | None:
     if refresh_is_due(load.options.early, remaining, load_seconds):
         # The value exists, so a failure to get the lease is not an error of this call.
         with suppress(PyroCacheError):
-            task = _wait_or_load(load._replace(refresh=UNLESS_LOADING), 0.0, _NEVER).task
+            task = _wait_or_load(load._replace(refresh=UNLESS_LOADING), 0.0).task
             if task is not None:
                 task.live = found.value
                 return Found(None, task)
@@ -385,9 +410,10 @@ def refresh_is_due(
 _LOOK: dict[int, Callable[[Load[Any]], Found | None]] = {IF_MISSING: _find, UNREADABLE: _readable}
 
 
-def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event) -> Found:
+def _wait_or_load(load: Load[Any], wait_seconds: float | None) -> Found:
     """Request the lease until the node grants it or has a value. Raises as `find`."""
-    context, key, refresh = load.context, load.key, load.refresh
+    context: ClientContext = load.context
+    key, refresh = load.key, load.refresh
     recursive = load_deadlock.is_loading(load.value)
 
     def ask(seconds: float, deadline: Deadline, pinned: Pinned) -> Pinned:
@@ -409,7 +435,7 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
             # No request was sent, so look whether another caller has loaded the value meanwhile.
             if wait.pinned is None and refresh in _LOOK and (found := _LOOK[refresh](load)) is not None:
                 return found
-            if wait.is_over() or cancelled.is_set():
+            if wait.is_over():
                 # Keep the connection open: `wait` would close it because of the exception.
                 wait.release()
                 raise still_loading(wait_seconds)
@@ -419,10 +445,8 @@ def _wait_or_load(load: Load[Any], wait_seconds: float | None, cancelled: Event)
 
 def still_loading(wait_seconds: float | None) -> WaitTimeout:
     """Return the error of a caller whose wait for another loader has ended without a value."""
-    if wait_seconds is None:
-        return WaitTimeout("get_or_set was cancelled while another caller was loading the value.")
     return WaitTimeout(
-        f"get_or_set failed: another caller was still loading the value after {wait_seconds:g} s. "
+        f"get_or_set failed: another caller was still loading the value after {wait_seconds or 0.0:g} s. "
         "Wait longer with wait_seconds, or take expired values meanwhile with stale_seconds."
     )
 
@@ -430,5 +454,8 @@ def still_loading(wait_seconds: float | None) -> WaitTimeout:
 def _no_coroutine(value: _T) -> _T:
     if inspect.iscoroutine(value):
         value.close()
-        raise TypeError("get_or_set takes a function that returns the value; for async def there is memoize.")
+        raise TypeError(
+            "get_or_set takes a function that returns the value; for async def there is memoize, and the get_or_set "
+            "of AsyncPyroCacheClient."
+        )
     return value

@@ -28,7 +28,6 @@ Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself, 
 from __future__ import annotations
 
 import _thread
-import logging
 import math
 import os
 import select
@@ -46,34 +45,62 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork, clock
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import brief
 
-_RENEWALS = 3  # in a lock's time to live
+RENEWALS = 3  # in a lock's time to live
 _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
-_PAUSE_SECONDS = 0.1  # after an unexpected exception, or a refusal of a node without a lease
+PAUSE_SECONDS = 0.1  # after an unexpected exception, or a refusal of a node without a lease
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
 
 
-log = logging.getLogger("pyrocache.client")
-
-
-class Grant:
-    """One grant of a lock to a thread or a `Lock`, held or over.
+class Tenure:
+    """For how long a grant of a lock is valid. Pure, except that it reads the clock.
 
     Args:
+        token: the fencing token.
+        ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
         asked_at: when the request was sent (seconds of `runtime.clock`); the node may have granted the lock as early as
             that.
 
     Attributes:
-        backend: the client's.
-        name: the lock's canonical bytes.
-        token: the fencing token.
-        ttl_seconds: how long the node keeps the lock for a holder that does not renew it.
+        token, ttl_seconds: as given.
         good_until: when the node may grant the lock to another holder, unless it is renewed, by `runtime.clock`.
         renew_at: when to renew it, by the same clock.
         over: whether it was released or lost.
+    """
+
+    def __init__(self, token: int, ttl_seconds: float, asked_at: float) -> None:
+        self.token = token
+        self.ttl_seconds = min(ttl_seconds, MOST_SECONDS)
+        self.over = False
+        self._process = os.getpid()  # a forked child does not hold its parent's locks
+        self.renewed(asked_at)
+
+    def renewed(self, at: float) -> None:
+        """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
+        self.good_until = at + self.ttl_seconds
+        self.renew_at = at + min(self.ttl_seconds / RENEWALS, _LONGEST_RENEWAL_SECONDS)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that holds the lock."""
+        return self._process != os.getpid()
+
+    @property
+    def valid(self) -> bool:
+        """Whether it is neither over nor another process's, and its time has not passed."""
+        return not self.over and not self.inherited and clock.now() < self.good_until
+
+
+class Grant(Tenure):
+    """One grant of a lock to a thread or a `Lock`, held or over.
+
+    Attributes:
+        backend: the client's.
+        name: the lock's canonical bytes.
     """
 
     def __init__(
@@ -85,31 +112,16 @@ class Grant:
         pinned: PinnedConnection,
         asked_at: float,
     ) -> None:
+        super().__init__(token, ttl_seconds, asked_at)
         self.backend = backend
         self.name = name
-        self.token = token
-        self.ttl_seconds = min(ttl_seconds, MOST_SECONDS)
-        self.over = False
         self._idle = [pinned]  # empty while a thread uses the connection
-        self._process = os.getpid()  # a forked child does not hold its parent's locks
-        self.renewed(asked_at)
-
-    def renewed(self, at: float) -> None:
-        """Restart the time to live at ``at`` (seconds of `runtime.clock`)."""
-        self.good_until = at + self.ttl_seconds
-        self.renew_at = at + min(self.ttl_seconds / _RENEWALS, _LONGEST_RENEWAL_SECONDS)
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this process was forked from the one that holds the lock."""
-        return self._process != os.getpid()
 
     @property
     def held(self) -> bool:
         """Whether this grant is still valid, as far as this process knows."""
-        if self.over or self.inherited or clock.now() >= self.good_until:
-            return False
-        return not any(pinned.closed for pinned in tuple(self._idle))  # a copy, as another thread may take it
+        # A copy, as another thread may take the connection.
+        return self.valid and not any(pinned.closed for pinned in tuple(self._idle))
 
     def take(self) -> PinnedConnection | None:
         """Take the connection for exclusive use; None while another thread uses it."""
@@ -133,6 +145,65 @@ class Grant:
             left.drop()
 
 
+class LockOptions:
+    """What a lock is, from a user's arguments. Creating one sends nothing.
+
+    Args:
+        context: the client's.
+        name: any key; a lock and an entry of the same name are independent.
+        limit: the number of permits: 1 for a lock, more for a semaphore.
+        ttl_seconds: how long the node keeps it for a holder that does not renew it; seconds or a timedelta.
+        wait_seconds: how long to wait for it; None for no limit.
+        thread_local: whether each thread or task acquires for itself.
+
+    Attributes:
+        key: the name's canonical bytes.
+        name, limit, thread_local: as given.
+        ttl_seconds, wait_seconds: in seconds.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        context: ClientContext[Any],
+        name: object,
+        limit: int,
+        ttl_seconds: Duration,
+        wait_seconds: Ttl,
+        thread_local: bool = True,
+    ) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise brief(TypeError(f"A semaphore's n is an int, not {type(limit).__name__}."))
+        if not 1 <= limit <= 2**20:
+            raise brief(ValueError(f"A semaphore's n is from 1 to {2**20}."))
+        if not isinstance(thread_local, bool):
+            raise brief(TypeError(f"thread_local is True or False, not {type(thread_local).__name__}."))
+        # The kind is part of the key, so a lock and a semaphore of the same name are independent.
+        self.key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
+        self.name = name
+        self.limit = limit
+        self.ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
+        self.wait_seconds = wait_to_seconds(wait_seconds)
+        self.thread_local = thread_local
+
+    def seconds(self, blocking: bool, timeout: Duration | None) -> float | None:
+        """Return how long a call of ``acquire`` waits; None for no limit. Raises `ValueError` as `Lock.acquire`."""
+        if timeout is None:
+            return self.wait_seconds if blocking else 0.0
+        if timeout == -1:
+            return None if blocking else 0.0
+        if not blocking:
+            raise ValueError("A call that does not block takes no timeout.")
+        return to_seconds(timeout, "timeout")
+
+    def repr(self, token: int | None) -> str:
+        """Return how a lock that is held with this token shows itself."""
+        what = "lock" if self.limit == 1 else f"semaphore of {self.limit}"
+        return f"<pyrocache {what} {self.name!r}{'' if token is None else f', held with token {token}'}>"
+
+
 class _OfObject:
     """The grants of a `Lock`, oldest first. `release` ends the oldest one."""
 
@@ -152,13 +223,7 @@ class Lock:
 
     A call that an exception interrupts, `KeyboardInterrupt` or that of a signal handler, holds nothing afterwards.
 
-    Args:
-        context: the client's.
-        name: any key; a lock and an entry of the same name are independent.
-        limit: the number of permits: 1 for a lock, more for a semaphore.
-        ttl_seconds: how long the node keeps it for a holder that does not renew it; seconds or a timedelta.
-        wait_seconds: how long `acquire` waits unless it is told; None for no limit.
-        thread_local: whether each thread acquires for itself.
+    Args: as of `LockOptions`.
     """
 
     def __init__(
@@ -170,20 +235,8 @@ class Lock:
         wait_seconds: Ttl,
         thread_local: bool = True,
     ) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise brief(TypeError(f"A semaphore's n is an int, not {type(limit).__name__}."))
-        if not 1 <= limit <= 2**20:
-            raise brief(ValueError(f"A semaphore's n is from 1 to {2**20}."))
-        if not isinstance(thread_local, bool):
-            raise brief(TypeError(f"thread_local is True or False, not {type(thread_local).__name__}."))
         self._context = context
-        # The kind is part of the key, so a lock and a semaphore of the same name are independent.
-        self._key = context.encode_key(("lock" if limit == 1 else "semaphore", name))
-        self._name = name
-        self._limit = limit
-        self._ttl_seconds = to_seconds(ttl_seconds, "ttl_seconds", zero=False)
-        self._wait_seconds = wait_to_seconds(wait_seconds)
-        self._thread_local = thread_local
+        self._options = LockOptions(context, name, limit, ttl_seconds, wait_seconds, thread_local)
         self._owner = _OfThread() if thread_local else _OfObject()
 
     @property
@@ -210,7 +263,9 @@ class Lock:
         Raises:
             NodeUnavailable: the lock's node is unreachable, independent of ``on_error``.
         """
-        return self._context.backend.holders(self._key, self._context.deadline()) >= self._limit
+        return (
+            self._context.backend.holders(self._options.key, self._context.deadline()) >= self._options.limit
+        )
 
     def acquire(self, blocking: bool = True, timeout: Duration | None = None) -> bool:
         """Acquire the lock, waiting if another holder has it. Return whether it was acquired.
@@ -231,29 +286,19 @@ class Lock:
             ValueError: ``timeout`` is negative and not -1, or is not -1 with ``blocking=False``.
         """
         try:
-            self._acquire(self._seconds(blocking, timeout), blocking)
+            self._acquire(self._options.seconds(blocking, timeout), blocking)
         except LockTimeout:
             return False
         return True
 
-    def _seconds(self, blocking: bool, timeout: Duration | None) -> float | None:
-        """Return how long to wait; None for no limit."""
-        if timeout is None:
-            return self._wait_seconds if blocking else 0.0
-        if timeout == -1:
-            return None if blocking else 0.0
-        if not blocking:
-            raise ValueError("A call that does not block takes no timeout.")
-        return to_seconds(timeout, "timeout")
-
     def _acquire(self, seconds: float | None, blocking: bool = True) -> None:
         """Acquire it within ``seconds``. Raises `LockTimeout`, and otherwise as `acquire`."""
         grants = self._owner.grants
-        if self._thread_local and grants:
+        if self._options.thread_local and grants:
             if self.held:
                 if blocking:
-                    raise brief(RuntimeError("This thread holds the lock already, and it is not reentrant."))
-                raise _timed_out(0.0)
+                    raise held_already("thread")
+                raise timed_out(0.0)
             grants.clear()  # lost, and only this thread could release them
         grant: Grant | None = None
         # The grant keeps this backend: an exception would end the thread that renews all locks.
@@ -262,7 +307,7 @@ class Lock:
         try:
             token, asked_at = self._wait_for(wait, seconds)
             assert wait.pinned is not None
-            grant = Grant(backend, self._key, token, self._ttl_seconds, wait.pinned, asked_at)
+            grant = Grant(backend, self._options.key, token, self._options.ttl_seconds, wait.pinned, asked_at)
             _renewer.watch(grant)
             grants.append(grant)
         except BaseException:
@@ -280,7 +325,9 @@ class Lock:
     def _ask(self, poll: float, deadline: Deadline, pinned: Pinned) -> Pinned:
         # The backend of the moment, which raises once the context is closed.
         backend = self._context.backend
-        return backend.acquire(self._key, self._limit, self._ttl_seconds, poll, deadline, pinned)
+        return backend.acquire(
+            self._options.key, self._options.limit, self._options.ttl_seconds, poll, deadline, pinned
+        )
 
     def _wait_for(self, wait: PinnedWait, seconds: float | None) -> tuple[int, float]:
         """Return the token once the node grants the lock, and when the node was asked.
@@ -290,14 +337,14 @@ class Lock:
         while True:
             asked_at = clock.now()
             # Not longer, so that little of the time to live is over when the grant arrives, however late it was made.
-            token = wait.ask(self._ttl_seconds / _RENEWALS)
+            token = wait.ask(self._options.ttl_seconds / RENEWALS)
             if token is not None and wait.pinned is not None:
-                if clock.now() < asked_at + self._ttl_seconds:
+                if clock.now() < asked_at + self._options.ttl_seconds:
                     return int(token), asked_at
                 wait.pinned.drop()  # the grant was under way for so long that it may be over
             if wait.is_over():
                 wait.release()
-                raise _timed_out(seconds, at_limit=wait.pinned is None)
+                raise timed_out(seconds, at_limit=wait.pinned is None)
             wait.pause()
 
     def release(self) -> None:
@@ -316,7 +363,7 @@ class Lock:
                 try:
                     grant = grants.pop(0)  # the oldest
                 except IndexError:
-                    raise self._not_held() from None
+                    raise not_held("thread" if self._options.thread_local else "object") from None
             was_over = grant.over or grant.inherited
             # If the renewing thread is using the connection, the release goes over another one. `over` is set
             # afterwards: the renewing thread closes the connection of a grant that is over. If it did so before the
@@ -335,19 +382,10 @@ class Lock:
                 grant.end()
             raise
         if not released:
-            raise LockLost(
-                "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
-                "did not answer the release. Another holder may have done its work meanwhile."
-            )
-
-    def _not_held(self) -> RuntimeError:
-        owner = "This thread" if self._thread_local else "This object"
-        return brief(
-            RuntimeError(f"{owner} does not hold the lock: it did not acquire it, or released it already.")
-        )
+            raise lost()
 
     def __enter__(self) -> Self:
-        self._acquire(self._wait_seconds)
+        self._acquire(self._options.wait_seconds)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -358,8 +396,7 @@ class Lock:
                 raise
 
     def __repr__(self) -> str:
-        what = "lock" if self._limit == 1 else f"semaphore of {self._limit}"
-        return f"<pyrocache {what} {self._name!r}{f', held with token {self.token}' if self.held else ''}>"
+        return self._options.repr(self.token)
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -367,7 +404,28 @@ class Lock:
         )
 
 
-def _timed_out(seconds: float | None, *, at_limit: bool = False) -> LockTimeout:
+def lost() -> LockLost:
+    """Return the error of a release that came too late, or was not answered."""
+    return LockLost(
+        "The lock was lost before its release (its node went away, or it was not renewed in time), or its node "
+        "did not answer the release. Another holder may have done its work meanwhile."
+    )
+
+
+def not_held(owner: str) -> RuntimeError:
+    """Return the error of a release by an ``owner`` (thread, task or object) that has no grant."""
+    return brief(
+        RuntimeError(f"This {owner} does not hold the lock: it did not acquire it, or released it already.")
+    )
+
+
+def held_already(owner: str) -> RuntimeError:
+    """Return the error of an ``owner`` that would wait for itself."""
+    return brief(RuntimeError(f"This {owner} holds the lock already, and it is not reentrant."))
+
+
+def timed_out(seconds: float | None, *, at_limit: bool = False) -> LockTimeout:
+    """Return the error of a caller that did not get the lock; ``at_limit``: too many calls of its client wait."""
     if at_limit:
         return LockTimeout(
             "acquire failed: this client has reached its limit of locks and loads on the node of this lock. Release "
@@ -440,8 +498,10 @@ class _Renewer:
         except (
             Exception
         ) as error:  # no memory, for example; the locks that are held must be renewed nevertheless
-            log.error("The renewal of locks failed with %s; trying again.", type(error).__name__)
-            time.sleep(_PAUSE_SECONDS)
+            logger("pyrocache.client").error(
+                "The renewal of locks failed with %s; trying again.", type(error).__name__
+            )
+            time.sleep(PAUSE_SECONDS)
         return False
 
     def _end(self) -> bool:
@@ -487,7 +547,7 @@ def _receive(receiver: int, renewals: dict[int, _Renewal], wake_at: float) -> No
         if held:
             grant.renewed(sent_at)  # counted from the sending: the node may have received it at once
         elif held is None:  # the node has no lease
-            grant.renew_at = min(now + _PAUSE_SECONDS, grant.good_until)
+            grant.renew_at = min(now + PAUSE_SECONDS, grant.good_until)
         grant.put_back(pinned, lost=held is False or (held is None and now >= grant.good_until))
     now = clock.now()
     for descriptor, (grant, pinned, _) in list(renewals.items()):

@@ -2,7 +2,7 @@
 
 The key of a result consists of the function's identity (``identity.py``) and its arguments (``arguments.py``) as the
 signature binds them, so that neither the order of keywords nor an omitted default makes a different key. Results are
-loaded by ``load_once.py`` and ``load_once_async.py``.
+loaded by ``load_once.py``, and those of coroutine functions by the asyncio client (``aio/memoize.py``).
 
 A memoized function pickles by its name where it can be imported, and otherwise by the function, with its identity, and
 the settings of its client.
@@ -12,7 +12,6 @@ Thread safety: thread-safe; a memoized function is immutable.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import sys
@@ -24,7 +23,7 @@ from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from pyrocache.client.context import ClientContext
-from pyrocache.client.features import load_once, load_once_async
+from pyrocache.client.features import load_once
 from pyrocache.client.features.arguments import NOT_PLAIN, UNSIGNED, Arguments
 from pyrocache.client.features.identity import identity, innermost, module_of, name_of
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Load, LoadOptions
@@ -153,7 +152,8 @@ class _Plan:
 
     def invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Remove the result of a call. Return whether there was one."""
-        context, key = self.settings.context, self.encoded(arguments, named)
+        context: ClientContext = self.settings.context
+        key = self.encoded(arguments, named)
         try:
             return context.backend.delete(key, context.deadline())
         except CacheUnavailable as error:
@@ -290,7 +290,7 @@ _Sync: TypeAlias = Memoized[_P, _R, bool]
 _Async: TypeAlias = Memoized[_P, Coroutine[Any, Any, _R], Coroutine[Any, Any, bool]]
 
 
-class _AsyncMemoized(_Async[..., Any]):
+class AsyncMemoized(_Async[..., Any]):
     """An ``async def`` function whose results are cached. It is awaited in the caller's event loop."""
 
     def __init__(self, plan: _Plan, binds: str) -> None:
@@ -298,16 +298,18 @@ class _AsyncMemoized(_Async[..., Any]):
         if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
         else:  # where asyncio.iscoroutinefunction looks
+            import asyncio  # the function that is memoized needs it, most other users do not
+
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
     async def _call(self, arguments: tuple[Any, ...], named: dict[str, Any], refresh: int) -> Any:
         __tracebackhide__ = True
         # The key is made here, when the coroutine is awaited, as nothing of a coroutine runs before.
-        return await load_once_async.get_or_set(self._plan.load(arguments, named, refresh))
+        return await _for_asyncio().get_or_set(self._plan.load(arguments, named, refresh))
 
     async def _invalidate(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        node = load_once_async.owner(self._plan.settings.context, self._plan.encoded(arguments, named))
-        return await load_once_async.in_thread(lambda: self._plan.invalidate(arguments, named), node)
+        plan = self._plan
+        return await _for_asyncio().invalidate(plan.settings.context, plan.encoded(arguments, named))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +330,7 @@ class Memoizer:
         TypeError, ValueError: an attribute is not valid.
     """
 
-    context: ClientContext
+    context: ClientContext[Any]
     options: LoadOptions
     key: Callable[..., object] | None = None
     ignore: frozenset[str] = frozenset()
@@ -377,9 +379,14 @@ class Memoizer:
             )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise brief(TypeError("memoize is not for generators: what they yield can be read only once."))
-        kind = _AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
+        kind = AsyncMemoized if inspect.iscoroutinefunction(function) else Memoized
         memoized: Memoized[Any, Any, Any] = kind(_Plan(function, self), binds)
         return memoized if instance is None else memoized.bound(instance)
+
+
+def _for_asyncio() -> Any:
+    """Return ``aio/memoize.py``, whose layer is above this one. The package imports it when it is first needed."""
+    return sys.modules["pyrocache"].memoize_for_asyncio()
 
 
 def _found(module: str, name: str) -> object:

@@ -12,7 +12,7 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pyrocache.client.context import MISSING, ClientContext
@@ -48,7 +48,7 @@ def scan(
     context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (key for page in _pages(context, prefix, batch, tag) for key in _keys(context, page))
+    return (key for page in _pages(context, prefix, batch, tag) for key in keys_of(context, page))
 
 
 def details(
@@ -62,7 +62,7 @@ def details(
 
 def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
     """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
-    encoded = _encoded("delete_prefix", context, prefix)
+    encoded = encoded_prefix("delete_prefix", context, prefix)
 
     def ask(member: Member, cursor: int) -> tuple[int, int]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
@@ -74,12 +74,11 @@ def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and values of a namespace."""
     for waiting in _pages(context):
         while waiting:
-            found, waiting = _some_values(context, waiting)
-            for encoded, frame in found:
-                key = context.read_key(encoded, MISSING)
-                value = MISSING if key is MISSING else context.read(encoded, frame, MISSING)
-                if value is not MISSING:
-                    yield key, value
+            page = Page(context, waiting)
+            for indices, frames in context.backend.get_many(waiting, context.deadline(), one_reply=True):
+                page.take(indices, frames)
+            found, waiting = page.result()
+            yield from decoded(context, found)
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
@@ -102,10 +101,15 @@ def pop_any(context: ClientContext) -> tuple[Any, Any]:
                 context.missed(error, None)
                 continue
             return key, value
-    raise brief(KeyError("there is no entry in this namespace"))
+    raise no_entry()
 
 
-def _keys(context: ClientContext, page: list[bytes]) -> list[Any]:
+def no_entry() -> KeyError:
+    """Return the error of `popitem` in an empty namespace."""
+    return brief(KeyError("there is no entry in this namespace"))
+
+
+def keys_of(context: ClientContext[Any], page: list[bytes]) -> list[Any]:
     """Return the decoded keys of a page. Applies ``on_undecodable`` to the others."""
     try:
         return [decode_key(encoded, context.codec) for encoded in page]
@@ -153,15 +157,20 @@ def _pages(
     Raises:
         TypeError, ValueError: an argument is not valid.
     """
+    encoded = beginning(context, prefix, batch)
+    return _walk(context, encoded, batch, tag, details)
+
+
+def beginning(context: ClientContext[Any], prefix: Prefix, batch: int = MAX_BATCH) -> bytes:
+    """Return what the keys of a scan begin with. Raises `TypeError` or `ValueError` if an argument is not valid."""
     if isinstance(batch, bool) or not isinstance(batch, int):
         raise brief(TypeError(f"batch is how many keys to ask for at a time, not {type(batch).__name__}."))
     if not 1 <= batch <= MAX_BATCH:
         raise brief(ValueError(f"batch is 1 to {MAX_BATCH} keys, not {batch}."))
-    encoded = context.prefix if prefix is None else _encoded("scan", context, prefix)
-    return _walk(context, encoded, batch, tag, details)
+    return context.prefix if prefix is None else encoded_prefix("scan", context, prefix)
 
 
-def _encoded(name: str, context: ClientContext, prefix: Prefix) -> bytes:
+def encoded_prefix(name: str, context: ClientContext[Any], prefix: Prefix) -> bytes:
     """Return the bytes that the keys with a prefix begin with. Raises `TypeError`."""
     if isinstance(prefix, (str, tuple)):
         encoded = context.encode_key(prefix)
@@ -180,63 +189,138 @@ def _walk(
 
     for view, member, page in _of_each_node(context, ask):
         # A key that has moved is left out: only its owner by this view returns it.
-        yield [each for each in page if view.owner(each[0] if details else each) is member]
+        yield owned(view, member, page, details=details)
+
+
+def owned(view: ClusterView, member: Member, page: Iterable[Any], *, details: bool) -> list[Any]:
+    """Return what a node has answered about keys that it owns by this view."""
+    return [each for each in page if view.owner(each[0] if details else each) is member]
+
+
+class Walk:
+    """A walk over the nodes of a view, page by page: which node to ask next. Without I/O, for both clients.
+
+    ``on_error`` says what to do where a node does not answer.
+
+    Args:
+        context: the client's.
+        view: the nodes.
+        unreachable: those that do not answer, each with its error.
+        to_the_end: whether to ask all nodes before an error is raised.
+    """
+
+    def __init__(
+        self,
+        context: ClientContext[Any],
+        view: ClusterView,
+        unreachable: Mapping[Member, NodeUnavailable],
+        *,
+        to_the_end: bool = False,
+    ) -> None:
+        self._context = context
+        self._members = iter(view.members)
+        self._unreachable = unreachable
+        self._to_the_end = to_the_end
+        self._failures: list[CacheUnavailable] = []
+        self._member: Member | None = None
+        self._cursor = self._empty = 0
+
+    def following(self) -> tuple[Member, int] | None:
+        """Return the node to ask, and the cursor of the page; None at the end.
+
+        Raises the errors of nodes as ``on_error`` says.
+        """
+        while self._member is None:
+            member = next(self._members, None)
+            if member is None:
+                while self._failures:
+                    self._context.missed(self._failures.pop(0), None)
+                return None
+            self._cursor = self._empty = 0
+            self._member = member
+            if member in self._unreachable:
+                self.failed(self._unreachable[member])
+        return self._member, self._cursor
+
+    def answered(self, cursor: int, page: object) -> None:
+        """Take an answer: the next cursor, 0 at last, and the page. Raises `RemoteError` if the node is broken."""
+        assert self._member is not None
+        self._cursor = cursor
+        self._empty = 0 if page else self._empty + 1
+        if self._empty >= _MOST_EMPTY_PAGES:
+            raise RemoteError(
+                f"{self._member.name} answered a scan with {self._empty} empty pages, one after the other."
+            )
+        if cursor == 0:
+            self._member = None
+
+    def failed(self, error: CacheUnavailable) -> None:
+        """Take an error in place of an answer, and leave the node. Raises it as ``on_error`` says, perhaps later."""
+        self._member = None
+        if self._to_the_end:
+            self._failures.append(error)
+        else:
+            self._context.missed(error, None)
 
 
 def _of_each_node(
     context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]], *, to_the_end: bool = False
 ) -> Iterator[tuple[ClusterView, Member, _R]]:
-    """Yield what each node answers, page by page. ``on_error`` says what to do where a node does not answer.
+    """Yield what each node answers, page by page; see `Walk`.
 
     Args:
         ask: sends a node the cursor of a page, 0 at first; returns the next cursor, 0 at last, and the page.
-        to_the_end: whether to ask all nodes before an error is raised.
     """
     try:
         view, unreachable = context.backend.agreed_view(context.deadline())
     except CacheUnavailable as error:
         context.missed(error, None)
         return
-    failures: list[CacheUnavailable] = []
-    for member in view.members:
-        if member in unreachable:
-            failures.append(unreachable[member])
-        cursor = empty = 0
-        while member not in unreachable:
-            try:
-                cursor, page = ask(member, cursor)
-            except CacheUnavailable as error:
-                failures.append(error)
-                break
-            yield view, member, page
-            if cursor == 0:
-                break
-            empty = 0 if page else empty + 1
-            if empty >= _MOST_EMPTY_PAGES:
-                raise RemoteError(
-                    f"{member.name} answered a scan with {empty} empty pages, one after the other."
-                )
-        if failures and not to_the_end:
-            context.missed(failures.pop(), None)
-    for failure in failures:
-        context.missed(failure, None)
+    walk = Walk(context, view, unreachable, to_the_end=to_the_end)
+    while (following := walk.following()) is not None:
+        member, cursor = following
+        try:
+            cursor, page = ask(member, cursor)
+        except CacheUnavailable as error:
+            walk.failed(error)
+            continue
+        walk.answered(cursor, page)
+        yield view, member, page
 
 
-def _some_values(context: ClientContext, keys: list[bytes]) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
-    """Return entries of some ``keys``, each with its frame, and the keys that are still to be requested."""
-    found: dict[int, Any] = {}
-    failures: set[PyroCacheError] = set()
-    unknown = set(range(len(keys)))
-    # One reply of each node bounds the memory; the caller requests the remaining keys later.
-    for indices, frames in context.backend.get_many(keys, context.deadline(), one_reply=True):
-        unknown.difference_update(indices)
+class Page:
+    """The values of a page of keys: one reply of each node bounds the memory. Without I/O, for both clients."""
+
+    def __init__(self, context: ClientContext[Any], keys: list[bytes]) -> None:
+        self._context = context
+        self._keys = keys
+        self._found: dict[int, Any] = {}
+        self._failures: set[PyroCacheError] = set()
+        self._unknown = set(range(len(keys)))
+
+    def take(self, indices: Sequence[int], frames: Any) -> None:
+        """Take the answer about some keys, frames or an error."""
+        self._unknown.difference_update(indices)
         if isinstance(frames, PyroCacheError):
-            failures.add(frames)
+            self._failures.add(frames)
         else:
-            found.update(zip(indices, frames, strict=True))
-    for error in failures:
-        if not isinstance(error, NodeUnavailable):
-            raise error
-        context.missed(error, None)
-    entries = [(keys[index], frame) for index, frame in sorted(found.items()) if frame is not None]
-    return entries, [keys[index] for index in sorted(unknown)]
+            self._found.update(zip(indices, frames, strict=True))
+
+    def result(self) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
+        """Return the keys that were found, each with its frame, and those that are still to be requested."""
+        for error in self._failures:
+            if not isinstance(error, NodeUnavailable):
+                raise error
+            self._context.missed(error, None)
+        keys, found = self._keys, sorted(self._found.items())
+        entries = [(keys[index], frame) for index, frame in found if frame is not None]
+        return entries, [keys[index] for index in sorted(self._unknown)]
+
+
+def decoded(context: ClientContext[Any], entries: Iterable[tuple[bytes, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Yield keys and values of entries. Applies ``on_undecodable`` to those that do not decode."""
+    for encoded, frame in entries:
+        key = context.read_key(encoded, MISSING)
+        value = MISSING if key is MISSING else context.read(encoded, frame, MISSING)
+        if value is not MISSING:
+            yield key, value

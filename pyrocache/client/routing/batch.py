@@ -8,11 +8,13 @@ Thread safety: not thread-safe; one call uses a `Round`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pyrocache.client import replies
+from pyrocache.client.routing.retry import LookUp, Retry
 from pyrocache.cluster.routing import ClusterView, Member
+from pyrocache.errors import PyroCacheError, ValueTooLarge
 from pyrocache.net.calls import Request
 from pyrocache.protocol import commands
 from pyrocache.protocol.commands import Command
@@ -149,6 +151,36 @@ class Round:
         largest = 0 if batch.values is None else max(map(len, columns[1]))
         self.chunks.append(chunk)
         self.requests.append(Request(member, batch.command, arguments, largest))
+
+    def take(
+        self, member: Member, chunk: list[int], outcome: Any, *, one_reply: bool = False
+    ) -> Iterator[tuple[Sequence[int], Any | PyroCacheError]]:
+        """Take what a node answered about a chunk, and ask it further. Yield the indices that have an answer, with it.
+
+        Args:
+            outcome: the reply; an error; or what the retry policy says before the chunk is sent again.
+            one_reply: send no further request to a node that has answered.
+        """
+        left = self.left_of(member)
+        if isinstance(outcome, (Retry, LookUp)):
+            left.append(chunk)  # in addition to the keys that were not sent to the node yet
+            return
+        if isinstance(outcome, ValueTooLarge) and len(chunk) > 1:
+            left += self._batch.halves(chunk)
+        elif isinstance(outcome, ValueTooLarge):
+            yield chunk, outcome
+        elif isinstance(outcome, PyroCacheError):
+            for unanswered in (chunk, *left):  # the remaining requests would fail as well
+                yield unanswered, outcome
+            left.clear()
+        else:
+            answered, outcome = self._batch.answered(chunk, outcome, member)
+            yield answered, outcome
+            if one_reply:
+                left.clear()
+            elif len(answered) < len(chunk):
+                left.append(chunk[len(answered) :])
+        self.ask(member)
 
     def unanswered(self) -> list[int]:
         """Return the indices that are to be sent again, in order."""

@@ -37,7 +37,7 @@ from pyrocache.client.routing.views import Views
 from pyrocache.cluster.routing import PARTITIONS, ClusterView, Member
 from pyrocache.cluster.views import EMPTY
 from pyrocache.config import TransportChoice
-from pyrocache.errors import MayHaveBeenDone, NodeUnavailable, PyroCacheError, ValueTooLarge
+from pyrocache.errors import MayHaveBeenDone, NodeUnavailable, PyroCacheError
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
@@ -52,10 +52,11 @@ from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
 
 _AGAIN: Any = object()
-_COUNTED = {NOT_SERVING: "not_serving", TRY_AGAIN: "try_again"}
+COUNTED = {NOT_SERVING: "not_serving", TRY_AGAIN: "try_again"}
+"""Refusals that are counted, by code, and what `ClientStats` calls them."""
 
 
-class _Result(NamedTuple):
+class Result(NamedTuple):
     """The result of a change whose reply was lost, as the node remembered it."""
 
     value: Any
@@ -100,7 +101,7 @@ class Router:
         caller: Caller = ANONYMOUS,
     ) -> None:
         self._caller = caller
-        self.retries = dict.fromkeys(("retries", *_COUNTED.values(), "repeats", "unsettled"), 0)
+        self.retries = dict.fromkeys(("retries", *COUNTED.values(), "repeats", "unsettled"), 0)
         self._directory = directory
         self._nameserver = nameserver
         self._max_connections = max_connections
@@ -203,30 +204,11 @@ class Router:
             round = Round(batch, self.views.known(deadline), pending)
             for index, outcome in self._exchange(attempts, round.requests, deadline):
                 member, chunk = round.requests[index].member, round.chunks[index]
-                left = round.left_of(member)
                 if isinstance(outcome, Moved):
+                    round.left_of(member)
                     round.route(self.views.known(deadline), chunk)
                     continue
-                if isinstance(outcome, (Retry, LookUp)):
-                    left.append(chunk)  # in addition to the keys that were not sent to the node yet
-                    continue
-                if isinstance(outcome, ValueTooLarge):
-                    if len(chunk) == 1:
-                        yield chunk, outcome
-                    else:
-                        left += batch.halves(chunk)
-                elif isinstance(outcome, PyroCacheError):
-                    for unanswered in (chunk, *left):  # the remaining requests would fail as well
-                        yield unanswered, outcome
-                    left.clear()
-                else:
-                    answered, outcome = batch.answered(chunk, outcome, member)
-                    yield answered, outcome
-                    if one_reply:
-                        left.clear()
-                    elif len(answered) < len(chunk):
-                        left.append(chunk[len(answered) :])
-                round.ask(member)
+                yield from round.take(member, chunk, outcome, one_reply=one_reply)
             pending = round.unanswered()
 
     def broadcast(
@@ -259,7 +241,7 @@ class Router:
                 if isinstance(outcome, (Moved, Retry, LookUp)):
                     names.append(member.name)
                 else:
-                    answers[member.name] = member, _not_refused(outcome)
+                    answers[member.name] = member, not_refused(outcome)
             # Repeat at the current address of each node; a node that has left is omitted.
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
@@ -290,10 +272,10 @@ class Router:
             requests = [Request(member, command, (view.number, *arguments)) for member in missing]
             for index, outcome in self._exchange(attempts, requests, deadline):
                 if not isinstance(outcome, (Moved, Retry, LookUp)):
-                    answers[missing[index].name] = missing[index], _not_refused(outcome)
+                    answers[missing[index].name] = missing[index], not_refused(outcome)
             if len(answers) < len(view) and self._membership.view != view:
                 if command.mutates:
-                    earlier += [answer for answer in answers.values() if _may_be_done(answer[1])]
+                    earlier += [answer for answer in answers.values() if may_be_done(answer[1])]
                 answers.clear()
                 view = self.views.known(deadline)
         return view, earlier + sorted(answers.values(), key=lambda answer: answer[0].number)
@@ -360,7 +342,7 @@ class Router:
             return None
         request = Request(member, command, arguments)
         action = self._decide(Attempts(), request, problem, deadline)
-        return action.value if isinstance(action, _Result) else None
+        return action.value if isinstance(action, Result) else None
 
     def close(self) -> None:
         """Close the connections; every later call raises `ClientClosed`."""
@@ -412,7 +394,7 @@ class Router:
                 if isinstance(outcome, (Refused, Unavailable)):
                     # An outcome that is asked for delays the others, whose replies wait in the buffers of sockets.
                     outcome = self._decide(attempts, requests[index], outcome, deadline)
-                    if isinstance(outcome, _Result):
+                    if isinstance(outcome, Result):
                         outcome = outcome.value
                     elif isinstance(outcome, LookUp) and self._has_moved(requests[index], outcome):
                         outcome = Moved()
@@ -433,7 +415,7 @@ class Router:
         Raise the error if neither is so.
         """
         action = self._decide(attempts, request, problem, deadline)
-        if isinstance(action, _Result):
+        if isinstance(action, Result):
             return action.value
         if isinstance(action, PyroCacheError):
             raise action from None
@@ -442,16 +424,16 @@ class Router:
 
     def _decide(
         self, attempts: Attempts, request: Request, problem: Problem, deadline: Deadline
-    ) -> Retry | LookUp | _Result | PyroCacheError:
-        if isinstance(problem, Refused) and problem.refusal.code in _COUNTED:
-            self.retries[_COUNTED[problem.refusal.code]] += 1
+    ) -> Retry | LookUp | Result | PyroCacheError:
+        if isinstance(problem, Refused) and problem.refusal.code in COUNTED:
+            self.retries[COUNTED[problem.refusal.code]] += 1
         remaining = deadline.remaining()
         elapsed, looked_up_at, view = (
             deadline.seconds - remaining,
             self.views.looked_up_at,
             self._membership.view,
         )
-        action: Action | _Result = decide(
+        action: Action | Result = decide(
             attempts, request, problem, self._clock(), remaining, looked_up_at, view, elapsed
         )
         if isinstance(action, Repeat) and isinstance(problem, Unavailable):
@@ -460,13 +442,13 @@ class Router:
         if isinstance(action, PyroCacheError):
             self.retries["unsettled"] += isinstance(action, MayHaveBeenDone)
             name_in_hint(action, self._nameserver)
-        elif not isinstance(action, _Result):
+        elif not isinstance(action, Result):
             self.retries["retries"] += 1
         return action
 
     def _ask_outcome(
         self, attempts: Attempts, request: Request, problem: Unavailable, action: Action, deadline: Deadline
-    ) -> Action | _Result:
+    ) -> Action | Result:
         """Repeat a change whose reply was lost, until its outcome is known or it is given up."""
         lost = Lost(problem)
         while isinstance(action, Repeat):
@@ -475,7 +457,7 @@ class Router:
                 attempts.rounds += 1
                 self._pause(action.after, deadline)
             try:
-                return _Result(self._connections.repeat(request, action.number, deadline))
+                return Result(self._connections.repeat(request, action.number, deadline))
             except (Refused, Unavailable) as again:
                 remaining = deadline.remaining()
                 elapsed, view = deadline.seconds - remaining, self._membership.view
@@ -497,12 +479,12 @@ class Router:
         self._sleep(min(seconds * (0.5 + self._jitter() / 2), deadline.remaining()))
 
 
-def _may_be_done(outcome: Any) -> bool:
+def may_be_done(outcome: Any) -> bool:
     """Return whether a change with this outcome was executed, or may have been."""
     return not isinstance(outcome, NodeUnavailable) or isinstance(outcome, MayHaveBeenDone)
 
 
-def _not_refused(outcome: Any) -> Any:
+def not_refused(outcome: Any) -> Any:
     """Return a node's answer or its `NodeUnavailable`. Raises the error if the node refused."""
     if isinstance(outcome, PyroCacheError) and not isinstance(outcome, NodeUnavailable):
         raise outcome

@@ -101,11 +101,17 @@ class Views:
             sent: the view of the node that refused the request. If it is newer than the latest one, it is used and
                 the name server is not queried; it is ignored if it is not valid.
         """
-        view = view_from_wire(sent)
-        if view is not None and self._membership.offer(view):
-            return
-        if self._clock() - self.looked_up_at >= _PAUSE_SECONDS:
+        if not self.offer(sent) and self.may_look_up():
             self._look_up_if_possible(deadline)
+
+    def offer(self, sent: Any) -> bool:
+        """Use the view that a node has sent, if it is valid and newer. Return whether it is used."""
+        view = view_from_wire(sent)
+        return view is not None and self._membership.offer(view)
+
+    def may_look_up(self) -> bool:
+        """Return whether the name server was not queried within the last `_PAUSE_SECONDS`."""
+        return self._clock() - self.looked_up_at >= _PAUSE_SECONDS
 
     def _first(self, deadline: Deadline) -> ClusterView:
         """Query the name server, again and again while it has too many callers: many clients may start at once."""

@@ -155,7 +155,7 @@ class TestReplies:
         connections.call(peer.member, commands.GET, (0, b"key"), soon())
         connections.call(peer.member, commands.GET, (0, b"key"), soon())
         (connection,) = connections._pools[peer.member.name].idle
-        connection._protocol.sequence = 0xFFFE
+        connection.protocol.sequence = 0xFFFE
         connections.call(peer.member, commands.GET, (0, b"key"), soon())
         assert connections.call(peer.member, commands.GET, (0, b"key"), soon()) == b"last"
         connections.close()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 
 from pyrocache.client.context import ClientContext
-from pyrocache.client.features import load_once, load_once_async
+from pyrocache.client.features import load_once
 from pyrocache.client.features.load_once import LoadOptions, load_options, refresh_is_due
 from pyrocache.config import ClientConfig
 from pyrocache.errors import ClientClosed, NodeUnavailable, RemoteError, ValueTooLarge, WaitTimeout
@@ -326,31 +322,3 @@ def test_a_factory_that_loads_while_too_many_wait_or_its_own_key_loads_without_a
     assert inner.calls == ["get", "lease"]
     assert backend.calls == ["get", "lease", "get", "lease", "fill 7"]
     assert backend.waits[1] == 0
-
-
-# Threads of coroutines ---------------------------------------------------------------------------------------
-
-
-def test_event_loops_in_several_threads_share_one_pool_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    class Slow(ThreadPoolExecutor):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            made.append(self)
-            time.sleep(0.05)
-            super().__init__(*arguments, **options)
-
-    monkeypatch.setattr(load_once_async, "ThreadPoolExecutor", Slow)
-    threads = load_once_async._Threads()
-    monkeypatch.setattr(load_once_async, "_threads", threads)
-
-    def run() -> None:
-        asyncio.run(load_once_async.in_thread(lambda: None))  # type: ignore[arg-type]
-
-    loops = [threading.Thread(target=run) for _ in range(4)]
-    for loop in loops:
-        loop.start()
-    for loop in loops:
-        loop.join()
-    assert len(made) == 1
-    made[0].shutdown()

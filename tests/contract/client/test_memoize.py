@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import os
 import pickle
@@ -21,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache import InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
-from pyrocache.client.features import load_once_async
+from pyrocache import ClientClosed, InvalidKey, LocalCluster, NodeUnavailable, PyroCacheClient, WaitTimeout
 from tests.support.nodes import private_cluster
 
 SOON = 5.0
@@ -748,66 +746,6 @@ def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCac
     assert asyncio.run(main()) == "loaded"
 
 
-def few_permits(count: int, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
-    """Let so many coroutines have a thread to wait in; return the permits."""
-    permits = threading.Semaphore(count)
-    monkeypatch.setattr(load_once_async._threads, "permits", permits)
-    return permits
-
-
-def test_more_coroutines_wait_than_there_are_threads(
-    cache: PyroCacheClient, called: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    permits = few_permits(3, monkeypatch)
-
-    @cache.memoize()
-    async def outer(number: int) -> int:
-        called()
-        await asyncio.sleep(0.05)
-        return await inner(number % 3) + number
-
-    @cache.memoize()
-    async def inner(number: int) -> int:
-        called()
-        await asyncio.sleep(0.1)
-        return number
-
-    async def main() -> list[int]:
-        async with asyncio.timeout(30):
-            return await asyncio.gather(*(outer(number % 10) for number in range(100)))
-
-    assert asyncio.run(main()) == [number % 10 + number % 10 % 3 for number in range(100)]
-    assert len(called) == 13
-    assert permits._value == 3
-
-
-def test_a_thread_that_waited_gives_its_permit_back_however_the_wait_ended(
-    cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    permits = few_permits(10, monkeypatch)
-
-    @cache.memoize(key=lambda who: "the same", wait_seconds=0.2)
-    async def slow(who: int) -> None:
-        await asyncio.sleep(0.4)
-        raise LookupError
-
-    async def main() -> None:
-        tasks = [asyncio.create_task(slow(number)) for number in range(10)]
-        await asyncio.sleep(0.1)
-        assert permits._value == 1
-        tasks.pop().cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        del tasks
-        await asyncio.sleep(0.1)
-
-    gc.disable()  # whatever an exception refers to is not looked for
-    try:
-        asyncio.run(main())
-        assert permits._value == 10
-    finally:
-        gc.enable()
-
-
 def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
     @cache.memoize(wait_seconds=0.2, lease_seconds=3600)
     async def slow() -> None:
@@ -859,22 +797,83 @@ def test_the_types_are_those_of_the_function(cache: PyroCacheClient) -> None:
     assert memoized(2, "c") == "cc"
 
 
-def test_without_threads_a_coroutine_computes_and_leaves_no_lease_behind(
-    shared_cluster: LocalCluster, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
+# Coroutines of the blocking client ---------------------------------------------------------------------------
+
+
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
+def test_memoized_coroutines_start_no_thread(cache: PyroCacheClient) -> None:
+    threads: set[str] = set()
+
+    @cache.memoize()
+    async def slow(number: int) -> int:
+        await asyncio.sleep(0.01)
+        threads.update(thread.name for thread in threading.enumerate())
+        return number
+
+    async def main() -> None:
+        await slow(0)  # the name server is asked
+        threads.clear()
+        await asyncio.gather(*(slow(number % 10) for number in range(100)))
+
+    before = {thread.name for thread in threading.enumerate()}
+    asyncio.run(main())
+    assert threads <= before
+
+
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
+def test_the_statistics_of_a_client_are_also_those_of_its_memoized_coroutines(
+    shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
-    async def text(number: int) -> str:
-        return str(number)
+    with shared_cluster.client() as client:
+        other = client.namespace("other")
 
-    def no_thread(*_: object, **__: object) -> None:
-        raise RuntimeError("can't start new thread")
+        @other.memoize()
+        async def unstorable() -> threading.Event:
+            return threading.Event()
 
-    monkeypatch.setattr(load_once_async, "_threads", load_once_async._Threads())
-    with shared_cluster.client(on_error="miss") as optional:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", no_thread)
-            assert asyncio.run(optional.memoize(name="text", lease_seconds=3600)(text)(1)) == "1"
-            with pytest.raises(NodeUnavailable, match="can't start new thread: raise the limit"):
-                asyncio.run(cache.memoize(name="text", lease_seconds=3600)(text)(1))
-        again = optional.memoize(name="text", lease_seconds=3600, wait_seconds=SOON)(text)
-        assert asyncio.run(again(1)) == "1"
-        assert cache.stats().total.leases == 0
+        asyncio.run(unstorable())
+        assert other.stats().client.loads_not_stored == 1
+        assert client.stats().client.loads_not_stored == 0
+        (backend,) = client._context._others.all()
+        backend.retries["retries"] += 2
+        client._context.backend.retries["retries"] += 1
+        assert client.stats().client.retries == 3
+        other.reset_stats()
+        assert other.stats().client.loads_not_stored == client.stats().client.retries == 0
+
+
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
+def test_a_client_closes_the_connections_of_its_memoized_coroutines(shared_cluster: LocalCluster) -> None:
+    with shared_cluster.client() as watching:
+
+        def connections() -> int:
+            return watching.stats().total.connections
+
+        client = shared_cluster.client()
+        inner = client.namespace("inner")
+        memoized = [
+            context.memoize(key=lambda number: number)(load)
+            for context in (client, inner)
+            for load in (later,)
+        ]
+        before = connections()
+
+        async def main() -> None:
+            await asyncio.gather(*(function(number) for function in memoized for number in range(20)))
+            assert await asyncio.to_thread(connections) > before
+            client.disconnect()
+            while await asyncio.to_thread(connections) > before:
+                await asyncio.sleep(0.01)
+            assert await memoized[0](99) == 99
+            await asyncio.to_thread(client.close)  # from another thread
+            while await asyncio.to_thread(connections) > before:
+                await asyncio.sleep(0.01)
+            for function in memoized:
+                with pytest.raises(ClientClosed):
+                    await function(1)
+
+        asyncio.run(asyncio.wait_for(main(), SOON))
+
+
+async def later(number: int) -> int:
+    return number

@@ -1,0 +1,1 @@
+"""A web application beside a paused and a killed node: ``python -m benchmarks web``."""
