@@ -163,7 +163,6 @@ class Peer:
     def __init__(self, server: Server, session: bytes | None = SESSION, *, capabilities: str = "") -> None:
         self.server = server
         self.sock = socket.create_connection(server.listener.getsockname(), timeout=PATIENCE_SECONDS)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.packer = messages.CallPacker(NAME)
         self._decoder = frame_decoder()
         self.sequence = 0
@@ -380,6 +379,7 @@ class TestStandstills:
     ) -> None:
         """Also those that are received in a further piece; and no later ones."""
         with Peer(server, session, capabilities="pipelined") as peer:
+            peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with standing_still(server, 1.1):
                 for number in range(count):
                     peer.send("set", 0, b"key", b"v", number=number)
