@@ -1,19 +1,21 @@
 """One process with an event loop and one server: calls awaited one by one, 1,000 at once, and beside another task.
 
 Compares the asyncio client with redis.asyncio, each also under uvloop where that is installed, and with itself when
-reads of one turn of the loop do not travel together. `gather` makes 1,000 calls, each in a task of its own; a row counts
-such rounds. For these, redis.asyncio has a `BlockingConnectionPool` of 50 connections, as its default pool refuses more
-than 100 calls at a time.
+reads of one turn of the loop do not travel together. `gather` makes 1,000 calls, each in a task of its own; a row
+counts such rounds. For many calls at once, redis.asyncio has a `BlockingConnectionPool` of 50 connections, as its
+default pool refuses more than 100.
 
 *Heartbeat*: 100 tasks make calls, one after the other, three `get`s for each `set`. Another task sleeps for 1 ms, again
 and again. *median* and *p99* are the times between two of its wakes, *calls/s* those of the 100 tasks.
 
-Values have 100 bytes. The contenders run in turn. Three processes, one after the other, make a third of the rounds each.
+Values have 100 bytes. The contenders run in turn. Three processes, one after the other, make a third of the rounds
+each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import pickle
 import signal
@@ -65,7 +67,8 @@ class Contender:
 
     Attributes:
         name, transport, pids: as for `field.Contender`.
-        connect: makes an object with the coroutines ``get`` and ``set``; takes ``many``, whether 1,000 calls may be under way.
+        connect: makes an object with the coroutines ``get`` and ``set``; takes ``many``, whether 1,000 calls may be
+            under way.
         uvloop: whether the loop is uvloop's.
         together: whether reads of one turn of the loop travel together; only ours has the choice.
     """
@@ -231,6 +234,8 @@ def _serve(parent: Pipe, contenders: Sequence[Contender], plan: Plan) -> None:
     try:
         with ExitStack() as stack:
             players = [_Player(contender, stack) for contender in contenders]
+            gc.collect()
+            gc.freeze()
             for number in range(-1, plan.rounds):  # the first round is not counted
                 for group, operation in _TASKS:
                     for player in rotated(players, max(0, number)):
