@@ -8,8 +8,8 @@ default pool refuses more than 100.
 *Heartbeat*: 100 tasks make calls, one after the other, three `get`s for each `set`. Another task sleeps for 1 ms, again
 and again. *median* and *p99* are the times between two of its wakes, *calls/s* those of the 100 tasks.
 
-Values have 100 bytes. The contenders run in turn. Three processes, one after the other, make a third of the rounds
-each.
+Values have 100 bytes. The contenders run in turn. For each table, three processes, one after the other, make a third of
+the rounds each.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ SEPARATE = f"{OURS}, reads apart"
 _UVLOOP = ", uvloop"
 
 AWAITED, GATHERED, HEARTBEAT = "awaited one by one", "gather of 1,000", "beside 100 tasks"
+_OPERATIONS = {AWAITED: ("get", "set"), GATHERED: ("get", "set"), HEARTBEAT: ("get and set",)}
 
 _KEYS = 1000
 _SIZE = 100
@@ -93,7 +94,6 @@ class Plan(NamedTuple):
 class Turn(NamedTuple):
     """What one contender did in one turn."""
 
-    group: str
     operation: str
     transport: Transport
     contender: str
@@ -110,10 +110,11 @@ def measure(session: Session) -> list[Row]:
     crews = session.choose(3, 1)
     turns: _Turns = defaultdict(lambda: defaultdict(list))
     with _field(session) as contenders:
-        for number in range(crews):
-            session.progress(f"aio: process {number + 1} of {crews}")
-            for turn in _turns(contenders, plan):
-                turns[turn.group, turn.transport, turn.operation][turn.contender].append(turn.slice)
+        for group in _OPERATIONS:
+            for number in range(crews):
+                session.progress(f"aio: {group}, process {number + 1} of {crews}")
+                for turn in _turns(contenders, group, plan):
+                    turns[group, turn.transport, turn.operation][turn.contender].append(turn.slice)
     return list(_rows(turns))
 
 
@@ -172,10 +173,10 @@ def _field(session: Session) -> Iterator[list[Contender]]:
         yield contenders
 
 
-def _turns(contenders: Sequence[Contender], plan: Plan) -> Iterator[Turn]:
+def _turns(contenders: Sequence[Contender], group: str, plan: Plan) -> Iterator[Turn]:
     """Run one process to its end; yield what it measures."""
     ours, theirs = FORKSERVER.Pipe()
-    process = FORKSERVER.Process(target=_serve, args=(theirs, contenders, plan), daemon=True)
+    process = FORKSERVER.Process(target=_serve, args=(theirs, contenders, group, plan), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -229,7 +230,7 @@ def _pyrocache(nameserver: str, transport: Transport, *, many: bool) -> Any:
     return AsyncPyroCacheClient(nameserver, transport="auto" if transport == "Unix" else "tcp")
 
 
-def _serve(parent: Pipe, contenders: Sequence[Contender], plan: Plan) -> None:
+def _serve(parent: Pipe, contenders: Sequence[Contender], group: str, plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     try:
         with ExitStack() as stack:
@@ -237,21 +238,15 @@ def _serve(parent: Pipe, contenders: Sequence[Contender], plan: Plan) -> None:
             gc.collect()
             gc.freeze()
             for number in range(-1, plan.rounds):  # the first round is not counted
-                for group, operation in _TASKS:
+                for operation in _OPERATIONS[group]:
                     for player in rotated(players, max(0, number)):
                         done = player.run(group, operation, plan)
                         if number >= 0:
                             one = player.contender
-                            parent.send(Turn(group, operation, one.transport, one.name, done))
+                            parent.send(Turn(operation, one.transport, one.name, done))
         parent.send(None)
     except Exception:
         parent.send(traceback.format_exc())
-
-
-_TASKS = [
-    *((group, verb) for group in (AWAITED, GATHERED) for verb in ("get", "set")),
-    (HEARTBEAT, "get and set"),
-]
 
 
 class _Player:
