@@ -14,6 +14,7 @@ thread of the loop that acquired it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from contextlib import suppress
 from functools import partial
@@ -38,6 +39,8 @@ from pyrocache.runtime import clock
 if TYPE_CHECKING:
     from pyrocache.aio.backend import AsyncBackend
     from pyrocache.aio.waiter import Waiter
+
+log = logging.getLogger("pyrocache.client")
 
 # The longest time that a timer sleeps: the clock of the event loop stands still while the machine sleeps.
 _LONGEST_SLEEP_SECONDS = 2.0
@@ -106,20 +109,14 @@ class AsyncGrant(Tenure):
             self._watch()
             return
         self._renewing = task = self.loop.create_task(self._renew())
+        task.add_done_callback(self._renewal_ended)
         # As `asyncio.gather` does: the user, who knows nothing of this task, cannot end it before closing the loop.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def _renew(self) -> None:
         sent_at = clock.now()
         deadline = Deadline(max(0.0, self.good_until - sent_at))
-        try:
-            held = await self._backend.renew(self._name, self.token, self.ttl_seconds, self._waiter, deadline)
-        except asyncio.CancelledError:  # by a program that cancels all tasks, and perhaps goes on
-            self.renew_at = clock.now() + PAUSE_SECONDS
-            self._watch()
-            raise
-        finally:
-            self._renewing = None  # which refers to this object
+        held = await self._backend.renew(self._name, self.token, self.ttl_seconds, self._waiter, deadline)
         now = clock.now()
         if held:
             self.renewed(sent_at)  # counted from the sending: the node may have received it at once
@@ -127,7 +124,15 @@ class AsyncGrant(Tenure):
             self.renew_at = min(now + PAUSE_SECONDS, self.good_until)
         if held is False or (held is None and now >= self.good_until):
             self.end()
-        elif not self.over:
+
+    def _renewal_ended(self, task: asyncio.Task[None]) -> None:
+        self._renewing = None  # which refers to this object
+        if task.cancelled():  # by a program that cancels all tasks, and perhaps goes on
+            self.renew_at = clock.now() + PAUSE_SECONDS
+        elif (error := task.exception()) is not None:  # no memory, for example
+            log.error("The renewal of a lock failed with %s; trying again.", type(error).__name__)
+            self.renew_at = clock.now() + PAUSE_SECONDS
+        if not self.over:
             self._watch()
 
 

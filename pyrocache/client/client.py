@@ -10,7 +10,6 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -33,10 +32,10 @@ from pyrocache.client.features.compute import compute
 from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
-from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import path_text
 from pyrocache.client.options import (
     checked_version,
     config_from,
@@ -47,7 +46,6 @@ from pyrocache.client.options import (
     to_int,
 )
 from pyrocache.client.serializers import UserCodec
-from pyrocache.client.stats import Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     TLS,
@@ -68,9 +66,10 @@ from pyrocache.tracebacks import brief
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
-_T = TypeVar("_T")
+    from pyrocache.client.features.memoize import Memoizer, Tags
+    from pyrocache.client.stats import Stats
 
-log = logging.getLogger("pyrocache.client")
+_T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
@@ -675,6 +674,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
+        from pyrocache.client.features.memoize import Memoizer  # imported here: not every program memoizes
+
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------

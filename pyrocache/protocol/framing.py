@@ -158,10 +158,14 @@ class FrameDecoder:
         """Note that ``count`` bytes were received into the beginning of `space`."""
         self._filled += count
 
-    def take_back(self, most: int) -> bytes:
-        """Return the bytes of an incomplete frame, and forget them; nothing if there are more than ``most``."""
+    def take_back(self, most: int) -> bytes | None:
+        """Return the bytes buffered of an incomplete frame, and forget them.
+
+        Returns:
+            None, and nothing is forgotten, if there are more than ``most``, or if the next bytes do not continue them.
+        """
         if self._large is not None or self._skip or len(self._buffer) > most:
-            return b""
+            return None
         data = bytes(self._buffer)
         self._buffer.clear()
         self._header = None

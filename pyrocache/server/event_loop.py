@@ -323,7 +323,9 @@ class EventLoop:
                 self._end(connection, NO_TLS_ALERT, "it speaks TLS, and this server does not")
                 return
             if connection.bursts and connection.may_ask() and not connection.waited:
-                data = self._answer_burst(connection, connection.decoder.take_back(_TAKEN_BACK_BYTES) + data)
+                begun = connection.decoder.take_back(_TAKEN_BACK_BYTES)
+                if begun is not None:
+                    data = self._answer_burst(connection, begun + data)
             connection.decoder.feed(data)
             self._answer(connection)
 

@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
-from pyrocache import LoadDeadlock, NodeUnavailable, PyroCacheClient, WaitTimeout
+from pyrocache import (
+    AsyncPyroCacheClient,
+    LoadDeadlock,
+    LocalCluster,
+    NodeUnavailable,
+    PyroCacheClient,
+    WaitTimeout,
+)
 from pyrocache.aio import load_once
-from tests.support.async_features import AsyncFeatures
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 
@@ -21,10 +27,10 @@ SOON = 5.0  # far longer than it takes, and far shorter than any lease
 
 
 @pytest.fixture
-def aio(cache: PyroCacheClient) -> Iterator[AsyncFeatures]:
-    features = AsyncFeatures(cache)
-    yield features
-    features.close()
+def aio(shared_cluster: LocalCluster) -> Iterator[AsyncPyroCacheClient]:
+    client = shared_cluster.async_client()
+    yield client
+    client._context.close()
 
 
 def nothing_held(cache: PyroCacheClient) -> bool:
@@ -56,7 +62,7 @@ class Slow:
 
 
 def test_a_factory_may_be_a_function_or_a_coroutine_function(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def two() -> int:
         return 2
@@ -71,18 +77,18 @@ def test_a_factory_may_be_a_function_or_a_coroutine_function(
 
 
 def test_a_thousand_tasks_load_each_of_a_hundred_keys_once(
-    aio: AsyncFeatures, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     asked = 0
-    ask = aio.backend.lease
+    ask = aio._context.backend.lease
 
     async def lease(*arguments: Any) -> Any:
         nonlocal asked
         asked += 1
         return await ask(*arguments)
 
-    monkeypatch.setattr(aio.backend, "lease", lease)
+    monkeypatch.setattr(aio._context.backend, "lease", lease)
 
     async def load(number: int) -> list[int]:
         calls.append(number)
@@ -104,7 +110,7 @@ def test_a_thousand_tasks_load_each_of_a_hundred_keys_once(
 
 
 def test_a_waiter_gets_what_another_caller_sets_and_the_loaded_value_is_not_stored(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def main() -> list[Any]:
         slow = Slow()
@@ -122,7 +128,7 @@ def test_a_waiter_gets_what_another_caller_sets_and_the_loaded_value_is_not_stor
 
 
 def test_a_task_that_deleted_the_value_does_not_get_the_deleted_one(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     """The answer that another task waits for may be on its way."""
 
@@ -136,17 +142,17 @@ def test_a_task_that_deleted_the_value_does_not_get_the_deleted_one(
             slow.end.set()
             for _ in range(number % 8):
                 await asyncio.sleep(0)
-            if await aio.backend.delete(aio.context.encode_key("key"), aio.context.deadline()):
+            if await aio.delete("key"):
                 mine = await aio.get_or_set("key", lambda n=number: f"new {n}")
                 assert not mine.startswith("old")
             await asyncio.gather(loader, waiter)
-            await aio.backend.delete(aio.context.encode_key("key"), aio.context.deadline())
+            await aio.delete("key")
 
     asyncio.run(main())
 
 
 def test_an_exception_reaches_the_caller_of_the_factory_and_the_next_one_loads(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     problems = [LookupError("first"), LookupError("second")]
     left = list(problems)
@@ -169,18 +175,18 @@ def test_an_exception_reaches_the_caller_of_the_factory_and_the_next_one_loads(
 
 
 def test_a_value_that_is_not_stored_is_loaded_by_each_caller_in_turn(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def main() -> list[Any]:
         return await asyncio.gather(*(aio.get_or_set("key", threading.Lock) for _ in range(5)))
 
     assert len(set(map(id, asyncio.run(main())))) == 5
-    assert aio.context.figures.loads_not_stored == 5
+    assert aio._context.figures.loads_not_stored == 5
     assert nothing_held(cache)
 
 
 def test_a_stale_value_is_returned_at_once_while_one_task_loads(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     options = {"ttl_seconds": 0.05, "stale_seconds": 60}
 
@@ -199,7 +205,7 @@ def test_a_stale_value_is_returned_at_once_while_one_task_loads(
     asyncio.run(main())
 
 
-def test_each_task_waits_as_long_as_it_says(aio: AsyncFeatures, cache: PyroCacheClient) -> None:
+def test_each_task_waits_as_long_as_it_says(aio: AsyncPyroCacheClient, cache: PyroCacheClient) -> None:
     async def main() -> list[Any]:
         slow = Slow()
         loader = asyncio.create_task(aio.get_or_set("key", slow))
@@ -220,7 +226,7 @@ def test_each_task_waits_as_long_as_it_says(aio: AsyncFeatures, cache: PyroCache
 
 
 def test_a_loader_that_takes_longer_than_its_lease_is_overtaken(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def main() -> list[Any]:
         slow = Slow("late")
@@ -236,13 +242,14 @@ def test_a_loader_that_takes_longer_than_its_lease_is_overtaken(
 
 
 def test_loads_that_wait_for_each_other_are_a_deadlock_and_a_load_of_itself_is_not(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     began = {name: asyncio.Event() for name in "ab"}
 
     async def load(mine: str, other: str) -> str:
         began[mine].set()
         await began[other].wait()
+        await until(lambda: cache.stats().total.waiting == 2)  # other tasks, for both
         try:
             return f"{mine} of {await aio.get_or_set(other, lambda: pytest.fail('it waits'))}"
         except LoadDeadlock:
@@ -254,15 +261,21 @@ def test_loads_that_wait_for_each_other_are_a_deadlock_and_a_load_of_itself_is_n
     async def main() -> list[Any]:
         async with asyncio.timeout(SOON):
             assert await aio.get_or_set("own", outer) == "inner outer"
-            return await asyncio.gather(
-                aio.get_or_set("a", lambda: load("a", "b")), aio.get_or_set("b", lambda: load("b", "a"))
-            )
+            loads = [
+                asyncio.create_task(aio.get_or_set("a", lambda: load("a", "b"))),
+                asyncio.create_task(aio.get_or_set("b", lambda: load("b", "a"))),
+            ]
+            await asyncio.gather(*(event.wait() for event in began.values()))
+            others = [aio.get_or_set(name, lambda: pytest.fail("called")) for name in "ab"]
+            return await asyncio.gather(*loads, *others)
 
-    assert "alone" in "".join(asyncio.run(main()))
+    results = asyncio.run(main())
+    assert "alone" in "".join(results)
+    assert results[:2] == results[2:]
     assert nothing_held(cache)
 
 
-def test_loops_in_several_threads_load_once(aio: AsyncFeatures, cache: PyroCacheClient) -> None:
+def test_loops_in_several_threads_load_once(aio: AsyncPyroCacheClient, cache: PyroCacheClient) -> None:
     calls = []
 
     async def load() -> str:
@@ -287,7 +300,7 @@ def test_loops_in_several_threads_load_once(aio: AsyncFeatures, cache: PyroCache
 
 
 def test_tasks_that_are_cancelled_at_any_moment_hold_nothing(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     """Loaders and waiters, before and after their requests, and just when an answer arrives."""
     dice = random.Random(7)
@@ -321,7 +334,7 @@ def test_tasks_that_are_cancelled_at_any_moment_hold_nothing(
 
 @pytest.mark.parametrize("steps", range(8))
 def test_a_waiter_that_is_cancelled_when_the_lease_arrives_passes_it_on(
-    aio: AsyncFeatures, cache: PyroCacheClient, steps: int
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient, steps: int
 ) -> None:
     async def main() -> None:
         slow = Slow()
@@ -344,7 +357,7 @@ def test_a_waiter_that_is_cancelled_when_the_lease_arrives_passes_it_on(
 
 @pytest.mark.filterwarnings("error")
 def test_a_loop_that_is_closed_with_loads_under_way_leaves_nothing(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def begin() -> list[asyncio.Task[Any]]:
         slow = Slow()
@@ -374,7 +387,7 @@ def test_a_loop_that_is_closed_with_loads_under_way_leaves_nothing(
 def test_tasks_of_a_node_that_hangs_end_together_each_as_its_client_says() -> None:
     with private_cluster(nodes=1) as cluster:
         strict, lenient = (
-            AsyncFeatures(cluster.client(timeout=0.5, on_error=on_error)) for on_error in ("raise", "miss")
+            cluster.async_client(timeout=0.5, on_error=on_error) for on_error in ("raise", "miss")
         )
 
         async def main() -> list[Any]:
@@ -393,4 +406,4 @@ def test_tasks_of_a_node_that_hangs_end_together_each_as_its_client_says() -> No
         results = asyncio.run(main())
         assert {type(result) for result in results[:50]} == {NodeUnavailable}
         assert set(results[50:]) == {"own"}
-        assert lenient.context.figures.misses_on_error == 50
+        assert lenient._context.figures.misses_on_error == 50

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from pyrocache import LockLost, LockTimeout, PyroCacheClient
+from pyrocache import AsyncPyroCacheClient, LocalCluster, LockLost, LockTimeout, PyroCacheClient
 from pyrocache.aio.locks import AsyncGrant, AsyncLock
 from pyrocache.runtime import clock
-from tests.support.async_features import AsyncFeatures
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 
@@ -23,10 +22,10 @@ SOON = 5.0  # far longer than it takes, and far shorter than any lock lives that
 
 
 @pytest.fixture
-def aio(cache: PyroCacheClient) -> Iterator[AsyncFeatures]:
-    features = AsyncFeatures(cache)
-    yield features
-    features.close()
+def aio(shared_cluster: LocalCluster) -> Iterator[AsyncPyroCacheClient]:
+    client = shared_cluster.async_client()
+    yield client
+    client._context.close()
 
 
 def nothing_held(cache: PyroCacheClient) -> bool:
@@ -46,7 +45,9 @@ def grants_of(lock: AsyncLock) -> list[AsyncGrant]:
     return list(lock._owner.grants())
 
 
-def test_one_task_holds_it_at_a_time_and_tokens_grow(aio: AsyncFeatures, cache: PyroCacheClient) -> None:
+def test_one_task_holds_it_at_a_time_and_tokens_grow(
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
+) -> None:
     holders, tokens = 0, []
     lock = aio.lock("name", 3600)
 
@@ -71,7 +72,9 @@ def test_one_task_holds_it_at_a_time_and_tokens_grow(aio: AsyncFeatures, cache: 
     assert len(tokens) == 20
 
 
-def test_it_excludes_the_locks_of_the_blocking_client(aio: AsyncFeatures, cache: PyroCacheClient) -> None:
+def test_it_excludes_the_locks_of_the_blocking_client(
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
+) -> None:
     async def main() -> None:
         lock = aio.lock("name")
         async with lock:
@@ -83,7 +86,7 @@ def test_it_excludes_the_locks_of_the_blocking_client(aio: AsyncFeatures, cache:
     asyncio.run(main())
 
 
-def test_how_long_it_waits(aio: AsyncFeatures) -> None:
+def test_how_long_it_waits(aio: AsyncPyroCacheClient) -> None:
     async def main() -> None:
         other, lock = aio.lock("name"), aio.lock("name", wait_seconds=0.05)
         async with other:
@@ -102,7 +105,7 @@ def test_how_long_it_waits(aio: AsyncFeatures) -> None:
     asyncio.run(main())
 
 
-def test_each_task_owns_what_it_acquires_or_the_object_does(aio: AsyncFeatures) -> None:
+def test_each_task_owns_what_it_acquires_or_the_object_does(aio: AsyncPyroCacheClient) -> None:
     async def main() -> None:
         lock, shared = aio.lock("of each"), aio.semaphore("of the object", 2, thread_local=False)
         assert await lock.acquire()
@@ -135,7 +138,7 @@ def test_each_task_owns_what_it_acquires_or_the_object_does(aio: AsyncFeatures) 
 
 
 def test_an_object_that_owns_it_can_be_released_in_another_loop(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     lock = aio.lock("name", thread_local=False)
 
@@ -153,7 +156,7 @@ def test_an_object_that_owns_it_can_be_released_in_another_loop(
 # Renewing ----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_renewed_and_the_timer_ends_with_it(aio: AsyncFeatures) -> None:
+def test_it_is_renewed_and_the_timer_ends_with_it(aio: AsyncPyroCacheClient) -> None:
     async def main() -> None:
         lock, other = aio.lock("name", 0.3), aio.lock("name", 0.3)
         async with lock:
@@ -163,24 +166,28 @@ def test_it_is_renewed_and_the_timer_ends_with_it(aio: AsyncFeatures) -> None:
             assert not await other.acquire(False)
         assert grant._timer is not None
         assert grant._timer.cancelled()
-        assert len(asyncio.all_tasks()) == 1
+        await until(lambda: len(asyncio.all_tasks()) == 1)  # a renewal may be under way
 
     asyncio.run(main())
 
 
-def test_a_program_that_cancels_all_tasks_does_not_end_the_renewals(aio: AsyncFeatures) -> None:
+def test_a_program_that_cancels_all_tasks_does_not_end_the_renewals(aio: AsyncPyroCacheClient) -> None:
     async def main() -> None:
         lock, other = aio.lock("name", 0.3), aio.lock("name", 0.3)
         async with lock:
             (grant,) = grants_of(lock)
-            for _ in range(3):
+            for turns in (0, 1, 2):
+                assert grant._timer is not None
+                grant._timer.cancel()
                 grant.renew_at = clock.now()
                 grant.wake()
-                await asyncio.sleep(0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
                 others = asyncio.all_tasks() - {asyncio.current_task()}
                 assert others
                 for task in others:
                     task.cancel()
+                await asyncio.wait(others)
             await asyncio.sleep(0.6)
             assert lock.held
             assert not await other.acquire(False)
@@ -189,18 +196,18 @@ def test_a_program_that_cancels_all_tasks_does_not_end_the_renewals(aio: AsyncFe
 
 
 def test_a_lock_that_was_lost_is_not_held_and_its_release_tells(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def lose_and_fail(lock: AsyncLock) -> None:
         async with lock:
-            await aio.backend.release(grants_of(lock)[0]._name, lock.token, aio.context.deadline())
+            await aio._context.backend.release(grants_of(lock)[0]._name, lock.token, aio._context.deadline())
             raise LookupError
 
     async def main() -> None:
         lock = aio.lock("name", 0.3)
         await lock.acquire()
         (grant,) = grants_of(lock)
-        await aio.backend.release(grant._name, grant.token, aio.context.deadline())
+        await aio._context.backend.release(grant._name, grant.token, aio._context.deadline())
         await until(lambda: not lock.held)
         with pytest.raises(LockLost):
             await lock.release()
@@ -214,7 +221,7 @@ def test_a_lock_that_was_lost_is_not_held_and_its_release_tells(
 
 def test_a_node_that_is_suspended_for_less_than_the_time_to_live_loses_no_lock() -> None:
     with private_cluster(nodes=1) as cluster:
-        aio = AsyncFeatures(cluster.client(timeout=0.3))
+        aio = cluster.async_client(timeout=0.3)
 
         async def main() -> None:
             lock = aio.lock("name", 6)
@@ -239,7 +246,7 @@ def test_a_node_that_is_suspended_for_less_than_the_time_to_live_loses_no_lock()
 
 
 def test_tasks_that_are_cancelled_at_any_moment_hold_nothing(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     dice = random.Random(7)
 
@@ -273,7 +280,9 @@ def test_tasks_that_are_cancelled_at_any_moment_hold_nothing(
 
 
 @pytest.mark.parametrize("how", ["the task ends", "the lock is forgotten", "the object is forgotten"])
-def test_a_lock_that_nobody_releases_is_free(aio: AsyncFeatures, cache: PyroCacheClient, how: str) -> None:
+def test_a_lock_that_nobody_releases_is_free(
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient, how: str
+) -> None:
     async def work() -> AsyncLock | None:
         lock = aio.lock("name", 3600, thread_local=how != "the object is forgotten")
         await lock.acquire()
@@ -293,7 +302,7 @@ def test_a_lock_that_nobody_releases_is_free(aio: AsyncFeatures, cache: PyroCach
     asyncio.run(main())
 
 
-def test_a_task_that_acquires_many_locks_remembers_none_of_them(aio: AsyncFeatures) -> None:
+def test_a_task_that_acquires_many_locks_remembers_none_of_them(aio: AsyncPyroCacheClient) -> None:
     async def main() -> None:
         task: Any = asyncio.current_task()
         for number in range(20):
@@ -308,7 +317,7 @@ def test_a_task_that_acquires_many_locks_remembers_none_of_them(aio: AsyncFeatur
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("renewing", [False, True])
 def test_a_loop_that_is_closed_while_a_lock_is_held(
-    aio: AsyncFeatures, cache: PyroCacheClient, caplog: pytest.LogCaptureFixture, renewing: bool
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient, caplog: pytest.LogCaptureFixture, renewing: bool
 ) -> None:
     lock = aio.lock("name", 3600, thread_local=False)
 
@@ -334,7 +343,7 @@ def test_a_loop_that_is_closed_while_a_lock_is_held(
 
 
 def test_a_lock_that_is_collected_in_another_thread_is_free(
-    aio: AsyncFeatures, cache: PyroCacheClient
+    aio: AsyncPyroCacheClient, cache: PyroCacheClient
 ) -> None:
     async def main() -> None:
         held = [aio.lock("name", 3600, thread_local=False)]

@@ -93,6 +93,7 @@ class _Session(Session):
     def __deepcopy__(self, memo: object) -> _Session:
         other = _Session()
         other.client, other.closed, other.last = self.client, self.closed, self.last
+        other.recent = copy.copy(self.recent)
         return other
 
 

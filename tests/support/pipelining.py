@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 from pyrocache.protocol import messages
 from pyrocache.protocol.handshake import PIPELINED, UNORDERED
-from pyrocache.protocol.request_id import CLOCK, REPEAT
+from pyrocache.protocol.request_id import CLOCK, REPEAT, SESSION_BYTES
 from tests.support.attackers import TrustedPeer
 from tests.support.wire import NAME
-
-SESSION = b"pipeline"
 
 
 class Pipeline(TrustedPeer):
@@ -19,11 +18,12 @@ class Pipeline(TrustedPeer):
 
     Args:
         node: has the address to connect to.
-        session: the id of the client.
+        session: the id of the client; None for a new one.
         unordered: whether it takes replies in any order.
     """
 
-    def __init__(self, node: Any, session: bytes = SESSION, *, unordered: bool = False) -> None:
+    def __init__(self, node: Any, session: bytes | None = None, *, unordered: bool = False) -> None:
+        session = session or os.urandom(SESSION_BYTES)
         words = f"{PIPELINED} {UNORDERED}" if unordered else PIPELINED
         super().__init__(node, session=session, capabilities=words)
         self._packer = messages.CallPacker(NAME)

@@ -575,27 +575,37 @@ GARBAGE: dict[str, tuple[bytes, str | None]] = {
 }  # fmt: skip
 
 
+capabilities = st.sampled_from(["", "pipelined"])
+
+
 class TestStreams:
     """What comes is answered, in order, however it was cut into pieces."""
 
-    @given(asked=requests, cuts=cuts)
-    @example(asked=[(("set", b"a", content(MIB)), 7, {}), (("get", b"a"), 8, {})] * 5, cuts=[0, 41, MIB + 50])
-    @example(asked=[(("get", KEYS[-1]), 1, {})], cuts=[])
-    @example(asked=[(("set", KEYS[-1], b"v"), 1, {}), (("contains", KEYS[-1]), 2, {})], cuts=[])
+    @given(asked=requests, cuts=cuts, words=capabilities)
+    @example(
+        asked=[(("set", b"a", content(MIB)), 7, {}), (("get", b"a"), 8, {})] * 5,
+        cuts=[0, 41, MIB + 50],
+        words="",
+    )
+    @example(asked=[(("get", KEYS[-1]), 1, {})], cuts=[], words="")
+    @example(
+        asked=[(("set", KEYS[-1], b"v"), 1, {}), (("contains", KEYS[-1]), 2, {})], cuts=[], words="pipelined"
+    )
     def test_any_calls_in_any_pieces(
-        self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int]
+        self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], words: str
     ) -> None:
         server = shared_server
         server.clear()
         data = b"".join(as_message(*one) for one in asked)
-        with Peer(server) as peer:
+        with Peer(server, capabilities=words) as peer:
             replies, closed_first = converse(peer, pieces_of(data, cuts), count=len(asked))
         check_replies(replies, asked, {})
         assert not closed_first
         assert server.at_rest()
         assert server.miscounted == []
 
-    def test_a_stream_in_single_bytes(self, server: Server) -> None:
+    @pytest.mark.parametrize("words", ["", "pipelined"])
+    def test_a_stream_in_single_bytes(self, server: Server, words: str) -> None:
         asked: list[tuple[Any, int, Any]] = [
             (("set", b"a", b"value"), 1, {}),
             (("PING",), 2, {}),
@@ -603,10 +613,35 @@ class TestStreams:
             (("get_many", [b"a", b"b"]), 4, {}),
         ]
         data = b"".join(as_message(*one) for one in asked)
-        with Peer(server) as peer:
+        with Peer(server, capabilities=words) as peer:
             replies, closed_first = converse(peer, [bytes([byte]) for byte in data], count=len(asked))
         check_replies(replies, asked, {})
         assert not closed_first
+
+    @pytest.mark.parametrize("before", [100, 5000, 100_000])
+    def test_a_request_within_a_value_is_not_one(self, server: Server, before: int) -> None:
+        """Also not if it begins where the node has received the beginning of the value."""
+        smuggled = call(9, "set", NO_VIEW, b"smuggled", b"v") * 2
+        value = content(before) + smuggled + content(100)
+        request = call(1, "set", NO_VIEW, b"a", value)
+        start = request.index(smuggled)
+        pieces = [request[:start], request[start:], call(2, "contains", NO_VIEW, b"smuggled")]
+        with Peer(server, capabilities="pipelined") as peer:
+            for piece in pieces:
+                peer.sock.sendall(piece)
+                time.sleep(0.01)
+            assert [peer.answer(), peer.answer()] == [(1, True), (2, False)]
+
+    def test_the_rest_of_a_refused_request_is_not_read_as_requests(self) -> None:
+        smuggled = call(9, "set", NO_VIEW, b"smuggled", b"v") * 1000
+        with running(max_buffered_bytes=4 * MIB) as server, Peer(server, capabilities="pipelined") as peer:
+            request = call(1, "set", NO_VIEW, b"a", content(5 * MIB) + smuggled)
+            start = request.index(smuggled)
+            peer.sock.sendall(request[:start])
+            assert peer.answer()[1].code == refusals.OVERLOADED
+            for at in range(start, len(request), len(smuggled) // 1000):
+                peer.sock.sendall(request[at : at + len(smuggled) // 1000])
+            assert peer.call("contains", NO_VIEW, b"smuggled") is False
 
     def test_requests_may_come_in_one_piece_with_the_handshake(self, server: Server) -> None:
         with Peer(server, greet=False) as peer:
@@ -621,6 +656,7 @@ class TestStreams:
         cuts=cuts,
         garbage=st.sampled_from(sorted(GARBAGE)),
         often=st.booleans(),
+        words=capabilities,
     )
     def test_garbage_ends_its_connection_and_nothing_else(
         self,
@@ -629,13 +665,14 @@ class TestStreams:
         cuts: list[int],
         garbage: str,
         often: bool,
+        words: str,
     ) -> None:
         server = shared_server
         server.clear()
         nonsense, code = GARBAGE[garbage]
         data = b"".join(as_message(*one) for one in asked) + nonsense
         data += call(9, "set", NO_VIEW, b"after", b"garbage") * 3
-        with Peer(server) as peer, Peer(server) as bystander:
+        with Peer(server, capabilities=words) as peer, Peer(server) as bystander:
             assert bystander.call("set", NO_VIEW, b"other", b"unharmed") is True
             replies, closed_by_node = converse(
                 peer,
@@ -670,9 +707,17 @@ class TestStreams:
             assert refusal.code == code
             assert peer.fate() == CLOSED
 
-    @given(asked=requests, cuts=cuts, place=st.integers(0, 2**31), byte=st.integers(0, 255))
+    @given(
+        asked=requests, cuts=cuts, place=st.integers(0, 2**31), byte=st.integers(0, 255), words=capabilities
+    )
     def test_a_byte_that_is_wrong_harms_nobody_else(
-        self, shared_server: Server, asked: list[tuple[Any, int, Any]], cuts: list[int], place: int, byte: int
+        self,
+        shared_server: Server,
+        asked: list[tuple[Any, int, Any]],
+        cuts: list[int],
+        place: int,
+        byte: int,
+        words: str,
     ) -> None:
         server = shared_server
         server.clear()
@@ -681,7 +726,7 @@ class TestStreams:
         place %= min(len(data), 300)  # where heads and keys are; values may be anything anyway
         data[place] = byte
         before = sum(end <= place for end in accumulate(map(len, messages)))
-        with Peer(server) as peer, Peer(server) as bystander:
+        with Peer(server, capabilities=words) as peer, Peer(server) as bystander:
             assert bystander.call("set", NO_VIEW, b"other", b"unharmed") is True
             replies, closed_first = converse(peer, pieces_of(bytes(data), cuts), count=before)
             check_unharmed(bystander)
@@ -1310,6 +1355,24 @@ class TestUnordered:
             deferred.give("two")
             assert peer.answer() == (2, "two")
             assert peer.answer()[0] == 3
+
+    def test_large_replies_and_unread_ones_in_a_burst(self) -> None:
+        """The burst ends where the peer must read first."""
+        with (
+            running(send_buffer=4096) as server,
+            Peer(server, capabilities="pipelined", receive_buffer=4096) as peer,
+        ):
+            values = {b"s": b"v", b"m": content(60_000), b"l": content(MIB)}
+            for key, value in values.items():
+                assert peer.call("set", NO_VIEW, key, value) is True
+            keys = [b"s", b"m", b"l", b"s"] + [b"m"] * 60 + [b"s"] * 5
+            peer.sock.sendall(b"".join(call(number, "get", NO_VIEW, key) for number, key in enumerate(keys)))
+            assert wait_until(lambda: server.connection().throttled)
+            assert server.connection().unread < 3 * MIB
+            for number, key in enumerate(keys):
+                assert peer.answer() == (number, values[key])
+            assert server.at_rest(1)
+            assert wait_until(lambda: server.connection().idle)
 
     def test_many_replies_that_are_there_at_once(self, server: Server) -> None:
         with Peer(server, **UNORDERED) as peer:

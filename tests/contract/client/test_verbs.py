@@ -403,9 +403,17 @@ def test_many_entries_with_a_ttl_are_counted_exactly(cache: PyroCacheClient) -> 
 KEYS = 10
 
 
-def add_up(number: int, nameserver: str, start: Any, threads: int, rounds: int, how: str) -> None:
+def add_up(
+    number: int,
+    client_class: type[PyroCacheClient],
+    nameserver: str,
+    start: Any,
+    threads: int,
+    rounds: int,
+    how: str,
+) -> None:
     """Count up in several threads of this process, the one of that number, each going round the keys."""
-    with PyroCacheClient(nameserver, timeout=60.0) as cache:
+    with client_class(nameserver, timeout=60.0) as cache:
 
         def one(thread: int) -> None:
             start.wait()
@@ -459,19 +467,26 @@ def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> No
     ],
 )
 def test_the_sum_is_exact_when_threads_of_several_processes_count_up_ten_keys(
-    shared_cluster: LocalCluster, cache: PyroCacheClient, how: str, processes: int, rounds: int
+    client_class: type[PyroCacheClient],
+    shared_cluster: LocalCluster,
+    cache: PyroCacheClient,
+    how: str,
+    processes: int,
+    rounds: int,
 ) -> None:
     threads = 4 * processes
     start = multiprocessing.get_context("spawn").Barrier(threads)
     begun = time.monotonic()
-    in_processes(processes, add_up, shared_cluster.nameserver, start, 4, rounds, how)
+    in_processes(processes, add_up, client_class, shared_cluster.nameserver, start, 4, rounds, how)
     print(f"{how}: {threads * rounds:,} in {time.monotonic() - begun:.1f} s")
     found = cache.get_many([("counter", number) for number in range(KEYS)])
     assert found == {("counter", number): threads * rounds // KEYS for number in range(KEYS)}
 
 
-def race_to_add(_: int, nameserver: str, start: Any, keys: int, won: Any) -> None:
-    with PyroCacheClient(nameserver) as cache:
+def race_to_add(
+    _: int, client_class: type[PyroCacheClient], nameserver: str, start: Any, keys: int, won: Any
+) -> None:
+    with client_class(nameserver) as cache:
 
         def one(_: int) -> list[int]:
             successes = []
@@ -487,12 +502,12 @@ def race_to_add(_: int, nameserver: str, start: Any, keys: int, won: Any) -> Non
 
 
 def test_of_32_that_add_one_key_at_once_exactly_one_does(
-    shared_cluster: LocalCluster, cache: PyroCacheClient
+    client_class: type[PyroCacheClient], shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
     keys = 50
     context = multiprocessing.get_context("spawn")
     start, won = context.Barrier(32), context.Queue()
-    in_processes(2, race_to_add, shared_cluster.nameserver, start, keys, won)
+    in_processes(2, race_to_add, client_class, shared_cluster.nameserver, start, keys, won)
     wins = Counter(number for _ in range(32) for number in won.get(timeout=5.0))
     assert wins == dict.fromkeys(range(keys), 1)
 
@@ -1200,8 +1215,10 @@ def use_both(cache: PyroCacheClient, space: PyroCacheClient) -> None:
     cache["from the child"] = 1
 
 
-def test_a_namespace_outlives_the_variable_of_its_parent(shared_cluster: LocalCluster) -> None:
-    space = PyroCacheClient(shared_cluster.nameserver).namespace("alone")
+def test_a_namespace_outlives_the_variable_of_its_parent(
+    client_class: type[PyroCacheClient], shared_cluster: LocalCluster
+) -> None:
+    space = client_class(shared_cluster.nameserver).namespace("alone")
     space["key"] = 1
     process = multiprocessing.get_context("fork").Process(target=use_namespace, args=(space,))
     process.start()
