@@ -350,13 +350,14 @@ def _reads_together(together: bool) -> Iterator[None]:
     """Have each read travel alone meanwhile, unless they are to travel together as usual."""
     from pyrocache.aio.call import Call
     from pyrocache.aio.lane import Lane
+    from pyrocache.net.deadline import Deadline
     from pyrocache.protocol.commands import GET
 
     usual = Lane.get
 
-    def alone(lane: Any, view: int, key: bytes, deadline: Any) -> asyncio.Future[Any]:
+    def alone(self: Lane, view: int, key: bytes, deadline: Deadline) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lane.submit(Call(GET.name, (view, key), deadline, future))
+        self.submit(Call(GET.name, (view, key), deadline, future))
         return future
 
     if not together:
