@@ -1,4 +1,4 @@
-"""Settings of name servers, nodes and clients, and of TLS: frozen dataclasses, validated when made.
+"""Settings of clients and of TLS: frozen dataclasses, validated when made. Those of servers: `server_config`.
 
 Also defines the notations of an address (``host:port``) and a size (``256MiB``), the checks of durations and
 namespaces, and the rule for which addresses are safe to bind to. Does not read the environment.
@@ -8,19 +8,23 @@ Thread safety: thread-safe; everything is immutable.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import re
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
-from numbers import Real
-from typing import Any, Literal, SupportsFloat
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
-from pyrocache.errors import ConfigurationError, InsecureAddress
+from pyrocache.errors import ConfigurationError
 from pyrocache.tracebacks import brief
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+    from pyrocache.server_config import NameServerConfig as NameServerConfig
+    from pyrocache.server_config import NodeConfig as NodeConfig
 
 DEFAULT_NAMESERVER = "127.0.0.1:9090"
 DEFAULT_TIMEOUT_SECONDS = 5.0
@@ -28,9 +32,6 @@ DEFAULT_LEASE_SECONDS = 2.0
 DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
 REQUEST_OVERHEAD_BYTES = 320 * 1024
 """The most bytes that a request has in addition to its value: its key, its tags, and the rest of the call."""
-
-_LARGEST_VALUE = 2**32 - 1 - REQUEST_OVERHEAD_BYTES  # a Pyro5 message has its length in 32 bits
-_SPARE_BUFFER_BYTES = 16 * 2**20
 EVICTION_POLICIES = ("s3fifo", "lru")
 DEFAULT_EVICTION = "s3fifo"
 
@@ -50,8 +51,6 @@ _CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
 _ZONE = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
-_NUMBERS: Any = (Real, Decimal)
-
 OnError = Literal["raise", "miss"]
 OnUndecodable = Literal["raise", "miss"]
 TransportChoice = Literal["auto", "tcp"]
@@ -59,7 +58,16 @@ SerializerChoice = Literal["pickle", "msgpack", "json"]
 SERIALIZERS = ("pickle", "msgpack", "json")
 
 
-def _check(valid: bool, problem: str) -> None:
+def __getattr__(name: str) -> Any:
+    if name not in ("NameServerConfig", "NodeConfig"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module("pyrocache.server_config"), name)
+    globals()[name] = value
+    return value
+
+
+def check(valid: bool, problem: str) -> None:
+    """Raise `ConfigurationError` unless ``valid``."""
     if not valid:
         raise ConfigurationError(problem)
 
@@ -80,7 +88,7 @@ def parse_size(size: int | str) -> int:
         power = " kmgt".index(letter.lower() or " ")
         size = int(float(number) * (1024 if binary else 1000) ** power)
     valid = isinstance(size, int) and not isinstance(size, bool) and size > 0
-    _check(valid, f"A size must be a positive number of bytes, not {size!r}.")
+    check(valid, f"A size must be a positive number of bytes, not {size!r}.")
     return size
 
 
@@ -101,8 +109,8 @@ def parse_address(address: str, *, default_port: int = 9090) -> tuple[str, int]:
     """
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     host, port = (match[1] or match[2], int(match[3] or default_port)) if match else ("", 0)
-    valid = 0 < port < 65536 and _is_host(host)
-    _check(valid, f"{address!r} is not a valid address. Example: {DEFAULT_NAMESERVER}.")
+    valid = 0 < port < 65536 and is_host(host)
+    check(valid, f"{address!r} is not a valid address. Example: {DEFAULT_NAMESERVER}.")
     return host, port
 
 
@@ -112,7 +120,7 @@ def parse_advertised(advertise: str) -> tuple[str, int]:
     Raises:
         ConfigurationError: it is not a valid address.
     """
-    if isinstance(advertise, str) and _ip_address(advertise) is not None:
+    if isinstance(advertise, str) and ip_address(advertise) is not None:
         return advertise, 0
     host, port = parse_address(advertise)
     match = _ADDRESS.fullmatch(advertise)
@@ -124,16 +132,20 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that is written so; None if it is none."""
+    import ipaddress  # imported here: clients do not need it
+
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
+    """Return whether it may be the name or the address of a host."""
     labels = host.rstrip(".").split(".")  # a fully qualified name may end with a dot
-    return _ip_address(host) is not None or (len(host) <= 253 and all(map(_LABEL.fullmatch, labels)))
+    return (len(host) <= 253 and all(map(_LABEL.fullmatch, labels))) or ip_address(host) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +169,9 @@ class TLS:
             path = getattr(self, field)
             if path is not None:
                 valid = isinstance(path, str | os.PathLike) and str(path) != ""
-                _check(valid, f"The {field} of TLS must be a path or None, not {path!r}.")
+                check(valid, f"The {field} of TLS must be a path or None, not {path!r}.")
                 object.__setattr__(self, field, os.path.abspath(path))  # other processes get these settings
-        _check(
+        check(
             (self.cert is None) == (self.key is None),
             "A certificate needs its private key: give both --tls-cert and --tls-key, or neither.",
         )
@@ -173,39 +185,15 @@ def checked_tls(tls: Any) -> Encryption:
     """Return a setting of TLS, which another process may have sent as a dict. Raises `ConfigurationError`."""
     if isinstance(tls, dict):
         return TLS(**tls)
-    _check(
+    check(
         tls is None or tls is False or isinstance(tls, TLS), f"tls must be a TLS, False or None, not {tls!r}."
     )
     return tls  # type: ignore[no-any-return]
 
 
-def _check_server(host: str, advertise: str | None, tls: Encryption) -> None:
-    """Check where a server listens, and the address at which others reach it.
-
-    Raises:
-        ConfigurationError: they are not valid, nobody could connect to them, or the certificate is missing.
-        InsecureAddress: other hosts can reach it, and nothing says how connections with them are protected.
-    """
-    _check(isinstance(host, str) and _is_host(host), f"{host!r} is not a valid host name or address.")
-    if isinstance(tls, TLS):
-        _check(tls.cert is not None, "A server with TLS needs a certificate: give --tls-cert and --tls-key.")
-        _check(
-            not (tls.require_client_cert and tls.ca is None),
-            "To check the certificates of clients, a server needs that of their authority: give --tls-ca.",
-        )
-    _check_advertised(host, advertise)
-    reached = [host] if advertise is None else [host, parse_advertised(advertise)[0]]
-    exposed = [one for one in reached if not is_loopback(one)]
-    if tls is None and exposed:
-        raise InsecureAddress(
-            f"Other hosts can reach {exposed[-1]}: give --tls-cert, --tls-key and --tls-ca, which "
-            "`pyrocache certificates` makes, or --no-tls if you trust everybody on the path between the hosts."
-        )
-
-
 def check_open(host: str, is_open: bool) -> None:
     """Raise `ConfigurationError` if nodes on an address that other hosts can reach are to serve everybody."""
-    _check(
+    check(
         not (is_open and not is_loopback(host)),
         f"Nodes that serve everybody must listen on a loopback address, and {host} is none: leave --open out.",
     )
@@ -213,28 +201,28 @@ def check_open(host: str, is_open: bool) -> None:
 
 def is_loopback(host: str) -> bool:
     """Return whether only this host can reach an address, or a host name, which is not resolved."""
-    address = _ip_address(host)
+    address = ip_address(host)
     return host == "localhost" if address is None else address.is_loopback
 
 
 def check_node_name(name: str) -> None:
     """Raise `ConfigurationError` unless ``name`` is ``cache.node.N``."""
     valid = isinstance(name, str) and _NODE_NAME.fullmatch(name) is not None
-    _check(valid, f"{name!r} is not a valid node name. Examples: cache.node.1, cache.node.2.")
+    check(valid, f"{name!r} is not a valid node name. Examples: cache.node.1, cache.node.2.")
 
 
 def check_namespace(path: tuple[str, ...]) -> None:
     """Raise `ConfigurationError` unless ``path`` is a tuple of names that are not too long."""
-    _check(isinstance(path, tuple), f"A namespace must be a tuple of names, not {type(path).__name__}.")
+    check(isinstance(path, tuple), f"A namespace must be a tuple of names, not {type(path).__name__}.")
     for name in path:
-        _check(isinstance(name, str), f"A namespace's name must be a str, not {type(name).__name__}.")
+        check(isinstance(name, str), f"A namespace's name must be a str, not {type(name).__name__}.")
     sizes = [len(name.encode("utf-8", "surrogatepass")) for name in path]
     longest = max(sizes, default=0)
-    _check(
+    check(
         longest <= MAX_NAMESPACE_BYTES,
         f"A namespace's name has {longest} bytes in UTF-8; the limit is {MAX_NAMESPACE_BYTES}.",
     )
-    _check(
+    check(
         sum(sizes) + len(sizes) <= MAX_NAMESPACE_PATH_BYTES,
         f"This namespace is nested too deeply: its {len(sizes)} names, with one byte for each, take more than "
         f"{MAX_NAMESPACE_PATH_BYTES} bytes.",
@@ -249,11 +237,12 @@ def check_seconds(what: str, seconds: SupportsFloat) -> float:
     """
     number = None if isinstance(seconds, timedelta) else _number(seconds)
     problem = f"{what} must be a number of seconds above 0 and at most {MAX_SECONDS}, not {seconds!r}."
-    _check(number is not None and 0 < number <= MAX_SECONDS, problem)
+    check(number is not None and 0 < number <= MAX_SECONDS, problem)
     return float(number or 0)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether it is an int or a float, and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)  # a bool is an int
 
 
@@ -272,12 +261,20 @@ def _number(value: Any) -> float | None:
             return float(value / type(value)(1, "s"))
         except TypeError:  # months and years have no fixed length
             return None
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+    if isinstance(value, bool) or not isinstance(value, _number_types()):
         return None
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def _number_types() -> tuple[Any, ...]:
+    """Return the types that numbers of other than builtin types have."""
+    # Nothing is of a type whose module is not imported, or still being imported by another thread.
+    rare = (("numbers", "Real"), ("decimal", "Decimal"))
+    found = (getattr(sys.modules.get(module), name, None) for module, name in rare)
+    return int, float, *filter(None, found)
 
 
 def ttl_to_seconds(ttl_seconds: SupportsFloat | timedelta | None, name: str = "ttl_seconds") -> float | None:
@@ -373,129 +370,16 @@ def check_number(
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
-    """The settings of one node.
-
-    Attributes:
-        nameserver: the name server's ``host:port``.
-        name: ``cache.node.N``, or None to take the first free one.
-        host: the address to listen on.
-        port: the port; 0 for a free one.
-        advertise: the host, or ``host:port``, at which others reach this node; by default where it listens.
-        tls: how TCP connections are protected, see `Encryption`.
-        open: serve also callers that do not know the secret; only with a loopback ``host``.
-        weight: share of the keys relative to the other nodes' weights.
-        zone: the name of the rack, room or site that the node is in, for people; empty for none.
-        max_memory: bytes that entries may take, overhead included.
-        eviction: the policy that chooses the entries to evict when memory is full, one of `EVICTION_POLICIES`.
-        max_value_bytes: the largest value frame that is accepted; 0 for a quarter of ``max_memory``.
-        max_connections: the most connections at a time; further ones are refused.
-        max_unproven: the most connections of one address that have not proved the secret; one more closes the oldest.
-            All addresses together may have half of ``max_connections``.
-        handshake_seconds: how long the handshake of a new connection may take.
-        request_seconds: how long a request may take to arrive, and a reply to be read, once begun.
-        idle_seconds: how long a connection may be idle between requests.
-        workers: threads for calls that may block or take long.
-        max_queued_calls: calls that may run on a worker or wait for one; further calls are refused as `Overloaded`.
-        max_buffered_bytes: bytes of incomplete requests and unread replies, over all connections; 0 for a quarter of
-            ``max_memory`` and 16 MiB, with which the process stays below 1.3 times ``max_memory`` + 64 MiB, and
-            ``max_value_bytes`` is checked to be less. Close to it, long requests are received one after the other;
-            beyond it, the largest incomplete request is refused as `Overloaded`, or the connection with the most
-            unread bytes is closed.
-        heartbeat_seconds: how long, in addition to a lease, a new node waits for a live one to restore what the name
-            server has forgotten.
-        lease_seconds: how long a node may serve after the last confirmation of its view (``docs/failure-modes.md``).
-        new_cluster: there is no cluster yet, so the node need not wait for one.
-        drain_seconds: how long a leaving node redirects clients.
-    """
-
-    nameserver: str = DEFAULT_NAMESERVER
-    name: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    advertise: str | None = None
-    tls: Encryption = None
-    open: bool = False
-    weight: float = 1.0
-    zone: str = ""
-    max_memory: int = 2**30
-    eviction: str = DEFAULT_EVICTION
-    max_value_bytes: int = 0
-    max_connections: int = 4096
-    max_unproven: int = 1024
-    handshake_seconds: float = 5.0
-    request_seconds: float = 20.0
-    idle_seconds: float = 900.0
-    workers: int = 4
-    max_queued_calls: int = 64
-    max_buffered_bytes: int = 0
-    heartbeat_seconds: float = 1.0
-    lease_seconds: float = DEFAULT_LEASE_SECONDS
-    new_cluster: bool = False
-    drain_seconds: float = 0.5
-
-    def __post_init__(self) -> None:
-        parse_address(self.nameserver)
-        object.__setattr__(self, "tls", checked_tls(self.tls))
-        _check_server(self.host, self.advertise, self.tls)
-        check_open(self.host, self.open)
-        if self.advertise is not None:
-            check_open(parse_advertised(self.advertise)[0], self.open)
-        if self.name is not None:
-            check_node_name(self.name)
-        check_port(self.port)
-        check_weight(self.weight)
-        check_zone(self.zone)
-        memory = self.max_memory
-        _check(memory >= 64 * 1024, f"A node needs at least 64KiB of memory for entries, not {memory}.")
-        _check(
-            self.eviction != "adaptive",
-            f"The eviction policy 'adaptive' was removed: the default is {DEFAULT_EVICTION!r}, which needs no option.",
-        )
-        policies = ", ".join(EVICTION_POLICIES)
-        known = self.eviction in EVICTION_POLICIES
-        _check(known, f"{self.eviction!r} is not an eviction policy; choose one of {policies}.")
-        for field in (
-            "handshake_seconds",
-            "request_seconds",
-            "idle_seconds",
-            "heartbeat_seconds",
-            "lease_seconds",
-        ):
-            object.__setattr__(self, field, check_seconds(field, getattr(self, field)))
-        drain = self.drain_seconds
-        valid = _is_number(drain) and 0 <= drain <= MAX_SECONDS
-        _check(valid, f"drain_seconds must be a number of seconds from 0 to {MAX_SECONDS}, not {drain!r}.")
-        self._complete_sizes()
-        counts = "max_value_bytes max_connections max_unproven workers max_queued_calls max_buffered_bytes"
-        for field in counts.split():
-            _check_count(field, getattr(self, field))
-
-    def _complete_sizes(self) -> None:
-        """Set the sizes that depend on ``max_memory``, and check that the largest value can be received."""
-        if self.max_value_bytes == 0:
-            object.__setattr__(self, "max_value_bytes", min(self.max_memory // 4, _LARGEST_VALUE))
-        if self.max_buffered_bytes == 0:
-            object.__setattr__(self, "max_buffered_bytes", self.max_memory // 4 + _SPARE_BUFFER_BYTES)
-            largest = min(self.max_buffered_bytes - REQUEST_OVERHEAD_BYTES, _LARGEST_VALUE)
-            _check(
-                self.max_value_bytes <= largest,
-                f"Values of {self.max_value_bytes} bytes cannot be received: with {format_size(self.max_memory)} of "
-                f"memory, the largest can have {largest} bytes. Give a smaller --max-value, or more --max-memory.",
-            )
-
-
 def check_port(port: int) -> None:
     """Raise `ConfigurationError` unless ``port`` is a number from 0 to 65535."""
     valid = isinstance(port, int) and not isinstance(port, bool) and 0 <= port < 65536
-    _check(valid, f"A port must be a number from 0 to 65535, not {port!r}.")
+    check(valid, f"A port must be a number from 0 to 65535, not {port!r}.")
 
 
 def check_weight(weight: float) -> None:
     """Raise `ConfigurationError` unless ``weight`` is a number from 0.01 to 100."""
-    valid = _is_number(weight) and 0.01 <= weight <= 100
-    _check(valid, f"A weight must be a number from 0.01 to 100, not {weight!r}.")
+    valid = is_number(weight) and 0.01 <= weight <= 100
+    check(valid, f"A weight must be a number from 0.01 to 100, not {weight!r}.")
 
 
 def is_zone(zone: object) -> bool:
@@ -505,63 +389,15 @@ def is_zone(zone: object) -> bool:
 
 def check_zone(zone: str) -> None:
     """Raise `ConfigurationError` unless ``zone`` is empty or a name of 1 to 64 characters."""
-    _check(
+    check(
         is_zone(zone),
         f"A zone must have 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-', not {zone!r}.",
     )
 
 
-def _check_count(what: str, number: int) -> None:
-    _check(number >= 1, f"{what} must be at least 1, not {number!r}.")
-
-
-def _check_advertised(host: str, advertise: str | None) -> None:
-    """Check the address at which others reach a server that listens on ``host``."""
-    reached = host
-    if advertise is not None:
-        reached, _ = parse_advertised(advertise)
-        _check(not _is_wildcard(reached), f"{reached} is not an address that others can connect to.")
-    _check(
-        not _is_wildcard(reached),
-        f"{host} is not an address that others can connect to: give --advertise with the name or address of this "
-        "host that they use.",
-    )
-    _check(
-        "%" not in reached,
-        f"{reached} is a link-local address, which other hosts write in another way: give --advertise with a name or "
-        "another address of this host.",
-    )
-
-
-def _is_wildcard(host: str) -> bool:
-    address = _ip_address(host)
-    return address is not None and address.is_unspecified
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameServerConfig:
-    """The settings of a name server.
-
-    Attributes:
-        host: the address to listen on.
-        port: the port; 0 for a free one.
-        advertise: the host, or ``host:port``, at which others reach it; by default where it listens.
-        storage: ``"memory"``, or ``"sql:FILE"`` to keep the entries in an SQLite file.
-        tls: how TCP connections are protected, see `Encryption`.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 9090
-    advertise: str | None = None
-    storage: str = "memory"
-    tls: Encryption = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tls", checked_tls(self.tls))
-        _check_server(self.host, self.advertise, self.tls)
-        check_port(self.port)
-        known = self.storage == "memory" or (self.storage.startswith("sql:") and len(self.storage) > 4)
-        _check(known, f"{self.storage!r} is no storage: give memory, or sql:FILE.")
+def check_count(what: str, number: int) -> None:
+    """Raise `ConfigurationError` unless ``number`` is at least 1."""
+    check(number >= 1, f"{what} must be at least 1, not {number!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -614,28 +450,28 @@ class ClientConfig:
         self._check_serializer()
         object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         actions, transports = ("raise", "miss"), ("auto", "tcp")
-        _check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
+        check(self.on_error in actions, f"on_error must be 'raise' or 'miss', not {self.on_error!r}.")
         undecodable = self.on_undecodable
-        _check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
+        check(undecodable in actions, f"on_undecodable must be 'raise' or 'miss', not {undecodable!r}.")
         path = self.signing_key_file
         valid = path is None or (isinstance(path, str) and path != "")
-        _check(valid, f"signing_key_file must be a path or None, not {path!r}.")
-        _check(isinstance(self.counters, bool), f"counters must be True or False, not {self.counters!r}.")
-        _check_count("max_connections", self.max_connections)
-        _check_count("connections", self.connections)
-        _check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
+        check(valid, f"signing_key_file must be a path or None, not {path!r}.")
+        check(isinstance(self.counters, bool), f"counters must be True or False, not {self.counters!r}.")
+        check_count("max_connections", self.max_connections)
+        check_count("connections", self.connections)
+        check(self.transport in transports, f"transport must be 'auto' or 'tcp', not {self.transport!r}.")
 
     def _check_serializer(self) -> None:
         known = self.serializer in SERIALIZERS
-        _check(known, f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}.")
+        check(known, f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}.")
         if self.codec is not None:
             methods = all(callable(getattr(self.codec, name, None)) for name in ("dumps", "loads"))
             kind = type(self.codec).__name__
-            _check(methods, f"codec must be an object with the methods dumps and loads, not {kind}.")
-            _check(self.serializer == "pickle", "Give either a codec or a serializer.")
+            check(methods, f"codec must be an object with the methods dumps and loads, not {kind}.")
+            check(self.serializer == "pickle", "Give either a codec or a serializer.")
         names = self.allowed_classes
         valid = names is None or (isinstance(names, tuple) and all(map(_CLASS_NAME.fullmatch, names)))
-        _check(valid, f"allowed_classes must be classes, or names like 'module.Class', not {names!r}.")
+        check(valid, f"allowed_classes must be classes, or names like 'module.Class', not {names!r}.")
         if self.compress_above is not None:
             valid = type(self.compress_above) is int and self.compress_above >= 0
-            _check(valid, f"compress_above must be a number of bytes or None, not {self.compress_above!r}.")
+            check(valid, f"compress_above must be a number of bytes or None, not {self.compress_above!r}.")

@@ -35,6 +35,14 @@ class CallFailed(Exception):
         self.number = number
 
 
+async def result_of(future: asyncio.Future[Any]) -> Any:
+    """Return the result of a call, after the other tasks of the loop had their turn."""
+    if future.done():
+        future.exception()  # to be raised below, unless this task is cancelled
+        await asyncio.sleep(0)
+    return await future
+
+
 class Call:
     """A request.
 

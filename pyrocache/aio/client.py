@@ -37,6 +37,7 @@ from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.memoize import Tags
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import path_text
 from pyrocache.client.options import (
     checked_version,
     config_from,
@@ -47,7 +48,6 @@ from pyrocache.client.options import (
     to_int,
 )
 from pyrocache.client.serializers import UserCodec
-from pyrocache.client.stats import Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     TLS,
@@ -66,6 +66,8 @@ from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
+
+    from pyrocache.client.stats import Stats
 
 _T = TypeVar("_T")
 

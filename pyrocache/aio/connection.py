@@ -137,6 +137,13 @@ class PipelinedConnection:
         if not self._writing and self._unsent:
             self._send_some()
 
+    def spin(self) -> bool:
+        """Wait for a reply for a moment, if that has paid lately. Return whether all calls have ended."""
+        if not self._connection.spin():
+            return False
+        self._receive()
+        return not self.calls
+
     def has_sent(self, call: Call) -> bool:
         """Return whether all of a request was sent; before that, the node does not execute it."""
         return 0 < call.ends_at_byte <= self._sent

@@ -68,6 +68,7 @@ class Lane:
         self._gets_deadline: Deadline | None = None
         self._scheduled = False
         self._alone: PipelinedConnection | None = None  # over which the last turn sent a single call
+        self._spun = False  # that call was answered in this turn
         self._timer: asyncio.TimerHandle | None = None
         self._expires_at = self._first_deadline = math.inf  # of the timer; of the calls that wait, or earlier
         self._closed = False
@@ -78,6 +79,10 @@ class Lane:
         if alone is not None and self._is_free(alone, call):
             alone.send(call)
             alone.flush()
+            if alone.spin():
+                # One in each turn of the loop: `result_of` lets the other tasks run before the next.
+                self._spun = True
+                self._schedule()
         else:
             self._queue(call)
 
@@ -191,7 +196,9 @@ class Lane:
         for connection in used:
             connection.flush()
         # One coroutine that makes one call after the other need not wait for the end of the turn.
-        self._alone = connection if sent == 1 else None
+        if not (self._spun and sent == 0):
+            self._alone = connection if sent == 1 and not self._spun else None
+        self._spun = False
         if pending:
             self._watch_deadlines()
 

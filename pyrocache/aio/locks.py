@@ -14,13 +14,14 @@ thread of the loop that acquired it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pyrocache.aio.grant_wait import GrantWait
-from pyrocache.client.context import ClientContext, Duration, Ttl, log
+from pyrocache.client.context import ClientContext, Duration, Ttl
 from pyrocache.client.features.locks import (
     PAUSE_SECONDS,
     RENEWALS,
@@ -38,6 +39,8 @@ from pyrocache.runtime import clock
 if TYPE_CHECKING:
     from pyrocache.aio.backend import AsyncBackend
     from pyrocache.aio.waiter import Waiter
+
+log = logging.getLogger("pyrocache.client")
 
 # The longest time that a timer sleeps: the clock of the event loop stands still while the machine sleeps.
 _LONGEST_SLEEP_SECONDS = 2.0

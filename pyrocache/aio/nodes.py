@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pyrocache.aio.call import Call, CallFailed
+from pyrocache.aio.call import Call, CallFailed, result_of
 from pyrocache.aio.lane import Lane
 from pyrocache.aio.waiter import Waiter
 from pyrocache.cluster.routing import Member
@@ -135,7 +135,7 @@ class Nodes:
         future = self.loop.create_future()
         lane.submit(Call(command.name, arguments, deadline, future, largest, repeats))
         try:
-            return await future
+            return await result_of(future)
         except Refused as refused:
             if refused.refusal.code == TRY_AGAIN:  # the node's clock may have to be asked again
                 lane.retire()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
-from pyrocache.aio.call import CallFailed
+from pyrocache.aio.call import CallFailed, result_of
 from pyrocache.aio.lookups import LookUps
 from pyrocache.aio.nodes import Nodes
 from pyrocache.aio.waiter import Waiter
@@ -151,7 +151,7 @@ class AsyncRouter:
             return await self.call(GET, key, (), deadline)
         problem: Problem
         try:
-            return await future
+            return await result_of(future)
         except CallFailed as failed:
             error = self._nodes().failed(member, GET, deadline, failed)
             if not isinstance(error, Unavailable):

@@ -10,7 +10,6 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -30,13 +29,12 @@ from pyrocache.client.context import (
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.compute import compute
-from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
-from pyrocache.client.features.memoize import Memoizer, Tags
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
+from pyrocache.client.keys.format import path_text
 from pyrocache.client.options import (
     checked_version,
     config_from,
@@ -47,7 +45,6 @@ from pyrocache.client.options import (
     to_int,
 )
 from pyrocache.client.serializers import UserCodec
-from pyrocache.client.stats import Stats, path_text
 from pyrocache.cluster.routing import Member
 from pyrocache.config import (
     TLS,
@@ -68,9 +65,11 @@ from pyrocache.tracebacks import brief
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
-_T = TypeVar("_T")
+    from pyrocache.client.features.entries import Entry, EntryInfo
+    from pyrocache.client.features.memoize import Memoizer, Tags
+    from pyrocache.client.stats import Stats
 
-log = logging.getLogger("pyrocache.client")
+_T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
@@ -352,6 +351,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             SerializationError, CorruptValue: as `get`.
         """
+        from pyrocache.client.features.entries import (
+            entry,  # imported here: making its dataclasses takes 1 ms
+        )
+
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_entry, encoded, None)
@@ -675,6 +678,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
+        from pyrocache.client.features.memoize import Memoizer  # imported here: not every program memoizes
+
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------

@@ -49,7 +49,16 @@ from typing import Any, TypeAlias
 
 from pyrocache.client.compression import COMPRESSED_KIND, compress, decompress
 from pyrocache.client.pickling import LARGE, OUT_OF_BAND_KIND, PICKLE_FIRST, dump, dump_many
-from pyrocache.client.serializers import JSON, MSGPACK, Serializer, Unsupported, UserCodec, user_serializer
+from pyrocache.client.serializers import (
+    JSON_HEAD,
+    JSON_TITLE,
+    MSGPACK,
+    Serializer,
+    Unsupported,
+    UserCodec,
+    json_serializer,
+    user_serializer,
+)
 from pyrocache.client.unpicklable import type_name
 from pyrocache.client.unpickling import (
     ALWAYS_ALLOWED,
@@ -103,9 +112,7 @@ class Codec:
         allowed_classes: Iterable[str] | None = None,
         compress_above: int | None = None,
     ) -> None:
-        chosen = {"pickle": None, "msgpack": MSGPACK, "json": JSON}[serializer]
-        if user is not None:
-            chosen = user_serializer(user)
+        chosen = user_serializer(user) if user is not None else _serializer(serializer)
         self.reads_pickles = chosen is None
         self._title = 'serializer="pickle"' if chosen is None else chosen.title
         if allowed_classes is None:
@@ -332,7 +339,20 @@ _DECODERS: dict[int, Callable[[Any], object]] = {
     OUT_OF_BAND_KIND[0]: load_out_of_band,
 }
 
-_WRITERS = {PICKLE_FIRST: 'serializer="pickle"', OUT_OF_BAND_KIND[0]: 'serializer="pickle"'} | {
-    serializer.head[0]: serializer.title for serializer in (MSGPACK, JSON)
+
+def _serializer(name: str) -> Serializer | None:
+    """Return a serializer by its name; None for pickle."""
+    makers: dict[str, Callable[[], Serializer | None]] = {
+        "pickle": lambda: None,
+        "msgpack": lambda: MSGPACK,
+        "json": json_serializer,
+    }
+    return makers[name]()
+
+
+_WRITERS = {
+    **dict.fromkeys((PICKLE_FIRST, OUT_OF_BAND_KIND[0]), 'serializer="pickle"'),
+    MSGPACK.head[0]: MSGPACK.title,
+    JSON_HEAD[0]: JSON_TITLE,
 }
 """By kind: the serializer that writes it."""

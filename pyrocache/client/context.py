@@ -9,7 +9,6 @@ Thread safety: thread-safe, and usable in a child process after a fork.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import weakref
@@ -25,9 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, SupportsFloat, 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
 from pyrocache.client.keys.encoding import AnyCodec, Encode, Encoding, decode_key, encode_key
-from pyrocache.client.keys.format import namespace_prefix, utf8
+from pyrocache.client.keys.format import namespace_prefix, path_text, utf8
 from pyrocache.client.signing import Signer, SigningCodec
-from pyrocache.client.stats import ClientStats, path_text
 from pyrocache.config import ClientConfig, seconds_until, ttl_to_seconds
 from pyrocache.errors import (
     AuthenticationError,
@@ -44,10 +42,9 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
 from pyrocache.runtime import at_fork, secret_file
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import brief
-
-log = logging.getLogger("pyrocache.client")
 
 _WARNING_SECONDS = 60.0
 _warnings = Throttle(_WARNING_SECONDS)  # of the process: a web application may have many clients
@@ -58,6 +55,8 @@ _Other = TypeVar("_Other", bound="AnyBackend")
 
 if TYPE_CHECKING:
     import typing_extensions  # for type checkers only: Python 3.11 knows no defaults of type variables
+
+    from pyrocache.client.stats import ClientStats
 
     _Backend = typing_extensions.TypeVar("_Backend", bound="AnyBackend", default=Backend)
 else:
@@ -123,7 +122,7 @@ class _Figures:
     """The statistics of one client. Thread-safe."""
 
     def __init__(self) -> None:
-        self.now = ClientStats()
+        self.now: dict[str, int] = {}
         self._reset_lock()
         at_fork.in_child(self._reset_lock)  # another thread of the parent may have held it
 
@@ -131,12 +130,12 @@ class _Figures:
         """Add to one of the statistics, a field of `ClientStats`."""
         with self._lock:
             # Replaced, not changed, so that `stats` reads consistent values without the lock.
-            self.now = replace(self.now, **{figure: getattr(self.now, figure) + by})
+            self.now = {**self.now, figure: self.now.get(figure, 0) + by}
 
     def reset(self) -> None:
         """Set all of them to 0."""
         with self._lock:
-            self.now = ClientStats()
+            self.now = {}
 
     def _reset_lock(self) -> None:
         self._lock = threading.Lock()  # guards: now
@@ -278,7 +277,9 @@ class ClientContext(Generic[_Backend]):
     @property
     def figures(self) -> ClientStats:
         """The statistics of this client, without `retries`."""
-        return self._figures.now
+        from pyrocache.client.stats import ClientStats  # imported here: making its dataclasses takes 5 ms
+
+        return ClientStats(**self._figures.now)
 
     @property
     def retries(self) -> dict[str, int]:
@@ -416,7 +417,7 @@ class ClientContext(Generic[_Backend]):
         if events > 1:
             text += f" ({events} times since the last such warning)"
         if events:
-            log.warning(text, error)
+            logger("pyrocache.client").warning(text, error)
 
     def count(self, figure: str, by: int = 1) -> None:
         """Add to one of this client's statistics, a field of `ClientStats`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 from pyrocache.tracebacks import brief
@@ -34,6 +33,8 @@ _MEANT: dict[str, tuple[str, ...]] = {
 
 def unknown_argument(function: Callable[..., Any], unknown: Iterable[str]) -> TypeError:
     """Return the error for a call of ``function`` with named arguments that it does not have."""
+    from difflib import get_close_matches  # imported here: only mistakes need it
+
     name = next(iter(unknown))
     text = f"{function.__qualname__}() got an unexpected keyword argument {name!r}"
     parameters = list(inspect.signature(function).parameters)

@@ -5,17 +5,15 @@ Thread safety: thread-safe; the functions depend on their arguments only.
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.backend import Answers
 from pyrocache.client.context import ClientContext, Ttl
-from pyrocache.client.stats import NodeStats, Stats
 from pyrocache.config import (
     DEFAULT_NAMESERVER,
     ClientConfig,
@@ -25,12 +23,14 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import ConfigurationError, NodeUnavailable
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.settings import in_force
 from pyrocache.tracebacks import brief
 
-log = logging.getLogger("pyrocache.client")
+if TYPE_CHECKING:
+    from pyrocache.client.stats import Stats
 
 _warnings = Throttle(math.inf)
 
@@ -112,6 +112,8 @@ def number_serving(answers: Answers) -> int:
 
 def stats_of(context: ClientContext[Any], answered: Answers) -> Stats:
     """Return the statistics of nodes, from their answers, and of the client."""
+    from pyrocache.client.stats import NodeStats, Stats  # imported here: making its dataclasses takes 5 ms
+
     answers = {member.name: answer for member, answer in answered}
     errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
     nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}
@@ -132,7 +134,7 @@ def _authenticates(authenticate: bool, nameserver: str, secret_file: object) -> 
     if secret_file is not None:
         raise ConfigurationError("Give either secret_file or authenticate=False.")
     if _warnings.admit(nameserver):
-        log.warning(
+        logger("pyrocache.client").warning(
             "Clients of %s do not authenticate: any process of this host may be what they take for a node, and run "
             "code in them.",
             nameserver,

@@ -9,15 +9,25 @@ Thread safety: thread-safe; no state. A user's own object must be thread-safe it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType, NoneType
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
-__all__ = ["JSON", "MSGPACK", "Serializer", "Unsupported", "UserCodec", "user_serializer"]
+__all__ = [
+    "JSON_HEAD",
+    "JSON_TITLE",
+    "MSGPACK",
+    "Serializer",
+    "Unsupported",
+    "UserCodec",
+    "json_serializer",
+    "user_serializer",
+]
+
+JSON_HEAD, JSON_TITLE = b"j", 'serializer="json"'
 
 
 class UserCodec(Protocol):
@@ -85,16 +95,6 @@ def _check(value: Any, scalars: frozenset[type], keys: frozenset[type]) -> None:
             _check(item, scalars, keys)
 
 
-def _dump_json(value: Any) -> bytes:
-    _check(value, _SCALARS, frozenset((str,)))
-    # Lone surrogates pass. With ASCII, two of them would come back as one character.
-    return _to_json(value).encode("utf-8", "surrogatepass")
-
-
-def _load_json(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8", "surrogatepass"))
-
-
 def _dump_msgpack(value: Any) -> bytes:
     _check(value, _SCALARS | {bytes}, _SCALARS | {bytes})
     try:
@@ -103,7 +103,6 @@ def _dump_msgpack(value: Any) -> bytes:
         raise Unsupported("an int of more than 64 bits") from None
 
 
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _pack = partial(msgpack.packb, use_bin_type=True, unicode_errors="surrogatepass")
 
 
@@ -119,5 +118,22 @@ _unpack = partial(
     ext_hook=_refuse_extension,
 )
 
-JSON = Serializer('serializer="json"', b"j", _dump_json, _load_json)
 MSGPACK = Serializer('serializer="msgpack"', b"k", _dump_msgpack, _unpack)
+
+
+@cache
+def json_serializer() -> Serializer:
+    """Return the serializer that writes JSON. Its module is imported here, because few clients use it."""
+    import json
+
+    to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+    def dump(value: Any) -> bytes:
+        _check(value, _SCALARS, frozenset((str,)))
+        # Lone surrogates pass. With ASCII, two of them would come back as one character.
+        return to_json(value).encode("utf-8", "surrogatepass")
+
+    def load(data: bytes) -> Any:
+        return json.loads(data.decode("utf-8", "surrogatepass"))
+
+    return Serializer(JSON_TITLE, JSON_HEAD, dump, load)

@@ -31,8 +31,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
-from hmac import compare_digest
 from typing import Any
 
 from pyrocache.client.codec import SIGNED_KIND, Codec
@@ -61,9 +59,13 @@ class Signer:
         keys: the keys, of 32 bytes each.
     """
 
-    __slots__ = ("_copies", "_head", "_new", "_parts")
+    __slots__ = ("_copies", "_equal", "_head", "_new", "_parts")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
+        from hashlib import blake2b  # imported here: most clients sign nothing
+        from hmac import compare_digest
+
+        self._equal = compare_digest  # in constant time
         ids = [blake2b(key=key, digest_size=_ID_BYTES, person=_KEY_ID).digest() for key in keys]
         # A state has hashed what begins every message, so that a tag begins with a copy of it.
         states = [
@@ -94,7 +96,7 @@ class Signer:
         state, inner = new(), frame[_HEAD_BYTES:]
         state.update(_length(len(key)) + key)
         state.update(inner)
-        return inner if compare_digest(state.digest(), frame[_TAG_AT:_HEAD_BYTES]) else None
+        return inner if self._equal(state.digest(), frame[_TAG_AT:_HEAD_BYTES]) else None
 
     def knows(self, frame: Any) -> bool:
         """Return whether a signed frame says that one of these keys has signed it."""
@@ -107,7 +109,7 @@ class Signer:
     def opened_part(self, payload: bytes) -> bytes | None:
         """Return the part in the payload of a signed one; None if it was not signed with one of these keys."""
         tag, encoded = payload[:_PART_TAG_BYTES], payload[_PART_TAG_BYTES:]
-        held = [compare_digest(_tag(state, encoded), tag) for state in self._parts]
+        held = [self._equal(_tag(state, encoded), tag) for state in self._parts]
         return encoded if any(held) else None
 
 

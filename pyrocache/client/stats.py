@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import zip_longest
 from typing import Any, Self
 
-from pyrocache.client.keys.format import split_namespace
+from pyrocache.client.keys.format import path_text, split_namespace
 from pyrocache.config import format_size
 from pyrocache.errors import InvalidKey, NodeUnavailable
 
@@ -344,11 +344,6 @@ def _ratio(hits: int, misses: int) -> float:
 def _hits(hits: int, misses: int) -> str:
     reads = hits + misses
     return f"{hits / reads:.1%} hits of {reads:,} reads" if reads else "no reads"
-
-
-def path_text(path: tuple[str, ...]) -> str:
-    """Return a namespace's path in the form that users write."""
-    return repr(path[0] if len(path) == 1 else path) if path else "the root"
 
 
 def _shown(lines: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pyrocache.config import DEFAULT_MAX_VALUE_BYTES, Encryption
 from pyrocache.errors import ProtocolError
 from pyrocache.net.failures import Refused
-from pyrocache.protocol import framing, limits, messages, refusals
+from pyrocache.protocol import framing, limits, messages, proof, refusals
 from pyrocache.protocol.framing import Buffer, FrameDecoder, Header
 from pyrocache.protocol.handshake import (
     NO_SECRET,
@@ -79,6 +79,7 @@ def knowing(
     secret: Secret, greeting: Greeting | None = None, *, trusting: bool = False, tls: Encryption = None
 ) -> Caller:
     """Return a caller that knows the secret; see `Caller`."""
+    proof.prepare()
     greeting = greeting or Greeting(protocol=PROTOCOL)
     return Caller(greeting, secret.current, trusting=trusting, place=secret.place, tls=tls)
 

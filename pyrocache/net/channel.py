@@ -14,7 +14,6 @@ Thread safety: not thread-safe; a `Dialing` is used by one thread at a time.
 from __future__ import annotations
 
 import _socket
-import codecs
 import errno
 import os
 import select
@@ -22,8 +21,6 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from pyrocache.config import TransportChoice
@@ -31,9 +28,6 @@ from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
-
-# Resolving a host name imports this codec. A child forked during that import would wait for its lock forever.
-codecs.lookup("idna")
 
 PATIENCE_SECONDS = 0.25
 """Longest time that a plain channel blocks before the deadline is checked again."""
@@ -172,7 +166,7 @@ class Dialing:
 def _is_private(path: str) -> bool:
     """Return whether a path is a socket in a directory of this user alone, and not a link to one that is elsewhere."""
     try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(Path(path).parent)
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and private_directory.is_private(os.path.dirname(path))
     except OSError as error:
         if came_from_outside(error):
             raise
@@ -193,9 +187,18 @@ def resolve(host: str, port: int) -> Resolved:
 
 def is_resolved(host: str) -> bool:
     """Return whether a host is an address, which `resolve` only parses."""
+    address = _LOCALHOST.get(host, host).partition("%")[0]
+    return any(_is_address(family, address) for family in (socket.AF_INET, socket.AF_INET6))
+
+
+def _is_address(family: int, text: str) -> bool:
     try:
-        ip_address(_LOCALHOST.get(host, host).partition("%")[0])
-    except ValueError:
+        socket.inet_pton(family, text)
+    except OSError as error:
+        if came_from_outside(error):
+            raise
+        return False
+    except ValueError:  # a null character
         return False
     return True
 

@@ -210,6 +210,10 @@ class Connection:
         """Return a deadline by the node's clock, as a `RequestId` has it."""
         return int(deadline.at * 1000.0 + self._ahead) & CLOCK
 
+    def spin(self) -> bool:
+        """Wait for a reply for a moment, if that has paid lately (`SpinWait`). Return whether there is one."""
+        return self._spin_wait is not None and bool(self._spin_wait(self._poll))
+
     def finish_opening(self, deadline: Deadline) -> None:
         """Connect and complete the handshake, unless that is done. Raises one of `failures.BROKEN`."""
         while not self.opened:

@@ -17,7 +17,6 @@ connection, and the last listing over it, it belongs to one thread.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import shlex
@@ -38,11 +37,10 @@ from pyrocache.net.suspicion import Suspicion, Verdict
 from pyrocache.protocol import refusals
 from pyrocache.protocol.commands import ISSUE_TOKEN
 from pyrocache.protocol.handshake import OTHER_PROTOCOL, OVERLOADED, UNPROVEN, HandshakeRefused
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.shortage import explain
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside
-
-log = logging.getLogger("pyrocache.net")
 
 _strangers = Throttle(math.inf)
 
@@ -444,7 +442,7 @@ class NameServerDirectory:
         if self._caller.place and not connection.proved:
             address = format_address(self._server.host, self._server.port)
             if _strangers.admit(address):
-                log.warning(
+                logger("pyrocache.net").warning(
                     "The name server at %s does not prove the secret: any user of this host may run it. Nodes still "
                     "must. `pyrocache nameserver` is one that proves it.",
                     address,

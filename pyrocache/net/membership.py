@@ -9,7 +9,6 @@ Thread safety: thread-safe.
 
 from __future__ import annotations
 
-import logging
 import queue
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
@@ -20,8 +19,7 @@ from pyrocache.net.calls import Connections, Request
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import Listing
 from pyrocache.protocol import commands
-
-log = logging.getLogger("pyrocache.client")
+from pyrocache.runtime.log import logger
 
 _PING_SECONDS = 0.5
 _WAITING = (True,)
@@ -93,7 +91,7 @@ class Membership:
             if listed.number >= current.number and not same:
                 self.view = listed
         elif not self._serving(current.members, deadline.remaining()):
-            log.warning(
+            logger("pyrocache.client").warning(
                 "The cluster was replaced: no node of %s serves, and the name server lists another one.",
                 current,
             )

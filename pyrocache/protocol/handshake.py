@@ -30,7 +30,6 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from pyrocache.errors import ProtocolError
@@ -232,8 +231,12 @@ def format_peer(address: Any) -> str:
     if not isinstance(address, tuple):
         return os.fsdecode(address)
     host, port = address[:2]
-    ip = ip_address(host.partition("%")[0])
-    return f"{getattr(ip, 'ipv4_mapped', None) or ip} {port}"
+    if ":" not in host:
+        return f"{host} {port}"
+    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
+
+    ip = IPv6Address(host.partition("%")[0])
+    return f"{ip.ipv4_mapped or ip} {port}"
 
 
 def legible(text: str) -> str:
@@ -249,7 +252,11 @@ def proxies_need(object_id: str) -> str:
 def is_on_this_host(address: str) -> bool:
     """Return whether an address, as `format_peer` returns it, is a Unix socket or a loopback address."""
     host = address.partition(" ")[0]
-    return host.startswith("/") or (host != "" and ip_address(host).is_loopback)
+    if host.startswith("/") or ":" not in host:
+        return host.startswith(("/", "127."))
+    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
+
+    return IPv6Address(host).is_loopback
 
 
 class ClientHandshake:
@@ -376,8 +383,7 @@ class Strangers(Enum):
     TRUSTED = "they may do all"
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """Whom a server with a secret admits.
 
     Attributes:

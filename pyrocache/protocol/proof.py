@@ -13,8 +13,6 @@ Thread safety: stateless.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
@@ -38,8 +36,20 @@ class Role(Enum):
     CALLER = b"pyrocache 1: proof of a caller"
 
 
+def prepare() -> None:
+    """Import what proofs are made with, OpenSSL among it. This takes 3 ms, which only those need spend who make proofs.
+
+    To be called before threads make proofs: a child forked during an import would wait for its lock forever.
+    """
+    import hashlib  # noqa: F401
+    import hmac  # noqa: F401
+
+
 def derived(key: bytes, purpose: bytes) -> bytes:
     """Return a key of 32 bytes for one purpose, from which no other key can be computed."""
+    import hashlib
+    import hmac
+
     pseudorandom = hmac.digest(bytes(32), key, hashlib.sha256)
     return hmac.digest(pseudorandom, purpose + b"\x01", hashlib.sha256)
 
@@ -67,10 +77,15 @@ def _sorted(greeting: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
 
 def prove(key: bytes, role: Role, said: bytes) -> bytes:
     """Return the proof that the end with this role knows ``key``, for the `transcript` of this connection."""
+    import hashlib
+    import hmac
+
     return hmac.digest(derived(key, role.value), said, hashlib.sha256)
 
 
 def proves(keys: Iterable[bytes], role: Role, said: bytes, proof: bytes) -> bool:
     """Return whether a proof was made with one of ``keys``. The time that this takes does not depend on the proof."""
+    import hmac
+
     matches = [hmac.compare_digest(prove(key, role, said), proof) for key in keys]  # all of them
     return any(matches)

@@ -12,7 +12,6 @@ Thread safety: any thread may register a hook.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import signal
 import weakref
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from types import MethodType
 
-log = logging.getLogger("pyrocache.runtime")
+from pyrocache.runtime.log import logger
 
 _hooks: dict[int, tuple[weakref.ref[object] | None, Callable[..., object]]] = {}  # by order of registration
 _numbers = itertools.count()
@@ -53,7 +52,7 @@ def _run_all() -> None:
             try:
                 function(*arguments)
             except Exception:
-                log.exception("A hook failed in a forked process.")
+                logger("pyrocache.runtime").exception("A hook failed in a forked process.")
 
 
 if hasattr(os, "register_at_fork"):  # missing on Windows

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from contextlib import suppress
 
 
-def path() -> Path:
+def path() -> str:
     """Return its path, whether it exists or not.
 
     Raises:
@@ -20,27 +20,28 @@ def path() -> Path:
     """
     import tempfile  # imported here, which saves time: clients of a user with a home do not need it
 
-    return Path(tempfile.gettempdir()) / f"pyrocache-{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), f"pyrocache-{os.getuid()}")
 
 
-def make() -> Path:
+def make() -> str:
     """Return its path. Create it if needed.
 
     Raises:
         OSError: it cannot be created, or other users may enter it.
     """
     directory = path()
-    directory.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(directory, mode=0o700)
     if not is_private(directory):
         raise PermissionError(f"{directory} is not a directory of this user alone")
     return directory
 
 
-def is_private(directory: Path) -> bool:
+def is_private(directory: str) -> bool:
     """Return whether it is a directory that belongs to this user, and that no other user may enter.
 
     Raises:
         OSError: it does not exist, or cannot be reached.
     """
-    status = directory.lstat()  # not `stat`, which would follow a symbolic link of another user
+    status = os.lstat(directory)  # not `stat`, which would follow a symbolic link of another user
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077

@@ -22,15 +22,14 @@ reads a file, and may block; several threads may call it.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime import private_directory, secret_file
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.secret_file import FILE_VARIABLE, Key
 from pyrocache.runtime.shortage import explain, explained
 from pyrocache.tracebacks import came_from_outside
@@ -46,8 +45,6 @@ __all__ = [
     "read_secret",
     "secret_of_parent",
 ]
-
-log = logging.getLogger("pyrocache.runtime")
 
 FilePath = str | os.PathLike[str]
 
@@ -112,9 +109,9 @@ class Secret:
             return
         self._problem = problem
         if problem is not None:
-            log.warning("The keys that were read before remain in use. %s", problem)
+            logger("pyrocache.runtime").warning("The keys that were read before remain in use. %s", problem)
         else:
-            log.info("The key file %s can be used again.", self.path)
+            logger("pyrocache.runtime").info("The key file %s can be used again.", self.path)
 
     def for_child(self) -> str | list[str]:
         """Return what a child process gets in its settings, for `secret_of_parent`: the path, or the keys in memory.
@@ -286,7 +283,7 @@ def _of_this_process() -> Secret:
     secret = Secret(None, (secret_file.new_key(),))
     kept = _in_memory.setdefault("secret", secret)
     if kept is secret:
-        log.warning(
+        logger("pyrocache.runtime").warning(
             "No place for a secret file was found, so only this process and its children know the secret. Make a "
             "file with `pyrocache secret --secret-file FILE`, and name it with secret_file= or $%s.",
             FILE_VARIABLE,
@@ -299,7 +296,7 @@ def _places(*, make: bool = False) -> Iterator[str]:
     if configuration := _configuration_place():
         yield configuration
     runtime = _directory("XDG_RUNTIME_DIR")
-    if runtime and _is_private(lambda: Path(runtime)):
+    if runtime and _is_private(lambda: runtime):
         yield os.path.join(runtime, _FOLDER, _NAME)
     if _is_private(private_directory.make if make else private_directory.path):
         yield os.path.join(private_directory.path(), _NAME)
@@ -323,7 +320,7 @@ def _directory(variable: str) -> str | None:
     return directory if os.path.isabs(directory) else None
 
 
-def _is_private(directory: Callable[[], Path]) -> bool:
+def _is_private(directory: Callable[[], str]) -> bool:
     try:
         return private_directory.is_private(directory())
     except OSError as error:

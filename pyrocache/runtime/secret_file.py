@@ -32,8 +32,7 @@ import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.shortage import explain
@@ -75,8 +74,7 @@ class Key(bytes):
         raise ConfigurationError("The keys of a secret are not pickled.")
 
 
-@dataclass(frozen=True)
-class Keys:
+class Keys(NamedTuple):
     """The keys of a file, and the steps of a rotation. Each step returns the keys after it."""
 
     primary: Key
@@ -96,7 +94,7 @@ class Keys:
             raise ConfigurationError(
                 f"The secret has {MAX_KEYS} keys, the most that are possible: remove the old ones with `prune`."
             )
-        return replace(self, staged=new_key())
+        return self._replace(staged=new_key())
 
     def promote(self) -> Keys:
         """Use the staged key from now on, and still accept the others."""

@@ -12,6 +12,7 @@ Thread safety: a channel is used by one thread at a time; a `ServerCertificate` 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -24,6 +25,9 @@ from typing import Any, Never
 from pyrocache.config import TLS
 from pyrocache.errors import ConfigurationError
 from pyrocache.runtime.channel import TlsRefused
+
+# Checking the name of a host imports this codec. A child forked during that import would wait for its lock forever.
+codecs.lookup("idna")
 
 _CHUNK_BYTES = 256 * 1024  # encrypted at once
 _RECORD_BYTES = 16 * 1024

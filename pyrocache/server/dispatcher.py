@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -125,7 +125,7 @@ class Dispatcher:
         self.latencies = Latencies()
         self._greeting = greeting
         self._tokens = Tokens()
-        self._admission = None if admission is None else replace(admission, accepts_token=self._tokens.accept)
+        self._admission = None if admission is None else admission._replace(accepts_token=self._tokens.accept)
         self._max_frame_bytes = max_frame_bytes
         self._timer = timer
         own: dict[str, Callable[..., Any]] = {  # what a stock proxy may call on any Pyro5 daemon

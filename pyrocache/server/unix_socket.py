@@ -73,7 +73,7 @@ def _directory() -> Path:
     Raises:
         OSError: it cannot be created, or other users may enter it.
     """
-    directory = private_directory.make()
+    directory = Path(private_directory.make())
     for path in directory.glob(f"*{_SUFFIX}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)  # a full backlog belongs to a live node: do not wait for it

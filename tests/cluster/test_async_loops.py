@@ -314,3 +314,27 @@ def test_pytest_asyncio(tmp_path: Path, cluster: LocalCluster) -> None:
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-W", "error"]
     options += ["-o", "asyncio_default_fixture_loop_scope=function"]
     _run(tmp_path, cluster, script, "-m", "pytest", *options)
+
+
+def test_calls_one_after_the_other_let_other_tasks_run(cache: AsyncPyroCacheClient) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def main() -> int:
+        async with cache:
+            await cache.set("key", 1)
+            counting = asyncio.ensure_future(count())
+            await asyncio.sleep(0)
+            before = turns
+            for _ in range(200):
+                await cache.get("key")
+                await cache.set("key", 1)
+            counting.cancel()
+            return turns - before
+
+    assert run_cleanly(main) >= 400

@@ -41,7 +41,16 @@ def test_the_tests_of_the_page(tmp_path: Path) -> None:
         (tmp_path / f"test_{number}.py").write_text(block)
     told = subprocess.run(
         # pytest-asyncio warns if no scope is configured
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-W",
+            "ignore::pytest.PytestDeprecationWarning",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

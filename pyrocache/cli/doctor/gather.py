@@ -382,7 +382,7 @@ def _is_here(host: str) -> bool:
 def _host() -> HostSeen:
     directory, length = "", 0
     with suppress(OSError):
-        directory = os.fspath(private_directory.path())
+        directory = private_directory.path()
         length = len(os.fsencode(f"{directory}/{'0' * 16}.sock"))
     return HostSeen(
         version=__version__,

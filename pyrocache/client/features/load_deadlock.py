@@ -22,7 +22,6 @@ import math
 import threading
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 from pyrocache.client.features.thread_waits import waits_for_me
@@ -35,7 +34,6 @@ LoadId: TypeAlias = tuple[str, bytes]
 """The name server's address and the key of a value; the key contains the namespace."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Mark:
     """A factory that runs.
 
@@ -46,10 +44,10 @@ class Mark:
         thread: the id of the thread that runs nothing else meanwhile; None for a coroutine.
     """
 
-    value: LoadId
-    leased: bool
-    ends_at: float
-    thread: int | None
+    __slots__ = ("ends_at", "leased", "thread", "value")
+
+    def __init__(self, value: LoadId, leased: bool, ends_at: float, thread: int | None) -> None:
+        self.value, self.leased, self.ends_at, self.thread = value, leased, ends_at, thread
 
 
 loading: ContextVar[frozenset[Mark]] = ContextVar("pyrocache_loading", default=frozenset())

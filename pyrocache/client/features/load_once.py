@@ -30,13 +30,12 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from pyrocache.client.backend import LoadTimes, NewFrame, Pinned, Seconds, Tags
-from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl, log
+from pyrocache.client.context import MISSING, ClientContext, Duration, Ttl
 from pyrocache.client.features import load_deadlock
 from pyrocache.client.features.jitter import check_jitter, jittered
 from pyrocache.client.features.load_deadlock import LoadId, Mark, Waiting
@@ -45,6 +44,7 @@ from pyrocache.config import check_number, to_seconds, ttl_to_seconds
 from pyrocache.errors import CacheUnavailable, PyroCacheError, SerializationError, WaitTimeout
 from pyrocache.net.deadline import Deadline
 from pyrocache.runtime import clock
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.throttle import Throttle
 from pyrocache.tracebacks import came_from_outside, users_frames
 
@@ -57,8 +57,7 @@ caller is loading. `ALWAYS`: in any case. `UNREADABLE`: as if there were none, b
 _once = Throttle(math.inf)  # warnings about a function
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+class LoadOptions(NamedTuple):
     """Settings for loading and keeping a value. Durations are in seconds.
 
     Attributes:
@@ -129,7 +128,7 @@ class Load(NamedTuple, Generic[_T]):
         if _once.admit((text, name, line, type(error))):
             # The text of an error that is not ours may have the value in it.
             reason = str(error).rstrip(".") if isinstance(error, PyroCacheError) else type(error).__name__
-            log.warning("%s (%s): %s. This is logged once.", text, name, reason)
+            logger("pyrocache.client").warning("%s (%s): %s. This is logged once.", text, name, reason)
 
 
 Filling: TypeAlias = tuple[bytes, int, NewFrame, LoadTimes, Tags, Deadline]
@@ -231,7 +230,9 @@ class LoadTask:
         try:
             if self.live is MISSING:
                 raise error
-            log.warning("A value was not refreshed early: loading it failed with %s.", type(error).__name__)
+            logger("pyrocache.client").warning(
+                "A value was not refreshed early: loading it failed with %s.", type(error).__name__
+            )
             return self.live
         finally:
             del error  # or this frame and its traceback would keep each other alive

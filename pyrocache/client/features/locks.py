@@ -28,7 +28,6 @@ Thread safety: thread-safe; each thread that uses a `Lock` acquires for itself, 
 from __future__ import annotations
 
 import _thread
-import logging
 import math
 import os
 import select
@@ -46,6 +45,7 @@ from pyrocache.net.deadline import Deadline
 from pyrocache.net.pinned import PinnedConnection
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime import at_fork, clock
+from pyrocache.runtime.log import logger
 from pyrocache.runtime.shortage import explained
 from pyrocache.tracebacks import brief
 
@@ -54,9 +54,6 @@ _LONGEST_RENEWAL_SECONDS = 600.0
 _RECEIVE_SECONDS = 1.0
 PAUSE_SECONDS = 0.1  # after an unexpected exception, or a refusal of a node without a lease
 _LINGER_SECONDS = 2.0  # the renewing thread ends that long after the last lock was released, at the latest
-
-
-log = logging.getLogger("pyrocache.client")
 
 
 class Tenure:
@@ -501,7 +498,9 @@ class _Renewer:
         except (
             Exception
         ) as error:  # no memory, for example; the locks that are held must be renewed nevertheless
-            log.error("The renewal of locks failed with %s; trying again.", type(error).__name__)
+            logger("pyrocache.client").error(
+                "The renewal of locks failed with %s; trying again.", type(error).__name__
+            )
             time.sleep(PAUSE_SECONDS)
         return False
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable
-from concurrent import futures
-from concurrent.futures.thread import _WorkItem
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
 _Find: TypeAlias = Callable[[dict[str, Any]], Iterable[Hashable]]
 """Returns, from the local variables of a function, what it runs or waits for: futures, ids of threads, jobs."""
+
+_Function: TypeAlias = tuple[str, str, _Find]
 
 
 def waits_for_me(thread: int) -> bool:
@@ -28,11 +28,11 @@ def waits_for_me(thread: int) -> bool:
     me = threading.get_ident()
     if thread == me or me not in frames:
         return False
-    running = _running()
+    running, awaiting = _by_code(_RUNNING), _by_code(_AWAITING)
     mine = {me, *_found(frames.pop(me), running)}
     waiting = {thread} & frames.keys()
     while waiting:
-        awaited = {thing for ident in waiting for thing in _found(frames.pop(ident), _awaiting())}
+        awaited = {thing for ident in waiting for thing in _found(frames.pop(ident), awaiting)}
         if not mine.isdisjoint(awaited):
             return True
         between = (ident for ident, frame in frames.items() if awaited & {ident, *_found(frame, running)})
@@ -50,25 +50,6 @@ def _found(frame: FrameType | None, known: dict[CodeType, _Find]) -> set[Hashabl
     return things
 
 
-def _running() -> dict[CodeType, _Find]:
-    """Return the functions that run something that another thread can wait for."""
-    pool = sys.modules.get("multiprocessing.pool")  # imported only if the program uses it
-    return (
-        _RUNNING
-        if pool is None
-        else {**_RUNNING, pool.worker.__code__: lambda found: [("job", found.get("job"))]}
-    )
-
-
-def _awaiting() -> dict[CodeType, _Find]:
-    """Return the functions that wait for something that another thread runs."""
-    pool = sys.modules.get("multiprocessing.pool")
-    if pool is None:
-        return _AWAITING
-    waits = (pool.ApplyResult.wait, pool.IMapIterator.next)
-    return {**_AWAITING, **{wait.__code__: _unlimited(_job) for wait in waits}}
-
-
 def _unlimited(find: _Find) -> _Find:
     """Return ``find`` for waits without a timeout only: others end by themselves."""
     return lambda found: find(found) if found.get("timeout") is None else ()
@@ -81,7 +62,7 @@ def _future(found: dict[str, Any]) -> list[Hashable]:
 def _all_futures(found: dict[str, Any]) -> Iterable[Hashable]:
     awaited = found.get("fs")
     # Before its first line, the function may have an iterator, which must not be used up here.
-    return awaited if isinstance(awaited, set) and found.get("return_when") == futures.ALL_COMPLETED else ()
+    return awaited if isinstance(awaited, set) and found.get("return_when") == "ALL_COMPLETED" else ()
 
 
 def _last_future(found: dict[str, Any]) -> Iterable[Hashable]:
@@ -89,17 +70,39 @@ def _last_future(found: dict[str, Any]) -> Iterable[Hashable]:
     return pending if len(pending) == 1 else ()  # it goes on after each one
 
 
-_RUNNING: dict[CodeType, _Find] = {
-    _WorkItem.run.__code__: lambda found: [getattr(found.get("self"), "future", None)]
-}
-_AWAITING: dict[CodeType, _Find] = {
-    futures.Future.result.__code__: _unlimited(_future),
-    futures.Future.exception.__code__: _unlimited(_future),
-    futures.wait.__code__: _unlimited(_all_futures),
-    futures.as_completed.__code__: _unlimited(_last_future),
-    threading.Thread.join.__code__: _unlimited(lambda found: [getattr(found.get("self"), "ident", None)]),
-}
-
-
 def _job(found: dict[str, Any]) -> list[Hashable]:
     return [("job", getattr(found.get("self"), "_job", None))]
+
+
+# Modules, names of functions in them, and what these run or wait for. They are looked up among the imported modules:
+# what a program has not imported runs nothing in it, and importing it here would make it slower to start.
+_FUTURES, _POOL = "concurrent.futures._base", "multiprocessing.pool"
+_RUNNING: Sequence[_Function] = (
+    (
+        "concurrent.futures.thread",
+        "_WorkItem.run",
+        lambda found: [getattr(found.get("self"), "future", None)],
+    ),
+    (_POOL, "worker", lambda found: [("job", found.get("job"))]),
+)
+_AWAITING: Sequence[_Function] = (
+    (_FUTURES, "Future.result", _unlimited(_future)),
+    (_FUTURES, "Future.exception", _unlimited(_future)),
+    (_FUTURES, "wait", _unlimited(_all_futures)),
+    (_FUTURES, "as_completed", _unlimited(_last_future)),
+    ("threading", "Thread.join", _unlimited(lambda found: [getattr(found.get("self"), "ident", None)])),
+    (_POOL, "ApplyResult.wait", _unlimited(_job)),
+    (_POOL, "IMapIterator.next", _unlimited(_job)),
+)
+
+
+def _by_code(functions: Iterable[_Function]) -> dict[CodeType, _Find]:
+    """Return what the imported ones of these functions run or wait for, by their code."""
+    return {code: find for module, name, find in functions if (code := _code_of(module, name)) is not None}
+
+
+def _code_of(module: str, name: str) -> CodeType | None:
+    found: Any = sys.modules.get(module)  # another thread may be importing it: then it is not complete
+    for part in (*name.split("."), "__code__"):
+        found = getattr(found, part, None)
+    return found if isinstance(found, CodeType) else None

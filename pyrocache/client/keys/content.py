@@ -30,7 +30,15 @@ from pyrocache.client.keys import arrays, arrow, frames, objects
 from pyrocache.client.keys.digests import CHUNK, LARGE, digest, digest_texts, digested
 from pyrocache.client.keys.encoding import Encoding
 from pyrocache.client.keys.format import nest, utf8
-from pyrocache.client.keys.scalars import ENCODERS, encode_bytes, encode_complex, encode_float, encode_str
+from pyrocache.client.keys.scalars import (
+    ENCODERS,
+    encode_bytes,
+    encode_complex,
+    encode_decimal,
+    encode_float,
+    encode_str,
+    rare_encoders,
+)
 from pyrocache.client.pickling import raw_buffer
 from pyrocache.client.unpicklable import type_name
 from pyrocache.errors import InvalidKey
@@ -160,7 +168,7 @@ class ContentEncoding(Encoding):
         """Return the bytes of a part that contains no object which may be shared; None for any other part."""
         if isinstance(part, _IN_MAIN):
             return self.encode(part) if objects.in_main(part) else None
-        if type(part) in ENCODERS or raw_buffer(part) is not None:
+        if type(part) in ENCODERS or raw_buffer(part) is not None or type(part) in rare_encoders():
             return self.encode(part)
         special = _SPECIAL.get(type(part).__module__.partition(".")[0])
         return None if special is None else special(part, self)
@@ -221,7 +229,7 @@ def _encode_float(key: float) -> bytes:
 
 
 def _encode_decimal(key: Decimal) -> bytes:
-    return _NAN + b"d" + str(key).encode() if key.is_nan() else ENCODERS[Decimal](key)
+    return _NAN + b"d" + str(key).encode() if key.is_nan() else encode_decimal(key)
 
 
 _SHORT: dict[type, Callable[[Any], bytes]] = {

@@ -206,9 +206,10 @@ class Encoding:
             and (encoder := numpy_scalars.encoder_of(cls, self.encode_other)) is not None
         ):
             return encoder
-        base = next((base for base in cls.__mro__ if base in self._encoders), None)
+        known = {**scalars.rare_encoders(), **self._encoders}
+        base = next((base for base in cls.__mro__ if base in known), None)
         if base is not None and cls.__eq__ is base.__eq__:
-            return self._encoders[base]
+            return known[base]
         if issubclass(cls, Enum):
             return self.signing(objects.encode_enum)
         if (names := objects.compared_fields(cls)) is not None:

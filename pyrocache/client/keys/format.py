@@ -123,3 +123,8 @@ def own_code_failed(key: object, error: Exception) -> InvalidKey:
     """Return the error for a key whose own code raised another error."""
     name = type_name(key)
     return InvalidKey(f"a key of type {name} cannot be made canonical: encoding it raised {type_name(error)}")
+
+
+def path_text(path: tuple[str, ...]) -> str:
+    """Return a namespace's path in the form that users write."""
+    return repr(path[0] if len(path) == 1 else path) if path else "the root"

@@ -15,23 +15,24 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
-from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.keys.format import int_bytes, nest, read_int, read_text, too_large, utf8
 from pyrocache.errors import InvalidKey
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
+if TYPE_CHECKING:
+    from decimal import Decimal
+    from fractions import Fraction
+    from pathlib import PurePath
+    from uuid import UUID
+
 _MAX_DIGITS = 160_000  # more of them, before or behind the point, are more bits than MAX_KEY_BYTES
 _DOUBLE = struct.Struct(">d")
-_POSIX = PosixPath if os.name == "posix" else PurePosixPath
-_WINDOWS = WindowsPath if os.name == "nt" else PureWindowsPath
 
 
 # Numbers.
@@ -65,7 +66,10 @@ def _encode_rational(numerator: int, denominator: int) -> bytes:
     return b"r" + nest(encode_int(numerator)) + nest(encode_int(denominator))
 
 
-def _encode_decimal(key: Decimal) -> bytes:
+def encode_decimal(key: Decimal) -> bytes:
+    """Encode a Decimal as the number that it is. Raises `InvalidKey` for NaN, and `KeyTooLarge`."""
+    from decimal import Decimal  # the module of the key
+
     if not key.is_finite():
         return encode_float(float("nan") if key.is_nan() else float(key))
     if not key:
@@ -156,8 +160,6 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
     bool: lambda key: encode_int(int(key)),
     int: encode_int,
     float: encode_float,
-    Decimal: _encode_decimal,
-    Fraction: lambda key: _encode_rational(int(key.numerator), int(key.denominator)),
     complex: encode_complex,
     str: encode_str,
     bytes: encode_bytes,
@@ -165,11 +167,57 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
     date: lambda key: b"y" + int_bytes(key.toordinal()),
     time: _encode_time,
     timedelta: lambda key: b"T" + int_bytes(_microseconds(key)),
-    UUID: lambda key: b"u" + key.bytes,
-    PurePosixPath: lambda key: b"p" + utf8(str(key)),
-    PureWindowsPath: lambda key: b"w" + utf8(str(key).lower()),
 }
-"""By exact type. Datetimes are not among them, because some of them are pickled."""
+"""By exact type. Datetimes are not among them, because some of them are pickled. See `rare_encoders` for the others."""
+
+_RARE_ENCODERS: dict[tuple[str, str], Callable[[Any], bytes]] = {
+    ("decimal", "Decimal"): encode_decimal,
+    ("fractions", "Fraction"): lambda key: _encode_rational(int(key.numerator), int(key.denominator)),
+    ("uuid", "UUID"): lambda key: b"u" + key.bytes,
+    ("pathlib", "PurePosixPath"): lambda key: b"p" + utf8(str(key)),
+    ("pathlib", "PureWindowsPath"): lambda key: b"w" + utf8(str(key).lower()),
+}
+"""By module and name of the exact type."""
+
+
+def rare_encoders() -> dict[type, Callable[[Any], bytes]]:
+    """Return the encoders of types whose modules take 5 ms to import, as far as the program has imported these.
+
+    Without its module, no key is of such a type.
+    """
+    return {
+        cls: encode
+        for (module, name), encode in _RARE_ENCODERS.items()
+        if (cls := getattr(sys.modules.get(module), name, None)) is not None
+    }
+
+
+# These import what a program that reads such keys may not have imported yet.
+
+
+def _fraction(numerator: int, denominator: int) -> Fraction:
+    from fractions import Fraction
+
+    return Fraction(numerator, denominator)
+
+
+def _uuid(payload: bytes) -> UUID:
+    from uuid import UUID
+
+    return UUID(bytes=payload)
+
+
+def _posix_path(payload: bytes) -> PurePath:
+    from pathlib import PosixPath, PurePosixPath
+
+    return (PosixPath if os.name == "posix" else PurePosixPath)(read_text(payload))
+
+
+def _windows_path(payload: bytes) -> PurePath:
+    from pathlib import PureWindowsPath, WindowsPath
+
+    return (WindowsPath if os.name == "nt" else PureWindowsPath)(read_text(payload))
+
 
 DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"N": lambda payload: None,
@@ -183,14 +231,14 @@ DECODERS: dict[bytes, Callable[[bytes], object]] = {
     b"h": lambda payload: (datetime.min + _delta(payload)).time(),
     b"H": _decode_aware_time,
     b"T": _delta,
-    b"u": lambda payload: UUID(bytes=payload),
-    b"p": lambda payload: _POSIX(read_text(payload)),
-    b"w": lambda payload: _WINDOWS(read_text(payload)),
+    b"u": _uuid,
+    b"p": _posix_path,
+    b"w": _windows_path,
 }
 """By type byte: the function that makes a key from a payload."""
 
 BUILDERS: dict[bytes, Callable[..., object]] = {
-    b"r": Fraction,
+    b"r": _fraction,
     b"c": lambda real, imaginary: complex(float(real), float(imaginary)),
 }
 """By type byte: the function that makes a key from the decoded keys of a payload."""

@@ -770,8 +770,10 @@ def test_waiting_callers_do_not_use_up_the_connections_that_the_holder_needs(inn
         assert len({one.result() for one in done}) == (1 if inner == "load" else 300)
 
 
-def test_a_lock_is_not_held_after_its_client_was_closed(shared_cluster: LocalCluster) -> None:
-    client = PyroCacheClient(shared_cluster.nameserver)
+def test_a_lock_is_not_held_after_its_client_was_closed(
+    client_class: type[PyroCacheClient], shared_cluster: LocalCluster
+) -> None:
+    client = client_class(shared_cluster.nameserver)
     lock = client.lock("name")
     lock.acquire()
     client.close()

@@ -226,9 +226,11 @@ def not_pickled() -> Any:
     return Local()
 
 
-def test_a_client_with_a_codec_that_does_not_pickle_is_not_pickled() -> None:
+def test_a_client_with_a_codec_that_does_not_pickle_is_not_pickled(
+    client_class: type[PyroCacheClient],
+) -> None:
     with (
-        PyroCacheClient(codec=not_pickled()) as client,
+        client_class(codec=not_pickled()) as client,
         pytest.raises((AttributeError, pickle.PicklingError)),
     ):
         pickle.dumps(client)
@@ -253,7 +255,7 @@ def test_a_client_with_a_codec_that_does_not_pickle_is_not_pickled() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
 def test_a_setting_that_makes_no_sense_is_refused(
-    settings: dict[str, Any], error: type[Exception], about: str
+    client_class: type[PyroCacheClient], settings: dict[str, Any], error: type[Exception], about: str
 ) -> None:
     with pytest.raises(error, match=about):
-        PyroCacheClient(**settings)
+        client_class(**settings)

@@ -403,9 +403,17 @@ def test_many_entries_with_a_ttl_are_counted_exactly(cache: PyroCacheClient) -> 
 KEYS = 10
 
 
-def add_up(number: int, nameserver: str, start: Any, threads: int, rounds: int, how: str) -> None:
+def add_up(
+    number: int,
+    client_class: type[PyroCacheClient],
+    nameserver: str,
+    start: Any,
+    threads: int,
+    rounds: int,
+    how: str,
+) -> None:
     """Count up in several threads of this process, the one of that number, each going round the keys."""
-    with PyroCacheClient(nameserver, timeout=60.0) as cache:
+    with client_class(nameserver, timeout=60.0) as cache:
 
         def one(thread: int) -> None:
             start.wait()
@@ -459,19 +467,26 @@ def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> No
     ],
 )
 def test_the_sum_is_exact_when_threads_of_several_processes_count_up_ten_keys(
-    shared_cluster: LocalCluster, cache: PyroCacheClient, how: str, processes: int, rounds: int
+    client_class: type[PyroCacheClient],
+    shared_cluster: LocalCluster,
+    cache: PyroCacheClient,
+    how: str,
+    processes: int,
+    rounds: int,
 ) -> None:
     threads = 4 * processes
     start = multiprocessing.get_context("spawn").Barrier(threads)
     begun = time.monotonic()
-    in_processes(processes, add_up, shared_cluster.nameserver, start, 4, rounds, how)
+    in_processes(processes, add_up, client_class, shared_cluster.nameserver, start, 4, rounds, how)
     print(f"{how}: {threads * rounds:,} in {time.monotonic() - begun:.1f} s")
     found = cache.get_many([("counter", number) for number in range(KEYS)])
     assert found == {("counter", number): threads * rounds // KEYS for number in range(KEYS)}
 
 
-def race_to_add(_: int, nameserver: str, start: Any, keys: int, won: Any) -> None:
-    with PyroCacheClient(nameserver) as cache:
+def race_to_add(
+    _: int, client_class: type[PyroCacheClient], nameserver: str, start: Any, keys: int, won: Any
+) -> None:
+    with client_class(nameserver) as cache:
 
         def one(_: int) -> list[int]:
             successes = []
@@ -487,12 +502,12 @@ def race_to_add(_: int, nameserver: str, start: Any, keys: int, won: Any) -> Non
 
 
 def test_of_32_that_add_one_key_at_once_exactly_one_does(
-    shared_cluster: LocalCluster, cache: PyroCacheClient
+    client_class: type[PyroCacheClient], shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
     keys = 50
     context = multiprocessing.get_context("spawn")
     start, won = context.Barrier(32), context.Queue()
-    in_processes(2, race_to_add, shared_cluster.nameserver, start, keys, won)
+    in_processes(2, race_to_add, client_class, shared_cluster.nameserver, start, keys, won)
     wins = Counter(number for _ in range(32) for number in won.get(timeout=5.0))
     assert wins == dict.fromkeys(range(keys), 1)
 
@@ -1012,7 +1027,9 @@ def keys_of_items(cache: PyroCacheClient) -> Iterator[Any]:
     return (key for key, _ in cache.items())
 
 
-@pytest.mark.parametrize("read", [PyroCacheClient.scan, pytest.param(keys_of_items, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "read", [lambda cache: cache.scan(), pytest.param(keys_of_items, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize(("leaves", "position"), [(0, 4500), (2, 100)], ids=["walked over", "still to come"])
 def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
     cluster: LocalCluster, read: Callable[[PyroCacheClient], Iterator[Any]], leaves: int, position: int
@@ -1046,6 +1063,7 @@ def test_a_scan_begun_while_a_node_joins_finds_what_can_be_got(cluster: LocalClu
                 assert max(found.values()) == 1
 
 
+@pytest.mark.blocking_only("watches the blocking backend")
 def test_the_values_of_a_scan_come_a_few_mebibytes_at_a_time(cache: PyroCacheClient) -> None:
     cache.set_many({number: number.to_bytes(1) * 2**20 for number in range(60)})
     peak = 0
@@ -1200,8 +1218,10 @@ def use_both(cache: PyroCacheClient, space: PyroCacheClient) -> None:
     cache["from the child"] = 1
 
 
-def test_a_namespace_outlives_the_variable_of_its_parent(shared_cluster: LocalCluster) -> None:
-    space = PyroCacheClient(shared_cluster.nameserver).namespace("alone")
+def test_a_namespace_outlives_the_variable_of_its_parent(
+    client_class: type[PyroCacheClient], shared_cluster: LocalCluster
+) -> None:
+    space = client_class(shared_cluster.nameserver).namespace("alone")
     space["key"] = 1
     process = multiprocessing.get_context("fork").Process(target=use_namespace, args=(space,))
     process.start()
@@ -1362,6 +1382,7 @@ def test_figures_follow_what_is_done(cluster: LocalCluster) -> None:
 # The wire ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.blocking_only("reads of the asyncio client travel together")
 def test_get_and_set_ask_for_no_more_than_they_need(cache: PyroCacheClient) -> None:
     """The two calls that must be fast send what they always have."""
     sent: list[tuple[Any, ...]] = []

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pyrocache import PyroCacheClient
-from tests.cluster import test_verbs
-from tests.cluster.test_verbs import kinds
+from tests.contract.client import test_verbs
+from tests.contract.client.test_verbs import kinds
 from tests.support.certificates import Certificates
 from tests.support.tls_cluster import TlsCluster, tls_cluster
 

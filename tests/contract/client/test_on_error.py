@@ -91,22 +91,28 @@ def away(request: pytest.FixtureRequest) -> Iterator[tuple[str, type[CacheUnavai
 
 
 @pytest.mark.parametrize("number", range(len(MISSES)))
-def test_every_first_call_is_a_miss_or_the_error(away: tuple[str, type[Exception]], number: int) -> None:
+def test_every_first_call_is_a_miss_or_the_error(
+    client_class: type[PyroCacheClient], away: tuple[str, type[Exception]], number: int
+) -> None:
     (address, error), (call, expected) = away, MISSES[number]
-    with PyroCacheClient(address, on_error="miss") as lenient, PyroCacheClient(address) as strict:
+    with client_class(address, on_error="miss") as lenient, client_class(address) as strict:
         assert call(lenient) == expected
         with pytest.raises(error):
             call(strict)
 
 
 @pytest.mark.parametrize("number", range(len(RAISES)))
-def test_what_cannot_be_made_up_is_an_error(away: tuple[str, type[Exception]], number: int) -> None:
-    with PyroCacheClient(away[0], on_error="miss") as lenient, pytest.raises(away[1]):
+def test_what_cannot_be_made_up_is_an_error(
+    client_class: type[PyroCacheClient], away: tuple[str, type[Exception]], number: int
+) -> None:
+    with client_class(away[0], on_error="miss") as lenient, pytest.raises(away[1]):
         RAISES[number](lenient)
 
 
-def test_a_missing_entry_is_missing_and_a_wrong_argument_is_wrong(away: tuple[str, Any]) -> None:
-    with PyroCacheClient(away[0], on_error="miss") as lenient:
+def test_a_missing_entry_is_missing_and_a_wrong_argument_is_wrong(
+    client_class: type[PyroCacheClient], away: tuple[str, Any]
+) -> None:
+    with client_class(away[0], on_error="miss") as lenient:
         for call in (lambda: lenient["key"], lambda: lenient.pop("key"), lenient.popitem):
             with pytest.raises(KeyError):
                 call()
@@ -119,8 +125,8 @@ def test_a_missing_entry_is_missing_and_a_wrong_argument_is_wrong(away: tuple[st
         assert lenient._context.figures.misses_on_error == 3  # and none of the last three calls
 
 
-def test_async_functions_compute_too(away: tuple[str, Any]) -> None:
-    with PyroCacheClient(away[0], on_error="miss") as lenient:
+def test_async_functions_compute_too(client_class: type[PyroCacheClient], away: tuple[str, Any]) -> None:
+    with client_class(away[0], on_error="miss") as lenient:
 
         @lenient.memoize()
         async def f(x: int) -> int:
@@ -223,7 +229,9 @@ def test_a_node_that_is_paused_delays_async_calls_for_its_keys_only() -> None:
         cluster.resume(0)
 
 
-def test_the_settings_pickle_and_namespaces_have_them(away: tuple[str, Any]) -> None:
-    with PyroCacheClient(away[0], on_error="miss", on_undecodable="miss") as cache:
+def test_the_settings_pickle_and_namespaces_have_them(
+    client_class: type[PyroCacheClient], away: tuple[str, Any]
+) -> None:
+    with client_class(away[0], on_error="miss", on_undecodable="miss") as cache:
         for client in (cache.namespace("inner"), pickle.loads(pickle.dumps(cache))):
             assert client._context.config.on_error == client._context.config.on_undecodable == "miss"

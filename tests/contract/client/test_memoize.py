@@ -800,6 +800,7 @@ def test_the_types_are_those_of_the_function(cache: PyroCacheClient) -> None:
 # Coroutines of the blocking client ---------------------------------------------------------------------------
 
 
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
 def test_memoized_coroutines_start_no_thread(cache: PyroCacheClient) -> None:
     threads: set[str] = set()
 
@@ -819,6 +820,7 @@ def test_memoized_coroutines_start_no_thread(cache: PyroCacheClient) -> None:
     assert threads <= before
 
 
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
 def test_the_statistics_of_a_client_are_also_those_of_its_memoized_coroutines(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -840,6 +842,7 @@ def test_the_statistics_of_a_client_are_also_those_of_its_memoized_coroutines(
         assert other.stats().client.loads_not_stored == client.stats().client.retries == 0
 
 
+@pytest.mark.blocking_only("the asyncio client needs no second backend")
 def test_a_client_closes_the_connections_of_its_memoized_coroutines(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as watching:
 

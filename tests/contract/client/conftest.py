@@ -1,0 +1,47 @@
+"""Fixtures of the contract suite of clients: each test runs with the blocking client and with the asyncio client.
+
+The asyncio client is used through `tests.support.async_client`. A test that is about how the blocking client is made
+carries ``@pytest.mark.blocking_only(reason)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyrocache import LocalCluster, PyroCacheClient
+from tests.support.async_client import BlockingClient, take_problems
+
+ClientClass = Callable[..., PyroCacheClient]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    clients: list[Any] = [PyroCacheClient, BlockingClient]
+    if metafunc.definition.get_closest_marker("blocking_only"):
+        clients.pop()
+    ids = ["blocking", "asyncio"][: len(clients)]
+    metafunc.parametrize("client_class", clients, ids=ids, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def client_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientClass]:
+    """The class of the clients that this test uses. `LocalCluster.client` makes one of it, too."""
+    kind: Any = request.param
+
+    def client(cluster: LocalCluster, **options: Any) -> PyroCacheClient:
+        return cluster._made(kind, options)
+
+    monkeypatch.setattr(LocalCluster, "client", client)
+    yield kind
+    if kind is BlockingClient:
+        assert take_problems() == []
+
+
+@pytest.fixture
+def cache(client_class: ClientClass, shared_cluster: LocalCluster) -> Iterator[PyroCacheClient]:
+    """A client of the shared cluster, which is empty."""
+    with client_class(shared_cluster.nameserver) as client:
+        client.clear()
+        yield client
