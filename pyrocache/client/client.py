@@ -29,7 +29,6 @@ from pyrocache.client.context import (
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.compute import compute
-from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.scan import Items, Values
@@ -66,6 +65,7 @@ from pyrocache.tracebacks import brief
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
+    from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.memoize import Memoizer, Tags
     from pyrocache.client.stats import Stats
 
@@ -351,6 +351,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             SerializationError, CorruptValue: as `get`.
         """
+        from pyrocache.client.features.entries import (
+            entry,  # imported here: making its dataclasses takes 1 ms
+        )
+
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_entry, encoded, None)
