@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from pyrocache.errors import ConfigurationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def format_address(host: str, port: int) -> str:
 
 def ip_address(host: str) -> IPv4Address | IPv6Address | None:
     """Return the IP address that is written so; None if it is none."""
-    import ipaddress  # imported here: clients do not need it
-
+    with at_first_use:
+        import ipaddress  # imported here: clients do not need it
     try:
         return ipaddress.ip_address(host)
     except ValueError:

@@ -56,6 +56,7 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -351,10 +352,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             SerializationError, CorruptValue: as `get`.
         """
-        from pyrocache.client.features.entries import (
-            entry,  # imported here: making its dataclasses takes 1 ms
-        )
-
+        with at_first_use:
+            from pyrocache.client.features.entries import entry  # imported here: its dataclasses take 1 ms
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_entry, encoded, None)
@@ -678,8 +677,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
-        from pyrocache.client.features.memoize import Memoizer  # imported here: not every program memoizes
-
+        with at_first_use:
+            from pyrocache.client.features.memoize import (
+                Memoizer,  # imported here: not every program memoizes
+            )
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------

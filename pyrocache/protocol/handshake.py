@@ -33,6 +33,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from pyrocache.errors import ProtocolError
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol import framing
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
@@ -233,8 +234,8 @@ def format_peer(address: Any) -> str:
     host, port = address[:2]
     if ":" not in host:
         return f"{host} {port}"
-    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
-
+    with at_first_use:
+        from ipaddress import IPv6Address  # imported here: only IPv6 needs it
     ip = IPv6Address(host.partition("%")[0])
     return f"{ip.ipv4_mapped or ip} {port}"
 
@@ -254,8 +255,8 @@ def is_on_this_host(address: str) -> bool:
     host = address.partition(" ")[0]
     if host.startswith("/") or ":" not in host:
         return host.startswith(("/", "127."))
-    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
-
+    with at_first_use:
+        from ipaddress import IPv6Address  # imported here: only IPv6 needs it
     return IPv6Address(host).is_loopback
 
 
