@@ -20,3 +20,11 @@ if hasattr(os, "register_at_fork"):  # missing on Windows
     os.register_at_fork(
         before=at_first_use.acquire, after_in_parent=at_first_use.release, after_in_child=at_first_use.release
     )
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, for the commands in errors."""
+    with at_first_use:
+        import shlex
+
+    return shlex.quote(word)

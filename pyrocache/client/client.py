@@ -28,9 +28,7 @@ from pyrocache.client.context import (
 )
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.bulk import Change
-from pyrocache.client.features.compute import compute
 from pyrocache.client.features.load_once import Load, load_options
-from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
@@ -67,6 +65,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
     from pyrocache.client.features.entries import Entry, EntryInfo
+    from pyrocache.client.features.locks import Lock
     from pyrocache.client.features.memoize import Memoizer, Tags
     from pyrocache.client.stats import Stats
 
@@ -401,6 +400,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise unknown_argument(self.compute, unknown)
         if not callable(function):
             raise brief(TypeError("compute takes a key and a function of its value; set stores a value."))
+        with at_first_use:
+            from pyrocache.client.features.compute import compute  # imported here: few programs need it
         return compute(self._context, key, function, default, ttl_seconds)
 
     @overload
@@ -723,7 +724,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.lock, unknown)
-        return Lock(self._context, name, 1, ttl_seconds, wait_seconds, thread_local)
+        return self._lock(name, 1, ttl_seconds, wait_seconds, thread_local)
 
     def semaphore(
         self,
@@ -742,7 +743,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.semaphore, unknown)
-        return Lock(self._context, name, n, ttl_seconds, wait_seconds, thread_local)
+        return self._lock(name, n, ttl_seconds, wait_seconds, thread_local)
+
+    def _lock(self, *arguments: Any) -> Lock:
+        with at_first_use:
+            from pyrocache.client.features.locks import Lock  # imported here: not every program has locks
+        return Lock(self._context, *arguments)
 
     # Many keys -------------------------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -402,7 +401,6 @@ class Admission(NamedTuple):
     advertised: Collection[str] = ()
 
 
-@dataclass(slots=True, eq=False)
 class ServerHandshake:
     """The state of a handshake at the server.
 
@@ -428,24 +426,60 @@ class ServerHandshake:
         pipelined, unordered: whether the client has these capabilities (`PIPELINED`, `UNORDERED`).
     """
 
-    describe: Callable[[str, Any], Any]
-    admit_request: Callable[[Header], None]
-    spoken: Mapping[int, Serializer]
-    refusals: Mapping[int, bytes]
-    admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
-    admission: Admission | None = None
-    local: str = ""
-    certificate: bytes | None = b""
-    state: State = State.AWAITING
-    trusted: bool = False
-    refusal: str = ""
-    serializer: Serializer | None = None
-    nodes_only: bool = False
-    session: bytes | None = None
-    protocol: int = 0
-    pipelined: bool = False
-    unordered: bool = False
-    _said: bytes = b""
+    __slots__ = (
+        *(
+            "_said",
+            "admission",
+            "admit_head",
+            "admit_request",
+            "certificate",
+            "describe",
+            "local",
+            "nodes_only",
+        ),
+        *(
+            "pipelined",
+            "protocol",
+            "refusal",
+            "refusals",
+            "serializer",
+            "session",
+            "spoken",
+            "state",
+            "trusted",
+        ),
+        "unordered",
+    )
+
+    def __init__(
+        self,
+        describe: Callable[[str, Any], Any],
+        admit_request: Callable[[Header], None],
+        spoken: Mapping[int, Serializer],
+        refusals: Mapping[int, bytes],
+        admit_head: Callable[[Header, bytes], bool] = lambda header, head: True,
+        admission: Admission | None = None,
+        local: str = "",
+        certificate: bytes | None = b"",
+        nodes_only: bool = False,
+    ) -> None:
+        self.describe = describe
+        self.admit_request = admit_request
+        self.spoken = spoken
+        self.refusals = refusals
+        self.admit_head = admit_head
+        self.admission = admission
+        self.local = local
+        self.certificate = certificate
+        self.nodes_only = nodes_only
+        self.state = State.AWAITING
+        self.trusted = False
+        self.refusal = ""
+        self.serializer: Serializer | None = None
+        self.session: bytes | None = None
+        self.protocol = 0
+        self.pipelined = self.unordered = False
+        self._said = b""
 
     def admit(self, header: Header) -> None:
         """Judge a header, in any state, before its body is read.

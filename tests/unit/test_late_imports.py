@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyrocache.late_imports import at_first_use
+from pyrocache.late_imports import at_first_use, quoted
 
 MODULE = "imported_at_first_use"
 
@@ -43,3 +43,7 @@ def test_a_child_forked_during_an_import_can_import_the_module(
     _, status = os.waitpid(pid, 0)
     thread.join(10)
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_a_word_is_quoted_as_a_shell_takes_it() -> None:
+    assert quoted("a b") == "'a b'"

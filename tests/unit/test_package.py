@@ -89,6 +89,47 @@ def test_a_client_without_settings_imports_nothing_to_read_them(tmp_path: Path) 
     }
 
 
+def test_a_client_imports_nothing_that_it_may_never_need(tmp_path: Path) -> None:
+    statement = (
+        f"import os; os.chdir({str(tmp_path)!r}); from pyrocache import PyroCacheClient; PyroCacheClient()"
+    )
+    loaded = modules_after(statement)
+    standard = {
+        *(
+            "asyncio",
+            "concurrent.futures",
+            "multiprocessing",
+            "subprocess",
+            "ssl",
+            "logging",
+            "traceback",
+            "tempfile",
+        ),
+        *(
+            "decimal",
+            "fractions",
+            "numbers",
+            "uuid",
+            "platform",
+            "pathlib",
+            "urllib.parse",
+            "ipaddress",
+            "json",
+        ),
+        *("difflib", "shlex", "encodings.idna", "Pyro5", "tomllib"),
+    }
+    ours = {
+        *("aio", "server", "node", "nameserver", "cli", "server_config", "client.stats", "runtime.tls"),
+        *(
+            "client.features.memoize",
+            "client.features.entries",
+            "client.features.locks",
+            "client.keys.content",
+        ),
+    }
+    assert sorted(loaded & (standard | {f"pyrocache.{name}" for name in ours})) == []
+
+
 def test_importing_the_package_imports_next_to_nothing() -> None:
     loaded = modules_after("import pyrocache")
     assert not loaded & {"Pyro5", "msgpack", "xxhash", "typer", "rich", "pickle"}
