@@ -401,6 +401,7 @@ def interrupts() -> Iterator[Callable[[float], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.blocking_only("a task is cancelled, and not interrupted between two steps")
 @pytest.mark.parametrize("thread_local", [True, False])
 def test_an_interrupted_call_holds_nothing(cache: PyroCacheClient, thread_local: bool) -> None:
     random = Random(7)
@@ -472,6 +473,14 @@ def renewing() -> bool:
     return _renewer.running
 
 
+def test_a_lock_is_renewed_while_it_is_held(cache: PyroCacheClient) -> None:
+    with cache.lock("name", ttl_seconds=0.5) as lock:
+        time.sleep(1.2)
+        assert lock.held
+        assert not is_free(cache)
+
+
+@pytest.mark.blocking_only("the asyncio client has no thread for it")
 def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
     eventually(lambda: not renewing(), 10)
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -488,6 +497,7 @@ def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cac
     assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
 
 
+@pytest.mark.blocking_only("the asyncio client has no thread for it")
 def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_ones_are_renewed(
     cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -671,6 +681,7 @@ def test_a_lock_that_moved_to_another_node_is_lost_and_can_be_acquired_there(clu
         lock.release()
 
 
+@pytest.mark.blocking_only("is about the renewing thread")
 def test_a_node_without_a_lease_passes_no_lock_on_and_loses_none(threads: ThreadPoolExecutor) -> None:
     """The name server is gone and the other node is stopped: it might be the one that knows of a newer view."""
     with private_cluster(nodes=2) as cluster, ExitStack() as stack:
@@ -786,6 +797,7 @@ def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
         pickle.dumps(cache.lock("name"))
 
 
+@pytest.mark.blocking_only("the asyncio client pins no connections")
 def test_a_client_with_too_many_pinned_connections_gets_a_lock_timeout(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as cache:
         cache._context.backend._router._pinning._max_per_node = 1

@@ -564,6 +564,7 @@ def test_a_function_is_the_same_in_the_children_of_a_script(
     assert run("", str(tmp_path / "script.py"), shared_cluster.nameserver).split() == ["called", "10"]
 
 
+@pytest.mark.blocking_only("a wrapper has no name by which it is found")
 def test_it_is_pickled_by_name(cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "documented", cache.memoize()(documented))
     assert pickle.loads(pickle.dumps(documented)) is documented
