@@ -209,8 +209,8 @@ class Program:
                 check(k, entry.value)
             inner = c.namespace("prefixes", ttl_seconds=60)
             inner.set_many({f"a{n}": (f"a{n}", n) for n in range(20)}, tags=["tag"])
-            for k, _ in inner.scan("a", details=True):
-                assert k.startswith("a")
+            for info in inner.scan("a", details=True):
+                assert info.key.startswith("a")
             list(inner.scan(tag="tag"))
             inner.delete_prefix("a")
 
