@@ -145,6 +145,7 @@ def tell(process: subprocess.Popen[str], line: str = "go") -> None:
     process.stdin.flush()
 
 
+@pytest.mark.asyncio_full
 def test_two_hundred_callers_in_eight_processes_load_once(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -279,6 +280,7 @@ def interrupted_after(seconds: float, kind: type[BaseException] = Interrupt) -> 
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("kind", [Interrupt, Limit])
 def test_a_loader_that_is_interrupted_frees_the_lease_at_once(
     kind: type[BaseException], cache: PyroCacheClient, threads: ThreadPoolExecutor
@@ -484,6 +486,7 @@ def test_after_a_delete_one_of_the_waiting_callers_loads_again(
     assert cache.get("key") == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_no_caller_gets_a_value_that_was_invalidated_before_its_call(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
@@ -628,6 +631,7 @@ def test_a_caller_that_waited_for_wait_seconds_gets_a_wait_timeout(
     assert first.result(SOON) == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_waiting_takes_longer_than_any_other_call_may(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
@@ -739,6 +743,7 @@ def test_a_forked_child_loads_for_itself(cache: PyroCacheClient, threads: Thread
 # Unreachable nodes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio_full
 def test_an_unreachable_node_is_an_error_or_the_factory_is_called() -> None:
     calls = []
 
@@ -758,6 +763,7 @@ def test_an_unreachable_node_is_an_error_or_the_factory_is_called() -> None:
         assert lenient.stats().client.misses_on_error
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("on_error", ["raise", "miss"])
 def test_a_value_whose_node_died_during_the_load_is_returned(on_error: Any) -> None:
     with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:

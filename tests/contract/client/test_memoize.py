@@ -512,6 +512,7 @@ print(compute(10))
 """
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("as_a_file", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_an_edited_function_of_a_script_does_not_serve_the_old_result(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path, as_a_file: bool
@@ -747,6 +748,7 @@ def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCac
     assert asyncio.run(main()) == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
     @cache.memoize(wait_seconds=0.2, lease_seconds=3600)
     async def slow() -> None:
