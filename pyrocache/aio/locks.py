@@ -72,13 +72,17 @@ class AsyncGrant(Tenure):
         """Whether this grant is still valid, as far as this process knows."""
         return self.valid and not self._waiter.closed
 
-    async def release(self, deadline: Deadline) -> bool:
-        """Release the lock. Return whether it was held until then; False if the node does not answer."""
+    async def release(self, context: ClientContext[AsyncBackend], deadline: Deadline) -> bool:
+        """Release the lock. Return whether it was held until then; False if the node does not answer.
+
+        Raises:
+            ClientClosed: the context is closed.
+        """
         try:
             if self.over or self.inherited:
                 return False
             here = asyncio.get_running_loop() is self.loop
-            return await self._backend.release(
+            return await context.backend.release(
                 self._name, self.token, deadline, self._waiter if here else None
             )
         finally:
@@ -107,6 +111,9 @@ class AsyncGrant(Tenure):
             return
         if clock.now() < self.renew_at:
             self._watch()
+            return
+        if clock.now() >= self.good_until:
+            self.end()
             return
         self._renewing = task = self.loop.create_task(self._renew())
         task.add_done_callback(self._renewal_ended)
@@ -346,7 +353,7 @@ class AsyncLock:
             grant = self._owner.pop()  # a forked child need not release what its parent acquired
         if grant is None:
             raise not_held("task" if self._options.thread_local else "object")
-        if not await grant.release(self._context.deadline()):
+        if not await grant.release(self._context, self._context.deadline()):
             raise lost()
 
     async def __aenter__(self) -> Self:

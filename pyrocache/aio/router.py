@@ -53,7 +53,7 @@ from pyrocache.net.failures import Refused, Unavailable, client_closed, name_in_
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, GET, Command, Scope
-from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
+from pyrocache.protocol.refusals import NOT_SERVING, STALE_VIEW, TRY_AGAIN
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
 
@@ -202,7 +202,7 @@ class AsyncRouter:
     async def ask_grant(
         self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Any:
-        """Send a command about a grant of a node to that node, once. Return the result; None if it is not known.
+        """Send a command about a grant of a node to that node, once. Return the result; None if it has no such grant.
 
         Raises:
             NotServing: the node cannot tell at the moment.
@@ -214,6 +214,8 @@ class AsyncRouter:
         except (Refused, Unavailable) as problem:
             if isinstance(problem, Refused) and problem.refusal.code in (NOT_SERVING, TRY_AGAIN):
                 raise NotServing(str(problem)) from None
+            if isinstance(problem, Refused) and problem.refusal.code == STALE_VIEW:
+                return None  # the key belongs to another node now, and its grants have ended
             action = await self._decide(Attempts(), request, problem, deadline)
             if isinstance(action, Result):
                 return action.value
