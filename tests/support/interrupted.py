@@ -177,7 +177,7 @@ class Program:
             c.delete_many(keys[:3])
 
         def walks(c: PyroCacheClient) -> None:
-            inner = c.namespace("inner")
+            inner = c.namespace("walked")
             inner.set_many({k: (k, 0) for k in range(30)})
             for k in inner.scan(batch=10):
                 assert type(k) is int
