@@ -32,6 +32,9 @@ class Waiter:
         self.dropped_in = self.dropped_in or threading.current_thread()
 
 
+NEVER = object()
+
+
 class ScriptedBackend:
     """A backend that grants each lock, and answers renewals and releases as it is told."""
 
@@ -48,6 +51,8 @@ class ScriptedBackend:
 
     async def renew(self, *_: Any) -> Any:
         answer = self.renewals.pop(0)
+        if answer is NEVER:
+            await asyncio.Event().wait()
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -104,10 +109,25 @@ def test_a_renewal_that_nobody_answers_in_time_loses_the_lock() -> None:
         lock = lock_of(backend)
         await lock.acquire()
         grant = grant_of(lock)
-        backend.renewals = [None]
-        grant.good_until = clock.now()
+        backend.renewals = [NEVER]
+        grant.good_until = clock.now() + 0.02
         await renew(grant)
         assert grant.over
+        assert backend.waiters[0].closed
+
+    asyncio.run(main())
+
+
+def test_a_grant_whose_time_is_over_is_not_renewed() -> None:
+    async def main() -> None:
+        backend = ScriptedBackend()
+        lock = lock_of(backend)
+        await lock.acquire()
+        grant = grant_of(lock)
+        grant.renew_at = grant.good_until = clock.now()
+        grant.wake()
+        assert grant.over
+        assert grant._renewing is None
         assert backend.waiters[0].closed
 
     asyncio.run(main())

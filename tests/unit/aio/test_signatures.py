@@ -141,4 +141,4 @@ def test_every_method_says_what_it_does(kind: type) -> None:
 def test_the_lists_have_no_more_than_is_needed() -> None:
     assert ONLY_BLOCKING.keys() <= set().union(*(methods(blocking) for blocking, _ in CLASSES))
     assert ONLY_ASYNCIO.keys() <= set().union(*(methods(asynchronous) for _, asynchronous in CLASSES))
-    assert PLAIN | ITERATE <= methods(AsyncPyroCacheClient).keys()
+    assert methods(AsyncPyroCacheClient).keys() >= PLAIN | ITERATE
