@@ -226,6 +226,16 @@ TARGETS = [
     Target(
         "import pyrocache", "start", "Start", "import pyrocache", OURS, "median_ms", at_most=60, unit="ms"
     ),
+    Target(
+        "import of the client",
+        "start",
+        "Start",
+        "from pyrocache import PyroCacheClient",
+        OURS,
+        "median_ms",
+        at_most=60,
+        unit="ms",
+    ),
 ]
 
 

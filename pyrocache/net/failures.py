@@ -11,7 +11,6 @@ Thread safety: everything here is a value or a function without state.
 
 from __future__ import annotations
 
-import shlex
 from typing import TypeAlias
 
 from pyrocache.cluster.routing import Member
@@ -27,6 +26,7 @@ from pyrocache.errors import (
     PyroCacheError,
     ValueTooLarge,
 )
+from pyrocache.late_imports import quoted
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import (
@@ -97,7 +97,7 @@ def name_in_hint(error: BaseException, nameserver: str) -> None:
     """Complete the command in an error's message, to be copied, with the name server in use."""
     text = str(error)
     if nameserver and text.endswith(_HINT):
-        error.args = (f"{text} --nameserver {shlex.quote(nameserver)}", *error.args[1:])
+        error.args = (f"{text} --nameserver {quoted(nameserver)}", *error.args[1:])
 
 
 def unavailable(

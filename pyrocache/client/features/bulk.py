@@ -19,6 +19,7 @@ from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, Wh
 from pyrocache.client.features.jitter import check_jitter, shortened
 from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
 from pyrocache.tracebacks import brief
 
@@ -92,10 +93,8 @@ class GetEntries:
         if isinstance(answers, PyroCacheError):
             self._failures.append((indices, answers))
             return
-        from pyrocache.client.features.entries import (
-            entry,  # imported here: making its dataclasses takes 1 ms
-        )
-
+        with at_first_use:
+            from pyrocache.client.features.entries import entry  # imported here: its dataclasses take 1 ms
         there = [(i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None]
         frames, places = [answer[0] for _, answer in there], [i for i, _ in there]
         keys = [self.encoded[i] for i in places]

@@ -26,6 +26,7 @@ from pyrocache.errors import (
     RemoteError,
     SerializationError,
 )
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.tracebacks import brief
 
@@ -55,10 +56,8 @@ def details(
     context: ClientContext, prefix: Prefix, batch: int, tag: bytes | None = None
 ) -> Iterator[EntryInfo]:
     """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
-    from pyrocache.client.features.entries import (
-        entry_info,  # imported here: making its dataclasses takes 1 ms
-    )
-
+    with at_first_use:
+        from pyrocache.client.features.entries import entry_info  # imported here: its dataclasses take 1 ms
     pages = _pages(context, prefix, batch, tag, details=True)
     found = (entry_info(context, sent) for page in pages for sent in page)
     return (info for info in found if info.key is not MISSING)
