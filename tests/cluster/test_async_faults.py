@@ -26,6 +26,7 @@ from tests.support.cutting_proxy import CuttingProxy
 from tests.support.loops import eventually, run_cleanly
 from tests.support.secrets import directory_of
 from tests.support.tls_cluster import tls_cluster
+from tests.support.waiting import PATIENCE_SECONDS
 
 TIMEOUT_SECONDS = 0.4
 KEYS = 60
@@ -354,3 +355,26 @@ def test_small_and_large_values_travel_over_tls(certificates: Certificates) -> N
 
     with tls_cluster(certificates) as running:
         run_cleanly(main)
+
+
+def test_a_lock_is_acquired_at_whatever_moment_the_client_disconnects(cluster: LocalCluster) -> None:
+    async def main() -> None:
+        async with cluster.async_client() as cache:
+            loop = asyncio.get_running_loop()
+
+            def disconnect(turns: int) -> None:
+                if turns:
+                    loop.call_soon(disconnect, turns - 1)
+                else:
+                    cache._context.backend.disconnect()
+
+            for turns in range(8):
+                async with cache.lock("lock"):
+                    pass  # the connection is open
+                lock = cache.lock("lock")
+                loop.call_soon(disconnect, turns)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    assert await lock.acquire()
+                await lock.release()
+
+    run_cleanly(main)
