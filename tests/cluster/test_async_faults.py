@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from pyrocache import AsyncPyroCacheClient, LocalCluster, MayHaveBeenDone, NodeUnavailable, PyroCacheError
+from pyrocache import (
+    AsyncPyroCacheClient,
+    ClientClosed,
+    LocalCluster,
+    MayHaveBeenDone,
+    NodeUnavailable,
+    PyroCacheError,
+)
 from pyrocache.aio.backend import AsyncBackend
 from pyrocache.aio.router import AsyncRouter
 from pyrocache.client.context import ClientContext
@@ -376,5 +383,24 @@ def test_a_lock_is_acquired_at_whatever_moment_the_client_disconnects(cluster: L
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     assert await lock.acquire()
                 await lock.release()
+
+    run_cleanly(main)
+
+
+def test_a_call_that_pings_a_silent_node_ends_with_the_client(cluster: LocalCluster) -> None:
+    async def main() -> None:
+        async with cluster.async_client(timeout=TIMEOUT_SECONDS) as cache:
+            silent = (await keys_of(cache, cluster.nodes[0].name, 1))[0]
+            cluster.pause(0)
+            try:
+                await seconds_of(cache.get(silent))
+                pinging = asyncio.create_task(cache.get(silent))
+                await asyncio.sleep(0.05)
+                assert not pinging.done()
+                await cache.close()
+                with pytest.raises(ClientClosed):
+                    await pinging
+            finally:
+                cluster.resume(0)
 
     run_cleanly(main)
