@@ -1,10 +1,10 @@
 """The load: a process with several users of one cache, each of which records its calls.
 
 Run as ``python -m tests.chaos.load JSON`` (`Settings`). It ends when its standard input does, so never outlives the
-run. Rates are bounded. With the asyncio client, the calls of all users are made in one event loop. Two users share a
+run. Rates are bounded. With the asyncio client, the calls of all users are tasks of one event loop. Two users share a
 client; one begins a new client every few seconds, and so knows of changes; one uses the keys of a single node only, and
-so hears of changes from that node alone. In addition, one does nothing but remove many keys at once, seldom, and so
-does not hear of changes in between.
+so hears of changes from that node alone. In addition, one only removes many keys at once, seldom, and so does
+not hear of changes in between.
 
 Thread safety: each `User` belongs to one thread.
 """
