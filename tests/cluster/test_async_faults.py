@@ -331,13 +331,15 @@ def test_a_large_value_under_way_does_not_hold_up_small_calls(cluster: LocalClus
                 return await (cache.set("large", large) if verb == "set" else cache.get("large"))
 
             overtaken = 0
-            for turn in range(6):
+            for turn in range(100):  # a busy machine may let none pass in one turn
                 moving = asyncio.create_task(move())
                 await asyncio.sleep(0.001)  # reads of the same turn would travel as one
                 while not moving.done():
                     assert await cache.get(small) == "small"
                     overtaken += turn > 1 and not moving.done()  # both connections are open by then
                 assert await moving == (True if verb == "set" else large)
+                if overtaken >= 4:
+                    break
             assert overtaken >= 4
 
     run_cleanly(main)
