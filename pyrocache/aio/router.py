@@ -53,7 +53,7 @@ from pyrocache.net.failures import Refused, Unavailable, client_closed, name_in_
 from pyrocache.net.membership import Membership, serving_members
 from pyrocache.net.suspicion import Suspicions
 from pyrocache.protocol.commands import CHECK_VIEW, GET, Command, Scope
-from pyrocache.protocol.refusals import NOT_SERVING, TRY_AGAIN
+from pyrocache.protocol.refusals import NOT_SERVING, STALE_VIEW, TRY_AGAIN
 from pyrocache.protocol.request_id import SESSION_BYTES
 from pyrocache.runtime import at_fork
 
@@ -64,6 +64,10 @@ _AGAIN: Any = object()
 
 class NotServing(NodeUnavailable):
     """The node cannot tell at the moment whether something is held."""
+
+
+class GrantMoved(NodeUnavailable):
+    """What was granted is not at this node any more: the key belongs to another one."""
 
 
 class _Here(NamedTuple):
@@ -206,6 +210,7 @@ class AsyncRouter:
 
         Raises:
             NotServing: the node cannot tell at the moment.
+            GrantMoved: the key belongs to another node by now.
             PyroCacheError: the node refused, or is unavailable.
         """
         request = Request(member, command, arguments)
@@ -214,6 +219,8 @@ class AsyncRouter:
         except (Refused, Unavailable) as problem:
             if isinstance(problem, Refused) and problem.refusal.code in (NOT_SERVING, TRY_AGAIN):
                 raise NotServing(str(problem)) from None
+            if isinstance(problem, Refused) and problem.refusal.code == STALE_VIEW:
+                raise GrantMoved(str(problem)) from None
             action = await self._decide(Attempts(), request, problem, deadline)
             if isinstance(action, Result):
                 return action.value
