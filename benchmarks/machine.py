@@ -17,6 +17,7 @@ _PACKAGES = (
     "xxhash",
     "redis",
     "hiredis",
+    "uvloop",
     "pymemcache",
     "numpy",
     "cachetools",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
+from benchmarks.cases.aio import AWAITED, GATHERED, HEARTBEAT, REDIS_ASYNCIO
 from benchmarks.field import MEMCACHED, OURS, REDIS, SIGNED, STOCK_PYRO, TRANSPORTS
 from benchmarks.results import Results
 from benchmarks.tables import Shown
@@ -112,6 +113,31 @@ TARGETS = [
         )
         for verb in ("get", "set")
     ),
+    Target(
+        f"get, awaited, TCP: calls/s, to {REDIS_ASYNCIO}",
+        "aio",
+        f"{AWAITED}, TCP",
+        "get",
+        REDIS_ASYNCIO,
+        at_least=1.5,
+    ),
+    Target(
+        f"gather of 1,000 gets, TCP: calls/s, to {REDIS_ASYNCIO}",
+        "aio",
+        f"{GATHERED}, TCP",
+        "get",
+        REDIS_ASYNCIO,
+        at_least=3,
+    ),
+    Target(
+        f"heartbeat beside 100 tasks, TCP: p99, to {REDIS_ASYNCIO}",
+        "aio",
+        f"{HEARTBEAT}, TCP",
+        "get and set",
+        REDIS_ASYNCIO,
+        "p99_ratio",
+        at_most=1,
+    ),
     *_of_batches("get_many", {REDIS: 1.15, MEMCACHED: 2.8}),
     *_of_batches("set_many", {REDIS: 1.5, MEMCACHED: 1.3}),
     *(
@@ -199,6 +225,16 @@ TARGETS = [
     ),
     Target(
         "import pyrocache", "start", "Start", "import pyrocache", OURS, "median_ms", at_most=60, unit="ms"
+    ),
+    Target(
+        "import of the client",
+        "start",
+        "Start",
+        "from pyrocache import PyroCacheClient",
+        OURS,
+        "median_ms",
+        at_most=60,
+        unit="ms",
     ),
 ]
 

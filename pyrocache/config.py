@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from pyrocache.errors import ConfigurationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ MAX_NAMESPACE_PATH_BYTES = 512
 MAX_SECONDS = 1_000_000
 """The longest timeout or deadline, eleven days; a TTL may be longer."""
 
-_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+# The first two are compiled at first use: most clients do not need them.
+_SIZE = r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*"
+_CLASS_NAME = r"[^.\s]+(\.[^.\s]+)+"
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|([^:\s/@]+))(?::(\d{1,5}))?")
 _NODE_NAME = re.compile(r"cache\.node\.[1-9]\d{0,8}")
-_CLASS_NAME = re.compile(r"[^.\s]+(\.[^.\s]+)+")
 _ZONE = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -81,7 +83,7 @@ def parse_size(size: int | str) -> int:
         ConfigurationError: it is not a valid size, or not positive.
     """
     if isinstance(size, str):
-        match = _SIZE.fullmatch(size)
+        match = re.fullmatch(_SIZE, size, re.IGNORECASE)
         if match is None:
             raise ConfigurationError(f"{size!r} is not a valid size. Examples: 256MiB, 1GiB.")
         number, letter, binary = match.groups()
@@ -134,8 +136,8 @@ def format_address(host: str, port: int) -> str:
 
 def ip_address(host: str) -> IPv4Address | IPv6Address | None:
     """Return the IP address that is written so; None if it is none."""
-    import ipaddress  # imported here: clients do not need it
-
+    with at_first_use:
+        import ipaddress  # imported here: clients do not need it
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -470,7 +472,9 @@ class ClientConfig:
             check(methods, f"codec must be an object with the methods dumps and loads, not {kind}.")
             check(self.serializer == "pickle", "Give either a codec or a serializer.")
         names = self.allowed_classes
-        valid = names is None or (isinstance(names, tuple) and all(map(_CLASS_NAME.fullmatch, names)))
+        valid = names is None or (
+            isinstance(names, tuple) and all(re.fullmatch(_CLASS_NAME, name) for name in names)
+        )
         check(valid, f"allowed_classes must be classes, or names like 'module.Class', not {names!r}.")
         if self.compress_above is not None:
             valid = type(self.compress_above) is int and self.compress_above >= 0

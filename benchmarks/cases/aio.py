@@ -1,19 +1,21 @@
 """One process with an event loop and one server: calls awaited one by one, 1,000 at once, and beside another task.
 
 Compares the asyncio client with redis.asyncio, each also under uvloop where that is installed, and with itself when
-reads of one turn of the loop do not travel together. `gather` makes 1,000 calls, each in a task of its own; a row counts
-such rounds. For these, redis.asyncio has a `BlockingConnectionPool` of 50 connections, as its default pool refuses more
-than 100 calls at a time.
+reads of one turn of the loop do not travel together. `gather` makes 1,000 calls, each in a task of its own; a row
+counts such rounds. For many calls at once, redis.asyncio has a `BlockingConnectionPool` of 50 connections, as its
+default pool refuses more than 100.
 
 *Heartbeat*: 100 tasks make calls, one after the other, three `get`s for each `set`. Another task sleeps for 1 ms, again
 and again. *median* and *p99* are the times between two of its wakes, *calls/s* those of the 100 tasks.
 
-Values have 100 bytes. The contenders run in turn. Three processes, one after the other, make a third of the rounds each.
+Values have 100 bytes. The contenders run in turn. For each table, three processes, one after the other, make a third of
+the rounds each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import pickle
 import signal
@@ -48,6 +50,7 @@ SEPARATE = f"{OURS}, reads apart"
 _UVLOOP = ", uvloop"
 
 AWAITED, GATHERED, HEARTBEAT = "awaited one by one", "gather of 1,000", "beside 100 tasks"
+_OPERATIONS = {AWAITED: ("get", "set"), GATHERED: ("get", "set"), HEARTBEAT: ("get and set",)}
 
 _KEYS = 1000
 _SIZE = 100
@@ -65,7 +68,8 @@ class Contender:
 
     Attributes:
         name, transport, pids: as for `field.Contender`.
-        connect: makes an object with the coroutines ``get`` and ``set``; takes ``many``, whether 1,000 calls may be under way.
+        connect: makes an object with the coroutines ``get`` and ``set``; takes ``many``, whether 1,000 calls may be
+            under way.
         uvloop: whether the loop is uvloop's.
         together: whether reads of one turn of the loop travel together; only ours has the choice.
     """
@@ -90,7 +94,6 @@ class Plan(NamedTuple):
 class Turn(NamedTuple):
     """What one contender did in one turn."""
 
-    group: str
     operation: str
     transport: Transport
     contender: str
@@ -107,10 +110,11 @@ def measure(session: Session) -> list[Row]:
     crews = session.choose(3, 1)
     turns: _Turns = defaultdict(lambda: defaultdict(list))
     with _field(session) as contenders:
-        for number in range(crews):
-            session.progress(f"aio: process {number + 1} of {crews}")
-            for turn in _turns(contenders, plan):
-                turns[turn.group, turn.transport, turn.operation][turn.contender].append(turn.slice)
+        for group in _OPERATIONS:
+            for number in range(crews):
+                session.progress(f"aio: {group}, process {number + 1} of {crews}")
+                for turn in _turns(contenders, group, plan):
+                    turns[group, turn.transport, turn.operation][turn.contender].append(turn.slice)
     return list(_rows(turns))
 
 
@@ -169,10 +173,10 @@ def _field(session: Session) -> Iterator[list[Contender]]:
         yield contenders
 
 
-def _turns(contenders: Sequence[Contender], plan: Plan) -> Iterator[Turn]:
+def _turns(contenders: Sequence[Contender], group: str, plan: Plan) -> Iterator[Turn]:
     """Run one process to its end; yield what it measures."""
     ours, theirs = FORKSERVER.Pipe()
-    process = FORKSERVER.Process(target=_serve, args=(theirs, contenders, plan), daemon=True)
+    process = FORKSERVER.Process(target=_serve, args=(theirs, contenders, group, plan), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -226,27 +230,23 @@ def _pyrocache(nameserver: str, transport: Transport, *, many: bool) -> Any:
     return AsyncPyroCacheClient(nameserver, transport="auto" if transport == "Unix" else "tcp")
 
 
-def _serve(parent: Pipe, contenders: Sequence[Contender], plan: Plan) -> None:
+def _serve(parent: Pipe, contenders: Sequence[Contender], group: str, plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     try:
         with ExitStack() as stack:
             players = [_Player(contender, stack) for contender in contenders]
+            gc.collect()
+            gc.freeze()
             for number in range(-1, plan.rounds):  # the first round is not counted
-                for group, operation in _TASKS:
+                for operation in _OPERATIONS[group]:
                     for player in rotated(players, max(0, number)):
                         done = player.run(group, operation, plan)
                         if number >= 0:
                             one = player.contender
-                            parent.send(Turn(group, operation, one.transport, one.name, done))
+                            parent.send(Turn(operation, one.transport, one.name, done))
         parent.send(None)
     except Exception:
         parent.send(traceback.format_exc())
-
-
-_TASKS = [
-    *((group, verb) for group in (AWAITED, GATHERED) for verb in ("get", "set")),
-    (HEARTBEAT, "get and set"),
-]
 
 
 class _Player:
@@ -350,13 +350,14 @@ def _reads_together(together: bool) -> Iterator[None]:
     """Have each read travel alone meanwhile, unless they are to travel together as usual."""
     from pyrocache.aio.call import Call
     from pyrocache.aio.lane import Lane
+    from pyrocache.net.deadline import Deadline
     from pyrocache.protocol.commands import GET
 
     usual = Lane.get
 
-    def alone(lane: Any, view: int, key: bytes, deadline: Any) -> asyncio.Future[Any]:
+    def alone(self: Lane, view: int, key: bytes, deadline: Deadline) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lane.submit(Call(GET.name, (view, key), deadline, future))
+        self.submit(Call(GET.name, (view, key), deadline, future))
         return future
 
     if not together:

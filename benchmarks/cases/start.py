@@ -6,6 +6,7 @@ the client module, which happens at the first use of the client.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -78,9 +79,12 @@ def measure(session: Session) -> list[Row]:
 
 
 def _seconds_of(code: str) -> float:
+    # With compiled modules, as an installed package has them.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=_ROOT,
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         timeout=_SECONDS,

@@ -73,13 +73,19 @@ class AsyncGrant(Tenure):
         """Whether this grant is still valid, as far as this process knows."""
         return self.valid and not self._waiter.closed
 
-    async def release(self, backend: AsyncBackend, deadline: Deadline) -> bool:
-        """Release the lock by ``backend``. Return whether it was held until then; False if the node does not answer."""
+    async def release(self, context: ClientContext[AsyncBackend], deadline: Deadline) -> bool:
+        """Release the lock. Return whether it was held until then; False if the node does not answer.
+
+        Raises:
+            ClientClosed: the context is closed.
+        """
         try:
             if self.over or self.inherited:
                 return False
             here = asyncio.get_running_loop() is self.loop
-            return await backend.release(self._name, self.token, deadline, self._waiter if here else None)
+            return await context.backend.release(
+                self._name, self.token, deadline, self._waiter if here else None
+            )
         finally:
             self.end()
 
@@ -104,12 +110,11 @@ class AsyncGrant(Tenure):
         """Begin a renewal if it is time."""
         if self.over or self._waiter.closed:
             return
-        now = clock.now()
-        if now >= self.good_until:
-            self.end()
-            return
-        if now < self.renew_at:
+        if clock.now() < self.renew_at:
             self._watch()
+            return
+        if clock.now() >= self.good_until:
+            self.end()
             return
         self._renewing = task = self.loop.create_task(self._renew())
         task.add_done_callback(self._renewal_ended)
@@ -350,8 +355,7 @@ class AsyncLock:
             grant = self._owner.pop()  # a forked child need not release what its parent acquired
         if grant is None:
             raise not_held("task" if self._options.thread_local else "object")
-        # The backend of the moment, which raises once the context is closed.
-        if not await grant.release(self._context.backend, self._context.deadline()):
+        if not await grant.release(self._context, self._context.deadline()):
             raise lost()
 
     async def __aenter__(self) -> Self:

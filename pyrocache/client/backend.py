@@ -27,6 +27,7 @@ from pyrocache.client.routing.router import NodeLeft, Router
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.config import ClientConfig
 from pyrocache.errors import NodeUnavailable, PyroCacheError, RemoteError, ValueTooLarge
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.call_protocol import ANONYMOUS, Caller, knowing
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import NameServerDirectory
@@ -401,8 +402,8 @@ class Backend:
 
     def stats(self, deadline: Deadline) -> Answers:
         """Return the statistics of every node, as the node sends them."""
-        from pyrocache.client.stats import is_stats  # imported here: making its dataclasses takes 5 ms
-
+        with at_first_use:
+            from pyrocache.client.stats import is_stats  # imported here: making its dataclasses takes 5 ms
         return self._broadcast(is_stats, commands.STATS, (), deadline)
 
     def reset_stats(self, deadline: Deadline) -> Answers:

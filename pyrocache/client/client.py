@@ -28,10 +28,7 @@ from pyrocache.client.context import (
 )
 from pyrocache.client.features import bulk, load_once, scan
 from pyrocache.client.features.bulk import Change
-from pyrocache.client.features.compute import compute
-from pyrocache.client.features.entries import Entry, EntryInfo, entry
 from pyrocache.client.features.load_once import Load, load_options
-from pyrocache.client.features.locks import Lock
 from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
@@ -57,6 +54,7 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -66,6 +64,8 @@ from pyrocache.tracebacks import brief
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
+    from pyrocache.client.features.entries import Entry, EntryInfo
+    from pyrocache.client.features.locks import Lock
     from pyrocache.client.features.memoize import Memoizer, Tags
     from pyrocache.client.stats import Stats
 
@@ -351,6 +351,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         Raises:
             SerializationError, CorruptValue: as `get`.
         """
+        with at_first_use:
+            from pyrocache.client.features.entries import entry  # imported here: its dataclasses take 1 ms
         context = self._context
         encoded = context.encode_key(key)
         found = self._answer(context.backend.get_entry, encoded, None)
@@ -398,6 +400,8 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise unknown_argument(self.compute, unknown)
         if not callable(function):
             raise brief(TypeError("compute takes a key and a function of its value; set stores a value."))
+        with at_first_use:
+            from pyrocache.client.features.compute import compute  # imported here: few programs need it
         return compute(self._context, key, function, default, ttl_seconds)
 
     @overload
@@ -674,8 +678,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             raise brief(TypeError("ignore is a list of names, not one name."))
         ttl = self._context.new_ttl(ttl_seconds)
         options = load_options(ttl, stale_seconds, early, wait_seconds, lease_seconds, ttl_jitter)
-        from pyrocache.client.features.memoize import Memoizer  # imported here: not every program memoizes
-
+        with at_first_use:
+            from pyrocache.client.features.memoize import (
+                Memoizer,  # imported here: not every program memoizes
+            )
         return Memoizer(self._context, options, key, frozenset(ignore), cache_if, typed, tags, name)
 
     # Locks -----------------------------------------------------------------------------------------------
@@ -718,7 +724,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.lock, unknown)
-        return Lock(self._context, name, 1, ttl_seconds, wait_seconds, thread_local)
+        return self._lock(name, 1, ttl_seconds, wait_seconds, thread_local)
 
     def semaphore(
         self,
@@ -737,7 +743,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         if unknown:
             raise unknown_argument(self.semaphore, unknown)
-        return Lock(self._context, name, n, ttl_seconds, wait_seconds, thread_local)
+        return self._lock(name, n, ttl_seconds, wait_seconds, thread_local)
+
+    def _lock(self, *arguments: Any) -> Lock:
+        with at_first_use:
+            from pyrocache.client.features.locks import Lock  # imported here: not every program has locks
+        return Lock(self._context, *arguments)
 
     # Many keys -------------------------------------------------------------------------------------------
 

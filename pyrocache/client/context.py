@@ -38,6 +38,7 @@ from pyrocache.errors import (
     SerializationError,
     TamperedValue,
 )
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import CLOSED
 from pyrocache.protocol.limits import KEEP_TTL, MAX_TAG_BYTES, MAX_TAGS
@@ -277,8 +278,8 @@ class ClientContext(Generic[_Backend]):
     @property
     def figures(self) -> ClientStats:
         """The statistics of this client, without `retries`."""
-        from pyrocache.client.stats import ClientStats  # imported here: making its dataclasses takes 5 ms
-
+        with at_first_use:
+            from pyrocache.client.stats import ClientStats  # imported here: making its dataclasses takes 5 ms
         return ClientStats(**self._figures.now)
 
     @property

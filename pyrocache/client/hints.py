@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pyrocache.late_imports import at_first_use
 from pyrocache.tracebacks import brief
 
 _TTL = ("ttl_seconds",)
@@ -33,8 +34,8 @@ _MEANT: dict[str, tuple[str, ...]] = {
 
 def unknown_argument(function: Callable[..., Any], unknown: Iterable[str]) -> TypeError:
     """Return the error for a call of ``function`` with named arguments that it does not have."""
-    from difflib import get_close_matches  # imported here: only mistakes need it
-
+    with at_first_use:
+        from difflib import get_close_matches  # imported here: only mistakes need it
     name = next(iter(unknown))
     text = f"{function.__qualname__}() got an unexpected keyword argument {name!r}"
     parameters = list(inspect.signature(function).parameters)

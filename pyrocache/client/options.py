@@ -23,6 +23,7 @@ from pyrocache.config import (
     ttl_to_seconds,
 )
 from pyrocache.errors import ConfigurationError, NodeUnavailable
+from pyrocache.late_imports import at_first_use
 from pyrocache.runtime.log import logger
 from pyrocache.runtime.secret import find_secret
 from pyrocache.runtime.throttle import Throttle
@@ -112,8 +113,11 @@ def number_serving(answers: Answers) -> int:
 
 def stats_of(context: ClientContext[Any], answered: Answers) -> Stats:
     """Return the statistics of nodes, from their answers, and of the client."""
-    from pyrocache.client.stats import NodeStats, Stats  # imported here: making its dataclasses takes 5 ms
-
+    with at_first_use:
+        from pyrocache.client.stats import (  # imported here: making its dataclasses takes 5 ms
+            NodeStats,
+            Stats,
+        )
     answers = {member.name: answer for member, answer in answered}
     errors = {name: answer for name, answer in answers.items() if isinstance(answer, NodeUnavailable)}
     nodes = {name: NodeStats.from_wire(answer) for name, answer in answers.items() if name not in errors}

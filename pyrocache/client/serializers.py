@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
+from pyrocache.late_imports import at_first_use
+
 __all__ = [
     "JSON_HEAD",
     "JSON_TITLE",
@@ -124,8 +126,8 @@ MSGPACK = Serializer('serializer="msgpack"', b"k", _dump_msgpack, _unpack)
 @cache
 def json_serializer() -> Serializer:
     """Return the serializer that writes JSON. Its module is imported here, because few clients use it."""
-    import json
-
+    with at_first_use:
+        import json
     to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
     def dump(value: Any) -> bytes:

@@ -35,6 +35,7 @@ from typing import Any
 
 from pyrocache.client.codec import SIGNED_KIND, Codec
 from pyrocache.errors import TamperedValue
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol.int_frame import INT_KIND
 from pyrocache.protocol.messages import Pieces
 
@@ -62,9 +63,9 @@ class Signer:
     __slots__ = ("_copies", "_equal", "_head", "_new", "_parts")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        from hashlib import blake2b  # imported here: most clients sign nothing
-        from hmac import compare_digest
-
+        with at_first_use:
+            from hashlib import blake2b  # imported here: most clients sign nothing
+            from hmac import compare_digest
         self._equal = compare_digest  # in constant time
         ids = [blake2b(key=key, digest_size=_ID_BYTES, person=_KEY_ID).digest() for key in keys]
         # A state has hashed what begins every message, so that a tag begins with a copy of it.

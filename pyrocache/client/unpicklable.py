@@ -23,7 +23,7 @@ _MOST_PARTS, _MOST_OF_ONE = 50_000, 10_000  # that are looked at, in all and of 
 _LONGEST_PATH = 8  # steps that are named
 _LONGEST_NAME = 32
 _CLASS = ".__class__"
-_PLAIN = re.compile(r"cannot pickle '?[\w.]+'? object")  # pickle's own words, with the name of a type
+_PLAIN = r"cannot pickle '?[\w.]+'? object"  # pickle's own words, with the name of a type
 
 
 def type_name(value: object) -> str:
@@ -54,7 +54,7 @@ def why(value: object, part: object, error: Exception) -> str:
 def _reason(part: Any, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if error.__traceback__ is not None and _PLAIN.fullmatch(str(error)):
+    if error.__traceback__ is not None and re.fullmatch(_PLAIN, str(error)):
         return str(error)
     name = getattr(part, "__qualname__", None) if callable(part) else None
     if type(name) is str and type(error).__name__ in ("PicklingError", "AttributeError"):

@@ -48,7 +48,7 @@ ALWAYS_ALLOWED = frozenset(
 )
 """What pickles of builtin containers and scalars refer to. Nothing else that allocates or runs as its arguments say."""
 
-_NO_ATTRIBUTE = re.compile(
+_NO_ATTRIBUTE = (  # compiled at first use
     r"Can't get attribute '(?P<name>[\w.]+)' on <module '(?P<module>[\w.]+)'"
     r"|module '(?P<module_2>[\w.]+)' has no attribute '(?P<name_2>[\w.]+)'"
 )
@@ -188,7 +188,7 @@ def missing_name(error: ImportError | AttributeError) -> str:
     # Other texts are those of the value's own code, and may have its content in them.
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"there is no module {error.name}"
-    found = _NO_ATTRIBUTE.match(str(error))
+    found = re.match(_NO_ATTRIBUTE, str(error))
     if found is None:
         return type_name(error)
     module, name = found["module"] or found["module_2"], found["name"] or found["name_2"]

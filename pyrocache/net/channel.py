@@ -14,6 +14,7 @@ Thread safety: not thread-safe; a `Dialing` is used by one thread at a time.
 from __future__ import annotations
 
 import _socket
+import codecs
 import errno
 import os
 import select
@@ -25,6 +26,7 @@ from typing import Any, Protocol, TypeAlias
 
 from pyrocache.config import TransportChoice
 from pyrocache.errors import ConfigurationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.runtime import private_directory, unix_peer
 from pyrocache.runtime.channel import Channel
 from pyrocache.tracebacks import came_from_outside
@@ -177,6 +179,9 @@ def resolve(host: str, port: int) -> Resolved:
     """Return the TCP addresses of a host. May block, unless `is_resolved` is true for it. Raises `OSError`."""
     # As bytes: a str goes through Python's idna codec, which wraps an exception that a signal handler raises there.
     name = _LOCALHOST.get(host, host)
+    if not name.isascii():
+        with at_first_use:
+            codecs.lookup("idna")  # `getaddrinfo` would import it
     try:
         found = socket.getaddrinfo(name.encode() if name.isascii() else name, port, type=socket.SOCK_STREAM)
     except socket.gaierror:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrocache.config import TLS, TransportChoice
 from pyrocache.errors import ProtocolError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.call_protocol import ANONYMOUS, GREETED, PENDING, PROVING, Caller, CallProtocol
 from pyrocache.net.channel import (
     PATIENCE_SECONDS,
@@ -423,8 +424,8 @@ class Connection:
         self._begin_sending(self.protocol.greet(self._dialled, os.urandom(NONCE_BYTES), certificate))
 
     def _begin_securing(self) -> None:
-        from pyrocache.runtime.tls import client_channel  # imported here, as most processes do without
-
+        with at_first_use:
+            from pyrocache.runtime.tls import client_channel  # imported here, as most processes do without
         assert self._tls
         self._channel = self._securing = client_channel(self._channel, self._tls, self._host)
         self._securing.handshake()  # its first message

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ from pyrocache.cluster.routing import ClusterView, Member, is_id, is_socket_path
 from pyrocache.cluster.views import EMPTY, view_from_metadata, view_to_metadata, with_zones
 from pyrocache.config import DEFAULT_TIMEOUT_SECONDS, format_address, is_zone, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, ProtocolError
+from pyrocache.late_imports import quoted
 from pyrocache.net.call_protocol import ANONYMOUS, Caller
 from pyrocache.net.connection import Connection, OpenedTooLate
 from pyrocache.net.deadline import Deadline
@@ -110,7 +110,7 @@ def explain_obstacle(nameserver: str, number: int) -> str:
     """Return what the `obstacle` of a listing means and what to do, as the end of a sentence."""
     return (
         f"the name server has an entry {VIEW}{number} that is no view of this cluster, so no node can join or leave. "
-        f"Remove it with: pyrocache nodes remove {VIEW}{number} --nameserver {shlex.quote(nameserver)}"
+        f"Remove it with: pyrocache nodes remove {VIEW}{number} --nameserver {quoted(nameserver)}"
     )
 
 

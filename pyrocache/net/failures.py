@@ -11,8 +11,6 @@ Thread safety: everything here is a value or a function without state.
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from pyrocache.cluster.routing import Member
@@ -28,6 +26,7 @@ from pyrocache.errors import (
     PyroCacheError,
     ValueTooLarge,
 )
+from pyrocache.late_imports import quoted
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.suspicion import Suspicion
 from pyrocache.protocol.handshake import (
@@ -50,7 +49,6 @@ class Refused(Exception):
         self.refusal = refusal
 
 
-@dataclass(eq=False)
 class Unavailable(Exception):
     """The node could not be reached, or did not answer.
 
@@ -63,12 +61,17 @@ class Unavailable(Exception):
         number: the number by which the request can be repeated; 0 if it cannot.
     """
 
-    error: NodeUnavailable | ClusterMismatch | AuthenticationError
-    maybe_executed: bool
-    timed_out: bool
-    suspected: bool = False
-    refused: bool = False
-    number: int = 0
+    def __init__(
+        self,
+        error: NodeUnavailable | ClusterMismatch | AuthenticationError,
+        maybe_executed: bool,
+        timed_out: bool,
+        suspected: bool = False,
+        refused: bool = False,
+        number: int = 0,
+    ) -> None:
+        self.error, self.maybe_executed, self.timed_out = error, maybe_executed, timed_out
+        self.suspected, self.refused, self.number = suspected, refused, number
 
 
 _Kind: TypeAlias = type[NodeUnavailable | ClusterMismatch | AuthenticationError]
@@ -94,7 +97,7 @@ def name_in_hint(error: BaseException, nameserver: str) -> None:
     """Complete the command in an error's message, to be copied, with the name server in use."""
     text = str(error)
     if nameserver and text.endswith(_HINT):
-        error.args = (f"{text} --nameserver {shlex.quote(nameserver)}", *error.args[1:])
+        error.args = (f"{text} --nameserver {quoted(nameserver)}", *error.args[1:])
 
 
 def unavailable(

@@ -7,7 +7,6 @@ names and arguments. Pure: constants only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -36,7 +35,6 @@ class Runs(Enum):
     connection as first argument."""
 
 
-@dataclass(frozen=True, slots=True)
 class Command:
     """One remote method.
 
@@ -54,18 +52,29 @@ class Command:
         open: a caller that is admitted without the secret may call it (see `protocol.handshake.Strangers`).
     """
 
-    name: str
-    scope: Scope
-    idempotent: bool
-    runs: Runs
-    mutates: bool
-    operation: str = ""
-    large: bool = False
-    open: bool = False
-    once: bool = field(init=False)  # a field, because it is read on each call
+    __slots__ = ("idempotent", "large", "mutates", "name", "once", "open", "operation", "runs", "scope")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "once", self.mutates or not self.idempotent)
+    def __init__(
+        self,
+        name: str,
+        scope: Scope,
+        idempotent: bool,
+        runs: Runs,
+        mutates: bool,
+        *,
+        operation: str = "",
+        large: bool = False,
+        open: bool = False,
+    ) -> None:
+        self.name = name
+        self.scope = scope
+        self.idempotent = idempotent
+        self.runs = runs
+        self.mutates = mutates
+        self.operation = operation
+        self.large = large
+        self.open = open
+        self.once = mutates or not idempotent  # an attribute, because it is read on each call
 
     @property
     def title(self) -> str:
@@ -81,7 +90,7 @@ CONTAINS = Command("contains", Scope.KEY, True, Runs.INLINE, False)
 TTL = Command("ttl", Scope.KEY, True, Runs.INLINE, False)
 SET = Command("set", Scope.KEY, True, Runs.INLINE, True, large=True)
 PUT = Command("put", Scope.KEY, True, Runs.INLINE, True, large=True)
-PUT_IF = replace(PUT, idempotent=False)  # the same method, with a condition
+PUT_IF = Command("put", Scope.KEY, False, Runs.INLINE, True, large=True)  # the same method, with a condition
 SETDEFAULT = Command("setdefault", Scope.KEY, False, Runs.INLINE, True, large=True)
 INCR = Command("incr", Scope.KEY, False, Runs.INLINE, True)
 TOUCH = Command("touch", Scope.KEY, True, Runs.INLINE, True)
@@ -90,7 +99,7 @@ POP = Command("pop", Scope.KEY, False, Runs.INLINE, True)
 
 GET_MANY = Command("get_many", Scope.KEYS, True, Runs.INLINE, False)
 GET_ENTRIES = Command("get_entries", Scope.KEYS, True, Runs.INLINE, False)
-CHECK_VIEW = replace(GET_MANY, operation="scan")  # without keys
+CHECK_VIEW = Command("get_many", Scope.KEYS, True, Runs.INLINE, False, operation="scan")  # without keys
 SET_MANY = Command("set_many", Scope.KEYS, True, Runs.INLINE, True, large=True)
 DELETE_MANY = Command("delete_many", Scope.KEYS, False, Runs.INLINE, True)
 TOUCH_MANY = Command("touch_many", Scope.KEYS, True, Runs.INLINE, True)

@@ -28,11 +28,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
 from pyrocache.errors import ProtocolError
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol import framing
 from pyrocache.protocol.framing import Buffer, Frame, Header
 from pyrocache.protocol.messages import pack_plain, pack_result, unpack_call, unpack_plain
@@ -233,8 +233,8 @@ def format_peer(address: Any) -> str:
     host, port = address[:2]
     if ":" not in host:
         return f"{host} {port}"
-    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
-
+    with at_first_use:
+        from ipaddress import IPv6Address  # imported here: only IPv6 needs it
     ip = IPv6Address(host.partition("%")[0])
     return f"{ip.ipv4_mapped or ip} {port}"
 
@@ -254,8 +254,8 @@ def is_on_this_host(address: str) -> bool:
     host = address.partition(" ")[0]
     if host.startswith("/") or ":" not in host:
         return host.startswith(("/", "127."))
-    from ipaddress import IPv6Address  # imported here: only IPv6 needs it
-
+    with at_first_use:
+        from ipaddress import IPv6Address  # imported here: only IPv6 needs it
     return IPv6Address(host).is_loopback
 
 
@@ -401,7 +401,6 @@ class Admission(NamedTuple):
     advertised: Collection[str] = ()
 
 
-@dataclass(slots=True, eq=False)
 class ServerHandshake:
     """The state of a handshake at the server.
 
@@ -427,24 +426,60 @@ class ServerHandshake:
         pipelined, unordered: whether the client has these capabilities (`PIPELINED`, `UNORDERED`).
     """
 
-    describe: Callable[[str, Any], Any]
-    admit_request: Callable[[Header], None]
-    spoken: Mapping[int, Serializer]
-    refusals: Mapping[int, bytes]
-    admit_head: Callable[[Header, bytes], bool] = lambda header, head: True
-    admission: Admission | None = None
-    local: str = ""
-    certificate: bytes | None = b""
-    state: State = State.AWAITING
-    trusted: bool = False
-    refusal: str = ""
-    serializer: Serializer | None = None
-    nodes_only: bool = False
-    session: bytes | None = None
-    protocol: int = 0
-    pipelined: bool = False
-    unordered: bool = False
-    _said: bytes = b""
+    __slots__ = (
+        *(
+            "_said",
+            "admission",
+            "admit_head",
+            "admit_request",
+            "certificate",
+            "describe",
+            "local",
+            "nodes_only",
+        ),
+        *(
+            "pipelined",
+            "protocol",
+            "refusal",
+            "refusals",
+            "serializer",
+            "session",
+            "spoken",
+            "state",
+            "trusted",
+        ),
+        "unordered",
+    )
+
+    def __init__(
+        self,
+        describe: Callable[[str, Any], Any],
+        admit_request: Callable[[Header], None],
+        spoken: Mapping[int, Serializer],
+        refusals: Mapping[int, bytes],
+        admit_head: Callable[[Header, bytes], bool] = lambda header, head: True,
+        admission: Admission | None = None,
+        local: str = "",
+        certificate: bytes | None = b"",
+        nodes_only: bool = False,
+    ) -> None:
+        self.describe = describe
+        self.admit_request = admit_request
+        self.spoken = spoken
+        self.refusals = refusals
+        self.admit_head = admit_head
+        self.admission = admission
+        self.local = local
+        self.certificate = certificate
+        self.nodes_only = nodes_only
+        self.state = State.AWAITING
+        self.trusted = False
+        self.refusal = ""
+        self.serializer: Serializer | None = None
+        self.session: bytes | None = None
+        self.protocol = 0
+        self.pipelined = self.unordered = False
+        self._said = b""
 
     def admit(self, header: Header) -> None:
         """Judge a header, in any state, before its body is read.

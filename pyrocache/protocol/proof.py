@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any
 
 from pyrocache.errors import ProtocolError
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol.messages import pack_plain
 
 NONCE_BYTES = 32
@@ -41,8 +42,9 @@ def prepare() -> None:
 
     To be called before threads make proofs: a child forked during an import would wait for its lock forever.
     """
-    import hashlib  # noqa: F401
-    import hmac  # noqa: F401
+    with at_first_use:
+        import hashlib  # noqa: F401
+        import hmac  # noqa: F401
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:

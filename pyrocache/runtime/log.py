@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyrocache.late_imports import at_first_use
+
 if TYPE_CHECKING:
     from logging import Logger
 
 
 def logger(name: str) -> Logger:
     """Return the logger of that name."""
-    import logging
-
+    with at_first_use:
+        import logging
     return logging.getLogger(name)

@@ -11,6 +11,8 @@ import os
 import stat
 from contextlib import suppress
 
+from pyrocache.late_imports import at_first_use
+
 
 def path() -> str:
     """Return its path, whether it exists or not.
@@ -18,8 +20,8 @@ def path() -> str:
     Raises:
         OSError: there is no directory for temporary files.
     """
-    import tempfile  # imported here, which saves time: clients of a user with a home do not need it
-
+    with at_first_use:
+        import tempfile  # imported here, which saves time: clients of a user with a home do not need it
     return os.path.join(tempfile.gettempdir(), f"pyrocache-{os.getuid()}")
 
 

@@ -28,13 +28,13 @@ import errno
 import fcntl
 import os
 import re
-import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 from pyrocache.errors import ConfigurationError
+from pyrocache.late_imports import quoted
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
 
@@ -174,7 +174,7 @@ def _refusal(path: str, problem: str, remedy: str) -> ConfigurationError:
 
 
 def _command(path: str) -> str:
-    return f"pyrocache secret --secret-file {shlex.quote(path)}"
+    return f"pyrocache secret --secret-file {quoted(path)}"
 
 
 @contextlib.contextmanager
@@ -204,26 +204,27 @@ def _content(descriptor: int) -> bytes:
 
 
 def _parse(path: str, content: bytes) -> Keys:
-    remedy = f"remove it, and make a new one with: {_command(path)}"
     if len(content) > _MAX_FILE_BYTES:
-        raise _refusal(path, f"is longer than {_MAX_FILE_BYTES // 1024} KiB", remedy)
+        raise _useless(path, f"is longer than {_MAX_FILE_BYTES // 1024} KiB")
     found: dict[bytes, list[Key]] = {b"": [], b"+": []}
     for number, line in enumerate(content.splitlines(), 1):
         if text := line.partition(b"#")[0].strip():
             match = _LINE.fullmatch(text)
             if match is None:
-                raise _refusal(
-                    path, f"has no key of {2 * KEY_BYTES} hexadecimal digits in line {number}", remedy
-                )
+                raise _useless(path, f"has no key of {2 * KEY_BYTES} hexadecimal digits in line {number}")
             found[match[1]].append(Key(bytes.fromhex(match[2].decode())))
     used, staged = found[b""], found[b"+"]
     if not used:
-        raise _refusal(path, "has no key that is in use", remedy)
+        raise _useless(path, "has no key that is in use")
     if len(staged) > 1 or len(used) + len(staged) > MAX_KEYS:
         raise _refusal(
             path, f"has more than {MAX_KEYS} keys, or more than one with +", "remove the old ones."
         )
     return Keys(used[0], staged[0] if staged else None, tuple(used[1:]))
+
+
+def _useless(path: str, problem: str) -> ConfigurationError:
+    return _refusal(path, problem, f"remove it, and make a new one with: {_command(path)}")
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -242,7 +243,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise _refusal(
             path,
             f"can be opened by other users (mode {mode:04o})",
-            f"run `chmod 600 {shlex.quote(path)}`; and if others may have read it, replace its key "
+            f"run `chmod 600 {quoted(path)}`; and if others may have read it, replace its key "
             "(pyrocache secret --help).",
         )
 
@@ -261,7 +262,7 @@ def _check_directory(path: str, directory: str) -> None:
         raise _refusal(
             path,
             f"is in {directory}, which other users can change (mode {mode:04o})",
-            f"run `chmod go-w {shlex.quote(directory)}`.",
+            f"run `chmod go-w {quoted(directory)}`.",
         )
 
 

@@ -8,6 +8,7 @@ Thread safety: not thread-safe; used by the event loop's thread.
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ class Connection:
         accounted: bytes that the `BufferLimit` counts for this connection.
         active_at: time of the last activity (seconds of `runtime.clock`, like the other times).
         partial_since: time at which the incomplete request began.
-        waited: its next request waited while the server stood still; see `EventLoop`.
+        waited: its next request waited while the server stood still; of a caller that pipelines, all that it had sent.
+            See `EventLoop`.
         peer: the host at the other end (`unproven.origin`); empty for a Unix socket.
         ending_at: None, or the time at which it will be closed. Input is discarded until then.
         tls: its channel, if that is a `TlsChannel`.
@@ -102,6 +104,14 @@ class Connection:
     def may_ask(self) -> bool:
         """Return whether the next request may be answered: in its turn, and the peer must read the replies."""
         return not self.busy and self.unread < MAX_UNREAD_BYTES
+
+    def is_drained(self) -> bool:
+        """Return whether there is nothing more to be read of what the peer has sent so far."""
+        if not self.decoder.between_frames or (self.tls is not None and self.tls.rest):
+            return False
+        poll = select.poll()
+        poll.register(self.channel, READ)
+        return not poll.poll(0)
 
     def queue(self, reply: bytes | list[Buffer], now: float) -> None:
         """Buffer a reply until the peer reads it."""

@@ -403,7 +403,8 @@ class EventLoop:
             return
         sequence, method, arguments, options = call
         identity = identity_of(connection.session, *unpack_id(frame.header.correlation))
-        waited, connection.waited = connection.waited, False
+        waited = connection.waited
+        connection.waited = waited and handshake.pipelined and not connection.is_drained()
         answer = self._requests.answer(identity, self._now, once=method.once, waited=waited)
         if answer is None:
             reply = self._dispatch(connection.session, sequence, method, arguments, options)

@@ -80,7 +80,7 @@ CASES = {
     "cache['b'] = Broken()": "pickling it raised ZeroDivisionError",
     "cache.get(lambda: 1)": "cannot be made canonical",
     "double(threading.Lock())": "ignore=('x',)",
-    "closed.get('x')": "make a new PyroCacheClient",
+    "closed.get('x')": "make a new one",
     "ended.get('x')": "was stopped",
     "cache['x'] = bytes(300 * 2**20)": "--max-value",
     "lock.acquire(timeout=0.01) or lock.release()": "does not hold the lock",

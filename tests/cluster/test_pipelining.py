@@ -102,6 +102,14 @@ def test_each_of_many_changes_is_answered_with_its_own_outcome(node: RunningNode
         assert second.answer() == (301, pack_int(200))
 
 
+def test_changes_that_came_one_by_one_are_remembered_too(node: RunningNode) -> None:
+    with Pipeline(node, b"onebyone") as first, Pipeline(node, b"onebyone") as second:
+        for number in range(1, 11):
+            first.send(first.request(number, "incr", NO_VIEW, KEY, ONE, NONE_YET))
+            assert first.answer() == (number, pack_int(number))
+        assert outcomes(second, range(1, 12)) == [*range(1, 11), NOT_DONE]
+
+
 def test_a_caller_that_has_too_many_outstanding_is_not_told_that_they_were_not_done(
     node: RunningNode,
 ) -> None:

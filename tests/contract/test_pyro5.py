@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.store import Store
 from pyrocache.protocol import commands, framing, messages, refusals
+from pyrocache.protocol.commands import Command, Runs, Scope
 from pyrocache.runtime import secret_file
 from pyrocache.runtime.child_process import start_node
 from tests.support.stock import admitted
@@ -460,11 +460,12 @@ class TestOurClientOnStockDaemons:
                 cache.set("key", threading.Lock())
             assert cache.get("key") == "old"
             member = cache.node_for("key")
+            unknown = Command("no_such_method", Scope.KEY, True, Runs.INLINE, False)
             router, deadline = cache._context.backend._router, cache._context.deadline()  # type: ignore[attr-defined]
             with pytest.raises(RemoteError, match="bytes"):
                 router.ask(member, commands.GET, ("no bytes",), deadline)
             with pytest.raises(RemoteError):
-                router.ask(member, replace(commands.GET, name="no_such_method"), (), deadline)
+                router.ask(member, unknown, (), deadline)
             assert cache.get("key") == "old"
 
     def test_values_are_loaded_once(self, stock_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,13 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextvars import copy_context
+from types import MethodType
 from typing import Any, Self
 
 from pyrocache.aio import AsyncLock, AsyncPyroCacheClient
+from pyrocache.aio.backend import AsyncBackend
 from pyrocache.aio.memoize import AsyncMemoizer
+from pyrocache.client.context import ClientContext
 from pyrocache.client.features.memoize import AsyncMemoized
 
 _MISSING = object()
@@ -73,7 +76,7 @@ class _TaskOfThread:
                 self._loop.call_soon_threadsafe(call.cancel)
             raise
         finally:
-            del call  # an exception refers to this frame
+            del self, call  # an exception refers to this frame, and the end of this object ends the task
 
 
 class _Call:
@@ -150,6 +153,14 @@ def run(awaitable: Awaitable[Any]) -> Any:
     return _loop().run(awaitable)
 
 
+def at_the_node(cache: object, callers: int) -> int:
+    """Return how many calls wait at a node when so many callers of one client wait for one value.
+
+    The tasks of one event loop wait together.
+    """
+    return min(1, callers) if isinstance(cache, BlockingClient) else callers
+
+
 def take_problems() -> list[dict[str, Any]]:
     """Return what the event loop had to report since the last call."""
     running = _loop()
@@ -163,6 +174,8 @@ def _in_a_thread(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
     @functools.wraps(function)
     async def called(*args: Any, **kwargs: Any) -> Any:
         done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        done.set_running_or_notify_cancel()  # from now on, a cancelled coroutine leaves it alone
 
         def call() -> None:
             try:
@@ -205,13 +218,15 @@ def _iterator(iterator: AsyncIterator[Any]) -> Iterator[Any]:
 def _blocking_method(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return _blocking(method(*map(_asynchronous, args), **kwargs))
 
     return called
 
 
 def _asynchronous(argument: Any) -> Any:
-    return argument._inner if isinstance(argument, BlockingClient) else argument
+    """Return an argument as the event loop can use it: a client that is a mapping here has coroutines there."""
+    return dict(argument) if isinstance(argument, BlockingClient) else argument
 
 
 class _Wrapper:
@@ -230,6 +245,12 @@ class _Wrapper:
             raise AttributeError(name)
         return _blocking(getattr(self._inner, name))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_inner":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._inner, name, value)
+
     def __reduce__(self) -> Any:
         return type(self)._of, (self._inner,)
 
@@ -242,10 +263,6 @@ class BlockingClient(_Wrapper):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._inner = AsyncPyroCacheClient(*args, **kwargs)
-
-    @property
-    def _context(self) -> Any:
-        return self._inner._context
 
     def get_or_set(self, key: object, factory: Any, *args: Any, **kwargs: Any) -> Any:
         return run(self._inner.get_or_set(key, _coroutine_function(factory), *args, **kwargs))
@@ -326,19 +343,31 @@ class BlockingMemoizer(_Wrapper):
     """The decorator of a `BlockingClient`. A plain function becomes a coroutine function, and back."""
 
     def __call__(self, function: Any) -> Any:
-        if inspect.iscoroutinefunction(function) or not inspect.isroutine(function):
+        if isinstance(function, staticmethod | classmethod):
+            return BlockingMemoized._of(self._inner(type(function)(_in_a_thread(function.__func__))))
+        if not inspect.isroutine(function) or _generates(function) or inspect.iscoroutinefunction(function):
             return self._inner(function)
         return BlockingMemoized._of(self._inner(_in_a_thread(function)))
 
 
-class BlockingMemoized(_Wrapper):
-    """A memoized function that is called without ``await``."""
+def _generates(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+
+class BlockingMemoized(_Wrapper):
+    __doc__ = property(lambda self: self._inner.__doc__)  # type: ignore[assignment]
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return run(self._inner(*args, **kwargs))
 
     def __get__(self, instance: Any, owner: type | None = None) -> BlockingMemoized:
         return self._of(self._inner.__get__(instance, owner))
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        original = self._inner.original
+        plain: Callable[..., Any] = original.__wrapped__
+        return MethodType(plain, original.__self__) if inspect.ismethod(original) else plain
 
 
 _WRAPPERS: dict[type, type[_Wrapper]] = {
@@ -346,4 +375,6 @@ _WRAPPERS: dict[type, type[_Wrapper]] = {
     AsyncLock: BlockingLock,
     AsyncMemoizer: BlockingMemoizer,
     AsyncMemoized: BlockingMemoized,
+    ClientContext: _Wrapper,
+    AsyncBackend: _Wrapper,
 }

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, asdict
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -378,3 +380,22 @@ def test_a_largest_value_that_cannot_be_received_is_refused(memory: int) -> None
 @pytest.mark.parametrize("zone", ["", "a", "rack-1", "eu_west.b", "z" * 64])
 def test_a_zone_is_a_short_name(zone: str) -> None:
     assert NodeConfig(zone=zone).zone == zone
+
+
+_IN_A_NEW_PROCESS = """
+import sys
+from pyrocache.config import check_number
+Int, Float = type("Int", (int,), {}), type("Float", (float,), {})
+print(check_number(Int(3), "x"), check_number(Float(0.5), "x"), {"decimal", "numbers"} & set(sys.modules))
+try:
+    check_number("3", "x")
+except TypeError as error:
+    print(error)
+"""
+
+
+def test_numbers_are_known_before_the_program_has_imported_their_modules() -> None:
+    command = [sys.executable, "-S", "-c", _IN_A_NEW_PROCESS]
+    paths = os.pathsep.join(sys.path)  # -S: without what an environment's .pth files import
+    output = subprocess.check_output(command, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert output.splitlines() == ["3.0 0.5 set()", "x must be an int or a float, not str."]

@@ -89,9 +89,116 @@ def test_a_client_without_settings_imports_nothing_to_read_them(tmp_path: Path) 
     }
 
 
+def test_a_client_imports_nothing_that_it_may_never_need(tmp_path: Path) -> None:
+    statement = (
+        f"import os; os.chdir({str(tmp_path)!r}); from pyrocache import PyroCacheClient; PyroCacheClient()"
+    )
+    loaded = modules_after(statement)
+    standard = {
+        *(
+            "asyncio",
+            "concurrent.futures",
+            "multiprocessing",
+            "subprocess",
+            "ssl",
+            "logging",
+            "traceback",
+            "tempfile",
+        ),
+        *(
+            "decimal",
+            "fractions",
+            "numbers",
+            "uuid",
+            "platform",
+            "pathlib",
+            "urllib.parse",
+            "ipaddress",
+            "json",
+        ),
+        *("difflib", "shlex", "encodings.idna", "Pyro5", "tomllib"),
+    }
+    ours = {
+        *("aio", "server", "node", "nameserver", "cli", "server_config", "client.stats", "runtime.tls"),
+        *(
+            "client.features.memoize",
+            "client.features.entries",
+            "client.features.locks",
+            "client.keys.content",
+        ),
+    }
+    assert sorted(loaded & (standard | {f"pyrocache.{name}" for name in ours})) == []
+
+
 def test_importing_the_package_imports_next_to_nothing() -> None:
     loaded = modules_after("import pyrocache")
     assert not loaded & {"Pyro5", "msgpack", "xxhash", "typer", "rich", "pickle"}
+
+
+RARELY_NEEDED = {
+    "asyncio",
+    "concurrent.futures",
+    "decimal",
+    "difflib",
+    "encodings.idna",
+    "fractions",
+    "hashlib",
+    "hmac",
+    "ipaddress",
+    "json",
+    "logging",
+    "multiprocessing",
+    "numbers",
+    "pathlib",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "tomllib",
+    "traceback",
+    "urllib",
+    "uuid",
+    "Pyro5",
+    "pyrocache.aio",
+    "pyrocache.client.features.entries",
+    "pyrocache.client.features.memoize",
+    "pyrocache.client.stats",
+    "pyrocache.local",
+    "pyrocache.nameserver",
+    "pyrocache.node",
+    "pyrocache.runtime.tls",
+    "pyrocache.server",
+    "pyrocache.server_config",
+}
+
+
+def test_importing_the_client_imports_nothing_that_is_rarely_needed() -> None:
+    before = modules_after("pass")  # what an environment's .pth files import
+    assert not (modules_after("from pyrocache import PyroCacheClient") - before) & RARELY_NEEDED
+
+
+@pytest.mark.parametrize(
+    ("settings", "imported"),
+    [
+        ("authenticate=False", {"ipaddress", "logging"}),  # it is warned of
+        ("", {"hashlib", "hmac"}),
+        ("serializer='json'", {"hashlib", "hmac", "json", "json.decoder"}),
+    ],
+)
+def test_a_new_client_imports_what_its_calls_need(settings: str, imported: set[str]) -> None:
+    # Not at the first call: a child that is forked during an import in another thread waits for its lock forever.
+    loaded = modules_after(f"import pyrocache; pyrocache.PyroCacheClient({settings})")
+    assert imported <= loaded
+    warned = {"logging", "traceback"}  # where there is no place for a secret file, for example
+    assert not loaded & (RARELY_NEEDED - imported - warned - modules_after("pass"))
+
+
+def test_the_settings_of_servers_are_also_names_of_config() -> None:
+    from pyrocache import config, server_config
+
+    assert config.NodeConfig is server_config.NodeConfig
+    assert config.NameServerConfig is server_config.NameServerConfig
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        config.Missing  # noqa: B018
 
 
 @pytest.mark.parametrize("module", ["pyrocache.testing", "pyrocache.client.client"])

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.keys.format import int_bytes, nest, read_int, read_text, too_large, utf8
 from pyrocache.errors import InvalidKey
+from pyrocache.late_imports import at_first_use
 from pyrocache.protocol.limits import MAX_KEY_BYTES
 
 if TYPE_CHECKING:
@@ -196,26 +197,26 @@ def rare_encoders() -> dict[type, Callable[[Any], bytes]]:
 
 
 def _fraction(numerator: int, denominator: int) -> Fraction:
-    from fractions import Fraction
-
+    with at_first_use:
+        from fractions import Fraction
     return Fraction(numerator, denominator)
 
 
 def _uuid(payload: bytes) -> UUID:
-    from uuid import UUID
-
+    with at_first_use:
+        from uuid import UUID
     return UUID(bytes=payload)
 
 
 def _posix_path(payload: bytes) -> PurePath:
-    from pathlib import PosixPath, PurePosixPath
-
+    with at_first_use:
+        from pathlib import PosixPath, PurePosixPath
     return (PosixPath if os.name == "posix" else PurePosixPath)(read_text(payload))
 
 
 def _windows_path(payload: bytes) -> PurePath:
-    from pathlib import PureWindowsPath, WindowsPath
-
+    with at_first_use:
+        from pathlib import PureWindowsPath, WindowsPath
     return (WindowsPath if os.name == "nt" else PureWindowsPath)(read_text(payload))
 
 

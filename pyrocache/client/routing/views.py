@@ -8,13 +8,13 @@ Thread safety: thread-safe; the view is immutable and replaced atomically.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import Any
 
 from pyrocache.cluster.routing import ClusterView
 from pyrocache.cluster.views import view_from_wire
 from pyrocache.errors import NameServerUnavailable, NoNodes
+from pyrocache.late_imports import quoted
 from pyrocache.net.backoff import Backoff
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.directory import WatchedLookUp
@@ -73,7 +73,7 @@ class Views:
             view = self._first(deadline)
             if not view.members:
                 self._nameserver.raise_failure()  # of the query of another thread that this one waited for
-                option = f" --nameserver {shlex.quote(self._address)}" if self._address else ""
+                option = f" --nameserver {quoted(self._address)}" if self._address else ""
                 raise NoNodes(f"The name server knows no node; start some with: pyrocache nodes{option}")
         return view
 

@@ -1,7 +1,8 @@
 """Fixtures of the contract suite of clients: each test runs with the blocking client and with the asyncio client.
 
 The asyncio client is used through `tests.support.async_client`. A test that is about how the blocking client is made
-carries ``@pytest.mark.blocking_only(reason)``.
+carries ``@pytest.mark.blocking_only(reason)``. One that takes long carries ``@pytest.mark.asyncio_full``: only with
+``--full`` does it run with the asyncio client, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ ClientClass = Callable[..., PyroCacheClient]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    clients: list[Any] = [PyroCacheClient, BlockingClient]
-    if metafunc.definition.get_closest_marker("blocking_only"):
-        clients.pop()
-    ids = ["blocking", "asyncio"][: len(clients)]
-    metafunc.parametrize("client_class", clients, ids=ids, indirect=True)
+    test = metafunc.definition
+    marks = [pytest.mark.full] if test.get_closest_marker("asyncio_full") else []
+    clients = [
+        pytest.param(PyroCacheClient, id="blocking"),
+        pytest.param(BlockingClient, id="asyncio", marks=marks),
+    ]
+    if test.get_closest_marker("blocking_only"):
+        del clients[1]
+    metafunc.parametrize("client_class", clients, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from pyrocache import (
 )
 from pyrocache.client.features import load_once
 from pyrocache.runtime.throttle import Throttle
+from tests.support.async_client import at_the_node
 from tests.support.nodes import private_cluster
 from tests.support.waiting import eventually
 
@@ -91,7 +92,7 @@ def test_none_is_a_value_like_any_other(cache: PyroCacheClient) -> None:
 def test_a_hundred_threads_load_once(cache: PyroCacheClient, threads: ThreadPoolExecutor) -> None:
     factory = Slow({"some": "value"})
     callers = [threads.submit(cache.get_or_set, "slow", factory) for _ in range(100)]
-    eventually(lambda: waiting(cache) == 99)
+    eventually(lambda: waiting(cache) == at_the_node(cache, 99))
     factory.end.set()
     assert [caller.result(SOON) for caller in callers] == [{"some": "value"}] * 100
     assert factory.calls == 1
@@ -144,6 +145,7 @@ def tell(process: subprocess.Popen[str], line: str = "go") -> None:
     process.stdin.flush()
 
 
+@pytest.mark.asyncio_full
 def test_two_hundred_callers_in_eight_processes_load_once(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -176,7 +178,7 @@ def test_an_exception_of_the_factory_reaches_its_caller_and_another_caller_loads
     first = threads.submit(cache.get_or_set, "key", fail)
     assert began.wait(SOON)
     others = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(10)]
-    eventually(lambda: waiting(cache) == 10)
+    eventually(lambda: waiting(cache) == at_the_node(cache, 10))
     end.set()
     assert first.exception(SOON) is problem
     assert [other.result(SOON) for other in others] == ["loaded"] * 10
@@ -278,6 +280,7 @@ def interrupted_after(seconds: float, kind: type[BaseException] = Interrupt) -> 
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("kind", [Interrupt, Limit])
 def test_a_loader_that_is_interrupted_frees_the_lease_at_once(
     kind: type[BaseException], cache: PyroCacheClient, threads: ThreadPoolExecutor
@@ -342,7 +345,7 @@ def test_when_the_loader_is_killed_another_one_loads_at_once(
     with start(LOADER, shared_cluster.nameserver, transport, "ends", "3600") as loader:
         assert said(loader) == "0"
         callers = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(20)]
-        eventually(lambda: waiting(cache) == 20)
+        eventually(lambda: waiting(cache) == at_the_node(cache, 20))
         since = time.monotonic()
         loader.kill()
         assert [caller.result(SOON) for caller in callers] == ["loaded"] * 20
@@ -358,7 +361,7 @@ def test_when_its_connection_outlives_the_loader_another_one_loads_once_the_leas
         since = time.monotonic()
         try:
             callers = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(20)]
-            eventually(lambda: waiting(cache) == 20)
+            eventually(lambda: waiting(cache) == at_the_node(cache, 20))
             loader.kill()
             assert [caller.result(2 + SOON) for caller in callers] == ["loaded"] * 20
             took = time.monotonic() - since
@@ -461,7 +464,7 @@ def test_waiting_callers_get_a_value_as_soon_as_it_is_set(
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)
     others = [threads.submit(cache.get_or_set, "key", lambda: pytest.fail("called")) for _ in range(5)]
-    eventually(lambda: waiting(cache) == 5)
+    eventually(lambda: waiting(cache) == at_the_node(cache, 5))
     cache.set("key", "newer")
     assert [other.result(SOON) for other in others] == ["newer"] * 5
     slow.end.set()
@@ -475,7 +478,7 @@ def test_after_a_delete_one_of_the_waiting_callers_loads_again(
     first = threads.submit(cache.get_or_set, "key", slow)
     assert slow.began.wait(SOON)
     others = [threads.submit(cache.get_or_set, "key", lambda: "loaded") for _ in range(5)]
-    eventually(lambda: waiting(cache) == 5)
+    eventually(lambda: waiting(cache) == at_the_node(cache, 5))
     cache.delete("key")
     assert [other.result(SOON) for other in others] == ["loaded"] * 5
     slow.end.set()
@@ -483,6 +486,7 @@ def test_after_a_delete_one_of_the_waiting_callers_loads_again(
     assert cache.get("key") == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_no_caller_gets_a_value_that_was_invalidated_before_its_call(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
@@ -627,6 +631,7 @@ def test_a_caller_that_waited_for_wait_seconds_gets_a_wait_timeout(
     assert first.result(SOON) == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_waiting_takes_longer_than_any_other_call_may(
     shared_cluster: LocalCluster, cache: PyroCacheClient, threads: ThreadPoolExecutor
 ) -> None:
@@ -661,7 +666,7 @@ def test_waiting_callers_do_not_block_other_calls(
         cache.clear()
         slow = Slow()
         callers = [threads.submit(cache.get_or_set, "key", slow) for _ in range(100)]
-        eventually(lambda: waiting(cache) == 99)
+        eventually(lambda: waiting(cache) == at_the_node(cache, 99))
         for number in range(200):
             cache.set(number, number)
             assert cache.get(number) == number
@@ -670,6 +675,7 @@ def test_waiting_callers_do_not_block_other_calls(
         assert {caller.result(SOON) for caller in callers} == {"loaded"}
 
 
+@pytest.mark.blocking_only("is about pinned connections")
 def test_factories_that_load_other_values_in_turn_never_wait_for_each_other(
     shared_cluster: LocalCluster, threads: ThreadPoolExecutor
 ) -> None:
@@ -737,6 +743,7 @@ def test_a_forked_child_loads_for_itself(cache: PyroCacheClient, threads: Thread
 # Unreachable nodes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio_full
 def test_an_unreachable_node_is_an_error_or_the_factory_is_called() -> None:
     calls = []
 
@@ -756,6 +763,7 @@ def test_an_unreachable_node_is_an_error_or_the_factory_is_called() -> None:
         assert lenient.stats().client.misses_on_error
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("on_error", ["raise", "miss"])
 def test_a_value_whose_node_died_during_the_load_is_returned(on_error: Any) -> None:
     with private_cluster(nodes=1) as cluster, ThreadPoolExecutor(2) as threads:
@@ -821,6 +829,7 @@ def test_invalid_arguments_are_refused_before_anything_is_loaded(
         cache.get_or_set("key", lambda: pytest.fail("called"), **options)
 
 
+@pytest.mark.blocking_only("the asyncio client awaits it")
 def test_a_coroutine_is_not_a_valid_value(cache: PyroCacheClient) -> None:
     async def load() -> int:
         return 1

@@ -155,6 +155,7 @@ def test_a_caller_that_waited_in_vain_gets_a_lock_timeout(cache: PyroCacheClient
             assert seconds <= time.monotonic() - since < seconds + SOON
 
 
+@pytest.mark.asyncio_full
 def test_a_wait_spans_several_poll_intervals_and_keeps_its_place_in_the_queue(
     cache: PyroCacheClient, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +367,7 @@ def test_an_object_may_hold_several_permits_of_a_semaphore(cache: PyroCacheClien
         semaphore.release()
 
 
+@pytest.mark.asyncio_full
 def test_a_late_release_of_a_lock_that_was_lost_leaves_the_new_holder_alone(cluster: LocalCluster) -> None:
     lock = cluster.client(timeout=1).lock("name", ttl_seconds=1, wait_seconds=SOON, thread_local=False)
     assert lock.acquire()
@@ -401,6 +403,7 @@ def interrupts() -> Iterator[Callable[[float], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.blocking_only("a task is cancelled, and not interrupted between two steps")
 @pytest.mark.parametrize("thread_local", [True, False])
 def test_an_interrupted_call_holds_nothing(cache: PyroCacheClient, thread_local: bool) -> None:
     random = Random(7)
@@ -472,6 +475,14 @@ def renewing() -> bool:
     return _renewer.running
 
 
+def test_a_lock_is_renewed_while_it_is_held(cache: PyroCacheClient) -> None:
+    with cache.lock("name", ttl_seconds=0.3) as lock:
+        time.sleep(0.7)
+        assert lock.held
+        assert not is_free(cache)
+
+
+@pytest.mark.blocking_only("the asyncio client has no thread for it")
 def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cache: PyroCacheClient) -> None:
     eventually(lambda: not renewing(), 10)
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -488,6 +499,7 @@ def test_a_lock_is_renewed_while_it_is_held_by_a_thread_that_ends_afterwards(cac
     assert len(os.listdir("/proc/self/fd")) <= descriptors + at_rest
 
 
+@pytest.mark.blocking_only("the asyncio client has no thread for it")
 def test_if_the_renewing_thread_cannot_be_started_the_lock_is_free_and_later_ones_are_renewed(
     cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -613,6 +625,7 @@ def test_a_lock_is_free_at_once_when_its_holder_is_killed(
         assert waiter.result(SOON) > token
 
 
+@pytest.mark.asyncio_full
 def test_a_lock_is_free_after_its_time_when_its_holder_is_stopped(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -621,6 +634,7 @@ def test_a_lock_is_free_after_its_time_when_its_holder_is_stopped(
         assert acquired(cache.lock("name", wait_seconds=1 + SOON)) > token
 
 
+@pytest.mark.asyncio_full
 def test_a_lock_that_was_lost_is_an_error_when_it_is_released(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=1)
     lock = cache.lock("name", ttl_seconds=1)
@@ -671,6 +685,7 @@ def test_a_lock_that_moved_to_another_node_is_lost_and_can_be_acquired_there(clu
         lock.release()
 
 
+@pytest.mark.blocking_only("is about the renewing thread")
 def test_a_node_without_a_lease_passes_no_lock_on_and_loses_none(threads: ThreadPoolExecutor) -> None:
     """The name server is gone and the other node is stopped: it might be the one that knows of a newer view."""
     with private_cluster(nodes=2) as cluster, ExitStack() as stack:
@@ -750,6 +765,7 @@ def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster
         assert cache.get("key") == "value"
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("inner", ["lock", pytest.param("load", marks=pytest.mark.full)])
 def test_waiting_callers_do_not_use_up_the_connections_that_the_holder_needs(inner: str) -> None:
     with private_cluster(nodes=1) as cluster, cluster.client() as cache, ThreadPoolExecutor(300) as many:
@@ -786,6 +802,7 @@ def test_a_lock_is_not_pickled(cache: PyroCacheClient) -> None:
         pickle.dumps(cache.lock("name"))
 
 
+@pytest.mark.blocking_only("the asyncio client pins no connections")
 def test_a_client_with_too_many_pinned_connections_gets_a_lock_timeout(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client() as cache:
         cache._context.backend._router._pinning._max_per_node = 1
@@ -829,6 +846,7 @@ CONTENDER = """
 """
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize(("processes", "kills"), [(5, 8), pytest.param(16, 30, marks=pytest.mark.full)])
 def test_processes_whose_holders_are_killed_at_random_are_never_inside_together(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path, processes: int, kills: int

@@ -512,6 +512,7 @@ print(compute(10))
 """
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("as_a_file", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_an_edited_function_of_a_script_does_not_serve_the_old_result(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path, as_a_file: bool
@@ -564,6 +565,7 @@ def test_a_function_is_the_same_in_the_children_of_a_script(
     assert run("", str(tmp_path / "script.py"), shared_cluster.nameserver).split() == ["called", "10"]
 
 
+@pytest.mark.blocking_only("a wrapper has no name by which it is found")
 def test_it_is_pickled_by_name(cache: PyroCacheClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "documented", cache.memoize()(documented))
     assert pickle.loads(pickle.dumps(documented)) is documented
@@ -746,6 +748,7 @@ def test_a_coroutine_that_is_closed_while_it_asks_frees_its_lease(cache: PyroCac
     assert asyncio.run(main()) == "loaded"
 
 
+@pytest.mark.asyncio_full
 def test_a_coroutine_waits_no_longer_than_wait_seconds(cache: PyroCacheClient) -> None:
     @cache.memoize(wait_seconds=0.2, lease_seconds=3600)
     async def slow() -> None:

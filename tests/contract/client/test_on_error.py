@@ -139,6 +139,7 @@ def test_async_functions_compute_too(client_class: type[PyroCacheClient], away: 
         assert asyncio.run(f.invalidate(1)) is False  # type: ignore[arg-type]
 
 
+@pytest.mark.asyncio_full
 def test_conditional_calls_to_a_node_that_is_away_are_errors(cluster: LocalCluster) -> None:
     lenient = cluster.client(timeout=1, on_error="miss")
     lenient.ping()
@@ -149,6 +150,7 @@ def test_conditional_calls_to_a_node_that_is_away_are_errors(cluster: LocalClust
             call(lenient)
 
 
+@pytest.mark.asyncio_full
 def test_ping_counts_the_nodes_or_names_one_that_does_not_answer(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=1, on_error="miss")
     assert cache.ping() == 3
@@ -161,6 +163,7 @@ def test_ping_counts_the_nodes_or_names_one_that_does_not_answer(cluster: LocalC
     assert eventually(cache.ping) == 3
 
 
+@pytest.mark.asyncio_full
 def test_a_program_that_starts_before_its_cluster_finds_it_later() -> None:
     with private_cluster(nodes=1) as cluster:
         cluster.kill_nameserver()

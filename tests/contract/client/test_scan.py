@@ -183,6 +183,7 @@ def test_each_entry_comes_once_too(full: PyroCacheClient, full_cluster: LocalClu
         seen.check()
 
 
+@pytest.mark.asyncio_full
 def test_a_key_comes_once_though_the_table_grows_many_times_over(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client(namespace="grows", timeout=30.0) as cache:
         cache.set_many(dict.fromkeys(range(3000)))
@@ -196,6 +197,7 @@ def test_a_key_comes_once_though_the_table_grows_many_times_over(shared_cluster:
         assert cache.clear() >= 30_000
 
 
+@pytest.mark.asyncio_full
 def test_a_scan_goes_on_over_a_namespace_that_was_cleared_meanwhile(shared_cluster: LocalCluster) -> None:
     with shared_cluster.client(namespace="cleared") as cache:
         cache.set_many(dict.fromkeys(range(9000)))

@@ -263,6 +263,7 @@ def test_counters_are_for_namespaces_that_ask_for_them(
         stranger.incr("m")
 
     counts = signed.namespace("counts", counters=True)
+    counts.clear()
     assert counts.incr("n") == 1
     counts["n"] = 5
     assert counts.incr("n", 2) == counts["n"] == 7
@@ -274,6 +275,7 @@ def test_counters_are_for_namespaces_that_ask_for_them(
     with pytest.raises(TamperedValue, match="namespace \\('shop', 'counts'\\)"):
         counts["text"]
     assert counts.namespace("inner").incr("n") == 1
+    counts.namespace("inner").clear()
 
 
 def test_large_arrays_come_back_aligned(signed: PyroCacheClient) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyrocache import InvalidKey, LocalCluster, PartialFailure, PyroCacheClient, SerializationError
+from tests.support.async_client import at_the_node
 from tests.support.waiting import eventually
 
 
@@ -96,7 +97,7 @@ def test_one_of_many_readers_loads_it_and_the_others_wait_for_its_value(
     rename()
     with ThreadPoolExecutor(20) as threads:
         readers = [threads.submit(cache.get_or_set, "key", load) for _ in range(20)]
-        eventually(lambda: cache.stats().total.waiting == 19)
+        eventually(lambda: cache.stats().total.waiting == at_the_node(cache, 19))
         end.set()
         assert {reader.result(10).n for reader in readers} == {1}
     assert calls == [1]

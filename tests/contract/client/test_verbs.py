@@ -278,6 +278,7 @@ def test_an_exception_of_the_function_reaches_the_caller_and_changes_nothing(cac
     assert cache.get("key") == 0
 
 
+@pytest.mark.asyncio_full
 def test_a_function_may_take_longer_than_a_call(shared_cluster: LocalCluster, cache: PyroCacheClient) -> None:
     cache.set("key", 1)
 
@@ -373,6 +374,7 @@ def test_a_get_can_prolong_a_life(cache: PyroCacheClient) -> None:
             cache.get("key", touch_seconds=wrong)
 
 
+@pytest.mark.asyncio_full
 def test_an_entry_that_is_read_often_enough_lives_on(cache: PyroCacheClient) -> None:
     cache.set("key", 1, ttl_seconds=0.5)
     for _ in range(7):
@@ -454,6 +456,7 @@ def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> No
     assert [process.exitcode for process in processes] == [0] * count
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("how", "processes", "rounds"),
@@ -501,6 +504,7 @@ def race_to_add(
                 won.put(successes)
 
 
+@pytest.mark.asyncio_full
 def test_of_32_that_add_one_key_at_once_exactly_one_does(
     client_class: type[PyroCacheClient], shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -630,6 +634,7 @@ def test_calls_about_many_keys_say_which_failed_when_a_node_is_away(cluster: Loc
         assert set(caught.value.errors) == {some_kept}
 
 
+@pytest.mark.asyncio_full
 def test_every_verb_takes_a_node_that_is_away_as_on_error_says(cluster: LocalCluster) -> None:
     calls: list[tuple[Callable[[PyroCacheClient, Any], Any], Any]] = [
         (lambda client, key: client.set(key, 1, tags=["a"]), False),
@@ -792,6 +797,7 @@ def test_an_entry_is_told_whole(cache: PyroCacheClient) -> None:
         plain.value = 1  # type: ignore[misc]
 
 
+@pytest.mark.asyncio_full
 def test_entries_are_told_of_many_keys_and_not_used(cluster: LocalCluster) -> None:
     with cluster.client() as cache:
         cache.set_many({number: str(number) for number in range(1500)}, 60)
@@ -878,6 +884,7 @@ def test_a_scan_may_tell_details(cache: PyroCacheClient, kinds: set[Any]) -> Non
     assert infos["user:1"].size_bytes > infos[("user", 1)].size_bytes + 900
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("prefix", ["user:", "", "nobody", ("user",), ("user", 7.0), ()])
 def test_a_prefix_may_be_deleted(cache: PyroCacheClient, kinds: set[Any], prefix: Any) -> None:
     cache.namespace("prefixes")["user:1"] = 1
@@ -888,6 +895,7 @@ def test_a_prefix_may_be_deleted(cache: PyroCacheClient, kinds: set[Any], prefix
     assert cache.namespace("prefixes").clear() == 1
 
 
+@pytest.mark.asyncio_full
 def test_a_prefix_is_deleted_from_the_nodes_that_answer(cluster: LocalCluster) -> None:
     with cluster.client(timeout=2.0) as cache, cluster.client(timeout=2.0, on_error="miss") as lenient:
         cache.set_many({f"a{number}": 0 for number in range(3000)})
@@ -901,6 +909,7 @@ def test_a_prefix_is_deleted_from_the_nodes_that_answer(cluster: LocalCluster) -
         assert list(lenient.scan("a")) == []
 
 
+@pytest.mark.asyncio_full
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 7, 1000])
 @pytest.mark.parametrize(
     "prefix",
@@ -917,6 +926,7 @@ def test_a_scan_finds_what_begins_so_and_nothing_else(
     )
 
 
+@pytest.mark.asyncio_full
 def test_a_scan_of_everything_finds_everything(cache: PyroCacheClient, kinds: set[Any]) -> None:
     assert Counter(cache.scan()) == Counter(iter(cache)) == Counter(iter(cache.keys())) == Counter(kinds)
     assert Counter(cache.items()) == Counter((key, 0) for key in kinds)
@@ -952,6 +962,7 @@ def test_a_batch_is_a_number_of_keys(cache: PyroCacheClient, batch: Any, error: 
         cache.scan(batch=batch)
 
 
+@pytest.mark.asyncio_full
 def test_a_scan_asks_as_it_is_walked_over_and_each_page_has_its_own_time(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
@@ -1004,6 +1015,7 @@ def test_what_is_there_throughout_comes_once_while_others_come_and_go(
             done.result()
 
 
+@pytest.mark.asyncio_full
 def test_a_node_that_joins_during_a_scan_makes_no_key_come_twice_or_be_missed(cluster: LocalCluster) -> None:
     with cluster.client() as cache:
         before = dict.fromkeys(range(9000), 0)
@@ -1027,7 +1039,10 @@ def keys_of_items(cache: PyroCacheClient) -> Iterator[Any]:
     return (key for key, _ in cache.items())
 
 
-@pytest.mark.parametrize("read", [PyroCacheClient.scan, pytest.param(keys_of_items, marks=pytest.mark.full)])
+@pytest.mark.asyncio_full
+@pytest.mark.parametrize(
+    "read", [lambda cache: cache.scan(), pytest.param(keys_of_items, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize(("leaves", "position"), [(0, 4500), (2, 100)], ids=["walked over", "still to come"])
 def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
     cluster: LocalCluster, read: Callable[[PyroCacheClient], Iterator[Any]], leaves: int, position: int
@@ -1048,6 +1063,7 @@ def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
         assert Counter(cache.scan()) == Counter(list(before))
 
 
+@pytest.mark.asyncio_full
 def test_a_scan_begun_while_a_node_joins_finds_what_can_be_got(cluster: LocalCluster) -> None:
     with cluster.client() as cache:
         cache.set_many(dict.fromkeys(range(3000), 0))
@@ -1061,6 +1077,7 @@ def test_a_scan_begun_while_a_node_joins_finds_what_can_be_got(cluster: LocalClu
                 assert max(found.values()) == 1
 
 
+@pytest.mark.blocking_only("watches the blocking backend")
 def test_the_values_of_a_scan_come_a_few_mebibytes_at_a_time(cache: PyroCacheClient) -> None:
     cache.set_many({number: number.to_bytes(1) * 2**20 for number in range(60)})
     peak = 0
@@ -1192,6 +1209,7 @@ def test_closing_goes_inwards_and_not_outwards(shared_cluster: LocalCluster) -> 
         other.get("key")
 
 
+@pytest.mark.asyncio_full
 def test_a_namespace_goes_to_another_process_by_pickle_and_by_fork(cache: PyroCacheClient) -> None:
     space = cache.namespace("a").namespace("b")
     space["key"] = "value"
@@ -1379,6 +1397,7 @@ def test_figures_follow_what_is_done(cluster: LocalCluster) -> None:
 # The wire ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.blocking_only("reads of the asyncio client travel together")
 def test_get_and_set_ask_for_no_more_than_they_need(cache: PyroCacheClient) -> None:
     """The two calls that must be fast send what they always have."""
     sent: list[tuple[Any, ...]] = []

@@ -26,7 +26,7 @@ from pyrocache.errors import Overloaded, ValueTooLarge
 from pyrocache.net import connection as connection_module
 from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Connections
-from pyrocache.net.channel import Dialing, is_same_host
+from pyrocache.net.channel import Dialing, is_resolved, is_same_host
 from pyrocache.net.connection import DRIFT, FRESH_SECONDS, Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Refused, Unavailable
@@ -596,3 +596,22 @@ def test_unless_it_is_one_clock_deadlines_are_earlier_by_what_clocks_may_drift(
         connection.close()
     finally:
         peer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "resolved"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("fe80::1%eth0", True),
+        ("example.org", False),
+        ("1.2.3", False),
+        ("01.2.3.4", False),
+        ("1.2.3.4\0", False),
+        ("\udc80", False),
+        ("", False),
+    ],
+)
+def test_addresses_need_not_be_resolved(host: str, resolved: bool) -> None:
+    assert is_resolved(host) is resolved

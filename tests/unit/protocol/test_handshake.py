@@ -25,6 +25,8 @@ from pyrocache.protocol.handshake import (
     ServerHandshake,
     State,
     agreed_protocol,
+    format_peer,
+    is_on_this_host,
 )
 
 GREETING = Greeting("cache.node.1", "abc", 1000)
@@ -274,3 +276,24 @@ def test_a_reason_without_a_known_code_has_none() -> None:
     assert HandshakeRefused("unknown object").code == ""
     assert HandshakeRefused("strange: a colon").code == ""
     assert HandshakeRefused("overloaded: too many").code == "overloaded"
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "here"),
+    [
+        (("127.0.0.1", 80), "127.0.0.1 80", True),
+        (("127.9.0.1", 80), "127.9.0.1 80", True),
+        (("10.0.0.127", 80), "10.0.0.127 80", False),
+        (("::1", 80, 0, 0), "::1 80", True),
+        (("::ffff:127.0.0.1", 80, 0, 0), "127.0.0.1 80", True),
+        (("fe80::1%eth0", 80, 0, 2), "fe80::1 80", False),
+        (b"/tmp/x.sock", "/tmp/x.sock", True),
+        ("/tmp/a:b/x.sock", "/tmp/a:b/x.sock", True),
+        ("", "", False),
+    ],
+)
+def test_addresses_have_one_form_and_those_of_this_host_are_known(
+    address: Any, text: str, here: bool
+) -> None:
+    assert format_peer(address) == text
+    assert is_on_this_host(text) is here

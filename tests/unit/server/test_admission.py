@@ -20,7 +20,7 @@ from pyrocache.net.call_protocol import Caller
 from pyrocache.net.connection import Connection
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Refused
-from pyrocache.protocol.commands import GET, SET
+from pyrocache.protocol.commands import SET, Command, Runs, Scope
 from pyrocache.protocol.handshake import Admission, HandshakeRefused, Strangers
 from pyrocache.server import tcp_socket
 from pyrocache.server.dispatcher import Dispatcher
@@ -63,7 +63,7 @@ def serving(tmp_path: Path, strangers: Strangers = Strangers.REFUSED, **limits: 
     nonces = iter(range(2**16))
     admission = Admission(lambda: (KEY,), lambda: next(nonces).to_bytes(32, "big"), strangers=strangers)
     target = Target()
-    commands = {"get": replace(GET, open=True), "set": SET}
+    commands = {"get": Command("get", Scope.KEY, True, Runs.INLINE, False, open=True), "set": SET}
     dispatcher = Dispatcher(NAME, target, commands, greeting=dict, max_frame_bytes=2**20, admission=admission)
     loop = EventLoop([tcp, unix], dispatcher, NodeConfig(**limits))
     thread = threading.Thread(target=loop.run, daemon=True)

@@ -160,13 +160,15 @@ def server() -> Iterator[Server]:
 class Peer:
     """A connection of a client of pyrocache; ``session`` None: of another one."""
 
-    def __init__(self, server: Server, session: bytes | None = SESSION) -> None:
+    def __init__(self, server: Server, session: bytes | None = SESSION, *, capabilities: str = "") -> None:
         self.server = server
         self.sock = socket.create_connection(server.listener.getsockname(), timeout=PATIENCE_SECONDS)
         self.packer = messages.CallPacker(NAME)
         self._decoder = frame_decoder()
         self.sequence = 0
-        self.sock.sendall(ClientHandshake(NAME, Greeting(session=session or b"")).request())
+        self.sock.sendall(
+            ClientHandshake(NAME, Greeting(session=session or b"", capabilities=capabilities)).request()
+        )
         assert self.receive().header.type == framing.CONNECT_OK
         self.packer.identify(session or b"whatever")
 
@@ -369,6 +371,24 @@ class TestStandstills:
             assert idle.call("set", 0, b"key", value, number=2) == 1
             assert peer.call("set", 0, b"key", value, number=3) == 2
             assert reading.call("set", 0, b"key", value, number=4) == 3
+
+    @pytest.mark.parametrize("session", [SESSION, None], ids=["ours", "another"])
+    @pytest.mark.parametrize("count", [2, 250, 2000])
+    def test_all_pipelined_changes_that_waited_are_refused(
+        self, server: Server, session: bytes | None, count: int
+    ) -> None:
+        """Also those that are received in a further piece; and no later ones."""
+        with Peer(server, session, capabilities="pipelined") as peer:
+            peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with standing_still(server, 1.1):
+                for number in range(count):
+                    peer.send("set", 0, b"key", b"v", number=number)
+            answers = [result_of(peer.receive()) for _ in range(count)]
+            assert {answer.code for answer in answers} == {refusals.TRY_AGAIN}
+            assert peer.call("set", 0, b"key", b"v", number=count) == 1
+            for number in range(count + 1, count + 11):
+                peer.send("set", 0, b"key", b"v", number=number)
+            assert [result_of(peer.receive()) for _ in range(10)] == list(range(2, 12))
 
     def test_a_short_one_is_none(self, server: Server) -> None:
         with Peer(server) as peer:

@@ -1291,3 +1291,25 @@ def test_damaged_bytes_give_a_key_with_those_bytes_or_one_error(key: Any, data: 
         elif len(encoded) > 1:
             del encoded[position]
     check_harmless(no_memory_claims(bytes(encoded)))
+
+
+_IN_A_NEW_PROCESS = """
+import sys
+from pyrocache.client.keys.encoding import decode_key, encode_key
+rare = {"decimal", "fractions", "pathlib", "uuid"} & set(sys.modules)
+for data in map(bytes.fromhex, sys.argv[1:]):
+    key = decode_key(data)
+    assert encode_key(key) == data
+    print(repr(key))
+print(rare)
+"""
+
+
+def test_keys_are_decoded_before_the_program_has_imported_their_modules() -> None:
+    keys = [UUID(int=7), Fraction(1, 3), PurePosixPath("/a"), PureWindowsPath("c:/a")]
+    encoded = [encode_key(key).hex() for key in keys]
+    command = [sys.executable, "-S", "-c", _IN_A_NEW_PROCESS, *encoded]
+    paths = os.pathsep.join(sys.path)  # -S: without what an environment's .pth files import
+    output = subprocess.check_output(command, text=True, env={**os.environ, "PYTHONPATH": paths})
+    decoded = ["UUID('00000000-0000-0000-0000-000000000007')", "Fraction(1, 3)"]
+    assert output.splitlines() == [*decoded, "PosixPath('/a')", "PureWindowsPath('c:/a')", "set()"]
