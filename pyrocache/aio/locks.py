@@ -73,19 +73,13 @@ class AsyncGrant(Tenure):
         """Whether this grant is still valid, as far as this process knows."""
         return self.valid and not self._waiter.closed
 
-    async def release(self, context: ClientContext[AsyncBackend], deadline: Deadline) -> bool:
-        """Release the lock. Return whether it was held until then; False if the node does not answer.
-
-        Raises:
-            ClientClosed: the context is closed.
-        """
+    async def release(self, backend: AsyncBackend, deadline: Deadline) -> bool:
+        """Release the lock by ``backend``. Return whether it was held until then; False if the node does not answer."""
         try:
             if self.over or self.inherited:
                 return False
             here = asyncio.get_running_loop() is self.loop
-            return await context.backend.release(
-                self._name, self.token, deadline, self._waiter if here else None
-            )
+            return await backend.release(self._name, self.token, deadline, self._waiter if here else None)
         finally:
             self.end()
 
@@ -110,11 +104,12 @@ class AsyncGrant(Tenure):
         """Begin a renewal if it is time."""
         if self.over or self._waiter.closed:
             return
-        if clock.now() < self.renew_at:
-            self._watch()
-            return
-        if clock.now() >= self.good_until:
+        now = clock.now()
+        if now >= self.good_until:
             self.end()
+            return
+        if now < self.renew_at:
+            self._watch()
             return
         self._renewing = task = self.loop.create_task(self._renew())
         task.add_done_callback(self._renewal_ended)
@@ -355,7 +350,8 @@ class AsyncLock:
             grant = self._owner.pop()  # a forked child need not release what its parent acquired
         if grant is None:
             raise not_held("task" if self._options.thread_local else "object")
-        if not await grant.release(self._context, self._context.deadline()):
+        # The backend of the moment, which raises once the context is closed.
+        if not await grant.release(self._context.backend, self._context.deadline()):
             raise lost()
 
     async def __aenter__(self) -> Self:

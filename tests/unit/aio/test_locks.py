@@ -32,6 +32,9 @@ class Waiter:
         self.dropped_in = self.dropped_in or threading.current_thread()
 
 
+NEVER = object()
+
+
 class ScriptedBackend:
     """A backend that grants each lock, and answers renewals and releases as it is told."""
 
@@ -50,6 +53,8 @@ class ScriptedBackend:
     async def renew(self, name: bytes, token: int, ttl: float, waiter: Waiter, deadline: Any) -> Any:
         self.deadlines.append(deadline.seconds)
         answer = self.renewals.pop(0)
+        if answer is NEVER:
+            await asyncio.Event().wait()
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -117,6 +122,21 @@ def test_a_lock_is_lost_when_its_time_is_over_and_a_renewal_always_has_time() ->
         grant.wake()
         assert grant._renewing is None
         assert grant.over
+        assert backend.waiters[0].closed
+
+    asyncio.run(main())
+
+
+def test_a_grant_whose_time_is_over_is_not_renewed() -> None:
+    async def main() -> None:
+        backend = ScriptedBackend()
+        lock = lock_of(backend)
+        await lock.acquire()
+        grant = grant_of(lock)
+        grant.renew_at = grant.good_until = clock.now()
+        grant.wake()
+        assert grant.over
+        assert grant._renewing is None
         assert backend.waiters[0].closed
 
     asyncio.run(main())
