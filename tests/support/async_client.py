@@ -176,8 +176,6 @@ def _in_a_thread(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
         done: concurrent.futures.Future[Any] = concurrent.futures.Future()
         done.set_running_or_notify_cancel()  # it cannot be cancelled: the thread sets its result
 
-        done.set_running_or_notify_cancel()  # from now on, a cancelled coroutine leaves it alone
-
         def call() -> None:
             try:
                 result = function(*args, **kwargs)
