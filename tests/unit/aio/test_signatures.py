@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,6 +131,27 @@ def test_results_are_the_same_once_they_are_awaited(name: str, blocking: type, a
     for theirs, ours in RESULTS.items():
         expected = re.sub(rf"\b{theirs}\b", ours, expected)
     assert result == expected
+
+
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+def test_overloads_are_the_same(name: str, blocking: type, asynchronous: type) -> None:
+    def overloads(kind: type) -> list[tuple[Any, ...]]:
+        found = typing.get_overloads(methods(kind)[name])
+        return [
+            (
+                parameters(one),
+                annotations(one),
+                inspect.signature(one).return_annotation.removeprefix("Async"),
+            )
+            for one in found
+        ]
+
+    if name in FACTORIES:
+        assert len(overloads(asynchronous)) == 2  # for a coroutine function and for a plain one
+    elif isinstance(methods(blocking)[name], property):
+        assert isinstance(methods(asynchronous)[name], property)
+    else:
+        assert overloads(asynchronous) == overloads(blocking)
 
 
 @pytest.mark.parametrize("kind", [AsyncPyroCacheClient, AsyncLock])
