@@ -64,10 +64,13 @@ def methods(kind: type) -> dict[str, Any]:
     }
 
 
-def both() -> Iterator[Any]:
+def _both() -> Iterator[Any]:
     for blocking, asynchronous in CLASSES:
         for name in sorted(methods(blocking).keys() & methods(asynchronous).keys()):
             yield pytest.param(name, blocking, asynchronous, id=f"{asynchronous.__name__}.{name}")
+
+
+BOTH = list(_both())
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
@@ -89,7 +92,7 @@ def test_each_has_the_methods_of_the_other(blocking: type, asynchronous: type) -
     assert methods(asynchronous).keys() - methods(blocking).keys() <= ONLY_ASYNCIO.keys()
 
 
-@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
 def test_parameters_are_the_same(name: str, blocking: type, asynchronous: type) -> None:
     one, other = methods(blocking)[name], methods(asynchronous)[name]
     if isinstance(one, property):
@@ -115,7 +118,7 @@ def test_constructors_take_the_same(blocking: type, asynchronous: type) -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
 def test_results_are_the_same_once_they_are_awaited(name: str, blocking: type, asynchronous: type) -> None:
     one, other = methods(blocking)[name], methods(asynchronous)[name]
     if isinstance(one, property):
@@ -133,7 +136,7 @@ def test_results_are_the_same_once_they_are_awaited(name: str, blocking: type, a
     assert result == expected
 
 
-@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
 def test_overloads_are_the_same(name: str, blocking: type, asynchronous: type) -> None:
     def overloads(kind: type) -> list[tuple[Any, ...]]:
         found = typing.get_overloads(methods(kind)[name])
