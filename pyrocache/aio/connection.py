@@ -107,6 +107,9 @@ class PipelinedConnection:
 
     def send(self, call: Call) -> None:
         """Add a request to those that `flush` sends."""
+        if self.closed:  # after the coroutine was given it, and before it went on
+            call.fail(self.failure)
+            return
         connection = self._connection
         number = ends_at = 0
         if connection.protocol.identified:

@@ -97,6 +97,9 @@ class Lane:
         )
 
     def _queue(self, call: Call) -> None:
+        if self._closed:  # while its coroutine pinged the node
+            call.fail(client_closed())
+            return
         self._pending.append(call)
         self._first_deadline = min(self._first_deadline, call.deadline.at)
         self._schedule()
