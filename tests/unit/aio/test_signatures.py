@@ -144,7 +144,7 @@ def test_overloads_are_the_same(name: str, blocking: type, asynchronous: type) -
             (
                 parameters(one),
                 annotations(one),
-                inspect.signature(one).return_annotation.removeprefix("Async"),
+                inspect.signature(one).return_annotation.replace("AsyncScan[", "Iterator["),
             )
             for one in found
         ]
