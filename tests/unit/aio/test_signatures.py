@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,10 +64,13 @@ def methods(kind: type) -> dict[str, Any]:
     }
 
 
-def both() -> Iterator[Any]:
+def _both() -> Iterator[Any]:
     for blocking, asynchronous in CLASSES:
         for name in sorted(methods(blocking).keys() & methods(asynchronous).keys()):
             yield pytest.param(name, blocking, asynchronous, id=f"{asynchronous.__name__}.{name}")
+
+
+BOTH = list(_both())
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
@@ -88,7 +92,7 @@ def test_each_has_the_methods_of_the_other(blocking: type, asynchronous: type) -
     assert methods(asynchronous).keys() - methods(blocking).keys() <= ONLY_ASYNCIO.keys()
 
 
-@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
 def test_parameters_are_the_same(name: str, blocking: type, asynchronous: type) -> None:
     one, other = methods(blocking)[name], methods(asynchronous)[name]
     if isinstance(one, property):
@@ -114,7 +118,7 @@ def test_constructors_take_the_same(blocking: type, asynchronous: type) -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "blocking", "asynchronous"), both())
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
 def test_results_are_the_same_once_they_are_awaited(name: str, blocking: type, asynchronous: type) -> None:
     one, other = methods(blocking)[name], methods(asynchronous)[name]
     if isinstance(one, property):
@@ -130,6 +134,27 @@ def test_results_are_the_same_once_they_are_awaited(name: str, blocking: type, a
     for theirs, ours in RESULTS.items():
         expected = re.sub(rf"\b{theirs}\b", ours, expected)
     assert result == expected
+
+
+@pytest.mark.parametrize(("name", "blocking", "asynchronous"), BOTH)
+def test_overloads_are_the_same(name: str, blocking: type, asynchronous: type) -> None:
+    def overloads(kind: type) -> list[tuple[Any, ...]]:
+        found = typing.get_overloads(methods(kind)[name])
+        return [
+            (
+                parameters(one),
+                annotations(one),
+                inspect.signature(one).return_annotation.replace("AsyncScan[", "Iterator["),
+            )
+            for one in found
+        ]
+
+    if name in FACTORIES:
+        assert len(overloads(asynchronous)) == 2  # for a coroutine function and for a plain one
+    elif isinstance(methods(blocking)[name], property):
+        assert isinstance(methods(asynchronous)[name], property)
+    else:
+        assert overloads(asynchronous) == overloads(blocking)
 
 
 @pytest.mark.parametrize("kind", [AsyncPyroCacheClient, AsyncLock])
