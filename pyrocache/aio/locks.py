@@ -122,8 +122,14 @@ class AsyncGrant(Tenure):
 
     async def _renew(self) -> None:
         sent_at = clock.now()
-        deadline = Deadline(max(0.0, self.good_until - sent_at))
-        held = await self._backend.renew(self._name, self.token, self.ttl_seconds, self._waiter, deadline)
+        held: bool | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.good_until - sent_at):
+                # Not the time that is left: a call with a short deadline would make a busy node a suspect.
+                deadline = Deadline(self.ttl_seconds)
+                held = await self._backend.renew(
+                    self._name, self.token, self.ttl_seconds, self._waiter, deadline
+                )
         now = clock.now()
         if held:
             self.renewed(sent_at)  # counted from the sending: the node may have received it at once

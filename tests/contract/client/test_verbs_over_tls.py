@@ -31,9 +31,9 @@ def running(certificates: Certificates) -> Iterator[TlsCluster]:
 
 
 @pytest.fixture
-def cache(running: TlsCluster) -> Iterator[PyroCacheClient]:
+def cache(client_class: type[PyroCacheClient], running: TlsCluster) -> Iterator[PyroCacheClient]:
     """A client of a cluster with TLS, which is empty."""
-    with running.client() as client:
+    with client_class(running.nameserver, transport="tcp", tls=running.client_tls) as client:
         client.clear()
         client.namespace("shop").clear()
         yield client
