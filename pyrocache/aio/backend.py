@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
 
-from pyrocache.aio.router import AsyncRouter, NotServing
+from pyrocache.aio.router import AsyncRouter, GrantMoved, NotServing
 from pyrocache.aio.waiter import Waiter
 from pyrocache.client import replies
 from pyrocache.client.backend import (
@@ -272,6 +272,8 @@ class AsyncBackend:
             return await self._router.ask_grant(waiter.member, commands.RENEW, arguments, deadline) is True
         except NotServing:
             return None
+        except GrantMoved:
+            return False
         except NodeUnavailable:
             return False if waiter.closed else None  # it may only be suspected; the lock has its time to live
         except PyroCacheError:

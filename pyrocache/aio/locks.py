@@ -44,6 +44,7 @@ log = logging.getLogger("pyrocache.client")
 
 # The longest time that a timer sleeps: the clock of the event loop stands still while the machine sleeps.
 _LONGEST_SLEEP_SECONDS = 2.0
+_RENEWAL_SECONDS = 1.0  # the shortest time in which a renewal is to be answered
 
 
 class AsyncGrant(Tenure):
@@ -72,19 +73,13 @@ class AsyncGrant(Tenure):
         """Whether this grant is still valid, as far as this process knows."""
         return self.valid and not self._waiter.closed
 
-    async def release(self, context: ClientContext[AsyncBackend], deadline: Deadline) -> bool:
-        """Release the lock. Return whether it was held until then; False if the node does not answer.
-
-        Raises:
-            ClientClosed: the context is closed.
-        """
+    async def release(self, backend: AsyncBackend, deadline: Deadline) -> bool:
+        """Release the lock by ``backend``. Return whether it was held until then; False if the node does not answer."""
         try:
             if self.over or self.inherited:
                 return False
             here = asyncio.get_running_loop() is self.loop
-            return await context.backend.release(
-                self._name, self.token, deadline, self._waiter if here else None
-            )
+            return await backend.release(self._name, self.token, deadline, self._waiter if here else None)
         finally:
             self.end()
 
@@ -109,11 +104,12 @@ class AsyncGrant(Tenure):
         """Begin a renewal if it is time."""
         if self.over or self._waiter.closed:
             return
-        if clock.now() < self.renew_at:
-            self._watch()
-            return
-        if clock.now() >= self.good_until:
+        now = clock.now()
+        if now >= self.good_until:
             self.end()
+            return
+        if now < self.renew_at:
+            self._watch()
             return
         self._renewing = task = self.loop.create_task(self._renew())
         task.add_done_callback(self._renewal_ended)
@@ -122,21 +118,16 @@ class AsyncGrant(Tenure):
 
     async def _renew(self) -> None:
         sent_at = clock.now()
-        held: bool | None = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.good_until - sent_at):
-                # Not the time that is left: a call with a short deadline would make a busy node a suspect.
-                deadline = Deadline(self.ttl_seconds)
-                held = await self._backend.renew(
-                    self._name, self.token, self.ttl_seconds, self._waiter, deadline
-                )
+        # Not the time that is left of the lock, which may be short: the node would be suspected of being silent.
+        deadline = Deadline(max(self.ttl_seconds, _RENEWAL_SECONDS))
+        held = await self._backend.renew(self._name, self.token, self.ttl_seconds, self._waiter, deadline)
         now = clock.now()
-        if held:
-            self.renewed(sent_at)  # counted from the sending: the node may have received it at once
-        elif held is None:
-            self.renew_at = min(now + PAUSE_SECONDS, self.good_until)
-        if held is False or (held is None and now >= self.good_until):
+        if held is False or now >= self.good_until:
             self.end()
+        elif held:
+            self.renewed(sent_at)  # counted from the sending: the node may have received it at once
+        else:
+            self.renew_at = min(now + PAUSE_SECONDS, self.good_until)
 
     def _renewal_ended(self, task: asyncio.Task[None]) -> None:
         self._renewing = None  # which refers to this object
@@ -359,7 +350,8 @@ class AsyncLock:
             grant = self._owner.pop()  # a forked child need not release what its parent acquired
         if grant is None:
             raise not_held("task" if self._options.thread_local else "object")
-        if not await grant.release(self._context, self._context.deadline()):
+        # The backend of the moment, which raises once the context is closed.
+        if not await grant.release(self._context.backend, self._context.deadline()):
             raise lost()
 
     async def __aenter__(self) -> Self:

@@ -66,6 +66,10 @@ class NotServing(NodeUnavailable):
     """The node cannot tell at the moment whether something is held."""
 
 
+class GrantMoved(NodeUnavailable):
+    """What was granted is not at this node any more: the key belongs to another one."""
+
+
 class _Here(NamedTuple):
     """What belongs to one event loop."""
 
@@ -202,10 +206,11 @@ class AsyncRouter:
     async def ask_grant(
         self, member: Member, command: Command, arguments: tuple[Any, ...], deadline: Deadline
     ) -> Any:
-        """Send a command about a grant of a node to that node, once. Return the result; None if it has no such grant.
+        """Send a command about a grant of a node to that node, once. Return the result; None if it is not known.
 
         Raises:
             NotServing: the node cannot tell at the moment.
+            GrantMoved: the key belongs to another node by now.
             PyroCacheError: the node refused, or is unavailable.
         """
         request = Request(member, command, arguments)
@@ -215,7 +220,7 @@ class AsyncRouter:
             if isinstance(problem, Refused) and problem.refusal.code in (NOT_SERVING, TRY_AGAIN):
                 raise NotServing(str(problem)) from None
             if isinstance(problem, Refused) and problem.refusal.code == STALE_VIEW:
-                return None  # the key belongs to another node now, and its grants have ended
+                raise GrantMoved(str(problem)) from None
             action = await self._decide(Attempts(), request, problem, deadline)
             if isinstance(action, Result):
                 return action.value

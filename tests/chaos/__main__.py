@@ -8,7 +8,7 @@ import signal
 import sys
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.run import run
+from tests.chaos.run import CLIENTS, run
 from tests.support.processes import default_signals
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each fault is repeated")
     parser.add_argument("--seed", type=int, default=random.randrange(2**16))
+    parser.add_argument("--clients", choices=CLIENTS, default="both", help="of the load; default: both kinds")
     parser.add_argument("--list", action="store_true", help="list the faults")
     arguments = parser.parse_args()
     if arguments.list:
@@ -36,7 +37,7 @@ def main() -> int:
     print(f"seed {arguments.seed}", flush=True)
     outcomes = []
     for names in runs:
-        outcomes.append(run(names, arguments.seconds, arguments.seed))
+        outcomes.append(run(names, arguments.seconds, arguments.seed, arguments.clients))
         print(outcomes[-1].report(), flush=True)
     if len(outcomes) > 1:
         print("\n".join(["", *(outcome.summary() for outcome in outcomes)]))

@@ -1,9 +1,10 @@
 """The load: a process with several users of one cache, each of which records its calls.
 
 Run as ``python -m tests.chaos.load JSON`` (`Settings`). It ends when its standard input does, so never outlives the
-run. Rates are bounded. Two users share a client; one begins a new client every few seconds, and so knows of changes;
-one uses the keys of a single node only, and so hears of changes from that node alone. In addition, one does nothing
-but remove many keys at once, seldom, and so does not hear of changes in between.
+run. Rates are bounded. With the asyncio client, the calls of all users are tasks of one event loop. Two users share a
+client; one begins a new client every few seconds, and so knows of changes; one uses the keys of a single node only, and
+so hears of changes from that node alone. In addition, one only removes many keys at once, seldom, and so does
+not hear of changes in between.
 
 Thread safety: each `User` belongs to one thread.
 """
@@ -27,6 +28,7 @@ from pyrocache import TLS, PyroCacheClient
 from pyrocache.net import connection
 from pyrocache.protocol.handshake import format_peer
 from tests.chaos.history import ACQUIRE, CAS, CLEAR, COUNT, DELETE, GET, INCR, OK, REFUSED, SET, Recorder
+from tests.support.async_client import BlockingClient, take_problems
 
 REGISTERS = [f"key {number}" for number in range(240)]
 COUNTERS = [f"counter {number}" for number in range(20)]
@@ -62,6 +64,7 @@ class Settings:
         forks: fork in the middle of calls, again and again.
         renew_seconds: time between two new clients of the last user.
         tls: the argument of the clients, a `TLS` as a dict.
+        asyncio: use the asyncio client, in one event loop for all users of the process.
     """
 
     nameserver: str
@@ -74,12 +77,14 @@ class Settings:
     forks: bool = False
     renew_seconds: float = 1.0
     tls: Any = None
+    asyncio: bool = False
 
-    def client(self) -> PyroCacheClient:
-        """Return a new client."""
+    def client(self) -> Any:
+        """Return a new client, which blocks, or waits for an event loop."""
         transport: Any = "tcp" if self.proxied else "auto"
         tls = TLS(**self.tls) if isinstance(self.tls, dict) else self.tls
-        return PyroCacheClient(self.nameserver, timeout=self.timeout, transport=transport, tls=tls)
+        kind: Any = BlockingClient if self.asyncio else PyroCacheClient
+        return kind(self.nameserver, timeout=self.timeout, transport=transport, tls=tls)
 
     def to_json(self) -> str:
         """Return the argument of this module."""
@@ -106,7 +111,7 @@ class User:
         self,
         settings: Settings,
         name: str,
-        cache: PyroCacheClient,
+        cache: Any,
         place: int,
         places: int,
         registers: Sequence[str] = REGISTERS,
@@ -309,6 +314,8 @@ class Process:
         self._stopped.set()
         for thread in (*threads, *helpers):
             thread.join()
+        if self._settings.asyncio and (problems := take_problems()):
+            raise RuntimeError(f"The event loop reports {problems}")
 
     def _going_on(self) -> bool:
         return not self._stopped.is_set()

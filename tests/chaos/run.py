@@ -20,6 +20,8 @@ from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.history import Call, read_history
 from tests.chaos.scene import TIMEOUT_SECONDS, Scene
 
+CLIENTS = {"both": 2 / 3, "asyncio": 1.0, "blocking": 0.0}
+"""Which part of the load's processes uses the asyncio client."""
 _PROCESSES = 3
 _PROGRESS_SECONDS = 5.0
 _WATCH_SECONDS = 0.2
@@ -102,14 +104,14 @@ class Outcome:
         return f"{times}  {call.client:8} {call.kind} {value}{replaced} {call.outcome} {call.error}"
 
 
-def run(names: Sequence[str], seconds: float, seed: int) -> Outcome:
-    """Run these faults together under load for so long."""
+def run(names: Sequence[str], seconds: float, seed: int, clients: str = "both") -> Outcome:
+    """Run these faults together under load for so long. ``clients`` is one of `CLIENTS`."""
     faults = [FAULTS[name] for name in names]
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         scene = Scene(f"{seed} {names}", Path(directory))
         try:
             began_at = time.monotonic()
-            problems = _harm(scene, names, faults, seconds)
+            problems = _harm(scene, names, faults, seconds, CLIENTS[clients])
             calls = read_history(scene.directory)
         finally:
             scene.close()
@@ -118,7 +120,9 @@ def run(names: Sequence[str], seconds: float, seed: int) -> Outcome:
     return Outcome(names, calls, scene.events, violations, problems, began_at)
 
 
-def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: float) -> list[str]:
+def _harm(
+    scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: float, asyncio: float
+) -> list[str]:
     """Return what went wrong with the run itself."""
     problems: list[str] = []
 
@@ -132,6 +136,7 @@ def _harm(scene: Scene, names: Sequence[str], faults: Sequence[Fault], seconds: 
 
     scene.start_load(
         _PROCESSES,
+        asyncio=asyncio,
         proxied=any(fault.proxied for fault in faults),
         forks=any(fault.forks for fault in faults),
         renew_seconds=max(fault.renew_seconds for fault in faults),

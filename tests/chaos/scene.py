@@ -93,8 +93,10 @@ class Scene:
 
     # The load --------------------------------------------------------------------------------------------
 
-    def start_load(self, processes: int, *, proxied: bool, forks: bool, renew_seconds: float) -> None:
-        """Start the processes that use the cache."""
+    def start_load(
+        self, processes: int, *, asyncio: float, proxied: bool, forks: bool, renew_seconds: float
+    ) -> None:
+        """Start the processes that use the cache. ``asyncio`` is the part of them with the asyncio client."""
         for number in range(processes):
             settings = Settings(
                 nameserver=self.cluster.nameserver,
@@ -106,6 +108,7 @@ class Scene:
                 proxied=proxied and number % 2 == 0,
                 forks=forks,
                 renew_seconds=renew_seconds,
+                asyncio=number >= processes * (1 - asyncio),
             )
             self._workers.append(
                 subprocess.Popen(

@@ -219,6 +219,33 @@ def test_a_lock_that_was_lost_is_not_held_and_its_release_tells(
     asyncio.run(main())
 
 
+def test_a_lock_whose_name_moved_to_another_node_is_lost_at_its_next_renewal() -> None:
+    with private_cluster(nodes=1) as cluster:
+        aio = cluster.async_client()
+
+        async def main() -> None:
+            locks = [aio.lock(number, 3600) for number in range(20)]
+            for lock in locks:
+                await lock.acquire()
+            await asyncio.to_thread(cluster.add_node)
+            async with asyncio.timeout(2 * SOON):
+                while len(await aio.nodes()) != 2:
+                    await asyncio.sleep(0.01)
+            moved = []
+            for number, lock in enumerate(locks):
+                (grant,) = grants_of(lock)
+                grant.renew_at = clock.now()
+                grant.wake()
+                if (await aio.node_for(("lock", number))).name.endswith(".2"):
+                    moved.append(lock)
+            assert moved
+            await until(lambda: not any(lock.held for lock in moved))
+            for lock in locks:
+                assert lock.held == (lock not in moved)
+
+        asyncio.run(main())
+
+
 def test_a_node_that_is_suspended_for_less_than_the_time_to_live_loses_no_lock() -> None:
     with private_cluster(nodes=1) as cluster:
         aio = cluster.async_client(timeout=0.3)

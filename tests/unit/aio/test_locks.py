@@ -41,6 +41,7 @@ class ScriptedBackend:
     def __init__(self) -> None:
         self.waiters: list[Waiter] = []
         self.renewals: list[Any] = []
+        self.deadlines: list[float] = []
         self.releases: list[Any] = []
         self.during_acquire: Callable[[], object] = lambda: None
 
@@ -49,7 +50,8 @@ class ScriptedBackend:
         self.during_acquire()
         return self.waiters[-1]
 
-    async def renew(self, *_: Any) -> Any:
+    async def renew(self, name: bytes, token: int, ttl: float, waiter: Waiter, deadline: Any) -> Any:
+        self.deadlines.append(deadline.seconds)
         answer = self.renewals.pop(0)
         if answer is NEVER:
             await asyncio.Event().wait()
@@ -103,15 +105,22 @@ def test_after_each_answer_to_a_renewal() -> None:
     asyncio.run(main())
 
 
-def test_a_renewal_that_nobody_answers_in_time_loses_the_lock() -> None:
+def test_a_lock_is_lost_when_its_time_is_over_and_a_renewal_always_has_time() -> None:
+    """A call with a deadline that no node can keep would make the node one that seems to hang."""
+
     async def main() -> None:
         backend = ScriptedBackend()
         lock = lock_of(backend)
         await lock.acquire()
         grant = grant_of(lock)
-        backend.renewals = [NEVER]
-        grant.good_until = clock.now() + 0.02
+        backend.renewals = [None]
+        grant.good_until = clock.now() + 0.1
         await renew(grant)
+        assert backend.deadlines == [30.0]
+        assert grant.renew_at == grant.good_until
+        grant.good_until = grant.renew_at = clock.now()
+        grant.wake()
+        assert grant._renewing is None
         assert grant.over
         assert backend.waiters[0].closed
 
