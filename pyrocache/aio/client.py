@@ -11,7 +11,7 @@ Thread safety: thread-safe. A client works in any number of event loops; each ha
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, overload
 
 from pyrocache.aio import bulk, load_once, scan
@@ -19,6 +19,7 @@ from pyrocache.aio.backend import AsyncBackend
 from pyrocache.aio.compute import compute
 from pyrocache.aio.locks import AsyncLock
 from pyrocache.aio.memoize import AsyncMemoizer
+from pyrocache.aio.scan import AsyncScan
 from pyrocache.client.backend import Answers, Condition
 from pyrocache.client.context import (
     DEFAULT_TTL,
@@ -658,7 +659,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: Literal[False] = False,
-    ) -> AsyncIterator[Any]: ...
+    ) -> AsyncScan[Any]: ...
     @overload
     def scan(
         self,
@@ -667,7 +668,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: Literal[True],
-    ) -> AsyncIterator[EntryInfo]: ...
+    ) -> AsyncScan[EntryInfo]: ...
     @overload
     def scan(
         self,
@@ -676,7 +677,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: bool,
-    ) -> AsyncIterator[Any]: ...
+    ) -> AsyncScan[Any]: ...
     def scan(
         self,
         prefix: str | tuple[Any, ...] | None = None,
@@ -684,25 +685,25 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: bool = False,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncScan[Any]:
         """Iterate over the keys of this namespace: ``async for key in cache.scan()``. As `PyroCacheClient.scan`."""
         encoded = None if tag is None else self._context.encode_tag(tag)
         if details:
             return scan.details(self._context, prefix, batch, encoded)
         return scan.scan(self._context, prefix, batch, encoded)
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncScan[Any]:
         return self.keys()
 
-    def keys(self) -> AsyncIterator[Any]:
+    def keys(self) -> AsyncScan[Any]:
         """Iterate over the keys of this namespace, as `scan` does."""
         return scan.scan(self._context)
 
-    def items(self) -> AsyncIterator[tuple[Any, Any]]:
+    def items(self) -> AsyncScan[tuple[Any, Any]]:
         """Iterate over keys and values. Values are fetched page by page during iteration."""
         return scan.items(self._context)
 
-    def values(self) -> AsyncIterator[Any]:
+    def values(self) -> AsyncScan[Any]:
         """Iterate over the values. They are fetched page by page during iteration."""
         return scan.values(self._context)
 

@@ -18,6 +18,7 @@ import math
 import select
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from pyrocache.aio.call import Call
 from pyrocache.cluster.routing import Member
@@ -97,8 +98,8 @@ class PipelinedConnection:
         self._connection = Connection(member, transport, caller, resolved)
         self._descriptor, self._events = -1, 0
         # Also if the event loop ends without closing it; `close` of a descriptor needs no loop.
-        self._close_channel = weakref.finalize(self, _close, self._connection)
-        self._open_further()
+        self._close_channel = weakref.finalize(self, self._connection.close)
+        self._watch(self._connection.events)  # whether it is connected is known only once it is ready
 
     def opens_until(self, at: float) -> None:
         """Give up opening it at this time of `runtime.clock`, or at a later one that was given before."""
@@ -107,6 +108,9 @@ class PipelinedConnection:
 
     def send(self, call: Call) -> None:
         """Add a request to those that `flush` sends."""
+        if self.closed:  # after the coroutine was given it, and before it went on
+            call.fail(self.failure)
+            return
         connection = self._connection
         number = ends_at = 0
         if connection.protocol.identified:
@@ -128,9 +132,17 @@ class PipelinedConnection:
             if size > LONG_BYTES:
                 call.long = True
                 self.long += 1
+            if call.future is not None:
+                call.future.add_done_callback(self._keep_unsent)
         call.ends_at_byte = self._queued
         if call.deadline.at < self._expires_at:
             self._set_timer(call.deadline.at)
+
+    def _keep_unsent(self, future: asyncio.Future[Any]) -> None:
+        """Copy what is still to be sent of a large value: its coroutine has ended, and may change the value."""
+        if not future.cancelled() and future.exception() is None:
+            return  # its reply came, so all of it was sent
+        self._unsent[:] = [part if type(part) is bytes else bytes(part) for part in self._unsent]
 
     def flush(self) -> None:
         """Send as much as the channel accepts now; the rest when it accepts more."""
@@ -184,8 +196,9 @@ class PipelinedConnection:
     def _open_further(self) -> None:
         try:
             connection = self._connection
-            if not connection.opened:
-                connection.advance()
+            if not connection.connected:
+                self._watch(0)  # the next address has another socket, perhaps with the same descriptor
+            connection.advance()
             if connection.opened:
                 self._take_over()
             else:
@@ -204,6 +217,8 @@ class PipelinedConnection:
         self._set_timer(math.inf)
         self._watch(select.POLLIN)
         self._on_change(self)
+        if self.retired:
+            self._close_if_done()
 
     # Receiving -------------------------------------------------------------------------------------------
 
@@ -330,10 +345,6 @@ class PipelinedConnection:
             return
         if all(call.expired for call in self.calls.values()):
             self.close(ConnectionResetError("the connection was given up"))
-
-
-def _close(connection: Connection) -> None:
-    connection.close()
 
 
 def _join_small(buffers: list[Buffer]) -> None:

@@ -32,6 +32,12 @@ from pyrocache.runtime import clock
 _SHORT_KEY_BYTES = 1024
 """Reads of longer keys travel alone, so that a `get_many` stays far below the longest request."""
 
+_ALIKE_SECONDS = 0.1
+"""Reads travel together if their deadlines differ by less."""
+
+_REFUSED_SECONDS = 1.0
+"""How long after a failure to open one, no second connection is tried."""
+
 
 class Lane:
     """Connections of one kind to one node, and their calls.
@@ -71,7 +77,8 @@ class Lane:
         self._spun = False  # that call was answered in this turn
         self._timer: asyncio.TimerHandle | None = None
         self._expires_at = self._first_deadline = math.inf  # of the timer; of the calls that wait, or earlier
-        self._closed = False
+        self._refused_until = -math.inf  # by `runtime.clock`: no further connection before, if there is one
+        self._closed: Exception | None = None  # what calls fail with from now on
 
     def submit(self, call: Call) -> None:
         """Make a call: at the end of this turn of the loop, or when a connection has room."""
@@ -92,19 +99,22 @@ class Lane:
             self._scheduled
             or connection.calls
             or connection.retired
-            or call.largest > LARGE_BYTES
+            or call.largest > min(LARGE_BYTES, connection.max_value_bytes)
             or not connection.is_fresh(call.deadline.seen_at)
         )
 
     def _queue(self, call: Call) -> None:
+        if self._closed is not None:  # while its coroutine pinged the node
+            call.fail(self._closed)
+            return
         self._pending.append(call)
         self._first_deadline = min(self._first_deadline, call.deadline.at)
         self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
+            self._loop.call_soon(self._flush)  # first: it may raise, in a deep recursion
             self._scheduled = True
-            self._loop.call_soon(self._flush)
 
     def get(self, view: int, key: bytes, deadline: Deadline) -> asyncio.Future[Any]:
         """Read a value, together with the other reads of this turn. Return the future of its frame."""
@@ -113,12 +123,19 @@ class Lane:
         if len(key) > _SHORT_KEY_BYTES or (alone is not None and not (self._scheduled or alone.calls)):
             self.submit(Call(GET.name, (view, key), deadline, future))
             return future
-        if self._gets and (view != self._gets_view or len(self._gets) >= MAX_BATCH):
+        if self._gets and not self._goes_with(view, deadline):
             self._pack_gets()
-        self._gets_view, self._gets_deadline = view, deadline
+        if not self._gets:
+            self._gets_view, self._gets_deadline = view, deadline
         self._gets.append((key, future))
         self._schedule()
         return future
+
+    def _goes_with(self, view: int, deadline: Deadline) -> bool:
+        """Return whether a read may travel with those that are collected."""
+        first = self._gets_deadline
+        alike = first is not None and abs(deadline.at - first.at) < _ALIKE_SECONDS
+        return alike and view == self._gets_view and len(self._gets) < MAX_BATCH
 
     async def connection(self, deadline: Deadline) -> PipelinedConnection:
         """Return an open connection that takes calls. Raises `CallFailed`."""
@@ -134,14 +151,25 @@ class Lane:
 
     def close(self) -> None:
         """Close the connections. All calls fail with `ClientClosed`."""
-        self._closed = True
-        error = client_closed()
+        self._closed = error = client_closed()
         if self._timer is not None:
             self._timer.cancel()
         for connection in list(self._connections):
             connection.close(error)
         self._pack_gets()
         self._fail_pending(error)
+
+    def leave(self) -> None:
+        """Open no further connection, because the node has moved. Calls under way may end; the others fail."""
+        self._closed = ConnectionResetError("the node has moved")
+        self.retire()
+        self._pack_gets()
+        self._fail_pending(self._closed)
+
+    @property
+    def connected(self) -> bool:
+        """Return whether there is any connection."""
+        return bool(self._connections)
 
     def abandon(self) -> None:
         """Close the descriptors only, in a forked child or when the event loop has ended."""
@@ -172,25 +200,28 @@ class Lane:
         self._scheduled = False
         if self._gets:
             self._pack_gets()
-        pending = self._pending
         connection: PipelinedConnection | None = None
         used: dict[PipelinedConnection, None] = {}
         sent = 0
-        while pending:
-            call = pending[0]
+        while self._pending:
+            call = self._pending[0]
             if not call.wanted:
-                pending.popleft()
+                self._pending.popleft()
                 continue
             connection = self._connection_for(call)
-            if connection is None:
+            if connection is None or not self._pending:  # they have all failed
                 break
-            pending.popleft()
+            self._pending.popleft()
             if type(call) is OpenConnection:
                 call.finish(connection)
             elif call.largest > connection.max_value_bytes:
                 call.fail(too_large(self._member, call.largest, connection.max_value_bytes))
             else:
-                connection.send(call)
+                try:
+                    connection.send(call)
+                except Exception as error:  # no memory, for example
+                    call.fail(error)
+                    continue
                 used[connection] = None
                 sent += 1
         for connection in used:
@@ -199,7 +230,7 @@ class Lane:
         if not (self._spun and sent == 0):
             self._alone = connection if sent == 1 and not self._spun else None
         self._spun = False
-        if pending:
+        if self._pending:
             self._watch_deadlines()
 
     def _connection_for(self, call: Call) -> PipelinedConnection | None:
@@ -220,7 +251,8 @@ class Lane:
         crowded = (
             best is None or (best.long > 0 and not long) or (long and best.long == 0 and bool(best.calls))
         )
-        if crowded and not opening and self._usable() < self._most:
+        may_open = best is None or clock.now() >= self._refused_until
+        if crowded and not opening and may_open and self._usable() < self._most:
             opening = self._open(call)
         if best is not None and best.long > 0 and not long and opening:
             return None  # the other connection is there in no time, compared to a long value
@@ -245,14 +277,14 @@ class Lane:
             future = self._loop.run_in_executor(None, resolve, member.host, member.port)
             self._resolving = future
             future.add_done_callback(partial(self._resolved, call.deadline))
-        except BROKEN as error:
+        except (*BROKEN, RuntimeError) as error:  # the latter if no thread can be started
             self._opening_failed(error)
             return False
         return True
 
     def _resolved(self, deadline: Deadline, future: asyncio.Future[Resolved]) -> None:
         self._resolving = None
-        if self._closed or future.cancelled():
+        if self._closed is not None or future.cancelled():
             return
         try:
             self._connect(future.result(), deadline)
@@ -274,6 +306,7 @@ class Lane:
         return True
 
     def _opening_failed(self, error: BaseException) -> None:
+        self._refused_until = clock.now() + _REFUSED_SECONDS
         if not any(connection.opened and not connection.retired for connection in self._connections):
             self._fail_pending(error)
 
@@ -283,7 +316,7 @@ class Lane:
             self._connections.remove(connection)
             if not connection.opened:
                 self._opening_failed(connection.failure)
-        if (self._pending or self._gets) and not self._closed:
+        if (self._pending or self._gets) and self._closed is None:
             self._schedule()
 
     # Deadlines -------------------------------------------------------------------------------------------
@@ -292,7 +325,7 @@ class Lane:
         """Set the timer for the first deadline of the calls that wait; have connections open until the last one."""
         for connection in self._connections:
             if not connection.opened:
-                connection.opens_until(max(call.deadline.at for call in self._pending))
+                connection.opens_until(max((call.deadline.at for call in self._pending), default=0.0))
         if self._timer is not None:
             if self._expires_at <= self._first_deadline:
                 return

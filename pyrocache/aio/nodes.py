@@ -20,11 +20,11 @@ from pyrocache.aio.lane import Lane
 from pyrocache.aio.waiter import Waiter
 from pyrocache.cluster.routing import Member
 from pyrocache.config import TransportChoice
-from pyrocache.errors import ClientClosed, PyroCacheError, ValueTooLarge
+from pyrocache.errors import ClientClosed, ValueTooLarge
 from pyrocache.net.call_protocol import Caller
 from pyrocache.net.calls import Request
 from pyrocache.net.deadline import Deadline
-from pyrocache.net.failures import Refused, Unavailable, client_closed, suspected, unavailable
+from pyrocache.net.failures import BROKEN, Refused, client_closed, suspected, unavailable
 from pyrocache.net.suspicion import Suspicions, Verdict
 from pyrocache.protocol.commands import PING, Command, Runs
 from pyrocache.protocol.handshake import PIPELINED, UNORDERED
@@ -56,10 +56,10 @@ class Node:
         self.calls = Lane(loop, member, transport, pipelined, nodes.most, PIPELINED_CALLS)
         self.waits = Lane(loop, member, transport, unordered, 1, DEFERRED_CALLS)
 
-    def failed(self, operation: str, deadline: Deadline, failed: CallFailed) -> Unavailable | PyroCacheError:
+    def failed(self, operation: str, deadline: Deadline, failed: CallFailed) -> BaseException:
         """Return what a call that failed raises. Doubt a node that hangs."""
         cause = failed.cause
-        if isinstance(cause, (ValueTooLarge, ClientClosed)):
+        if isinstance(cause, (ValueTooLarge, ClientClosed)) or not isinstance(cause, (*BROKEN, RuntimeError)):
             return cause
         if isinstance(cause, TimeoutError):
             self.suspicion.timed_out(deadline.seconds)
@@ -92,6 +92,7 @@ class Nodes:
         self.suspicions = suspicions
         self.caller = caller._replace(greeting=caller.greeting._replace(session=os.urandom(SESSION_BYTES)))
         self._nodes: dict[str, Node] = {}
+        self._former: list[Node] = []  # those whose calls have not ended when they moved
         self._closed = False
 
     def node(self, member: Member) -> Node:
@@ -101,8 +102,11 @@ class Nodes:
             if self._closed:
                 raise client_closed()
             if node is not None:
-                node.calls.retire()
-                node.waits.retire()
+                node.calls.leave()
+                node.waits.leave()
+                self._former = [
+                    one for one in [*self._former, node] if one.calls.connected or one.waits.connected
+                ]
             node = self._nodes[member.name] = Node(self, member)
         return node
 
@@ -141,11 +145,15 @@ class Nodes:
                 lane.retire()
             raise
         except CallFailed as failed:
-            raise node.failed(command.title, deadline, failed) from failed.cause
+            raise node.failed(command.title, deadline, failed) from None
 
-    def failed(self, member: Member, command: Command, deadline: Deadline, failed: CallFailed) -> Exception:
+    def failed(
+        self, member: Member, command: Command, deadline: Deadline, failed: CallFailed
+    ) -> BaseException:
         """Return what a read that began with `get` raises after a failure."""
-        return self.node(member).failed(command.title, deadline, failed)
+        known = self._nodes.get(member.name)
+        node = known if known is not None and known.member == member else Node(self, member)
+        return node.failed(command.title, deadline, failed)
 
     async def wait(
         self,
@@ -191,7 +199,7 @@ class Nodes:
         except CallFailed as failed:
             if waiter is not None:
                 waiter.drop()
-            raise node.failed(command.title, deadline, failed) from failed.cause
+            raise node.failed(command.title, deadline, failed) from None
         except BaseException:
             if waiter is not None:
                 waiter.drop()
@@ -232,13 +240,13 @@ class Nodes:
     def close(self) -> None:
         """Close the connections. Calls under way fail with `ClientClosed`."""
         self._closed = True
-        nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
+        nodes, self._nodes = [*self._nodes.values(), *self._former], {}
+        for node in nodes:
             node.calls.close()
             node.waits.close()
 
     def abandon(self) -> None:
         """Close the descriptors only, in a forked child or when the event loop has ended."""
-        for node in self._nodes.values():
+        for node in (*self._nodes.values(), *self._former):
             node.calls.abandon()
             node.waits.abandon()

@@ -213,7 +213,11 @@ class AsyncRouter:
             GrantMoved: the key belongs to another node by now.
             PyroCacheError: the node refused, or is unavailable.
         """
-        request = Request(member, command, arguments)
+        # The node may be at another address by now; another start of it knows of no grant.
+        found = self._membership.view.member(member.name)
+        if found is None or found.identity != member.identity:
+            raise GrantMoved(f"{member.name} has ended, with what it had granted.")
+        request = Request(found, command, arguments)
         try:
             return await self._nodes().call(request, deadline)
         except (Refused, Unavailable) as problem:
@@ -370,14 +374,18 @@ class AsyncRouter:
                 getattr(nodes, method)()
                 continue
             try:
-                if not loop.is_running():
-                    raise RuntimeError
-                loop.call_soon_threadsafe(getattr(nodes, method))
-            except RuntimeError:  # it does not run: nobody waits for the calls that may be under way
-                nodes.abandon()
-                with self._lock:
-                    self._here.pop(loop, None)
-                    self._last = None, None
+                if loop.is_running():
+                    loop.call_soon_threadsafe(getattr(nodes, method))
+                    continue
+            except RuntimeError:  # it has ended meanwhile
+                pass
+            if not loop.is_closed():
+                getattr(nodes, method)()  # no thread runs it
+                continue
+            nodes.abandon()
+            with self._lock:
+                self._here.pop(loop, None)
+                self._last = None, None
 
     def _reset_after_fork(self) -> None:
         """Begin anew in a forked child, which must not use the connections of its parent."""

@@ -5,9 +5,9 @@ Thread safety: not thread-safe; each iterator is used by one task. A client may 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pyrocache.aio.backend import AsyncBackend
 from pyrocache.client.context import MISSING, ClientContext
@@ -27,24 +27,98 @@ from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import CacheUnavailable
 from pyrocache.protocol.limits import MAX_BATCH
 
+_T = TypeVar("_T")
 _R = TypeVar("_R")
 
 _Context = ClientContext[AsyncBackend]
 
 
+class AsyncScan(AsyncIterator[_T]):
+    """The iterator that `scan`, `items`, `values` and `keys` of an asyncio client return.
+
+    A loop may leave it at any time: it holds nothing between two entries. So it is not an asynchronous generator, which
+    the event loop would close in a task of its own, and that task is destroyed if the loop ends first.
+
+    Args:
+        fetch: returns the entries of the next page, None at the end.
+    """
+
+    def __init__(self, fetch: Callable[[], Awaitable[Iterable[_T] | None]]) -> None:
+        self._fetch: Callable[[], Awaitable[Iterable[_T] | None]] | None = fetch
+        self._page: Iterator[_T] = iter(())
+        self._fetching = False
+
+    async def __anext__(self) -> _T:
+        if self._fetching:
+            raise RuntimeError("Another task is waiting for the next entry of this iterator.")
+        try:
+            while True:
+                for entry in self._page:
+                    return entry
+                await self._turn()
+        except BaseException:
+            await self.aclose()  # after an error there are no more entries, as in a generator
+            raise
+
+    async def _turn(self) -> None:
+        """Fetch the next page. Raises `StopAsyncIteration` at the end."""
+        if self._fetch is None:
+            raise StopAsyncIteration
+        self._fetching = True
+        try:
+            page = await self._fetch()
+        finally:
+            self._fetching = False
+        if page is None:
+            raise StopAsyncIteration
+        self._page = iter(page)
+
+    async def aclose(self) -> None:
+        """End the iteration: there are no more entries. For `contextlib.aclosing`; it is not necessary."""
+        self._fetch, self._page = None, iter(())
+
+
 def scan(
     context: _Context, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncScan[Any]:
     """Return the keys of a namespace, as `AsyncPyroCacheClient.scan` does."""
-    return _keys(context, _pages(context, beginning(context, prefix, batch), batch, tag))
+    pages = _Pages(context, beginning(context, prefix, batch), batch, tag)
+
+    async def fetch() -> Iterable[Any] | None:
+        page = await pages.following()
+        return None if page is None else keys_of(context, page)
+
+    return AsyncScan(fetch)
 
 
-def details(
-    context: _Context, prefix: Prefix, batch: int, tag: bytes | None = None
-) -> AsyncIterator[EntryInfo]:
+def details(context: _Context, prefix: Prefix, batch: int, tag: bytes | None = None) -> AsyncScan[EntryInfo]:
     """Return a description of each entry, as `AsyncPyroCacheClient.scan` does with ``details``."""
-    begins = beginning(context, prefix, batch)
-    return _details(context, _pages(context, begins, batch, tag, details=True))
+    pages = _Pages(context, beginning(context, prefix, batch), batch, tag, details=True)
+
+    async def fetch() -> Iterable[EntryInfo] | None:
+        page = await pages.following()
+        if page is None:
+            return None
+        found = (entry_info(context, sent) for sent in page)
+        return (info for info in found if info.key is not MISSING)
+
+    return AsyncScan(fetch)
+
+
+def items(context: _Context) -> AsyncScan[tuple[Any, Any]]:
+    """Return the keys and values of a namespace."""
+    return AsyncScan(_Entries(context).following)
+
+
+def values(context: _Context) -> AsyncScan[Any]:
+    """Return the values of a namespace."""
+    entries = _Entries(context)
+
+    async def fetch() -> Iterable[Any] | None:
+        found = await entries.following()
+        return None if found is None else (value for _, value in found)
+
+    return AsyncScan(fetch)
 
 
 async def delete_prefix(context: _Context, prefix: Prefix) -> int:
@@ -54,45 +128,22 @@ async def delete_prefix(context: _Context, prefix: Prefix) -> int:
     def ask(member: Member, cursor: int) -> Awaitable[tuple[int, int]]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
 
+    answers = _Answers(context, ask, to_the_end=True)
     total = 0
-    async for _, _, count in _of_each_node(context, ask, to_the_end=True):
-        total += count
+    while (answer := await answers.following()) is not None:
+        total += answer[2]
     return total
-
-
-async def items(context: _Context) -> AsyncGenerator[tuple[Any, Any], None]:
-    """Yield the keys and values of a namespace."""
-    async with aclosing(_pages(context, context.prefix, MAX_BATCH)) as pages:
-        async for waiting in pages:
-            while waiting:
-                page = Page(context, waiting)
-                replies = context.backend.get_many(waiting, context.deadline(), one_reply=True)
-                async with aclosing(replies):
-                    async for indices, frames in replies:
-                        page.take(indices, frames)
-                found, waiting = page.result()
-                for entry in decoded(context, found):
-                    yield entry
-
-
-async def values(context: _Context) -> AsyncGenerator[Any, None]:
-    """Yield the values of a namespace."""
-    async with aclosing(items(context)) as entries:
-        async for _, value in entries:
-            yield value
 
 
 async def pop_any(context: _Context) -> tuple[Any, Any]:
     """Remove an arbitrary entry and return its key and value. Raises `KeyError` if there is no entry."""
-    async with aclosing(
-        _pages(context, context.prefix, 16)
-    ) as pages:  # small: the first key usually still exists
-        async for page in pages:
-            for encoded in page:
-                key = context.read_key(encoded, MISSING)
-                value = MISSING if key is MISSING else await _pop(context, encoded)
-                if value is not MISSING:
-                    return key, value
+    pages = _Pages(context, context.prefix, 16)  # small: the first key usually still exists
+    while (page := await pages.following()) is not None:
+        for encoded in page:
+            key = context.read_key(encoded, MISSING)
+            value = MISSING if key is MISSING else await _pop(context, encoded)
+            if value is not MISSING:
+                return key, value
     raise no_entry()
 
 
@@ -109,57 +160,84 @@ async def _pop(context: _Context, encoded: bytes) -> Any:
         return context.missed(error, MISSING)
 
 
-async def _keys(context: _Context, pages: AsyncGenerator[list[Any], None]) -> AsyncIterator[Any]:
-    async with aclosing(pages):
-        async for page in pages:
-            for key in keys_of(context, page):
-                yield key
+class _Entries:
+    """The entries of a namespace, some at a time, so that memory is bounded."""
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self._pages = _Pages(context, context.prefix, MAX_BATCH)
+        self._waiting: list[bytes] = []  # the keys of a page whose values are still to be requested
+
+    async def following(self) -> Iterator[tuple[Any, Any]] | None:
+        """Return the next entries, None at the end."""
+        while not self._waiting:
+            keys = await self._pages.following()
+            if keys is None:
+                return None
+            self._waiting = keys
+        context, page = self._context, Page(self._context, self._waiting)
+        async with aclosing(
+            context.backend.get_many(self._waiting, context.deadline(), one_reply=True)
+        ) as replies:
+            async for indices, frames in replies:
+                page.take(indices, frames)
+        found, self._waiting = page.result()
+        return decoded(context, found)
 
 
-async def _details(context: _Context, pages: AsyncGenerator[list[Any], None]) -> AsyncIterator[EntryInfo]:
-    async with aclosing(pages):
-        async for page in pages:
-            for sent in page:
-                info = entry_info(context, sent)
-                if info.key is not MISSING:
-                    yield info
+class _Pages:
+    """Pages of encoded keys, or of details that begin with the encoded key."""
+
+    def __init__(
+        self, context: _Context, prefix: bytes, batch: int, tag: bytes | None = None, *, details: bool = False
+    ) -> None:
+        def ask(member: Member, cursor: int) -> Awaitable[tuple[int, Any]]:
+            deadline = context.deadline()
+            return context.backend.scan(
+                member, context.prefix, prefix, cursor, batch, deadline, tag=tag, details=details
+            )
+
+        self._answers: _Answers[Any] = _Answers(context, ask)
+        self._details = details
+
+    async def following(self) -> list[Any] | None:
+        """Return the next page, None at the end."""
+        answer = await self._answers.following()
+        return None if answer is None else owned(*answer, details=self._details)
 
 
-async def _pages(
-    context: _Context, prefix: bytes, batch: int, tag: bytes | None = None, *, details: bool = False
-) -> AsyncGenerator[list[Any], None]:
-    """Yield pages of encoded keys, or of details that begin with the encoded key."""
+class _Answers(Generic[_R]):
+    """What each node answers, page by page. Arguments as of `_of_each_node` in ``client/features/scan.py``."""
 
-    def ask(member: Member, cursor: int) -> Awaitable[tuple[int, Any]]:
-        deadline = context.deadline()
-        return context.backend.scan(
-            member, context.prefix, prefix, cursor, batch, deadline, tag=tag, details=details
-        )
+    def __init__(
+        self,
+        context: _Context,
+        ask: Callable[[Member, int], Awaitable[tuple[int, _R]]],
+        *,
+        to_the_end: bool = False,
+    ) -> None:
+        self._context = context
+        self._ask = ask
+        self._to_the_end = to_the_end
+        self._walked: tuple[ClusterView, Walk] | None = None
 
-    async with aclosing(_of_each_node(context, ask)) as answers:
-        async for view, member, page in answers:
-            yield owned(view, member, page, details=details)
-
-
-async def _of_each_node(
-    context: _Context,
-    ask: Callable[[Member, int], Awaitable[tuple[int, _R]]],
-    *,
-    to_the_end: bool = False,
-) -> AsyncGenerator[tuple[ClusterView, Member, _R], None]:
-    """Yield what each node answers, page by page. Arguments as in ``client/features/scan.py``."""
-    try:
-        view, unreachable = await context.backend.agreed_view(context.deadline())
-    except CacheUnavailable as error:
-        context.missed(error, None)
-        return
-    walk = Walk(context, view, unreachable, to_the_end=to_the_end)
-    while (following := walk.following()) is not None:
-        member, cursor = following
-        try:
-            cursor, page = await ask(member, cursor)
-        except CacheUnavailable as error:
-            walk.failed(error)
-            continue
-        walk.answered(cursor, page)
-        yield view, member, page
+    async def following(self) -> tuple[ClusterView, Member, _R] | None:
+        """Return the view, the next node and its page; None at the end. Raises errors as ``on_error`` says."""
+        if self._walked is None:
+            try:
+                view, unreachable = await self._context.backend.agreed_view(self._context.deadline())
+            except CacheUnavailable as error:
+                return self._context.missed(error, None)
+            walk = Walk(self._context, view, unreachable, to_the_end=self._to_the_end)
+            self._walked = view, walk
+        view, walk = self._walked
+        while (following := walk.following()) is not None:
+            member, cursor = following
+            try:
+                cursor, page = await self._ask(member, cursor)
+            except CacheUnavailable as error:
+                walk.failed(error)
+                continue
+            walk.answered(cursor, page)
+            return view, member, page
+        return None

@@ -198,7 +198,9 @@ class Outcomes:
             self._discarded.popitem(last=False)
         for key in [key for key, until in self.refused.items() if until <= now]:
             del self.refused[key]
-            self._refused_of -= Counter((key[0],))
+            self._refused_of[key[0]] -= 1
+            if not self._refused_of[key[0]]:
+                del self._refused_of[key[0]]
 
     def _drop(self, client: bytes, number: int) -> None:
         """Note that the reply to a change is about to be dropped from `Session.recent`."""

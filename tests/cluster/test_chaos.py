@@ -1,4 +1,7 @@
-"""Each fault of `tests.chaos`, and pairs of them: the history of every key is one that a cache may have."""
+"""Each fault of `tests.chaos`, and pairs of them: the history of every key is one that a cache may have.
+
+The load consists of processes with the blocking client and with the asyncio client.
+"""
 
 from __future__ import annotations
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from pyrocache import PyroCacheClient, __version__
+from pyrocache import AsyncPyroCacheClient, PyroCacheClient, __version__
 from pyrocache.errors import NameServerUnavailable, ProtocolMismatch
 from pyrocache.protocol.handshake import PROTOCOL
+from tests.support.async_verbs import use_all
 from tests.support.commands import call
+from tests.support.loops import run_cleanly
 from tests.support.processes import ROOT, free_address
 from tests.support.versions import Client, Version, drain, of_commit, with_protocol
 from tests.support.waiting import eventually
@@ -92,6 +94,17 @@ def test_a_new_client_uses_old_nodes(before: Version) -> None:
         use(calls(cache), before.client(address).call)
         assert [node.version for node in cache.stats().nodes.values()] == ["", ""]
         assert [member.zone for member in cache.nodes()] == ["", ""]
+
+
+def test_a_new_asyncio_client_uses_old_nodes(before: Version) -> None:
+    address = free_address()
+    before.nodes(address, "--with-nameserver", "--nodes", "2")
+
+    async def main() -> None:
+        async with AsyncPyroCacheClient(address, timeout=20) as cache:
+            await use_all(cache)
+
+    run_cleanly(main)
 
 
 def test_an_old_client_uses_new_nodes(before: Version, present: Version) -> None:

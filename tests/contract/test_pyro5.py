@@ -32,7 +32,7 @@ from Pyro5.errors import TimeoutError as PyroTimeoutError
 from Pyro5.protocol import SendingMessage
 from Pyro5.serializers import serializers, serializers_by_id
 
-from pyrocache import LocalCluster, Lock, PyroCacheClient, stock_handshake
+from pyrocache import AsyncPyroCacheClient, LocalCluster, Lock, PyroCacheClient, stock_handshake
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
     KeyTooLarge,
@@ -49,6 +49,8 @@ from pyrocache.protocol import commands, framing, messages, refusals
 from pyrocache.protocol.commands import Command, Runs, Scope
 from pyrocache.runtime import secret_file
 from pyrocache.runtime.child_process import start_node
+from tests.support.async_verbs import use_all
+from tests.support.loops import run_cleanly
 from tests.support.stock import admitted
 from tests.support.wire import frame_decoder, pack_refusal
 
@@ -530,6 +532,15 @@ class TestOurClientOnStockDaemons:
             for thread in threads:
                 thread.join(60)
         assert wrong == []
+
+    def test_the_asyncio_client_works_too(self, stock_cluster: str) -> None:
+        async def main() -> None:
+            async with AsyncPyroCacheClient(
+                stock_cluster, namespace="tasks", timeout=20, authenticate=False
+            ) as cache:
+                await use_all(cache)
+
+        run_cleanly(main)
 
     def test_a_node_of_ours_works_with_a_stock_name_server(self) -> None:
         with stock_name_server() as (address, name_server), PyroCacheClient(address) as cache:

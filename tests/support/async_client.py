@@ -175,8 +175,6 @@ def _in_a_thread(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
     async def called(*args: Any, **kwargs: Any) -> Any:
         done: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
-        done.set_running_or_notify_cancel()  # from now on, a cancelled coroutine leaves it alone
-
         def call() -> None:
             try:
                 result = function(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, Literal, Self
 from pyrocache.protocol import framing
 from tests.support.waiting import PATIENCE_SECONDS
 
+_REST_SECONDS = 0.05
+
 
 class CuttingProxy:
     """Passes whole messages on, one request at a time.
@@ -18,6 +21,8 @@ class CuttingProxy:
     Attributes:
         port: where it listens, on 127.0.0.1.
         cut: which message of the next call is lost, if any. Afterwards there is nothing to lose again.
+        after: how many calls it passes on before that.
+        rest: whether the node gets the requests that were pipelined behind a lost reply; their replies are lost, too.
         meanwhile: called before the client sees that the connection is cut.
         keep: whether the connection to the node stays open then.
         cuts: how many connections were cut.
@@ -27,6 +32,8 @@ class CuttingProxy:
         self.cut: Literal["request", "reply"] | None = None
         self.meanwhile: Callable[[], Any] = lambda: None
         self.keep = False
+        self.after = 0
+        self.rest = False
         self.cuts = 0
         self._node = node
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -64,16 +71,28 @@ class CuttingProxy:
         request = _message(client)
         lost = None
         if framing.parse_header(request).type == framing.INVOKE:
-            lost, self.cut = self.cut, None
+            if self.after:
+                self.after -= 1
+            else:
+                lost, self.cut = self.cut, None
         if lost != "request":
             node.sendall(request)
             reply = _message(node)
         if lost is not None:
             self.cuts += 1
+            if self.rest:
+                _exchange_all(client, node)
             self.meanwhile()
             return False
         client.sendall(reply)
         return True
+
+
+def _exchange_all(client: socket.socket, node: socket.socket) -> None:
+    """Pass the requests on that have come, and drop the replies."""
+    while select.select([client], [], [], _REST_SECONDS)[0]:
+        node.sendall(_message(client))
+        _message(node)
 
 
 def _message(sock: socket.socket) -> bytes:

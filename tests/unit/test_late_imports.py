@@ -36,6 +36,7 @@ def test_a_child_forked_during_an_import_can_import_the_module(
     assert threading.begun.wait(10)  # type: ignore[attr-defined]
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10)
         use()
         os._exit(7)

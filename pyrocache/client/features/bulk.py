@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from pyrocache.client.backend import Replies
+from pyrocache.client.backend import Backend, Replies
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, When
 from pyrocache.client.features.jitter import check_jitter, shortened
 from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
 from pyrocache.late_imports import at_first_use
+from pyrocache.net.deadline import Deadline
 from pyrocache.tracebacks import brief
 
 if TYPE_CHECKING:
@@ -216,15 +217,16 @@ def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Ent
 
 def make(context: ClientContext, change: Change) -> int:
     """Return what `PyroCacheClient.set_many`, `delete_many` and `touch_many` return."""
-    backend, deadline = context.backend, context.deadline()
-    if change.removes:
-        replies = backend.delete_many(change.encoded, deadline)
-    elif change.frames is not None:
-        replies = backend.set_many(change.encoded, change.frames, change.seconds, change.tags, deadline)
-    else:
-        replies = backend.touch_many(change.encoded, change.seconds, deadline)
-    _take_all(context, change, replies)
+    _take_all(context, change, _replies(context.backend, change, context.deadline()))
     return change.result()
+
+
+def _replies(backend: Backend, change: Change, deadline: Deadline) -> Replies[int]:
+    if change.removes:
+        return backend.delete_many(change.encoded, deadline)
+    if change.frames is not None:
+        return backend.set_many(change.encoded, change.frames, change.seconds, change.tags, deadline)
+    return backend.touch_many(change.encoded, change.seconds, deadline)
 
 
 def _take_all(context: ClientContext, call: GetMany | GetEntries | Change, replies: Replies[Any]) -> None:
@@ -235,7 +237,9 @@ def _take_all(context: ClientContext, call: GetMany | GetEntries | Change, repli
     except CacheUnavailable as error:
         context.missed(error, None)
     finally:
-        del replies  # an exception that is kept would keep the connections of a call that it has cut short
+        # No frame refers to the replies, not even a caller's: an exception that is kept would keep the connections of
+        # a call that it has cut short.
+        del replies
 
 
 def _listed(keys: Iterable[object]) -> list[Any]:

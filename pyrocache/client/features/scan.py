@@ -249,13 +249,14 @@ class Walk:
         """Take an answer: the next cursor, 0 at last, and the page. Raises `RemoteError` if the node is broken."""
         assert self._member is not None
         self._cursor = cursor
+        if cursor == 0:
+            self._member = None
+            return
         self._empty = 0 if page else self._empty + 1
         if self._empty >= _MOST_EMPTY_PAGES:
             raise RemoteError(
                 f"{self._member.name} answered a scan with {self._empty} empty pages, one after the other."
             )
-        if cursor == 0:
-            self._member = None
 
     def failed(self, error: CacheUnavailable) -> None:
         """Take an error in place of an answer, and leave the node. Raises it as ``on_error`` says, perhaps later."""
