@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pyrocache.aio.router import AsyncRouter, NotServing
-from pyrocache.cluster.routing import Member
+from pyrocache.aio.router import AsyncRouter, GrantMoved, NotServing
+from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.net.deadline import Deadline
 from pyrocache.net.failures import Refused
 from pyrocache.protocol import commands
@@ -31,12 +32,14 @@ def asked(code: str) -> Any:
     """Return the result of a renewal that a node refuses with ``code``."""
     router: Any = object.__new__(AsyncRouter)
     router._nodes = lambda: Refusing(code)
+    router._membership = SimpleNamespace(view=ClusterView([MEMBER]))
     renewal = router.ask_grant(MEMBER, commands.RENEW, (0, b"name", 1, 30.0), Deadline(5.0))
     return asyncio.run(renewal)
 
 
 def test_a_node_that_its_key_has_left_has_no_grant() -> None:
-    assert asked(STALE_VIEW) is None
+    with pytest.raises(GrantMoved):
+        asked(STALE_VIEW)
 
 
 def test_a_node_without_a_lease_cannot_tell() -> None:
