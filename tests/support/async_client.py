@@ -174,7 +174,6 @@ def _in_a_thread(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
     @functools.wraps(function)
     async def called(*args: Any, **kwargs: Any) -> Any:
         done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        done.set_running_or_notify_cancel()  # it cannot be cancelled: the thread sets its result
 
         def call() -> None:
             try:

@@ -476,8 +476,8 @@ def renewing() -> bool:
 
 
 def test_a_lock_is_renewed_while_it_is_held(cache: PyroCacheClient) -> None:
-    with cache.lock("name", ttl_seconds=0.3) as lock:
-        time.sleep(0.7)
+    with cache.lock("name", ttl_seconds=0.9) as lock:
+        time.sleep(1.2)
         assert lock.held
         assert not is_free(cache)
 
