@@ -51,6 +51,28 @@ def test_what_is_printed_on_one_host_works_on_another(deployment: Deployment) ->
     assert any(address in shown for address in (hosts[STORES].ipv4, hosts[STORES].ipv6))
 
 
+ASYNC_STORE = """
+import asyncio, pyrocache
+
+async def main():
+    async with {uses} as cache:
+        await asyncio.gather(*(cache.set(n, n) for n in range(50)))
+        found = await asyncio.gather(*(cache.get(n) for n in range(50)))
+        async with cache.lock("lock"):
+            print(found == list(range(50)), len(await cache.nodes()))
+
+asyncio.run(main())
+"""
+
+
+def test_the_asyncio_client_works_from_another_host(deployment: Deployment) -> None:
+    uses = deployment.commands[STORES].wait_for("in Python").partition(" with: ")[2].strip()
+    uses = uses.replace("PyroCacheClient", "AsyncPyroCacheClient")
+    user = deployment.network[USER]
+    outcome = user.run("-c", ASYNC_STORE.format(uses=uses))
+    assert (outcome.status, outcome.out) == (0, "True 2\n"), outcome.err
+
+
 def test_a_client_without_the_secret_is_refused(deployment: Deployment) -> None:
     user = deployment.network[USER]
     user.call(user.secret_file.unlink)  # so the command makes another one
