@@ -85,7 +85,7 @@ class Call:
 
     @property
     def wanted(self) -> bool:
-        """Return whether anybody waits for the outcome, or ever did."""
+        """Return False once the coroutine has ended; True if there is none."""
         return self.future is None or not self.future.done()
 
     def finish(self, outcome: Any) -> None:

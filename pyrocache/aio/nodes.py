@@ -113,7 +113,7 @@ class Nodes:
     def get(self, member: Member, view: int, key: bytes, deadline: Deadline) -> asyncio.Future[Any] | None:
         """Begin to read a value. Return the future of its frame; None if the node is in doubt: use `call`.
 
-        `result` explains what the future raises.
+        `failed` returns what to raise for a `CallFailed` of the future.
         """
         node = self._nodes.get(member.name)
         if node is None or node.member is not member:

@@ -5,8 +5,8 @@ A client that loses the reply to a change sends the same request again on anothe
 executed, and neither is its original from then on, which may still be in the receive buffer of a socket. The repeat is
 refused as `NOT_DONE` if nothing of that session can have been forgotten, else as `FORGOTTEN`.
 
-One request at a time is under way on a connection, so only the last change can have lost its reply. A short reply is
-kept by the `Session` of its connection, in ``last``, until the next change or until the connection closes. A longer
+Without pipelining, one request at a time is under way on a connection, so only the last change can have lost its reply.
+A short reply is kept by the `Session` of its connection, in ``last``, until the next change or until the end. A longer
 one, and then also a short one, is kept here for `KEEP_SECONDS`, within a limit of memory of which one client may use a
 quarter; the oldest are discarded first. A client repeats a request within `REPEAT_SECONDS` of sending it, so what is
 older cannot be asked for any more.
