@@ -176,6 +176,8 @@ def _in_a_thread(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
         done: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def call() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
