@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyrocache.client.context import DEFAULT_TTL
     from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.locks import Lock
+    from pyrocache.client.nodes import Nodes
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.client.stock import stock_handshake
     from pyrocache.cluster.routing import Member
@@ -40,6 +41,7 @@ __all__ = [
     "Member",
     "NamespaceStats",
     "NodeStats",
+    "Nodes",
     "PyroCacheClient",
     "Stats",
     "Totals",
@@ -54,6 +56,7 @@ _HOMES = {
     "LocalCluster": "pyrocache.local",
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",
+    "Nodes": "pyrocache.client.nodes",
     "PyroCacheClient": "pyrocache.client.client",
     "TLS": "pyrocache.config",
     "stock_handshake": "pyrocache.client.stock",

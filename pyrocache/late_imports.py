@@ -28,3 +28,14 @@ def quoted(word: str) -> str:
         import shlex
 
     return shlex.quote(word)
+
+
+def not_installed(error: ModuleNotFoundError, package: str, what: str, extra: str) -> ModuleNotFoundError:
+    """Return the error to raise when ``what`` needs a package of one of our extras, which cannot be imported.
+
+    That is ``error`` itself if it is another module that is missing, one that the package needs.
+    """
+    if (error.name or "").partition(".")[0] != package:
+        return error
+    text = f"{what} needs {package}, which is not installed: pip install 'pyrocache[{extra}]'"
+    return ModuleNotFoundError(text, name=package)

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_EVICTION, NodeConfig, check_port, parse_size
+from pyrocache.display.shown import Shown
 from pyrocache.errors import ConfigurationError, PyroCacheError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
 from pyrocache.node.membership import strike_out
@@ -29,6 +31,7 @@ from pyrocache.settings import ignored
 
 if TYPE_CHECKING:
     from pyrocache.aio.client import AsyncPyroCacheClient
+    from pyrocache.display.card import Card
 
 _Client = TypeVar("_Client", bound="PyroCacheClient | AsyncPyroCacheClient")
 
@@ -55,6 +58,7 @@ class LocalNode:
 
 
 _REGISTER_AGAIN_SECONDS = 3.0
+_STOPPED = "This cluster was stopped; start a new LocalCluster."
 
 
 def _refuse_while_main_is_imported() -> None:
@@ -70,7 +74,7 @@ def _refuse_while_main_is_imported() -> None:
         )
 
 
-class LocalCluster:
+class LocalCluster(Shown):
     """A cluster on this machine: ``with LocalCluster(nodes=3) as cluster: cache = cluster.client()``.
 
     Its processes end with `stop`, with this process, and when neither the cluster nor any of its clients is referred to
@@ -130,6 +134,7 @@ class LocalCluster:
         # By id and not in a WeakSet, because a client is a mapping and not hashable.
         self._clients: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.nodes: list[LocalNode] = []
+        self._started_by = os.getpid()
         self._secret = find_secret(secret_file)
         self._nameserver_process = start_nameserver(port=port, secret=self._secret, quiet=True)
         starting: list[ChildProcess] = []
@@ -260,6 +265,35 @@ class LocalCluster:
         alive = sum(node.alive for node in self.nodes)
         return f"<LocalCluster {self.nameserver!r}, {alive} of {len(self.nodes)} nodes alive>"
 
+    def _card(self) -> Card:
+        """Return what notebooks show. It asks the nodes, for less than a second, and never raises."""
+        with at_first_use:
+            from pyrocache.client.features import overview
+            from pyrocache.client.views import Process, of_local_cluster
+
+        def ask() -> overview.Overview:
+            for client in list(self._clients.values()):
+                # It knows the nodes already, also without the name server, and which of them hang.
+                if isinstance(client, PyroCacheClient) and not client._context.closed:
+                    return overview.ask(client._context)
+            with ignored():
+                client = PyroCacheClient(self.nameserver, secret_file=self._secret.path)
+            with client:  # not kept: a client of this cluster would keep it alive
+                return overview.ask(client._context)
+
+        # Only the process that has started them is told that they have ended.
+        told = os.getpid() == self._started_by
+        started = [("name server", self._nameserver_process.pid, self.nameserver, self._nameserver_process)]
+        started += [(node.name, node.pid, node.address, node._process) for node in self.nodes]
+        processes = [
+            Process(name, pid, address, process.exit_status is None if told else None)
+            for name, pid, address, process in started
+        ]
+        if self._stopped:
+            return of_local_cluster(processes, None, _STOPPED, stopped=True)
+        found = overview.attempt(ask)
+        return of_local_cluster(processes, found.stats, found.problem)
+
     def _node(self, i: int) -> LocalNode:
         """Return node ``i``. Raises `IndexError`, with a sentence, if there is none."""
         try:
@@ -269,7 +303,7 @@ class LocalCluster:
 
     def _check_running(self) -> None:
         if self._stopped:
-            raise PyroCacheError("This cluster was stopped; start a new LocalCluster.")
+            raise PyroCacheError(_STOPPED)
 
     def _start_node(self, name: str | None = None, *, new_cluster: bool = False) -> ChildProcess:
         settings = {"nameserver": self.nameserver, "name": name, "new_cluster": new_cluster, **self._settings}

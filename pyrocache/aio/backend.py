@@ -85,6 +85,11 @@ class AsyncBackend:
         """Return the counts of what the router did after failures, which can be changed."""
         return self._router.retries
 
+    @property
+    def open_connections(self) -> int:
+        """Return the number of open connections to nodes."""
+        return self._router.open_connections
+
     # One key
 
     async def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:

@@ -38,6 +38,7 @@ from pyrocache.client.features.memoize import Tags
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.keys.format import path_text
+from pyrocache.client.nodes import Nodes
 from pyrocache.client.options import (
     checked_version,
     config_from,
@@ -58,7 +59,9 @@ from pyrocache.config import (
     TransportChoice,
     ttl_to_seconds,
 )
+from pyrocache.display.shown import Shown
 from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
+from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.protocol.limits import MAX_BATCH
@@ -68,11 +71,12 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
     from pyrocache.client.stats import Stats
+    from pyrocache.display.card import Card
 
 _T = TypeVar("_T")
 
 
-class AsyncPyroCacheClient:
+class AsyncPyroCacheClient(Shown):
     """A cache of Python objects in the memory of several node processes, for coroutines.
 
     The methods are those of `PyroCacheClient`, which describes arguments, results and errors. They are coroutines,
@@ -718,9 +722,9 @@ class AsyncPyroCacheClient:
 
     # The cluster -----------------------------------------------------------------------------------------
 
-    async def nodes(self) -> list[Member]:
-        """Return the nodes that share the keys, as the name server lists them now."""
-        return list(await self._context.backend.nodes(self._context.deadline()))
+    async def nodes(self) -> Nodes:
+        """Return the nodes that share the keys, as the name server lists them now: a list, shown as a table."""
+        return Nodes(await self._context.backend.nodes(self._context.deadline()))
 
     async def node_for(self, key: object) -> Member:
         """Return the node that owns ``key``."""
@@ -781,6 +785,15 @@ class AsyncPyroCacheClient:
         return (
             f"<AsyncPyroCacheClient {config.nameserver!r}{path}{' closed' if self._context.closed else ''}>"
         )
+
+    def _card(self) -> Card:
+        """Return what notebooks show, which is what is known without a query."""
+        with at_first_use:
+            from pyrocache.client.views import client_title, of_async_client
+        context = self._context
+        title = client_title(type(self).__name__, context.config.namespace)
+        connections = 0 if context.closed else context.backend.open_connections
+        return of_async_client(title, context.config.nameserver, connections, context.closed)
 
     def __getstate__(self) -> ClientConfig:
         return self._context.config  # connections do not pickle; a copy connects on its first use

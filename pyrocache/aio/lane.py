@@ -167,6 +167,11 @@ class Lane:
         self._fail_pending(self._closed)
 
     @property
+    def open_connections(self) -> int:
+        """Return the number of open connections. Any thread may ask."""
+        return sum(connection.opened for connection in list(self._connections))
+
+    @property
     def connected(self) -> bool:
         """Return whether there is any connection."""
         return bool(self._connections)

@@ -231,6 +231,12 @@ class Nodes:
                 return
         raise suspected(node.member, command.title, suspicion)
 
+    @property
+    def open_connections(self) -> int:
+        """Return the number of open connections. Any thread may ask."""
+        nodes = [*self._nodes.copy().values(), *self._former]
+        return sum(node.calls.open_connections + node.waits.open_connections for node in nodes)
+
     def disconnect(self) -> None:
         """Close each connection when its calls and its grants have ended. Later calls connect again."""
         for node in self._nodes.values():

@@ -124,6 +124,13 @@ class AsyncRouter:
         self._membership.view = view
         self.views = Views(self._membership, nameserver, time.monotonic, self._nameserver)
 
+    @property
+    def open_connections(self) -> int:
+        """Return the number of open connections to nodes, of all event loops. Not exact while they open and close."""
+        with self._lock:
+            here = list(self._here.values())
+        return sum(one.nodes.open_connections for one in here)
+
     # One key
 
     async def call(

@@ -111,6 +111,11 @@ class Backend:
         """Return the counts of what the router did after failures, which can be changed."""
         return self._router.retries
 
+    @property
+    def nameserver_problem(self) -> str:
+        """Return why the last query of the name server failed, in a sentence; empty if it did not."""
+        return self._router.views.nameserver_problem
+
     # One key
 
     def get(self, key: bytes, deadline: Deadline, touch_seconds: Seconds = None) -> Frame | None:

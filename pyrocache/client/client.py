@@ -33,6 +33,7 @@ from pyrocache.client.features.scan import Items, Values
 from pyrocache.client.hints import hide_unknown, unknown_argument
 from pyrocache.client.keys.encoding import encode_key
 from pyrocache.client.keys.format import path_text
+from pyrocache.client.nodes import Nodes
 from pyrocache.client.options import (
     checked_version,
     config_from,
@@ -53,6 +54,7 @@ from pyrocache.config import (
     TransportChoice,
     ttl_to_seconds,
 )
+from pyrocache.display.shown import Shown
 from pyrocache.errors import CacheUnavailable, NodeUnavailable, SerializationError
 from pyrocache.late_imports import at_first_use
 from pyrocache.net.deadline import Deadline
@@ -68,13 +70,14 @@ if TYPE_CHECKING:
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.features.memoize import Memoizer, Tags
     from pyrocache.client.stats import Stats
+    from pyrocache.display.card import Card
 
 _T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
 
-class PyroCacheClient(MutableMapping[Any, Any]):
+class PyroCacheClient(Shown, MutableMapping[Any, Any]):
     """A cache of Python objects in the memory of several node processes, with the interface of a dict.
 
     Arguments that are None, or left out, are taken from the user's settings: a variable such as
@@ -996,9 +999,9 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # The cluster -----------------------------------------------------------------------------------------
 
-    def nodes(self) -> list[Member]:
-        """Return the nodes that share the keys, as the name server lists them now."""
-        return list(self._context.backend.nodes(self._context.deadline()))
+    def nodes(self) -> Nodes:
+        """Return the nodes that share the keys, as the name server lists them now: a list, shown as a table."""
+        return Nodes(self._context.backend.nodes(self._context.deadline()))
 
     def node_for(self, key: object) -> Member:
         """Return the node that owns ``key``."""
@@ -1066,6 +1069,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         config = self._context.config
         path = f" namespace={path_text(config.namespace)}" if config.namespace else ""
         return f"<PyroCacheClient {config.nameserver!r}{path}{' closed' if self._context.closed else ''}>"
+
+    def _card(self) -> Card:
+        """Return what notebooks show. It asks the nodes, for less than a second, and never raises."""
+        with at_first_use:
+            from pyrocache.client.features import overview
+        return overview.card(type(self).__name__, self._context)
 
     def __getstate__(self) -> ClientConfig:
         return self._context.config  # connections and locks do not pickle; a copy connects on its first use

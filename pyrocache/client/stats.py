@@ -1,7 +1,8 @@
 """The statistics that `PyroCacheClient.stats` returns: of each node, summed over all nodes, and of the client itself.
 
 A node collects its statistics in ``node/service/metrics.py``; `NodeStats.from_wire` reads them. ``cli/tables.py``
-prints them for the command line. Pure: no I/O, no threads, no clock.
+prints them for the command line, ``views.py`` shows them in notebooks, and ``plots.py`` draws them. Pure: no I/O, no
+threads, no clock.
 
 Thread safety: thread-safe, because nothing changes an object after it was made.
 """
@@ -13,18 +14,25 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import zip_longest
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pyrocache.client.keys.format import path_text, split_namespace
+from pyrocache.client.keys.format import split_namespace
 from pyrocache.config import format_size
+from pyrocache.display.shown import Shown, as_text
 from pyrocache.errors import InvalidKey, NodeUnavailable
+from pyrocache.late_imports import at_first_use, not_installed
 
-_MOST_SHOWN = 10
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas
+
+    from pyrocache.display.card import Card
+
 _MOST_BUCKETS = 64  # of a histogram; nodes have 32
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyHistogram:
+class LatencyHistogram(Shown):
     """The durations of calls at a node, from the complete request to the reply, in powers of two of a microsecond.
 
     Of the calls that a node answers immediately, only a constant share is measured.
@@ -67,7 +75,17 @@ class LatencyHistogram:
         return {"count": self.count, **percentiles, "counts": list(self.counts)}
 
     def __repr__(self) -> str:
-        return f"<LatencyHistogram: {_measured(self)}>"
+        if not self.count:
+            return "<LatencyHistogram: no calls>"
+        with at_first_use:
+            from pyrocache.client.views import duration
+        half, most = (duration(self.percentile(percent)) for percent in (50, 99))
+        return f"<LatencyHistogram: {self.count:,} measured, p50 {half}, p99 {most}>"
+
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_histogram
+        return of_histogram(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +111,7 @@ class NamespaceStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Totals:
+class Totals(Shown):
     """Statistics of one node, or sums over several. Counters start with the node, or, except `loads`, at `reset_stats`.
 
     Attributes:
@@ -143,15 +161,19 @@ class Totals:
         return {**asdict(self), "namespaces": namespaces, "latencies": latencies}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.summary()}>"
-
-    def summary(self) -> str:
-        """Return the most important statistics in one line."""
+        reads = self.hits + self.misses
+        hits = f"{self.hit_ratio:.1%} hits of {reads:,} reads" if reads else "no reads"
         return (
+            f"<{type(self).__name__}: "
             f"{self.entries:,} entries in {format_size(self.bytes)} of {format_size(self.max_bytes)}; "
-            f"{_hits(self.hits, self.misses)}; {self.sets:,} sets, {self.deletes:,} deletes; "
-            f"{self.evictions:,} evicted, {self.expirations:,} expired; {self.connections:,} connections"
+            f"{hits}; {self.sets:,} sets, {self.deletes:,} deletes; "
+            f"{self.evictions:,} evicted, {self.expirations:,} expired; {self.connections:,} connections>"
         )
+
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_totals
+        return of_totals(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -187,6 +209,11 @@ class NodeStats(Totals):
     def serving(self) -> bool:
         """Whether the node could serve when it was asked."""
         return self.lease_seconds > 0.0 or not self.view
+
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_node_stats
+        return of_node_stats(self)
 
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> Self:
@@ -235,7 +262,7 @@ def _is_figure(number: Any, *types: type) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientStats:
+class ClientStats(Shown):
     """Statistics of one client object.
 
     Attributes:
@@ -269,9 +296,14 @@ class ClientStats:
         """Return a plain dict."""
         return asdict(self)
 
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_client_stats
+        return of_client_stats(self)
+
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Stats:
+class Stats(Shown):
     """Statistics of the cluster, from `PyroCacheClient.stats`.
 
     Attributes:
@@ -314,18 +346,52 @@ class Stats:
             "away": list(self.away),
         }
 
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a pandas DataFrame: a row for each node, by its name, and a column for each of its numbers.
+
+        Beside the numbers of `NodeStats`, it has ``hit_ratio``, and ``memory_share``: the share of its memory that is
+        used. All numbers of a node that is away are NaN.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise not_installed(error, "pandas", "Stats.to_frame", "jupyter") from None
+        numbers = [one.name for one in fields(NodeStats) if one.default is not MISSING and one.default != ""]
+        rows: list[dict[str, float]] = [
+            {
+                **{name: getattr(node, name) for name in numbers},
+                "hit_ratio": node.hit_ratio,
+                "memory_share": node.bytes / node.max_bytes if node.max_bytes else math.nan,
+            }
+            for node in self.nodes.values()
+        ]
+        index = pandas.Index([*self.nodes, *self.away], dtype="object", name="node")
+        columns = [*numbers, "hit_ratio", "memory_share"]
+        frame = pandas.DataFrame([*rows, *({} for _ in self.away)], index=index, columns=columns)
+        return frame if rows else frame.astype(float)
+
+    def plot(self) -> matplotlib.figure.Figure:
+        """Return a matplotlib Figure: hit ratios, memory and balance of the nodes, and the durations of calls.
+
+        A notebook shows it, once. Elsewhere, save it with its ``savefig``. It needs no display.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        from pyrocache.client.plots import plot_of  # imports matplotlib
+
+        return plot_of(self)
+
     def __repr__(self) -> str:
-        lines = [f"Stats of {len(self.nodes)} node{'s' * (len(self.nodes) != 1)}: {self.total.summary()}"]
-        lines += [f"  {name}: {node.summary()}" for name, node in self.nodes.items()]
-        lines += [f"  {name}: away" for name in self.away]
-        lines += _shown(
-            f"namespace {path_text(path)}: {one.entries:,} entries; {_hits(one.hits, one.misses)}"
-            for path, one in self.total.namespaces.items()
-        )
-        by_count = sorted(self.total.latencies.items(), key=lambda item: item[1].count, reverse=True)
-        lines += _shown(f"method {method}: {_measured(histogram)}" for method, histogram in by_count)
-        client = ", ".join(f"{name} {figure:,}" for name, figure in self.client.as_dict().items())
-        return "\n".join([*lines, f"  this client: {client}"])
+        return as_text(self._card())
+
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_stats
+        return of_stats(self)
 
 
 def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
@@ -339,26 +405,3 @@ def _merged(figures: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
 
 def _ratio(hits: int, misses: int) -> float:
     return hits / (hits + misses) if hits + misses else math.nan
-
-
-def _hits(hits: int, misses: int) -> str:
-    reads = hits + misses
-    return f"{hits / reads:.1%} hits of {reads:,} reads" if reads else "no reads"
-
-
-def _shown(lines: Iterable[str]) -> list[str]:
-    shown = [f"  {line}" for line in lines]
-    more = [f"  … and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
-    return shown[:_MOST_SHOWN] + more
-
-
-def _measured(histogram: LatencyHistogram) -> str:
-    if not histogram.count:
-        return "no calls"
-    half, most = (_duration(histogram.percentile(percent)) for percent in (50, 99))
-    return f"{histogram.count:,} measured, p50 {half}, p99 {most}"
-
-
-def _duration(seconds: float) -> str:
-    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
-    return f"{seconds / size:.3g} {unit}"

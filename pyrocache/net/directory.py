@@ -152,14 +152,15 @@ class WatchedLookUp:
     """The queries of one client, which cost one timeout together if the name server hangs (`net.suspicion`).
 
     A timeout makes the name server suspected without a ping, as no query takes long. Thread-safe.
+
+    Attributes:
+        failure: why there is no listing, in a sentence; empty if there is one.
     """
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._suspicion = Suspicion()
-        self._failure = (
-            "The name server did not answer in time."  # why there is no listing; empty if there is one
-        )
+        self.failure = "The name server did not answer in time."
 
     def __call__(self, seconds: float) -> Listing:
         """Return what is registered. Raises `NameServerUnavailable`."""
@@ -167,13 +168,13 @@ class WatchedLookUp:
         try:
             listing = self._directory.listing(seconds)
         except NameServerUnavailable as error:
-            self._failure = str(error)
+            self.failure = str(error)
             if not error.timed_out:
                 self._suspicion.answered()
             elif seconds >= _ENOUGH_SECONDS:
                 self._suspicion.silent(began_at)
             raise
-        self._failure = ""
+        self.failure = ""
         self._suspicion.answered(began_at)
         return listing
 
@@ -186,13 +187,13 @@ class WatchedLookUp:
         if not self._suspicion.doubted:
             return seconds
         if self._suspicion.ask(deadline) is Verdict.FAIL:
-            raise NameServerUnavailable(f"{self._failure} It {self._suspicion.describe()}.")
+            raise NameServerUnavailable(f"{self.failure} It {self._suspicion.describe()}.")
         return min(seconds, max(_PROBE_SECONDS, self._suspicion.patience(deadline)))
 
     def raise_failure(self) -> None:
         """Raise `NameServerUnavailable` if the last query failed, or there was none."""
-        if self._failure:
-            raise NameServerUnavailable(self._failure)
+        if self.failure:
+            raise NameServerUnavailable(self.failure)
 
 
 class UnprovenNameServer(AuthenticationError, NameServerUnavailable):

@@ -1,4 +1,7 @@
-"""What a Jupyter notebook shows of a call that fails: few lines, the user's own, the last of which says what to do."""
+"""What a Jupyter notebook shows: of our objects cards, as HTML and as text, and of a call that fails few lines.
+
+The lines of a failure are the user's own; the last one says what to do.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyrocache import LocalCluster
+from tests.support.hostile import is_plain, outline
 from tests.support.processes import environment
 
 jupyter_client = pytest.importorskip("jupyter_client")
@@ -167,6 +171,53 @@ def test_a_failed_call_shows_few_lines(kernel: Any, code: str) -> None:
     assert CASES[code] in lines[-1]
     assert any(code in line for line in lines)
     assert any(USERS.get(code, "") in line for line in lines)
+
+
+def displayed(kernel: Any, code: str) -> list[dict[str, str]]:
+    """Run a cell. Return all that it displays, by type."""
+    messages: list[Any] = []
+    reply = kernel.execute_interactive(code, output_hook=messages.append, timeout=60)["content"]
+    assert reply["status"] == "ok", reply
+    kinds = ("execute_result", "display_data")
+    return [message["content"]["data"] for message in messages if message["msg_type"] in kinds]
+
+
+CARDS = {
+    "cache": "PyroCacheClient",
+    "cache.namespace('<script>').namespace('\\x1b[1m')": "namespace ('<script>', '\\x1b[1m')",
+    "killed": "LocalCluster: 1 away",
+    "hanging": "LocalCluster: 1 away",
+    "stopped": "LocalCluster: stopped",
+    "paused": "PyroCacheClient: 1 away",
+    "nowhere": "pyrocache nameserver",
+    "closed": "PyroCacheClient: closed",
+    "AsyncPyroCacheClient({nameserver!r})": "AsyncPyroCacheClient",
+    "cache.stats()": "Statistics of 3 nodes",
+    "cache.stats().total": "Totals",
+    "cache.stats().client": "misses on error",
+    "cache.stats().total.latencies['stats']": "below",
+    "cache.nodes()": "3 nodes",
+    "own.get_entry(7)": "Entry",
+}
+
+
+@pytest.mark.parametrize("code", CARDS)
+def test_an_object_is_displayed_as_html_and_as_text(
+    kernel: Any, shared_cluster: LocalCluster, code: str
+) -> None:
+    cell = f"from pyrocache import AsyncPyroCacheClient\n{code}"
+    (data,) = displayed(kernel, cell.replace("{nameserver!r}", repr(shared_cluster.nameserver)))
+    assert data.keys() == {"text/html", "text/plain"}
+    assert CARDS[code] in " ".join(data["text/plain"].split())
+    assert is_plain(data["text/plain"])
+    outline(data["text/html"])
+
+
+def test_a_plot_is_displayed_once(kernel: Any) -> None:
+    pytest.importorskip("matplotlib")
+    for first in ("", "%matplotlib inline\nfrom matplotlib import pyplot\n"):
+        (data,) = displayed(kernel, f"{first}cache.stats().plot()")
+        assert "image/png" in data
 
 
 @pytest.mark.full

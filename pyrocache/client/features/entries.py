@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyrocache.client.context import MISSING, ClientContext
+from pyrocache.display.shown import Shown
+from pyrocache.late_imports import at_first_use
+
+if TYPE_CHECKING:
+    from pyrocache.display.card import Card
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Shown):
     """An entry as it was at one moment.
 
     Attributes:
@@ -37,6 +42,11 @@ class Entry:
     age_seconds: float | None
     idle_seconds: float | None
     size_bytes: int
+
+    def _card(self) -> Card:
+        with at_first_use:
+            from pyrocache.client.views import of_entry
+        return of_entry(self)
 
 
 @dataclass(frozen=True, slots=True)

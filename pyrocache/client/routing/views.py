@@ -58,6 +58,11 @@ class Views:
         self.looked_up_at = float("-inf")
         self.closed = False
 
+    @property
+    def nameserver_problem(self) -> str:
+        """Return why the last query of the name server failed, in a sentence; empty if it did not."""
+        return self._nameserver.failure
+
     def known(self, deadline: Deadline) -> ClusterView:
         """Return the latest view. Query the name server if no node is known.
 

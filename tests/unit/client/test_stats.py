@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
+import re
+import sys
 from typing import Any
 
 import pytest
@@ -82,19 +85,98 @@ def test_they_are_good_for_json_and_pickle() -> None:
 def test_they_are_readable() -> None:
     text = repr(stats(ANSWER, ANSWER, away=["cache.node.3"]))
     lines = text.splitlines()
-    assert "2 nodes" in lines[0]
-    assert "75.0% hits of 200 reads" in lines[0]
-    assert "cache.node.3: away" in text
-    assert "namespace the root: 6 entries" in text
-    assert "namespace ('shop', 'eu'): 2 entries; 100.0% hits of 10 reads" in text
-    assert "method get: 200 measured, p50 3 µs" in text
-    assert "misses_on_error 3" in lines[-1]
-    assert max(map(len, lines)) < 200
-    assert "no reads" in repr(stats())
+    assert lines[0] == "Statistics of 2 nodes: 1 away"
+    assert re.search(r"entries +8 in 2 namespaces\n", text)
+    assert re.search(r"hit ratio +\S+ 75.0% of 200 reads\n", text)
+    assert re.search(r"cache.node.1 +up +4 .*4.9 KiB / 1.0 MiB +75.0% +6 +1 s", text)
+    assert re.search(r"cache.node.3 +away +-", text)
+    assert re.search(r"the root +6 +73.7% +190\n", text)
+    assert re.search(r"\('shop', 'eu'\) +2 +100.0% +10\n", text)
+    assert re.search(r"get +200 +3 µs", text)
+    assert "misses_on_error 3" in text
+    assert lines[-1] == "  cache.node.3 does not answer, so its figures are missing here."
+    assert max(map(len, lines)) <= 100
+    assert "Statistics of 0 nodes" in repr(stats())
     many = {**ANSWER, "namespaces": [[namespace_prefix(str(number)), 1, 1, 1] for number in range(500)]}
-    assert len(repr(stats(many)).splitlines()) < 20
+    assert len(repr(stats(many)).splitlines()) < 40
     assert "and 490 more" in repr(stats(many))
+    assert "at least 500 namespaces" in repr(stats(many))
+
+
+def test_figures_within_others_take_one_line() -> None:
     assert repr(LatencyHistogram()) == "<LatencyHistogram: no calls>"
+    assert repr(LatencyHistogram((0, 10))) == "<LatencyHistogram: 10 measured, p50 1.5 µs, p99 1.99 µs>"
+    node = NodeStats.from_wire(ANSWER)
+    assert repr(node).startswith(
+        "<NodeStats: 4 entries in 4.9 KiB of 1.0 MiB; 75.0% hits of 100 reads; 10 sets"
+    )
+    assert "\n" not in repr({"cache.node.1": node, "total": Totals()})
+    assert "no reads" in repr(Totals())
+
+
+def test_a_frame_has_a_row_for_each_node_and_a_column_for_each_number() -> None:
+    pytest.importorskip("pandas")
+    frame = stats(ANSWER, {"max_bytes": 0}, away=["cache.node.3"]).to_frame()
+    assert (list(frame.index), frame.index.name) == ([f"cache.node.{number}" for number in (1, 2, 3)], "node")
+    assert set(frame.dtypes.map(lambda dtype: dtype.kind)) == {"f"}
+    first, second, third = (frame.loc[name] for name in frame.index)
+    assert (first["hits"], first["hit_ratio"], first["memory_share"]) == (75, 0.75, 5000 / 2**20)
+    assert second["hits"] == 0
+    assert second[["hit_ratio", "memory_share"]].isna().all()
+    assert third.isna().all()
+    numbers = {one.name for one in dataclasses.fields(NodeStats)} - {
+        *("namespaces", "latencies", "policy", "version", "silent")
+    }
+    assert set(frame.columns) == {*numbers, "hit_ratio", "memory_share"}
+    assert stats(ANSWER).to_frame()["entries"].dtype.kind == "i"
+    for few in (stats(), stats(away=["cache.node.1"])):
+        assert set(few.to_frame().dtypes.map(lambda dtype: dtype.kind)) == {"f"}
+
+
+def test_a_plot_has_four_axes_and_is_not_known_to_pyplot() -> None:
+    pytest.importorskip("matplotlib")
+    figure = stats(ANSWER, {**ANSWER, "hits": 0, "misses": 0}, away=["$a$\n\x1b[1m"]).plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["Hit ratio", "Memory", "Balance of entries", "Duration of calls at the nodes"]
+    ratio, memory, balance, latency = figure.axes
+    assert [bar.get_height() for bar in ratio.patches] == [0.75, 0.0, 0.0]
+    assert [bar.get_height() for bar in memory.patches] == [2**20, 2**20, 0, 5000, 5000, 0]
+    assert [bar.get_height() for bar in balance.patches] == [4, 4, 0]
+    assert balance.get_lines()[0].get_ydata()[0] == 4
+    assert latency.get_xscale() == "log"
+    assert [text.get_text() for text in latency.get_legend().get_texts()] == ["get", "scan"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize(
+    "few", [stats(), stats(away=["a"]), stats({}), stats(*[ANSWER] * 30)], ids=["none", "away", "new", "many"]
+)
+def test_a_plot_can_always_be_drawn(few: Stats) -> None:
+    pytest.importorskip("matplotlib")
+    assert few.plot()._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("method", "package"), [("to_frame", "pandas"), ("plot", "matplotlib")])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, method: str, package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "pyrocache.client.plots", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_Refusing(package), *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match=rf"{package}.*pip install 'pyrocache\[jupyter\]'$"):
+        getattr(stats(ANSWER), method)()
+
+
+class _Refusing:
+    """Finds no module of a package, as if it were not installed."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == self._package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @pytest.mark.parametrize(
