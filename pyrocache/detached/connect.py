@@ -25,8 +25,14 @@ from pyrocache.config import (
     parse_size,
     to_seconds,
 )
-from pyrocache.detached.place import LockedFile, Log, Place, Record, Running
-from pyrocache.errors import CacheUnavailable, ConfigurationError, NameServerUnavailable, PyroCacheError
+from pyrocache.detached.place import LockedFile, Log, Place, Record, Running, usable
+from pyrocache.errors import (
+    AuthenticationError,
+    CacheUnavailable,
+    ConfigurationError,
+    NameServerUnavailable,
+    PyroCacheError,
+)
 from pyrocache.late_imports import quoted
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
@@ -114,7 +120,10 @@ def connect(
             "connect() finds the name server by itself: for one that you name, use PyroCacheClient(nameserver)."
         )
     wanted = _Wanted.of(nodes, max_memory, idle_timeout)
-    found = _configured(client_options) or _usual(client_options) or _detached(wanted, client_options)
+    found = _configured(client_options) or _usual(client_options)
+    if found is None:
+        with usable():
+            found = _detached(wanted, client_options)
     client, line = found
     if not quiet:
         _tell(line)
@@ -129,7 +138,8 @@ def stop() -> str | None:
     """
     place = Place()
     # A start that is under way is waited for, and no other one begins meanwhile.
-    lock = place.starting(START_SECONDS)
+    with usable():
+        lock = place.starting(START_SECONDS)
     if lock is None:
         raise PyroCacheError(
             f"Another program has been starting or stopping a cluster for {START_SECONDS:g} s. See {place.log}"
@@ -179,9 +189,10 @@ def _detached(wanted: _Wanted, options: dict[str, Any]) -> tuple[PyroCacheClient
     give_up_at = time.monotonic() + START_SECONDS
     started = False
     while True:
+        last = time.monotonic() >= give_up_at
         running = place.running()
         if running is not None:
-            client = _client_of(running, options)
+            client = _client_of(running, options, place if last else None)
             if client is not None:
                 return client, (_of_started if started else _of_running)(running.record, wanted)
         elif (lock := place.starting()) is not None:
@@ -193,7 +204,7 @@ def _detached(wanted: _Wanted, options: dict[str, Any]) -> tuple[PyroCacheClient
             finally:
                 lock.close()
             continue
-        if time.monotonic() >= give_up_at:
+        if last:
             raise PyroCacheError(
                 f"Another program has been starting or stopping your cluster for {START_SECONDS:g} s. See its log, "
                 f"{place.log}, or end it with: pyrocache stop"
@@ -201,8 +212,16 @@ def _detached(wanted: _Wanted, options: dict[str, Any]) -> tuple[PyroCacheClient
         time.sleep(_POLL_SECONDS)
 
 
-def _client_of(running: Running, options: dict[str, Any]) -> PyroCacheClient | None:
-    """Return a client of a detached cluster; None if that is ending, or does not answer yet."""
+def _client_of(running: Running, options: dict[str, Any], last_of: Place | None) -> PyroCacheClient | None:
+    """Return a client of a detached cluster; None if that is ending, or does not answer yet.
+
+    Args:
+        last_of: where it is written down, if this is the last attempt.
+
+    Raises:
+        AuthenticationError: the cluster was started with another secret.
+        PyroCacheError: it does not answer at the last attempt.
+    """
     joined = running.join()
     if joined is None:
         return None
@@ -211,14 +230,16 @@ def _client_of(running: Running, options: dict[str, Any]) -> PyroCacheClient | N
         options = {**options, "tls": False} if options.get("tls") is None else options
         client = PyroCacheClient(running.record.address, **options)
         client.nodes()
-    except CacheUnavailable:
+    except BaseException as error:
         joined.close()
-        if running.alive():  # its name server is being started again, perhaps
+        if not isinstance(error, CacheUnavailable) or isinstance(error, AuthenticationError):
             raise
-        return None
-    except BaseException:
-        joined.close()
-        raise
+        if last_of is not None and running.alive():
+            raise PyroCacheError(
+                f"Your cluster at {running.record.address} does not answer, although its keeper lives. See its log, "
+                f"{last_of.log}, or end it with: pyrocache stop"
+            ) from None
+        return None  # its name server is being started again, perhaps
     client._context.backend.keeps_alive = joined
     client._context.backend.advise(_ADVICE)
     return client
@@ -294,7 +315,7 @@ def _of_started(record: Record, _: _Wanted) -> str:
 
 
 def _of_running(record: Record, wanted: _Wanted) -> str:
-    age = _duration(max(0.0, time.time() - record.started_at))
+    age = _duration(max(1.0, time.time() - record.started_at))  # clocks may be set back
     memory = format_size(record.max_memory)
     line = (
         f"Connected to your cluster at {record.address} ({_nodes(record.nodes)}, started {age} ago; in a terminal: "

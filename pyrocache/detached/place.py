@@ -31,12 +31,13 @@ import secrets
 import signal
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from glob import escape, glob
 from typing import Self
 
-from pyrocache.errors import OutOfResources
+from pyrocache.errors import OutOfResources, PyroCacheError
 from pyrocache.runtime import at_fork, private_directory
 from pyrocache.runtime.shortage import explain
 from pyrocache.tracebacks import came_from_outside
@@ -49,6 +50,20 @@ _TEMPORARY = ".new"
 _POLL_SECONDS = 0.02
 _LONGEST_LOG_BYTES = 2**20
 _KEPT_LOG_BYTES = 64 * 1024
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Raise `OutOfResources` in place of an `OSError` about the files or the start of a cluster."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PyroCacheError) or came_from_outside(error):  # some are both
+            raise
+        raise OutOfResources(
+            f"There can be no detached cluster here: {explain(error) or error.strerror or error}. Set TMPDIR to a "
+            "directory that you can write to, or start nodes with: pyrocache nodes --with-nameserver"
+        ) from None
 
 
 class LockedFile:
@@ -145,22 +160,20 @@ class Running:
 
     def signal(self, number: signal.Signals) -> None:
         """Send its keeper a signal, unless that has ended: its process id may be another process's by then."""
-        if not hasattr(os, "pidfd_open"):  # macOS
-            with suppress(ProcessLookupError):
-                if self.alive():
-                    os.kill(self.record.pid, number)
-            return
-        try:
+        keeper = None
+        with suppress(AttributeError, OSError):  # not on macOS, in old kernels, and in some sandboxes
             keeper = os.pidfd_open(self.record.pid)
-        except ProcessLookupError:
-            return
         try:
-            # Alive after its descriptor was opened: so it is the keeper's, which no other process can take over.
+            # Alive after the descriptor was opened: so that is the keeper's, and stays so when it ends now.
             if self.alive():
                 with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(keeper, number)
+                    if keeper is None:
+                        os.kill(self.record.pid, number)
+                    else:
+                        signal.pidfd_send_signal(keeper, number)
         finally:
-            os.close(keeper)
+            if keeper is not None:
+                os.close(keeper)
 
     def wait(self, seconds: float) -> bool:
         """Wait until its keeper has ended. Return whether it has."""
@@ -183,16 +196,9 @@ class Place:
     """
 
     def __init__(self, directory: str | None = None) -> None:
-        try:
+        with usable():
             self.directory = private_directory.make() if directory is None else directory
-            self.log = os.path.join(self.directory, _LOG)
-        except OSError as error:
-            if came_from_outside(error):
-                raise
-            raise OutOfResources(
-                f"There is no directory for a detached cluster: {explain(error) or error.strerror or error}. Set "
-                "TMPDIR to a directory that you can write to, or start nodes with: pyrocache nodes --with-nameserver"
-            ) from None
+        self.log = os.path.join(self.directory, _LOG)
 
     def running(self) -> Running | None:
         """Return the cluster that is running; None if there is none.
@@ -283,7 +289,10 @@ class Written:
     def touch(self) -> None:
         """Keep the files from being removed for their age, as temporary files are."""
         for file in (self._file, self._clients):
-            os.utime(file.descriptor)
+            with suppress(
+                OSError
+            ):  # a file system that is read-only by now, for example: that ends no cluster
+                os.utime(file.descriptor)
 
     def withdraw(self) -> None:
         """Remove the files, so that a new cluster can be started. This keeper stays alive for who has found it."""
@@ -312,9 +321,10 @@ class Log:
         """Keep only the last part if it has become long. What is written at that moment is lost."""
         size = os.fstat(self.descriptor).st_size
         if size > _LONGEST_LOG_BYTES:
-            last = os.pread(self.descriptor, _KEPT_LOG_BYTES, size - _KEPT_LOG_BYTES)
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, last.partition(b"\n")[2])  # from the beginning of a line
+            with suppress(OSError):  # a full disk, for example: that ends no cluster
+                last = os.pread(self.descriptor, _KEPT_LOG_BYTES, size - _KEPT_LOG_BYTES)
+                os.ftruncate(self.descriptor, 0)
+                os.write(self.descriptor, last.partition(b"\n")[2])  # from the beginning of a line
 
     def __enter__(self) -> Self:
         return self

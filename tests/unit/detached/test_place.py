@@ -182,7 +182,7 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(place_module.private_directory, "make", refuse)
     with pytest.raises(
-        OutOfResources, match=r"^There is no directory for a detached cluster: Permission denied\. Set"
+        OutOfResources, match=r"^There can be no detached cluster here: Permission denied\. Set"
     ):
         Place()
 
