@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyrocache.client.stock import stock_handshake
     from pyrocache.cluster.routing import Member
     from pyrocache.config import TLS
+    from pyrocache.detached.connect import connect
     from pyrocache.errors import *  # noqa: F403
     from pyrocache.local import LocalCluster
 
@@ -45,6 +46,7 @@ __all__ = [
     "PyroCacheClient",
     "Stats",
     "Totals",
+    "connect",
     "stock_handshake",
 ]
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "Nodes": "pyrocache.client.nodes",
     "PyroCacheClient": "pyrocache.client.client",
     "TLS": "pyrocache.config",
+    "connect": "pyrocache.detached.connect",
     "stock_handshake": "pyrocache.client.stock",
 }  # the others: pyrocache.client.stats
 __all__ += errors.__all__

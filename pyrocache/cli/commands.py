@@ -306,6 +306,21 @@ def config_command(
     show(names or [], as_json=as_json)
 
 
+@app.command("stop")
+def stop_command() -> None:
+    """End your detached cluster, which pyrocache.connect() has started, and wait until it has ended.
+
+    Exit status 0 also if there is none.
+    """
+    from pyrocache.detached.connect import stop
+
+    address = stop()
+    if address is None:
+        write("You have no detached cluster that runs.")
+    else:
+        write(f"Your cluster at {address} has ended.")
+
+
 @app.command("demo")
 def demo_command(
     ttl: Annotated[float, typer.Option(help="TTL of the entry that expires, in seconds.", min=0.1)] = 2.0,

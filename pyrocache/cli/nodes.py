@@ -1,6 +1,6 @@
 """The command ``pyrocache nodes``: start nodes, and on request a name server, keep them running and end them together.
 
-Each process has a `Supervisor`.
+Each process has a `Supervisor`. `keeper` uses the same functions for a detached cluster.
 
 Thread safety: runs in the main thread, which alone receives the signals that end the command.
 """
@@ -16,7 +16,7 @@ from pyrocache.cli.addresses import of_node
 from pyrocache.cli.output import for_other_hosts, report, write
 from pyrocache.cli.supervisor import Supervisor
 from pyrocache.cli.tables import print_nodes
-from pyrocache.config import TLS, NodeConfig, parse_address
+from pyrocache.config import TLS, Encryption, NodeConfig, parse_address
 from pyrocache.errors import AuthenticationError, NameServerUnavailable, OutOfResources, PyroCacheError
 from pyrocache.net.call_protocol import knowing
 from pyrocache.net.directory import NameServerDirectory
@@ -46,8 +46,15 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
             new_cluster = bool(nameservers)
         # The first one alone: what is wrong with it would be wrong with all.
         first = replace(config, new_cluster=new_cluster)
-        if not (_start_nodes(first, secret, 1, nodes) and _start_nodes(config, secret, count - 1, nodes)):
-            return 1
+        try:
+            start_nodes(first, secret, 1, nodes)
+            start_nodes(config, secret, count - 1, nodes)
+        except OutOfResources:
+            raise
+        except PyroCacheError as error:
+            if any(node.killed for node in nodes):
+                report(str(error))
+            return 1  # otherwise the node has said why itself
         nodes.sort(key=lambda node: int(node.what.rpartition(".")[2]))
         print_nodes([node.answer for node in nodes], config.max_memory, config.nameserver)
         write("ready")  # for scripts that wait for this line
@@ -65,27 +72,33 @@ def run(config: NodeConfig, secret: Secret, *, count: int, with_nameserver: bool
         return 0
     finally:
         manager.stopping()
-        _end(nodes)
-        _end(nameservers)  # after the nodes, which unregister there
+        end(nodes)
+        end(nameservers)  # after the nodes, which unregister there
 
 
-def _start_nodes(config: NodeConfig, secret: Secret, count: int, nodes: list[Supervisor]) -> bool:
-    """Start ``count`` nodes in parallel and append their supervisors to ``nodes``. Return whether all are ready."""
+def start_nodes(
+    config: NodeConfig,
+    secret: Secret,
+    count: int,
+    nodes: list[Supervisor],
+    report: Callable[[str], None] = report,
+) -> None:
+    """Start ``count`` nodes in parallel, append their supervisors to ``nodes``, and wait until all are ready.
+
+    Args:
+        report: prints what happens to them later.
+
+    Raises:
+        PyroCacheError: one did not start. The caller has to end all of them.
+    """
     begin = len(nodes)
     for _ in range(count):
-        # Appended one by one: if a later one cannot be started, `run` ends the earlier ones.
+        # Appended one by one: if a later one cannot be started, the caller ends the earlier ones.
         start = _starter(of_node(config, len(nodes)), secret)
-        nodes.append(Supervisor("a node", start, _ping_of(config, secret), renamable=config.name is None))
+        ping = ping_of(config.nameserver, secret, config.tls)
+        nodes.append(Supervisor("a node", start, ping, renamable=config.name is None, report=report))
     for node in nodes[begin:]:
-        try:
-            node.wait_until_ready()
-        except OutOfResources:
-            raise
-        except PyroCacheError as error:
-            if node.killed:
-                report(str(error))
-            return False  # otherwise the node has said why itself
-    return True
+        node.wait_until_ready()
 
 
 def _starter(config: NodeConfig, secret: Secret) -> Callable[[str | None], ChildProcess]:
@@ -120,7 +133,8 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
         tls = asdict(config.tls) if isinstance(config.tls, TLS) else config.tls
         return start_nameserver(host=host, port=port, tls=tls, storage=storage, secret=secret, quiet=quiet)
 
-    nameservers.append(Supervisor("the name server", start, _ping_of(config, secret), is_name_server=True))
+    ping = ping_of(config.nameserver, secret, config.tls)
+    nameservers.append(Supervisor("the name server", start, ping, is_name_server=True))
     try:
         nameservers[0].wait_until_ready()
     except OutOfResources:
@@ -136,8 +150,10 @@ def _start_nameserver(config: NodeConfig, secret: Secret, nameservers: list[Supe
     report(f"Name server ready at {config.nameserver}. {for_other_hosts(config.nameserver, secret)}".rstrip())
 
 
-def _ping_of(config: NodeConfig, secret: Secret) -> Callable[[], None]:
-    return partial(_directory(config, secret).ping, timeout=_PING_SECONDS)
+def ping_of(nameserver: str, secret: Secret, tls: Encryption = None) -> Callable[[], None]:
+    """Return what raises `NameServerUnavailable` if the name server does not answer within 2 seconds."""
+    caller = knowing(secret, trusting=True, tls=tls)
+    return partial(NameServerDirectory(nameserver, caller=caller).ping, timeout=_PING_SECONDS)
 
 
 def _answers(config: NodeConfig, secret: Secret) -> bool:
@@ -155,7 +171,8 @@ def _directory(config: NodeConfig, secret: Secret) -> NameServerDirectory:
     return NameServerDirectory(config.nameserver, caller=caller)
 
 
-def _end(supervisors: list[Supervisor]) -> None:
+def end(supervisors: list[Supervisor]) -> None:
+    """End these processes, in parallel, and wait for them."""
     for supervisor in supervisors:
         supervisor.stop()
     for supervisor in supervisors:

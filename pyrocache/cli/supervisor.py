@@ -43,6 +43,7 @@ class Supervisor:
             time. It is called in the thread that watches the process.
         renamable: whether a process that lost its name to another node may take a new one.
         is_name_server: whether the process is the name server, which is killed if it does not answer.
+        report: prints what happens to the process, in the thread that watches it.
 
     Attributes:
         answer: the report of the process when it was last ready.
@@ -57,6 +58,7 @@ class Supervisor:
         *,
         renamable: bool = False,
         is_name_server: bool = False,
+        report: Callable[[str], None] = report,
     ) -> None:
         self.what = what
         self.answer: dict[str, Any] = {}
@@ -65,6 +67,7 @@ class Supervisor:
         self._ping = ping
         self._renamable = renamable
         self._is_name_server = is_name_server
+        self._report = report
         self._pause = _FIRST_PAUSE_SECONDS
         self._silences = 0
         self._ping_at = 0.0
@@ -114,7 +117,7 @@ class Supervisor:
                 self._process.kill()
                 self._start_again("did not answer and was killed")
             elif status == EXIT_REFUSED and not self._renamable:
-                report(f"{self.what} ended for the reason above and is not started again.")
+                self._report(f"{self.what} ended for the reason above and is not started again.")
                 self.gave_up = True
                 return
             elif status == EXIT_NO_NAME_SERVER:
@@ -145,14 +148,14 @@ class Supervisor:
         """Start the process again after a pause."""
         if time.monotonic() - self._process.started_at > _STEADY_SECONDS:
             self._pause = _FIRST_PAUSE_SECONDS
-        report(f"{self.what} {why}; starting it again in {self._pause:g} s.")
+        self._report(f"{self.what} {why}; starting it again in {self._pause:g} s.")
         if not self._stopping.wait(self._pause):
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
             self._restart()
 
     def _start_with_name_server(self) -> None:
         """Start the process again once a name server answers."""
-        report(f"{self.what} is started again as soon as a name server answers.")
+        self._report(f"{self.what} is started again as soon as a name server answers.")
         while not self._stopping.wait(_PING_PAUSE_SECONDS):
             with suppress(NameServerUnavailable):
                 self._ping()
@@ -165,11 +168,11 @@ class Supervisor:
         try:
             self._process = self._start(self.answer.get("name"))
         except OutOfResources as error:  # tried again after the next, longer pause
-            report(str(error))
+            self._report(str(error))
             return
         if self._stopping.is_set():  # `stop` may have terminated the previous process
             self._process.terminate()
             return
         with suppress(PyroCacheError):  # the process has printed why; the next pause is longer
             self._wait_until_ready()
-            report(f"{self.what} is back with pid {self.answer['pid']}.")
+            self._report(f"{self.what} is back with pid {self.answer['pid']}.")

@@ -422,6 +422,11 @@ class Backend:
     def close(self) -> None:
         """Close the connections. Every later call raises `ClientClosed`."""
         self._router.close()
+        self.keeps_alive = None
+
+    def advise(self, advice: str) -> None:
+        """Put a sentence into the errors about nodes that cannot be reached."""
+        self._router.advice = advice
 
     def _ask(
         self,

@@ -188,6 +188,8 @@ class NodeStats(Totals):
         lease_seconds: for how long it may serve unless its view is confirmed again; 0 if it may not.
         silent: the names of the members that do not answer it, separated by spaces. It asks them only while the name
             server does not confirm its view, or after a change.
+        clientless_seconds: for how long no client has been connected to it; 0 while one is. Other nodes and the name
+            server are no clients.
         handshakes_refused: connections that were refused since the start of the node, because they did not prove the
             secret, for example.
         handshakes_malformed, handshakes_late, handshakes_displaced: connections that sent something else than a
@@ -200,6 +202,7 @@ class NodeStats(Totals):
     view: int = 0
     lease_seconds: float = 0.0
     silent: str = ""
+    clientless_seconds: float = 0.0
     handshakes_refused: int = 0
     handshakes_malformed: int = 0
     handshakes_late: int = 0

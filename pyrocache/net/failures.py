@@ -93,11 +93,16 @@ def broken(error: BaseException) -> bool:
 _HINT = "See which nodes answer with: pyrocache status"
 
 
-def name_in_hint(error: BaseException, nameserver: str) -> None:
-    """Complete the command in an error's message, to be copied, with the name server in use."""
+def name_in_hint(error: BaseException, nameserver: str, advice: str = "") -> None:
+    """Complete the command in an error's message, to be copied, with the name server in use.
+
+    Args:
+        advice: a sentence to put before the command; empty for none.
+    """
     text = str(error)
     if nameserver and text.endswith(_HINT):
-        error.args = (f"{text} --nameserver {quoted(nameserver)}", *error.args[1:])
+        begin = text.removesuffix(_HINT) + (f"{advice} " if advice else "")
+        error.args = (f"{begin}{_HINT} --nameserver {quoted(nameserver)}", *error.args[1:])
 
 
 def unavailable(

@@ -252,6 +252,7 @@ class Node:
             "lease_seconds": self._lease_left(),
             "silent": " ".join(self.membership.silent),
             "connections": len(self._event_loop.connections),
+            "clientless_seconds": self._event_loop.clientless_seconds(),
             **{f"handshakes_{kind}": count for kind, count in self._event_loop.unproven.counts.items()},
             "rss_bytes": _resident_bytes(),
             "latencies": self._dispatcher.latencies.as_lists(),

@@ -424,6 +424,7 @@ class ServerHandshake:
             this end gave its clock.
         protocol: the version that both ends use, once the client has greeted; 0 if one of them told none.
         pipelined, unordered: whether the client has these capabilities (`PIPELINED`, `UNORDERED`).
+        of_client: whether the caller, once it has greeted, is neither a node nor a name server.
     """
 
     __slots__ = (
@@ -436,6 +437,7 @@ class ServerHandshake:
             "describe",
             "local",
             "nodes_only",
+            "of_client",
         ),
         *(
             "pipelined",
@@ -478,7 +480,7 @@ class ServerHandshake:
         self.serializer: Serializer | None = None
         self.session: bytes | None = None
         self.protocol = 0
-        self.pipelined = self.unordered = False
+        self.pipelined = self.unordered = self.of_client = False
         self._said = b""
 
     def admit(self, header: Header) -> None:
@@ -544,6 +546,7 @@ class ServerHandshake:
         if len(offer.session) == SESSION_BYTES and own.clock_ms:
             self.session = offer.session
         self.pipelined, self.unordered = offer.has(PIPELINED), offer.has(UNORDERED)
+        self.of_client = not offer.caller
         if self.admission is not None and proving:
             answer = {**answer, "handshake": self._prove(self.admission, object_id, offered, mine)}
         self.state = State.PROVING if proving else State.ESTABLISHED

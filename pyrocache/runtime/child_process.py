@@ -13,6 +13,8 @@ SIGHUP and SIGCONT from the kernel, as POSIX requires for orphaned process group
 The modules that run in a child are `node.process` and `nameserver.process`; `runtime.interpreter` decides what runs
 them.
 
+`start_detached` starts a process of another kind, which outlives its parent.
+
 Thread safety: a `ChildProcess` is used by one thread at a time.
 """
 
@@ -24,6 +26,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import weakref
@@ -108,7 +111,7 @@ class ChildProcess:
         """
         deadline = time.monotonic() + timeout
         try:
-            line = self._receive_line(deadline)
+            line = _receive_line(self._link, deadline)
             if not line:
                 self._process.wait(max(0.0, deadline - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
@@ -155,20 +158,6 @@ class ChildProcess:
         self._process.wait()
         self._release()
 
-    def _receive_line(self, deadline: float) -> bytes:
-        """Return the line that it sends; nothing if the process has ended. Raises `TimeoutError` at the deadline."""
-        line = b""
-        while not line.endswith(b"\n"):
-            self._link.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self._link.recv(_ANSWER_BYTES)
-            except ConnectionResetError:  # it ended before it had read its settings
-                data = b""
-            if not data:
-                return b""
-            line += data
-        return line
-
     def _failure(self, what: str) -> PyroCacheError:
         """Wait until the process has ended. Return the error, with the last lines that the process printed."""
         self._process.wait()
@@ -190,6 +179,21 @@ class ChildProcess:
         """Close the link in a forked process. Otherwise the child would not see the end of its parent."""
         self._link.close()
         self._let_go.detach()  # the process is not a child of this one
+
+
+def _receive_line(link: socket.socket, deadline: float) -> bytes:
+    """Return the line that a process sends; nothing if it has ended. Raises `TimeoutError` at the deadline."""
+    line = b""
+    while not line.endswith(b"\n"):
+        link.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = link.recv(_ANSWER_BYTES)
+        except ConnectionResetError:  # it ended before it had read its settings
+            data = b""
+        if not data:
+            return b""
+        line += data
+    return line
 
 
 _ending: list[
@@ -244,3 +248,71 @@ def start_node(
     if clock is not None:
         settings = {**settings, "clock": clock}
     return ChildProcess("pyrocache.node.process", settings, quiet=quiet, descriptors=descriptors)
+
+
+def start_detached(
+    module: str, settings: dict[str, Any], *, output: int, descriptors: Sequence[int] = (), timeout: float
+) -> dict[str, Any] | None:
+    """Start a process that outlives this one, and wait until it is ready. Return what it has sent.
+
+    It has a session of its own, without a terminal, and its ``main`` forks at once (`detach`), so that it is not even a
+    child of this process. An exception that ends the wait, such as Ctrl-C, does not end the process.
+
+    Args:
+        module, settings: as for `ChildProcess`.
+        output: the descriptor of the file that it prints to.
+        descriptors: further descriptors that it inherits, under the same numbers.
+        timeout: seconds to wait.
+
+    Returns:
+        What it has sent (`runtime.start.answer`); None if it has ended without.
+
+    Raises:
+        ConfigurationError: as for `ChildProcess`.
+        OutOfResources: it cannot be started.
+        TimeoutError: it was not ready in time. It goes on.
+    """
+    interpreter.refuse_in_a_child()
+    deadline = time.monotonic() + timeout
+    link, other_end = socket.socketpair()
+    process: subprocess.Popen[bytes] | None = None
+    with link:
+        try:
+            with other_end, explained("A process cannot be started", starts_process=True):
+                link.sendall(json.dumps(settings).encode() + b"\n")
+                process = subprocess.Popen(
+                    interpreter.command(module, other_end.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=interpreter.environment(),
+                    pass_fds=(other_end.fileno(), *descriptors),
+                    start_new_session=True,
+                )
+            line = _receive_line(link, deadline)
+        finally:
+            if process is not None:
+                _ending[:] = [other for other in (*_ending, process) if other.poll() is None]
+    return json.loads(line) if line else None
+
+
+def detach(descriptors: Sequence[int]) -> None:
+    """Leave the process that has called `start_detached`: go on in a fork, which is nobody's child.
+
+    Its working directory is the root, so that it keeps no file system busy. Signals are as in a new process, except
+    that SIGHUP is ignored. It may start child processes. Call this first, before there is another thread.
+
+    Args:
+        descriptors: those that this process has inherited, which its own children must not inherit.
+    """
+    if os.fork():
+        os._exit(0)  # the parent process waits for this
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    sys.path[:] = [os.path.abspath(entry) for entry in sys.path]
+    os.chdir("/")
+    os.environ.pop(interpreter.CHILD_VARIABLE, None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -70,7 +70,7 @@ def refuse_in_a_child() -> None:
     if CHILD_VARIABLE in os.environ:
         raise ConfigurationError(
             "This process was started to be a node or a name server, and must not start another one: "
-            f"{sys.executable!r} or a `sitecustomize` module runs a program that makes a LocalCluster."
+            f"{sys.executable!r} or a `sitecustomize` module runs a program that starts a cluster."
         )
 
 

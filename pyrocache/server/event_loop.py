@@ -125,7 +125,7 @@ class EventLoop:
         self._housekeeping = housekeeping
         self._ahead = ahead
         self._clock = clock
-        self._now = self._tick_at = clock()
+        self._now = self._tick_at = self._client_left_at = clock()
         self._exact_at = -math.inf  # see `_check_clock`
         self._milliseconds = 0
         self._calls = OutstandingCalls(
@@ -188,6 +188,17 @@ class EventLoop:
         """Interrupt the wait of `run`. Any thread may call this."""
         if threading.get_ident() != self._thread:  # the loop looks at `done` anyway before it waits
             self.poller.wake()
+
+    def clientless_seconds(self) -> float:
+        """Return for how long no client has been connected; 0 while one is. Any thread may call this.
+
+        Other nodes, name servers and callers that have not completed the handshake are no clients.
+        """
+        if any(
+            _is_of_client(connection) for connection in list(self.connections)
+        ):  # the copy is one call into C
+            return 0.0
+        return max(0.0, self._clock() - self._client_left_at)
 
     def close(self) -> None:
         """Close all connections and sockets. `run` calls this at its end; call it only if `run` was never called."""
@@ -509,6 +520,8 @@ class EventLoop:
         if connection not in self.connections:
             return
         connection.closed = True
+        if _is_of_client(connection):
+            self._client_left_at = self._clock()
         self.connections.remove(connection)
         self.unproven.remove(connection)
         self.poller.change(connection.channel, connection.events, 0, connection)
@@ -603,6 +616,10 @@ class EventLoop:
             more = False
         self._tick_at = self._clock() + _TICK_SECONDS
         return -math.inf if more else self._tick_at
+
+
+def _is_of_client(connection: Connection) -> bool:
+    return connection.handshake.of_client and connection.handshake.state is State.ESTABLISHED
 
 
 def _size(reply: Reply) -> int:

@@ -44,6 +44,7 @@ def test_every_method_of_a_node_is_in_the_wire_format_as_it_is() -> None:
 def test_every_figure_of_a_node_is_in_the_wire_format() -> None:
     figures = {
         *CacheNode(Store(2**20)).stats(),
+        "clientless_seconds",
         "connections",
         "rss_bytes",
         "latencies",

@@ -35,7 +35,9 @@ def test_the_public_names() -> None:
         "TLS",
     ]
     figures = ["ClientStats", "LatencyHistogram", "NamespaceStats", "NodeStats", "Stats", "Totals"]
-    assert sorted(pyrocache.__all__) == sorted([*errors.__all__, *others, *figures, "stock_handshake"])
+    assert sorted(pyrocache.__all__) == sorted(
+        [*errors.__all__, *others, *figures, "connect", "stock_handshake"]
+    )
     assert repr(pyrocache.DEFAULT_TTL) == "DEFAULT_TTL"
     for name in set(pyrocache.__all__) - {"DEFAULT_TTL"}:
         assert getattr(pyrocache, name).__name__ == name

@@ -85,6 +85,7 @@ class Router:
         views: the cluster view and its updates.
         retries: the counts that `ClientStats` has of requests which were not answered at once. Not exact if threads
             count at the same time.
+        advice: a sentence for the errors about nodes that cannot be reached; empty for none.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Router:
         caller: Caller = ANONYMOUS,
     ) -> None:
         self._caller = caller
+        self.advice = ""
         self.retries = dict.fromkeys(("retries", *COUNTED.values(), "repeats", "unsettled"), 0)
         self._directory = directory
         self._nameserver = nameserver
@@ -441,7 +443,7 @@ class Router:
         assert not isinstance(action, Repeat)
         if isinstance(action, PyroCacheError):
             self.retries["unsettled"] += isinstance(action, MayHaveBeenDone)
-            name_in_hint(action, self._nameserver)
+            name_in_hint(action, self._nameserver, self.advice)
         elif not isinstance(action, Result):
             self.retries["retries"] += 1
         return action

@@ -1555,3 +1555,18 @@ class TestConnections:
             assert peer.fate() == CLOSED
             assert half.fate() == CLOSED
             assert server.at_rest()
+
+    def test_for_how_long_there_was_no_client(self) -> None:
+        clock = FakeClock(1000.0)
+        with running(clock=clock) as server, Peer(server, greet=False) as node:
+            node.sock.sendall(handshake(greeting={"caller": "cache.node.2 0123"}))
+            assert node.receive().header.type == framing.CONNECT_OK
+            with Peer(server, greet=False):
+                clock.tick(3.0)
+                assert server.event_loop.clientless_seconds() == 3.0  # a node, and somebody who says nothing
+            with Peer(server):
+                clock.tick(3.0)
+                assert server.event_loop.clientless_seconds() == 0.0
+            assert wait_until(lambda: len(server.event_loop.connections) == 1)
+            clock.tick(2.0)
+            assert server.event_loop.clientless_seconds() == 2.0
