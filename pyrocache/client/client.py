@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from pyrocache.client.features.entries import Entry, EntryInfo
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.features.memoize import Memoizer, Tags
+    from pyrocache.client.features.watch import LiveView
     from pyrocache.client.stats import Stats
     from pyrocache.display.card import Card
 
@@ -1024,6 +1025,21 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
         """
         context = self._context
         return stats_of(context, context.backend.stats(context.deadline()))
+
+    def watch(self, interval: float = 0.5) -> LiveView:
+        """Show operations per second, hit ratio and memory in a notebook, redrawn until `LiveView.stop` is called.
+
+        It is also stopped by the next call of this method, and by `close`. In a terminal, use ``pyrocache top``.
+
+        Args:
+            interval: seconds between two pictures, at least 0.5.
+
+        Raises:
+            ConfigurationError: this process is not the kernel of a notebook, or ``interval`` is not valid.
+        """
+        with at_first_use:
+            from pyrocache.client.features.watch import watch  # imported here: only notebooks need it
+        return watch(self, interval)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

@@ -27,6 +27,7 @@ ONLY_BLOCKING = {
     "__iter__": "__aiter__",
     "__enter__": "__aenter__",
     "__exit__": "__aexit__",
+    "watch": "a thread asks the nodes",
 }
 ONLY_ASYNCIO = {
     "__aiter__": "__iter__",
