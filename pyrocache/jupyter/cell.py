@@ -186,7 +186,9 @@ def _definitions(parts: list[_Statement]) -> list[_Statement]:
     """Return the definitions among the statements of a cell."""
     definitions = [part for part in parts if isinstance(part.node, _DEFINITIONS)]
     others = {name for part in parts if part not in definitions for name in part.bound}
-    others.update(name for part in parts for name in part.changed)
+    # What changes a module, such as ``os.environ["x"] = "1"``, is not part of its import.
+    modules = {name for part in definitions if isinstance(part.node, ast.Import) for name in part.bound}
+    others.update({name for part in parts for name in part.changed} - modules)
     while True:
         kept = [part for part in definitions if others.isdisjoint([*part.executed, *part.bound])]
         if len(kept) == len(definitions):

@@ -132,7 +132,11 @@ class CacheMagics(Magics):
 
     def _clear(self, name: str) -> None:
         name = name.strip("'\"")
-        removed = self.client.invalidate_tag(tag_of(name) if name else TAG)
+        tag = tag_of(name) if name else TAG
+        removed = sum(
+            1 for _ in self.client.scan(tag=tag)
+        )  # `invalidate_tag` also counts what was removed before
+        self.client.invalidate_tag(tag)
         cells = "1 cached cell" if removed == 1 else f"{removed} cached cells"
         print(
             f"Removed {cells}{f' of {name!r}' if name else ''}. Other entries stay: "
