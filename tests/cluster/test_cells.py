@@ -100,6 +100,7 @@ def test_an_exception_shows_the_lines_of_the_user_and_caches_nothing(kernels: tu
         assert not any("pyrocache/jupyter" in line for line in shown.error)
 
 
+@pytest.mark.full
 def test_a_kernel_that_is_killed_lets_the_next_one_run(
     kernels: tuple[Kernel, Kernel], shared_cluster: LocalCluster
 ) -> None:

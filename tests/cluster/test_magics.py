@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -282,7 +284,10 @@ def test_definitions_that_fail_here_are_a_reason_to_run(run: Run, monkeypatch: p
 
 
 def test_a_value_that_is_too_large_and_a_node_that_is_away(run: Run, shell: Any) -> None:
-    with private_cluster(nodes=1, max_value="1MiB") as own, own.client(timeout=1.0) as client:
+    with (
+        private_cluster(nodes=1, max_value="1MiB") as own,
+        own.client(timeout=1.0, on_error="miss") as client,
+    ):
         shell.user_ns["cache"] = client
         shown = run("%%cached x", "y = bytes(2 * 2**20)")
         assert "Ran 'x'" in shown.out
@@ -411,6 +416,69 @@ def test_the_completion_of_keys_is_bounded_and_raises_nothing(cache: PyroCacheCl
         assert len(client._ipython_key_completions_()) < 100
         cluster.resume(0)
     assert client._ipython_key_completions_() == []
+
+
+ATOMIC = ("held = True", "self._running = False")
+"""What begins ``finally`` clauses: the interpreter handles no signal before it, though it traces the line."""
+
+
+def interrupted_at(shell: Any, step: int, cell: str) -> bool:
+    """Run a cell and interrupt it at a line of its magic, counted from 0. Return whether there are so many lines."""
+    steps = -1
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        nonlocal steps
+        filename = frame.f_code.co_filename
+        if "pyrocache/jupyter/" not in filename or filename.endswith("/cell.py"):  # which changes nothing
+            return None
+        if event == "line" and not linecache.getline(filename, frame.f_lineno).strip().endswith(ATOMIC):
+            steps += 1
+            if steps == step:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        shell.run_cell_magic("cached", "x", cell)
+    except KeyboardInterrupt:
+        assert steps == step
+    finally:
+        sys.settrace(before)
+    return steps >= step
+
+
+@pytest.mark.parametrize(
+    "kept", [pytest.param(False, marks=pytest.mark.full, id="run"), pytest.param(True, id="restored")]
+)
+def test_an_interrupt_at_each_line_leaves_everything_as_it_was(
+    shell: Any, run: Run, cache: PyroCacheClient, capsys: pytest.CaptureFixture[str], kept: bool
+) -> None:
+    def state() -> list[object]:
+        owners = (sys.stdout, sys.stderr, shell.display_pub, shell.displayhook)
+        attributes = [{name for name, value in vars(owner).items() if callable(value)} for owner in owners]
+        magics = shell.magics_manager.registry["CacheMagics"]
+        return [*attributes, signal.getsignal(signal.SIGINT), magics._running, sys.displayhook]
+
+    cell = "def f(): return 1\nprint('shown')\ndisplay(2)\ny = z = [f()]\n"
+    shell.run_cell_magic("cached", "x", cell)
+    before = state()
+    for step in range(2000):
+        if not kept:
+            cache.clear()
+        more = interrupted_at(shell, step, cell)
+        assert state() == before, step
+        capsys.readouterr()
+        if not more:
+            break
+        if not kept:
+            # A lease that is left would let this wait, which it says.
+            shell.run_cell_magic("cached", "x", cell)
+            shown = capsys.readouterr().out
+            assert shown.startswith("shown\n2\n"), (step, shown)
+        assert shell.user_ns["y"] is shell.user_ns["z"]
+    assert 30 < step < 2000
 
 
 def test_it_can_be_unloaded_and_loaded(run: Run, shell: Any) -> None:
