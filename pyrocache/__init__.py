@@ -81,5 +81,15 @@ def memoize_for_asyncio() -> Any:
     return import_module("pyrocache.aio.memoize")
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """Add the magics ``%%cached`` and ``%cache`` to IPython, which calls this for ``%load_ext pyrocache``."""
+    import_module("pyrocache.jupyter.extension").load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Remove them; for ``%unload_ext pyrocache``."""
+    import_module("pyrocache.jupyter.extension").unload(ipython)
+
+
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])

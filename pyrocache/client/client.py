@@ -77,6 +77,8 @@ _T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
+_COMPLETED_KEYS, _COMPLETION_SECONDS = 1000, 0.2
+
 
 class PyroCacheClient(Shown, MutableMapping[Any, Any]):
     """A cache of Python objects in the memory of several node processes, with the interface of a dict.
@@ -997,6 +999,10 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
     def __delitem__(self, key: object) -> None:
         if not self.delete(key):
             raise KeyError(key)
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        """Return some keys, for the completion of ``cache[`` in IPython. Raises nothing if the cluster is away."""
+        return scan.some_keys(self._context, _COMPLETED_KEYS, _COMPLETION_SECONDS)
 
     # The cluster -----------------------------------------------------------------------------------------
 

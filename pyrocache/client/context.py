@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, SupportsFloat, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, SupportsFloat, TypeAlias, TypeVar, cast
 
 from pyrocache.client.backend import Backend
 from pyrocache.client.codec import Codec
@@ -273,6 +273,15 @@ class ClientContext(Generic[_Backend]):
             found = object.__new__(ClientContext)
             found.__dict__.update(self.__dict__, backend=self._others.get(make, self.config))
             self._with_others[make] = found
+        return found
+
+    def changed(self, **attributes: Any) -> Self:
+        """Return this context with other attributes, for one operation: `close` does not reach it.
+
+        It has the connections and the statistics of this one.
+        """
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__, **attributes)
         return found
 
     @property

@@ -15,7 +15,7 @@ import pickle
 import struct
 from collections.abc import Callable, Sequence
 from pickle import dumps
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Final
 
 from pyrocache.client.unpicklable import why
@@ -96,6 +96,26 @@ class _CanonicalPickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Any:
         return self._persistent_id(obj)
+
+
+def names_in_main(value: object) -> set[str]:
+    """Return the names in ``__main__`` of the classes and functions that the pickle of a value refers to.
+
+    Raises whatever pickling raises.
+    """
+    found: set[str] = set()
+    sink: Any = SimpleNamespace(write=len)
+
+    class Finder(pickle.Pickler):
+        def persistent_id(self, part: Any) -> None:
+            # Type variables, which are instances of classes of `typing`, are pickled by their names, too.
+            if isinstance(part, (type, FunctionType)) or type(part).__module__ == "typing":
+                name = getattr(part, "__qualname__", getattr(part, "__name__", None))
+                if getattr(part, "__module__", None) in ("__main__", "__mp_main__") and type(name) is str:
+                    found.add(name.partition(".")[0])
+
+    Finder(sink, _PROTOCOL, buffer_callback=lambda buffer: False).dump(value)
+    return found
 
 
 def raw_buffer(value: object) -> memoryview | None:

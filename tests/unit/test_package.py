@@ -97,6 +97,13 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert not loaded & {"Pyro5", "msgpack", "xxhash", "typer", "rich", "pickle"}
 
 
+def test_only_the_extension_imports_ipython() -> None:
+    statement = "import pyrocache.client.client; pyrocache.PyroCacheClient().close()"
+    assert not {"IPython", "pyrocache.jupyter"} & modules_after(
+        f"{statement}; pyrocache.load_ipython_extension"
+    )
+
+
 RARELY_NEEDED = {
     "asyncio",
     "concurrent.futures",

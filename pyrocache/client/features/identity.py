@@ -5,6 +5,9 @@ and names, nested functions and classes included, the names and defaults of its 
 enclosing functions that it refers to (closure cells). File, lines and docstring are left out, sources are not read.
 Another version of Python has other bytecode.
 
+`code_identity` and `content_identity` do the same for the code of a notebook's cell, and for the variables that it
+depends on.
+
 A function in a closure cell is identified in the same way, a `functools.partial` by its function and arguments, a bound
 method by its function and object, a module by its name, and any other value by its type and its content, as an argument
 is. The cell ``__class__`` is the name of the class, or what the class is made of if its module does not have it under
@@ -21,7 +24,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import (
     CodeType,
     FunctionType,
@@ -99,16 +102,57 @@ def identity(function: Callable[..., Any], cells: bool = True) -> str:
 _ADVICE = "Say with key=... what identifies a call, or give the function a name of its own with name=...."
 
 
+def code_identity(codes: Iterable[CodeType]) -> str:
+    """Return a digest of what pieces of code do, one after the other: the same in every process of this Python."""
+    with ContentEncoding() as encoding:
+        return digest((encoding.encode_whole((sys.version_info[:2], *map(_code, codes))),)).hex()
+
+
+def content_identity(value: object) -> str:
+    """Return a digest of an object: of a function or class by what it does, of any other object by its content.
+
+    A class is identified by what it does if it is of ``__main__``, otherwise by its name.
+
+    Raises:
+        InvalidKey: the object cannot be part of a key.
+    """
+    with _Identities(cells=True, outermost=False) as identities:
+        try:
+            if isinstance(value, type) and objects.in_main(value):
+                return digest((identities.members_of(value),)).hex()
+            return digest((identities.encode_whole(value),)).hex()
+        except _BadCell as error:
+            raise InvalidKey(error.reason) from None
+        except RecursionError:
+            raise InvalidKey(f"an object of type {type_name(value)} is nested too deeply") from None
+
+
 class _BadCell(InvalidKey):
-    """A closure cell cannot be part of a key."""
+    """A part of a function or class cannot be part of a key.
+
+    Attributes:
+        reason: which part, and why.
+    """
+
+    def __init__(self, part: str, cause: str) -> None:
+        self.reason = f"{part} cannot be part of a key: {cause}"
+        super().__init__(
+            f"{part}, which is part of the identity of a memoized function, cannot be part of a key: {cause}. {_ADVICE}"
+        )
 
 
 class _Identities(ContentEncoding):
-    """Encodes functions by what they do, and other objects by their content."""
+    """Encodes functions by what they do, and other objects by their content.
 
-    def __init__(self, cells: bool) -> None:
+    Args:
+        cells: whether to refuse parts of functions that cannot be part of a key. Otherwise they are left out.
+        outermost: whether the defaults of the first function that is met may be left out.
+    """
+
+    def __init__(self, cells: bool, outermost: bool = True) -> None:
         super().__init__()
         self._cells = cells
+        self._outermost = outermost
         self._met: dict[int, int] = {}  # the functions that were met, by id: their numbers
 
     def encode_other(self, key: Any) -> bytes:
@@ -131,8 +175,9 @@ class _Identities(ContentEncoding):
         if met is not None:
             return self.compose("again", met)
         number = self._met[id(function)] = len(self._met)
-        defaults = self._value(function.__defaults__, "the defaults", function, outermost=not number)
-        named = self._value(function.__kwdefaults__, "the defaults", function, outermost=not number)
+        outermost = self._outermost and not number
+        defaults = self._value(function.__defaults__, "the defaults", function, outermost=outermost)
+        named = self._value(function.__kwdefaults__, "the defaults", function, outermost=outermost)
         names = function.__code__.co_freevars
         cells = tuple(map(self._cell, names, function.__closure__ or (), [function] * len(names)))
         name = _module(function.__module__), function.__qualname__
@@ -149,15 +194,20 @@ class _Identities(ContentEncoding):
         kind = type_name(value), repr(value) if type(value) in (float, complex) else ""
         return self.compose(*kind, self._value(value, f"the variable {name!r}", function))
 
-    def _class(self, cls: type, function: FunctionType) -> bytes:
+    def _class(self, cls: type, function: FunctionType | type) -> bytes:
         """Return the bytes of a class: its name, or what it is made of if no module has it under its name."""
         name = _module(cls.__module__), cls.__qualname__
         if objects.named(sys.modules.get(cls.__module__), cls.__qualname__) is cls:
             return self.encode(name)
+        return self.members_of(cls, function)
+
+    def members_of(self, cls: type, function: FunctionType | type | None = None) -> bytes:
+        """Return the bytes of what a class is made of. ``function``: what refers to it, for errors."""
         met = self._met.get(id(cls))
         if met is not None:
             return self.compose("again", met)
         number = self._met[id(cls)] = len(self._met)
+        name, function = (_module(cls.__module__), cls.__qualname__), function or cls
         bases = tuple([self._class(base, function) for base in cls.__bases__])
         members = tuple(
             [
@@ -168,7 +218,7 @@ class _Identities(ContentEncoding):
         )
         return self.compose("class", number, *name, bases, members)
 
-    def _member(self, name: str, value: Any, function: FunctionType) -> bytes:
+    def _member(self, name: str, value: Any, function: FunctionType | type) -> bytes:
         if isinstance(value, (MemberDescriptorType, GetSetDescriptorType)):
             return b"slot"
         if isinstance(value, property):
@@ -179,7 +229,9 @@ class _Identities(ContentEncoding):
             value = value.func
         return self._value(value, f"the attribute {name!r} of the class", function)
 
-    def _value(self, value: object, what: str, function: FunctionType, outermost: bool = False) -> bytes:
+    def _value(
+        self, value: object, what: str, function: FunctionType | type, outermost: bool = False
+    ) -> bytes:
         try:
             try:
                 return self.encode(value)
@@ -192,10 +244,7 @@ class _Identities(ContentEncoding):
             if outermost or not self._cells:
                 return b"left out"
             cause = str(error).rstrip(".")
-            raise _BadCell(
-                f"{what[0].upper()}{what[1:]} of {function.__qualname__}, which is part of the identity of a "
-                f"memoized function, cannot be part of a key: {cause}. {_ADVICE}"
-            ) from None
+            raise _BadCell(f"{what[0].upper()}{what[1:]} of {function.__qualname__}", cause) from None
 
 
 def _module(name: str | None) -> str:

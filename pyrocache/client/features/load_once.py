@@ -103,6 +103,7 @@ class Load(NamedTuple, Generic[_T]):
         tags: makes its encoded tags; called only if the value is loaded.
         keep: a function that is called with a loaded value and returns whether to store it. None stores every value.
         refresh: `IF_MISSING`, `UNLESS_LOADING` or `ALWAYS`.
+        notice: called with a warning about the factory and its reason, in place of logging it.
     """
 
     context: ClientContext[Any]
@@ -112,6 +113,7 @@ class Load(NamedTuple, Generic[_T]):
     tags: Callable[[], list[bytes] | None]
     keep: Callable[[Any], object] | None = None
     refresh: int = IF_MISSING
+    notice: Callable[[str, Exception], object] | None = None
 
     @property
     def value(self) -> LoadId:
@@ -119,7 +121,10 @@ class Load(NamedTuple, Generic[_T]):
         return self.context.config.nameserver, self.key
 
     def warn(self, text: str, error: Exception) -> None:
-        """Log a warning about the factory with the reason, once for each type of error."""
+        """Log a warning about the factory with the reason, once for each type of error; or give it to ``notice``."""
+        if self.notice is not None:
+            self.notice(text, error)
+            return
         factory: Any = self.factory
         while isinstance(factory, partial):
             factory = factory.func
@@ -159,6 +164,7 @@ class LoadTask:
         load, pinned, token: as given.
         backend: that of the client, also once the client is closed.
         live: the existing value, if this is an early refresh of it; else `MISSING`.
+        stored: whether the node has stored the loaded value.
     """
 
     def __init__(
@@ -169,6 +175,7 @@ class LoadTask:
         self.pinned = pinned
         self.token = token
         self.live: Any = MISSING
+        self.stored = False
         self._asynchronous = asynchronous
         self._process = os.getpid()  # of the lease; a forked child has none
         self._error: Exception | None = None
@@ -258,6 +265,7 @@ class LoadTask:
 
     def filled(self, stored: bool) -> None:
         """End the use of the connection after a `fill`. ``stored``: its answer."""
+        self.stored = stored
         if not stored:
             self.drop()  # if the key moved, its former owner may still hold the lease
         self.pinned.release()

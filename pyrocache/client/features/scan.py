@@ -27,6 +27,7 @@ from pyrocache.errors import (
     SerializationError,
 )
 from pyrocache.late_imports import at_first_use
+from pyrocache.net.deadline import Deadline
 from pyrocache.protocol.limits import MAX_BATCH
 from pyrocache.tracebacks import brief
 
@@ -50,6 +51,23 @@ def scan(
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
     return (key for page in _pages(context, prefix, batch, tag) for key in keys_of(context, page))
+
+
+def some_keys(context: ClientContext, most: int, seconds: float) -> list[Any]:
+    """Return at most ``most`` keys of a namespace, found within some seconds. Raises no error of ours."""
+    deadline = Deadline(seconds)  # of all pages together
+    keys: list[Any] = []
+    try:
+        for key in scan(context.changed(deadline=lambda: deadline), batch=min(most, MAX_BATCH)):
+            if not (
+                isinstance(key, tuple) and str(key[:1]).startswith("('pyrocache.")
+            ):  # of memoized calls and cells
+                keys.append(key)
+            if len(keys) >= most or not deadline.remaining():
+                break
+    except PyroCacheError:
+        pass
+    return keys
 
 
 def details(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 import threading
 import time
 from collections import deque, namedtuple
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from pyrocache.client.codec import Codec
+from pyrocache.client.pickling import names_in_main
 from pyrocache.client.unpicklable import path_to
 from pyrocache.errors import SerializationError
 
@@ -118,3 +121,28 @@ def test_a_search_in_a_large_value_ends() -> None:
     assert path_to([value, [lock]], lock) == "[1][0]"
     assert path_to(value, lock) is None
     assert time.monotonic() - since < 30
+
+
+def test_the_names_of_main_that_a_pickle_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    source = """
+from collections import OrderedDict
+from enum import Enum
+from typing import TypeVar
+class A:
+    class B: pass
+class C(Enum): X = 1
+def f(): pass
+T = TypeVar("T")
+"""
+    exec(source, vars(main))
+    for code, names in {
+        "[1, 'A', len, OrderedDict(), '__main__']": set(),
+        "{'x': (A(), [f])}": {"A", "f"},
+        "A.B()": {"A"},
+        "C.X": {"C"},
+        "[T]": {"T"},
+        "OrderedDict(x=A)": {"A"},
+    }.items():
+        assert names_in_main(eval(code, vars(main))) == names

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
 from pyrocache.client.context import ClientContext
-from pyrocache.client.features.identity import identity
+from pyrocache.client.features.identity import code_identity, content_identity, identity
 from pyrocache.client.features.load_once import LoadOptions
 from pyrocache.client.features.memoize import Memoizer
 from pyrocache.config import ClientConfig
@@ -421,3 +421,44 @@ def test_a_wrong_call_names_the_function() -> None:
 
     with pytest.raises(TypeError, match=r"take: missing a required argument: 'one'"):
         take.key()
+
+
+def test_code_is_the_same_whatever_its_lines_and_file() -> None:
+    def of(*sources: str) -> str:
+        return code_identity([compile(source, f"{source}.py", "exec") for source in sources])
+
+    assert of("x = 1\ny = f(x)") == of("\n\nx = 1  # why\n\ny = f(\n  x)")
+    assert len({of("x = 1"), of("x = 2"), of("x = True"), of("x = 1", "x"), of("x = 1", "y"), of()}) == 6
+
+
+def test_a_variable_is_identified_by_what_it_does_or_by_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    def of(source: str) -> str:
+        exec(source, vars(main))
+        return content_identity(main.x)
+
+    assert of("x = [1, (2, 'a')]") == of("x = [1, (2, 'a')]") != of("x = [1, (2, 'b')]")
+    assert of("def x(a=1): return a") == of("def x(a=1):\n    return a") != of("def x(a=2): return a")
+    assert of("class x:\n    def f(self): return 1") != of("class x:\n    def f(self): return 2")
+    assert of("class x:\n    def f(self): return 1") == of("class x:\n\n    def f(self): return 1")
+    assert of("import threading; x = threading.Lock") == of("x = threading.Lock")
+    assert of("x = [1]; x.append(x)") == of("x = [1]; x.append(x)")
+
+
+def test_a_variable_that_cannot_be_part_of_a_key_is_refused_with_the_reason() -> None:
+    lock = threading.Lock()
+
+    def around() -> object:
+        return lock
+
+    def default(x: object = lock) -> object:
+        return x
+
+    for value, part in {around: "The variable 'lock'", default: "The defaults"}.items():
+        with pytest.raises(InvalidKey, match=f"^{part} of .*cannot be part of a key: ") as caught:
+            content_identity(value)
+        assert "memoized" not in str(caught.value)
+    with pytest.raises(InvalidKey):
+        content_identity(lock)

@@ -211,6 +211,30 @@ def test_a_value_that_cannot_be_stored_is_returned_counted_and_logged_once(
     assert "test_a_value_that_cannot_be_stored" in record.getMessage()
 
 
+def test_a_caller_that_wants_to_know_gets_the_reason_and_nothing_is_logged(
+    once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stored, told in {True: [], False: [], ValueTooLarge("too large"): [ValueTooLarge]}.items():
+        reasons: list[Exception] = []
+        context = ClientContext(ClientConfig(), cast(Any, ScriptedBackend(LEASE, stored=stored)))
+        load = load_once.Load(
+            context,
+            KEY,
+            lambda: 7,
+            options(),
+            lambda: None,
+            notice=lambda _, error, to=reasons: to.append(error),
+        )
+        task = load_once.find(load, None).task
+        assert task is not None
+        with task:
+            task.loaded(None, 7)
+        assert task.settle() == 7
+        assert task.stored is (stored is True)
+        assert [type(reason) for reason in reasons] == told
+    assert caplog.records == []
+
+
 def test_a_value_is_returned_if_cache_if_fails(once: None, caplog: pytest.LogCaptureFixture) -> None:
     backend = ScriptedBackend(LEASE)
     context = ClientContext(ClientConfig(), cast(Any, backend))
