@@ -89,7 +89,7 @@ def test_the_tour_in_a_browser(tour: Any, theme: str, tmp_path: Path) -> None:
     assert len(colours) > 20, "the page is empty"
     background = max(colours, key=colours.__getitem__)
     assert (sum(background) > 3 * 200) == (theme == "light")
-    keep = os.environ.get("PYROCACHE_TEST_PICTURES")  # to look at them
+    keep = os.environ.get("TEST_PICTURES")  # to look at them
     if keep:
         picture.rename(Path(keep) / picture.name)
 
