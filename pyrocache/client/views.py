@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrocache.client.keys.format import path_text
@@ -290,7 +291,7 @@ def short_repr(value: object, most: int = _VALUE_CHARACTERS) -> str:
 
 
 class _Repr(reprlib.Repr):
-    """`reprlib.Repr` with room for ``most`` characters, which also cuts bytes, and lets errors through."""
+    """`reprlib.Repr` with room for ``most`` characters. It also cuts bytes, sorts nothing, and lets errors through."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -305,6 +306,26 @@ class _Repr(reprlib.Repr):
 
     def repr_bytearray(self, value: bytearray, level: int) -> str:
         return f"bytearray({self.repr_bytes(bytes(value[: self.maxstring + 1]), level)})"
+
+    # The base class sorts all keys and items, of which there may be millions.
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        shown = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(one, level - 1)}"
+            for key, one in islice(value.items(), self.maxdict)
+        ]
+        return f"{{{', '.join(shown + ['...'] * (len(value) > len(shown)))}}}"
+
+    def repr_set(self, value: set[Any], level: int) -> str:
+        if level <= 0 or not value:
+            return "{...}" if value else "set()"
+        shown = [self.repr1(one, level - 1) for one in islice(value, self.maxset)]
+        return f"{{{', '.join(shown + ['...'] * (len(value) > len(shown)))}}}"
+
+    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+        return f"frozenset({self.repr_set(set(islice(value, self.maxset + 1)), level) if value else ''})"
 
     def repr_instance(self, value: Any, level: int) -> str:
         return repr(value)  # the base class hides what it raises

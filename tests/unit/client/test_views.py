@@ -124,7 +124,10 @@ class Deep:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ({"a": 1}, "{'a': 1}"),
+        ({"b": 1, "a": {}}, "{'b': 1, 'a': {}}"),
+        ([set(), {1}, frozenset(), frozenset([2])], "[set(), {1}, frozenset(), frozenset({2})]"),
+        ([[[[[[7]]]]]], "[[[[[...]]]]]"),
+        ([[[[{1}]]]], "[[[[{...}]]]]"),
         ("x\n\x1b", r"'x\n\x1b'"),
         (Broken(), "Broken, whose repr raises ZeroDivisionError>"),
         ([1, Broken()], "<list, whose repr raises ZeroDivisionError>"),
@@ -135,7 +138,7 @@ class Deep:
         (bytearray(b"ab"), "bytearray(b'ab')"),
         ("\u202e\ud800", r"'\u202e\ud800'"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_value_is_shown_in_a_short_line_whatever_it_is(value: object, shown: str) -> None:
     text = views.short_repr(value)
@@ -145,17 +148,26 @@ def test_a_value_is_shown_in_a_short_line_whatever_it_is(value: object, shown: s
 
 
 def test_of_a_large_value_only_the_beginning_is_formatted() -> None:
-    formatted = []
+    used = []
 
     class Item:
         def __repr__(self) -> str:
-            formatted.append(1)
+            used.append(1)
             return "item"
 
-    views.short_repr([Item()] * 10_000)
-    views.short_repr({number: Item() for number in range(10_000)})
-    assert len(formatted) < 100
-    assert views.short_repr(bytes(300)).endswith("…")
+        def __lt__(self, other: object) -> bool:
+            used.append(1)
+            return True
+
+    items = [Item() for _ in range(10_000)]
+    for large in (items, dict.fromkeys(items), set(items), frozenset(items), tuple(items), {1: items}):
+        used.clear()
+        assert "item" in views.short_repr(large)
+        assert len(used) < 100
+    for kind in (bytes, bytearray):
+        assert len(views._Repr(200).repr(kind(10**6))) < 1000
+        assert views.short_repr(kind(300)).endswith("…")
+        assert views.short_repr(kind(2)).endswith(r"b'\x00\x00'" + ")" * (kind is bytearray))
 
 
 def test_an_interrupt_while_a_value_is_formatted_is_not_hidden() -> None:
