@@ -29,6 +29,7 @@ from pyrocache.cli.options import (
 )
 from pyrocache.cli.output import for_other_hosts, report, to_copy, write
 from pyrocache.cli.tls_options import with_tls
+from pyrocache.cli.top import top_command
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
@@ -346,6 +347,7 @@ def ping_command(
     write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
 
 
+app.command("top")(top_command)
 app.command("set")(entries.set_command)
 app.command("get")(entries.get_command)
 app.command("delete")(entries.delete_command)
