@@ -17,6 +17,7 @@ import typer
 from pyrocache import __version__
 from pyrocache.cli import entries
 from pyrocache.cli.config import use, without_option
+from pyrocache.cli.dump import dump_command, load_command
 from pyrocache.cli.options import (
     PROBE_SECONDS,
     AdvertiseOption,
@@ -352,6 +353,8 @@ app.command("set")(entries.set_command)
 app.command("get")(entries.get_command)
 app.command("delete")(entries.delete_command)
 app.command("scan")(entries.scan_command)
+app.command("dump")(dump_command)
+app.command("load")(load_command)
 
 
 secret_app = typer.Typer(invoke_without_command=True)
