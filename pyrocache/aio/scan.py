@@ -207,7 +207,7 @@ class _Pages:
 
 
 class _Answers(Generic[_R]):
-    """What each node answers, page by page. Arguments as of `_of_each_node` in ``client/features/scan.py``."""
+    """What each node answers, page by page. Arguments as of `of_each_node` in ``client/features/scan.py``."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The command line of ``pyrocache``: parses options into settings, reads the environment and prints results.
 
-Longer commands are in the modules next to this one. `entry` prints errors and gives the exit status. A short option
-has one meaning in the commands that ask a cluster.
+Options that several commands have are in `options`, the commands about entries in `entries`, and longer commands in
+other modules next to this one. `entry` prints errors and gives the exit status.
 
 Thread safety: runs in the main thread.
 """
@@ -9,21 +9,32 @@ Thread safety: runs in the main thread.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pyrocache import __version__
+from pyrocache.cli import entries
 from pyrocache.cli.config import use, without_option
-from pyrocache.cli.output import for_other_hosts, remember_secret_file, report, to_copy, write
+from pyrocache.cli.dump import dump_command, load_command
+from pyrocache.cli.options import (
+    PROBE_SECONDS,
+    AdvertiseOption,
+    JsonOption,
+    NameServerOption,
+    PortOption,
+    SecretFileOption,
+    SigningOption,
+    TimeoutOption,
+)
+from pyrocache.cli.output import for_other_hosts, report, to_copy, write
 from pyrocache.cli.tls_options import with_tls
+from pyrocache.cli.top import top_command
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import (
     DEFAULT_EVICTION,
     DEFAULT_NAMESERVER,
-    DEFAULT_TIMEOUT_SECONDS,
     EVICTION_POLICIES,
     Encryption,
     NameServerConfig,
@@ -34,7 +45,7 @@ from pyrocache.config import (
 )
 from pyrocache.errors import ConfigurationError, PyroCacheError
 from pyrocache.runtime.secret import find_secret
-from pyrocache.runtime.secret_file import FILE_VARIABLE, Keys
+from pyrocache.runtime.secret_file import Keys
 from pyrocache.settings import CONFIG_VARIABLE, NAMESERVER_VARIABLE, in_force
 
 app = typer.Typer(
@@ -45,56 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-NameServerOption = Annotated[
-    str,
-    typer.Option(
-        "--nameserver",
-        "-s",
-        help="Address of the name server.",
-        envvar=NAMESERVER_VARIABLE,
-        metavar="HOST:PORT",
-    ),
-]
-PortOption = Annotated[
-    int, typer.Option("--port", "-p", help="Port to listen on; 0 for a free one.", metavar="PORT")
-]
-AdvertiseOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The address that others connect to, if it differs from where this listens: behind NAT or a mapped port, "
-        "or with --host 0.0.0.0.",
-        metavar="HOST[:PORT]",
-        show_default=False,
-    ),
-]
-NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", "-t", help="Seconds to wait for answers.", metavar="SECONDS")
-]
-JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
-SecretFileOption = Annotated[
-    str | None,
-    typer.Option(
-        callback=remember_secret_file,
-        help=f"The secret file, in place of the usual one or of ${FILE_VARIABLE}.",
-        metavar="FILE",
-        show_default=False,
-    ),
-]
-SigningOption = Annotated[
-    str | None,
-    typer.Option(
-        "--signing-key-file",
-        help="The file with the keys that sign values.",
-        metavar="FILE",
-        show_default=False,
-    ),
-]
-KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
-
 _ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-_PROBE_SECONDS = 2.0  # the timeout of commands that only look
-_NO_ENTRY = "There is no entry under this key."
 
 
 def _version(value: bool) -> None:
@@ -338,7 +300,7 @@ def status_command(
     tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = _PROBE_SECONDS,
+    timeout: TimeoutOption = PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease."""
@@ -365,7 +327,7 @@ def stats_command(
     tls: Encryption,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = _PROBE_SECONDS,
+    timeout: TimeoutOption = PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Print all statistics of the nodes. Exit status 1 when a node does not answer."""
@@ -393,7 +355,7 @@ def ping_command(
     ] = 0.0,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = _PROBE_SECONDS,
+    timeout: TimeoutOption = PROBE_SECONDS,
 ) -> None:
     """Tell whether the cache can serve: exit status 0 when every node serves, otherwise 1."""
     from pyrocache.cli.ping import run
@@ -401,104 +363,13 @@ def ping_command(
     write(run(nameserver, nodes or [], timeout=timeout, wait=wait, secret_file=secret_file, tls=tls))
 
 
-@app.command("set")
-@with_tls()
-def set_command(
-    tls: Encryption,
-    key: KeyArgument,
-    value: Annotated[
-        str,
-        typer.Argument(
-            help="The value, as text; - reads bytes from standard input.", metavar="VALUE", show_default=False
-        ),
-    ],
-    ttl: Annotated[
-        float | None, typer.Option(help="Seconds until it expires; never by default.", metavar="SECONDS")
-    ] = None,
-    namespace: NamespaceOption = None,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    signing_key_file: SigningOption = None,
-    secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
-) -> None:
-    """Store a text, or the bytes of standard input, under a key. Prints nothing.
-
-    Put -- before a key or a value that begins with a dash.
-    """
-    stored = _standard_input() if value == "-" else value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
-        try:
-            cache.set(key, stored, ttl_seconds=ttl)
-        except PyroCacheError:  # some are ValueErrors, such as `KeyTooLarge`, but not because of --ttl
-            raise
-        except ValueError as error:
-            raise ConfigurationError(f"--ttl: {error}") from error
-
-
-@app.command("get")
-@with_tls()
-def get_command(
-    tls: Encryption,
-    key: KeyArgument,
-    raw: Annotated[
-        bool, typer.Option("--raw", "-r", help="Write a str (in UTF-8) or bytes as it is, and nothing else.")
-    ] = False,
-    namespace: NamespaceOption = None,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    signing_key_file: SigningOption = None,
-    secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
-) -> None:
-    """Print the repr of the value stored under a key. Exit status 1 when there is none."""
-    from pyrocache.cli.values import as_bytes, as_text
-
-    missing = object()  # None is a value
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
-        value = cache.get(key, missing)
-    if value is missing:
-        raise PyroCacheError(_NO_ENTRY)
-    write(as_bytes(value) if raw else f"{as_text(value)}\n")
-
-
-@app.command("delete")
-@with_tls()
-def delete_command(
-    tls: Encryption,
-    key: KeyArgument,
-    namespace: NamespaceOption = None,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    signing_key_file: SigningOption = None,
-    secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
-) -> None:
-    """Remove the entry under a key. Exit status 1 when there is none."""
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
-        if not cache.delete(key):
-            raise PyroCacheError(_NO_ENTRY)
-
-
-@app.command("scan")
-@with_tls()
-def scan_command(
-    tls: Encryption,
-    prefix: Annotated[
-        str | None,
-        typer.Argument(
-            help="Only keys that are texts with this prefix.", metavar="[PREFIX]", show_default=False
-        ),
-    ] = None,
-    namespace: NamespaceOption = None,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    signing_key_file: SigningOption = None,
-    secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
-) -> None:
-    """Print the repr of each key, one on a line, in no order."""
-    from pyrocache.cli.values import as_text
-
-    with _client(nameserver, namespace, timeout, secret_file, signing_key_file, tls) as cache:
-        for key in cache.scan(prefix):
-            write(f"{as_text(key)}\n")
+app.command("top")(top_command)
+app.command("set")(entries.set_command)
+app.command("get")(entries.get_command)
+app.command("delete")(entries.delete_command)
+app.command("scan")(entries.scan_command)
+app.command("dump")(dump_command)
+app.command("load")(load_command)
 
 
 secret_app = typer.Typer(invoke_without_command=True)
@@ -559,7 +430,7 @@ def doctor_command(
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     signing_key_file: SigningOption = None,
-    timeout: TimeoutOption = _PROBE_SECONDS,
+    timeout: TimeoutOption = PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
@@ -639,32 +510,6 @@ def replay_command() -> None:
     removed = "`pyrocache replay` was removed. In the source tree, run"
     report(f"{removed} `python -m benchmarks replay TRACE` with the same options.")
     raise typer.Exit(2)
-
-
-def _client(
-    nameserver: str,
-    namespace: str | None,
-    timeout: float,
-    secret_file: str | None,
-    signing_key_file: str | None,
-    tls: Encryption,
-) -> PyroCacheClient:
-    return PyroCacheClient(
-        nameserver,
-        namespace=() if namespace is None else namespace,
-        timeout=timeout,
-        secret_file=secret_file,
-        signing_key_file=signing_key_file,
-        tls=tls,
-        on_error="raise",  # whatever the settings say: a command tells what is wrong
-        on_undecodable="raise",
-    )
-
-
-def _standard_input() -> bytes:
-    if sys.stdin is None:  # it was closed by whoever started this
-        raise ConfigurationError("There is no standard input to read the value from.")
-    return sys.stdin.buffer.read()
 
 
 def _check_encryption(config: NameServerConfig | NodeConfig) -> None:

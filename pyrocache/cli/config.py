@@ -34,7 +34,7 @@ _OPTIONS = {
 
 _TABLES = {"nameserver": "name_server", "nodes": "node"}  # by command; the others are clients
 _NO_SETTINGS = {"config", "demo", "replay"}
-_OWN_TIMEOUT = {"status", "stats", "ping", "doctor"}  # they only look, and wait less long
+_OWN_TIMEOUT = {"status", "stats", "ping", "doctor", "top"}  # they only look, and wait less long
 
 
 def use(context: Any, file: str | None) -> None:

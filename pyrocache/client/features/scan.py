@@ -88,7 +88,7 @@ def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
     def ask(member: Member, cursor: int) -> tuple[int, int]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
 
-    return sum(count for _, _, count in _of_each_node(context, ask, to_the_end=True))
+    return sum(count for _, _, count in of_each_node(context, ask, to_the_end=True))
 
 
 def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
@@ -208,7 +208,7 @@ def _walk(
             member, context.prefix, prefix, cursor, batch, context.deadline(), tag=tag, details=details
         )
 
-    for view, member, page in _of_each_node(context, ask):
+    for view, member, page in of_each_node(context, ask):
         # A key that has moved is left out: only its owner by this view returns it.
         yield owned(view, member, page, details=details)
 
@@ -285,7 +285,7 @@ class Walk:
             self._context.missed(error, None)
 
 
-def _of_each_node(
+def of_each_node(
     context: ClientContext, ask: Callable[[Member, int], tuple[int, _R]], *, to_the_end: bool = False
 ) -> Iterator[tuple[ClusterView, Member, _R]]:
     """Yield what each node answers, page by page; see `Walk`.

@@ -1,0 +1,89 @@
+"""The options that several commands have, and the client that they describe.
+
+A short option has one meaning in the commands that ask a cluster.
+
+Thread safety: runs in the main thread.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pyrocache.cli.output import remember_secret_file
+from pyrocache.client.client import PyroCacheClient
+from pyrocache.config import Encryption
+from pyrocache.runtime.secret_file import FILE_VARIABLE
+from pyrocache.settings import NAMESERVER_VARIABLE
+
+PROBE_SECONDS = 2.0
+"""The timeout of commands that only look."""
+
+NameServerOption = Annotated[
+    str,
+    typer.Option(
+        "--nameserver",
+        "-s",
+        help="Address of the name server.",
+        envvar=NAMESERVER_VARIABLE,
+        metavar="HOST:PORT",
+    ),
+]
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", help="Port to listen on; 0 for a free one.", metavar="PORT")
+]
+AdvertiseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The address that others connect to, if it differs from where this listens: behind NAT or a mapped port, "
+        "or with --host 0.0.0.0.",
+        metavar="HOST[:PORT]",
+        show_default=False,
+    ),
+]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Work in this namespace.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", "-t", help="Seconds to wait for answers.", metavar="SECONDS")
+]
+JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+SecretFileOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=remember_secret_file,
+        help=f"The secret file, in place of the usual one or of ${FILE_VARIABLE}.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+SigningOption = Annotated[
+    str | None,
+    typer.Option(
+        "--signing-key-file",
+        help="The file with the keys that sign values.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+KeyArgument = Annotated[str, typer.Argument(help="The key, as text.", metavar="KEY", show_default=False)]
+
+
+def client_of(
+    nameserver: str,
+    namespace: str | None,
+    timeout: float,
+    secret_file: str | None,
+    signing_key_file: str | None,
+    tls: Encryption,
+) -> PyroCacheClient:
+    """Return a client for a command, which raises every error."""
+    return PyroCacheClient(
+        nameserver,
+        namespace=() if namespace is None else namespace,
+        timeout=timeout,
+        secret_file=secret_file,
+        signing_key_file=signing_key_file,
+        tls=tls,
+        on_error="raise",  # whatever the settings say: a command tells what is wrong
+        on_undecodable="raise",
+    )
