@@ -138,6 +138,7 @@ class Node:
             max_value_bytes=config.max_value_bytes,
             gauges=self._gauges,
             on_reset=lambda: self._dispatcher.latencies.reset(),  # a lambda: the dispatcher is made below
+            observe=lambda wrap: self._dispatcher.observe(wrap),
             clock=entry_time,
         )
         self._dispatcher = Dispatcher(

@@ -121,6 +121,7 @@ INVALIDATE_TAG = Command("invalidate_tag", Scope.NAMESPACE, True, Runs.INLINE, T
 
 PING = Command("ping", Scope.NODE, True, Runs.INLINE, False)
 MEMBERS = Command("members", Scope.NODE, True, Runs.INLINE, False)
+HOT_KEYS = Command("hot_keys", Scope.NODE, True, Runs.INLINE, False)
 STATS = Command("stats", Scope.NODE, True, Runs.WORKER, False)
 RESET_STATS = Command("reset_stats", Scope.NODE, True, Runs.WORKER, False)
 

@@ -141,6 +141,7 @@ class Dispatcher:
         }
         self._large = {(object_id, name) for name, command in served.items() if command.large}
         self._methods: dict[tuple[int, str, str], Method] = {}
+        self._plain: list[tuple[Method, Callable[..., Any]]] = []  # the methods of the target
         for serializer in serializers:
             for name, call in own.items():
                 method = Method(name, call, Runs.INLINE, serializer, open=True)
@@ -149,6 +150,7 @@ class Dispatcher:
                 call = getattr(target, f"begin_{name}", getattr(target, name))
                 method = Method(name, call, command.runs, serializer, command.once, command.open)
                 self._methods[serializer.number, object_id, name] = method
+                self._plain.append((method, call))
             issue = Method(ISSUE_TOKEN, self._tokens.issue, Runs.INLINE, serializer)
             self._methods[serializer.number, object_id, ISSUE_TOKEN] = issue
         self._serializers = {serializer.number: serializer for serializer in serializers}
@@ -229,6 +231,17 @@ class Dispatcher:
         if since is not None:
             self.latencies.add(method.name, self._timer() - since)
         return answer
+
+    def observe(self, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """Call what ``wrap`` returns in place of each method from now on, or the method again if it is None.
+
+        So a call costs nothing more while nobody observes. Only the event loop's thread may call this.
+
+        Args:
+            wrap: given the name of a method of the target, and what is called for it, returns what to call.
+        """
+        for method, plain in self._plain:
+            method.call = plain if wrap is None else wrap(method.name, plain)
 
     @staticmethod
     def overloaded(sequence: int, serializer: Serializer | None) -> bytes:

@@ -62,7 +62,7 @@ METHODS = {
     "get", "set", "put", "setdefault", "get_with_version", "incr", "delete", "pop", "contains", "ttl", "touch",
     "get_many", "set_many", "delete_many", "touch_many", "scan", "count", "clear", "invalidate_tag", "delete_prefix",
     "get_entry", "get_entries", "get_with_times", "lease", "fill", "abandon", "acquire", "renew", "release", "holders",
-    "withdraw", "stats", "reset_stats", "ping", "members",
+    "withdraw", "stats", "reset_stats", "hot_keys", "ping", "members",
 }  # fmt: skip
 
 
@@ -204,6 +204,9 @@ class TestAStockProxyOnOurNode:
         assert proxy.reset_stats() is True
         assert proxy.set(NO_VIEW, a, b"value") is True
         assert proxy.stats()["sets"] >= 1
+        assert proxy.hot_keys(PREFIX, 10)[0] >= 0
+        assert proxy.contains(NO_VIEW, a) is True
+        assert a in [key for key, _ in proxy.hot_keys(PREFIX, 1000)[1]]
         assert proxy.ping()["serving"] is True
         assert {len(fields) for fields in proxy.members()} == {6}
         assert [name for name, *_ in proxy.members()] == ["cache.node.1", "cache.node.2", "cache.node.3"]

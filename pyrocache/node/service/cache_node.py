@@ -31,6 +31,7 @@ from pyrocache.node.coordination.leases import Answer, value_answer
 from pyrocache.node.service import validation
 from pyrocache.node.service.coordination import Coordination
 from pyrocache.node.service.guard import RequestGuard
+from pyrocache.node.service.hot_keys import HotKeys, Wrap
 from pyrocache.node.service.metrics import NodeMetrics
 from pyrocache.node.service.ownership import Ownership
 from pyrocache.node.service.validation import ValueLimits
@@ -75,6 +76,8 @@ class CacheNode:
         max_value_bytes: the largest value frame that is accepted.
         gauges: returns further statistics for `stats`.
         on_reset: called by `reset_stats`.
+        observe: makes calls of methods go through a function, for `hot_keys`; see `HotKeys`. Without it, as under a
+            stock Pyro5 daemon, no uses are counted.
         clock: seconds (`runtime.clock`).
 
     Attributes:
@@ -88,6 +91,7 @@ class CacheNode:
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         gauges: Callable[[], dict[str, Any]] = dict,
         on_reset: Callable[[], object] = lambda: None,
+        observe: Callable[[Wrap | None], object] = lambda wrap: None,
         clock: Callable[[], float] = now,
     ) -> None:
         self._guard = RequestGuard() if guard is None else guard
@@ -97,6 +101,7 @@ class CacheNode:
         self._coordination = Coordination(store, self._guard, clock)
         self._leased = self._coordination.leases.by_key  # nearly always empty; then nothing is settled
         self._metrics = NodeMetrics(store, self._coordination, gauges, on_reset, clock)
+        self._hot_keys = HotKeys(observe, clock)
         self.ownership = Ownership(store, self._coordination, self._guard)
 
     # One key ---------------------------------------------------------------------------------------------
@@ -459,11 +464,21 @@ class CacheNode:
     stats = _forwarded("_metrics", NodeMetrics.collect)
     reset_stats = _forwarded("_metrics", NodeMetrics.reset)
 
+    def hot_keys(self, namespace: bytes, limit: int) -> list[Any]:
+        """Return ``[seconds, [[key, calls], ...]]``: the most used keys of a namespace, ``limit`` of them at most.
+
+        ``calls`` were counted in the last ``seconds``; it is a lower bound. The node counts for some seconds after each
+        call of this method, and not otherwise: the first call returns nothing.
+        """
+        validation.check(namespace=namespace, limit=limit)
+        return self._hot_keys.ask(namespace, limit)
+
     def sweep(self) -> bool:
         """Free some dead entries: expired, cleared or invalidated. Return whether there may be more.
 
-        Not a remote method.
+        Not a remote method. The I/O thread calls it.
         """
+        self._hot_keys.tick()
         with self._lock:
             return self._store.reclaim(SLICE)
 
