@@ -77,7 +77,7 @@ def load(cache: PyroCacheClient, stop: threading.Event) -> None:
         number = int(chance.paretovariate(0.7)) % 20_000
         key = ("page", number)
         if cache.get(key) is None and chance.random() < 0.7:
-            cache.set(key, {"number": number, "body": "x" * chance.randrange(2_000, 20_000)}, ttl_seconds=600)
+            cache.set(key, {"number": number, "body": "x" * chance.randrange(2_000, 12_000)}, ttl_seconds=600)
         if not number % 7:
             cache.incr("visits")
 
@@ -86,7 +86,7 @@ def main(directory: Path) -> None:
     """Write both pictures."""
     directory.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
-    with LocalCluster(nodes=3, max_memory="128MiB") as cluster:
+    with LocalCluster(nodes=3, max_memory="8MiB") as cluster:
         cache = cluster.client()
         workers = [threading.Thread(target=load, args=(cluster.client(), stop)) for _ in range(2)]
         for worker in workers:
@@ -103,7 +103,7 @@ def main(directory: Path) -> None:
             for worker in workers:
                 worker.join()
     for name, picture in {
-        "notebook": notebook(card, 920, 330),
+        "notebook": notebook(card, 920, 366),
         "top": terminal(screen(reading, Order(sort="ops"), COLUMNS, LINES)),
     }.items():
         (directory / f"{name}.svg").write_text(picture, encoding="utf-8")

@@ -21,6 +21,7 @@ from pyrocache.cli.options import (
     PROBE_SECONDS,
     JsonOption,
     NameServerOption,
+    NamespaceOption,
     SecretFileOption,
     TimeoutOption,
     client_of,
@@ -62,8 +63,9 @@ def top_command(
         ),
     ] = "name",
     keys: Annotated[
-        bool, typer.Option("--keys", "-k", help="Also show the keys that are called most, from a sample.")
+        bool, typer.Option("--keys", "-k", help="Also show the keys of the namespace that are used most.")
     ] = False,
+    namespace: NamespaceOption = None,
     interval: Annotated[
         float,
         typer.Option("--interval", "-i", help="Seconds between two readings.", min=0.1, metavar="SECONDS"),
@@ -89,7 +91,7 @@ def top_command(
 
     seconds = check_seconds("--interval", interval)
     order = Order(sort=sort)
-    with client_of(nameserver, None, timeout, secret_file, None, tls) as cache:
+    with client_of(nameserver, namespace, timeout, secret_file, None, tls) as cache:
         sampler = Sampler(cache, nameserver, keys=keys)
         if not (once or as_json) and is_possible():
             away = _live(sampler, order, seconds, count)
@@ -132,11 +134,8 @@ class Sampler:
         reading = Reading(self._nameserver, stats, self._rates.take(stats, self._clock()))
         if not self._keys:
             return reading
-        hot_keys = getattr(self._cache, "hot_keys", None)
-        if hot_keys is None:
-            return replace(reading, keys=(), remark="This version of pyrocache does not sample keys.")
         try:
-            return replace(reading, keys=hot_keys(count=_MOST_KEYS))
+            return replace(reading, keys=self._cache.hot_keys(_MOST_KEYS, seconds=0))
         except PyroCacheError as error:  # nodes of an older version
             return replace(reading, keys=(), remark=f"The hottest keys cannot be read: {error}")
 

@@ -60,7 +60,7 @@ def bar(share: float, text: str = "", width: str = "6em") -> str:
 
 def state(state: State) -> str:
     """Return a dot in the colour of a state, and its text."""
-    return f'<span style="color:{_TONES[state.tone]}">●</span>&nbsp;{escape(state.text)}'
+    return f'<span style="color:{_TONES[state.tone]}">●</span>&#160;{escape(state.text)}'
 
 
 def table(table: Table) -> str:
