@@ -29,6 +29,7 @@ from pyrocache.cli.options import (
     TimeoutOption,
 )
 from pyrocache.cli.output import for_other_hosts, report, to_copy, write
+from pyrocache.cli.shell import shell_command
 from pyrocache.cli.tls_options import with_tls
 from pyrocache.cli.top import top_command
 from pyrocache.client.client import PyroCacheClient
@@ -370,6 +371,7 @@ app.command("delete")(entries.delete_command)
 app.command("scan")(entries.scan_command)
 app.command("dump")(dump_command)
 app.command("load")(load_command)
+app.command("shell")(shell_command)
 
 
 secret_app = typer.Typer(invoke_without_command=True)
