@@ -15,12 +15,12 @@ import threading
 import time
 from pathlib import Path
 
-from pyrocache.cli.top import Sampler
-from pyrocache.cli.top_view import Order, screen
 from rich.console import Console
 from rich.text import Text
 
 from pyrocache import LocalCluster, PyroCacheClient
+from pyrocache.cli.top import Sampler
+from pyrocache.cli.top_view import Order, screen
 
 SECONDS = 6.0  # of load before the pictures, so that rates are steady
 COLUMNS, LINES = 100, 20
