@@ -52,6 +52,7 @@ class IdleTimer:
     Args:
         timeout: seconds; None for never.
         has_clients: returns whether a client has joined.
+        shut_out: lets no client join any more, and returns True; or returns False because there is one.
         clientless: returns for how many seconds each node that answers has had no client.
         clock: seconds.
     """
@@ -60,18 +61,20 @@ class IdleTimer:
         self,
         timeout: float | None,
         has_clients: Callable[[], bool],
+        shut_out: Callable[[], bool],
         clientless: Callable[[], Sequence[float]],
         clock: Callable[[], float] = now,
     ) -> None:
         self._timeout = timeout
         self._has_clients = has_clients
+        self._shut_out = shut_out
         self._clientless = clientless
         self._clock = clock
         self._had_clients = False
         self._seen_at = clock()  # when the last client was there, as far as is known
 
     def is_over(self) -> bool:
-        """Look for clients. Return whether the timeout has passed without any."""
+        """Look for clients. Return whether the timeout has passed without any, and none can join any more."""
         if self._timeout is None:
             return False
         if self._has_clients():
@@ -85,7 +88,8 @@ class IdleTimer:
         # Only now are the nodes asked. Those that do not answer are left out, or one that hangs would keep the cluster.
         if seconds := self._clientless():
             self._seen_at = max(self._seen_at, self._clock() - min(seconds))
-        return self._clock() - self._seen_at >= self._timeout
+        # Last: a client may have joined while the nodes were asked.
+        return self._clock() - self._seen_at >= self._timeout and self._shut_out()
 
 
 class Keeper:
@@ -173,13 +177,13 @@ def run(settings: dict[str, Any], *, ready: Callable[[], None]) -> None:
         try:
             _report(f"A cluster of {settings['nodes']} nodes is ready at {keeper.address}.")
             ready()
-            timer = IdleTimer(timeout, written.has_clients, keeper.clientless)
+            timer = IdleTimer(timeout, written.has_clients, written.shut_out, keeper.clientless)
             with Log(place.log) as log:
                 while not stop.requested:
                     stop.wait(pause)
                     log.shorten()
                     written.touch()
-                    if timer.is_over() and written.shut_out():
+                    if timer.is_over():
                         _report(f"There was no client for {timeout:g} s, so the cluster ends.")
                         break
         finally:

@@ -1,6 +1,6 @@
 """Detached clusters of a user who has a directory for temporary files and a secret of his own, and his programs.
 
-Whatever a test leaves running is killed by the locks of `pyrocache.detached.place`, so never anything else.
+Whatever a test leaves running is found by the directory that no other processes have in their environment.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 
 from pyrocache import PyroCacheClient
 from pyrocache.detached.place import Place, Running
-from tests.support.processes import children, environment, free_address, is_gone
-from tests.support.waiting import PATIENCE_SECONDS, eventually
+from tests.support.processes import children, environment, free_address
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 _LOOP = """
 import json, os, sys
@@ -128,8 +129,8 @@ class User:
         private = os.path.join(directory, f"pyrocache-{os.getuid()}")
         os.makedirs(private, mode=0o700, exist_ok=True)
         self.place = Place(private)
+        self._directory = directory
         self._programs = ExitStack()
-        self._seen: set[int] = set()
 
     def program(self, **options: Any) -> Program:
         """Start a program."""
@@ -148,12 +149,21 @@ class User:
         """Return his cluster."""
         running = self.place.running()
         assert running is not None, self.log
-        self._seen |= {running.record.pid, *children(running.record.pid)}
         return running
 
     def processes(self) -> set[int]:
         """Return the processes that the keeper has started, without itself."""
         return children(self.running().record.pid)
+
+    def everything(self) -> set[int]:
+        """Return the processes of all his clusters, found by their environment."""
+        mark, kind = f"TMPDIR={self._directory}\0".encode(), b"runtime/start.py\0"
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or is another user's
+                if mark in (process / "environ").read_bytes() and kind in (process / "cmdline").read_bytes():
+                    found.add(int(process.name))
+        return found
 
     @property
     def log(self) -> str:
@@ -168,11 +178,14 @@ class User:
         assert lock is not None
         running = self.place.running()
         if running is not None:
-            self.running()
             running.signal(signal.SIGKILL)
             assert running.wait(PATIENCE_SECONDS)
         lock.close()
-        eventually(lambda: all(map(is_gone, self._seen)), PATIENCE_SECONDS)
+        if not wait_until(lambda: not self.everything()):
+            left = self.everything()
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"{len(left)} processes of clusters were left")
 
 
 @contextmanager

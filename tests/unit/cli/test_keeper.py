@@ -14,10 +14,16 @@ class Clients:
         self.joined = False
         self.clientless = [1e6, 1e6]
         self.asked = 0
-        self.timer = IdleTimer(timeout, lambda: self.joined, self._ask, self.clock)
+        self.joins_late = self.shut_out = False
+        self.timer = IdleTimer(timeout, lambda: self.joined, self._shut, self._ask, self.clock)
+
+    def _shut(self) -> bool:
+        self.shut_out = not self.joined
+        return self.shut_out
 
     def _ask(self) -> list[float]:
         self.asked += 1
+        self.joined |= self.joins_late
         return self.clientless
 
     def over_after(self, seconds: float) -> bool:
@@ -58,6 +64,16 @@ def test_nodes_that_do_not_answer_keep_nothing() -> None:
     clients = Clients()
     clients.clientless = []
     assert clients.over_after(60.0)
+
+
+def test_a_client_that_joins_at_the_last_moment_keeps_the_cluster() -> None:
+    clients = Clients()
+    clients.joins_late = True
+    assert not clients.over_after(60.0)
+    assert not clients.shut_out
+    clients.joined = clients.joins_late = False
+    assert clients.over_after(60.0)
+    assert clients.shut_out
 
 
 def test_without_a_timeout_it_is_never_over() -> None:
