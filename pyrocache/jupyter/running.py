@@ -69,7 +69,7 @@ def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str)
     cell = compile_cell(shell, body)
     run = _Run(shell, cell, request)
     load, key = run.load(client), request.name
-    task = None
+    found = None
     try:
         found = _find(load, key)
         task = found.task
@@ -81,8 +81,8 @@ def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str)
             return
         run.with_task(task)
     except BaseException:
-        if task is not None:
-            task.drop()
+        if found is not None and found.task is not None:
+            found.task.drop()  # the notebook keeps the exception, and with it the connection that has the lease
         raise
     print(*run.report(task), sep="\n")
 
@@ -163,8 +163,7 @@ class _Run:
             with task:
                 task.loaded(task.load.tags(), task.load.factory())
         finally:
-            interrupts.held = True
-            interrupts.stop()
+            interrupts.stop()  # they are held here, also if the cell has failed
         task.settle()
 
     def _run(self) -> Stored:

@@ -406,6 +406,7 @@ def test_completion(run: Run, shell: Any, cache: PyroCacheClient) -> None:
     assert completed(shell, "%%cached name --inputs frame,fi") == ["figure"]
 
 
+@pytest.mark.timeout(30)  # each client below has a timeout of a minute
 def test_the_completion_of_keys_is_bounded_and_raises_nothing(cache: PyroCacheClient) -> None:
     cache.set_many({str(number): number for number in range(3000)})
     assert len(cache._ipython_key_completions_()) == 1000
@@ -422,8 +423,11 @@ ATOMIC = ("held = True", "self._running = False")
 """What begins ``finally`` clauses: the interpreter handles no signal before it, though it traces the line."""
 
 
-def interrupted_at(shell: Any, step: int, cell: str) -> bool:
-    """Run a cell and interrupt it at a line of its magic, counted from 0. Return whether there are so many lines."""
+def interrupted_at(shell: Any, step: int, cell: str, kept: list[BaseException]) -> bool:
+    """Run a cell and interrupt it at a line of its magic, counted from 0. Return whether there are so many lines.
+
+    The exception is kept, as a notebook keeps the last one, with all objects that its traceback refers to.
+    """
     steps = -1
 
     def trace(frame: Any, event: str, argument: object) -> Any:
@@ -442,8 +446,9 @@ def interrupted_at(shell: Any, step: int, cell: str) -> bool:
     try:
         sys.settrace(trace)
         shell.run_cell_magic("cached", "x", cell)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         assert steps == step
+        kept.append(error)
     finally:
         sys.settrace(before)
     return steps >= step
@@ -464,10 +469,11 @@ def test_an_interrupt_at_each_line_leaves_everything_as_it_was(
     cell = "def f(): return 1\nprint('shown')\ndisplay(2)\ny = z = [f()]\n"
     shell.run_cell_magic("cached", "x", cell)
     before = state()
+    errors: list[BaseException] = []
     for step in range(2000):
         if not kept:
             cache.clear()
-        more = interrupted_at(shell, step, cell)
+        more = interrupted_at(shell, step, cell, errors)
         assert state() == before, step
         capsys.readouterr()
         if not more:
