@@ -66,14 +66,16 @@ def plot_of(stats: Stats) -> Figure:
     largest = max((node.max_bytes for node in stats.nodes.values()), default=0)
     memory.set_yticks([largest * quarter / 4 for quarter in range(5)] if largest else [0])
     memory.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size)))
-    memory.legend(loc="lower right")
+    memory.set_ylim(0, 1.2 * largest or 1)  # with room for the legend
+    memory.legend(loc="upper right", ncols=2)
 
     balance.bar(at, [0 if node is None else node.entries for node in nodes], color=_USED)
     balance.set(title="Balance of entries")
     if stats.nodes:
         equal = stats.total.entries / len(stats.nodes)
         balance.axhline(equal, color="black", linestyle=":", label=f"equal share: {equal:,.0f}")
-        balance.legend(loc="lower right")
+        balance.margins(y=0.2)
+        balance.legend(loc="upper right")
 
     for axes in (ratio, memory, balance):
         _name(axes, names, at)

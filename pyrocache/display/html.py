@@ -25,7 +25,7 @@ _FAINT = "1px solid rgba(128,128,128,0.18)"
 _TONES: dict[Tone, str] = {"good": "#26953b", "doubtful": "#c07a00", "bad": "#e0463c"}
 _DIM = "opacity:0.7"
 _CELL = (
-    "padding:3px 16px 3px 0;border:0;background:transparent;color:inherit;vertical-align:middle;"
+    "padding:3px 14px 3px 0;border:0;background:transparent;color:inherit;vertical-align:middle;"
     "white-space:nowrap;max-width:none;font-weight:normal;line-height:1.4"
 )
 _TABLE = "border-collapse:collapse;border:0;margin:0;background:transparent;color:inherit;font-size:inherit"
@@ -134,7 +134,7 @@ def _table_cell(cell: Cell) -> str:
     """Return a cell of a table. In a column, bars begin at one place, and the texts beside them end at one."""
     if isinstance(cell, Bar) and not math.isnan(cell.share):
         between = "display:flex;justify-content:space-between;align-items:center"
-        return f'<div style="{between}">{bar(cell.share, cell.text)}</div>'
+        return f'<div style="{between}">{bar(cell.share, cell.text, "4em")}</div>'
     return _cell(cell)
 
 

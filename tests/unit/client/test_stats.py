@@ -150,6 +150,7 @@ def test_a_plot_has_four_axes_and_is_not_known_to_pyplot() -> None:
     assert pyplot is None or not pyplot.get_fignums()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "few", [stats(), stats(away=["a"]), stats({}), stats(*[ANSWER] * 30)], ids=["none", "away", "new", "many"]
 )
