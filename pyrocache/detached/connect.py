@@ -194,7 +194,8 @@ def _detached(wanted: _Wanted, options: dict[str, Any]) -> tuple[PyroCacheClient
         if running is not None:
             client = _client_of(running, options, place if last else None)
             if client is not None:
-                return client, (_of_started if started else _of_running)(running.record, wanted)
+                record = running.record
+                return client, _of_started(record) if started else _of_running(record, wanted, time.time())
         elif (lock := place.starting()) is not None:
             try:
                 # Check again: it may have become ready between the two looks.
@@ -303,7 +304,7 @@ def _nodes(count: int) -> str:
     return f"{count} node{'s' * (count != 1)}"
 
 
-def _of_started(record: Record, _: _Wanted) -> str:
+def _of_started(record: Record) -> str:
     idle = (
         "" if record.idle_timeout is None else f"after {_duration(record.idle_timeout)} without clients, or "
     )
@@ -314,8 +315,8 @@ def _of_started(record: Record, _: _Wanted) -> str:
     )
 
 
-def _of_running(record: Record, wanted: _Wanted) -> str:
-    age = _duration(max(1.0, time.time() - record.started_at))  # clocks may be set back
+def _of_running(record: Record, wanted: _Wanted, now: float) -> str:
+    age = _duration(max(1.0, now - record.started_at))  # clocks may be set back
     memory = format_size(record.max_memory)
     line = (
         f"Connected to your cluster at {record.address} ({_nodes(record.nodes)}, started {age} ago; in a terminal: "

@@ -462,6 +462,7 @@ def test_every_command_explains_itself() -> None:
         "nodes",
         "config",
         "demo",
+        "stop",
         "status",
         "stats",
         "ping",
