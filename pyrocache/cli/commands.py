@@ -30,6 +30,7 @@ from pyrocache.cli.options import (
 )
 from pyrocache.cli.output import for_other_hosts, report, to_copy, write
 from pyrocache.cli.shell import shell_command
+from pyrocache.cli.status import status_command
 from pyrocache.cli.tls_options import with_tls
 from pyrocache.cli.top import top_command
 from pyrocache.client.client import PyroCacheClient
@@ -295,31 +296,7 @@ def demo_command(
     raise typer.Exit(run(ttl=ttl, keys=keys))
 
 
-@app.command("status")
-@with_tls()
-def status_command(
-    tls: Encryption,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
-    secret_file: SecretFileOption = None,
-    timeout: TimeoutOption = PROBE_SECONDS,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease."""
-    from pyrocache.cli.tables import nodes_as_json, print_status
-    from pyrocache.net.call_protocol import knowing
-    from pyrocache.net.directory import NameServerDirectory
-
-    with PyroCacheClient(nameserver, timeout=timeout, secret_file=secret_file, tls=tls) as cache:
-        members = cache.nodes()
-        stats = cache.stats()
-    names = [member.name for member in members]
-    caller = knowing(find_secret(secret_file), trusting=True, tls=tls)
-    obstacle = NameServerDirectory(nameserver, caller=caller).listing(timeout).obstacle
-    if as_json:
-        write(json.dumps({"nameserver": nameserver, "nodes": nodes_as_json(members, stats)}, indent=2))
-    else:
-        print_status(nameserver, members, stats, obstacle)
-    raise typer.Exit(0 if all(name in stats.nodes and stats.nodes[name].serving for name in names) else 1)
+app.command("status")(status_command)
 
 
 @app.command("stats")

@@ -54,11 +54,23 @@ def print_nodes(answers: Sequence[dict[str, Any]], max_memory: int, nameserver: 
     write("\n".join(lines))
 
 
-def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obstacle: int = 0) -> None:
-    """Print the members and their statistics, as ``pyrocache status`` does. ``obstacle``: as in `Listing`."""
+def status_lines(
+    nameserver: str,
+    members: Sequence[Member],
+    stats: Stats,
+    obstacle: int = 0,
+    *,
+    width: int | None = None,
+) -> list[str]:
+    """Return the lines about the members and their statistics that ``pyrocache status`` prints.
+
+    Args:
+        obstacle: as in `Listing`.
+        width: the columns of the terminal; None to find them.
+    """
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = _status_rows(members, stats)
-    lines = _table(rows, optional=("eviction", "lease", "peers", "up", "zone", "version"))
+    lines = _table(rows, optional=("eviction", "lease", "peers", "up", "zone", "version"), width=width)
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
     remarks = [
@@ -69,7 +81,7 @@ def print_status(nameserver: str, members: Sequence[Member], stats: Stats, obsta
     remarks += [f"Warning: {error}" for error in stats.errors.values() if isinstance(error, ProtocolMismatch)]
     if obstacle:
         remarks.append(f"Warning: {explain_obstacle(nameserver, obstacle)}")
-    write("\n".join([f"Name server {nameserver}, {count}{view}", "", *lines, *remarks]))
+    return [f"Name server {nameserver}, {count}{view}", "", *lines, *remarks]
 
 
 def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any]]:
@@ -127,13 +139,14 @@ def _figures_row(figures: NodeStats | None) -> Row:
     }
 
 
-def _table(rows: Sequence[Row], optional: Sequence[str]) -> list[str]:
+def _table(rows: Sequence[Row], optional: Sequence[str], width: int | None = None) -> list[str]:
     """Return the lines of a table that fits the terminal.
 
     When it is too wide, it is without the first of the ``optional`` columns, then the second, and so on. If this is
     not enough, the addresses, which may be long, are in lines below the table.
     """
-    width = shutil.get_terminal_size((_UNLIMITED, 24)).columns  # $COLUMNS counts more than the terminal
+    if width is None:
+        width = shutil.get_terminal_size((_UNLIMITED, 24)).columns  # $COLUMNS counts more than the terminal
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = _aligned(rows, columns)
     for name in (*optional, "address"):

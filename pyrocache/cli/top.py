@@ -1,15 +1,14 @@
 """The command ``pyrocache top``: what the cluster does at the moment, again and again.
 
-On a terminal, it fills the screen (`Screen`) and takes keys; a thread reads the statistics, so that keys work while a
-node does not answer. Otherwise, or with ``--once`` or ``--json``, it prints each reading. `top_view` makes the text.
+On a terminal, it fills the screen and takes keys, see `live`. Otherwise, or with ``--once`` or ``--json``, it prints
+each reading. `top_view` makes the text.
 
-Thread safety: runs in the main thread; `_Reader` reads in a thread of its own.
+Thread safety: runs in the main thread; on a terminal, the statistics are read in another one (`live`).
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,7 @@ from pyrocache.cli.output import report, write
 from pyrocache.cli.tls_options import with_tls
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import DEFAULT_NAMESERVER, Encryption, check_seconds
-from pyrocache.errors import CacheUnavailable, PyroCacheError
+from pyrocache.errors import AuthenticationError, CacheUnavailable, PyroCacheError
 
 if TYPE_CHECKING:
     from pyrocache.cli.top_view import Order, Reading
@@ -157,7 +156,7 @@ def _printed(sampler: Sampler, order: Order, interval: float, count: int | None,
         try:
             reading = sampler.read()
         except CacheUnavailable as error:
-            if last:
+            if last or isinstance(error, AuthenticationError):
                 raise
             report(str(error))
             continue
@@ -171,67 +170,27 @@ def _printed(sampler: Sampler, order: Order, interval: float, count: int | None,
 
 def _live(sampler: Sampler, order: Order, interval: float, count: int | None) -> bool:
     """Show readings on the screen until a key quits. Return whether a node did not answer at the end of ``count``."""
-    from pyrocache.cli.screen import Screen
-    from pyrocache.cli.top_view import screen as lines_of
+    from pyrocache.cli.live import live
+    from pyrocache.cli.top_view import screen
 
-    first = sampler.read()  # before the screen is cleared: an error is printed as by every command
-    with Screen() as screen:
-        reader = _Reader(sampler.read, first, interval, screen.wake)
+    latest = sampler.read()  # before the screen is cleared: an error is printed as by every command
+
+    def read() -> Reading:
+        nonlocal latest
         try:
-            while True:
-                screen.draw(lines_of(reader.latest(), order, *screen.size))
-                if not all(map(order.press, screen.wait(None))):
-                    return False
-                if count is not None and reader.taken >= count:
-                    return bool(reader.latest().stats.away)
-        finally:
-            reader.stop()
+            latest = sampler.read()
+        except AuthenticationError:  # a wrong secret does not become right
+            raise
+        except CacheUnavailable as error:  # the cluster may come back
+            latest = replace(latest, remark=str(error))
+        return latest
 
-
-class _Reader:
-    """A thread that makes readings.
-
-    Args:
-        read: makes one.
-        first: the one that there is.
-        interval: seconds between two.
-        changed: called when there is something new, in the thread.
-
-    Attributes:
-        taken: how many were made.
-    """
-
-    def __init__(
-        self, read: Callable[[], Reading], first: Reading, interval: float, changed: Callable[[], None]
-    ) -> None:
-        self.taken = 0
-        self._read = read
-        self._latest = first
-        self._interval = interval
-        self._changed = changed
-        self._failure: BaseException | None = None
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="pyrocache-top", daemon=True).start()
-
-    def latest(self) -> Reading:
-        """Return the last reading; if the cluster does not answer, with a remark. Raises any other error."""
-        if self._failure is not None:
-            raise self._failure
-        return self._latest
-
-    def stop(self) -> None:
-        """Let the thread end, without waiting for it: a node may not answer."""
-        self._stopped.set()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
-            try:
-                self._latest = self._read()
-                self.taken += 1
-            except CacheUnavailable as error:
-                self._latest = replace(self._latest, remark=str(error))
-                self.taken += 1
-            except BaseException as error:
-                self._failure = error
-                self._stopped.set()
-            self._changed()
+    last = live(
+        latest,
+        read,
+        lambda reading, columns, lines: screen(reading, order, columns, lines),
+        order.press,
+        interval=interval,
+        count=count,
+    )
+    return last is not None and bool(last.stats.away or last.remark)

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from rich.text import Text
@@ -31,6 +32,7 @@ _GAP = "  "
 _BAR_CELLS = 8
 _UNKNOWN = "-"
 _KEY_CHARACTERS = 200  # of the repr of a key; the screen shows fewer
+_REMARK_LINES = 3  # the most that a remark takes of the screen
 _SEVERAL = 3  # rows that the hottest keys get on a small screen
 
 
@@ -218,7 +220,11 @@ def screen(reading: Reading, order: Order, columns: int, lines: int) -> list[Tex
     head = [Text(line) for line in _cluster(reading, columns)]
     head[0].stylize("bold")
     if reading.remark:
-        head.append(Text(legible_line(reading.remark), style="red"))
+        text = legible_line(reading.remark)
+        head += [
+            Text(line, style="red")
+            for line in wrap(text, columns, max_lines=_REMARK_LINES, placeholder=" ...")
+        ]
     if order.help:
         head += [Text(line, style="cyan") for line in _wrapped(HELP, columns)]
     room = max(lines - len(head), 1)

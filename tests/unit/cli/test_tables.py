@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pyrocache.cli.tables import nodes_as_json, print_nodes, print_status
+from pyrocache.cli.tables import nodes_as_json, print_nodes, status_lines
 from pyrocache.client.stats import ClientStats, NodeStats, Stats
 from pyrocache.cluster.routing import Member
 from pyrocache.errors import NodeUnavailable, ProtocolMismatch
@@ -21,6 +22,10 @@ HOSTS = {
     "ipv6": "fe80:1111:2222:3333:4444:5555:6666:7777",
     "name": "node-17.cache.eu-central-1.example.internal",
 }
+
+
+def print_status(*arguments: Any) -> None:
+    print("\n".join(status_lines(*arguments)))
 
 
 def members(host: str) -> list[Member]:
