@@ -44,6 +44,7 @@ _LOOKS = 20  # for clients, in an idle timeout
 _SHORTEST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _ASK_SECONDS = 2.0
+_POLL_SECONDS = 0.2
 
 
 class IdleTimer:
@@ -175,12 +176,17 @@ def run(settings: dict[str, Any], *, ready: Callable[[], None]) -> None:
             idle_timeout=timeout,
         )
         try:
-            _report(f"A cluster of {settings['nodes']} nodes is ready at {keeper.address}.")
+            _report(f"A cluster is ready at {keeper.address}. Nodes: {settings['nodes']}.")
             ready()
             timer = IdleTimer(timeout, written.has_clients, written.shut_out, keeper.clientless)
             with Log(place.log) as log:
+                look_at = now() + pause
                 while not stop.requested:
-                    stop.wait(pause)
+                    # With a short timeout, as a signal that reaches another thread does not end a wait.
+                    stop.wait(min(pause, _POLL_SECONDS))
+                    if now() < look_at:
+                        continue
+                    look_at = now() + pause
                     log.shorten()
                     written.touch()
                     if timer.is_over():
