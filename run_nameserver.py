@@ -1,5 +1,5 @@
 """Start a name server: the same as ``pyrocache nameserver``."""
 
-from pyrocache.cli import main
+from pyrocache.__main__ import main
 
 main("nameserver")

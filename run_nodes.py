@@ -1,5 +1,5 @@
 """Start cache nodes: the same as ``pyrocache nodes``."""
 
-from pyrocache.cli import main
+from pyrocache.__main__ import main
 
 main("nodes")

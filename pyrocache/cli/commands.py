@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ from pyrocache.cli.options import (
     SigningOption,
     TimeoutOption,
 )
-from pyrocache.cli.output import for_other_hosts, report, to_copy, write
+from pyrocache.cli.output import for_other_hosts, remember_json, report, to_copy, write
 from pyrocache.cli.shell import shell_command
 from pyrocache.cli.status import status_command
 from pyrocache.cli.tls_options import with_tls
@@ -224,6 +224,7 @@ def nodes_command(
     from pyrocache.cli.nodes import run
 
     if context.invoked_subcommand is not None:
+        _pass_on(context)
         return
     if name is not None and nodes != 1:
         raise ConfigurationError("--name is for a single node: add --nodes 1.")
@@ -247,6 +248,26 @@ def nodes_command(
     if open_:
         report("Warning: --open: every user of this machine can read, change and delete every entry.")
     raise typer.Exit(run(config, find_secret(secret_file), count=nodes, with_nameserver=with_nameserver))
+
+
+def _pass_on(context: typer.Context) -> None:
+    """Let a command within another one have the options that were given before its name.
+
+    Raises:
+        typer.BadParameter: it has no such option.
+    """
+    command: Any = context.command
+    inner = str(context.invoked_subcommand)
+    known = {parameter.name for parameter in command.commands[inner].params}
+    given = {}
+    for parameter in command.params:
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            if parameter.name not in known:
+                raise typer.BadParameter(f"{inner} has no such option", context, parameter)
+            given[parameter.name] = context.params[parameter.name]
+    defaults = context.default_map or {}
+    context.default_map = {**defaults, inner: {**defaults.get(inner, {}), **given}}
 
 
 @app.command("config")
@@ -401,6 +422,12 @@ def prune_command(context: typer.Context, secret_file: SecretFileOption = None) 
     change(context.obj if secret_file is None else secret_file, Keys.prune)
 
 
+def _remember_findings(as_json: bool) -> bool:
+    return remember_json(
+        as_json, lambda error: [{"level": "problem", "subject": "command", "what": error, "advice": ""}]
+    )
+
+
 @app.command("doctor")
 @with_tls()
 def doctor_command(
@@ -410,7 +437,9 @@ def doctor_command(
     secret_file: SecretFileOption = None,
     signing_key_file: SigningOption = None,
     timeout: TimeoutOption = PROBE_SECONDS,
-    as_json: JsonOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", "-j", help="Print JSON, also of an error.", callback=_remember_findings)
+    ] = False,
 ) -> None:
     """Check name server, nodes, secret, certificates and this host, and say what to do about each finding.
 

@@ -40,19 +40,41 @@ _OWN_TIMEOUT = {"status", "stats", "ping", "doctor", "top"}  # they only look, a
 def use(context: Any, file: str | None) -> None:
     """Take the settings as defaults of the options of a command that is to run.
 
+    If they are not valid, the command raises the `ConfigurationError` when it runs: ``--help`` needs no settings.
+
     Args:
         context: that of the program, which has not parsed the options of the command yet.
         file: the option ``--config``.
-
-    Raises:
-        ConfigurationError: the settings are not valid.
     """
-    if file is not None:
-        if not file:
-            raise ConfigurationError("--config names no file.")
-        os.environ[CONFIG_VARIABLE] = os.path.abspath(file)  # clients that this process makes read it too
-    if context.invoked_subcommand not in _NO_SETTINGS:
-        context.default_map = defaults(context.command, _as_options_have_it(in_force(), sys.argv[1:]))
+    name = context.invoked_subcommand
+    try:
+        if file is not None:
+            if not file:
+                raise ConfigurationError("--config names no file.")
+            os.environ[CONFIG_VARIABLE] = os.path.abspath(file)  # clients that this process makes read it too
+        if name not in _NO_SETTINGS:
+            context.default_map = defaults(context.command, _as_options_have_it(in_force(), sys.argv[1:]))
+    except ConfigurationError as error:
+        if name is not None:
+            _refuse(context.command.commands[name], error)
+
+
+def _refuse(command: Any, error: ConfigurationError) -> None:
+    """Let a command of this process, and those within it, raise an error in place of what it does."""
+    invoke, callback = command.invoke, command.callback
+
+    def refuse(context: Any) -> Any:
+        def run(**arguments: Any) -> None:
+            if context.invoked_subcommand is None:
+                raise error
+            callback(**arguments)
+
+        command.callback = run
+        return invoke(context)
+
+    command.invoke = refuse
+    for inner in getattr(command, "commands", {}).values():
+        _refuse(inner, error)
 
 
 def of_script(program: Any, command: str) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 ===  ==============================================================================================
 0    success
-1    an error, printed as one sentence on standard error: no such entry, a node that does not answer
+1    an error, printed as one sentence on standard error: no such entry, a node that does not answer;
+     with ``--json``, it is also on standard output, as JSON
 2    a wrong command line, also one sentence
-130  Ctrl-C; until the command begins, SIGINT ends the process, which a shell reports in the same way
+130  Ctrl-C; before the command begins, SIGINT ends the process, which a shell reports in the same way
 141  the reader of the output has closed the pipe, as `head` does
 ===  ==============================================================================================
+
+`pyrocache shell` ends with the status of the code that it runs. A signal such as SIGTERM ends commands that only ask
+without a status of their own; those that serve stop in order, see `runtime.stop_request`.
 
 Thread safety: runs in the main thread.
 """
@@ -22,7 +26,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyrocache.cli.output import BROKEN_PIPE, discard_output, report, with_given_options, write
+from pyrocache.cli.output import (
+    BROKEN_PIPE,
+    discard_output,
+    fail,
+    forget_options,
+    report,
+    with_given_options,
+    write,
+)
 from pyrocache.errors import PyroCacheError
 from pyrocache.runtime.shortage import explain
 
@@ -38,7 +50,13 @@ def main(command: str | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     for variable in [name for name in os.environ if name.startswith("PYRO_")]:
         del os.environ[variable]  # Pyro5 would refuse to start, or speak another dialect than the nodes
-    sys.exit(_status(command))
+    try:
+        status = _status(command)
+    except KeyboardInterrupt:  # while an error was printed
+        status = _INTERRUPTED
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on, Ctrl-C could only print a traceback
+    sys.exit(status)
 
 
 def _status(command: str | None) -> int:
@@ -47,7 +65,7 @@ def _status(command: str | None) -> int:
         write("")  # what is still buffered; when the interpreter flushes it, an error is too late
         return status
     except PyroCacheError as error:
-        report(with_given_options(str(error)))
+        fail(with_given_options(str(error)))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -57,13 +75,14 @@ def _status(command: str | None) -> int:
         cause = explain(error)
         if cause is None and isinstance(error, RuntimeError):
             raise
+        fail(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.")
         discard_output()
-        report(f"Cannot go on: {cause or getattr(error, 'strerror', None) or error}.")
     return 1
 
 
 def _run(command: str | None) -> int:
     """Run the command and return its exit status."""
+    forget_options()
     with _ended_by_ctrl_c():
         import typer
 
@@ -72,6 +91,7 @@ def _run(command: str | None) -> int:
 
     usage_error: Any = typer.BadParameter.__mro__[1]  # click's own, or that of typer's copy of click
     program: Any = typer.main.get_command(app)
+    _join_lines_of_help(program)
     name, more = "pyrocache", {}
     if command is not None:
         more = {"default_map": of_script(program, command)}
@@ -84,18 +104,25 @@ def _run(command: str | None) -> int:
         return _WRONG_COMMAND_LINE
 
 
+def _join_lines_of_help(command: Any) -> None:
+    """Let the paragraphs of the help be wrapped as the terminal needs it: typer keeps the line ends of docstrings."""
+    if command.help:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+    for inner in getattr(command, "commands", {}).values():
+        _join_lines_of_help(inner)
+
+
 @contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
     """Let Ctrl-C end the process without an exception, which imports may swallow or print."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not signal.default_int_handler:  # such as SIG_IGN, in the background
-        yield
+    if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_DFL):
+        yield  # such as SIG_IGN, in the background
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _usage(error: Any, name: str) -> str:

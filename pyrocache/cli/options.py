@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pyrocache.cli.output import remember_secret_file
+from pyrocache.cli.output import remember_json, remember_secret_file
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import Encryption
 from pyrocache.runtime.secret_file import FILE_VARIABLE
@@ -46,7 +46,15 @@ NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", "-t", help="Seconds to wait for answers.", metavar="SECONDS")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+
+
+def _remember_json(as_json: bool) -> bool:  # typer passes it by the names of its parameters
+    return remember_json(as_json)
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", "-j", help="Print JSON, also of an error.", callback=_remember_json)
+]
 SecretFileOption = Annotated[
     str | None,
     typer.Option(

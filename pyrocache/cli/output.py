@@ -6,12 +6,15 @@ Thread safety: `report` may be called in any thread; the rest is for the main th
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from pyrocache.config import DEFAULT_NAMESERVER, TLS, Encryption, is_loopback, parse_address
 from pyrocache.runtime.secret import Secret
@@ -62,6 +65,14 @@ def report(text: str) -> None:
     if sys.stderr is not None:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
+
+
+def fail(error: str) -> None:
+    """Print an error on standard error; also as JSON on standard output if the present command prints JSON."""
+    report(error)
+    if _given.json is not None:
+        with suppress(OSError):
+            write(json.dumps(_given.json(error)))
 
 
 def to_copy(command: str, nameserver: str) -> str:
@@ -119,13 +130,30 @@ def for_other_hosts(nameserver: str, secret: Secret) -> str:
 
 @dataclass
 class _Given:
-    """The options of the present command that printed commands repeat."""
+    """The options of the present command that printed commands repeat, and the form of errors."""
 
     secret_file: str | None = None
     tls: Encryption = None
+    json: Callable[[str], Any] | None = None  # the form of an error, if the output is JSON
 
 
 _given = _Given()
+
+
+def forget_options() -> None:
+    """Begin a command: none of its options is known."""
+    global _given
+    _given = _Given()
+
+
+def remember_json(as_json: bool, form: Callable[[str], Any] = lambda error: {"error": error}) -> bool:
+    """Take the option ``--json`` of the command that runs. Return it.
+
+    Args:
+        form: what a failure of the command prints, made of the sentence.
+    """
+    _given.json = form if as_json else None
+    return as_json
 
 
 def remember_secret_file(path: str | None) -> str | None:

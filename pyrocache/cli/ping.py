@@ -12,7 +12,13 @@ from functools import partial
 from pyrocache.cli.output import to_copy
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.config import Encryption
-from pyrocache.errors import ConfigurationError, NodeUnavailable, ProtocolMismatch, PyroCacheError
+from pyrocache.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    NodeUnavailable,
+    ProtocolMismatch,
+    PyroCacheError,
+)
 
 _PAUSE_SECONDS = 0.2
 
@@ -35,7 +41,8 @@ def run(
         tls: how connections are protected.
 
     Raises:
-        PyroCacheError: the last attempt failed; says which nodes did not answer, or do not serve.
+        PyroCacheError: the last attempt failed; says which nodes did not answer, or do not serve. A wrong secret or a
+            wrong setting ends the attempts.
     """
     end = time.monotonic() + wait
     # A new client for each attempt, as it looks the nodes up.
@@ -43,7 +50,7 @@ def run(
     while True:
         try:
             return _ping(nameserver, names, client)
-        except ConfigurationError:
+        except (ConfigurationError, AuthenticationError):  # to wait would not help
             raise
         except PyroCacheError:
             if time.monotonic() + _PAUSE_SECONDS > end:

@@ -139,9 +139,12 @@ class Screen:
             raise SystemExit(128 + number)
         if number == signal.SIGTSTP:
             self._leave()
-            handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            handlers = {
+                number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTSTP, signal.SIGCONT)
+            }
             os.kill(os.getpid(), signal.SIGTSTP)  # goes on here after SIGCONT
-            signal.signal(signal.SIGTSTP, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             self._enter()
         elif number == signal.SIGCONT:  # the shell may have changed the terminal meanwhile
             self._leave()

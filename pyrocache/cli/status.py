@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,7 +160,10 @@ class _Source:
         return replace(self._last, stats=stats, problem=problem)
 
 
-def _watch(source: _Source, interval: float, *, as_json: bool) -> None:
+def _watch(
+    source: _Source, interval: float, *, as_json: bool, sleep: Callable[[float], object] = time.sleep
+) -> None:
+    """Show the status until a key or a signal ends it."""
     from pyrocache.cli.screen import is_possible
 
     if not as_json and is_possible():
@@ -173,12 +177,10 @@ def _watch(source: _Source, interval: float, *, as_json: bool) -> None:
             interval=interval,
         )
         return
-    at = time.monotonic()
     while True:
         status = source.read_anyway()
         write(json.dumps(status.as_json()) if as_json else "\n".join([*status.lines(), "", ""]))
-        at = max(at + interval, time.monotonic())  # what took longer than an interval is not made up for
-        time.sleep(max(0.0, at - time.monotonic()))
+        sleep(interval)
 
 
 def _screen(status: _Status, columns: int, lines: int) -> list[Text]:

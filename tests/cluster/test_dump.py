@@ -224,7 +224,13 @@ def has_files_without_a_name(directory: Path) -> bool:
     return name is None
 
 
-@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 9)", "raise KeyboardInterrupt", "sys.exit(3)"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "os.kill(os.getpid(), 9)",
+        *(pytest.param(end, marks=pytest.mark.full) for end in ("raise KeyboardInterrupt", "sys.exit(3)")),
+    ],
+)
 def test_a_dump_that_is_interrupted_leaves_no_file(tmp_path: Path, ending: str) -> None:
     if "kill" in ending and not has_files_without_a_name(tmp_path):
         pytest.skip("this file system has no files without a name")

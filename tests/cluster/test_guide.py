@@ -48,7 +48,12 @@ def test_the_commands_in_the_guide(shared_cluster: LocalCluster, tmp_path: Path)
     shell = shell_environment(tmp_path, shared_cluster.nameserver)
     for command, _, expected in shown:
         told = subprocess.run(
-            ["bash", "-c", command], env=shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=shell,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=30,
         )
         assert re.fullmatch(re.escape(expected).replace("…", ".*"), told.stdout.decode()), command
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pyrocache.cli import ping
-from pyrocache.errors import PyroCacheError
+from pyrocache.errors import AuthenticationError, ConfigurationError, PyroCacheError
+from pyrocache.net.directory import UnprovenNameServer
 
 
 def run(monkeypatch: pytest.MonkeyPatch, serves: dict[str, Any], *names: str) -> str:
@@ -39,3 +40,19 @@ def test_a_node_that_answers_may_not_serve(
 
 def test_a_name_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, {}, "cache.node.9") == "cache.node.9: no such node is registered"
+
+
+@pytest.mark.parametrize("error", [AuthenticationError, UnprovenNameServer, ConfigurationError])
+def test_a_wrong_secret_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: type[PyroCacheError]
+) -> None:
+    attempts = []
+
+    def serves(*_: Any) -> Any:
+        attempts.append(None)
+        assert len(attempts) == 1, "it asks again"
+        raise error("other-secret")
+
+    monkeypatch.setattr(ping, "_serves", serves)
+    with pytest.raises(error, match="other-secret"):
+        ping.run("127.0.0.1:9090", [], timeout=1.0, wait=60.0)
