@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyrocache.client.client import PyroCacheClient
     from pyrocache.client.context import DEFAULT_TTL
     from pyrocache.client.features.entries import Entry, EntryInfo
+    from pyrocache.client.features.hot_keys import HotKey
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.stats import ClientStats, LatencyHistogram, NamespaceStats, NodeStats, Stats, Totals
     from pyrocache.client.stock import stock_handshake
@@ -34,6 +35,7 @@ __all__ = [
     "ClientStats",
     "Entry",
     "EntryInfo",
+    "HotKey",
     "LatencyHistogram",
     "LocalCluster",
     "Lock",
@@ -51,6 +53,7 @@ _HOMES = {
     "DEFAULT_TTL": "pyrocache.client.context",
     "Entry": "pyrocache.client.features.entries",
     "EntryInfo": "pyrocache.client.features.entries",
+    "HotKey": "pyrocache.client.features.hot_keys",
     "LocalCluster": "pyrocache.local",
     "Lock": "pyrocache.client.features.locks",
     "Member": "pyrocache.cluster.routing",

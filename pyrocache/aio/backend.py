@@ -380,6 +380,12 @@ class AsyncBackend:
         """As `Backend.stats`."""
         return await self._broadcast(is_stats, commands.STATS, deadline)
 
+    async def hot_keys(self, prefix: bytes, limit: int, deadline: Deadline) -> Answers:
+        """As `Backend.hot_keys`."""
+        command, valid = commands.HOT_KEYS, partial(replies.is_hot_keys, limit=limit)
+        answers = await self._router.broadcast(command, (prefix, limit), deadline, keep_refusals=True)
+        return _all_valid(valid, command, answers)
+
     async def reset_stats(self, deadline: Deadline) -> Answers:
         """As `Backend.reset_stats`."""
         return await self._broadcast(replies.is_bool, commands.RESET_STATS, deadline)
@@ -431,6 +437,6 @@ class AsyncBackend:
 
 def _all_valid(valid: Valid, command: Command, answers: Answers) -> Answers:
     for member, answer in answers:
-        if not isinstance(answer, NodeUnavailable):
+        if not isinstance(answer, PyroCacheError):
             checked(valid, command, answer, member)
     return answers

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar, overload
 from pyrocache.aio import bulk, load_once, scan
 from pyrocache.aio.backend import AsyncBackend
 from pyrocache.aio.compute import compute
+from pyrocache.aio.hot_keys import hot_keys
 from pyrocache.aio.locks import AsyncLock
 from pyrocache.aio.memoize import AsyncMemoizer
 from pyrocache.aio.scan import AsyncScan
@@ -33,6 +34,7 @@ from pyrocache.client.context import (
 )
 from pyrocache.client.features.bulk import Change
 from pyrocache.client.features.entries import Entry, EntryInfo, entry
+from pyrocache.client.features.hot_keys import HotKey
 from pyrocache.client.features.load_once import Load, load_options
 from pyrocache.client.features.memoize import Tags
 from pyrocache.client.hints import hide_unknown, unknown_argument
@@ -735,6 +737,10 @@ class AsyncPyroCacheClient:
         """Return the statistics of every node, their sums, and those of this client. As `PyroCacheClient.stats`."""
         context = self._context
         return stats_of(context, await context.backend.stats(context.deadline()))
+
+    async def hot_keys(self, count: int = 10, *, seconds: float = 1.0) -> list[HotKey]:
+        """Return the keys of this namespace that are used most often now. As `PyroCacheClient.hot_keys`."""
+        return await hot_keys(self._context, count, seconds)
 
     async def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

@@ -257,6 +257,8 @@ class AsyncRouter:
         arguments: tuple[Any, ...],
         deadline: Deadline,
         only: Collection[str] | None = None,
+        *,
+        keep_refusals: bool = False,
     ) -> list[tuple[Member, Any]]:
         """Send a command that is not about data to every node. Arguments and results as `Router.broadcast`."""
         members = (await self.fresh(deadline)).members
@@ -273,7 +275,7 @@ class AsyncRouter:
                     if isinstance(outcome, (Moved, Retry, LookUp)):
                         names.append(member.name)
                     else:
-                        answers[member.name] = member, not_refused(outcome)
+                        answers[member.name] = member, outcome if keep_refusals else not_refused(outcome)
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)
 

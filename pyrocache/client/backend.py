@@ -72,7 +72,7 @@ FrameReplies: TypeAlias = Replies[Sequence[Frame | None]]
 """The value frames of entries, None where there is no entry."""
 
 Answers: TypeAlias = list[tuple[Member, Any]]
-"""Each node with its answer, or with a `NodeUnavailable` if it did not answer."""
+"""Each node with its answer, or with a `NodeUnavailable` if it did not answer. See also `Backend.hot_keys`."""
 
 Valid: TypeAlias = Callable[[Any], bool]
 """Whether a reply has the form of one to its command."""
@@ -406,6 +406,15 @@ class Backend:
             from pyrocache.client.stats import is_stats  # imported here: making its dataclasses takes 5 ms
         return self._broadcast(is_stats, commands.STATS, (), deadline)
 
+    def hot_keys(self, prefix: bytes, limit: int, deadline: Deadline) -> Answers:
+        """Return the most used keys of a namespace at every node, see `CacheNode.hot_keys`.
+
+        The answer of a node that refuses, as one does that is too old to know the command, is its `RemoteError`.
+        """
+        command, valid = commands.HOT_KEYS, partial(replies.is_hot_keys, limit=limit)
+        answers = self._router.broadcast(command, (prefix, limit), deadline, keep_refusals=True)
+        return self._all_valid(valid, command, answers)
+
     def reset_stats(self, deadline: Deadline) -> Answers:
         """Set the counters of every node to 0, except ``loads``."""
         return self._broadcast(replies.is_bool, commands.RESET_STATS, (), deadline)
@@ -456,7 +465,7 @@ class Backend:
     @staticmethod
     def _all_valid(valid: Valid, command: Command, answers: Answers) -> Answers:
         for member, answer in answers:
-            if not isinstance(answer, NodeUnavailable):
+            if not isinstance(answer, PyroCacheError):
                 checked(valid, command, answer, member)
         return answers
 

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
 
     from pyrocache.client.features.entries import Entry, EntryInfo
+    from pyrocache.client.features.hot_keys import HotKey
     from pyrocache.client.features.locks import Lock
     from pyrocache.client.features.memoize import Memoizer, Tags
     from pyrocache.client.stats import Stats
@@ -1021,6 +1022,30 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         context = self._context
         return stats_of(context, context.backend.stats(context.deadline()))
+
+    def hot_keys(self, count: int = 10, *, seconds: float = 1.0) -> list[HotKey]:
+        """Return the keys of this namespace that all clients together use most often now, the most used first.
+
+        The nodes count uses only while somebody asks, and for 10 seconds after that: so the first call waits, and calls
+        that follow do not. Every read, write and removal of a key is a use, also a read of a key without an entry. The
+        rates are lower bounds: a key that is used rarely among very many others may be missing. Namespaces within this
+        one are not included.
+
+        Args:
+            count: how many keys to return at most, from 1 to 1,000.
+            seconds: how long the nodes must have counted; a call waits until they have. 0 for a call that does not
+                wait: the first one returns nothing then.
+
+        Nodes that do not answer, or are of an older version, are left out.
+
+        Raises:
+            CacheUnavailable: no node answers.
+            RemoteError: all nodes are of an older version.
+            SerializationError: a key does not unpickle here, and ``on_undecodable`` is ``"raise"``.
+        """
+        with at_first_use:
+            from pyrocache.client.features.hot_keys import hot_keys  # imported here: it makes a dataclass
+        return hot_keys(self._context, count, seconds)
 
     def reset_stats(self) -> None:
         """Set the counters of every node and of this client to 0, except ``loads``. Gauges do not change."""

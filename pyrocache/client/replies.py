@@ -133,6 +133,24 @@ def is_removal(reply: Any, cursor: int) -> bool:
     return type(reply) is list and len(reply) == 2 and _advances(reply[0], cursor) and is_count(reply[1])
 
 
+def is_hot_keys(reply: Any, limit: int) -> bool:
+    """Return whether a reply is one to ``hot_keys``: seconds, and at most ``limit`` keys, each with its calls."""
+    if not (type(reply) is list and len(reply) == 2 and _is_amount(reply[0]) and type(reply[1]) is list):
+        return False
+    return len(reply[1]) <= limit and all(
+        type(row) is list
+        and len(row) == 2
+        and type(row[0]) is bytes
+        and 0 < len(row[0]) <= MAX_KEY_BYTES
+        and _is_amount(row[1])
+        for row in reply[1]
+    )
+
+
+def _is_amount(number: Any) -> bool:
+    return type(number) in (int, float) and 0 <= number < 2**63
+
+
 def _advances(reply: Any, cursor: int) -> bool:
     return type(reply) is int and (reply == 0 or cursor < reply < 2**64)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pyrocache import AsyncPyroCacheClient, PyroCacheClient, __version__
-from pyrocache.errors import NameServerUnavailable, ProtocolMismatch
+from pyrocache.errors import NameServerUnavailable, ProtocolMismatch, RemoteError
 from pyrocache.protocol.handshake import PROTOCOL
 from tests.support.async_verbs import use_all
 from tests.support.commands import call
@@ -94,6 +94,8 @@ def test_a_new_client_uses_old_nodes(before: Version) -> None:
         use(calls(cache), before.client(address).call)
         assert [node.version for node in cache.stats().nodes.values()] == ["", ""]
         assert [member.zone for member in cache.nodes()] == ["", ""]
+        with pytest.raises(RemoteError, match=r"refused hot_keys"):
+            cache.hot_keys()
 
 
 def test_a_new_asyncio_client_uses_old_nodes(before: Version) -> None:

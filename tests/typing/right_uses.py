@@ -13,6 +13,7 @@ from pyrocache import (
     DEFAULT_TTL,
     Entry,
     EntryInfo,
+    HotKey,
     LatencyHistogram,
     Lock,
     NodeStats,
@@ -207,6 +208,8 @@ assert_type(stats.client.misses_on_error, int)
 assert_type(cache.ping(), int)
 PyroCacheClient(on_undecodable="miss")
 assert_type(cache.reset_stats(), None)
+assert_type(cache.hot_keys(), list[HotKey])
+assert_type(cache.hot_keys(5, seconds=0)[0].calls_per_second, float)
 
 with PyroCacheClient() as opened:
     assert_type(opened, PyroCacheClient)

@@ -27,6 +27,7 @@ def test_the_public_names() -> None:
         "DEFAULT_TTL",
         "Entry",
         "EntryInfo",
+        "HotKey",
         "LocalCluster",
         "Lock",
         "Member",

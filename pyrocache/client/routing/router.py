@@ -217,6 +217,8 @@ class Router:
         arguments: tuple[Any, ...],
         deadline: Deadline,
         only: Collection[str] | None = None,
+        *,
+        keep_refusals: bool = False,
     ) -> list[tuple[Member, Any]]:
         """Send a command that is not about data to every node. Return each with its result or its `NodeUnavailable`.
 
@@ -224,9 +226,10 @@ class Router:
 
         Args:
             only: names; send it to these nodes, not to all.
+            keep_refusals: return the error of a node that refuses, in place of its result.
 
         Raises:
-            RemoteError: a node refused the request.
+            RemoteError: a node refused the request, without ``keep_refusals``.
         """
         members = self.views.fresh(deadline).members
         if only is not None:
@@ -241,7 +244,7 @@ class Router:
                 if isinstance(outcome, (Moved, Retry, LookUp)):
                     names.append(member.name)
                 else:
-                    answers[member.name] = member, not_refused(outcome)
+                    answers[member.name] = member, outcome if keep_refusals else not_refused(outcome)
             # Repeat at the current address of each node; a node that has left is omitted.
             members = tuple(moved for name in names if (moved := self._membership.view.member(name)))
         return sorted(answers.values(), key=lambda answer: answer[0].number)

@@ -62,6 +62,7 @@ GOOD: dict[str, Any] = {
     "ping": {"serving": True},
     "stats": {"hits": 1},
     "reset_stats": True,
+    "hot_keys": [2.0, [[KEY, 3.0]]],
 }
 
 BAD: list[Any] = [
@@ -82,6 +83,9 @@ BAD: list[Any] = [
     {"hits": "1"}, {"hits": -1}, {"hits": None}, {"uptime_seconds": math.nan}, {"policy": 5}, {"namespaces": {}},
     {"namespaces": [[]]}, {"namespaces": [[b"\xff\xff", 1, 1, 1]]}, {"namespaces": [["a", 1, 1, 1]]},
     {"namespaces": [[b"\0", 1, 1, "1"]]}, {"latencies": [["get"]]}, {"latencies": [["get", [-1]]]},
+    [1.0, [[KEY]]], [1.0, [[KEY, -1]]], [1.0, [[KEY, "1"]]], [1.0, [["text", 1]]], [1.0, [[b"", 1]]], [1.0, [5]],
+    [1.0, [[KEY, math.nan]]], [1.0, [[KEY, math.inf]]], [math.nan, [[KEY, 1]]], [-1.0, []], ["1", []], [0, [[KEY, 1]]],
+    [1.0, {}], [1.0, [[KEY, 1]] * 11], [1.0, [[b"\xff" * 20, 1]]], [1.0, [[b"x" * 70_000, 1]]], [1e-300, [[KEY, 1e18]]],
     {"latencies": [["get", [1] * 1000]]}, {"latencies": [[5, [1]]]}, {"latencies": [["get", {}]]},
 ]  # fmt: skip
 
@@ -165,6 +169,7 @@ VERBS: dict[str, Verb] = {
     "ping": lambda c: c.ping(),
     "stats": lambda c: (repr(c.stats()), c.stats().as_dict()),
     "reset_stats": lambda c: c.reset_stats(),
+    "hot_keys": lambda c: repr(c.hot_keys(seconds=0)),
 }
 
 
