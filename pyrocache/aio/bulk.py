@@ -13,13 +13,17 @@ from pyrocache.aio.backend import AsyncBackend, AsyncReplies
 from pyrocache.client.context import ClientContext
 from pyrocache.client.features.bulk import Change, GetEntries, GetMany
 from pyrocache.client.features.entries import Entry
+from pyrocache.client.features.progress import NO_PROGRESS, Progress, progress_of
 from pyrocache.errors import CacheUnavailable
 
 
-async def get_many(context: ClientContext[AsyncBackend], keys: Iterable[object]) -> dict[Any, Any]:
+async def get_many(
+    context: ClientContext[AsyncBackend], keys: Iterable[object], progress: bool | None = None
+) -> dict[Any, Any]:
     """Return what `AsyncPyroCacheClient.get_many` returns."""
     call = GetMany(context, keys)
-    await _take_all(context, call, context.backend.get_many(call.encoded, context.deadline()))
+    bar = progress_of("get_many", progress, len(call.encoded))
+    await _take_all(context, call, context.backend.get_many(call.encoded, context.deadline()), bar)
     return call.result()
 
 
@@ -30,8 +34,9 @@ async def get_entries(context: ClientContext[AsyncBackend], keys: Iterable[objec
     return call.result()
 
 
-async def make(context: ClientContext[AsyncBackend], change: Change) -> int:
+async def make(context: ClientContext[AsyncBackend], change: Change, progress: bool | None = False) -> int:
     """Return what `set_many`, `delete_many` and `touch_many` of `AsyncPyroCacheClient` return."""
+    bar = progress_of(change.name, progress, len(change.encoded))
     backend, deadline = context.backend, context.deadline()
     if change.removes:
         replies = backend.delete_many(change.encoded, deadline)
@@ -39,17 +44,22 @@ async def make(context: ClientContext[AsyncBackend], change: Change) -> int:
         replies = backend.set_many(change.encoded, change.frames, change.seconds, change.tags, deadline)
     else:
         replies = backend.touch_many(change.encoded, change.seconds, deadline)
-    await _take_all(context, change, replies)
+    await _take_all(context, change, replies, bar)
     return change.result()
 
 
 async def _take_all(
-    context: ClientContext[AsyncBackend], call: GetMany | GetEntries | Change, replies: AsyncReplies[Any]
+    context: ClientContext[AsyncBackend],
+    call: GetMany | GetEntries | Change,
+    replies: AsyncReplies[Any],
+    progress: Progress = NO_PROGRESS,
 ) -> None:
     """Give a call its answers. If no node is known, apply ``on_error``: raise the error, or give nothing."""
     try:
-        async with aclosing(replies):
-            async for indices, reply in replies:
-                call.take(indices, reply)
+        with progress:
+            async with aclosing(replies):
+                async for indices, reply in replies:
+                    call.take(indices, reply)
+                    progress.add(len(indices))
     except CacheUnavailable as error:
         context.missed(error, None)

@@ -581,9 +581,9 @@ class AsyncPyroCacheClient:
 
     # Many keys -------------------------------------------------------------------------------------------
 
-    async def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
+    async def get_many(self, keys: Iterable[object], *, progress: bool | None = None) -> dict[Any, Any]:
         """Return the values of those ``keys`` that have an entry, by key. As `PyroCacheClient.get_many`."""
-        return await bulk.get_many(self._context, keys)
+        return await bulk.get_many(self._context, keys, progress)
 
     async def get_entries(self, keys: Iterable[object]) -> dict[Any, Entry]:
         """Return `get_entry` of those ``keys`` that have an entry, by key. As `PyroCacheClient.get_entries`."""
@@ -597,6 +597,7 @@ class AsyncPyroCacheClient:
         tags: Iterable[str] | None = None,
         expires_at: When | None = None,
         ttl_jitter: float = 0.0,
+        progress: bool | None = None,
         **unknown: Never,
     ) -> int:
         """Store every entry of ``mapping``. Return how many were stored. As `PyroCacheClient.set_many`."""
@@ -605,11 +606,12 @@ class AsyncPyroCacheClient:
         return await bulk.make(
             self._context,
             Change.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter),
+            progress,
         )
 
-    async def delete_many(self, keys: Iterable[object]) -> int:
+    async def delete_many(self, keys: Iterable[object], *, progress: bool | None = None) -> int:
         """Remove the entries of ``keys``. Return how many existed. As `PyroCacheClient.delete_many`."""
-        return await bulk.make(self._context, Change.delete_many(self._context, keys))
+        return await bulk.make(self._context, Change.delete_many(self._context, keys), progress)
 
     async def touch_many(
         self,
@@ -649,9 +651,9 @@ class AsyncPyroCacheClient:
         context = self._context
         return await self._total(context.backend.clear(context.prefix, context.deadline()))
 
-    async def delete_prefix(self, prefix: str | tuple[Any, ...]) -> int:
+    async def delete_prefix(self, prefix: str | tuple[Any, ...], *, progress: bool | None = None) -> int:
         """Remove the entries whose keys begin with ``prefix``. As `PyroCacheClient.delete_prefix`."""
-        return await scan.delete_prefix(self._context, prefix)
+        return await scan.delete_prefix(self._context, prefix, progress)
 
     @overload
     def scan(
@@ -661,6 +663,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: Literal[False] = False,
+        progress: bool | None = None,
     ) -> AsyncScan[Any]: ...
     @overload
     def scan(
@@ -670,6 +673,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: Literal[True],
+        progress: bool | None = None,
     ) -> AsyncScan[EntryInfo]: ...
     @overload
     def scan(
@@ -679,6 +683,7 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: bool,
+        progress: bool | None = None,
     ) -> AsyncScan[Any]: ...
     def scan(
         self,
@@ -687,12 +692,13 @@ class AsyncPyroCacheClient:
         *,
         tag: str | None = None,
         details: bool = False,
+        progress: bool | None = None,
     ) -> AsyncScan[Any]:
         """Iterate over the keys of this namespace: ``async for key in cache.scan()``. As `PyroCacheClient.scan`."""
         encoded = None if tag is None else self._context.encode_tag(tag)
         if details:
-            return scan.details(self._context, prefix, batch, encoded)
-        return scan.scan(self._context, prefix, batch, encoded)
+            return scan.details(self._context, prefix, batch, encoded, progress)
+        return scan.scan(self._context, prefix, batch, encoded, progress)
 
     def __aiter__(self) -> AsyncScan[Any]:
         return self.keys()
@@ -701,13 +707,13 @@ class AsyncPyroCacheClient:
         """Iterate over the keys of this namespace, as `scan` does."""
         return scan.scan(self._context)
 
-    def items(self) -> AsyncScan[tuple[Any, Any]]:
+    def items(self, *, progress: bool | None = None) -> AsyncScan[tuple[Any, Any]]:
         """Iterate over keys and values. Values are fetched page by page during iteration."""
-        return scan.items(self._context)
+        return scan.items(self._context, progress)
 
-    def values(self) -> AsyncScan[Any]:
+    def values(self, *, progress: bool | None = None) -> AsyncScan[Any]:
         """Iterate over the values. They are fetched page by page during iteration."""
-        return scan.values(self._context)
+        return scan.values(self._context, progress)
 
     async def popitem(self) -> tuple[Any, Any]:
         """Remove some entry and return its key and value. As `PyroCacheClient.popitem`."""

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from pyrocache.aio.backend import AsyncBackend
 from pyrocache.client.context import MISSING, ClientContext
 from pyrocache.client.features.entries import EntryInfo, entry_info
+from pyrocache.client.features.progress import NO_PROGRESS, Progress, progress_of
 from pyrocache.client.features.scan import (
     Page,
     Prefix,
@@ -41,12 +42,17 @@ class AsyncScan(AsyncIterator[_T]):
 
     Args:
         fetch: returns the entries of the next page, None at the end.
+        progress: is closed at the end. An iterator that a loop has left closes it when it is garbage-collected, because
+            tqdm does.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[Iterable[_T] | None]]) -> None:
+    def __init__(
+        self, fetch: Callable[[], Awaitable[Iterable[_T] | None]], progress: Progress = NO_PROGRESS
+    ) -> None:
         self._fetch: Callable[[], Awaitable[Iterable[_T] | None]] | None = fetch
         self._page: Iterator[_T] = iter(())
         self._fetching = False
+        self._progress = progress
 
     async def __anext__(self) -> _T:
         if self._fetching:
@@ -66,6 +72,7 @@ class AsyncScan(AsyncIterator[_T]):
             raise StopAsyncIteration
         self._fetching = True
         try:
+            self._progress.add(0)  # shows the bar if it was asked for
             page = await self._fetch()
         finally:
             self._fetching = False
@@ -76,62 +83,84 @@ class AsyncScan(AsyncIterator[_T]):
     async def aclose(self) -> None:
         """End the iteration: there are no more entries. For `contextlib.aclosing`; it is not necessary."""
         self._fetch, self._page = None, iter(())
+        self._progress.close()
 
 
 def scan(
-    context: _Context, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
+    context: _Context,
+    prefix: Prefix = None,
+    batch: int = MAX_BATCH,
+    tag: bytes | None = None,
+    progress: bool | None = False,
 ) -> AsyncScan[Any]:
     """Return the keys of a namespace, as `AsyncPyroCacheClient.scan` does."""
     pages = _Pages(context, beginning(context, prefix, batch), batch, tag)
+    bar = progress_of("scan", progress)
 
     async def fetch() -> Iterable[Any] | None:
         page = await pages.following()
-        return None if page is None else keys_of(context, page)
+        if page is None:
+            return None
+        bar.add(len(page))
+        return keys_of(context, page)
 
-    return AsyncScan(fetch)
+    return AsyncScan(fetch, bar)
 
 
-def details(context: _Context, prefix: Prefix, batch: int, tag: bytes | None = None) -> AsyncScan[EntryInfo]:
+def details(
+    context: _Context,
+    prefix: Prefix,
+    batch: int,
+    tag: bytes | None = None,
+    progress: bool | None = False,
+) -> AsyncScan[EntryInfo]:
     """Return a description of each entry, as `AsyncPyroCacheClient.scan` does with ``details``."""
     pages = _Pages(context, beginning(context, prefix, batch), batch, tag, details=True)
+    bar = progress_of("scan", progress)
 
     async def fetch() -> Iterable[EntryInfo] | None:
         page = await pages.following()
         if page is None:
             return None
+        bar.add(len(page))
         found = (entry_info(context, sent) for sent in page)
         return (info for info in found if info.key is not MISSING)
 
-    return AsyncScan(fetch)
+    return AsyncScan(fetch, bar)
 
 
-def items(context: _Context) -> AsyncScan[tuple[Any, Any]]:
+def items(context: _Context, progress: bool | None = False) -> AsyncScan[tuple[Any, Any]]:
     """Return the keys and values of a namespace."""
-    return AsyncScan(_Entries(context).following)
+    bar = progress_of("items", progress)
+    return AsyncScan(_Entries(context, bar).following, bar)
 
 
-def values(context: _Context) -> AsyncScan[Any]:
+def values(context: _Context, progress: bool | None = False) -> AsyncScan[Any]:
     """Return the values of a namespace."""
-    entries = _Entries(context)
+    bar = progress_of("values", progress)
+    entries = _Entries(context, bar)
 
     async def fetch() -> Iterable[Any] | None:
         found = await entries.following()
         return None if found is None else (value for _, value in found)
 
-    return AsyncScan(fetch)
+    return AsyncScan(fetch, bar)
 
 
-async def delete_prefix(context: _Context, prefix: Prefix) -> int:
+async def delete_prefix(context: _Context, prefix: Prefix, progress: bool | None = None) -> int:
     """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
     encoded = encoded_prefix("delete_prefix", context, prefix)
+    bar = progress_of("delete_prefix", progress)
 
     def ask(member: Member, cursor: int) -> Awaitable[tuple[int, int]]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
 
     answers = _Answers(context, ask, to_the_end=True)
     total = 0
-    while (answer := await answers.following()) is not None:
-        total += answer[2]
+    with bar:
+        while (answer := await answers.following()) is not None:
+            total += answer[2]
+            bar.add(answer[2])
     return total
 
 
@@ -163,8 +192,9 @@ async def _pop(context: _Context, encoded: bytes) -> Any:
 class _Entries:
     """The entries of a namespace, some at a time, so that memory is bounded."""
 
-    def __init__(self, context: _Context) -> None:
+    def __init__(self, context: _Context, progress: Progress) -> None:
         self._context = context
+        self._progress = progress
         self._pages = _Pages(context, context.prefix, MAX_BATCH)
         self._waiting: list[bytes] = []  # the keys of a page whose values are still to be requested
 
@@ -181,7 +211,9 @@ class _Entries:
         ) as replies:
             async for indices, frames in replies:
                 page.take(indices, frames)
+        asked = len(self._waiting)
         found, self._waiting = page.result()
+        self._progress.add(asked - len(self._waiting))
         return decoded(context, found)
 
 

@@ -131,6 +131,10 @@ class PyroCacheClient(MutableMapping[Any, Any]):
     found out, the call raises `MayHaveBeenDone`, a `NodeUnavailable`: the change may have been executed, or may be
     until the timeout of the call has passed, but not later.
 
+    Methods that take ``progress`` show a progress bar with True, and none with False. By default, they show one if they
+    take longer than a second and a person is looking: in a notebook, in IPython, or in a Python prompt at a terminal,
+    in the main thread, unless a bar of tqdm is there already. This needs tqdm: ``pip install 'pyrocache[jupyter]'``.
+
     As a mapping, a client holds the entries of its namespace: `len`, iteration, ``==`` and ``bool`` query all nodes. It
     is not hashable.
 
@@ -753,14 +757,14 @@ class PyroCacheClient(MutableMapping[Any, Any]):
 
     # Many keys -------------------------------------------------------------------------------------------
 
-    def get_many(self, keys: Iterable[object]) -> dict[Any, Any]:
+    def get_many(self, keys: Iterable[object], *, progress: bool | None = None) -> dict[Any, Any]:
         """Return the values of those ``keys`` that have an entry, by key, in the order of the keys.
 
         Raises:
             TypeError: a key is not hashable, like a list; `get` accepts those.
             PartialFailure: a node is unreachable, or a value does not unpickle here; the error has the other values.
         """
-        return bulk.get_many(self._context, keys)
+        return bulk.get_many(self._context, keys, progress)
 
     def get_entries(self, keys: Iterable[object]) -> dict[Any, Entry]:
         """Return `get_entry` of those ``keys`` that have an entry, by key, in the order of the keys.
@@ -778,6 +782,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         tags: Iterable[str] | None = None,
         expires_at: When | None = None,
         ttl_jitter: float = 0.0,
+        progress: bool | None = None,
         **unknown: Never,
     ) -> int:
         """Store every entry of ``mapping``, each with these ``tags``. Return how many were stored.
@@ -788,9 +793,12 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             ttl_seconds, tags, expires_at: as for `set`.
             ttl_jitter: a fraction from 0 to 1. The time to live of each entry is drawn at random, from that part less
                 than asked for up to what was asked for, so that entries stored together do not expire together.
+            progress: whether to show a progress bar; by default, if a person is looking. It begins when all entries
+                have been encoded.
 
         Raises:
             ValueError, TypeError, SerializationError: as `set`.
+            ImportError: ``progress`` is True, and tqdm is not installed; nothing was sent.
             PartialFailure: a node is unreachable, or a value is too large for its node; the other entries are stored.
         """
         if unknown:
@@ -798,16 +806,17 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         return bulk.make(
             self._context,
             Change.set_many(self._context, mapping, ttl_seconds, tags, expires_at, ttl_jitter),
+            progress,
         )
 
-    def delete_many(self, keys: Iterable[object]) -> int:
+    def delete_many(self, keys: Iterable[object], *, progress: bool | None = None) -> int:
         """Remove the entries of ``keys``. Return how many existed.
 
         Raises:
             PartialFailure: a node is unreachable; the other entries are removed. If a key is not hashable, the first
                 node's error is raised instead.
         """
-        return bulk.make(self._context, Change.delete_many(self._context, keys))
+        return bulk.make(self._context, Change.delete_many(self._context, keys), progress)
 
     def touch_many(
         self,
@@ -869,7 +878,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """Remove every entry of this namespace. Return how many there were, including some that had expired."""
         return self._total(self._context.backend.clear, self._context.prefix)
 
-    def delete_prefix(self, prefix: str | tuple[Any, ...]) -> int:
+    def delete_prefix(self, prefix: str | tuple[Any, ...], *, progress: bool | None = None) -> int:
         """Remove every entry whose key `scan` returns for ``prefix``, on every node. Return how many there were.
 
         The nodes examine every key of the namespace, page by page. Each page has a timeout of its own, and is not sent
@@ -880,7 +889,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
             NodeUnavailable: a node is unreachable; some entries may be removed. With ``on_error="miss"``, its entries
                 stay.
         """
-        return scan.delete_prefix(self._context, prefix)
+        return scan.delete_prefix(self._context, prefix, progress)
 
     @overload
     def scan(
@@ -890,6 +899,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tag: str | None = None,
         details: Literal[False] = False,
+        progress: bool | None = None,
     ) -> Iterator[Any]: ...
     @overload
     def scan(
@@ -899,6 +909,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tag: str | None = None,
         details: Literal[True],
+        progress: bool | None = None,
     ) -> Iterator[EntryInfo]: ...
     @overload
     def scan(
@@ -908,6 +919,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tag: str | None = None,
         details: bool,
+        progress: bool | None = None,
     ) -> Iterator[Any]: ...
     def scan(
         self,
@@ -916,6 +928,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         *,
         tag: str | None = None,
         details: bool = False,
+        progress: bool | None = None,
     ) -> Iterator[Any]:
         """Return an iterator over the keys of this namespace, node by node, in no order.
 
@@ -936,19 +949,19 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         """
         encoded = None if tag is None else self._context.encode_tag(tag)
         if details:
-            return scan.details(self._context, prefix, batch, encoded)
-        return scan.scan(self._context, prefix, batch, encoded)
+            return scan.details(self._context, prefix, batch, encoded, progress)
+        return scan.scan(self._context, prefix, batch, encoded, progress)
 
     def __iter__(self) -> Iterator[Any]:
         return scan.scan(self._context)
 
-    def items(self) -> Items:
+    def items(self, *, progress: bool | None = None) -> Items:
         """Return a view of the entries, like a dict's. Values are fetched page by page during iteration."""
-        return Items(self)
+        return Items(self, progress)
 
-    def values(self) -> Values:
+    def values(self, *, progress: bool | None = None) -> Values:
         """Return a view of the values, like a dict's. They are fetched page by page during iteration."""
-        return Values(self)
+        return Values(self, progress)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove some entry and return its key and value. No two callers get the same entry.
@@ -973,7 +986,7 @@ class PyroCacheClient(MutableMapping[Any, Any]):
         if self is other or not isinstance(other, Mapping):
             return self is other or NotImplemented
         try:
-            return dict(self.items()) == dict(other.items())
+            return dict(self.items(progress=False)) == dict(other.items())
         except TypeError:  # a key that is not hashable, which no other mapping has
             return False
 

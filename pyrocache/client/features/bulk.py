@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from pyrocache.client.backend import Backend, Replies
 from pyrocache.client.context import MISSING, ClientContext, KeptTtl, NewTtl, When
 from pyrocache.client.features.jitter import check_jitter, shortened
+from pyrocache.client.features.progress import NO_PROGRESS, Progress, progress_of
 from pyrocache.client.keys.encoding import encode_keys
 from pyrocache.errors import CacheUnavailable, PartialFailure, PyroCacheError, SerializationError
 from pyrocache.late_imports import at_first_use
@@ -114,6 +115,7 @@ class Change:
     """A change of many entries, whose answers are numbers of entries. Without I/O, for both clients.
 
     Attributes:
+        name: the method.
         encoded: the keys to change.
         frames: the values to store; None to do something else.
         seconds: the TTL of all entries, or of each.
@@ -123,7 +125,7 @@ class Change:
 
     def __init__(self, context: ClientContext[Any], name: str, keys: list[Any], encoded: list[bytes]) -> None:
         self._context = context
-        self._name = name
+        self.name = name
         self._keys = keys
         self._failures: _Failures = []
         self._total = 0
@@ -197,14 +199,15 @@ class Change:
 
     def result(self) -> int:
         """Return the sum. Raises `PartialFailure`."""
-        _check(self._context, self._name, self._keys, self._total, self._failures)
+        _check(self._context, self.name, self._keys, self._total, self._failures)
         return self._total
 
 
-def get_many(context: ClientContext, keys: Iterable[object]) -> dict[Any, Any]:
+def get_many(context: ClientContext, keys: Iterable[object], progress: bool | None = None) -> dict[Any, Any]:
     """Return what `PyroCacheClient.get_many` returns."""
     call = GetMany(context, keys)
-    _take_all(context, call, context.backend.get_many(call.encoded, context.deadline()))
+    bar = progress_of("get_many", progress, len(call.encoded))
+    _take_all(context, call, context.backend.get_many(call.encoded, context.deadline()), bar)
     return call.result()
 
 
@@ -215,9 +218,10 @@ def get_entries(context: ClientContext, keys: Iterable[object]) -> dict[Any, Ent
     return call.result()
 
 
-def make(context: ClientContext, change: Change) -> int:
+def make(context: ClientContext, change: Change, progress: bool | None = False) -> int:
     """Return what `PyroCacheClient.set_many`, `delete_many` and `touch_many` return."""
-    _take_all(context, change, _replies(context.backend, change, context.deadline()))
+    bar = progress_of(change.name, progress, len(change.encoded))
+    _take_all(context, change, _replies(context.backend, change, context.deadline()), bar)
     return change.result()
 
 
@@ -229,11 +233,18 @@ def _replies(backend: Backend, change: Change, deadline: Deadline) -> Replies[in
     return backend.touch_many(change.encoded, change.seconds, deadline)
 
 
-def _take_all(context: ClientContext, call: GetMany | GetEntries | Change, replies: Replies[Any]) -> None:
+def _take_all(
+    context: ClientContext,
+    call: GetMany | GetEntries | Change,
+    replies: Replies[Any],
+    progress: Progress = NO_PROGRESS,
+) -> None:
     """Give a call its answers. If no node is known, apply ``on_error``: raise the error, or give nothing."""
     try:
-        for indices, reply in replies:
-            call.take(indices, reply)
+        with progress:
+            for indices, reply in replies:
+                call.take(indices, reply)
+                progress.add(len(indices))
     except CacheUnavailable as error:
         context.missed(error, None)
     finally:

@@ -16,6 +16,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Se
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pyrocache.client.context import MISSING, ClientContext
+from pyrocache.client.features.progress import Progress, counted, progress_of
 from pyrocache.client.keys.encoding import decode_key
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
@@ -46,42 +47,60 @@ Prefix: TypeAlias = str | tuple[Any, ...] | None
 
 
 def scan(
-    context: ClientContext, prefix: Prefix = None, batch: int = MAX_BATCH, tag: bytes | None = None
+    context: ClientContext,
+    prefix: Prefix = None,
+    batch: int = MAX_BATCH,
+    tag: bytes | None = None,
+    progress: bool | None = False,
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    return (key for page in _pages(context, prefix, batch, tag) for key in keys_of(context, page))
+    pages = counted(_pages(context, prefix, batch, tag), progress_of("scan", progress))
+    return (key for page in pages for key in keys_of(context, page))
 
 
 def details(
-    context: ClientContext, prefix: Prefix, batch: int, tag: bytes | None = None
+    context: ClientContext,
+    prefix: Prefix,
+    batch: int,
+    tag: bytes | None = None,
+    progress: bool | None = False,
 ) -> Iterator[EntryInfo]:
     """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
     with at_first_use:
         from pyrocache.client.features.entries import entry_info  # imported here: its dataclasses take 1 ms
-    pages = _pages(context, prefix, batch, tag, details=True)
+    pages = counted(_pages(context, prefix, batch, tag, details=True), progress_of("scan", progress))
     found = (entry_info(context, sent) for page in pages for sent in page)
     return (info for info in found if info.key is not MISSING)
 
 
-def delete_prefix(context: ClientContext, prefix: Prefix) -> int:
+def delete_prefix(context: ClientContext, prefix: Prefix, progress: bool | None = None) -> int:
     """Remove the entries whose keys begin with ``prefix`` from every node. Return how many there were."""
     encoded = encoded_prefix("delete_prefix", context, prefix)
+    bar = progress_of("delete_prefix", progress)
 
     def ask(member: Member, cursor: int) -> tuple[int, int]:
         return context.backend.delete_prefix(member, context.prefix, encoded, cursor, context.deadline())
 
-    return sum(count for _, _, count in _of_each_node(context, ask, to_the_end=True))
+    removed = 0
+    with bar:
+        for _, _, count in _of_each_node(context, ask, to_the_end=True):
+            removed += count
+            bar.add(count)
+    return removed
 
 
-def items(context: ClientContext) -> Iterator[tuple[Any, Any]]:
+def items(context: ClientContext, bar: Progress) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and values of a namespace."""
-    for waiting in _pages(context):
-        while waiting:
-            page = Page(context, waiting)
-            for indices, frames in context.backend.get_many(waiting, context.deadline(), one_reply=True):
-                page.take(indices, frames)
-            found, waiting = page.result()
-            yield from decoded(context, found)
+    with bar:
+        for waiting in _pages(context):
+            while waiting:
+                page = Page(context, waiting)
+                asked = len(waiting)
+                for indices, frames in context.backend.get_many(waiting, context.deadline(), one_reply=True):
+                    page.take(indices, frames)
+                found, waiting = page.result()
+                bar.add(asked - len(waiting))
+                yield from decoded(context, found)
 
 
 def pop_any(context: ClientContext) -> tuple[Any, Any]:
@@ -124,21 +143,32 @@ def keys_of(context: ClientContext[Any], page: list[bytes]) -> list[Any]:
 class Items(ItemsView[Any, Any]):
     """The entries of a client's namespace, fetched page by page."""
 
-    __slots__ = ()
+    __slots__ = ("_progress",)
     _mapping: PyroCacheClient
 
+    def __init__(self, client: PyroCacheClient, progress: bool | None = False) -> None:
+        super().__init__(client)
+        progress_of("items", progress)  # raises its errors now
+        self._progress = progress
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return items(self._mapping._context)
+        return items(self._mapping._context, progress_of("items", self._progress))
 
 
 class Values(ValuesView[Any]):
     """The values of a client's namespace, fetched page by page."""
 
-    __slots__ = ()
+    __slots__ = ("_progress",)
     _mapping: PyroCacheClient
 
+    def __init__(self, client: PyroCacheClient, progress: bool | None = False) -> None:
+        super().__init__(client)
+        progress_of("values", progress)  # raises its errors now
+        self._progress = progress
+
     def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in items(self._mapping._context))
+        entries = items(self._mapping._context, progress_of("values", self._progress))
+        return (value for _, value in entries)
 
     def __contains__(self, value: object) -> bool:
         # ValuesView's own method sends a request for each key.
