@@ -6,6 +6,7 @@ another number of the protocol.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache import AsyncPyroCacheClient, PyroCacheClient, __version__
+from pyrocache import AsyncPyroCacheClient, HotKey, PyroCacheClient, __version__
 from pyrocache.errors import NameServerUnavailable, ProtocolMismatch, RemoteError
 from pyrocache.protocol.handshake import PROTOCOL
 from tests.support.async_verbs import use_all
@@ -118,6 +119,25 @@ def test_an_old_client_uses_new_nodes(before: Version, present: Version) -> None
         assert [member.zone for member in cache.nodes()] == ["rack-1", "rack-1"]
         assert [node.version for node in cache.stats().nodes.values()] == [__version__] * 2
     assert old.call("stats").startswith("Stats of 2 nodes")
+
+
+def test_hot_keys_are_those_of_the_nodes_that_count(before: Version, present: Version) -> None:
+    address = free_address()
+    before.nodes(address, "--with-nameserver", "--nodes", "1", "--name", "cache.node.1")
+    present.nodes(address, "--nodes", "1", "--name", "cache.node.2")
+
+    async def found() -> list[HotKey]:
+        async with AsyncPyroCacheClient(address) as cache:
+            return await cache.hot_keys(100, seconds=0)
+
+    with PyroCacheClient(address) as cache:
+        eventually(lambda: len(cache.nodes()) == 2, seconds=15.0)
+        assert cache.hot_keys(seconds=0) == []
+        cache.get_many(range(50))
+        own = {key for key in range(50) if cache.node_for(key).name == "cache.node.2"}
+        for hot in (cache.hot_keys(100, seconds=0), asyncio.run(found())):
+            assert {one.key for one in hot} == own
+            assert {one.node for one in hot} == {"cache.node.2"}
 
 
 class Load:

@@ -105,6 +105,19 @@ def test_a_key_that_becomes_hot_later_is_found() -> None:
     assert 150 <= calls <= 200
 
 
+def test_a_new_key_displaces_keys_that_were_used_more_often_but_are_no_more() -> None:
+    """A new key may be dropped a few times. Then it counts as used as often as those that were dropped with it."""
+    counting = Counting()
+    for number in range(1100):  # as many as are kept, so there is no room beside them
+        for _ in range(20):
+            counting.hot.use(b"\0warm %d" % number)
+    for number in range(12_000):
+        counting.hot.use(b"\0%d" % number)
+        if number % 60 == 0:
+            counting.hot.use(b"\0late")
+    assert 150 <= counting.top(1).get(b"\0late", 0) <= 200
+
+
 @pytest.mark.parametrize("length", [10, 1000, MAX_KEY_BYTES])
 @pytest.mark.parametrize("batch", [1, 50])
 def test_memory_is_bounded_whatever_the_traffic(length: int, batch: int) -> None:
