@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pyrocache.late_imports import at_first_use
 from pyrocache.tracebacks import brief
@@ -26,8 +26,6 @@ SHOWN_AFTER_SECONDS = 1.0
 
 FEW_KEYS = 500
 """A call about fewer keys never shows a bar unless it is asked to."""
-
-_Sized = TypeVar("_Sized", bound=list[Any])
 
 
 class Progress:
@@ -121,18 +119,6 @@ def progress_of(name: str, progress: bool | None, total: int | None = None) -> P
         text = "progress=True shows a bar of tqdm, which is not installed: pip install 'pyrocache[jupyter]'"
         raise brief(ImportError(text)) from None
     return Bar(name, total, 0.0)
-
-
-def counted(pages: Iterator[_Sized], progress: Progress) -> Iterator[_Sized]:
-    """Return the same pages; their keys count as done when a page has arrived. Closes the bar at the end."""
-    return pages if progress is NO_PROGRESS else _counted(pages, progress)
-
-
-def _counted(pages: Iterator[_Sized], progress: Progress) -> Iterator[_Sized]:
-    with progress:
-        for page in pages:
-            progress.add(len(page))
-            yield page
 
 
 def somebody_looks() -> bool:

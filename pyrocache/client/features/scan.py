@@ -13,10 +13,12 @@ Thread safety: not thread-safe; each iterator is used by one thread. A client ma
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pyrocache.client.context import MISSING, ClientContext
-from pyrocache.client.features.progress import Progress, counted, progress_of
+from pyrocache.client.features.progress import Progress, progress_of
 from pyrocache.client.keys.encoding import decode_key
 from pyrocache.cluster.routing import ClusterView, Member
 from pyrocache.errors import (
@@ -55,8 +57,8 @@ def scan(
     progress: bool | None = False,
 ) -> Iterator[Any]:
     """Return the keys of a namespace, as `PyroCacheClient.scan` does."""
-    pages = counted(_pages(context, prefix, batch, tag), progress_of("scan", progress))
-    return (key for page in pages for key in keys_of(context, page))
+    pages = _pages(context, prefix, batch, tag)
+    return _each(pages, partial(keys_of, context), progress_of("scan", progress))
 
 
 def some_keys(context: ClientContext, most: int, seconds: float) -> list[Any]:
@@ -86,9 +88,23 @@ def details(
     """Return a description of each entry, as `PyroCacheClient.scan` does with ``details``."""
     with at_first_use:
         from pyrocache.client.features.entries import entry_info  # imported here: its dataclasses take 1 ms
-    pages = counted(_pages(context, prefix, batch, tag, details=True), progress_of("scan", progress))
-    found = (entry_info(context, sent) for page in pages for sent in page)
-    return (info for info in found if info.key is not MISSING)
+
+    def described(page: list[Any]) -> Iterator[EntryInfo]:
+        found = (entry_info(context, sent) for sent in page)
+        return (info for info in found if info.key is not MISSING)
+
+    pages = _pages(context, prefix, batch, tag, details=True)
+    return _each(pages, described, progress_of("scan", progress))
+
+
+def _each(
+    pages: Iterator[list[Any]], decoded: Callable[[list[Any]], Iterable[_R]], progress: Progress
+) -> Iterator[_R]:
+    # Decoded in here: an exception that is kept keeps its frames, and so would keep open what is in an inner iterator.
+    with progress:
+        for page in pages:
+            progress.add(len(page))
+            yield from decoded(page)
 
 
 def delete_prefix(context: ClientContext, prefix: Prefix, progress: bool | None = None) -> int:
@@ -186,7 +202,7 @@ class Values(ValuesView[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         entries = items(self._mapping._context, progress_of("values", self._progress))
-        return (value for _, value in entries)
+        return map(itemgetter(1), entries)
 
     def __contains__(self, value: object) -> bool:
         # ValuesView's own method sends a request for each key.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyrocache import PyroCacheClient, SerializationError
+from pyrocache import PartialFailure, PyroCacheClient, SerializationError
 from tests.contract.client.conftest import ClientClass
 
 tqdm = pytest.importorskip("tqdm")
@@ -65,20 +65,27 @@ def test_what_progress_is_is_checked_at_the_call(cache: PyroCacheClient, name: s
 
 
 class Unwanted:
-    """A class that a careful client does not read."""
+    """A class that a careful client does not read, in values and in keys."""
+
+    def __reduce__(self) -> object:
+        return Unwanted, ()
 
 
-def test_an_error_in_the_middle_ends_the_bar(
-    cache: PyroCacheClient, client_class: ClientClass, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["scan", "scan details", "items", "values", "get_many"])
+def test_an_error_in_the_middle_ends_the_bar_also_if_it_is_kept(
+    cache: PyroCacheClient, client_class: ClientClass, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cache.set_many(ENTRIES)
     cache["k5"] = Unwanted()
+    cache[Unwanted()] = 1
     nameserver = cache._context.config.nameserver
+    call, _ = CALLS[name]
     with client_class(nameserver, allowed_classes=()) as careful:
-        with pytest.raises(SerializationError):
-            list(careful.items(progress=True))
+        with pytest.raises((SerializationError, PartialFailure)) as kept:
+            call(careful, True)
+        assert kept.value.__traceback__ is not None
         assert len(tqdm.std.tqdm._instances) == 0
-    assert capfd.readouterr().err.startswith("\ritems: ")
+    assert capfd.readouterr().err.startswith(f"\r{name.partition(' ')[0]}: ")
 
 
 def test_an_iterator_that_is_left_ends_its_bar(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ from pyrocache.client.features.progress import (
     NO_PROGRESS,
     SHOWN_AFTER_SECONDS,
     Bar,
-    counted,
     progress_of,
     somebody_looks,
 )
@@ -207,24 +205,3 @@ def test_whatever_ends_a_call_ends_the_bar(
     shown = terminal.getvalue()
     bar.add(1)
     assert terminal.getvalue() == shown
-
-
-def test_an_iterator_that_is_left_ends_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = prompt(monkeypatch)
-
-    def pages() -> Iterator[list[Any]]:
-        yield [1, 2]
-        yield [3]
-
-    assert list(counted(pages(), Bar("scan", None, 0.0))) == [[1, 2], [3]]
-    assert "scan: 3 keys" in terminal.getvalue()
-    iterator = counted(pages(), Bar("scan", None, 0.0))
-    assert next(iterator) == [1, 2]
-    assert bars() == 1
-    del iterator
-    assert bars() == 0
-
-
-def test_what_shows_nothing_is_between_nothing() -> None:
-    pages = iter([[1]])
-    assert counted(pages, NO_PROGRESS) is pages
