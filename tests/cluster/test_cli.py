@@ -434,7 +434,7 @@ def test_stats_has_every_figure(cluster: LocalCluster) -> None:
     command = ("pyrocache", "stats", "--nameserver", cluster.nameserver)
     shown, told = call(*command), call(*command, "--json")
     assert (shown.status, shown.err, told.status, told.err) == (0, "", 0, "")
-    assert shown.out.startswith("Stats of 2 nodes: ")
+    assert shown.out.startswith("Statistics of 2 nodes\n")
     figures = json.loads(told.out)
     assert list(figures) == ["nodes", "total", "client", "away"]
     assert (figures["total"]["entries"], figures["total"]["sets"]) == (total.entries, total.sets)
