@@ -38,7 +38,7 @@ STYLE = """
 """
 
 CELL = """import pyrocache
-cache = pyrocache.connect()
+cache = pyrocache.connect(max_memory="8MiB")
 cache"""
 
 

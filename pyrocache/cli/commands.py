@@ -22,6 +22,7 @@ from pyrocache.cli.options import (
     PROBE_SECONDS,
     AdvertiseOption,
     JsonOption,
+    NameServerOfNodesOption,
     NameServerOption,
     PortOption,
     SecretFileOption,
@@ -165,7 +166,7 @@ def nodes_command(
     context: typer.Context,
     tls: Encryption,
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="How many nodes to start.", min=1, max=256)] = 3,
-    nameserver: NameServerOption = DEFAULT_NAMESERVER,
+    nameserver: NameServerOfNodesOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     with_nameserver: Annotated[
         bool, typer.Option("--with-nameserver", "-w", help="Also start a name server if none answers.")
@@ -293,9 +294,9 @@ def config_command(
 
 @app.command("stop")
 def stop_command() -> None:
-    """End your detached cluster, which pyrocache.connect() has started, and wait until it has ended.
+    """End your detached cluster, which pyrocache.connect() has started, and wait until it has ended. Entries are lost.
 
-    Exit status 0 also if there is none.
+    Does nothing to a cluster that other commands have started. Exit status 0 also if there is none.
     """
     from pyrocache.detached.connect import stop
 
@@ -465,6 +466,8 @@ def _source(context: typer.Context, option: str) -> str:
     name = source.name if source is not None else ""
     if name == "DEFAULT_MAP":
         return in_force().found[option].source
+    if context.params.get(option) != DEFAULT_NAMESERVER and name == "DEFAULT":
+        return "that of pyrocache.connect()"
     return {"COMMANDLINE": f"--{option}", "ENVIRONMENT": f"${NAMESERVER_VARIABLE}"}.get(name, "the default")
 
 

@@ -57,7 +57,7 @@ def dump_command(
     """Write all entries of a namespace to a file, with their expiry and tags. Namespaces within it are not included.
 
     Values are not decoded, and the cluster is not changed. A file that exists is replaced once the dump is complete.
-    Exit status 1, and no file, if a node does not answer.
+    Exit status 1, and the file is left as it was, if a node does not answer.
     """
     from pyrocache.client.dump_format import Writer, name_of
     from pyrocache.client.features.dump import dump

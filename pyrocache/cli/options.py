@@ -13,14 +13,36 @@ import typer
 
 from pyrocache.cli.output import remember_json, remember_secret_file
 from pyrocache.client.client import PyroCacheClient
-from pyrocache.config import Encryption
+from pyrocache.config import Encryption, OnUndecodable
 from pyrocache.runtime.secret_file import FILE_VARIABLE
 from pyrocache.settings import NAMESERVER_VARIABLE
 
 PROBE_SECONDS = 2.0
 """The timeout of commands that only look."""
 
+
+def _found(context: typer.Context, nameserver: str) -> str:
+    """Return the address where `pyrocache.connect` finds the user's cluster, if none is configured or given."""
+    source = context.get_parameter_source("nameserver")
+    if source is None or source.name != "DEFAULT" or context.resilient_parsing:
+        return nameserver
+    from pyrocache.detached.connect import address_of_commands  # imported here: it takes 40 ms
+
+    return address_of_commands()
+
+
 NameServerOption = Annotated[
+    str,
+    typer.Option(
+        "--nameserver",
+        "-s",
+        help="Address of the name server; by default, also that of the cluster that pyrocache.connect() has started.",
+        envvar=NAMESERVER_VARIABLE,
+        metavar="HOST:PORT",
+        callback=_found,
+    ),
+]
+NameServerOfNodesOption = Annotated[
     str,
     typer.Option(
         "--nameserver",
@@ -83,6 +105,7 @@ def client_of(
     secret_file: str | None,
     signing_key_file: str | None,
     tls: Encryption,
+    on_undecodable: OnUndecodable = "raise",
 ) -> PyroCacheClient:
     """Return a client for a command, which raises every error."""
     return PyroCacheClient(
@@ -93,5 +116,5 @@ def client_of(
         signing_key_file=signing_key_file,
         tls=tls,
         on_error="raise",  # whatever the settings say: a command tells what is wrong
-        on_undecodable="raise",
+        on_undecodable=on_undecodable,
     )

@@ -43,7 +43,7 @@ def shell_command(
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Start a Python prompt with a client named cache and the module pyrocache; IPython's where that is installed.
+    """Start a Python prompt (IPython if it is installed) with a client named cache and the module pyrocache.
 
     Also runs --code, or the code in standard input, with the exit status of python.
     """

@@ -38,13 +38,19 @@ def status_command(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", "-w", help="Show it again and again; on a terminal in place, until q is pressed."
+            "--watch",
+            "-w",
+            help="Refresh it until you press q; without a terminal, print it again and again.",
         ),
     ] = False,
     interval: Annotated[
         float,
         typer.Option(
-            "--interval", "-i", help="Seconds between two with --watch.", min=0.1, metavar="SECONDS"
+            "--interval",
+            "-i",
+            help="Seconds between two refreshes, with --watch.",
+            min=0.1,
+            metavar="SECONDS",
         ),
     ] = 2.0,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
@@ -52,7 +58,7 @@ def status_command(
     timeout: TimeoutOption = PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the nodes and what they hold. Exit status 1 when a node does not answer or has no lease.
+    """Show the nodes and what they hold. Exit status 1 when a node does not answer or may not serve (no lease).
 
     With --watch and --json, prints a line of JSON each time.
     """

@@ -69,18 +69,16 @@ def top_command(
         float,
         typer.Option("--interval", "-i", help="Seconds between two readings.", min=0.1, metavar="SECONDS"),
     ] = 1.0,
-    once: Annotated[
-        bool, typer.Option("--once", help="Measure one interval, print it, and end.", show_default=False)
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="The same as --count 1.", show_default=False)] = False,
     count: Annotated[
-        int | None, typer.Option(help="End after so many intervals.", min=1, metavar="N", show_default=False)
+        int | None, typer.Option(help="End after N intervals.", min=1, metavar="N", show_default=False)
     ] = None,
     nameserver: NameServerOption = DEFAULT_NAMESERVER,
     secret_file: SecretFileOption = None,
     timeout: TimeoutOption = PROBE_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each node does now: operations per second, hits, memory. On a terminal, ? shows the keys; q quits.
+    """Show operations per second, hit ratio and memory of each node, live. Press q to quit, ? for the other shortcuts.
 
     Without a terminal, prints a table for each interval; with --json, a line of JSON for each. Rates are averaged over
     the last 5 seconds. Exit status 1 when a node does not answer at the end.
@@ -90,7 +88,8 @@ def top_command(
 
     seconds = check_seconds("--interval", interval)
     order = Order(sort=sort)
-    with client_of(nameserver, namespace, timeout, secret_file, None, tls) as cache:
+    # A key of a class that is not here is left out.
+    with client_of(nameserver, namespace, timeout, secret_file, None, tls, on_undecodable="miss") as cache:
         sampler = Sampler(cache, nameserver, keys=keys)
         if not (once or as_json) and is_possible():
             away = _live(sampler, order, seconds, count)

@@ -766,8 +766,11 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
     def get_many(self, keys: Iterable[object], *, progress: bool | None = None) -> dict[Any, Any]:
         """Return the values of those ``keys`` that have an entry, by key, in the order of the keys.
 
+        Args:
+            progress: as for `set_many`.
+
         Raises:
-            TypeError: a key is not hashable, like a list; `get` accepts those.
+            TypeError: a key is not hashable, such as a list, which `get` accepts.
             PartialFailure: a node is unreachable, or a value does not unpickle here; the error has the other values.
         """
         return bulk.get_many(self._context, keys, progress)
@@ -797,10 +800,10 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
 
         Args:
             ttl_seconds, tags, expires_at: as for `set`.
-            ttl_jitter: a fraction from 0 to 1. The time to live of each entry is drawn at random, from that part less
-                than asked for up to what was asked for, so that entries stored together do not expire together.
-            progress: whether to show a progress bar; by default, if a person is looking. It begins when all entries
-                have been encoded.
+            ttl_jitter: a fraction from 0 to 1. The time to live of each entry is drawn at random between
+                ``ttl * (1 - ttl_jitter)`` and ``ttl``, so that entries stored together do not expire together.
+            progress: whether to show a progress bar; by default, in an interactive session, if it takes longer than a
+                second. It begins when all entries have been encoded.
 
         Raises:
             ValueError, TypeError, SerializationError: as `set`.
@@ -1047,12 +1050,13 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
         return stats_of(context, context.backend.stats(context.deadline()))
 
     def watch(self, interval: float = 0.5) -> LiveView:
-        """Show operations per second, hit ratio and memory in a notebook, redrawn until `LiveView.stop` is called.
+        """Show operations per second, hit ratio and memory in a notebook, updated until `LiveView.stop` is called.
 
-        It is also stopped by the next call of this method, and by `close`. In a terminal, use ``pyrocache top``.
+        Returns at once; a thread updates the view. The next call of this method stops it too, and so does `close`. In a
+        terminal, use ``pyrocache top``.
 
         Args:
-            interval: seconds between two pictures, at least 0.5.
+            interval: seconds between two updates, at least 0.5.
 
         Raises:
             ConfigurationError: this process is not the kernel of a notebook, or ``interval`` is not valid.

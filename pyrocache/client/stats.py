@@ -350,10 +350,10 @@ class Stats(Shown):
         }
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a pandas DataFrame: a row for each node, by its name, and a column for each of its numbers.
+        """Return a pandas DataFrame: a row for each node, by its name, and a column for each number of `NodeStats`.
 
-        Beside the numbers of `NodeStats`, it has ``hit_ratio``, and ``memory_share``: the share of its memory that is
-        used. All numbers of a node that is away are NaN.
+        There are also ``hit_ratio``, and ``memory_share``, which is ``bytes / max_bytes``.
+        All numbers of a node that is away are NaN.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -379,7 +379,7 @@ class Stats(Shown):
     def plot(self) -> matplotlib.figure.Figure:
         """Return a matplotlib Figure: hit ratios, memory and balance of the nodes, and the durations of calls.
 
-        A notebook shows it, once. Elsewhere, save it with its ``savefig``. It needs no display.
+        A notebook displays it once. Elsewhere, call its ``savefig``. No graphical display is needed.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.

@@ -80,7 +80,7 @@ def connect(
     quiet: bool = False,
     **client_options: Any,
 ) -> PyroCacheClient:
-    """Return a client of the cluster that you have, or of a detached one, which is started if there is none.
+    """Return a client of your cluster; start a detached one if there is none.
 
     It uses the first of these:
 
@@ -89,8 +89,8 @@ def connect(
     3. your detached cluster, which an earlier call in any of your programs has started;
     4. a detached cluster that it starts now, on free loopback ports.
 
-    A detached cluster goes on when your program ends, also by Ctrl-C, a restart of the kernel, or the closing of the
-    terminal. There is one for each user and directory for temporary files. It ends after ``idle_timeout`` without
+    A detached cluster keeps running when your program ends or is interrupted, the kernel is restarted, or the terminal
+    is closed. There is one for each user and directory for temporary files. It ends after ``idle_timeout`` without
     clients, or with ``pyrocache stop``; its entries are lost then.
 
     In a notebook or another interactive session, a line is printed that says which cluster it is; elsewhere, it is
@@ -100,16 +100,16 @@ def connect(
         nodes: the number of nodes to start.
         max_memory: bytes of entries that *each* node stores at most, as a number or like ``"256MiB"``. Memory is taken
             as entries are stored.
-        idle_timeout: seconds, or a timedelta, without clients after which the cluster ends; None for never. A program
-            counts from this call until its client is closed or collected, or the program ends, even if it never calls
-            it. Any other client counts while it is connected to a node, as it is from its first call on.
-        quiet: neither print nor log the line.
+        idle_timeout: seconds, or a timedelta, without clients after which the cluster ends; None for never. A client
+            that this function returned counts until it is closed or garbage-collected, or its program ends, even if it
+            is unused. Other clients count from their first call until they disconnect.
+        quiet: neither print nor log the line that says which cluster is used.
         client_options: those of `PyroCacheClient`, without ``nameserver``.
 
     ``nodes``, ``max_memory`` and ``idle_timeout`` are for a cluster that is started. One that runs is used as it is.
 
     Raises:
-        ConfigurationError: an argument is not valid, or this is a process of a cluster.
+        ConfigurationError: an argument is not valid, or it is called inside a node or a name server.
         CacheUnavailable, AuthenticationError: the configured cluster cannot be used. No other one is started beside it.
         OutOfResources: there is no directory for the files of a detached cluster, or no process can be started.
         PyroCacheError: the cluster did not start, for the reason that it gives. The error names its log.
@@ -160,6 +160,19 @@ def stop() -> str | None:
     )
 
 
+def address_of_commands() -> str:
+    """Return the address of the name server that commands ask if none is configured or given, as `connect` finds it.
+
+    That is the usual one, unless a detached cluster runs and there is none of this user at the usual address. Starts
+    nothing, and raises no error: a command tells what is wrong with the address that it asks.
+    """
+    with suppress(PyroCacheError):
+        running = Place.existing().running()
+        if running is not None and not _count_at_usual_address({}):
+            return running.record.address
+    return DEFAULT_NAMESERVER
+
+
 def _configured(options: dict[str, Any]) -> tuple[PyroCacheClient, str] | None:
     """Return a client of the configured cluster, if there is one, and the line about it."""
     found = in_force().found.get("nameserver")
@@ -171,16 +184,21 @@ def _configured(options: dict[str, Any]) -> tuple[PyroCacheClient, str] | None:
 
 def _usual(options: dict[str, Any]) -> tuple[PyroCacheClient, str] | None:
     """Return a client of the cluster at the usual address, if it is this user's, and the line about it."""
-    tls = options.get("tls")
-    caller = knowing(_secret(options), tls=in_force().tls if tls is None else tls)
-    try:
-        count = len(NameServerDirectory(DEFAULT_NAMESERVER, caller=caller).members(_USUAL_SECONDS))
-    except NameServerUnavailable:  # or it has not proved the secret
-        return None
+    count = _count_at_usual_address(options)
     if not count:
         return None
     client = PyroCacheClient(DEFAULT_NAMESERVER, **options)
     return client, f"Connected to the cluster at {DEFAULT_NAMESERVER} ({_nodes(count)})."
+
+
+def _count_at_usual_address(options: dict[str, Any]) -> int:
+    """Return how many nodes this user's name server at the usual address knows; 0 if there is none."""
+    tls = options.get("tls")
+    caller = knowing(_secret(options), tls=in_force().tls if tls is None else tls)
+    try:
+        return len(NameServerDirectory(DEFAULT_NAMESERVER, caller=caller).members(_USUAL_SECONDS))
+    except NameServerUnavailable:  # or it has not proved the secret
+        return 0
 
 
 def _detached(wanted: _Wanted, options: dict[str, Any]) -> tuple[PyroCacheClient, str]:

@@ -200,6 +200,12 @@ class Place:
             self.directory = private_directory.make() if directory is None else directory
         self.log = os.path.join(self.directory, _LOG)
 
+    @classmethod
+    def existing(cls) -> Self:
+        """Return the place without making its directory. Raises `OutOfResources` if it cannot be used."""
+        with usable():
+            return cls(private_directory.path())
+
     def running(self) -> Running | None:
         """Return the cluster that is running; None if there is none.
 

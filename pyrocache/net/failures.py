@@ -176,7 +176,7 @@ def too_large(member: Member, value_bytes: int, max_value_bytes: int) -> ValueTo
     """Return the error for a value that its node would refuse."""
     return ValueTooLarge(
         f"The value is {value_bytes} bytes long once encoded, and {member.name} takes "
-        f"up to {max_value_bytes}: store it in parts, or start the nodes with a larger --max-value."
+        f"up to {max_value_bytes}: store it in parts, or start the nodes with a larger --max-memory or --max-value."
     )
 
 

@@ -51,6 +51,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "secret prune": (),
     "doctor": (),
     "certificates": ("/dev/null/certificates", "host"),
+    "stop": ("--help",),  # it would end the cluster of whoever runs the tests
     "replay": (),
 }
 """Arguments with which each command runs to its end and needs nothing but a cluster."""

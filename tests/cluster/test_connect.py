@@ -89,6 +89,27 @@ def test_the_cluster_outlives_its_starter_and_belongs_to_nobody(ours: User) -> N
     assert next_one.run("cache['kept']") == 1
 
 
+def test_commands_find_the_cluster_unless_they_are_told_another_address(ours: User) -> None:
+    program = ours.program()
+    address = program.connect()
+    program.run("cache['from a notebook'] = 1")
+    command = (
+        "import os, sys; from pyrocache.detached import connect; "
+        "connect.DEFAULT_NAMESERVER = os.environ['USUAL_ADDRESS']; from pyrocache.cli import main; main()"
+    )
+    found = run("-c", command, "get", "from a notebook", **ours.variables)
+    assert found == Outcome(0, "1\n", "")
+    doctor = run("-c", command, "doctor", **ours.variables)
+    assert f"{address} (that of pyrocache.connect()) answers" in doctor.out
+    elsewhere = free_address()
+    for told in (
+        run("-c", command, "get", "from a notebook", "--nameserver", elsewhere, **ours.variables),
+        run("-c", command, "get", "from a notebook", **{**ours.variables, "PYROCACHE_NAMESERVER": elsewhere}),
+    ):
+        assert told.status == 1
+        assert elsewhere in told.err
+
+
 def test_a_client_is_pickled_and_forked_like_any_other(ours: User) -> None:
     program = ours.program()
     address = program.connect()
