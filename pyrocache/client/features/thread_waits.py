@@ -10,6 +10,7 @@ Thread safety: thread-safe. The frames are those of running threads, which may g
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -24,7 +25,7 @@ _Function: TypeAlias = tuple[str, str, _Find]
 
 def waits_for_me(thread: int) -> bool:
     """Return whether the thread of that id waits for what the calling thread runs, perhaps through other threads."""
-    frames = sys._current_frames()
+    frames = _frames()
     me = threading.get_ident()
     if thread == me or me not in frames:
         return False
@@ -38,6 +39,26 @@ def waits_for_me(thread: int) -> bool:
         between = (ident for ident, frame in frames.items() if awaited & {ident, *_found(frame, running)})
         waiting = set(between) if awaited else set()
     return False
+
+
+_collections = threading.Lock()  # guards: whether garbage is collected, while `_frames` runs
+
+
+def _frames() -> dict[int, FrameType]:
+    """Return the frame of each thread, by its id. No garbage is collected meanwhile.
+
+    Until Python 3.12.1, `sys._current_frames` creates objects while it holds a lock that every new thread needs. If
+    that starts a collection that runs Python code (a finalizer, or a function in `gc.callbacks`), another thread may
+    get the GIL and wait for this lock for ever, with the GIL.
+    """
+    with _collections:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _found(frame: FrameType | None, known: dict[CodeType, _Find]) -> set[Hashable]:
