@@ -14,7 +14,7 @@ from pyrocache.client.context import ClientContext
 from pyrocache.client.features.bulk import Change, GetEntries, GetMany
 from pyrocache.client.features.entries import Entry
 from pyrocache.client.features.progress import NO_PROGRESS, Progress, progress_of
-from pyrocache.errors import CacheUnavailable
+from pyrocache.errors import CacheUnavailable, PyroCacheError
 
 
 async def get_many(
@@ -60,6 +60,7 @@ async def _take_all(
             async with aclosing(replies):
                 async for indices, reply in replies:
                     call.take(indices, reply)
-                    progress.add(len(indices))
+                    if not isinstance(reply, PyroCacheError):
+                        progress.add(len(indices))
     except CacheUnavailable as error:
         context.missed(error, None)

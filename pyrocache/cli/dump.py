@@ -194,13 +194,13 @@ def _output(path: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         if os.path.isdir(path):
             raise ConfigurationError(f"{path} is a directory: name a file.")
-        with _opened(path, "wb") as device:  # a pipe with a name
+        with _opened(path, "wb") as device:  # a pipe, also one of the shell: >(gzip > FILE)
             yield device
         return
+    path = os.path.realpath(path)
     try:
         descriptor, temporary = _temporary(path)
     except OSError as error:

@@ -43,6 +43,7 @@ class Cell:
         defined: the names that its definitions bind, and nothing else of it does.
         bound: the names that its other statements bind, in order.
         changed: the names whose objects it changes by assigning or deleting items or attributes.
+        managed: the names that only its ``with`` statements bind; they are not stored.
         deleted: the names that it deletes.
         read: the names that it reads before it binds them.
         stars: the modules of which it imports all names.
@@ -54,6 +55,7 @@ class Cell:
     defined: frozenset[str]
     bound: tuple[str, ...]
     changed: tuple[str, ...]
+    managed: frozenset[str]
     deleted: tuple[str, ...]
     read: tuple[str, ...]
     stars: tuple[str, ...]
@@ -99,6 +101,7 @@ class _Compiler:
             frozenset(defined),
             bound,
             changed,
+            _managed(statements),
             _names(part.deleted for part in others),
             _read(parts),
             tuple(name for part in parts for name in part.stars),
@@ -227,6 +230,20 @@ def _changed(node: ast.stmt) -> Iterator[str]:
                 root = root.value
             if isinstance(root, ast.Name):
                 yield root.id
+
+
+def _managed(statements: list[ast.stmt]) -> frozenset[str]:
+    """Return the names that are bound by ``with ... as name`` and by nothing else."""
+    nodes = [node for statement in statements for node in _in_scope(statement)]
+    stored = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    managed = [
+        item.optional_vars.id
+        for node in nodes
+        if isinstance(node, ast.With)
+        for item in node.items
+        if isinstance(item.optional_vars, ast.Name)
+    ]
+    return frozenset(name for name in managed if managed.count(name) == stored.count(name))
 
 
 def _deleted(node: ast.stmt) -> Iterator[str]:

@@ -100,7 +100,7 @@ class CacheMagics(Magics):
             %cache stats           statistics
             %cache clear [NAME]    remove the cached cells, those of NAME or all
 
-        KEY and VALUE are Python expressions, such as 'user:1'. A single word that is no variable is a text.
+        KEY and VALUE are Python expressions, such as 'user:1'. A KEY that is a single word and no variable is a text.
         """
         __tracebackhide__ = True
         action, _, rest = line.strip().partition(" ")
@@ -122,7 +122,8 @@ class CacheMagics(Magics):
             raise UsageError(f"%cache {action} takes a key, like: %cache {action} 'user:1'")
         key = self._evaluate(rest)
         if action == "delete":
-            print("Deleted." if self.client.delete(key) else f"There is no entry with the key {key!r}.")
+            deleted = self.client.delete(key)
+            print(f"Deleted {key!r}." if deleted else f"There is no entry with the key {key!r}.")
             return None
         value = self.client.get(key, MISSING)
         if value is MISSING:
@@ -148,13 +149,17 @@ class CacheMagics(Magics):
         for count in range(1, len(words)):
             key, value = " ".join(words[:count]), " ".join(words[count:])
             if _is_expression(key) and _is_expression(value):
-                return self._evaluate(key), self._evaluate(value)
+                return self._evaluate(key), self._evaluate(value, words=False)
         raise UsageError("%cache set takes a key and a value, two Python expressions like: 'user:1' [1, 2]")
 
-    def _evaluate(self, text: str) -> object:
-        """Return the value of an expression of the user. Raises `UsageError` if it is none."""
+    def _evaluate(self, text: str, words: bool = True) -> object:
+        """Return the value of an expression of the user. Raises `UsageError` if it is none.
+
+        Args:
+            words: whether a single word that is no variable is a text.
+        """
         __tracebackhide__ = True
-        if text.isidentifier() and not self._is_known(text):
+        if words and text.isidentifier() and not self._is_known(text):
             return text
         if not _is_expression(text):
             raise UsageError(

@@ -77,7 +77,7 @@ def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str)
             restored: Stored = found.value
             restore(shell, restored)
             replay(shell, restored["outputs"])
-            print(_restored(key, restored))
+            print(_restored(key, restored), *run.unnoticed(), sep="\n")
             return
         run.with_task(task)
     except BaseException:
@@ -202,14 +202,18 @@ class _Run:
         else:
             reason = _sentence(self._reasons[-1]) if self._reasons else "it was removed or changed meanwhile."
             lines = [f"{ran}not cached: {reason}"]
+        return lines + self.unnoticed()
+
+    def unnoticed(self) -> list[str]:
+        """Return a line about what the cell reads and is not among its inputs, if there is such a thing."""
         unnoticed = [each for each in self._variables.unnoticed if each not in self._request.inputs]
-        if unnoticed:
-            names = [*dict.fromkeys([*self._request.inputs, *unnoticed])]
-            lines.append(
-                f"It also reads {', '.join(unnoticed)}: changes of {'these are' if len(unnoticed) > 1 else 'it are'} "
-                f"noticed only with --inputs {','.join(names)}."
-            )
-        return lines
+        if not unnoticed:
+            return []
+        names = [*dict.fromkeys([*self._request.inputs, *unnoticed])]
+        return [
+            f"It also reads {', '.join(unnoticed)}: changes of {'these are' if len(unnoticed) > 1 else 'it are'} "
+            f"noticed only with --inputs {','.join(names)}."
+        ]
 
 
 def _show_figures() -> None:

@@ -69,7 +69,7 @@ class Variables:
         # Those that the cell replaces are not kept alive by this.
         self._before = {name: None if name in known else value for name, value in self._names.items()}
         self.unnoticed = [name for name in cell.read if self._is_data(name)]
-        """The variables that the cell reads and that are data, not modules or functions."""
+        """The variables that the cell reads: data, and functions and classes of the notebook."""
 
     def stored(self) -> Stored:
         """Return what the cell has assigned since this object was made, with no output."""
@@ -78,10 +78,13 @@ class Variables:
         for name in cell.changed:
             if not isinstance(names.get(name), (ModuleType, PyroCacheClient)) and name in names:
                 found[name] = names[name]
+        for name in cell.managed:  # a file that is closed by now, for example
+            found.pop(name, None)
         stars = [sys.modules.get(module) for module in cell.stars]
         for name, value in list(names.items()):
             if (
                 name not in cell.defined
+                and name not in cell.managed
                 and (name not in self._before or self._before[name] is not value)
                 and name not in found
                 and not any(getattr(module, name, _ABSENT) is value for module in stars)
@@ -107,9 +110,11 @@ class Variables:
 
     def _is_data(self, name: str) -> bool:
         value = self._names.get(name, _ABSENT)
-        if value is _ABSENT or self._hidden(name) or isinstance(value, (ModuleType, type, PyroCacheClient)):
+        if value is _ABSENT or self._hidden(name) or isinstance(value, (ModuleType, PyroCacheClient)):
             return False
-        return not (callable(value) and hasattr(value, "__name__"))
+        if callable(value) and hasattr(value, "__name__"):
+            return getattr(value, "__module__", None) == "__main__"  # it can be edited in the notebook
+        return True
 
 
 def _by_name(value: object) -> bool:
@@ -153,7 +158,10 @@ class CellCodec:
                 try:
                     self._codec.encode(key, variable)
                 except SerializationError as cause:
-                    raise SerializationError(f"{name} cannot be stored: {cause}") from None
+                    reason = str(cause).rstrip(".")
+                    raise SerializationError(
+                        f"{name} cannot be stored: {reason}. If it is not needed later, end the cell with: del {name}"
+                    ) from None
             raise error
         if self._codec.reads_pickles and (self._compresses or _mentions_main(frame)):
             self._check_names(value["variables"])

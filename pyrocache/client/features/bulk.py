@@ -244,7 +244,8 @@ def _take_all(
         with progress:
             for indices, reply in replies:
                 call.take(indices, reply)
-                progress.add(len(indices))
+                if not isinstance(reply, PyroCacheError):
+                    progress.add(len(indices))
     except CacheUnavailable as error:
         context.missed(error, None)
     finally:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import (
     CodeType,
     FunctionType,
@@ -111,7 +111,8 @@ def code_identity(codes: Iterable[CodeType]) -> str:
 def content_identity(value: object) -> str:
     """Return a digest of an object: of a function or class by what it does, of any other object by its content.
 
-    A class is identified by what it does if it is of ``__main__``, otherwise by its name.
+    A class is identified by what it does if it is of ``__main__``, otherwise by its name. Equal numbers of different
+    types have different digests, also in lists, tuples, sets and dicts, and so have equal dicts in another order.
 
     Raises:
         InvalidKey: the object cannot be part of a key.
@@ -120,11 +121,38 @@ def content_identity(value: object) -> str:
         try:
             if isinstance(value, type) and objects.in_main(value):
                 return digest((identities.members_of(value),)).hex()
-            return digest((identities.encode_whole(value),)).hex()
+            return digest((identities.encode_whole(value), *_kinds(value))).hex()
         except _BadCell as error:
             raise InvalidKey(error.reason) from None
         except RecursionError:
             raise InvalidKey(f"an object of type {type_name(value)} is nested too deeply") from None
+
+
+def _kinds(value: Any) -> Iterator[bytes]:
+    """Yield the types of an object and of what builtin containers in it contain, in their order."""
+    pending, met = [value], set()
+    while pending:
+        one = pending.pop()
+        kind, name = type(one), type_name(one)
+        if kind in (float, complex) and not one:
+            name += repr(one)  # 0.0 and -0.0 are equal
+        yield name.encode()
+        if kind not in (list, tuple, dict, set, frozenset) or id(one) in met:
+            continue
+        met.add(id(one))  # it may contain itself, or be there many times
+        yield str(len(one)).encode()
+        if kind is dict:
+            yield from (
+                repr(key).encode("utf-8", "replace") for key in one if type(key) in _SCALARS
+            )  # their order
+            pending += [part for item in one.items() for part in item]
+        elif kind in (list, tuple):
+            pending += one
+        else:
+            yield from sorted(type_name(each).encode() for each in one)
+
+
+_SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 class _BadCell(InvalidKey):
