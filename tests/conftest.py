@@ -20,7 +20,7 @@ from tests.support.nodes import private_cluster
 from tests.support.processes import default_signals
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("default"), max_examples=30)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=15)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
 settings.register_profile("fuzz", settings.get_profile("default"), max_examples=3000)
 

@@ -91,7 +91,7 @@ async def _nothing_is_left(cache: AsyncPyroCacheClient) -> None:
     await eventually(free)
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_ten_thousand_calls_of_a_thousand_tasks_with_random_cancellation(
     cluster: LocalCluster, debug: bool
 ) -> None:

@@ -300,7 +300,7 @@ class TestAStockProxyOnOurNode:
 
         def work(name: bytes) -> None:
             with stock_proxy(through_its_address(shared_cluster), shared_cluster) as proxy:
-                keys = keys_of(proxy, 600)[name == b"two" :: 2]
+                keys = keys_of(proxy, 200)[name == b"two" :: 2]
                 start.wait(10)
                 for number, key in enumerate(keys):
                     value = name * (1 + number * 7 % 500)
