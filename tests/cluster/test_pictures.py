@@ -34,7 +34,7 @@ def test_the_pictures_that_the_readme_shows(name: str) -> None:
 def test_the_pictures_are_drawn(tmp_path: Path) -> None:
     command = [sys.executable, str(DOCS / "pictures.py"), str(tmp_path)]
     subprocess.run(command, env=environment(), check=True, timeout=80)
-    assert "pyrocache.connect()" in check(tmp_path / "notebook.svg")
+    assert "pyrocache.connect(" in check(tmp_path / "notebook.svg")
     top = check(tmp_path / "top.svg").replace("\xa0", " ")
     assert "Hottest keys" in top
     assert "('page', 1)" in top

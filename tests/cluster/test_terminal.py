@@ -228,7 +228,7 @@ def test_ping_does_not_repeat_what_can_never_succeed() -> None:
 # Completion ---------------------------------------------------------------------------------------------------
 
 COMPLETIONS = {
-    "pyrocache st": ["stats", "status"],
+    "pyrocache st": ["stats", "status", "stop"],
     "pyrocache get --ra": ["--raw"],
     "pyrocache get key --ti": ["--timeout"],
     "pyrocache nodes --eviction ": ["lru", "s3fifo"],

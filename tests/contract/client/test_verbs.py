@@ -985,6 +985,7 @@ def test_a_scan_asks_as_it_is_walked_over_and_each_page_has_its_own_time(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 def test_what_is_there_throughout_comes_once_while_others_come_and_go(
     shared_cluster: LocalCluster, cache: PyroCacheClient
 ) -> None:
