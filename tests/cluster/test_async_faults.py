@@ -35,7 +35,7 @@ from tests.support.secrets import directory_of
 from tests.support.tls_cluster import tls_cluster
 from tests.support.waiting import PATIENCE_SECONDS
 
-TIMEOUT_SECONDS = 0.4
+TIMEOUT_SECONDS = 1.0
 KEYS = 60
 MIB = 2**20
 
