@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def pytest_collection_finish() -> None:
     """Leave the tests themselves out of garbage collections, which many tests wait for."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Collect what earlier tests have left, before a test in which a warning is an error: it is not this test's."""
+    if item.get_closest_marker("filterwarnings"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ def run_cleanly(main: Callable[[], Awaitable[_T]], *, debug: bool = False) -> _T
             assert not left, f"tasks were left: {left}"
 
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # what earlier tests have left is not this one's
         warnings.simplefilter("error")
         result = asyncio.run(watched(), debug=debug)
         gc.collect()
