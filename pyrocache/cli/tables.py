@@ -17,6 +17,7 @@ from typing import Any
 
 from pyrocache.cli.output import client_to_copy, to_copy, write
 from pyrocache.client.stats import NodeStats, Stats
+from pyrocache.client.views import long_duration
 from pyrocache.cluster.routing import Member
 from pyrocache.config import format_address, format_size
 from pyrocache.errors import ProtocolMismatch
@@ -134,7 +135,7 @@ def _figures_row(figures: NodeStats | None) -> Row:
         "eviction": figures.policy,
         "hits": "-" if math.isnan(figures.hit_ratio) else f"{figures.hit_ratio:.0%}",
         "peers": str(figures.connections),
-        "up": _duration(figures.uptime_seconds),
+        "up": long_duration(figures.uptime_seconds),
         "lease": f"{figures.lease_seconds:.1f} s" if _may_end(figures) else "-",
     }
 
@@ -181,14 +182,3 @@ def _red(line: str) -> str:
     """Return the line in red, if the output is a terminal that has colours and its user wants them."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     return line if plain or sys.stdout is None or not sys.stdout.isatty() else f"\x1b[31m{line}\x1b[0m"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

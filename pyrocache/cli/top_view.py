@@ -388,7 +388,7 @@ def _keys(reading: Reading, width: int | None) -> list[Text]:
     """Return the heading and the rows of the hottest keys."""
     if reading.keys is None:
         return []
-    title = "Hottest keys (sampled)"
+    title = "Hottest keys (at least)"
     if not reading.keys:
         return [Text(f"{title}: none yet", style="bold")]
     rows = [(_number(hot.calls_per_second), legible(hot.node), key_text(hot.key)) for hot in reading.keys]

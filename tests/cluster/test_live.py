@@ -209,7 +209,7 @@ def test_plain_output(cluster: LocalCluster, load: None) -> None:
 def test_hot_keys_are_shown_or_said_to_be_missing(cluster: LocalCluster, load: None) -> None:
     shown = call("pyrocache", "top", "--once", "--keys", "-i", "0.1", "-s", cluster.nameserver)
     assert (shown.status, shown.err) == (0, "")
-    assert "Hottest keys (sampled)" in shown.out
+    assert "Hottest keys (at least)" in shown.out
 
 
 def test_where_there_is_no_cluster_it_ends_with_a_sentence() -> None:

@@ -113,7 +113,7 @@ def test_what_is_shown_fits_the_screen(columns: int, lines: int, help_: bool, ho
         )
         if not help_:
             assert any(line.plain.startswith("cache.node.") for line in shown)
-        assert not hot or lines < 12 or any("sampled" in line.plain for line in shown)
+        assert not hot or lines < 12 or any("Hottest keys" in line.plain for line in shown)
 
 
 def test_rows_that_do_not_fit_are_scrolled_to() -> None:

@@ -56,7 +56,7 @@ def bars() -> int:
     return len(tqdm.std.tqdm._instances)
 
 
-# Who looks ------------------------------------------------------------------------------------------------------
+# When a bar is shown -----------------------------------------------------------------------------------------
 
 
 def test_nobody_looks_at_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
