@@ -202,7 +202,7 @@ def test_no_call_fails_and_no_increment_is_doubled_while_a_node_joins_and_leaves
                 nonlocal turn
                 turn += 1
                 await asyncio.gather(*(cache.incr(("n", (turn + i) % KEYS)) for i in range(10)))
-                assert await cache.get(("n", turn % KEYS)) is not None
+                await cache.get(("n", turn % KEYS))  # None, if the node joins or leaves now
 
             async with calling(call) as others:
                 await asyncio.sleep(0.2)
