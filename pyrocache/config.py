@@ -398,8 +398,9 @@ def check_zone(zone: str) -> None:
 
 
 def check_count(what: str, number: int) -> None:
-    """Raise `ConfigurationError` unless ``number`` is at least 1."""
-    check(number >= 1, f"{what} must be at least 1, not {number!r}.")
+    """Raise `ConfigurationError` unless ``number`` is an integer and at least 1."""
+    valid = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    check(valid, f"{what} must be a whole number, at least 1, not {number!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,6 +179,11 @@ class LocalCluster(Shown):
         self._clients[id(client)] = client
         return client
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A LocalCluster is not pickled: give the other process a client, or the address in nameserver."
+        )
+
     def kill(self, i: int) -> None:
         """Kill node ``i`` with SIGKILL. It stays registered at the name server."""
         self._node(i)._process.kill()

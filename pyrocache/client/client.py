@@ -78,8 +78,6 @@ _T = TypeVar("_T")
 
 _warnings = Throttle(math.inf)
 
-_COMPLETED_KEYS, _COMPLETION_SECONDS = 1000, 0.2
-
 
 class PyroCacheClient(Shown, MutableMapping[Any, Any]):
     """A cache of Python objects in the memory of several node processes, with the interface of a dict.
@@ -1019,7 +1017,7 @@ class PyroCacheClient(Shown, MutableMapping[Any, Any]):
 
     def _ipython_key_completions_(self) -> list[Any]:
         """Return some keys, for the completion of ``cache[`` in IPython. Raises nothing if the cluster is away."""
-        return scan.some_keys(self._context, _COMPLETED_KEYS, _COMPLETION_SECONDS)
+        return scan.some_keys(self._context)
 
     # The cluster -----------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Thread safety: not thread-safe; IPython runs one cell at a time.
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -74,7 +75,7 @@ class CacheMagics(Magics):
         interrupted is not cached. Imports, functions and classes of the cell are not stored, but executed again.
         """
         __tracebackhide__ = True
-        arguments = parse_argstring(self.cached, line)
+        arguments = parse_argstring(self.cached, _without_blanks(line))
         inputs = [name.strip() for names in arguments.inputs for name in names.split(",") if name.strip()]
         if self._running:
             raise UsageError("%%cached cannot be used within a %%cached cell: make two cells of it.")
@@ -169,6 +170,12 @@ class CacheMagics(Magics):
 
     def _is_known(self, name: str) -> bool:
         return name in self.shell.user_ns or name in ("None", "True", "False")
+
+
+def _without_blanks(line: str) -> str:
+    """Return the arguments of a magic without blanks around the commas of ``--inputs``, where words would end."""
+    before, option, inputs = line.partition("--inputs")
+    return before + option + re.sub(r"\s*,\s*", ",", inputs)
 
 
 def _is_expression(text: str) -> bool:

@@ -19,7 +19,7 @@ from IPython.core.error import UsageError
 
 from pyrocache.client.client import PyroCacheClient
 from pyrocache.client.context import NewTtl
-from pyrocache.client.features import load_once
+from pyrocache.client.features import load_once, scan
 from pyrocache.client.features.identity import content_identity
 from pyrocache.client.features.load_once import ALWAYS, IF_MISSING, Found, Load, LoadTask, load_options
 from pyrocache.errors import CacheUnavailable, InvalidKey, PyroCacheError, WaitTimeout
@@ -56,17 +56,26 @@ def tag_of(name: str) -> str:
     return f"{TAG}:{name}"
 
 
+def names_of_cells(client: PyroCacheClient) -> list[str]:
+    """Return names of cells that are cached: some, if there are many. Raises no error of ours."""
+    tag = client._context.encode_tag(TAG)
+    return sorted({key[1] for key in scan.some_keys(client._context, tag=tag)})
+
+
 def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str) -> None:
     """Run the cell, or restore it.
 
     Raises:
-        UsageError: an argument is not valid, an input is missing or cannot be part of a key, or the cell awaits.
-        SyntaxError: the cell is not valid.
+        UsageError: an argument or the cell is not valid, an input is missing or cannot be part of a key, or the cell
+            awaits.
         PyroCacheError: the cluster refuses this client. The cell has not run.
         Exception: that of the cell.
     """
     __tracebackhide__ = True
-    cell = compile_cell(shell, body)
+    try:
+        cell = compile_cell(shell, body)
+    except SyntaxError as error:
+        raise UsageError(_place(error)) from None  # its traceback would show only IPython and this package
     run = _Run(shell, cell, request)
     load, key = run.load(client), request.name
     found = None
@@ -89,13 +98,17 @@ def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str)
 
 def _find(load: Load[Stored], name: str) -> Found:
     """Return what is stored of a cell, or the task to run it. Wait while another notebook runs it."""
+    __tracebackhide__ = True
     assert load.notice is not None
     try:
         try:
             return load_once.find(load, _QUIET_SECONDS)
         except WaitTimeout:
             print(f"{name!r} is running in another notebook; waiting for its result.", flush=True)
-            return load_once.find(load, None)
+            try:
+                return load_once.find(load, None)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("The cell has not run.") from None  # without the frames of the wait
     except CacheUnavailable as error:
         load.notice("", error)
         return Found(None, LoadTask(load))  # without a lease
@@ -235,6 +248,13 @@ def _restored(name: str, stored: Stored) -> str:
 
 def _list_of(stored: Stored) -> str:
     return ", ".join([*stored["variables"], *stored["modules"]]) or "no variables"
+
+
+def _place(error: SyntaxError) -> str:
+    """Return what is wrong with a cell, and where."""
+    line = (error.text or "").rstrip()
+    marked = f"\n    {line}\n    {' ' * ((error.offset or 1) - 1)}^" if line else ""
+    return f"Line {error.lineno} of the cell is not valid Python: {error.msg}.{marked}"
 
 
 def _sentence(error: Exception) -> str:

@@ -19,7 +19,10 @@ from pyrocache.protocol.request_id import REPEAT, RequestId, seconds_left
 from pyrocache.server.deferred import Session
 from pyrocache.server.outcomes import Fate, Outcomes
 
-LATE = Refusal(refusals.TRY_AGAIN, "The deadline of the request has passed.")
+LATE = Refusal(
+    refusals.TRY_AGAIN,
+    "The deadline of the request has passed. Ask for less at once, or give the client a longer timeout.",
+)
 _WAITED = Refusal(refusals.TRY_AGAIN, "The node stood still while the request waited.")
 _GIVEN_UP = Refusal(refusals.TRY_AGAIN, "The request was given up before.")
 _FATES = {

@@ -70,7 +70,9 @@ df
     assert first.run("import matplotlib.pyplot as plt; plt.get_fignums()").outputs[0]["text/plain"] == "[]"
 
 
-def test_two_kernels_at_once_run_a_cell_once(kernels: tuple[Kernel, Kernel], cache: PyroCacheClient) -> None:
+def test_two_kernels_at_once_run_a_cell_once_also_if_the_one_that_waits_is_interrupted(
+    kernels: tuple[Kernel, Kernel], cache: PyroCacheClient
+) -> None:
     first, second = kernels
     cell = """%%cached slow
 import time
@@ -80,6 +82,12 @@ number = cache.incr("runs")
 """
     running = first.start(cell)
     assert first.next_text() == "begun\n"
+    waiting = second.start(cell)
+    assert "'slow' is running in another notebook" in second.next_text()
+    second.manager.interrupt_kernel()
+    interrupted = second.finish(waiting)
+    assert interrupted.error[-1] == "KeyboardInterrupt: The cell has not run."
+    assert len(interrupted.error) <= 15
     waiting = second.start(cell)
     assert "'slow' is running in another notebook" in second.next_text()
     cache["go"] = True

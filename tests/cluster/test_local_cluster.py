@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -138,6 +139,13 @@ def test_an_error_in_the_with_body_ends_everything() -> None:
         fail()
     assert len(started) == 2
     assert not any(map(state, started))
+
+
+def test_it_is_not_pickled_but_its_clients_are(playground: LocalCluster) -> None:
+    with pytest.raises(TypeError, match="A LocalCluster is not pickled: give the other process a client"):
+        pickle.dumps(playground)
+    with pickle.loads(pickle.dumps(playground.client())) as copy:
+        assert copy.ping() == len(playground.nodes)
 
 
 def test_two_clusters_know_nothing_of_each_other(playground: LocalCluster) -> None:

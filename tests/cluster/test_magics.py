@@ -19,6 +19,7 @@ from tests.support.nodes import private_cluster
 from tests.support.shells import running_shell
 
 pytest.importorskip("IPython")
+from IPython.core.error import UsageError
 
 
 class Ran(NamedTuple):
@@ -121,7 +122,7 @@ def test_a_changed_cell_or_input_runs_again(run: Run) -> None:
     assert not ran("%%cached x --inputs n", "y = n + 2")
     run("def f(): return 1")
     assert ran("%%cached x --inputs f,n --inputs cache", "y = f()")
-    assert not ran("%%cached x --inputs n,cache,f", "y = f()")
+    assert not ran("%%cached x --inputs n , cache, f", "y = f()")
     run("def f(): return 2")
     assert ran("%%cached x --inputs f,n,cache", "y = f()")
     run("class A: x = 1")
@@ -288,7 +289,13 @@ def test_an_exception_is_that_of_the_cell_and_caches_nothing(run: Run, cache: Py
         assert "Ran" not in shown.out
     for error in (SystemExit, KeyboardInterrupt, GeneratorExit):
         assert type(run("%%cached x", f"raise {error.__name__}").error) is error
-    assert isinstance(run("%%cached x", "y =").error, SyntaxError)
+    shown = run("%%cached x", "if True:", "    y = = 1")
+    assert isinstance(shown.error, UsageError)
+    assert shown.err.splitlines() == [
+        "UsageError: Line 3 of the cell is not valid Python: invalid syntax.",
+        "        y = = 1",
+        "            ^",
+    ]
     assert len(cache) == 0
 
 
@@ -456,6 +463,10 @@ def test_completion(run: Run, shell: Any, cache: PyroCacheClient) -> None:
     assert completed(shell, "%%cached name --re") == ["--refresh"]
     assert set(completed(shell, "%%cached name --inputs f")) == {"frame", "figure"}
     assert completed(shell, "%%cached name --inputs frame,fi") == ["figure"]
+    assert completed(shell, "%%cached name --inputs frame, fi") == ["figure"]
+    run("%%cached 'x y'", "frame = 2")
+    assert set(completed(shell, "%cache clear ")) == {"'x y'", "x"}
+    assert completed(shell, "%cache clear 'x ") == ["y'"]
 
 
 @pytest.mark.timeout(30)  # each client below has a timeout of a minute

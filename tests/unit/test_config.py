@@ -399,3 +399,10 @@ def test_numbers_are_known_before_the_program_has_imported_their_modules() -> No
     paths = os.pathsep.join(sys.path)  # -S: without what an environment's .pth files import
     output = subprocess.check_output(command, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert output.splitlines() == ["3.0 0.5 set()", "x must be an int or a float, not str."]
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, 2.0, True, None, "2"])
+@pytest.mark.parametrize("name", ["connections", "max_connections"])
+def test_a_number_of_connections_is_a_whole_number(name: str, number: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a whole number, at least 1, not {number!r}.$"):
+        ClientConfig(**{name: number})

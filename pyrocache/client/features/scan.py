@@ -45,6 +45,8 @@ _TEXT, _TUPLE = b"s", b"t"
 _MOST_EMPTY_PAGES = 2**20
 """Empty pages in a row, after which a node is taken to be broken. A node looks at 300 keys and more for each."""
 
+_COMPLETED_KEYS, _COMPLETION_SECONDS = 1000, 0.2
+
 Prefix: TypeAlias = str | tuple[Any, ...] | None
 """The beginning of the keys to return; None for all keys."""
 
@@ -61,17 +63,20 @@ def scan(
     return _each(pages, partial(keys_of, context), progress_of("scan", progress))
 
 
-def some_keys(context: ClientContext, most: int, seconds: float) -> list[Any]:
-    """Return at most ``most`` keys of a namespace, found within some seconds. Raises no error of ours."""
-    deadline = Deadline(seconds)  # of all pages together
+def some_keys(context: ClientContext, tag: bytes | None = None) -> list[Any]:
+    """Return at most 1,000 keys of a namespace, found within 0.2 s, for completion. Raises no error of ours.
+
+    Args:
+        tag: of the entries. Without one, the keys of memoized calls and of cells are left out.
+    """
+    deadline = Deadline(_COMPLETION_SECONDS)  # of all pages together
     keys: list[Any] = []
     try:
-        for key in scan(context.changed(deadline=lambda: deadline), batch=min(most, MAX_BATCH)):
-            if not (
-                isinstance(key, tuple) and str(key[:1]).startswith("('pyrocache.")
-            ):  # of memoized calls and cells
+        for key in scan(context.changed(deadline=lambda: deadline), tag=tag):
+            own = isinstance(key, tuple) and str(key[:1]).startswith("('pyrocache.")
+            if not own or tag is not None:
                 keys.append(key)
-            if len(keys) >= most or not deadline.remaining():
+            if len(keys) >= _COMPLETED_KEYS or not deadline.remaining():
                 break
     except PyroCacheError:
         pass

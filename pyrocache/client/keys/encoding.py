@@ -108,8 +108,11 @@ def encode_key(key: object, prefix: bytes = b"\0", encode: Encode | None = None)
         data = prefix + (_encode if encode is None else encode)(key)
     except KeyTooLarge:
         raise too_large(key) from None  # found in some part of the key
-    except InvalidKey:
-        raise
+    except InvalidKey as error:
+        name = type_name(key)
+        if type(key) is float or name in str(error):
+            raise
+        raise InvalidKey(f"{error} (in a key of type {name})") from error.__cause__
     except RecursionError:
         raise InvalidKey(f"a key of type {type_name(key)} is nested too deeply, or contains itself") from None
     except Exception as error:  # the key's own code may raise anything

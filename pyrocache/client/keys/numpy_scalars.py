@@ -35,7 +35,7 @@ def encoder_of(cls: type, encode_pickled: Callable[[Any], bytes]) -> Callable[[A
 
 def _not_nat(key: Any) -> Any:
     if key != key:
-        raise InvalidKey("NaT cannot be a key: it does not equal itself")
+        raise InvalidKey("NaT cannot be a key or in a key: it does not equal itself")
     return key
 
 

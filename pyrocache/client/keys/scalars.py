@@ -49,7 +49,7 @@ def encode_float(key: float) -> bytes:
     if key.is_integer():
         return encode_int(int(key))
     if key != key:
-        raise InvalidKey("NaN cannot be a key: it does not equal itself")
+        raise InvalidKey("NaN cannot be a key or in a key: it does not equal itself")
     return b"f" + _DOUBLE.pack(key)
 
 

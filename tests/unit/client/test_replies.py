@@ -298,9 +298,10 @@ def odd_refusal(body: Any) -> Callable[[Line], bytes]:
 def test_whatever_a_node_refuses_with_only_our_errors_reach_the_user(node: HostileNode, body: Any) -> None:
     directory: Any = Listed(node.peer.member)
     router = Router(directory)
+    node.hostile = ""
+    patient = PyroCacheClient._of(ClientContext(ClientConfig(timeout=30), Backend(router)))
+    patient.contains("a")  # the node and a connection to it are known
     with PyroCacheClient._of(ClientContext(ClientConfig(timeout=0.3), Backend(router))) as cache:
-        node.hostile = ""
-        cache.contains("a")
         node.hostile, node.reply = "contains", odd_refusal(body)
         directory.listed = []  # so the detail of a refusal is the only news there is
         with pytest.raises(PyroCacheError):

@@ -114,7 +114,7 @@ def test_paths_in_a_file_are_relative_to_it_and_those_in_variables_to_the_workin
         ({"node": {"max_memory": 1.5}}, "[node] max_memory: It must be a size like 256MiB, not 1.5."),
         ({"node": {"workers": "3"}}, "[node] workers: It must be a whole number, not '3'."),
         ({"node": {"workers": True}}, "[node] workers: It must be a whole number, not true."),
-        ({"node": {"workers": 0}}, "[node] workers: workers must be at least 1, not 0."),
+        ({"node": {"workers": 0}}, "[node] workers: workers must be a whole number, at least 1, not 0."),
         ({"node": {"weight": 1000}}, "[node] weight: A weight must be a number from 0.01 to 100, not 1000."),
         (
             {"node": {"drain_seconds": -1}},
