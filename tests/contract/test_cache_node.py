@@ -23,6 +23,7 @@ from pyrocache.node.service.cache_node import CacheNode
 from pyrocache.node.service.guard import RequestGuard
 from pyrocache.node.store.eviction import DEFAULT_POLICY
 from pyrocache.node.store.store import Store
+from pyrocache.protocol import refusals
 from pyrocache.protocol.commands import COMMANDS
 from pyrocache.protocol.int_frame import pack_int
 from pyrocache.server.deferred import Session
@@ -69,10 +70,13 @@ class Peer:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            try:
-                return getattr(self.target, method)(*arguments)
-            except PyroError as error:
-                raise Refused(error) from error
+            while True:
+                try:
+                    return getattr(self.target, method)(*arguments)
+                except PyroError as error:
+                    refused = Refused(error)
+                    if refused.code != refusals.TRY_AGAIN:  # this process stood still, as the machine is busy
+                        raise refused from error
 
         return call
 

@@ -404,5 +404,7 @@ def test_numbers_are_known_before_the_program_has_imported_their_modules() -> No
 @pytest.mark.parametrize("number", [0, -1, 1.5, 2.0, True, None, "2"])
 @pytest.mark.parametrize("name", ["connections", "max_connections"])
 def test_a_number_of_connections_is_a_whole_number(name: str, number: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{name} must be a whole number, at least 1, not {number!r}.$"):
+    with pytest.raises(
+        ConfigurationError, match=f"^{name} must be a whole number, at least 1, not {number!r}.$"
+    ):
         ClientConfig(**{name: number})
