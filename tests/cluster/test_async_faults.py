@@ -389,6 +389,7 @@ def test_a_lock_is_acquired_at_whatever_moment_the_client_disconnects(cluster: L
     run_cleanly(main)
 
 
+@pytest.mark.full
 def test_a_call_that_pings_a_silent_node_ends_with_the_client(cluster: LocalCluster) -> None:
     async def main() -> None:
         async with cluster.async_client(timeout=TIMEOUT_SECONDS) as cache:

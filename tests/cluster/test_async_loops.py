@@ -44,6 +44,7 @@ def open_sockets() -> int:
     return found
 
 
+@pytest.mark.full
 def test_one_client_serves_one_event_loop_after_the_other(cache: AsyncPyroCacheClient) -> None:
     async def main(n: int) -> Any:
         await cache.set("turn", n)

@@ -130,6 +130,7 @@ def test_a_name_server_ends_when_told_just_after_pauses(start: Start) -> None:
     assert nameserver.ends(signal.SIGTERM) == 0
 
 
+@pytest.mark.full
 def test_a_name_server_keeps_its_entries_in_a_file(start: Start, tmp_path: Path) -> None:
     address = free_address()
     command = (
@@ -221,6 +222,7 @@ def test_a_node_that_died_while_the_name_server_was_away_is_back_soon_after_it(s
     assert names(address) == ["cache.node.1"]
 
 
+@pytest.mark.full
 def test_a_second_command_adds_nodes_and_takes_only_its_own_away(start: Start) -> None:
     address = free_address()
     first, pids = start_nodes(start, address, "--with-nameserver")

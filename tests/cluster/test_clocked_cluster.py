@@ -34,6 +34,7 @@ def test_entries_expire_on_all_nodes_at_once(cluster: ClockedCluster) -> None:
         eventually(lambda: len(cache) == 1)
 
 
+@pytest.mark.full
 def test_a_node_that_is_paused_restarted_or_added_has_the_same_time() -> None:
     with ClockedCluster(nodes=2) as cluster, cluster.client() as cache:
         cache.set_many({number: number for number in range(20)}, ttl_seconds=600)

@@ -577,6 +577,7 @@ def test_a_cluster_that_is_ready_keeps_what_it_is_given(cluster: LocalCluster) -
     assert readable(cache) == set(KEYS)
 
 
+@pytest.mark.full
 def test_a_node_that_joins_takes_only_its_own_share(cluster: LocalCluster, load: Load) -> None:
     cache = cluster.client()
     fill(cache)
@@ -624,6 +625,7 @@ def test_a_node_that_joins_serves_nobody_before_the_others_know_of_it(cluster: L
     assert len(moved) > len(KEYS) / 10
 
 
+@pytest.mark.full
 def test_no_old_value_comes_back_however_nodes_come_and_go(cluster: LocalCluster, load: Load) -> None:
     """`Load` looks for one all the time."""
     with load():

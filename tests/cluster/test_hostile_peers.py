@@ -985,6 +985,7 @@ class TestGreedyPeers:
 
 
 class TestNameServerFlood:
+    @pytest.mark.full
     def test_names_that_anybody_registers_end_nobody(self) -> None:
         with private_cluster(2) as cluster, cluster.client() as cache:
             cache.set("key", "value")
@@ -1043,6 +1044,7 @@ class TestTooManyConnections:
                 assert cache.set("key", "value") is True
                 timer.join()
 
+    @pytest.mark.full
     def test_thousands_of_connections_that_come_and_go_leave_nothing_behind(self, node: RunningNode) -> None:
         connections, before = node.connections, node.rss
         for _ in range(10):

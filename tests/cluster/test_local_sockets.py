@@ -209,6 +209,7 @@ class TestPaths:
                 assert len(listed) == 2
                 assert wait_until(lambda: uses_unix_sockets_again(client))
 
+    @pytest.mark.full
     def test_nodes_that_start_at_once_leave_each_other_theirs(self, nameserver: str, sockets: Path) -> None:
         with ExitStack() as stack:
             nodes = []

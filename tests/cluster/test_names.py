@@ -27,6 +27,7 @@ def node() -> Iterator[RunningNode]:
         yield node
 
 
+@pytest.mark.full
 def test_six_hundred_nodes_keep_a_connection_to_the_name_server_and_clients_still_reach_it() -> None:
     with running_nameserver() as nameserver:
         nodes = [directory_of(nameserver, keep=True) for _ in range(600)]

@@ -213,6 +213,7 @@ def test_an_object_is_displayed_as_html_and_as_text(
     outline(data["text/html"])
 
 
+@pytest.mark.full
 def test_a_plot_is_displayed_once(kernel: Any) -> None:
     pytest.importorskip("matplotlib")
     for first in ("", "%matplotlib inline\nfrom matplotlib import pyplot\n"):

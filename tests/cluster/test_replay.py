@@ -130,6 +130,7 @@ def lru_hits(accesses: Iterable[str], capacity: int) -> int:
 # What it counts --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_one_client_and_room_for_all(
     trace: Callable[..., Path], figures: Callable[..., dict[str, Any]]
 ) -> None:

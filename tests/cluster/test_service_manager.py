@@ -81,6 +81,7 @@ def _unit(name: str, settings: Path) -> list[str]:
     return shlex.split(line.replace("/etc/pyrocache/pyrocache.toml", str(settings)))[1:]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not UNITS.exists(), reason="the tests run without the project around them")
 def test_units_start_and_reload_what_they_say(tmp_path: Path, certificates: Certificates) -> None:
     port, tls = free_address().rpartition(":")[2], certificates.server()

@@ -99,6 +99,7 @@ def test_a_new_client_uses_old_nodes(before: Version) -> None:
             cache.hot_keys()
 
 
+@pytest.mark.full
 def test_a_new_asyncio_client_uses_old_nodes(before: Version) -> None:
     address = free_address()
     before.nodes(address, "--with-nameserver", "--nodes", "2")
@@ -121,6 +122,7 @@ def test_an_old_client_uses_new_nodes(before: Version, present: Version) -> None
     assert old.call("stats").startswith("Stats of 2 nodes")
 
 
+@pytest.mark.full
 def test_hot_keys_are_those_of_the_nodes_that_count(before: Version, present: Version) -> None:
     address = free_address()
     before.nodes(address, "--with-nameserver", "--nodes", "1", "--name", "cache.node.1")

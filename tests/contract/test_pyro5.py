@@ -294,6 +294,7 @@ class TestAStockProxyOnOurNode:
             current_context.correlation_id = None
             current_context.annotations = {}
 
+    @pytest.mark.full
     def test_two_proxies_in_two_threads_do_not_mix_replies(self, shared_cluster: LocalCluster) -> None:
         mixed_up: list[bytes] = []
         start = threading.Barrier(2)

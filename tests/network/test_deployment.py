@@ -83,6 +83,7 @@ def _nodes(operator: Operator, name: str = "cache1") -> dict[str, str]:
     return {node["name"]: node["address"] for node in shown if node["state"] == "up"}
 
 
+@pytest.mark.full
 def test_nodes_are_where_the_settings_say(by_hand: Operator) -> None:
     assert _nodes(by_hand, "cache2") == {
         "cache.node.1": "192.0.2.1:7001",

@@ -435,6 +435,7 @@ class TestNameServer:
             with pytest.raises(Exception, match="secret"):
                 names.remove(regex=evil)
 
+    @pytest.mark.full
     def test_serpent_that_takes_long_to_parse(self, scene: Scene) -> None:
         slow = [
             b"(" * 15_000,

@@ -92,5 +92,6 @@ def test_a_part_within_another_one_counts_for_itself() -> None:
     assert sum(meter.seconds.values()) <= time.process_time() - began
 
 
+@pytest.mark.full
 def test_more_nodes_than_a_message_can_list_do_not_fit() -> None:
     assert measure.most_nodes(1024) == 1020 > MOST_NODES + 4, "and the views that a change adds for a moment"

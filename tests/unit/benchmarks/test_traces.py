@@ -257,7 +257,7 @@ def test_a_bomb_does_not_fill_the_memory(trace: Callable[[bytes], Path]) -> None
 @pytest.mark.parametrize(
     ("name", "accesses", "distinct", "kind"),
     [
-        ("OLTP.lis.zst", 914_145, 186_880, int),
+        pytest.param("OLTP.lis.zst", 914_145, 186_880, int, marks=pytest.mark.full),
         ("sprite.trace.gz", 133_996, None, str),
         ("adapt_size.trace.xz", 66_987, None, int),
     ],

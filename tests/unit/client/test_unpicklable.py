@@ -115,6 +115,7 @@ def test_objects_whose_attributes_cannot_be_read_are_passed_over() -> None:
     assert path_to([Odd(1), Row(lock)], lock) == "[1].part"
 
 
+@pytest.mark.full
 def test_a_search_in_a_large_value_ends() -> None:
     value = [[number] for number in range(1_000_000)]
     since = time.monotonic()

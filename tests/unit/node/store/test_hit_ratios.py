@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,19 @@ def hit_ratio_of_exact_lru(name: str, capacity: int) -> float:
     return hits / len(trace)
 
 
-@pytest.mark.parametrize(("capacity", "wanted"), [(1000, 0.40), (5000, 0.555), (20_000, 0.68)])
+def _some(*values: int | None) -> list[Any]:
+    """The last value by default, all of them with ``--full``."""
+    return [*(pytest.param(value, marks=pytest.mark.full) for value in values[:-1]), values[-1]]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "wanted"),
+    [
+        pytest.param(1000, 0.40, marks=pytest.mark.full),
+        pytest.param(5000, 0.555, marks=pytest.mark.full),
+        (20_000, 0.68),
+    ],
+)
 def test_hit_ratios_on_references_to_a_databases_pages(
     capacity: int, wanted: float, request: pytest.FixtureRequest
 ) -> None:
@@ -75,23 +88,23 @@ def test_hit_ratios_on_references_to_a_databases_pages(
 BEHIND = 0.01
 
 
-@pytest.mark.parametrize("capacity", [100, 200, 400, 800, 1000, 2000])
+@pytest.mark.parametrize("capacity", _some(100, 200, 400, 800, 1000, 2000))
 def test_on_a_file_servers_requests_no_fewer_hits_than_by_recency(capacity: int) -> None:
     assert hit_ratio(SPRITE, capacity) >= hit_ratio_of_exact_lru(SPRITE, capacity) - BEHIND
 
 
-@pytest.mark.parametrize("capacity", [1 * MIB, 4 * MIB, 16 * MIB, 64 * MIB, 128 * MIB])
+@pytest.mark.parametrize("capacity", _some(1 * MIB, 4 * MIB, 16 * MIB, 64 * MIB, 128 * MIB))
 def test_on_requests_for_objects_of_all_sizes_no_fewer_hits_than_by_recency(capacity: int) -> None:
     assert hit_ratio(ADAPT_SIZE, capacity) >= hit_ratio_of_exact_lru(ADAPT_SIZE, capacity) - BEHIND
 
 
-@pytest.mark.parametrize("capacity", [100, 1000])
+@pytest.mark.parametrize("capacity", _some(100, 1000))
 def test_by_recency_there_are_as_many_hits_as_if_it_was_exact(capacity: int) -> None:
     exact = hit_ratio_of_exact_lru(SPRITE, capacity)
     assert hit_ratio(SPRITE, capacity, "lru", seeds=[1]) == pytest.approx(exact, abs=0.01)
 
 
-@pytest.mark.parametrize("gap", [None, 1, 3])
+@pytest.mark.parametrize("gap", _some(None, 3, 1))
 @pytest.mark.parametrize("skew", [0.0, 0.99])
 @pytest.mark.parametrize("capacity", [1000, pytest.param(3000, marks=pytest.mark.full)])
 def test_a_scan_costs_the_working_set_few_hits(capacity: int, skew: float, gap: int | None) -> None:
