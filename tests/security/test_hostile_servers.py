@@ -72,8 +72,11 @@ class HostileNode:
         self.script(line)
 
     def client(self, **options: Any) -> PyroCacheClient:
-        """Return a new client of it."""
-        return PyroCacheClient(self.nameserver, **{"timeout": TIMEOUT, **options})
+        """Return a new client of it, which has asked the name server, however long that has taken."""
+        client = PyroCacheClient(self.nameserver, **{"timeout": TIMEOUT, **options})
+        context = client._context
+        context.backend.owner(context.encode_key("key"), context.deadline(PATIENCE_SECONDS))
+        return client
 
 
 @pytest.fixture(scope="module")
