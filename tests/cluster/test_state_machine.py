@@ -45,7 +45,7 @@ from pyrocache.client.stats import NamespaceStats
 from tests.support.nodes import private_cluster
 
 STEPS = 50
-EXAMPLES = 500 if os.environ.get("CI") else 30
+EXAMPLES = 250 if os.environ.get("CI") else 30
 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough":
     EXAMPLES = 5000
 

@@ -173,6 +173,7 @@ def test_each_key_that_is_there_throughout_comes_once_while_others_come_and_go(
     assert node_grown < 24 * MEBIBYTE
 
 
+@pytest.mark.blocking_only("the asyncio client iterates over the same pages, which the test before shows")
 @pytest.mark.timeout(300)
 @pytest.mark.full
 def test_each_entry_comes_once_too(full: PyroCacheClient, full_cluster: LocalCluster) -> None:
@@ -215,6 +216,7 @@ def test_a_scan_goes_on_over_a_namespace_that_was_cleared_meanwhile(shared_clust
 # Whom it holds up --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.blocking_only("it is about the nodes")
 @pytest.mark.timeout(300)
 @pytest.mark.full
 def test_gets_are_not_held_up_by_a_scan(full: PyroCacheClient, full_cluster: LocalCluster) -> None:
