@@ -82,6 +82,7 @@ def pids(nameserver: str) -> dict[str, int]:
         return {name: figures.pid for name, figures in cache.stats().nodes.items() if figures.serving}
 
 
+@pytest.mark.full
 def test_nodes_have_the_ports_that_were_asked_for_and_keep_them(tmp_path: Path) -> None:
     address, port = free_address(), free_ports()
     command = f"run_nodes.py --with-nameserver --nameserver {address} --nodes 2 --port {port} -m 16MiB"

@@ -366,6 +366,7 @@ def test_small_and_large_values_travel_over_tls(certificates: Certificates) -> N
         run_cleanly(main)
 
 
+@pytest.mark.full
 def test_a_lock_is_acquired_at_whatever_moment_the_client_disconnects(cluster: LocalCluster) -> None:
     async def main() -> None:
         async with cluster.async_client() as cache:

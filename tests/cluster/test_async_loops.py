@@ -101,7 +101,7 @@ async def _ignoring_lost_locks(main: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("held", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_loop_that_is_closed_with_calls_under_way_leaves_nothing(
     cluster: LocalCluster, cache: AsyncPyroCacheClient, held: bool
 ) -> None:
@@ -317,6 +317,7 @@ def test_pytest_asyncio(tmp_path: Path, cluster: LocalCluster) -> None:
     _run(tmp_path, cluster, script, "-m", "pytest", *options)
 
 
+@pytest.mark.full
 def test_calls_one_after_the_other_let_other_tasks_run(cache: AsyncPyroCacheClient) -> None:
     turns = 0
 

@@ -107,6 +107,7 @@ def test_a_cluster_without_nodes_or_clients() -> None:
             assert cache.stats().total.connections <= before  # no card has left a connection
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_in_a_forked_child(cluster: LocalCluster) -> None:
     cache = cluster.client()

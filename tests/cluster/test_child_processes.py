@@ -54,6 +54,7 @@ def executable(path: Path, text: str) -> str:
 # What it imports ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_sitecustomize_that_prints_and_reads_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -68,9 +69,8 @@ def test_a_sitecustomize_that_prints_and_reads_does_no_harm(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        (),
         ("-I", "-S"),
-        *(pytest.param(few, marks=pytest.mark.full) for few in [("-S",), ("-I",), ("-E", "-s"), ("-P",)]),
+        *(pytest.param(few, marks=pytest.mark.full) for few in [(), ("-S",), ("-I",), ("-E", "-s"), ("-P",)]),
     ],
     ids=" ".join,
 )
@@ -236,6 +236,7 @@ def test_no_temporary_directory_is_needed(tmp_path: Path, monkeypatch: pytest.Mo
 # What it shares with its parent --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_parents_input_is_its_own(tmp_path: Path) -> None:
     program = USE.replace('print("works")', "import sys\n    print(sys.stdin.read())")
     assert run(program, tmp_path, stdin="for the program").stdout == "for the program\n"

@@ -284,6 +284,7 @@ def test_where_no_name_server_is_the_command_that_starts_one_is_named() -> None:
         assert f"pyrocache nameserver --host {host} --port {port}" in refused.sentence
 
 
+@pytest.mark.full
 def test_a_name_that_a_live_node_holds_is_refused(cluster: LocalCluster) -> None:
     refused = run(
         "run_nodes.py", "--nodes", "1", "--name", "cache.node.2", "--nameserver", cluster.nameserver

@@ -119,6 +119,7 @@ def test_time_does_not_go_back(cluster: ClockedCluster, seconds: Any) -> None:
         cluster.advance(seconds)
 
 
+@pytest.mark.full
 def test_the_clock_of_other_clusters_cannot_be_moved(cluster: ClockedCluster) -> None:
     descriptors = [path for path in _mapped(cluster.nodes[0].pid) if "pyrocache-clock" in path]
     assert descriptors

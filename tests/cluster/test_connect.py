@@ -204,9 +204,8 @@ def test_programs_that_connect_at_once_get_one_cluster(
     assert me.log.count("is ready") == 1
 
 
-@pytest.mark.parametrize(
-    "moments", [[0.3], pytest.param([number / 5 for number in range(8)], marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("moments", [[0.3], [number / 5 for number in range(8)]])
+@pytest.mark.full
 def test_an_interrupted_start_leaves_a_whole_cluster_or_none(me: User, moments: list[float]) -> None:
     for moment in moments:
         program = me.program()
@@ -277,6 +276,7 @@ def test_it_ends_when_there_has_been_no_client_for_the_idle_timeout(me: User) ->
     assert me.place.running() is None
 
 
+@pytest.mark.full
 def test_stop_ends_the_cluster_of_an_open_client(me: User) -> None:
     program = me.program()
     address = program.connect()

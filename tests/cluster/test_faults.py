@@ -198,6 +198,7 @@ def test_a_node_killed_is_back_under_its_name_and_takes_no_other_with_it(
     eventually(lambda: f"\n{victim} is back with pid " in said.read_text())
 
 
+@pytest.mark.full
 def test_the_next_node_takes_over_the_name_that_a_dead_one_left_in_the_name_server(
     cluster: LocalCluster,
 ) -> None:
@@ -213,6 +214,7 @@ def test_the_next_node_takes_over_the_name_that_a_dead_one_left_in_the_name_serv
     assert readable(cache) == kept
 
 
+@pytest.mark.full
 def test_a_client_finds_a_node_that_restarted_on_another_port(cluster: LocalCluster) -> None:
     cache = cluster.client()
     fill(cache)
@@ -360,6 +362,7 @@ def test_a_paused_node_costs_a_call_its_timeout_and_other_keys_nothing(cluster: 
     assert cache.get(mine[0]) == "new"
 
 
+@pytest.mark.full
 def test_a_paused_node_costs_no_other_node_its_answer(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=0.6, on_error="miss")
     fill(cache)
@@ -474,6 +477,7 @@ def test_a_lock_of_a_paused_node_fails_at_once_and_a_long_wait_for_one_is_no_tim
         eventually(acquires)
 
 
+@pytest.mark.full
 def test_a_forked_child_trusts_a_node_that_its_parent_suspects(cluster: LocalCluster) -> None:
     cache = cluster.client(timeout=0.5)
     fill(cache)
@@ -570,6 +574,7 @@ def test_a_paused_node_stays_a_member_when_the_name_server_is_wiped(cluster: Loc
 # Nodes that come and go --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_cluster_that_is_ready_keeps_what_it_is_given(cluster: LocalCluster) -> None:
     cache = cluster.client()
     fill(cache)
@@ -596,6 +601,7 @@ def test_a_node_that_joins_takes_only_its_own_share(cluster: LocalCluster, load:
     assert readable(cache) == set(KEYS) - moved
 
 
+@pytest.mark.full
 def test_a_node_that_leaves_takes_only_its_own_keys_with_it(cluster: LocalCluster, load: Load) -> None:
     cache = cluster.client()
     fill(cache)

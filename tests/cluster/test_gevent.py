@@ -66,9 +66,10 @@ print("done")
 
 @pytest.mark.parametrize(
     "head",
-    [BEFORE, pytest.param(AFTER, marks=pytest.mark.full)],
+    [BEFORE, AFTER],
     ids=["patched before the import", "patched after the import"],
 )
+@pytest.mark.full
 def test_greenlets_share_a_client_and_a_stopped_node_stops_none_of_them(
     head: str, cluster: LocalCluster
 ) -> None:

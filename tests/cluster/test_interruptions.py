@@ -27,6 +27,7 @@ def interrupted(cluster: LocalCluster, times: int, seconds: float) -> None:
     assert done.stdout.startswith(f"interrupted {times} times"), done.stdout
 
 
+@pytest.mark.full
 def test_what_a_signal_handler_raises_surfaces_as_it_is_and_leaves_nothing_behind(
     shared_cluster: LocalCluster,
 ) -> None:

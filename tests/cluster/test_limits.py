@@ -81,6 +81,7 @@ class TestKeys:
             assert cache.set_many({key: "value"}) == 1
             assert cache.delete_many([key]) == 1
 
+    @pytest.mark.full
     def test_a_thousand_of_the_longest_keys_pass_in_one_batch(self, cache: PyroCacheClient) -> None:
         keys = [f"{number:04d}" + self.LONGEST[4:] for number in range(1000)]
         assert cache.set_many(dict.fromkeys(keys, 1)) == 1000
@@ -376,7 +377,7 @@ MIXES = {
 }
 
 
-QUICK_MIXES = ("values of 1 to 200 kB with TTLs", "long keys with a TTL")
+QUICK_MIXES = ("long keys with a TTL",)
 
 
 def churn(peer: Peer, mix: Mix) -> Iterator[None]:
@@ -435,7 +436,7 @@ class TestMemory:
         assert figures["evictions"] + figures["expirations"] > 0 or mix.keys == 100_000
         assert peak <= bound
 
-    @pytest.mark.parametrize("transport", ["auto", "tcp"])
+    @pytest.mark.parametrize("transport", [pytest.param("auto", marks=pytest.mark.full), "tcp"])
     def test_clients_that_send_the_largest_values_at_once_take_turns_within_the_bound(
         self, transport: Any
     ) -> None:

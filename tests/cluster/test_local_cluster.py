@@ -104,6 +104,7 @@ def test_a_closed_client_does_not_keep_it() -> None:
     eventually(lambda: all(map(is_gone, started)), 10.0)
 
 
+@pytest.mark.full
 def test_a_forked_child_that_collects_it_ends_nothing() -> None:
     with LocalCluster(nodes=1) as cluster:
         child = os.fork()
@@ -464,6 +465,7 @@ def test_a_node_added_just_after_the_name_server_restarted_takes_nobodys_name() 
         assert 150 < len(cache) < 300
 
 
+@pytest.mark.full
 def test_a_dead_node_that_is_removed_leaves_its_keys_to_the_others() -> None:
     with LocalCluster(nodes=3) as cluster, cluster.client() as cache:
         cluster.kill(1)

@@ -185,6 +185,7 @@ class TestPaths:
             assert node.process.exit_status == 0
         assert list(sockets.iterdir()) == []
 
+    @pytest.mark.full
     def test_a_node_whose_name_is_taken_leaves_no_path(self, nameserver: str, sockets: Path) -> None:
         with running_node(nameserver):
             second = start_node({"nameserver": nameserver, "name": NAME}, quiet=True)

@@ -67,6 +67,7 @@ def script(tmp_path: Path, address: str, main: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.full
 def test_workers_of_joblib_find_what_the_script_cached(
     shared_cluster: LocalCluster, cache: PyroCacheClient, tmp_path: Path
 ) -> None:

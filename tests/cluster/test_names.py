@@ -85,6 +85,7 @@ def test_a_forged_view_is_named_with_the_command_that_removes_it() -> None:
         assert cluster.add_node().name == "cache.node.2"
 
 
+@pytest.mark.full
 def test_a_restart_under_the_name_of_a_killed_node_is_quick() -> None:
     with LocalCluster(nodes=2) as cluster, cluster.client() as cache:
         cluster.kill(0)

@@ -86,7 +86,7 @@ def test_a_script_at_a_terminal_shows_none(setup: str) -> None:
     assert at_a_terminal(["-c", f"{setup}\n{USE}\nprint(len(_[1]))"], "") == "2000\r\n"
 
 
-@pytest.mark.parametrize("widgets", [True, False])
+@pytest.mark.parametrize("widgets", [pytest.param(True, marks=pytest.mark.full), False])
 def test_a_notebook_shows_bars(setup: str, widgets: bool) -> None:
     jupyter_client = pytest.importorskip("jupyter_client")
     pytest.importorskip("ipykernel")

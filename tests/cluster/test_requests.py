@@ -242,6 +242,7 @@ SWEEPS: list[tuple[str, Callable[[PyroCacheClient], int], int]] = [
 """What is asked of all nodes, and how many of the entries are left afterwards."""
 
 
+@pytest.mark.full
 def test_a_node_that_has_joined_is_asked_by_clients_that_did_not_know_it() -> None:
     entries = {f"key {number}": number for number in range(200)}
     with private_cluster(nodes=2) as cluster, ExitStack() as stack:

@@ -209,6 +209,7 @@ def used_up(node: LocalNode) -> Iterator[None]:
         yield
 
 
+@pytest.mark.full
 @needs_prlimit
 def test_a_node_without_file_descriptors_comes_back_to_a_name_server_that_was_replaced() -> None:
     """It opens a connection with a descriptor that it had in reserve: clients have all the others."""
@@ -222,6 +223,7 @@ def test_a_node_without_file_descriptors_comes_back_to_a_name_server_that_was_re
         eventually(lambda: [member.name for member in registered()] == ["cache.node.1"])
 
 
+@pytest.mark.full
 @needs_prlimit
 def test_a_node_without_file_descriptors_answers_other_nodes_and_refuses_clients() -> None:
     with (

@@ -295,6 +295,7 @@ def test_without_any_place_a_cluster_has_a_secret_in_memory(homeless: Path) -> N
     assert [path.name for path in homeless.rglob("*secret*")] == []
 
 
+@pytest.mark.full
 def test_without_any_place_the_commands_know_their_own_secret_only(homeless: Path) -> None:
     address = free_address()
     nodes = ("run_nodes.py", "-n", "1", "-m", "16MiB", "--with-nameserver", "--nameserver", address)
@@ -305,6 +306,7 @@ def test_without_any_place_the_commands_know_their_own_secret_only(homeless: Pat
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.full
 @as_root
 def test_a_home_of_another_user_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As under sudo -E. It is with the sockets, so that two processes find each other all the same."""
@@ -358,6 +360,7 @@ logging.basicConfig(level=1, filename=os.path.join({directory!r}, f"{{os.getpid(
 """
 
 
+@pytest.mark.full
 def test_no_key_shows_anywhere(
     other_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,6 +82,7 @@ with PyroCacheClient() as cache:
     assert told.out == "['a', 'script'] True json\n"
 
 
+@pytest.mark.full
 def test_commands_work_with_entries_as_the_file_says(project: Path) -> None:
     assert run(*CLI, "set", "greeting", "Hello", cwd=project).status == 0
     read = "import pyrocache; print(500 < pyrocache.PyroCacheClient().ttl('greeting') <= 600)"

@@ -74,6 +74,7 @@ def test_raw_refuses_a_text_that_utf_8_does_not_have(cluster: LocalCluster, cach
     assert pyrocache(cluster, "get", "key") == Outcome(0, "'\\ud800'\n", "")
 
 
+@pytest.mark.full
 def test_a_value_from_standard_input_is_bytes_as_they_are(
     cluster: LocalCluster, cache: PyroCacheClient, shell: dict[str, str]
 ) -> None:

@@ -523,6 +523,7 @@ def test_a_server_without_tls_stops_on_sighup(tmp_path: Path) -> None:
         os.close(terminal)
 
 
+@pytest.mark.full
 def test_a_server_with_tls_stops_when_its_terminal_is_gone(
     certificates: Certificates, tmp_path: Path
 ) -> None:

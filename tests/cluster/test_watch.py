@@ -99,7 +99,7 @@ def test_outside_of_a_notebook_it_names_the_command(cache: PyroCacheClient) -> N
         cache.watch()
 
 
-@pytest.mark.parametrize("widgets", [True, False])
+@pytest.mark.parametrize("widgets", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_in_a_kernel(shared_cluster: LocalCluster, widgets: bool) -> None:
     jupyter_client = pytest.importorskip("jupyter_client")
     pytest.importorskip("ipykernel")

@@ -13,7 +13,7 @@ from tests.support.network import network
 STORE = "cache.set('planet', 'saturn'); print(cache.get('planet'), len(cache.nodes()))"
 NAMES, STORES, USER = "names", "store", "user"
 
-BY_DEFAULT = [("ipv4", False), ("ipv6", True)]
+BY_DEFAULT = [("ipv6", True)]
 CASES = [
     pytest.param(
         (address, tls),

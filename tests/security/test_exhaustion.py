@@ -419,6 +419,7 @@ class TestNameServer:
             crowd(scene.nameserver, 200, stack, lambda address: first_message(address, NAMESERVER))
             crowd(scene.nameserver, 200, stack)
 
+    @pytest.mark.full
     def test_floods_of_listings(self, scene: Scene) -> None:
         listing = pack_call(NAMESERVER, "list", ("", None, True), 1)
         with attacked(scene) as attack:

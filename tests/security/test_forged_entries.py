@@ -118,6 +118,7 @@ def only_theirs_fail(cache: PyroCacheClient, impostor: str) -> None:
     assert set(raised.value.errors) == set(theirs)
 
 
+@pytest.mark.full
 def test_a_forged_node_without_a_view_gets_nothing(scene: Scene) -> None:
     forged = Member("cache.node.4", "127.0.0.1", 1, incarnation=INCARNATION, cluster=scene.view.cluster)
     with impostor_of(forged) as fake:
@@ -140,6 +141,7 @@ def test_a_view_with_a_forged_node_gives_it_no_traffic(scene: Scene) -> None:
         assert fake.greetings
 
 
+@pytest.mark.full
 def test_a_view_with_another_address_of_a_node_gives_that_no_traffic(scene: Scene) -> None:
     """Over the Unix socket as well: its path is that of no node, or of one that proves that it is the node."""
     victim = scene.view.members[1]
@@ -168,7 +170,16 @@ def test_a_forged_cluster_gets_no_traffic(scene: Scene) -> None:
         assert fake.greetings
 
 
-@pytest.mark.parametrize("removed", ["cache.", "cache.node.", "cache.view.", "cache.cluster"])
+@pytest.mark.parametrize(
+    "removed",
+    [
+        "cache.",
+        *(
+            pytest.param(part, marks=pytest.mark.full)
+            for part in ("cache.node.", "cache.view.", "cache.cluster")
+        ),
+    ],
+)
 def test_the_nodes_put_back_what_is_removed(scene: Scene, removed: str) -> None:
     def entries() -> set[str]:
         return {name for name in scene.names.list() if not name.startswith("cache.view.")}
@@ -239,6 +250,7 @@ def test_strangers_cannot_change_our_name_server(other_secret: Secret) -> None:
         assert cache.get_many(KEYS) == dict.fromkeys(KEYS, "value")
 
 
+@pytest.mark.full
 def test_a_flood_of_names_is_refused() -> None:
     with private_cluster(nodes=1) as cluster, cluster.client() as cache:
         cache["key"] = "value"

@@ -115,6 +115,7 @@ def test_a_key_that_does_not_decode_here_is_as_on_undecodable_says(
                 assert [hot.key for hot in careful.hot_keys(seconds=0)] == ["plain"]
 
 
+@pytest.mark.full
 @pytest.mark.asyncio_full
 def test_a_node_that_is_away_is_left_out(cluster: LocalCluster) -> None:
     with cluster.client(timeout=2.0) as cache, cluster.client(timeout=2.0, on_error="miss") as lenient:

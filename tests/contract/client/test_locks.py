@@ -367,6 +367,7 @@ def test_an_object_may_hold_several_permits_of_a_semaphore(cache: PyroCacheClien
         semaphore.release()
 
 
+@pytest.mark.full
 @pytest.mark.asyncio_full
 def test_a_late_release_of_a_lock_that_was_lost_leaves_the_new_holder_alone(cluster: LocalCluster) -> None:
     lock = cluster.client(timeout=1).lock("name", ttl_seconds=1, wait_seconds=SOON, thread_local=False)
@@ -765,6 +766,7 @@ def test_one_client_may_hold_more_locks_than_ordinary_connections(shared_cluster
         assert cache.get("key") == "value"
 
 
+@pytest.mark.full
 @pytest.mark.asyncio_full
 @pytest.mark.parametrize("inner", ["lock", pytest.param("load", marks=pytest.mark.full)])
 def test_waiting_callers_do_not_use_up_the_connections_that_the_holder_needs(inner: str) -> None:

@@ -1051,7 +1051,11 @@ def keys_of_items(cache: PyroCacheClient) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "read", [lambda cache: cache.scan(), pytest.param(keys_of_items, marks=pytest.mark.full)]
 )
-@pytest.mark.parametrize(("leaves", "position"), [(0, 4500), (2, 100)], ids=["walked over", "still to come"])
+@pytest.mark.parametrize(
+    ("leaves", "position"),
+    [pytest.param(0, 4500, marks=pytest.mark.full), (2, 100)],
+    ids=["walked over", "still to come"],
+)
 def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
     cluster: LocalCluster, read: Callable[[PyroCacheClient], Iterator[Any]], leaves: int, position: int
 ) -> None:
@@ -1071,6 +1075,7 @@ def test_a_node_that_leaves_during_a_scan_makes_no_key_come_twice_or_be_missed(
         assert Counter(cache.scan()) == Counter(list(before))
 
 
+@pytest.mark.full
 @pytest.mark.asyncio_full
 def test_a_scan_begun_while_a_node_joins_finds_what_can_be_got(cluster: LocalCluster) -> None:
     with cluster.client() as cache:

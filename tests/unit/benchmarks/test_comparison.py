@@ -163,7 +163,9 @@ def test_curves_are_where_they_belong() -> None:
     assert labels.split() == ["10", "1000"]
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png", "SVG"])
+@pytest.mark.parametrize(
+    "suffix", ["svg", *(pytest.param(each, marks=pytest.mark.full) for each in ("png", "SVG"))]
+)
 def test_a_plot(trace: Trace, tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / f"curves.{suffix}"
@@ -198,6 +200,7 @@ def test_a_plot_that_cannot_be(trace: Trace, tmp_path: Path, monkeypatch: pytest
     assert ".[bench]" in refusal(path, "--policy", "all", "--plot", str(tmp_path / "x.png"))
 
 
+@pytest.mark.full
 def test_matplotlib_is_imported_for_a_plot_only(trace: Trace) -> None:
     code = (
         "import sys\n"

@@ -239,6 +239,7 @@ def test_the_module_does_not_import_zstandard() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.full
 def test_a_bomb_does_not_fill_the_memory(trace: Callable[[bytes], Path]) -> None:
     blank = COMPRESSIONS["zstd"]((b" " * 15_999 + b"\n") * 2000)  # 32 MB
     path = trace(blank * 16 + COMPRESSIONS["zstd"](b"a"))
