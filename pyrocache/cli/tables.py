@@ -71,7 +71,9 @@ def status_lines(
     """
     count = f"{len(members)} node" if len(members) == 1 else f"{len(members)} nodes"
     rows = _status_rows(members, stats)
-    lines = _table(rows, optional=("eviction", "lease", "peers", "up", "zone", "version"), width=width)
+    lines = _table(
+        rows, optional=("eviction", "lease", "peers", "up", "zone", "weight", "version"), width=width
+    )
     views = sorted({figures.view for figures in stats.nodes.values() if figures.view})
     view = f", view {' and '.join(map(str, views))}" if views else ""
     remarks = [
@@ -91,9 +93,9 @@ def nodes_as_json(members: Sequence[Member], stats: Stats) -> list[dict[str, Any
     for member in members:
         figures = stats.nodes.get(member.name)
         state = _AWAY if figures is None else "up" if figures.serving else _NO_LEASE
-        node = {"name": member.name, "address": member.address, "zone": member.zone, "state": state}
+        node = {"name": member.name, "address": member.address, "zone": member.zone, "weight": member.weight}
         figures_of = {name: getattr(figures, name, None) for name in _FIGURES}
-        nodes.append({**node, **figures_of, **_standing(figures)})
+        nodes.append({**node, "state": state, **figures_of, **_standing(figures)})
     return nodes
 
 
@@ -111,8 +113,9 @@ def _may_end(figures: NodeStats) -> bool:
 
 
 def _status_rows(members: Sequence[Member], stats: Stats) -> list[Row]:
-    """Return the rows. They have zones if a node is in one, and versions if these differ."""
+    """Return the rows. They have zones if a node is in one, weights if one is not 1, and versions if these differ."""
     zoned = any(member.zone for member in members)
+    weighted = any(member.weight != 1 for member in members)
     versions = {name: legible(figures.version) or "-" for name, figures in stats.nodes.items()}
     mixed = len(set(versions.values())) > 1
     rows = []
@@ -120,6 +123,8 @@ def _status_rows(members: Sequence[Member], stats: Stats) -> list[Row]:
         row = {"node": member.name, "address": member.address}
         if zoned:
             row["zone"] = member.zone or "-"
+        if weighted:
+            row["weight"] = f"{member.weight:g}"
         if mixed:
             row["version"] = versions.get(member.name, "")
         rows.append({**row, **_figures_row(stats.nodes.get(member.name))})

@@ -120,6 +120,15 @@ def test_an_entry_in_the_place_of_the_next_view_is_shown_with_its_remedy(
     )
 
 
+def test_weights_are_shown_if_they_differ_from_one(capsys: pytest.CaptureFixture[str]) -> None:
+    one, *others = members("127.0.0.1")
+    print_status(NAMESERVER, [replace(one, weight=2.5), *others], stats())
+    header, first, second, *_ = capsys.readouterr().out.splitlines()[2:]
+    assert header.split()[:4] == ["node", "address", "weight", "entries"]
+    assert (first.split()[2], second.split()[2]) == ("2.5", "1")
+    assert [node["weight"] for node in nodes_as_json([replace(one, weight=2.5)], stats())] == [2.5]
+
+
 def test_zones_are_shown_if_a_node_has_one(capsys: pytest.CaptureFixture[str]) -> None:
     one, *others = members("127.0.0.1")
     print_status(NAMESERVER, [replace(one, zone="rack-a"), *others], stats())
@@ -167,6 +176,7 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
         "name": "cache.node.1",
         "address": "[::1]:65431",
         "zone": "",
+        "weight": 1.0,
         "state": "up",
         "entries": 123_456_789,
         "bytes": 999 * 2**20,
@@ -183,7 +193,7 @@ def test_the_json_of_the_status_is_small_and_has_every_name() -> None:
     }
     assert (away["name"], away["state"]) == ("cache.node.103", "away")
     assert list(away) == list(up)
-    assert {away[name] for name in list(away)[4:]} == {None}
+    assert {away[name] for name in list(away)[5:]} == {None}
     assert json.loads(json.dumps([up, away])) == [up, away]
 
 
