@@ -37,10 +37,15 @@ from pyrocache.protocol.handshake import (
 )
 from pyrocache.protocol.messages import CallPacker
 from pyrocache.protocol.request_id import SESSION_BYTES
-from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
+from pyrocache.runtime.memory import reserve
 from pyrocache.runtime.secret import FILE_VARIABLE, Secret
 
 _REPLY_SLACK = 256 * 1024
+_REUSED_BYTES = 32 * 2**20
+"""Replies up to this length are received into memory from malloc, and longer ones into pages of their own. The malloc
+of glibc keeps blocks up to this size that are freed, so that the next reply needs no new pages: a `get` of 1.5 to 16
+MiB takes 0.55 to 0.7 times as long if the value before it was dropped. A header alone can take as much as this."""
+
 _REPLY_FLAGS = framing.FLAG_EXCEPTION | framing.FLAG_CORRELATION_ID
 
 
@@ -248,9 +253,9 @@ def _room(frame_bytes: int) -> memoryview | None:
     if frame_bytes <= limits.LARGE_BYTES:
         return None
     offset = -messages.VALUE_OFFSET % 16
-    if frame_bytes >= OWN_PAGES_BYTES:
-        return reserve(frame_bytes, offset)
-    return memoryview(bytearray(offset + frame_bytes))[offset:]
+    if frame_bytes <= _REUSED_BYTES:
+        return memoryview(bytearray(offset + frame_bytes))[offset:]
+    return reserve(frame_bytes, offset)
 
 
 def _admit_reply(header: Header, longest: int) -> None:

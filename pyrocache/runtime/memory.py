@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import mmap
 
-OWN_PAGES_BYTES = 2**20
-"""A message of this length or more gets memory pages of its own."""
-
 _HUGE_PAGE_BYTES = 2 * 2**20
 
 

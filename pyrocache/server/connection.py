@@ -17,7 +17,7 @@ from pyrocache.protocol.framing import Buffer, FrameDecoder
 from pyrocache.protocol.handshake import ServerHandshake, State
 from pyrocache.protocol.limits import MOST_SECONDS
 from pyrocache.runtime.channel import Channel
-from pyrocache.runtime.memory import OWN_PAGES_BYTES, reserve
+from pyrocache.runtime.memory import reserve
 from pyrocache.server.deferred import Deferred, Session
 from pyrocache.server.poller import HANG_UP, READ, WRITE
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SHARED_BYTES = 64 * 1024  # small unsent replies share a buffer of at most this size
 MAX_UNREAD_BYTES = 2**20  # unread replies beyond this make further requests wait
 _LENT_SECONDS = 0.25  # for the handshake on a descriptor that is lent, and for reading that it is refused
+_OWN_PAGES_BYTES = 2**20  # a request of this length or more gets memory pages of its own
 _BUFFERS_AT_ONCE = 16  # of one sendmsg
 
 
@@ -188,4 +189,4 @@ class Connection:
 
 def _room(frame_bytes: int) -> memoryview | None:
     """Return memory for a long request; None for a shorter one."""
-    return reserve(frame_bytes) if frame_bytes >= OWN_PAGES_BYTES else None
+    return reserve(frame_bytes) if frame_bytes >= _OWN_PAGES_BYTES else None
