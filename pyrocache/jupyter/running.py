@@ -254,7 +254,9 @@ def _place(error: SyntaxError) -> str:
     """Return what is wrong with a cell, and where."""
     line = (error.text or "").rstrip()
     marked = f"\n    {line}\n    {' ' * ((error.offset or 1) - 1)}^" if line else ""
-    return f"Line {error.lineno} of the cell is not valid Python: {error.msg}.{marked}"
+    where = f"Line {error.lineno} of the cell" if error.lineno else "The cell"
+    end = "" if error.msg.endswith((".", "?")) else "."
+    return f"{where} is not valid Python: {error.msg}{end}{marked}"
 
 
 def _sentence(error: Exception) -> str:
