@@ -206,7 +206,7 @@ def test_silent_members_are_asked_in_parallel_within_the_time_that_there_is() ->
     try:
         began = time.monotonic()
         members = serving_members(connections, [peer.member for peer in peers], 0.2)
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 1.2  # one after the other: 1.4
         assert [one.number for one in members] == [1]
         everybody = [peer.member for peer in peers]
         assert serving_members(connections, everybody, 0.0) == everybody

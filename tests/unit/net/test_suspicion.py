@@ -219,7 +219,7 @@ def test_a_peer_that_hangs_costs_one_timeout_and_one_ping(start: Start, opened: 
     began_at = time.monotonic()
     assert all(failure(connections, peer).suspected for _ in range(20))
     assert all(one.suspected for one in ask(connections, peer, peer))
-    assert time.monotonic() - began_at < 0.9, "they ask nobody"
+    assert time.monotonic() - began_at < 4, "they ask nobody"
     assert script.requests == asked == ["get", "ping"]
     assert peer.opened == connected
 

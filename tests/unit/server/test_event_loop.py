@@ -1147,6 +1147,7 @@ class TestWaitingCalls:
         server.node.turns = turns
         with Peer(server) as first, Peer(server) as second:
             token = first.call("take_turn", 1.0)
+            waited = []
             for holder, waiter in [(first, second), (second, first)] * 20:
                 waiter.sock.sendall(call(77, "take_turn", 600.0))
                 assert wait_until(lambda: len(turns.queue) == 1)
@@ -1154,7 +1155,8 @@ class TestWaitingCalls:
                 assert holder.call("end_turn", token) is True
                 sequence, token = waiter.answer()
                 assert sequence == 77
-                assert time.monotonic() - before < 0.2, "not at the next tick"
+                waited.append(time.monotonic() - before)
+            assert sorted(waited)[20] < 0.1, "not at the next tick"
             assert second.call("take_turn", 0.01) is None
         assert wait_until(lambda: turns.holder is None)
 
