@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def test_the_prompt_of_ipython(cluster: LocalCluster) -> None:
         assert terminal.now() == terminal.modes
 
 
+def interrupt(terminal: Terminal) -> None:
+    """Press Ctrl-C until it is noticed: the prompt of the standard library misses one that comes just before it waits."""
+    for _ in range(5):
+        terminal.type("\x03")
+        with suppress(AssertionError):
+            terminal.until(b"KeyboardInterrupt", 2.0)
+            return
+    terminal.until(b"KeyboardInterrupt")
+
+
 @pytest.mark.full
 def test_the_prompt_without_ipython(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "IPython.py").write_text("raise ImportError")
@@ -105,8 +116,7 @@ def test_the_prompt_without_ipython(cluster: LocalCluster, tmp_path: Path) -> No
         terminal.until(b"PyroCacheClient'>")
         terminal.type("cache.compare_\t")
         terminal.until(b"cache.compare_and_set")
-        terminal.type("\x03")
-        terminal.until(b"KeyboardInterrupt")
+        interrupt(terminal)
         terminal.type("exit(5)\n")
         assert terminal.end() == 5
         assert terminal.now() == terminal.modes
