@@ -96,7 +96,7 @@ def test_the_prompt_of_ipython(cluster: LocalCluster) -> None:
 
 
 def interrupt(terminal: Terminal) -> None:
-    """Press Ctrl-C until it is noticed: the prompt of the standard library misses one that comes just before it waits."""
+    """Press Ctrl-C until it is noticed: the standard library's prompt misses one that comes just before it waits."""
     for _ in range(5):
         terminal.type("\x03")
         with suppress(AssertionError):
