@@ -59,7 +59,10 @@ def tag_of(name: str) -> str:
 def names_of_cells(client: PyroCacheClient) -> list[str]:
     """Return names of cells that are cached: some, if there are many. Raises no error of ours."""
     tag = client._context.encode_tag(TAG)
-    return sorted({key[1] for key in scan.some_keys(client._context, tag=tag)})
+    keys = scan.some_keys(client._context, tag=tag)
+    return sorted(
+        {key[1] for key in keys if isinstance(key, tuple) and key[:1] == (TAG,)}
+    )  # others may use the tag too
 
 
 def run_cached(shell: Any, client: PyroCacheClient, request: Request, body: str) -> None:

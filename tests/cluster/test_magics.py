@@ -465,6 +465,7 @@ def test_completion(run: Run, shell: Any, cache: PyroCacheClient) -> None:
     assert completed(shell, "%%cached name --inputs frame,fi") == ["figure"]
     assert completed(shell, "%%cached name --inputs frame, fi") == ["figure"]
     run("%%cached 'x y'", "frame = 2")
+    cache.set(3, 3, tags=["pyrocache.cell"])
     assert set(completed(shell, "%cache clear ")) == {"'x y'", "x"}
     assert completed(shell, "%cache clear 'x ") == ["y'"]
 
